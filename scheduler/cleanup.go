@@ -1,0 +1,118 @@
+package scheduler
+
+import (
+	"context"
+	"fmt"
+
+	"go.opentelemetry.io/otel/attribute"
+	"golang.org/x/sync/errgroup"
+)
+
+// maxCleanup bounds one pass of CleanupExpired. What is left is for the next.
+const maxCleanup = 4096
+
+// CleanupResult says what a pass of CleanupExpired did.
+type CleanupResult struct {
+	Cleaned    []Session // as they stood before
+	ErrorCount int       // sessions that expired and could not be cleaned up
+}
+
+// CleanupExpired ends the sessions that have expired, each after looking again
+// under its lock, since it may have been renewed or replaced meanwhile. One
+// that fails does not keep the others from being cleaned up; it is tried again
+// at the next pass. The error is for a pass that could not begin.
+func (s *Scheduler) CleanupExpired(ctx context.Context) (CleanupResult, error) {
+	ctx, span := s.startSpan(ctx, "usecase.cleanup_expired_sandboxes")
+	defer span.End()
+
+	expired, err := s.Store.Expired(ctx, s.Now(), maxCleanup)
+	if err != nil {
+		err = fmt.Errorf("cleanup: list expired: %w", err)
+		spanError(span, err)
+		count(ctx, s.metrics.cleanupError, errorType(err), attribute.String("reason", "list_expired"))
+		s.Logger.Error("sandbox_cleanup_failed", "error", Kind(err), "detail", err)
+		return CleanupResult{}, err
+	}
+	span.SetAttributes(attribute.Int("sandbox.expired_count", len(expired)))
+
+	cleaned := make([]*Session, len(expired))
+	failed := make([]bool, len(expired))
+	var g errgroup.Group
+	g.SetLimit(workers)
+	for i, session := range expired {
+		g.Go(func() error {
+			var err error
+			cleaned[i], err = s.cleanupOne(ctx, session)
+			failed[i] = err != nil
+			return nil
+		})
+	}
+	_ = g.Wait() // its functions return no error: one failure must not end the pass
+
+	var res CleanupResult
+	for i := range expired {
+		if cleaned[i] != nil {
+			res.Cleaned = append(res.Cleaned, *cleaned[i])
+		}
+		if failed[i] {
+			res.ErrorCount++
+		}
+	}
+	span.SetAttributes(
+		attribute.Int("sandbox.cleaned_count", len(res.Cleaned)),
+		attribute.Int("sandbox.error_count", res.ErrorCount))
+	if res.ErrorCount == 0 {
+		spanResult(span, "completed")
+	} else {
+		spanResult(span, "completed_with_errors")
+	}
+	return res, nil
+}
+
+// cleanupOne returns the session that it ended, or nil where there was no more
+// need to.
+func (s *Scheduler) cleanupOne(ctx context.Context, session Session) (*Session, error) {
+	ctx, span := s.startSpan(ctx, "usecase.cleanup_expired_sandbox", chatAttr(session.ChatID),
+		attribute.String("session.id", session.SessionID.String()),
+		attribute.String("container.id", session.ContainerID))
+	defer span.End()
+
+	cleaned, err := s.endIfExpired(ctx, session)
+	switch {
+	case err != nil:
+		spanError(span, err)
+		count(ctx, s.metrics.cleanupError, errorType(err))
+		s.Logger.Error("sandbox_clean_failed", logArgs(session, "error", Kind(err), "detail", err)...)
+	case cleaned == nil:
+		spanResult(span, "skipped")
+	default:
+		spanResult(span, "cleaned")
+		count(ctx, s.metrics.cleanup, result("cleaned"))
+		s.Logger.Info("sandbox_cleaned", logArgs(*cleaned)...)
+	}
+	return cleaned, err
+}
+
+func (s *Scheduler) endIfExpired(ctx context.Context, listed Session) (*Session, error) {
+	lease, err := s.Locker.Lock(ctx, listed.ChatID, LockWait)
+	if err != nil {
+		return nil, fmt.Errorf("cleanup: %w", err)
+	}
+	defer s.release(ctx, lease)
+	ctx, done := underLock(ctx, lease)
+	defer done()
+
+	current := lease.Session()
+	if current == nil || current.SessionID != listed.SessionID || !current.Expired(s.Now()) {
+		return nil, nil
+	}
+	found := *current
+	driver, err := s.driver(found.Runtime)
+	if err != nil {
+		return nil, fmt.Errorf("cleanup: %w", err)
+	}
+	if err := s.end(ctx, lease, driver.Stop); err != nil {
+		return nil, fmt.Errorf("cleanup: %w", err)
+	}
+	return &found, nil
+}

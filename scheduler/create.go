@@ -1,0 +1,272 @@
+package scheduler
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/trace"
+
+	"github.com/bivouac/bivouac/runtime"
+)
+
+// CreateCommand asks for a chat's one sandbox.
+type CreateCommand struct {
+	ChatID         uuid.UUID
+	AgentID        string
+	VolumeHostPath string
+	TTL            time.Duration       // 0: the default
+	Progress       func(runtime.Stage) // told the stages of a start; may be nil
+}
+
+// Result says how a create came to its session.
+type Result string
+
+// The results of a create that succeeds.
+const (
+	ResultCreated  Result = "created"
+	ResultReplaced Result = "replaced" // the chat had a session that expired or whose sandbox ended
+	ResultReused   Result = "reused"
+)
+
+// CreateResult is a session that stands and how it came about.
+type CreateResult struct {
+	Result  Result
+	Session Session
+}
+
+// Create returns the chat's session with its sandbox ready: the one that
+// stands, or a new one. A session that stands with another agent or volume
+// gives a *ConflictError. A reuse leaves the expiry as it is.
+func (s *Scheduler) Create(ctx context.Context, cmd CreateCommand) (CreateResult, error) {
+	if err := s.checkCreate(cmd); err != nil {
+		return CreateResult{}, err
+	}
+	if cmd.TTL == 0 {
+		cmd.TTL = s.TTL
+	}
+	if cmd.Progress == nil {
+		cmd.Progress = func(runtime.Stage) {}
+	}
+	ctx, span := s.startSpan(ctx, "usecase.create_sandbox", chatAttr(cmd.ChatID),
+		attribute.String("agent.id", cmd.AgentID),
+		attribute.String("volume.host_path", cmd.VolumeHostPath))
+	defer span.End()
+
+	res, err := s.create(ctx, cmd, span)
+	if err != nil && !errors.Is(err, ErrConflict) {
+		spanError(span, err)
+		count(ctx, s.metrics.create, result("error"))
+		s.Logger.Error("sandbox_create_failed", "chat_id", cmd.ChatID.String(), "error", Kind(err), "detail", err)
+	}
+	return res, err
+}
+
+func (s *Scheduler) create(ctx context.Context, cmd CreateCommand, span trace.Span) (CreateResult, error) {
+	// Most creates find their session standing. A linearizable read settles
+	// those without the lock.
+	current, _, err := s.Store.Get(ctx, cmd.ChatID, Block{})
+	if err != nil {
+		return CreateResult{}, fmt.Errorf("create: %w", err)
+	}
+	if current != nil {
+		if seen := s.observe(ctx, *current); s.stands(seen) {
+			return s.reuseOrConflict(ctx, cmd, seen, span)
+		}
+	}
+
+	lease, err := s.Locker.Lock(ctx, cmd.ChatID, LockWait)
+	if err != nil {
+		return CreateResult{}, fmt.Errorf("create: %w", err)
+	}
+	defer s.release(ctx, lease)
+	ctx, done := underLock(ctx, lease)
+	defer done()
+
+	if current := lease.Session(); current != nil {
+		seen := s.observe(ctx, *current)
+		if s.stands(seen) {
+			return s.reuseOrConflict(ctx, cmd, seen, span)
+		}
+		return s.createOrReplace(ctx, cmd, lease, &seen, span)
+	}
+	return s.createOrReplace(ctx, cmd, lease, nil, span)
+}
+
+// stands says whether a session may be handed out.
+func (s *Scheduler) stands(session Session) bool {
+	return session.State == StateRunning && !session.Expired(s.Now())
+}
+
+func (s *Scheduler) reuseOrConflict(ctx context.Context, cmd CreateCommand, session Session, span trace.Span) (CreateResult, error) {
+	spanSession(span, session)
+	if reason := conflictReason(session, cmd); reason != "" {
+		spanResult(span, "conflict")
+		span.SetAttributes(attribute.String("sandbox.conflict.reason", reason))
+		count(ctx, s.metrics.create, result("conflict"), attribute.String("reason", reason))
+		s.Logger.Warn("sandbox_conflict", logArgs(session,
+			"requested_agent_id", cmd.AgentID,
+			"session_agent_id", session.AgentID,
+			"requested_volume_host_path", cmd.VolumeHostPath,
+			"session_volume_host_path", session.VolumeHostPath,
+			"reason", reason)...)
+		return CreateResult{}, &ConflictError{Session: session, Reason: reason}
+	}
+	spanResult(span, string(ResultReused))
+	count(ctx, s.metrics.create, result(string(ResultReused)))
+	s.Logger.Info("sandbox_reused", logArgs(session)...)
+	return CreateResult{Result: ResultReused, Session: session}, nil
+}
+
+func conflictReason(session Session, cmd CreateCommand) string {
+	var fields []string
+	if session.AgentID != cmd.AgentID {
+		fields = append(fields, "agent_id")
+	}
+	if session.VolumeHostPath != cmd.VolumeHostPath {
+		fields = append(fields, "volume_host_path")
+	}
+	return strings.Join(fields, ",")
+}
+
+func (s *Scheduler) createOrReplace(ctx context.Context, cmd CreateCommand, lease Lease, current *Session, span trace.Span) (CreateResult, error) {
+	select {
+	case s.starting <- struct{}{}:
+		defer func() { <-s.starting }()
+	default:
+		return CreateResult{}, fmt.Errorf("create: %w: %d sandboxes are being started", ErrBusy, maxStarting)
+	}
+	driver, err := s.driver(s.DefaultRuntime)
+	if err != nil {
+		return CreateResult{}, fmt.Errorf("create: %w", err)
+	}
+
+	res := ResultCreated
+	next := Session{
+		SessionID:      uuid.New(),
+		ChatID:         cmd.ChatID,
+		AgentID:        cmd.AgentID,
+		VolumeHostPath: cmd.VolumeHostPath,
+		Runtime:        s.DefaultRuntime,
+		State:          StateCreating,
+	}
+	switch {
+	case current == nil:
+		span.SetAttributes(attribute.String("session.id", next.SessionID.String()))
+	case current.State == StateCreating:
+		// Somebody began this and is gone. No caller was told of it.
+		if err := s.undoIntent(ctx, *current); err != nil {
+			return CreateResult{}, fmt.Errorf("create: %w", err)
+		}
+		span.SetAttributes(attribute.String("session.id", next.SessionID.String()))
+	default:
+		res = ResultReplaced
+		if err := s.stopPrevious(ctx, lease, *current, next.SessionID, span); err != nil {
+			return CreateResult{}, fmt.Errorf("replace: %w", err)
+		}
+	}
+
+	next.CreatedAt = s.Now().UTC()
+	next.ExpiresAt = next.CreatedAt.Add(cmd.TTL)
+	if err := lease.Write(ctx, &next, Keep); err != nil {
+		return CreateResult{}, fmt.Errorf("create: write the intent: %w", err)
+	}
+	if err := s.start(ctx, driver, &next, cmd.Progress); err != nil {
+		s.abandon(ctx, driver.Delete, lease, next)
+		return CreateResult{}, fmt.Errorf("create: %w", err)
+	}
+	if res == ResultReplaced {
+		spanNewSession(span, next)
+	}
+	if err := lease.Write(ctx, &next, Release); err != nil {
+		s.abandon(ctx, driver.Stop, lease, next)
+		return CreateResult{}, fmt.Errorf("create: write the session: %w", err)
+	}
+	spanSession(span, next)
+	spanResult(span, string(res))
+	count(ctx, s.metrics.create, result(string(res)))
+	s.Logger.Info("sandbox_created", logArgs(next)...)
+	return CreateResult{Result: res, Session: next}, nil
+}
+
+// stopPrevious ends the sandbox of a session that is to be replaced, and
+// returns once it is seen to be gone.
+func (s *Scheduler) stopPrevious(ctx context.Context, lease Lease, previous Session, newID uuid.UUID, span trace.Span) error {
+	driver, err := s.driver(previous.Runtime)
+	if err != nil {
+		return err
+	}
+	spanPreviousSession(span, previous)
+	span.SetAttributes(attribute.String("sandbox.new_session.id", newID.String()))
+	s.Logger.Info("sandbox_replaced", logArgs(previous, "reason", previous.Reason)...)
+	if err := markStopping(ctx, lease); err != nil {
+		return err
+	}
+	return runtimeError(ctx, "stop the previous sandbox", driver.Stop(ctx, previous.SessionID.String()))
+}
+
+// markStopping writes down that the lease's session is about to be stopped.
+func markStopping(ctx context.Context, lease Lease) error {
+	stopping := *lease.Session()
+	if stopping.State == StateStopping {
+		return nil
+	}
+	stopping.State = StateStopping
+	if err := lease.Write(ctx, &stopping, Keep); err != nil {
+		return fmt.Errorf("write the intent to stop: %w", err)
+	}
+	return nil
+}
+
+// start has the driver start the intent's sandbox, and turns the intent into a
+// session. A driver is not trusted to have kept to its contract.
+func (s *Scheduler) start(ctx context.Context, driver runtime.Driver, intent *Session, progress func(runtime.Stage)) error {
+	sandbox, err := driver.Create(ctx, intent.spec(), progress)
+	if err != nil {
+		return runtimeError(ctx, "start the sandbox", err)
+	}
+	switch {
+	case sandbox.SessionID != intent.SessionID.String():
+		err = fmt.Errorf("it answered for session %q", sandbox.SessionID)
+	case sandbox.ContainerID == "":
+		err = errors.New("it named no container ID")
+	case !sandbox.Endpoint.IsValid():
+		err = errors.New("it named no valid endpoint")
+	}
+	if err != nil {
+		return fmt.Errorf("start the sandbox: %w: runtime %s broke its contract: %w", runtime.ErrUnavailable, intent.Runtime, err)
+	}
+	intent.ContainerID = sandbox.ContainerID
+	intent.Endpoint = sandbox.Endpoint
+	intent.State = StateRunning
+	return nil
+}
+
+// abandon undoes a create that failed: it ends the sandbox by the given method
+// of its driver and then removes the intent. It works although ctx may have
+// ended. What it cannot undo stays recorded as an intent, for SettleInFlight.
+func (s *Scheduler) abandon(ctx context.Context, end func(context.Context, string) error, lease Lease, session Session) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoLimit)
+	defer cancel()
+	err := end(ctx, session.SessionID.String())
+	if err == nil {
+		err = lease.Write(ctx, nil, Release)
+	}
+	if err != nil {
+		s.Logger.Warn("sandbox_undo_failed", logArgs(session, "error", Kind(err), "detail", err)...)
+	}
+}
+
+// undoIntent ends what an intent, found under the chat's lock, may have begun.
+// The record is left to the caller.
+func (s *Scheduler) undoIntent(ctx context.Context, intent Session) error {
+	driver, err := s.driver(intent.Runtime)
+	if err != nil {
+		return err
+	}
+	return runtimeError(ctx, "undo an abandoned start", driver.Delete(ctx, intent.SessionID.String()))
+}

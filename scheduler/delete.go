@@ -1,0 +1,91 @@
+package scheduler
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/google/uuid"
+	"go.opentelemetry.io/otel/trace"
+)
+
+// DeleteResult says what a delete ended. Found is false where the chat had no
+// session; the other fields but ChatID are zero then.
+type DeleteResult struct {
+	Found       bool
+	ChatID      uuid.UUID
+	SessionID   uuid.UUID
+	ContainerID string
+}
+
+// Delete ends the chat's session and returns once nothing of its sandbox runs
+// and its record is gone.
+func (s *Scheduler) Delete(ctx context.Context, chatID uuid.UUID) (DeleteResult, error) {
+	ctx, span := s.startSpan(ctx, "usecase.delete_sandbox", chatAttr(chatID))
+	defer span.End()
+
+	session, err := s.delete(ctx, chatID, span)
+	switch {
+	case err != nil:
+		spanError(span, err)
+		count(ctx, s.metrics.delete, result("error"))
+		args := []any{"chat_id", chatID.String()}
+		if session != nil {
+			args = logArgs(*session)
+		}
+		s.Logger.Error("sandbox_delete_failed", append(args, "error", Kind(err), "detail", err)...)
+		return DeleteResult{}, err
+	case session == nil:
+		spanResult(span, "not_found")
+		count(ctx, s.metrics.delete, result("not_found"))
+		s.Logger.Info("sandbox_delete_not_found", "chat_id", chatID.String())
+		return DeleteResult{ChatID: chatID}, nil
+	}
+	spanResult(span, "deleted")
+	count(ctx, s.metrics.delete, result("deleted"))
+	s.Logger.Info("sandbox_deleted", logArgs(*session)...)
+	return DeleteResult{Found: true, ChatID: chatID, SessionID: session.SessionID, ContainerID: session.ContainerID}, nil
+}
+
+// delete returns the session that it found, also where it then failed.
+func (s *Scheduler) delete(ctx context.Context, chatID uuid.UUID, span trace.Span) (*Session, error) {
+	lease, err := s.Locker.Lock(ctx, chatID, LockWait)
+	if err != nil {
+		return nil, fmt.Errorf("delete: %w", err)
+	}
+	defer s.release(ctx, lease)
+	session := lease.Session()
+	if session == nil {
+		return nil, nil
+	}
+	ctx, done := underLock(ctx, lease)
+	defer done()
+	spanSession(span, *session)
+	found := *session
+
+	driver, err := s.driver(found.Runtime)
+	if err != nil {
+		return &found, fmt.Errorf("delete: %w", err)
+	}
+	if err := s.end(ctx, lease, driver.Delete); err != nil {
+		return &found, fmt.Errorf("delete: %w", err)
+	}
+	return &found, nil
+}
+
+// end stops the lease's sandbox by the given method of its driver and removes
+// the record and the lock, in this order.
+func (s *Scheduler) end(ctx context.Context, lease Lease, stop func(context.Context, string) error) error {
+	session := *lease.Session()
+	if session.State != StateCreating { // an intent to create says enough
+		if err := markStopping(ctx, lease); err != nil {
+			return err
+		}
+	}
+	if err := stop(ctx, session.SessionID.String()); err != nil {
+		return runtimeError(ctx, "stop the sandbox", err)
+	}
+	if err := lease.Write(ctx, nil, Release); err != nil {
+		return fmt.Errorf("remove the record: %w", err)
+	}
+	return nil
+}

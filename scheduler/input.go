@@ -1,0 +1,91 @@
+package scheduler
+
+import (
+	"fmt"
+	"path"
+	"strings"
+	"time"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/google/uuid"
+)
+
+// The limits of what a create may name, in bytes.
+const (
+	MaxAgentID        = 256
+	MaxVolumeHostPath = 4096
+)
+
+func (s *Scheduler) checkCreate(cmd CreateCommand) error {
+	if cmd.ChatID == uuid.Nil {
+		return invalid("chat_id", "is missing")
+	}
+	if err := checkAgentID(cmd.AgentID); err != nil {
+		return err
+	}
+	if err := checkVolumeHostPath(cmd.VolumeHostPath, s.VolumeRoots); err != nil {
+		return err
+	}
+	return s.checkTTL(cmd.TTL)
+}
+
+// checkTTL accepts 0, which stands for the default.
+func (s *Scheduler) checkTTL(ttl time.Duration) error {
+	switch {
+	case ttl < 0:
+		return invalid("ttl", "is negative")
+	case ttl > s.MaxTTL:
+		return invalid("ttl", fmt.Sprintf("is over the maximum of %s", s.MaxTTL))
+	}
+	return nil
+}
+
+func checkAgentID(id string) error {
+	switch {
+	case id == "":
+		return invalid("agent_id", "is empty")
+	case len(id) > MaxAgentID:
+		return invalid("agent_id", fmt.Sprintf("is over %d bytes", MaxAgentID))
+	case !utf8.ValidString(id):
+		return invalid("agent_id", "is not UTF-8")
+	case strings.ContainsFunc(id, unicode.IsControl):
+		return invalid("agent_id", "has a control character")
+	}
+	return nil
+}
+
+// checkVolumeHostPath looks at the name alone: the path is one of the machine
+// that will run the sandbox, which need not be this one.
+func checkVolumeHostPath(p string, roots []string) error {
+	const field = "volume_host_path"
+	switch {
+	case p == "":
+		return invalid(field, "is empty")
+	case len(p) > MaxVolumeHostPath:
+		return invalid(field, fmt.Sprintf("is over %d bytes", MaxVolumeHostPath))
+	case !utf8.ValidString(p):
+		return invalid(field, "is not UTF-8")
+	case strings.ContainsFunc(p, unicode.IsControl):
+		return invalid(field, "has a control character")
+	case strings.Contains(p, "${"):
+		return invalid(field, `has "${", which Nomad would interpolate`)
+	case !path.IsAbs(p):
+		return invalid(field, "is not absolute")
+	case path.Clean(p) != p:
+		return invalid(field, "is not clean: it has '.', '..', a double or a trailing slash")
+	}
+	if len(roots) == 0 {
+		return nil
+	}
+	for _, root := range roots {
+		if p == root || root == "/" || strings.HasPrefix(p, root+"/") {
+			return nil
+		}
+	}
+	return invalid(field, "is outside the volume roots of this Bivouac")
+}
+
+func invalid(field, why string) error {
+	return fmt.Errorf("%w: %s %s", ErrInvalid, field, why)
+}

@@ -1,0 +1,77 @@
+package scheduler
+
+import (
+	"context"
+	"errors"
+
+	"github.com/google/uuid"
+
+	"github.com/bivouac/bivouac/runtime"
+)
+
+// observe returns the session as its driver sees it now. Where the driver
+// cannot tell, the record's word stands: doubt is not death.
+func (s *Scheduler) observe(ctx context.Context, session Session) Session {
+	if session.State != StateRunning && session.State != StateLost {
+		return session
+	}
+	driver, err := s.driver(session.Runtime)
+	if err != nil {
+		return session
+	}
+	sandbox, err := driver.Inspect(ctx, session.SessionID.String())
+	switch {
+	case errors.Is(err, runtime.ErrNotFound):
+		session.State, session.Reason = StateLost, "the runtime no longer knows the sandbox"
+	case err != nil:
+	case sandbox.ContainerID != session.ContainerID:
+		session.State, session.Reason = StateLost, "another sandbox stands in its place: "+sandbox.ContainerID
+	case sandbox.State == runtime.StateDead:
+		session.State, session.Reason = StateDead, sandbox.Reason
+	case sandbox.State == runtime.StateLost:
+		session.State, session.Reason = StateLost, sandbox.Reason
+	default:
+		session.State, session.Reason = StateRunning, ""
+	}
+	return session
+}
+
+// record writes down that a session's sandbox has ended, is lost, or is back,
+// if what the driver reports is so and not known yet.
+func (s *Scheduler) record(ctx context.Context, changed runtime.Sandbox) error {
+	chatID, err := uuid.Parse(changed.ChatID)
+	if err != nil {
+		return nil // not a sandbox of a session
+	}
+	known, _, err := s.Store.Get(ctx, chatID, Block{})
+	if err != nil {
+		return err
+	}
+	if known == nil || known.SessionID.String() != changed.SessionID {
+		return nil
+	}
+	if s.observe(ctx, *known).State == known.State {
+		return nil
+	}
+	lease, err := s.Locker.Lock(ctx, chatID, LockWait)
+	if err != nil {
+		return err
+	}
+	defer s.release(ctx, lease)
+	ctx, done := underLock(ctx, lease)
+	defer done()
+
+	current := lease.Session()
+	if current == nil || current.SessionID != known.SessionID {
+		return nil
+	}
+	seen := s.observe(ctx, *current)
+	if seen.State == current.State {
+		return nil
+	}
+	if err := lease.Write(ctx, &seen, Release); err != nil {
+		return err
+	}
+	s.Logger.Info("sandbox_"+string(seen.State), logArgs(seen, "reason", seen.Reason)...)
+	return nil
+}

@@ -1,0 +1,72 @@
+package scheduler
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/google/uuid"
+	"go.opentelemetry.io/otel/trace"
+)
+
+// Renew sets the session's expiry to ttl from now, or to the default TTL where
+// ttl is 0. It never brings the expiry forward. It returns ErrNotFound where
+// the chat has no session, ErrExpired where it is too late, and ErrNotRunning
+// where the sandbox has ended.
+func (s *Scheduler) Renew(ctx context.Context, chatID uuid.UUID, ttl time.Duration) (Session, error) {
+	if err := s.checkTTL(ttl); err != nil {
+		return Session{}, err
+	}
+	if ttl == 0 {
+		ttl = s.TTL
+	}
+	ctx, span := s.startSpan(ctx, "usecase.renew_sandbox", chatAttr(chatID))
+	defer span.End()
+
+	session, err := s.renew(ctx, chatID, ttl, span)
+	if err != nil {
+		err = fmt.Errorf("renew: %w", err)
+		spanError(span, err)
+		count(ctx, s.metrics.renew, result("error"))
+		s.Logger.Warn("sandbox_renew_failed", "chat_id", chatID.String(), "error", Kind(err), "detail", err)
+		return Session{}, err
+	}
+	spanResult(span, "renewed")
+	count(ctx, s.metrics.renew, result("renewed"))
+	s.Logger.Info("sandbox_renewed", logArgs(session, "expires_at", session.ExpiresAt)...)
+	return session, nil
+}
+
+func (s *Scheduler) renew(ctx context.Context, chatID uuid.UUID, ttl time.Duration, span trace.Span) (Session, error) {
+	lease, err := s.Locker.Lock(ctx, chatID, LockWait)
+	if err != nil {
+		return Session{}, err
+	}
+	defer s.release(ctx, lease)
+	ctx, done := underLock(ctx, lease)
+	defer done()
+
+	current := lease.Session()
+	if current == nil || current.State == StateCreating {
+		return Session{}, ErrNotFound
+	}
+	next := s.observe(ctx, *current)
+	spanSession(span, next)
+	now := s.Now()
+	switch {
+	case next.Expired(now):
+		return Session{}, fmt.Errorf("%w at %s", ErrExpired, next.ExpiresAt.Format(time.RFC3339))
+	case next.State == StateDead || next.State == StateStopping:
+		return Session{}, fmt.Errorf("%w: it is %s: %s", ErrNotRunning, next.State, next.Reason)
+	}
+	if later := now.Add(ttl).UTC(); later.After(next.ExpiresAt) {
+		next.ExpiresAt = later
+	}
+	if next == *current {
+		return next, nil
+	}
+	if err := lease.Write(ctx, &next, Release); err != nil {
+		return Session{}, fmt.Errorf("write the expiry: %w", err)
+	}
+	return next, nil
+}

@@ -1,0 +1,141 @@
+package scheduler
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"go.opentelemetry.io/otel/metric"
+	"go.opentelemetry.io/otel/trace"
+
+	"github.com/bivouac/bivouac/runtime"
+)
+
+const (
+	// LockWait is how long an operation waits for another one on the same
+	// chat. It is longer than a replica's death takes to free its locks, and
+	// than a sandbox takes to become ready with the limits that templates have
+	// by default.
+	LockWait = 60 * time.Second
+
+	// operationLimit bounds what is done under one lock, so that nothing holds
+	// a chat for ever. Drivers have tighter limits of their own.
+	operationLimit = 5 * time.Minute
+
+	// undoLimit bounds the undoing of what a failed operation began. What is
+	// not undone by then stays recorded, and is settled later.
+	undoLimit = 30 * time.Second
+
+	// maxStarting is how many sandboxes one replica starts at a time. Past it
+	// creates are refused with ErrBusy rather than queued: a queue would only
+	// turn overload into lateness.
+	maxStarting = 128
+
+	// workers is how many chats the background passes work on at a time.
+	workers = 8
+)
+
+// Config is what a Scheduler is made from. All fields but VolumeRoots are
+// required.
+type Config struct {
+	Store          Store
+	Locker         Locker
+	Drivers        map[string]runtime.Driver // by name
+	DefaultRuntime string                    // a key of Drivers
+
+	TTL             time.Duration // of a session whose create names none
+	MaxTTL          time.Duration // the longest that a caller may ask for
+	CleanupInterval time.Duration
+	VolumeRoots     []string // where any are set, volumes lie at or below one of them
+
+	Logger hclog.Logger
+	Meter  metric.Meter
+	Tracer trace.Tracer
+	Now    func() time.Time
+}
+
+// Scheduler carries out the use cases. It is safe for concurrent use.
+type Scheduler struct {
+	Config
+	metrics  instruments
+	starting chan struct{} // one token per sandbox being started
+}
+
+// New checks the configuration and returns a Scheduler. Run does its background
+// work; the use cases work without it.
+func New(c Config) (*Scheduler, error) {
+	if _, ok := c.Drivers[c.DefaultRuntime]; !ok {
+		return nil, fmt.Errorf("%w: no runtime is named %q", ErrInvalid, c.DefaultRuntime)
+	}
+	if c.TTL <= 0 || c.MaxTTL < c.TTL || c.CleanupInterval <= 0 {
+		return nil, fmt.Errorf("%w: need 0 < ttl (%s) <= max_ttl (%s) and cleanup_interval (%s) > 0",
+			ErrInvalid, c.TTL, c.MaxTTL, c.CleanupInterval)
+	}
+	c.VolumeRoots = slices.Clone(c.VolumeRoots)
+	s := &Scheduler{Config: c, starting: make(chan struct{}, maxStarting)}
+	var err error
+	if s.metrics, err = newInstruments(c.Meter, c.Store); err != nil {
+		return nil, fmt.Errorf("scheduler: metrics: %w", err)
+	}
+	return s, nil
+}
+
+// driver returns the driver that runs sessions of the named runtime.
+func (s *Scheduler) driver(name string) (runtime.Driver, error) {
+	d, ok := s.Drivers[name]
+	if !ok {
+		return nil, fmt.Errorf("%w: runtime %q is not configured in this replica", runtime.ErrUnavailable, name)
+	}
+	return d, nil
+}
+
+// underLock returns a context for what is done under the lease. It does not end
+// with the caller's: an operation that has begun is finished or undone, also
+// when nobody waits for it any more. It ends when the lock is lost, with
+// ErrLockLost as its cause. The returned function frees it and must be called.
+func underLock(ctx context.Context, lease Lease) (context.Context, func()) {
+	ctx, expire := context.WithTimeout(context.WithoutCancel(ctx), operationLimit)
+	ctx, cancel := context.WithCancelCause(ctx)
+	watched := make(chan struct{})
+	go func() {
+		defer close(watched)
+		select {
+		case <-lease.Lost():
+			cancel(ErrLockLost)
+		case <-ctx.Done():
+		}
+	}()
+	return ctx, func() {
+		cancel(context.Canceled)
+		expire()
+		<-watched
+	}
+}
+
+// runtimeError says what failed in a driver, and gives errors without a known
+// kind the one that allows no conclusions.
+func runtimeError(ctx context.Context, op string, err error) error {
+	if err == nil {
+		return nil
+	}
+	if cause := context.Cause(ctx); errors.Is(cause, ErrLockLost) {
+		return fmt.Errorf("%s: %w: %w", op, ErrLockLost, err)
+	}
+	if Kind(err) == "internal" {
+		return fmt.Errorf("%s: %w: %w", op, runtime.ErrUnavailable, err)
+	}
+	return fmt.Errorf("%s: %w", op, err)
+}
+
+// release gives a lock up that a use case no longer needs. A failure costs the
+// chat at most the time until the replica's hold ends, and the use case nothing.
+func (s *Scheduler) release(ctx context.Context, lease Lease) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoLimit)
+	defer cancel()
+	if err := lease.Release(ctx); err != nil {
+		s.Logger.Warn("lock_release_failed", "error", Kind(err), "detail", err)
+	}
+}
