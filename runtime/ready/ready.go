@@ -1,0 +1,146 @@
+// Package ready waits until a sandbox answers on its endpoint.
+//
+// It serves the drivers that come with Bivouac and those of plugin authors, so
+// it imports the standard library and the runtime contract alone. It must never
+// know how a sandbox is run.
+package ready
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"time"
+
+	"github.com/bivouac/bivouac/runtime"
+)
+
+const (
+	firstPause = 5 * time.Millisecond  // between the first and the second try
+	maxPause   = 50 * time.Millisecond // the pause grows up to this
+	tryTimeout = 2 * time.Second       // one try, from connect to the last byte
+	maxBody    = 4 << 10               // bytes of an answer that are looked at
+)
+
+// Check says what counts as an answer. The zero value is content with a TCP
+// connection.
+//
+// A connection shows that somebody listens, not who: another process may hold
+// the port, and docker's port proxy accepts connections before the container
+// does. HTTPPath with WantSessionID leaves no such doubt.
+type Check struct {
+	// HTTPPath is asked for with GET, for example "/healthz". Any 2xx status
+	// is an answer; redirects are not followed. Empty means TCP only.
+	HTTPPath string
+	// WantSessionID asks that the first 4 KiB of the answer's body hold the
+	// session's ID as text. The request does not carry the ID, so a process
+	// that only echoes requests does not pass. It needs HTTPPath.
+	WantSessionID bool
+}
+
+// Validate returns an error that wraps [runtime.ErrInvalid] if c asks for
+// something impossible.
+func (c Check) Validate() error {
+	if c.WantSessionID && c.HTTPPath == "" {
+		return fmt.Errorf("%w: ready check: a session ID can only be asked for with an HTTP path", runtime.ErrInvalid)
+	}
+	if c.HTTPPath != "" && c.HTTPPath[0] != '/' {
+		return fmt.Errorf("%w: ready check: HTTP path %q does not begin with /", runtime.ErrInvalid, c.HTTPPath)
+	}
+	return nil
+}
+
+// Wait returns nil as soon as endpoint answers as c asks. Until then it tries
+// again after short pauses, of 5 ms at first and 50 ms at most; one try takes
+// 2 seconds at most.
+//
+// When ctx's deadline passes, the error wraps [runtime.ErrNotReady],
+// [context.DeadlineExceeded] and what went wrong last. When ctx is cancelled,
+// it wraps ctx's error.
+func (c Check) Wait(ctx context.Context, endpoint runtime.Endpoint, sessionID string) error {
+	if err := c.Validate(); err != nil {
+		return err
+	}
+	if !endpoint.IsValid() {
+		return fmt.Errorf("%w: ready check: no endpoint", runtime.ErrInvalid)
+	}
+	if c.WantSessionID && sessionID == "" {
+		return fmt.Errorf("%w: ready check: no session ID", runtime.ErrInvalid)
+	}
+
+	last := errors.New("no try was finished")
+	for pause := firstPause; ; pause = min(2*pause, maxPause) {
+		if ctx.Err() == nil {
+			err := c.try(ctx, endpoint, sessionID)
+			if err == nil {
+				return nil
+			}
+			// A try that ctx itself cut short says nothing about the sandbox.
+			if ctx.Err() == nil {
+				last = err
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return ended(ctx, endpoint, last)
+		case <-time.After(pause):
+		}
+	}
+}
+
+func ended(ctx context.Context, endpoint runtime.Endpoint, last error) error {
+	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		return fmt.Errorf("%w: %s did not answer: %w: %w", runtime.ErrNotReady, endpoint.AddrPort(), ctx.Err(), last)
+	}
+	return fmt.Errorf("wait for %s: %w", endpoint.AddrPort(), ctx.Err())
+}
+
+func (c Check) try(ctx context.Context, endpoint runtime.Endpoint, sessionID string) error {
+	ctx, cancel := context.WithTimeout(ctx, tryTimeout)
+	defer cancel()
+	if c.HTTPPath == "" {
+		return connect(ctx, endpoint)
+	}
+	return c.get(ctx, endpoint, sessionID)
+}
+
+func connect(ctx context.Context, endpoint runtime.Endpoint) error {
+	var dialer net.Dialer
+	conn, err := dialer.DialContext(ctx, "tcp", endpoint.AddrPort().String())
+	if err != nil {
+		return err
+	}
+	return conn.Close()
+}
+
+func (c Check) get(ctx context.Context, endpoint runtime.Endpoint, sessionID string) error {
+	url := "http://" + endpoint.AddrPort().String() + c.HTTPPath
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return err
+	}
+	// Each try has a connection of its own: one that was opened before the
+	// sandbox was up may lead nowhere. RoundTrip neither follows redirects nor
+	// uses the environment's proxy.
+	transport := &http.Transport{DisableKeepAlives: true, MaxResponseHeaderBytes: 64 << 10}
+	resp, err := transport.RoundTrip(req)
+	if err != nil {
+		return err
+	}
+	body, err := io.ReadAll(io.LimitReader(resp.Body, maxBody))
+	if closeErr := resp.Body.Close(); err == nil {
+		err = closeErr
+	}
+	switch {
+	case err != nil:
+		return fmt.Errorf("GET %s: %w", c.HTTPPath, err)
+	case resp.StatusCode < 200 || resp.StatusCode > 299:
+		return fmt.Errorf("GET %s: %s", c.HTTPPath, resp.Status)
+	case c.WantSessionID && !bytes.Contains(body, []byte(sessionID)):
+		return fmt.Errorf("GET %s: the answer does not hold the session's ID: something else has this port", c.HTTPPath)
+	}
+	return nil
+}

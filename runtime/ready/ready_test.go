@@ -1,0 +1,147 @@
+package ready_test
+
+import (
+	"context"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/shoenig/test/must"
+
+	"github.com/bivouac/bivouac/runtime"
+	"github.com/bivouac/bivouac/runtime/ready"
+)
+
+const sessionID = "0c7a4f9e-6a53-4b4c-9f0c-3b2f5d1e8a77"
+
+func endpointOf(t *testing.T, hostport string) runtime.Endpoint {
+	t.Helper()
+	ap, err := netip.ParseAddrPort(hostport)
+	must.NoError(t, err)
+	return runtime.Endpoint{IP: ap.Addr(), Port: ap.Port()}
+}
+
+func serve(t *testing.T, handler http.HandlerFunc) runtime.Endpoint {
+	t.Helper()
+	srv := httptest.NewServer(handler)
+	t.Cleanup(srv.Close)
+	return endpointOf(t, strings.TrimPrefix(srv.URL, "http://"))
+}
+
+// closedPort is an endpoint that nobody listens on.
+func closedPort(t *testing.T) runtime.Endpoint {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	must.NoError(t, err)
+	addr := ln.Addr().String()
+	must.NoError(t, ln.Close())
+	return endpointOf(t, addr)
+}
+
+func answer(status int, body string) http.HandlerFunc {
+	return func(w http.ResponseWriter, _ *http.Request) {
+		w.WriteHeader(status)
+		_, _ = w.Write([]byte(body))
+	}
+}
+
+func TestWait_accepts(t *testing.T) {
+	cases := []struct {
+		name    string
+		check   ready.Check
+		handler http.HandlerFunc
+	}{
+		{"a connection, when nothing more is asked", ready.Check{}, answer(500, "")},
+		{"a 2xx status on the path", ready.Check{HTTPPath: "/healthz"}, answer(204, "")},
+		{"a body that is the session's ID", ready.Check{HTTPPath: "/healthz", WantSessionID: true}, answer(200, sessionID+"\n")},
+		{"a body that holds the session's ID", ready.Check{HTTPPath: "/healthz", WantSessionID: true}, answer(200, `{"session_id":"`+sessionID+`"}`)},
+	}
+	for _, tc := range cases {
+		t.Run(tc.name, func(t *testing.T) {
+			must.NoError(t, tc.check.Wait(t.Context(), serve(t, tc.handler), sessionID))
+		})
+	}
+}
+
+func TestWait_refuses_until_the_deadline(t *testing.T) {
+	withID := ready.Check{HTTPPath: "/healthz", WantSessionID: true}
+	cases := []struct {
+		name    string
+		check   ready.Check
+		handler http.HandlerFunc // nil: nobody listens
+		cause   string
+	}{
+		{"a closed port", ready.Check{}, nil, "refused"},
+		{"a closed port, for http", withID, nil, "refused"},
+		{"an error status", ready.Check{HTTPPath: "/healthz"}, answer(503, sessionID), "503"},
+		{"a redirect", withID, func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, "/elsewhere", http.StatusFound)
+		}, "302"},
+		{"a foreign process", withID, answer(200, "welcome"), "session's ID"},
+		{"a process that echoes the request", withID, func(w http.ResponseWriter, r *http.Request) {
+			_ = r.Write(w)
+		}, "session's ID"},
+		{"an ID past the first 4 KiB", withID, answer(200, strings.Repeat(" ", 4<<10)+sessionID), "session's ID"},
+	}
+	for _, tc := range cases {
+		t.Run(tc.name, func(t *testing.T) {
+			endpoint := closedPort(t)
+			if tc.handler != nil {
+				endpoint = serve(t, tc.handler)
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+			defer cancel()
+			err := tc.check.Wait(ctx, endpoint, sessionID)
+			must.ErrorIs(t, err, runtime.ErrNotReady)
+			must.ErrorIs(t, err, context.DeadlineExceeded)
+			must.ErrorContains(t, err, tc.cause)
+		})
+	}
+}
+
+func TestWait_tries_again_until_the_sandbox_is_up(t *testing.T) {
+	var tries atomic.Int32
+	endpoint := serve(t, func(w http.ResponseWriter, _ *http.Request) {
+		if tries.Add(1) < 4 {
+			w.WriteHeader(http.StatusServiceUnavailable)
+		}
+	})
+	must.NoError(t, ready.Check{HTTPPath: "/"}.Wait(t.Context(), endpoint, sessionID))
+	must.Eq(t, 4, tries.Load())
+}
+
+func TestWait_returns_the_context_error_when_cancelled(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	endpoint := serve(t, func(w http.ResponseWriter, _ *http.Request) {
+		cancel()
+		w.WriteHeader(http.StatusServiceUnavailable)
+	})
+	err := ready.Check{HTTPPath: "/"}.Wait(ctx, endpoint, sessionID)
+	must.ErrorIs(t, err, context.Canceled)
+	must.False(t, strings.Contains(err.Error(), runtime.ErrNotReady.Error()))
+}
+
+func TestWait_refuses_what_can_never_be_answered(t *testing.T) {
+	up := serve(t, answer(200, sessionID))
+	cases := []struct {
+		name      string
+		check     ready.Check
+		endpoint  runtime.Endpoint
+		sessionID string
+	}{
+		{"a session ID without a path", ready.Check{WantSessionID: true}, up, sessionID},
+		{"a path that does not begin with /", ready.Check{HTTPPath: "healthz"}, up, sessionID},
+		{"no endpoint", ready.Check{}, runtime.Endpoint{}, sessionID},
+		{"no session ID where one is asked for", ready.Check{HTTPPath: "/", WantSessionID: true}, up, ""},
+	}
+	for _, tc := range cases {
+		t.Run(tc.name, func(t *testing.T) {
+			must.ErrorIs(t, tc.check.Wait(t.Context(), tc.endpoint, tc.sessionID), runtime.ErrInvalid)
+		})
+	}
+}
