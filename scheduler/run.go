@@ -18,13 +18,14 @@ const settleInterval = 5 * time.Second
 const watchRetry = time.Second
 
 // Run does the background work until ctx ends: it cleans up what has expired,
-// settles what dead replicas left in flight, and notes what happens to
-// sandboxes. It returns once all of that is quiet. Failures are logged and
+// settles what dead replicas left in flight, notes what happens to sandboxes,
+// and reconciles while this replica leads. It returns once all of that is quiet. Failures are logged and
 // tried again; any number of replicas may run it.
 func (s *Scheduler) Run(ctx context.Context) {
 	var g errgroup.Group
 	g.Go(func() error { return every(ctx, s.CleanupInterval, s.cleanupPass) })
 	g.Go(func() error { return every(ctx, settleInterval, s.settlePass) })
+	g.Go(func() error { return every(ctx, watchRetry, s.lead) })
 	for name, driver := range s.Drivers {
 		if w, ok := driver.(runtime.Watcher); ok {
 			g.Go(func() error { return every(ctx, watchRetry, func(ctx context.Context) { s.watch(ctx, name, w) }) })

@@ -98,6 +98,16 @@ func (s *Scheduler) driver(name string) (runtime.Driver, error) {
 // ErrLockLost as its cause. The returned function frees it and must be called.
 func underLock(ctx context.Context, lease Lease) (context.Context, func()) {
 	ctx, expire := context.WithTimeout(context.WithoutCancel(ctx), operationLimit)
+	ctx, done := whileHeld(ctx, lease)
+	return ctx, func() {
+		done()
+		expire()
+	}
+}
+
+// whileHeld returns a context that ends with ctx, or when the lock is lost, with
+// ErrLockLost as its cause. The returned function frees it and must be called.
+func whileHeld(ctx context.Context, lease Lease) (context.Context, func()) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	watched := make(chan struct{})
 	go func() {
@@ -110,7 +120,6 @@ func underLock(ctx context.Context, lease Lease) (context.Context, func()) {
 	}()
 	return ctx, func() {
 		cancel(context.Canceled)
-		expire()
 		<-watched
 	}
 }
