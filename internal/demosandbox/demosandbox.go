@@ -1,0 +1,98 @@
+// Package demosandbox is a small sandbox to try Bivouac out with: an HTTP
+// server that says whom it serves and shows its workspace.
+//
+// It knows what every sandbox knows, its environment, and must never know of
+// the agent, the API or any runtime.
+package demosandbox
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"time"
+)
+
+// Config is what a sandbox is told through its environment.
+type Config struct {
+	Addr      string // where to listen, host:port
+	SessionID string
+	ChatID    string
+	AgentID   string
+	Workspace string // folder to show; must exist
+}
+
+// FromEnv reads the environment that every runtime gives to a sandbox:
+//
+//	PORT                 the port to listen on
+//	BIVOUAC_BIND         the IP to listen on, 127.0.0.1 where unset; in a
+//	                     container, whose port is published, it is 0.0.0.0
+//	BIVOUAC_SESSION_ID   \
+//	BIVOUAC_CHAT_ID       > whom it serves
+//	BIVOUAC_AGENT_ID     /
+//	BIVOUAC_WORKSPACE    the volume's path, /workspace where unset
+func FromEnv(getenv func(string) string) Config {
+	or := func(name, fallback string) string {
+		if value := getenv(name); value != "" {
+			return value
+		}
+		return fallback
+	}
+	return Config{
+		Addr:      net.JoinHostPort(or("BIVOUAC_BIND", "127.0.0.1"), or("PORT", "8080")),
+		SessionID: getenv("BIVOUAC_SESSION_ID"),
+		ChatID:    getenv("BIVOUAC_CHAT_ID"),
+		AgentID:   getenv("BIVOUAC_AGENT_ID"),
+		Workspace: or("BIVOUAC_WORKSPACE", "/workspace"),
+	}
+}
+
+// Run serves until ctx ends, then stops at once: a sandbox has nothing to
+// finish, and whoever stops it waits.
+func Run(ctx context.Context, config Config) error {
+	workspace, err := os.OpenRoot(config.Workspace)
+	if err != nil {
+		return fmt.Errorf("demo-sandbox: open workspace: %w", err)
+	}
+	defer workspace.Close()
+
+	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", config.Addr)
+	if err != nil {
+		return fmt.Errorf("demo-sandbox: %w", err)
+	}
+	server := &http.Server{
+		Handler:           Handler(config, workspace),
+		ReadHeaderTimeout: 10 * time.Second,
+		IdleTimeout:       time.Minute,
+	}
+	defer context.AfterFunc(ctx, func() { _ = server.Close() })()
+	if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("demo-sandbox: %w", err)
+	}
+	return nil
+}
+
+// Handler answers /, /healthz and /workspace/. Nothing outside workspace can
+// be reached through it, by symbolic links neither.
+func Handler(config Config, workspace *os.Root) http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(map[string]string{
+			"session_id": config.SessionID,
+			"chat_id":    config.ChatID,
+			"agent_id":   config.AgentID,
+		})
+	})
+	// The body ties the answer to this sandbox: another process that got hold
+	// of the port does not know the session's ID.
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+		_, _ = w.Write([]byte(config.SessionID))
+	})
+	mux.Handle("GET /workspace/", http.StripPrefix("/workspace", http.FileServerFS(workspace.FS())))
+	return mux
+}

@@ -1,0 +1,88 @@
+package demosandbox
+
+import (
+	"context"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/shoenig/test/must"
+)
+
+func TestHandler(t *testing.T) {
+	// Given a sandbox whose workspace holds a file, and a link that leads out of it.
+	outside := filepath.Join(t.TempDir(), "secret")
+	must.NoError(t, os.WriteFile(outside, []byte("secret"), 0o600))
+	workspace := t.TempDir()
+	must.NoError(t, os.WriteFile(filepath.Join(workspace, "notes.txt"), []byte("hello"), 0o600))
+	must.NoError(t, os.Symlink(outside, filepath.Join(workspace, "link")))
+	root, err := os.OpenRoot(workspace)
+	must.NoError(t, err)
+	t.Cleanup(func() { must.NoError(t, root.Close()) })
+	handler := Handler(Config{SessionID: "s-1", ChatID: "c-1", AgentID: `a "quoted"`}, root)
+
+	for _, test := range []struct {
+		name, method, path string
+		status             int
+		body               string // what the body contains
+	}{
+		{"tells whom it serves", "GET", "/", 200, `{"agent_id":"a \"quoted\"","chat_id":"c-1","session_id":"s-1"}`},
+		{"proves who answers", "GET", "/healthz", 200, "s-1"},
+		{"lists the workspace", "GET", "/workspace/", 200, "notes.txt"},
+		{"serves a file of it", "GET", "/workspace/notes.txt", 200, "hello"},
+		{"follows no link out of it", "GET", "/workspace/link", 500, ""},
+		{"climbs out of nothing", "GET", "/workspace/%2e%2e/%2e%2e/etc/passwd", 404, ""},
+		{"has nothing else", "GET", "/etc/passwd", 404, ""},
+		{"is read only", "POST", "/workspace/notes.txt", 405, ""},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			answer := httptest.NewRecorder()
+			handler.ServeHTTP(answer, httptest.NewRequest(test.method, test.path, nil))
+			must.Eq(t, test.status, answer.Code)
+			must.StrContains(t, answer.Body.String(), test.body)
+			must.StrNotContains(t, answer.Body.String(), "secret")
+		})
+	}
+}
+
+func TestFromEnv(t *testing.T) {
+	env := map[string]string{"PORT": "9000", "BIVOUAC_SESSION_ID": "s-1"}
+	config := FromEnv(func(name string) string { return env[name] })
+	must.Eq(t, Config{Addr: "127.0.0.1:9000", SessionID: "s-1", Workspace: "/workspace"}, config)
+
+	env["BIVOUAC_BIND"] = "0.0.0.0"
+	must.Eq(t, "0.0.0.0:9000", FromEnv(func(name string) string { return env[name] }).Addr)
+}
+
+func TestRunEndsAtOnce(t *testing.T) {
+	// Given a running sandbox with a request that never ends.
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	must.NoError(t, err)
+	addr := listener.Addr().String()
+	must.NoError(t, listener.Close())
+	ctx, stop := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- Run(ctx, Config{Addr: addr, SessionID: "s-1", Workspace: t.TempDir()}) }()
+	var conn net.Conn
+	for conn == nil && ctx.Err() == nil {
+		conn, _ = net.Dial("tcp", addr)
+	}
+	t.Cleanup(func() { _ = conn.Close() })
+	_, err = io.WriteString(conn, "GET / HTTP/1.1\r\n")
+	must.NoError(t, err)
+
+	// When it is told to stop, then it does, and drops the connection.
+	stop()
+	must.NoError(t, <-done)
+	_, err = http.Get("http://" + addr + "/")
+	must.Error(t, err)
+}
+
+func TestRunNeedsItsWorkspace(t *testing.T) {
+	err := Run(t.Context(), Config{Addr: "127.0.0.1:0", Workspace: filepath.Join(t.TempDir(), "missing")})
+	must.ErrorIs(t, err, os.ErrNotExist)
+}
