@@ -19,8 +19,9 @@ import (
 )
 
 const (
-	firstPause = 5 * time.Millisecond  // between the first and the second try
-	maxPause   = 50 * time.Millisecond // the pause grows up to this
+	minPause   = 2 * time.Millisecond  // between two tries, at first
+	maxPause   = 50 * time.Millisecond // and at last
+	lateness   = 32                    // between them, a pause is this part of the time waited: what a caller loses by it is 3 % at most
 	tryTimeout = 2 * time.Second       // one try, from connect to the last byte
 	maxBody    = 4 << 10               // bytes of an answer that are looked at
 )
@@ -54,7 +55,7 @@ func (c Check) Validate() error {
 }
 
 // Wait returns nil as soon as endpoint answers as c asks. Until then it tries
-// again after short pauses, of 5 ms at first and 50 ms at most; one try takes
+// again after short pauses, of 2 ms at first and 50 ms at most; one try takes
 // 2 seconds at most.
 //
 // When ctx's deadline passes, the error wraps [runtime.ErrNotReady],
@@ -72,7 +73,7 @@ func (c Check) Wait(ctx context.Context, endpoint runtime.Endpoint, sessionID st
 	}
 
 	last := errors.New("no try was finished")
-	for pause := firstPause; ; pause = min(2*pause, maxPause) {
+	for began := time.Now(); ; {
 		if ctx.Err() == nil {
 			err := c.try(ctx, endpoint, sessionID)
 			if err == nil {
@@ -83,6 +84,7 @@ func (c Check) Wait(ctx context.Context, endpoint runtime.Endpoint, sessionID st
 				last = err
 			}
 		}
+		pause := min(max(time.Since(began)/lateness, minPause), maxPause)
 		select {
 		case <-ctx.Done():
 			return ended(ctx, endpoint, last)
