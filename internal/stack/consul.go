@@ -1,0 +1,162 @@
+package stack
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+
+	"github.com/hashicorp/consul/api"
+)
+
+// ConsulConfig says what Consul to start.
+type ConsulConfig struct {
+	// Servers is how many servers form the cluster, with their data on disk.
+	// With 0 it is one dev agent: soonest ready, in memory, and empty
+	// after a restart.
+	Servers int
+	// HTTPPort is the first server's, 0 for any free one.
+	HTTPPort int
+	// MaxHTTPConns is how many connections an agent takes from one client
+	// address, 0 for Consul's default of 200.
+	MaxHTTPConns int
+}
+
+// Consul is a running Consul.
+type Consul struct {
+	Servers []*Agent
+	group   *group
+}
+
+// StartConsul starts a Consul and returns when it can be used: it has a leader,
+// takes writes, and every server is in the catalog.
+func StartConsul(ctx context.Context, cfg ConsulConfig) (*Consul, error) {
+	bin, err := ConsulBinary(ctx)
+	if err != nil {
+		return nil, err
+	}
+	g, err := newGroup()
+	if err != nil {
+		return nil, fmt.Errorf("stack: start Consul: %w", err)
+	}
+	c := &Consul{group: g}
+	if err := c.add(bin, cfg); err != nil {
+		return nil, errors.Join(fmt.Errorf("stack: start Consul: %w", err), c.Stop())
+	}
+	if err := g.start(ctx); err != nil {
+		return nil, errors.Join(err, c.Stop())
+	}
+	return c, nil
+}
+
+func (c *Consul) add(bin string, cfg ConsulConfig) error {
+	type ports struct{ http, server, serf int }
+	all := make([]ports, max(cfg.Servers, 1))
+	var join []string
+	for i := range all {
+		for _, port := range []*int{&all[i].http, &all[i].server, &all[i].serf} {
+			var err error
+			if *port, err = c.group.ports.port(); err != nil {
+				return err
+			}
+		}
+		join = append(join, loopback(all[i].serf))
+	}
+	if cfg.HTTPPort != 0 {
+		all[0].http = cfg.HTTPPort
+	}
+	for i, p := range all {
+		config := map[string]any{
+			"node_name":   "consul-" + strconv.Itoa(i),
+			"bind_addr":   "127.0.0.1",
+			"client_addr": "127.0.0.1",
+			"log_level":   "INFO",
+			"ports": map[string]int{
+				"http": p.http, "server": p.server, "serf_lan": p.serf,
+				"serf_wan": -1, "dns": -1, "grpc": -1, "grpc_tls": -1, "https": -1,
+			},
+			"telemetry":            map[string]any{"prometheus_retention_time": "1h", "disable_hostname": true},
+			"disable_update_check": true,
+		}
+		if cfg.MaxHTTPConns != 0 {
+			config["limits"] = map[string]int{"http_max_conns_per_client": cfg.MaxHTTPConns}
+		}
+		if cfg.Servers != 0 {
+			config["server"] = true
+			config["bootstrap_expect"] = cfg.Servers
+			config["retry_join"] = join
+			config["retry_interval"] = "1s"
+			config["performance"] = map[string]int{"raft_multiplier": 1}
+			// A server that is killed stays a member: it is coming back.
+			config["autopilot"] = map[string]bool{"cleanup_dead_servers": false}
+		}
+		a, err := c.group.add(config["node_name"].(string), bin, loopback(p.http), func(dir string) ([]string, error) {
+			args := []string{"agent", "-config-file=" + filepath.Join(dir, "agent.json")}
+			if cfg.Servers == 0 {
+				args = append(args, "-dev")
+			} else {
+				args = append(args, "-data-dir="+filepath.Join(dir, "data"))
+			}
+			data, err := json.Marshal(config)
+			if err != nil {
+				return nil, err
+			}
+			return args, os.WriteFile(filepath.Join(dir, "agent.json"), data, 0o644)
+		})
+		if err != nil {
+			return err
+		}
+		a.rpc = loopback(p.server)
+		client, err := consulClient(a.Addr)
+		if err != nil {
+			return err
+		}
+		a.ready = func(ctx context.Context) error { return consulReady(ctx, client, a.Name) }
+		c.Servers = append(c.Servers, a)
+	}
+	return nil
+}
+
+// consulReady asks an agent whether it can be used. The answer that its node is in
+// the catalog comes from the leader, and a Consul session can only be made then.
+func consulReady(ctx context.Context, client *api.Client, node string) error {
+	opts := (&api.QueryOptions{RequireConsistent: true}).WithContext(ctx)
+	nodes, _, err := client.Catalog().Nodes(opts)
+	if err != nil {
+		return err
+	}
+	if !slices.ContainsFunc(nodes, func(n *api.Node) bool { return n.Node == node }) {
+		return fmt.Errorf("%s is not in the catalog yet", node)
+	}
+	return nil
+}
+
+func consulClient(addr string) (*api.Client, error) {
+	return api.NewClient(&api.Config{Address: addr})
+}
+
+// Addr is the first server's HTTP address, as host:port.
+func (c *Consul) Addr() string { return c.Servers[0].Addr }
+
+// Client returns a client of the first server.
+func (c *Consul) Client() (*api.Client, error) { return consulClient(c.Addr()) }
+
+// Leader returns the server that leads, as its peers see it.
+func (c *Consul) Leader(ctx context.Context) (*Agent, error) {
+	return leader(c.Servers, func(a *Agent) (string, error) {
+		client, err := consulClient(a.Addr)
+		if err != nil {
+			return "", err
+		}
+		return client.Status().LeaderWithQueryOptions((&api.QueryOptions{}).WithContext(ctx))
+	})
+}
+
+// Stop ends all agents and removes their data.
+func (c *Consul) Stop() error { return c.group.stop() }
+
+func loopback(port int) string { return "127.0.0.1:" + strconv.Itoa(port) }

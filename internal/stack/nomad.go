@@ -1,0 +1,234 @@
+package stack
+
+import (
+	"bytes"
+	"context"
+	_ "embed"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"text/template"
+	"time"
+
+	"github.com/hashicorp/nomad/api"
+)
+
+// NomadConfig says what Nomad to start.
+type NomadConfig struct {
+	// Servers and Clients are how many agents of each kind there are, with
+	// their data on disk. With 0 Servers it is one dev agent, server and
+	// client in one: soonest ready, in memory, and empty after a restart.
+	Servers, Clients int
+	// HTTPPort is the first server's, 0 for any free one.
+	HTTPPort int
+	// MaxHTTPConns is how many connections an agent takes from one client
+	// address, 0 for Nomad's default of 100.
+	MaxHTTPConns int
+	// HeartbeatGrace and MinHeartbeatTTL decide how soon a silent client is
+	// taken for lost: after about twice the TTL, at least, and the grace. 0
+	// for Nomad's default of 10 s each.
+	HeartbeatGrace, MinHeartbeatTTL time.Duration
+}
+
+// Nomad is a running Nomad. Its clients count 100 GHz and 100 GB each,
+// whatever the machine has.
+type Nomad struct {
+	Servers []*Agent
+	Clients []*Agent // of a dev agent the same as Servers
+	group   *group
+}
+
+// StartNomad starts a Nomad and returns when it can be used: it has a leader,
+// every client is ready, and each has the drivers that this machine allows:
+// raw_exec always, exec as root, docker where an engine answers.
+func StartNomad(ctx context.Context, cfg NomadConfig) (*Nomad, error) {
+	bin, err := NomadBinary(ctx)
+	if err != nil {
+		return nil, err
+	}
+	g, err := newGroup()
+	if err != nil {
+		return nil, fmt.Errorf("stack: start Nomad: %w", err)
+	}
+	n := &Nomad{group: g}
+	if err := n.add(ctx, bin, cfg); err != nil {
+		return nil, errors.Join(fmt.Errorf("stack: start Nomad: %w", err), n.Stop())
+	}
+	if err := g.start(ctx); err != nil {
+		return nil, errors.Join(err, n.Stop())
+	}
+	return n, nil
+}
+
+// nomadAgent is what the template of an agent's configuration sees.
+type nomadAgent struct {
+	NomadConfig
+	Name                string
+	Server, Client, Dev bool
+	HTTP, RPC, Serf     int
+	FirstPort, LastPort int
+	Join, RPCs          []string // the servers' serf and RPC addresses
+}
+
+func (n *Nomad) add(ctx context.Context, bin string, cfg NomadConfig) error {
+	dev := cfg.Servers == 0
+	drivers := []string{"raw_exec"}
+	if os.Geteuid() == 0 {
+		drivers = append(drivers, "exec")
+	}
+	if DockerEngine(ctx) == nil {
+		drivers = append(drivers, "docker")
+	}
+	var agents []nomadAgent
+	if dev {
+		cfg.Servers, cfg.Clients = 1, 1
+		agents = []nomadAgent{{Name: "nomad", Server: true, Client: true, Dev: true}}
+	} else {
+		for i := range cfg.Servers {
+			agents = append(agents, nomadAgent{Name: "server-" + strconv.Itoa(i), Server: true})
+		}
+		for i := range cfg.Clients {
+			agents = append(agents, nomadAgent{Name: "client-" + strconv.Itoa(i), Client: true})
+		}
+	}
+	var join, rpcs []string
+	for i := range agents {
+		a := &agents[i]
+		for _, port := range []*int{&a.HTTP, &a.RPC, &a.Serf} {
+			var err error
+			if *port, err = n.group.ports.port(); err != nil {
+				return err
+			}
+		}
+		if i == 0 && cfg.HTTPPort != 0 {
+			a.HTTP = cfg.HTTPPort
+		}
+		if a.Server {
+			join, rpcs = append(join, loopback(a.Serf)), append(rpcs, loopback(a.RPC))
+		}
+		a.NomadConfig = cfg
+	}
+	clients := 0
+	for _, a := range agents {
+		a.Join, a.RPCs = join, rpcs
+		if a.Client {
+			a.FirstPort, a.LastPort = n.group.ports.sandboxPorts(clients, cfg.Clients)
+			clients++
+		}
+		// Docker's labels tell nodes by name, over all groups on this machine.
+		node := filepath.Base(n.group.dir) + "-" + a.Name
+		agent, err := n.group.add(a.Name, bin, loopback(a.HTTP), func(dir string) ([]string, error) {
+			file := filepath.Join(dir, "agent.hcl")
+			args := []string{"agent", "-config=" + file, "-data-dir=" + filepath.Join(dir, "data")}
+			if dev {
+				args = append(args, "-dev")
+			}
+			a.Name = node
+			return args, writeNomadConfig(file, a)
+		})
+		if err != nil {
+			return err
+		}
+		client, err := nomadClient(agent.Addr)
+		if err != nil {
+			return err
+		}
+		agent.rpc = loopback(a.RPC)
+		agent.ready = func(ctx context.Context) error {
+			if a.Client {
+				return nomadClientReady(ctx, client, drivers)
+			}
+			return nomadServerReady(ctx, client)
+		}
+		if a.Server {
+			n.Servers = append(n.Servers, agent)
+		}
+		if a.Client {
+			n.Clients = append(n.Clients, agent)
+		}
+	}
+	return nil
+}
+
+//go:embed nomad.hcl.tmpl
+var nomadTemplate string
+
+func writeNomadConfig(path string, a nomadAgent) error {
+	t, err := template.New("nomad.hcl").Funcs(template.FuncMap{
+		// A string, or a list of strings, in JSON is the same in HCL.
+		"hcl": func(v any) (string, error) {
+			data, err := json.Marshal(v)
+			return string(data), err
+		},
+	}).Parse(nomadTemplate)
+	if err != nil {
+		return err
+	}
+	var out bytes.Buffer
+	if err := t.Execute(&out, a); err != nil {
+		return err
+	}
+	return os.WriteFile(path, out.Bytes(), 0o644)
+}
+
+// nomadServerReady asks a server whether it knows a leader that answers.
+func nomadServerReady(ctx context.Context, client *api.Client) error {
+	_, _, err := client.Nodes().List((&api.QueryOptions{}).WithContext(ctx))
+	return err
+}
+
+// nomadClientReady asks a client for its node's ID, and the servers, through
+// it, how that node stands.
+func nomadClientReady(ctx context.Context, client *api.Client, drivers []string) error {
+	opts := (&api.QueryOptions{}).WithContext(ctx)
+	var self api.AgentSelf
+	if _, err := client.Raw().Query("/v1/agent/self", &self, opts); err != nil {
+		return err
+	}
+	node, _, err := client.Nodes().Info(self.Stats["client"]["node_id"], opts)
+	if err != nil {
+		return err
+	}
+	if node.Status != api.NodeStatusReady {
+		return fmt.Errorf("node is %s", node.Status)
+	}
+	for _, name := range drivers {
+		d := node.Drivers[name]
+		if d == nil {
+			return fmt.Errorf("driver %s is not there yet", name)
+		}
+		if !d.Detected || !d.Healthy {
+			return fmt.Errorf("driver %s: %s", name, d.HealthDescription)
+		}
+	}
+	return nil
+}
+
+func nomadClient(addr string) (*api.Client, error) {
+	return api.NewClient(&api.Config{Address: "http://" + addr})
+}
+
+// Addr is the first server's HTTP address, as host:port.
+func (n *Nomad) Addr() string { return n.Servers[0].Addr }
+
+// Client returns a client of the first server.
+func (n *Nomad) Client() (*api.Client, error) { return nomadClient(n.Addr()) }
+
+// Leader returns the server that leads, as its peers see it.
+func (n *Nomad) Leader(ctx context.Context) (*Agent, error) {
+	return leader(n.Servers, func(a *Agent) (string, error) {
+		client, err := nomadClient(a.Addr)
+		if err != nil {
+			return "", err
+		}
+		var addr string
+		_, err = client.Raw().Query("/v1/status/leader", &addr, (&api.QueryOptions{}).WithContext(ctx))
+		return addr, err
+	})
+}
+
+// Stop ends all agents and their sandboxes and removes their data.
+func (n *Nomad) Stop() error { return n.group.stop() }

@@ -1,0 +1,106 @@
+package stack
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// markName is the environment variable that marks what a group's agents started.
+const markName = "BIVOUAC_STACK"
+
+// sweep removes what stopped agents leave: processes that carry the mark of dir,
+// mounts below dir, and dir itself. An agent of Nomad that was killed leaves all of
+// them.
+func sweep(dir string) error {
+	if err := killMarked(dir); err != nil {
+		return err
+	}
+	// Before anything is removed: a mount below dir may lead to a folder that
+	// is not ours.
+	if err := unmountBelow(dir); err != nil {
+		return err
+	}
+	return os.RemoveAll(dir)
+}
+
+// killMarked kills until nothing is left to kill, as what is killed may be
+// starting another.
+func killMarked(dir string) error {
+	deadline := time.Now().Add(stopLimit)
+	for {
+		pids, err := marked(dir)
+		if err != nil || len(pids) == 0 {
+			return err
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("stack: processes %v do not end", pids)
+		}
+		for _, pid := range pids {
+			if err := syscall.Kill(pid, syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
+				return fmt.Errorf("stack: kill %d: %w", pid, err)
+			}
+		}
+		time.Sleep(askEvery)
+	}
+}
+
+// marked lists the processes that carry the mark of dir.
+func marked(dir string) ([]int, error) {
+	environs, err := filepath.Glob("/proc/[0-9]*/environ")
+	if err != nil {
+		return nil, err
+	}
+	var pids []int
+	for _, path := range environs {
+		// Unreadable means that it is gone or another user's; zombies read as empty.
+		env, err := os.ReadFile(path)
+		if err != nil || !slices.ContainsFunc(bytes.Split(env, []byte{0}), func(kv []byte) bool {
+			return string(kv) == markName+"="+dir
+		}) {
+			continue
+		}
+		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(path)))
+		if err != nil {
+			return nil, err
+		}
+		pids = append(pids, pid)
+	}
+	return pids, nil
+}
+
+// unmountBelow undoes the mounts below dir, the deepest first.
+func unmountBelow(dir string) error {
+	file, err := os.Open("/proc/self/mountinfo")
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	var points []string
+	lines := bufio.NewScanner(file)
+	for lines.Scan() {
+		// See proc_pid_mountinfo(5): the fifth field is the mount point.
+		if f := strings.Fields(lines.Text()); len(f) > 4 && strings.HasPrefix(f[4], dir+"/") {
+			points = append(points, f[4])
+		}
+	}
+	if err := lines.Err(); err != nil {
+		return err
+	}
+	for _, point := range slices.Backward(points) {
+		if err := unix.Unmount(point, unix.UMOUNT_NOFOLLOW); err != nil {
+			return fmt.Errorf("stack: unmount %s: %w", point, err)
+		}
+	}
+	return nil
+}

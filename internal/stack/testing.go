@@ -1,0 +1,119 @@
+package stack
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"testing"
+)
+
+// Main runs a package's tests, and afterwards stops what [ConsulForTest] and
+// [NomadForTest] started for them. TestMain calls it:
+//
+//	func TestMain(m *testing.M) { os.Exit(stack.Main(m)) }
+func Main(m *testing.M) int {
+	code := m.Run()
+	if err := shared.stop(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return max(code, 1)
+	}
+	return code
+}
+
+// ConsulForTest returns the dev agent that the tests of this process share, and
+// a prefix of its KV store, ending in "/", that is this test's alone. The first
+// caller starts the agent.
+func ConsulForTest(t testing.TB) (c *Consul, prefix string) {
+	t.Helper()
+	c, err := shared.consul()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c, "test-" + rand.Text() + "/"
+}
+
+// NomadForTest returns the dev agent that the tests of this process share. The
+// first caller starts it. Jobs are told apart by their IDs; what a test leaves
+// running is stopped in the end.
+func NomadForTest(t testing.TB) *Nomad {
+	t.Helper()
+	n, err := shared.nomad()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// DockerForTest fails the test where no Docker engine answers, or skips it
+// outside of CI, and returns the ID of an image that runs "bivouac
+// demo-sandbox".
+func DockerForTest(t testing.TB) (image string) {
+	t.Helper()
+	if err := DockerEngine(t.Context()); err != nil {
+		if os.Getenv("CI") == "" {
+			t.Skip(err)
+		}
+		t.Fatal(err)
+	}
+	image, err := DemoImage(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return image
+}
+
+// sharedConns is the limit of the shared agents, on which many tests wait
+// with blocking queries from one address.
+const sharedConns = 2000
+
+// shared belongs to [Main]: a test process has one of each agent, as starting
+// them for every test would take most of the tests' time.
+var shared = newSharedAgents()
+
+type sharedAgents struct {
+	consul func() (*Consul, error)
+	nomad  func() (*Nomad, error)
+
+	mu    sync.Mutex
+	stops []func() error
+}
+
+func newSharedAgents() *sharedAgents {
+	s := &sharedAgents{}
+	// Not a test's context: the agents outlive the test that came first.
+	ctx := context.Background()
+	s.consul = sync.OnceValues(func() (*Consul, error) {
+		c, err := StartConsul(ctx, ConsulConfig{MaxHTTPConns: sharedConns})
+		if err == nil {
+			s.stopLater(c.Stop)
+		}
+		return c, err
+	})
+	s.nomad = sync.OnceValues(func() (*Nomad, error) {
+		n, err := StartNomad(ctx, NomadConfig{MaxHTTPConns: sharedConns})
+		if err == nil {
+			s.stopLater(n.Stop)
+		}
+		return n, err
+	})
+	return s
+}
+
+func (s *sharedAgents) stopLater(stop func() error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.stops = append(s.stops, stop)
+}
+
+func (s *sharedAgents) stop() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var errs []error
+	for _, stop := range s.stops {
+		errs = append(errs, stop())
+	}
+	return errors.Join(errs...)
+}
