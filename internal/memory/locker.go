@@ -1,0 +1,125 @@
+package memory
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/bivouac/bivouac/scheduler"
+)
+
+// Locker is a [scheduler.Locker]: one replica's hold on the locks of a [Store].
+// Several over one store are several replicas. Its zero value is not usable.
+type Locker struct {
+	store  *Store
+	leases map[*lease]struct{} // under the store's mu
+}
+
+// NewLocker returns a replica's locker over the records in store.
+func NewLocker(store *Store) *Locker {
+	return &Locker{store: store, leases: make(map[*lease]struct{})}
+}
+
+// End takes all locks away that the replica holds, as if it had been cut off
+// for too long. It may take new ones afterwards.
+func (l *Locker) End() {
+	l.store.mu.Lock()
+	defer l.store.mu.Unlock()
+	for held := range l.leases {
+		held.drop()
+		close(held.lost)
+	}
+}
+
+// Lock implements [scheduler.Locker].
+func (l *Locker) Lock(ctx context.Context, chatID uuid.UUID, wait time.Duration) (scheduler.Lease, error) {
+	unlock, err := l.store.locks.Lock(ctx, chatID, wait)
+	if err != nil {
+		return nil, fmt.Errorf("memory: lock chat %s: %w", chatID, err)
+	}
+	held := &lease{locker: l, chatID: chatID, unlock: unlock, lost: make(chan struct{})}
+	l.store.mu.Lock()
+	defer l.store.mu.Unlock()
+	if r, ok := l.store.records[chatID]; ok {
+		held.session = &r.session
+	}
+	l.leases[held] = struct{}{}
+	return held, nil
+}
+
+// lease is a [scheduler.Lease]. While it is among its locker's leases nobody
+// else can write the chat's record, so that needs no comparing.
+type lease struct {
+	locker *Locker
+	chatID uuid.UUID
+	unlock func()
+	lost   chan struct{}
+
+	session *scheduler.Session
+}
+
+// Session implements [scheduler.Lease].
+func (l *lease) Session() *scheduler.Session {
+	if l.session == nil {
+		return nil
+	}
+	session := *l.session
+	return &session
+}
+
+// Lost implements [scheduler.Lease].
+func (l *lease) Lost() <-chan struct{} { return l.lost }
+
+// Write implements [scheduler.Lease].
+func (l *lease) Write(ctx context.Context, next *scheduler.Session, then scheduler.Then) error {
+	if err := l.write(ctx, next, then); err != nil {
+		return fmt.Errorf("memory: write chat %s: %w", l.chatID, err)
+	}
+	return nil
+}
+
+func (l *lease) write(ctx context.Context, next *scheduler.Session, then scheduler.Then) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if next != nil {
+		if next.ChatID != l.chatID {
+			return fmt.Errorf("%w: record of chat %s", scheduler.ErrInvalid, next.ChatID)
+		}
+		plain := *next
+		plain.CreatedAt = plain.CreatedAt.Round(0).UTC() // what any store gives back
+		plain.ExpiresAt = plain.ExpiresAt.Round(0).UTC()
+		next = &plain
+	}
+
+	store := l.locker.store
+	store.mu.Lock()
+	defer store.mu.Unlock()
+	if _, held := l.locker.leases[l]; !held {
+		return scheduler.ErrLockLost
+	}
+	if next != nil || l.session != nil {
+		store.put(l.chatID, next)
+	}
+	l.session = next
+	if then == scheduler.Release {
+		l.drop()
+	}
+	return nil
+}
+
+// Release implements [scheduler.Lease].
+func (l *lease) Release(context.Context) error {
+	l.locker.store.mu.Lock()
+	defer l.locker.store.mu.Unlock()
+	l.drop()
+	return nil
+}
+
+// drop gives the lock up. The caller holds the store's mu.
+func (l *lease) drop() {
+	delete(l.locker.leases, l)
+	l.unlock()
+}

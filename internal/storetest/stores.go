@@ -1,0 +1,439 @@
+package storetest
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/shoenig/test/must"
+
+	"github.com/bivouac/bivouac/scheduler"
+)
+
+// Stores runs the contract of [scheduler.Store]. open returns a fresh cluster.
+func Stores(t *testing.T, open func(t *testing.T) Cluster) {
+	tests := []struct {
+		name string
+		test func(t *testing.T, c Cluster)
+	}{
+		{"a record is read as it was written, by every replica", readYourWrites},
+		{"a blocking get returns once the record changes", blockingGet},
+		{"a blocking get returns when its time is over", blockingGetTimesOut},
+		{"a blocking list returns once a selected record changes", blockingList},
+		{"a blocking list returns when its time is over", blockingListTimesOut},
+		{"a blocking read ends with its caller", blockingReadIsCanceled},
+		{"an index from before the store was new does not block", foreignIndex},
+		{"a list by agent holds that agent's records", listByAgent},
+		{"a session that changes its agent changes lists", agentChanges},
+		{"bad queries are refused", badQueries},
+		{"a session is expired at its expiry", expiredBoundary},
+		{"the longest expired come first, up to the limit", expiredOrder},
+		{"a renewed session is no longer expired", renewedIsNotExpired},
+		{"an intent does not expire and is not counted", intentsAreNotSessions},
+		{"what is in flight is creating or stopping", inFlight},
+		{"a removed record leaves nothing behind", removedLeavesNothing},
+		{"a read of a caller who left fails", canceledReads},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) { tt.test(t, open(t)) })
+	}
+	t.Run("pages hold each record once", func(t *testing.T) { paging(t, open) })
+}
+
+func readYourWrites(t *testing.T, c Cluster) {
+	a, b := c.Join(t), c.Join(t)
+	full := newSession()
+	full.Reason = "exit code 137 <&> out of memory"
+	full.State = scheduler.StateDead
+	must.Nil(t, get(t, a, full.ChatID))
+	put(t, a, full)
+	must.Eq(t, &full, get(t, a, full.ChatID))
+	must.Eq(t, &full, get(t, b, full.ChatID))
+
+	intent := newSession()
+	intent.State, intent.ContainerID = scheduler.StateCreating, ""
+	intent.Endpoint = scheduler.Session{}.Endpoint
+	put(t, b, intent)
+	must.Eq(t, &intent, get(t, a, intent.ChatID))
+
+	// Times come back in UTC and without a monotonic clock's reading.
+	local := newSession()
+	local.CreatedAt = now.In(time.FixedZone("somewhere", 3600))
+	local.ExpiresAt = time.Now().Add(time.Hour)
+	put(t, a, local)
+	got := get(t, b, local.ChatID)
+	must.Eq(t, now, got.CreatedAt)
+	must.Eq(t, local.ExpiresAt.Round(0).UTC(), got.ExpiresAt)
+}
+
+// blockedGet starts a read that waits for a change since index.
+func blockedGet(t *testing.T, store scheduler.Store, chatID uuid.UUID, index uint64) <-chan result[*scheduler.Session] {
+	return background(t, func(ctx context.Context) (*scheduler.Session, error) {
+		for { // a read may return sooner than it must
+			session, next, err := store.Get(ctx, chatID, scheduler.Block{Index: index, Wait: patience})
+			if err != nil || next != index {
+				return session, err
+			}
+		}
+	})
+}
+
+func blockingGet(t *testing.T, c Cluster) {
+	a, b := c.Join(t), c.Join(t)
+	session := newSession()
+	renewed := session
+	renewed.ExpiresAt = now.Add(time.Hour)
+
+	for _, next := range []*scheduler.Session{&session, &renewed, nil, &session} {
+		_, index, err := b.Get(t.Context(), session.ChatID, scheduler.Block{})
+		must.NoError(t, err)
+		blocked := blockedGet(t, b, session.ChatID, index)
+		write(t, a, session.ChatID, next)
+		must.Eq(t, next, await(t, blocked))
+
+		// A change that came before the read is not waited for.
+		got, _, err := b.Get(t.Context(), session.ChatID, scheduler.Block{Index: index, Wait: patience})
+		must.NoError(t, err)
+		must.Eq(t, next, got)
+	}
+}
+
+const shortWait = 30 * time.Millisecond
+
+func blockingGetTimesOut(t *testing.T, c Cluster) {
+	a := c.Join(t)
+	session := newSession()
+	put(t, a, session)
+	for _, chatID := range []uuid.UUID{session.ChatID, uuid.New()} {
+		before, index, err := a.Get(t.Context(), chatID, scheduler.Block{})
+		must.NoError(t, err)
+		after, next, err := a.Get(t.Context(), chatID, scheduler.Block{Index: index, Wait: shortWait})
+		must.NoError(t, err)
+		must.Eq(t, before, after)
+		must.Positive(t, next)
+	}
+}
+
+func list(t *testing.T, store scheduler.Store, query scheduler.Query) scheduler.Page {
+	t.Helper()
+	page, err := store.List(t.Context(), query)
+	must.NoError(t, err)
+	must.Positive(t, page.Index)
+	return page
+}
+
+func blockingList(t *testing.T, c Cluster) {
+	a, b := c.Join(t), c.Join(t)
+	session := newSession()
+	renewed := session
+	renewed.ExpiresAt = now.Add(time.Hour)
+	sameExpiry := renewed
+	sameExpiry.State = scheduler.StateLost
+
+	for _, agent := range []string{"", agentID} {
+		query := scheduler.Query{AgentID: agent, PerPage: 10}
+		for _, next := range []*scheduler.Session{&session, &renewed, &sameExpiry, nil} {
+			var want []scheduler.Session
+			if next != nil {
+				want = append(want, *next)
+			}
+			query.Block = scheduler.Block{Index: list(t, b, query).Index, Wait: patience}
+			blocked := background(t, func(ctx context.Context) (scheduler.Page, error) {
+				for { // a read may return sooner than it must
+					page, err := b.List(ctx, query)
+					if err != nil || page.Index != query.Block.Index {
+						return page, err
+					}
+				}
+			})
+			write(t, a, session.ChatID, next)
+			await(t, blocked)
+			query.Block = scheduler.Block{}
+			must.Eq(t, want, list(t, b, query).Sessions)
+		}
+	}
+}
+
+func blockingListTimesOut(t *testing.T, c Cluster) {
+	a := c.Join(t)
+	session := newSession()
+	put(t, a, session)
+	for _, agent := range []string{"", agentID, "nobody"} {
+		query := scheduler.Query{AgentID: agent, PerPage: 10}
+		before := list(t, a, query)
+		query.Block = scheduler.Block{Index: before.Index, Wait: shortWait}
+		must.Eq(t, before.Sessions, list(t, a, query).Sessions)
+	}
+}
+
+func blockingReadIsCanceled(t *testing.T, c Cluster) {
+	a := c.Join(t)
+	chatID := uuid.New()
+	_, index, err := a.Get(t.Context(), chatID, scheduler.Block{})
+	must.NoError(t, err)
+	ctx, cancel := context.WithTimeout(t.Context(), shortWait)
+	defer cancel()
+	_, _, err = a.Get(ctx, chatID, scheduler.Block{Index: index, Wait: patience})
+	must.ErrorIs(t, err, context.DeadlineExceeded)
+}
+
+func foreignIndex(t *testing.T, c Cluster) {
+	a := c.Join(t)
+	session := newSession()
+	put(t, a, session)
+	block := scheduler.Block{Index: 1 << 50, Wait: shortWait}
+	got, index, err := a.Get(t.Context(), session.ChatID, block)
+	must.NoError(t, err)
+	must.Eq(t, &session, got)
+	must.Less(t, block.Index, index)
+
+	page := list(t, a, scheduler.Query{PerPage: 1, Block: block})
+	must.Eq(t, []scheduler.Session{session}, page.Sessions)
+	must.Less(t, block.Index, page.Index)
+}
+
+// listAll follows the pages of a query to the end.
+func listAll(ctx context.Context, store scheduler.Store, query scheduler.Query) ([]scheduler.Session, error) {
+	var all []scheduler.Session
+	for {
+		page, err := store.List(ctx, query)
+		if err != nil {
+			return nil, err
+		}
+		if len(page.Sessions) > query.PerPage {
+			return nil, fmt.Errorf("page of %d records, want at most %d", len(page.Sessions), query.PerPage)
+		}
+		all = append(all, page.Sessions...)
+		if page.NextToken == "" {
+			return all, nil
+		}
+		if len(page.Sessions) == 0 {
+			return nil, fmt.Errorf("empty page before the end")
+		}
+		query.NextToken = page.NextToken
+	}
+}
+
+func listByAgent(t *testing.T, c Cluster) {
+	a, b := c.Join(t), c.Join(t)
+	agents := []string{"agent-1", "agent-10", "agent 1/ä?&", "x"}
+	want := make(map[string][]uuid.UUID)
+	for i, agent := range agents {
+		for range i + 1 {
+			session := newSession()
+			session.AgentID = agent
+			put(t, a, session)
+			want[agent] = append(want[agent], session.ChatID)
+		}
+	}
+	for _, agent := range agents {
+		got, err := listAll(t.Context(), b, scheduler.Query{AgentID: agent, PerPage: 3})
+		must.NoError(t, err)
+		must.SliceContainsAll(t, want[agent], chats(got))
+	}
+	must.SliceEmpty(t, list(t, b, scheduler.Query{AgentID: "agent", PerPage: 3}).Sessions)
+}
+
+func agentChanges(t *testing.T, c Cluster) {
+	a := c.Join(t)
+	session := newSession()
+	put(t, a, session)
+	moved := session
+	moved.SessionID, moved.AgentID = uuid.New(), "agent-2"
+	before := list(t, a, scheduler.Query{AgentID: agentID, PerPage: 1})
+	put(t, a, moved)
+
+	gone := list(t, a, scheduler.Query{AgentID: agentID, PerPage: 1, Block: scheduler.Block{Index: before.Index, Wait: patience}})
+	must.SliceEmpty(t, gone.Sessions)
+	must.Eq(t, []scheduler.Session{moved}, list(t, a, scheduler.Query{AgentID: "agent-2", PerPage: 1}).Sessions)
+	write(t, a, session.ChatID, nil)
+	c.MustBeEmpty(t)
+}
+
+func badQueries(t *testing.T, c Cluster) {
+	a := c.Join(t)
+	for range 2 {
+		put(t, a, newSession())
+	}
+	token := list(t, a, scheduler.Query{PerPage: 1}).NextToken
+	must.NotEq(t, "", token)
+	for _, query := range []scheduler.Query{
+		{PerPage: 0},
+		{PerPage: -1},
+		{PerPage: scheduler.MaxPerPage + 1},
+		{PerPage: 1, NextToken: "?"},
+		{PerPage: 1, NextToken: token + "AAAA"},
+		{PerPage: 1, NextToken: "Li4vLi4v"},
+	} {
+		_, err := a.List(t.Context(), query)
+		must.ErrorIs(t, err, scheduler.ErrInvalid, must.Sprintf("%+v", query))
+	}
+}
+
+// expired returns the chats that are expired at a time.
+func expired(t *testing.T, store scheduler.Store, at time.Time, limit int) []uuid.UUID {
+	t.Helper()
+	sessions, err := store.Expired(t.Context(), at, limit)
+	must.NoError(t, err)
+	return chats(sessions)
+}
+
+func chats(sessions []scheduler.Session) []uuid.UUID {
+	var ids []uuid.UUID
+	for _, session := range sessions {
+		ids = append(ids, session.ChatID)
+	}
+	return ids
+}
+
+func expiredBoundary(t *testing.T, c Cluster) {
+	a := c.Join(t)
+	// In the middle of a minute, and where a minute begins.
+	for _, expiry := range []time.Time{now, now.Truncate(time.Minute)} {
+		session := newSession()
+		session.ExpiresAt = expiry
+		put(t, a, session)
+		must.SliceEmpty(t, expired(t, a, expiry.Add(-time.Nanosecond), 10))
+		must.Eq(t, []uuid.UUID{session.ChatID}, expired(t, a, expiry, 10))
+		must.Eq(t, []uuid.UUID{session.ChatID}, expired(t, c.Join(t), expiry.Add(24*time.Hour), 10))
+		write(t, a, session.ChatID, nil)
+		must.SliceEmpty(t, expired(t, a, expiry, 10))
+	}
+	c.MustBeEmpty(t)
+}
+
+func expiredOrder(t *testing.T, c Cluster) {
+	a := c.Join(t)
+	var want []uuid.UUID
+	for _, age := range []time.Duration{0, 400, 1, 0, 86400, 61, 3} {
+		session := newSession()
+		session.ExpiresAt = now.Add(-age*time.Second - time.Duration(len(want))*time.Millisecond)
+		put(t, a, session)
+		want = append(want, session.ChatID)
+	}
+	want = []uuid.UUID{want[4], want[1], want[5], want[6], want[2], want[3], want[0]}
+
+	must.Eq(t, want, expired(t, a, now, 10))
+	must.Eq(t, want[:3], expired(t, a, now, 3))
+	must.Eq(t, want[:1], expired(t, a, now.Add(time.Hour), 1))
+	must.SliceEmpty(t, expired(t, a, now, 0))
+
+	// What is not cleaned up comes again, and the rest after what is.
+	write(t, a, want[0], nil)
+	write(t, a, want[1], nil)
+	must.Eq(t, want[2:4], expired(t, a, now, 2))
+	must.Eq(t, want[2:], expired(t, c.Join(t), now, 10))
+}
+
+func renewedIsNotExpired(t *testing.T, c Cluster) {
+	a, b := c.Join(t), c.Join(t)
+	session := newSession()
+	session.ExpiresAt = now
+	put(t, a, session)
+	must.Eq(t, []uuid.UUID{session.ChatID}, expired(t, b, now, 10))
+
+	for _, extension := range []time.Duration{time.Second, time.Minute, time.Hour} {
+		session.ExpiresAt = now.Add(extension)
+		put(t, a, session)
+		must.SliceEmpty(t, expired(t, b, session.ExpiresAt.Add(-1), 10))
+		must.Eq(t, []uuid.UUID{session.ChatID}, expired(t, b, session.ExpiresAt, 10))
+	}
+}
+
+func count(t *testing.T, store scheduler.Store) int {
+	t.Helper()
+	n, err := store.Count(t.Context())
+	must.NoError(t, err)
+	return n
+}
+
+func intentsAreNotSessions(t *testing.T, c Cluster) {
+	a := c.Join(t)
+	session := newSession()
+	session.ExpiresAt = now
+	want := map[scheduler.State]int{
+		scheduler.StateCreating: 0, scheduler.StateRunning: 1, scheduler.StateStopping: 1,
+		scheduler.StateDead: 1, scheduler.StateLost: 1,
+	}
+	for state, n := range want {
+		session.State = state
+		put(t, a, session)
+		must.Eq(t, n, count(t, a))
+		must.Len(t, n, expired(t, a, now, 10))
+	}
+	write(t, a, session.ChatID, nil)
+	must.Eq(t, 0, count(t, a))
+	for n := range 3 {
+		put(t, a, newSession())
+		must.Eq(t, n+1, count(t, a))
+	}
+}
+
+func inFlight(t *testing.T, c Cluster) {
+	a, b := c.Join(t), c.Join(t)
+	session := newSession()
+	want := map[scheduler.State]bool{
+		scheduler.StateCreating: true, scheduler.StateRunning: false, scheduler.StateStopping: true,
+		scheduler.StateDead: false, scheduler.StateLost: false,
+	}
+	put(t, a, newSession())
+	for state, flies := range want {
+		session.State = state
+		put(t, a, session)
+		got, err := b.InFlight(t.Context())
+		must.NoError(t, err)
+		if flies {
+			must.Eq(t, []scheduler.Session{session}, got)
+		} else {
+			must.SliceEmpty(t, got)
+		}
+	}
+}
+
+func removedLeavesNothing(t *testing.T, c Cluster) {
+	a := c.Join(t)
+	for _, path := range [][]scheduler.State{
+		{scheduler.StateCreating},
+		{scheduler.StateCreating, scheduler.StateRunning, scheduler.StateStopping},
+		{scheduler.StateRunning, scheduler.StateLost, scheduler.StateDead},
+	} {
+		session := newSession()
+		for _, state := range path {
+			session.State = state
+			session.ExpiresAt = session.ExpiresAt.Add(time.Minute)
+			put(t, a, session)
+		}
+		write(t, a, session.ChatID, nil)
+		c.MustBeEmpty(t)
+		must.SliceEmpty(t, list(t, a, scheduler.Query{PerPage: 10}).Sessions)
+		must.SliceEmpty(t, list(t, a, scheduler.Query{AgentID: agentID, PerPage: 10}).Sessions)
+	}
+}
+
+func canceledReads(t *testing.T, c Cluster) {
+	a := c.Join(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	_, _, getErr := a.Get(ctx, uuid.New(), scheduler.Block{})
+	_, listErr := a.List(ctx, scheduler.Query{PerPage: 1})
+	_, agentErr := a.List(ctx, scheduler.Query{AgentID: agentID, PerPage: 1})
+	_, expiredErr := a.Expired(ctx, now, 1)
+	_, inFlightErr := a.InFlight(ctx)
+	_, countErr := a.Count(ctx)
+	for _, err := range []error{getErr, listErr, agentErr, expiredErr, inFlightErr, countErr} {
+		must.ErrorIs(t, err, context.Canceled)
+	}
+}
+
+// sorted is for comparing without an order.
+func sorted(ids []uuid.UUID) []string {
+	var all []string
+	for _, id := range ids {
+		all = append(all, id.String())
+	}
+	slices.Sort(all)
+	return all
+}
