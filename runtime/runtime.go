@@ -19,15 +19,37 @@
 // whatever way, the host calls Delete with the same ID, and repeats it until it
 // succeeds; a driver need not undo by itself what it began.
 //
+// # Interruptions
+//
+// A sandbox lives on its own: it outlasts its driver's process and the host's.
+// After a restart of either, Inspect and List find it again, and Stop and
+// Delete end it. Where the driver dies in the middle of a Create, a later Delete
+// with the same ID must leave nothing of it, and a repeat of the Create must
+// not make a second sandbox. So a driver finds its sandboxes by a mark that they
+// bear from their first moment, not by a memory of its own.
+//
+// When ctx ends, a method returns soon, within a second. What it began it may
+// leave as it is, for the Delete that follows.
+//
+// # Time
+//
+// Info and Inspect answer within 10 seconds, Configure and Health too, and
+// between one sandbox of List and the next lies no more. A host may give up on
+// a driver that takes longer. Create, Stop and Delete take what they need: their
+// context carries the host's limit, of some minutes.
+//
 // # Compatibility
 //
 // Within a major version of Bivouac methods are not added to Driver and fields
 // are not removed from its structs. New abilities come as new small interfaces
-// that a driver may implement, found by type assertion, as [Watcher] is.
+// that a driver may implement, found by type assertion, as [Watcher] is; see
+// [Ability]. Fields may be added to structs, and values to [State], [Stage] and
+// [Ability]: a driver passes over those that it does not know.
 package runtime
 
 import (
 	"context"
+	"encoding/json"
 	"iter"
 	"net/netip"
 	"time"
@@ -74,27 +96,19 @@ type Driver interface {
 	List(ctx context.Context) iter.Seq2[Sandbox, error]
 }
 
-// Watcher is implemented by drivers that notice by themselves when a sandbox
-// changes, so that the host need not wait for its next look at it.
-type Watcher interface {
-	// Watch calls changed, one call at a time, for each sandbox whose state
-	// changes, until ctx ends. A change may be reported twice, and one may be
-	// missed. It returns ctx's error.
-	Watch(ctx context.Context, changed func(Sandbox)) error
-}
-
-// HealthChecker is implemented by drivers that depend on something which can
-// be out of reach.
-type HealthChecker interface {
-	// Health returns nil where a Create could be tried, and else what is
-	// missing.
-	Health(ctx context.Context) error
-}
-
 // Info describes a driver.
 type Info struct {
-	Name    string // as in a session's runtime: lower case, digits and '-'
-	Version string
+	Name    string // as in a session's runtime: 1 to 64 bytes of a-z, 0-9 and '-'
+	Version string // at most 64 bytes
+
+	// Abilities declares the optional abilities of a driver that is reached
+	// over a wire. Nil leaves it to the driver's methods; see [Abilities].
+	Abilities []Ability
+
+	// ConfigSchema is a JSON Schema (draft 2020-12) of the configuration that
+	// Configure takes, without references to other documents. Empty accepts no
+	// key at all.
+	ConfigSchema json.RawMessage
 }
 
 // Spec is what a sandbox is made from.
