@@ -41,7 +41,7 @@ func bivouac() rules {
 			{"internal/agent", []string{"internal/agent/..."}},
 			{"adapters", nil},
 			{"scheduler", []string{"scheduler"}},
-			{"runtime", []string{"runtime", "runtime/ready"}},
+			{"runtime", []string{"internal/version", "runtime", "runtime/ready"}},
 		},
 		beside: map[string][]string{
 			"internal/consul":     {"internal/chatmutex"},
@@ -51,8 +51,9 @@ func bivouac() rules {
 			"runtime/ready":       {"runtime"},
 		},
 		only: map[string][]string{
-			"runtime":       {},
-			"runtime/ready": {"runtime"},
+			"internal/version": {},
+			"runtime":          {},
+			"runtime/ready":    {"runtime"},
 			"scheduler": {
 				"runtime",
 				"github.com/google/uuid",
@@ -70,6 +71,7 @@ func bivouac() rules {
 			"internal/arch",
 			"internal/fakeruntime",
 			"internal/stack/...",
+			"internal/storetest",
 			"runtime/conformance/...",
 		},
 		testing: []string{

@@ -1,0 +1,67 @@
+# Needs Go, git, make and a C compiler. Everything else is pinned in
+# internal/tools and internal/stack, comes from the Go module proxy and is kept
+# in Go's build cache.
+
+FOLDERS := $(wildcard cmd examples internal jobs runtime scheduler)
+MODULES := $(dir $(wildcard go.mod examples/*/go.mod))
+OPENAPI := internal/httpapi/openapi.json
+
+# $(call tool,NAME) runs the tool that internal/tools/NAME pins.
+tool = go tool -modfile=$(CURDIR)/internal/tools/$(1)/go.mod $(1)
+
+# $(call each,COMMAND) runs COMMAND in each module, and fails if one failed.
+each = @failed=0; for m in $(MODULES); do (cd $$m && $(1)) || failed=1; done; exit $$failed
+
+.PHONY: help
+help: ## Print what can be made
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-12s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: test
+test: ## Run all tests with the race detector; with CI=true none may be skipped
+	$(call each,$(call tool,gotestsum) --format standard-quiet \
+		--post-run-command $(CURDIR)/internal/tools/gotestsum/no-skips.sh \
+		-- -race -timeout 20m ./...)
+
+.PHONY: fmt
+fmt: ## Format all Go files
+	$(call tool,golangci-lint) fmt
+
+.PHONY: check
+check: check-format check-vet check-lint check-arrows check-openapi check-tidy check-vulnerabilities ## Check all that can be checked without running it
+
+.PHONY: check-format
+check-format:
+	@unformatted=$$(gofmt -l $(FOLDERS)) && if [ -n "$$unformatted" ]; then \
+		echo "make fmt would change:" >&2; echo "$$unformatted" >&2; exit 1; fi
+
+.PHONY: check-vet
+check-vet:
+	$(call each,go vet ./...)
+
+.PHONY: check-lint
+check-lint:
+	$(call each,$(call tool,golangci-lint) run --config $(CURDIR)/.golangci.yml ./...)
+
+.PHONY: check-arrows
+check-arrows:
+	go run ./internal/arch
+
+.PHONY: check-openapi
+check-openapi:
+	$(call tool,vacuum) lint --no-banner --no-style --no-clip --details --remote=false \
+		--fail-severity warn --ruleset internal/tools/vacuum/ruleset.yaml $(OPENAPI)
+
+.PHONY: check-tidy
+check-tidy:
+	$(call each,go mod tidy -diff)
+
+# GOVULNDB names another copy of the database, by its URL; that one must answer.
+# Where Go's own cannot be reached, nothing can be said, and that is said.
+.PHONY: check-vulnerabilities
+check-vulnerabilities: govulncheck = $(call tool,govulncheck) $(if $(GOVULNDB),-db $(GOVULNDB))
+check-vulnerabilities:
+	@if [ -n "$(GOVULNDB)" ] || $(govulncheck) -version | grep -q '^DB updated:'; then \
+		$(govulncheck) ./...; \
+	else \
+		echo "NOT CHECKED for known vulnerabilities: https://vuln.go.dev cannot be reached; see GOVULNDB" >&2; \
+	fi
