@@ -1,0 +1,282 @@
+// Package fakeruntime is a [runtime.Driver] in memory, for tests of what calls
+// drivers.
+//
+// Its ledger is the truth that such tests count against: which sandboxes run,
+// whatever any record says. A test can make each call fail before or after its
+// effect, hold it up, and let sandboxes die, get lost or be swapped for others.
+//
+// The package must never know who calls it: it imports the runtime contract and
+// the standard library alone.
+package fakeruntime
+
+import (
+	"context"
+	"fmt"
+	"iter"
+	"maps"
+	"net/netip"
+	"slices"
+	"strconv"
+	"sync"
+
+	"github.com/bivouac/bivouac/runtime"
+)
+
+// Op is one of the driver's methods that a test can interfere with.
+type Op string
+
+// The methods, as calls report them.
+const (
+	OpCreate  Op = "create"
+	OpStop    Op = "stop"
+	OpDelete  Op = "delete"
+	OpInspect Op = "inspect"
+	OpList    Op = "list"
+)
+
+// Moment says when in a call an [Interceptor] is asked.
+type Moment int
+
+// The moments of a call. An error at Before means that nothing was done; one at
+// After means that it was done and the answer got lost.
+const (
+	Before Moment = iota
+	After
+)
+
+// Call is one call of a method.
+type Call struct {
+	Op        Op
+	SessionID string // empty for OpList
+	Moment    Moment
+}
+
+// An Interceptor is asked before and after the effect of each call. The error
+// that it returns is what the call returns. It may block, and so hold the call
+// up; the driver's other calls go on meanwhile.
+type Interceptor func(ctx context.Context, call Call) error
+
+// Driver is the fake. Use [New]. It is safe for concurrent use.
+type Driver struct {
+	name string
+
+	mu        sync.Mutex
+	intercept Interceptor
+	sandboxes map[string]*sandbox
+	ended     map[string]bool // session IDs that Stop or Delete was called for
+	created   int             // sandboxes ever started; names them
+	most      map[string]int  // per chat: the most that ever ran at a time
+	watchers  map[chan runtime.Sandbox]struct{}
+}
+
+type sandbox struct {
+	runtime.Sandbox
+	spec runtime.Spec
+	runs bool // the truth, which State need not tell while it is lost
+}
+
+var (
+	_ runtime.Driver  = (*Driver)(nil)
+	_ runtime.Watcher = (*Driver)(nil)
+)
+
+// New returns a driver with no sandboxes.
+func New(name string) *Driver {
+	return &Driver{
+		name:      name,
+		sandboxes: make(map[string]*sandbox),
+		ended:     make(map[string]bool),
+		most:      make(map[string]int),
+		watchers:  make(map[chan runtime.Sandbox]struct{}),
+	}
+}
+
+// Intercept has f asked about each call from now on; nil for nobody.
+func (d *Driver) Intercept(f Interceptor) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.intercept = f
+}
+
+func (d *Driver) ask(ctx context.Context, op Op, sessionID string, moment Moment) error {
+	d.mu.Lock()
+	f := d.intercept
+	d.mu.Unlock()
+	if f == nil {
+		return nil
+	}
+	return f(ctx, Call{Op: op, SessionID: sessionID, Moment: moment})
+}
+
+// Info implements [runtime.Driver].
+func (d *Driver) Info(context.Context) (runtime.Info, error) {
+	return runtime.Info{Name: d.name, Version: "0"}, nil
+}
+
+// Create implements [runtime.Driver]. It goes through all stages. Where it is
+// made to fail after its effect the sandbox runs all the same.
+func (d *Driver) Create(ctx context.Context, spec runtime.Spec, progress func(runtime.Stage)) (runtime.Sandbox, error) {
+	if err := d.ask(ctx, OpCreate, spec.SessionID, Before); err != nil {
+		return runtime.Sandbox{}, err
+	}
+	if err := ctx.Err(); err != nil {
+		return runtime.Sandbox{}, err
+	}
+	made, err := d.start(spec)
+	if err != nil {
+		return runtime.Sandbox{}, err
+	}
+	for _, stage := range []runtime.Stage{runtime.StagePlaced, runtime.StageStarted} {
+		progress(stage)
+	}
+	if err := d.ask(ctx, OpCreate, spec.SessionID, After); err != nil {
+		return runtime.Sandbox{}, err
+	}
+	progress(runtime.StageReady)
+	return made, nil
+}
+
+func (d *Driver) start(spec runtime.Spec) (runtime.Sandbox, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.ended[spec.SessionID] {
+		return runtime.Sandbox{}, fmt.Errorf("%w: %s was stopped", runtime.ErrConflict, spec.SessionID)
+	}
+	if s, ok := d.sandboxes[spec.SessionID]; ok {
+		if s.spec != spec {
+			return runtime.Sandbox{}, fmt.Errorf("%w: %s was created with another spec", runtime.ErrConflict, spec.SessionID)
+		}
+		return s.Sandbox, nil
+	}
+	d.created++
+	s := &sandbox{
+		Sandbox: runtime.Sandbox{
+			SessionID:   spec.SessionID,
+			ChatID:      spec.ChatID,
+			ContainerID: "container-" + strconv.Itoa(d.created),
+			Endpoint: runtime.Endpoint{
+				IP:   netip.AddrFrom4([4]byte{127, 0, 0, 1}),
+				Port: uint16(20000 + d.created%40000),
+			},
+			State: runtime.StateRunning,
+		},
+		spec: spec,
+		runs: true,
+	}
+	d.sandboxes[spec.SessionID] = s
+	d.most[spec.ChatID] = max(d.most[spec.ChatID], len(d.runningOf(spec.ChatID)))
+	return s.Sandbox, nil
+}
+
+// Stop implements [runtime.Driver].
+func (d *Driver) Stop(ctx context.Context, sessionID string) error {
+	return d.end(ctx, OpStop, sessionID, func() {
+		if s, ok := d.sandboxes[sessionID]; ok && s.runs {
+			s.runs = false
+			s.State, s.Reason = runtime.StateDead, "stopped"
+			d.report(s.Sandbox)
+		}
+	})
+}
+
+// Delete implements [runtime.Driver].
+func (d *Driver) Delete(ctx context.Context, sessionID string) error {
+	return d.end(ctx, OpDelete, sessionID, func() {
+		if s, ok := d.sandboxes[sessionID]; ok {
+			s.State, s.Reason = runtime.StateDead, "deleted"
+			delete(d.sandboxes, sessionID)
+			d.report(s.Sandbox)
+		}
+	})
+}
+
+func (d *Driver) end(ctx context.Context, op Op, sessionID string, effect func()) error {
+	if err := d.ask(ctx, op, sessionID, Before); err != nil {
+		return err
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	d.mu.Lock()
+	d.ended[sessionID] = true
+	effect()
+	d.mu.Unlock()
+	return d.ask(ctx, op, sessionID, After)
+}
+
+// Inspect implements [runtime.Driver].
+func (d *Driver) Inspect(ctx context.Context, sessionID string) (runtime.Sandbox, error) {
+	if err := d.ask(ctx, OpInspect, sessionID, Before); err != nil {
+		return runtime.Sandbox{}, err
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	s, ok := d.sandboxes[sessionID]
+	if !ok {
+		return runtime.Sandbox{}, fmt.Errorf("%w: %s", runtime.ErrNotFound, sessionID)
+	}
+	return s.Sandbox, nil
+}
+
+// List implements [runtime.Driver]. Its order is that of the session IDs.
+func (d *Driver) List(ctx context.Context) iter.Seq2[runtime.Sandbox, error] {
+	return func(yield func(runtime.Sandbox, error) bool) {
+		if err := d.ask(ctx, OpList, "", Before); err != nil {
+			yield(runtime.Sandbox{}, err)
+			return
+		}
+		for _, s := range d.all() {
+			if !yield(s, nil) {
+				return
+			}
+		}
+		if err := d.ask(ctx, OpList, "", After); err != nil {
+			yield(runtime.Sandbox{}, err)
+		}
+	}
+}
+
+func (d *Driver) all() []runtime.Sandbox {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	var all []runtime.Sandbox
+	for _, id := range slices.Sorted(maps.Keys(d.sandboxes)) {
+		all = append(all, d.sandboxes[id].Sandbox)
+	}
+	return all
+}
+
+// watchBuffer is how many changes a watcher may lag behind before the driver
+// drops further ones, as its contract allows.
+const watchBuffer = 1024
+
+// Watch implements [runtime.Watcher].
+func (d *Driver) Watch(ctx context.Context, changed func(runtime.Sandbox)) error {
+	changes := make(chan runtime.Sandbox, watchBuffer)
+	d.mu.Lock()
+	d.watchers[changes] = struct{}{}
+	d.mu.Unlock()
+	defer func() {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		delete(d.watchers, changes)
+	}()
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case s := <-changes:
+			changed(s)
+		}
+	}
+}
+
+// report tells the watchers of a change; the mutex is held.
+func (d *Driver) report(s runtime.Sandbox) {
+	for changes := range d.watchers {
+		select {
+		case changes <- s:
+		default:
+		}
+	}
+}

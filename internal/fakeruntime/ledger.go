@@ -1,0 +1,121 @@
+package fakeruntime
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+
+	"github.com/bivouac/bivouac/runtime"
+)
+
+// Running returns the sandboxes that really run, in the order of their session
+// IDs: also those that the driver calls lost.
+func (d *Driver) Running() []runtime.Sandbox {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.runningOf("")
+}
+
+// runningOf returns the chat's sandboxes that run, or those of all chats for
+// the empty ID; the mutex is held.
+func (d *Driver) runningOf(chatID string) []runtime.Sandbox {
+	var running []runtime.Sandbox
+	for _, s := range d.sandboxes {
+		if s.runs && (chatID == "" || s.ChatID == chatID) {
+			running = append(running, s.Sandbox)
+		}
+	}
+	slices.SortFunc(running, func(a, b runtime.Sandbox) int { return cmp.Compare(a.SessionID, b.SessionID) })
+	return running
+}
+
+// Created returns how many sandboxes were ever started.
+func (d *Driver) Created() int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.created
+}
+
+// MostPerChat returns the largest number of sandboxes that ever ran for one
+// chat at the same time.
+func (d *Driver) MostPerChat() int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	most := 0
+	for n := range maps.Values(d.most) {
+		most = max(most, n)
+	}
+	return most
+}
+
+// Kill ends a sandbox behind its callers' backs.
+func (d *Driver) Kill(sessionID, reason string) {
+	d.change(sessionID, func(s *sandbox) {
+		s.runs = false
+		s.State, s.Reason = runtime.StateDead, reason
+	})
+}
+
+// Lose puts a sandbox out of reach. It runs on.
+func (d *Driver) Lose(sessionID, reason string) {
+	d.change(sessionID, func(s *sandbox) { s.State, s.Reason = runtime.StateLost, reason })
+}
+
+// Regain brings a sandbox back into reach.
+func (d *Driver) Regain(sessionID string) {
+	d.change(sessionID, func(s *sandbox) { s.State, s.Reason = runtime.StateRunning, "" })
+}
+
+// Swap lets another container stand in a sandbox's place.
+func (d *Driver) Swap(sessionID, containerID string) {
+	d.change(sessionID, func(s *sandbox) { s.ContainerID = containerID })
+}
+
+// Plant starts a sandbox that nobody asked this driver for.
+func (d *Driver) Plant(spec runtime.Spec) runtime.Sandbox {
+	s, err := d.start(spec)
+	if err != nil {
+		panic(fmt.Sprintf("fakeruntime: plant: %v", err))
+	}
+	return s
+}
+
+// Forget ends a sandbox and removes what is left of it, so that the driver no
+// longer knows it.
+func (d *Driver) Forget(sessionID string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.must(sessionID)
+	delete(d.sandboxes, sessionID)
+}
+
+// change changes a sandbox and tells the watchers of it.
+func (d *Driver) change(sessionID string, f func(*sandbox)) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	s := d.must(sessionID)
+	f(s)
+	d.report(s.Sandbox)
+}
+
+// must returns a sandbox that the test says is there; the mutex is held.
+func (d *Driver) must(sessionID string) *sandbox {
+	s, ok := d.sandboxes[sessionID]
+	if !ok {
+		panic(fmt.Sprintf("fakeruntime: no sandbox %s", sessionID))
+	}
+	return s
+}
+
+// Fail returns an interceptor that lets each call of op fail with err at the
+// given moment, and no other call.
+func Fail(op Op, moment Moment, err error) Interceptor {
+	return func(_ context.Context, call Call) error {
+		if call.Op == op && call.Moment == moment {
+			return err
+		}
+		return nil
+	}
+}
