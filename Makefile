@@ -18,9 +18,10 @@ help: ## Print what can be made
 
 .PHONY: test
 test: ## Run all tests with the race detector; with CI=true none may be skipped
+	go run ./internal/stack/prepare
 	$(call each,$(call tool,gotestsum) --format standard-quiet \
 		--post-run-command $(CURDIR)/internal/tools/gotestsum/no-skips.sh \
-		-- -race -timeout 20m ./...)
+		-- -race -timeout 20m $(if $(CI),-count=1) ./...)
 
 .PHONY: fmt
 fmt: ## Format all Go files

@@ -44,6 +44,7 @@ func bivouac() rules {
 			{"runtime", []string{"internal/version", "runtime", "runtime/ready"}},
 		},
 		beside: map[string][]string{
+			"internal/apiclient":  {"internal/httpapi/wire"},
 			"internal/consul":     {"internal/chatmutex"},
 			"internal/memory":     {"internal/chatmutex"},
 			"internal/pluginhost": {"runtime/plugin/..."},
@@ -70,6 +71,7 @@ func bivouac() rules {
 		support: []string{
 			"internal/arch",
 			"internal/fakeruntime",
+			"internal/httpapi/apitest",
 			"internal/stack/...",
 			"internal/storetest",
 			"runtime/conformance/...",
