@@ -1,0 +1,84 @@
+package httpapi
+
+import (
+	"context"
+	_ "embed" // for openapi.json
+	"fmt"
+	"net/http"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/bivouac/bivouac/internal/httpapi/wire"
+)
+
+// OpenAPI describes the API, in OpenAPI 3.1.
+//
+//go:embed openapi.json
+var OpenAPI []byte
+
+// Check asks one part that the agent needs whether it is there.
+type Check struct {
+	Name string
+	Run  func(ctx context.Context) error // returns as soon as ctx ends
+}
+
+// checkLimit is how long a health check may take.
+const checkLimit = 2 * time.Second
+
+func (a *API) health(w http.ResponseWriter, r *http.Request, _ query) error {
+	ctx, cancel := context.WithTimeout(r.Context(), checkLimit)
+	defer cancel()
+	errs := make([]error, len(a.config.Checks))
+	var running sync.WaitGroup
+	for i, check := range a.config.Checks {
+		running.Go(func() { errs[i] = run(ctx, check) })
+	}
+	running.Wait()
+
+	body := wire.HealthAnswer{Status: wire.StatusOK, Checks: make(map[string]wire.Check, len(a.config.Checks))}
+	var failing []string
+	for i, check := range a.config.Checks {
+		if errs[i] == nil {
+			body.Checks[check.Name] = wire.Check{Status: wire.StatusOK}
+			continue
+		}
+		body.Checks[check.Name] = wire.Check{Status: wire.StatusFailing, Error: errs[i].Error()}
+		failing = append(failing, check.Name)
+	}
+	if failing == nil {
+		return writeJSON(w, http.StatusOK, body)
+	}
+	body.Status = wire.StatusFailing
+	body.Error = &wire.Error{
+		Code:      wire.CodeUnhealthy,
+		Message:   "failing: " + strings.Join(failing, ", "),
+		RequestID: w.Header().Get(wire.HeaderRequestID),
+	}
+	return writeJSON(w, http.StatusServiceUnavailable, body)
+}
+
+// run keeps a panic from ending the process: it would be in a goroutine that
+// net/http does not watch.
+func run(ctx context.Context, check Check) (err error) {
+	defer func() {
+		if cause := recover(); cause != nil {
+			err = fmt.Errorf("panic: %v", cause)
+		}
+	}()
+	return check.Run(ctx)
+}
+
+func (a *API) self(w http.ResponseWriter, _ *http.Request, _ query) error {
+	return writeJSON(w, http.StatusOK, a.config.Self)
+}
+
+func (a *API) metrics(w http.ResponseWriter, r *http.Request, _ query) error {
+	a.config.Metrics.ServeHTTP(w, r)
+	return nil
+}
+
+func (*API) openAPI(w http.ResponseWriter, _ *http.Request, _ query) error {
+	writeBytes(w, http.StatusOK, OpenAPI)
+	return nil
+}

@@ -1,0 +1,196 @@
+package httpapi
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"mime"
+	"net/http"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/google/uuid"
+
+	"github.com/bivouac/bivouac/internal/httpapi/wire"
+	"github.com/bivouac/bivouac/scheduler"
+)
+
+var errMediaType = &apiError{
+	status: http.StatusUnsupportedMediaType, code: wire.CodeUnsupportedMediaType,
+	message: "the Content-Type must be application/json",
+}
+
+func invalid(format string, args ...any) error {
+	return fmt.Errorf("%w: %s", scheduler.ErrInvalid, fmt.Sprintf(format, args...))
+}
+
+func chatID(r *http.Request) (uuid.UUID, error) {
+	s := r.PathValue("chat_id")
+	id, err := uuid.Parse(s)
+	if err != nil || len(s) != len(id.String()) { // Parse knows other forms as well
+		return uuid.Nil, invalid("chat_id is not a UUID in its form of 36 characters")
+	}
+	return id, nil
+}
+
+// readFields reads a body that is one JSON object of strings, with no other
+// fields than those named. A request without a body has no fields.
+//
+// encoding/json's Unmarshal would match names of other case, let the last of
+// two equal names win, and take null for an empty string.
+func readFields(w http.ResponseWriter, r *http.Request, names ...string) (map[string]string, error) {
+	text, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
+	if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
+		return nil, invalid("the body is over %d bytes", maxBody)
+	}
+	if err != nil {
+		return nil, invalid("the body could not be read to its end")
+	}
+	if ans, ok := w.(*answer); ok {
+		ans.readLimit(0)
+	}
+	if len(text) == 0 {
+		return nil, nil
+	}
+	mediaType, _, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
+	if err != nil || mediaType != "application/json" {
+		return nil, errMediaType
+	}
+	return parseFields(string(text), names)
+}
+
+func parseFields(text string, names []string) (map[string]string, error) {
+	tokens := json.NewDecoder(strings.NewReader(text))
+	if token, err := tokens.Token(); err != nil || token != json.Delim('{') {
+		return nil, invalid("the body is not a JSON object")
+	}
+	fields := make(map[string]string, len(names))
+	for tokens.More() {
+		token, err := tokens.Token()
+		name, ok := token.(string)
+		if err != nil || !ok {
+			return nil, invalid("the body is not JSON")
+		}
+		if !slices.Contains(names, name) {
+			return nil, invalid("unknown field %q", name)
+		}
+		if _, ok := fields[name]; ok {
+			return nil, invalid("field %s stands twice", name)
+		}
+		token, err = tokens.Token()
+		value, ok := token.(string)
+		switch {
+		case err != nil:
+			return nil, invalid("the body is not JSON")
+		case !ok:
+			return nil, invalid("%s is not a string", name)
+		case strings.ContainsRune(value, utf8.RuneError):
+			// What the decoder puts in place of bytes that are not UTF-8.
+			return nil, invalid("%s is not Unicode text", name)
+		}
+		fields[name] = value
+	}
+	if _, err := tokens.Token(); err != nil {
+		return nil, invalid("the body is not JSON")
+	}
+	if _, err := tokens.Token(); !errors.Is(err, io.EOF) {
+		return nil, invalid("the body goes on after its JSON object")
+	}
+	return fields, nil
+}
+
+// ttl returns 0, the default, where there is no such field.
+func ttl(fields map[string]string) (time.Duration, error) {
+	s, ok := fields["ttl"]
+	if !ok {
+		return 0, nil
+	}
+	return positiveDuration("ttl", s)
+}
+
+func positiveDuration(name, s string) (time.Duration, error) {
+	d, err := time.ParseDuration(s)
+	if err != nil {
+		return 0, invalid(`%s is not a duration such as "30m" or "90s"`, name)
+	}
+	if d <= 0 {
+		return 0, invalid("%s is not more than zero", name)
+	}
+	return d, nil
+}
+
+// query is a request's query. A parameter without a value is as good as none.
+type query map[string]string
+
+func parseQuery(raw string, known []string) (query, error) {
+	values, err := url.ParseQuery(raw)
+	if err != nil {
+		return nil, invalid("the query is not well-formed")
+	}
+	q := make(query, len(values))
+	for name, list := range values {
+		if !slices.Contains(known, name) {
+			return nil, invalid("unknown query parameter %q", name)
+		}
+		if len(list) > 1 {
+			return nil, invalid("query parameter %s stands twice", name)
+		}
+		if !utf8.ValidString(list[0]) {
+			return nil, invalid("query parameter %s is not UTF-8", name)
+		}
+		q[name] = list[0]
+	}
+	return q, nil
+}
+
+// The page of a list where the caller does not say.
+const defaultPerPage = 100
+
+func (q query) perPage() (int, error) {
+	if q["per_page"] == "" {
+		return defaultPerPage, nil
+	}
+	n, err := strconv.Atoi(q["per_page"])
+	if err != nil || n < 1 || n > scheduler.MaxPerPage {
+		return 0, invalid("per_page is not a number from 1 to %d", scheduler.MaxPerPage)
+	}
+	return n, nil
+}
+
+// The wait of a blocking read.
+const (
+	defaultWait = 5 * time.Minute
+	maxWait     = 10 * time.Minute
+)
+
+// block returns the zero Block for a read that is not to wait. A wait without
+// an index has nothing to wait from, and is checked all the same.
+func (q query) block() (scheduler.Block, error) {
+	var block scheduler.Block
+	wait := defaultWait
+	if s := q["wait"]; s != "" {
+		var err error
+		if wait, err = positiveDuration("wait", s); err != nil {
+			return block, err
+		}
+		if wait > maxWait {
+			return block, invalid("wait is over %s", maxWait)
+		}
+	}
+	if s := q["index"]; s != "" {
+		index, err := strconv.ParseUint(s, 10, 64)
+		if err != nil {
+			return block, invalid("index is not a number as %s has it", wire.HeaderIndex)
+		}
+		block.Index = index
+	}
+	if block.Index != 0 {
+		block.Wait = wait
+	}
+	return block, nil
+}

@@ -1,0 +1,163 @@
+package httpapi
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"runtime/debug"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/hashicorp/go-hclog"
+	"go.opentelemetry.io/otel/propagation"
+
+	"github.com/bivouac/bivouac/internal/httpapi/wire"
+	"github.com/bivouac/bivouac/scheduler"
+)
+
+// Sessions are the use cases that the API offers: a *scheduler.Scheduler.
+type Sessions interface {
+	Create(ctx context.Context, cmd scheduler.CreateCommand) (scheduler.CreateResult, error)
+	Get(ctx context.Context, chatID uuid.UUID, block scheduler.Block) (scheduler.Session, uint64, error)
+	List(ctx context.Context, query scheduler.Query) (scheduler.Page, error)
+	Renew(ctx context.Context, chatID uuid.UUID, ttl time.Duration) (scheduler.Session, error)
+	Delete(ctx context.Context, chatID uuid.UUID) (scheduler.DeleteResult, error)
+	CleanupExpired(ctx context.Context) (scheduler.CleanupResult, error)
+}
+
+// Config is what the API is made from. All of it is required.
+type Config struct {
+	Sessions Sessions
+	Checks   []Check         // none: always healthy
+	Metrics  http.Handler    // serves /v1/metrics
+	Self     wire.SelfAnswer // served as it is: it must hold no secrets
+	Logger   hclog.Logger
+}
+
+// API is the Control API as an http.Handler.
+type API struct {
+	config   Config
+	mux      *http.ServeMux
+	csrf     *http.CrossOriginProtection
+	watchers chan struct{} // one token for each blocking read in flight
+	stopping context.Context
+	stop     context.CancelFunc
+}
+
+// New returns the API. It starts nothing.
+func New(config Config) *API {
+	if config.Self.Runtimes == nil {
+		config.Self.Runtimes = []wire.Runtime{} // an empty list, not null
+	}
+	stopping, stop := context.WithCancel(context.Background())
+	a := &API{
+		config:   config,
+		mux:      http.NewServeMux(),
+		csrf:     http.NewCrossOriginProtection(),
+		watchers: make(chan struct{}, maxWatchers),
+		stopping: stopping,
+		stop:     stop,
+	}
+	a.mux.Handle("/v1/sessions", methods{
+		"GET": {a.list, []string{"agent_id", "per_page", "next_token", "index", "wait"}},
+	})
+	a.mux.Handle("/v1/sessions/{chat_id}", methods{
+		"GET":    {a.get, []string{"index", "wait"}},
+		"PUT":    {a.create, nil},
+		"DELETE": {a.delete, nil},
+	})
+	a.mux.Handle("/v1/sessions/{chat_id}/renew", methods{"POST": {a.renew, nil}})
+	a.mux.Handle("/v1/cleanup", methods{"POST": {a.cleanup, nil}})
+	a.mux.Handle("/v1/agent/health", methods{"GET": {a.health, nil}})
+	a.mux.Handle("/v1/agent/self", methods{"GET": {a.self, nil}})
+	a.mux.Handle("/v1/metrics", methods{"GET": {a.metrics, nil}})
+	a.mux.Handle("/v1/openapi.json", methods{"GET": {a.openAPI, nil}})
+	a.mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) { fail(w, errUnknownPath) })
+	return a
+}
+
+// The limits of a connection. There is none on how long an answer may take to
+// begin: a blocking read and a create take as long as they take.
+const (
+	headerLimit  = 10 * time.Second // to read a request's headers
+	bodyLimit    = 10 * time.Second // to read its body
+	writeLimit   = 30 * time.Second // to write an answer, once it is there
+	idleLimit    = 2 * time.Minute
+	maxHeader    = 32 << 10 // bytes
+	maxBody      = 64 << 10 // bytes
+	maxWatchers  = 128      // blocking reads at a time
+	maxRequestID = 128      // bytes
+)
+
+// Server returns a server of the API with its limits, for the caller to start.
+// Its Shutdown ends the blocking reads at once and waits for everything else.
+func (a *API) Server() *http.Server {
+	server := &http.Server{
+		Handler:           a,
+		ReadHeaderTimeout: headerLimit,
+		IdleTimeout:       idleLimit,
+		MaxHeaderBytes:    maxHeader,
+		ErrorLog:          a.config.Logger.StandardLogger(&hclog.StandardLoggerOptions{ForceLevel: hclog.Debug}),
+	}
+	server.RegisterOnShutdown(a.stop)
+	return server
+}
+
+// ServeHTTP answers one request. Nothing that goes wrong in it goes further.
+func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	began := time.Now()
+	ans := newAnswer(w, r)
+	defer func() {
+		if cause := recover(); cause != nil {
+			a.recovered(ans, cause)
+		}
+		a.log(ans, r, time.Since(began))
+		if ans.broken {
+			panic(http.ErrAbortHandler) // net/http's way to say: close the connection
+		}
+	}()
+
+	if r.ContentLength != 0 {
+		ans.readLimit(bodyLimit)
+	}
+	if err := a.admit(r); err != nil {
+		fail(ans, err)
+		return
+	}
+	ctx := propagation.TraceContext{}.Extract(r.Context(), propagation.HeaderCarrier(r.Header))
+	a.mux.ServeHTTP(ans, r.WithContext(ctx))
+}
+
+func (a *API) recovered(ans *answer, cause any) {
+	if err, ok := cause.(error); ok && errors.Is(err, http.ErrAbortHandler) {
+		ans.broken = true
+		return
+	}
+	a.config.Logger.Error("panic while answering a request",
+		"request_id", ans.requestID, "panic", cause, "stack", string(debug.Stack()))
+	if ans.status != 0 {
+		ans.broken = true // too late to say anything else
+		return
+	}
+	fail(ans, fmt.Errorf("panic: %v", cause))
+}
+
+// log writes one line for each request: at debug where it went well or the
+// caller was wrong or gone, so that nobody can fill the log from outside.
+func (a *API) log(ans *answer, r *http.Request, took time.Duration) {
+	level := hclog.Debug
+	switch {
+	case r.Context().Err() != nil:
+	case ans.status == http.StatusInternalServerError:
+		level = hclog.Error
+	case ans.status > http.StatusInternalServerError, ans.status == http.StatusTooManyRequests:
+		level = hclog.Warn
+	}
+	args := []any{"request_id", ans.requestID, "method", r.Method, "path", r.URL.EscapedPath(),
+		"status", ans.status, "took", took}
+	if ans.err != nil {
+		args = append(args, "error", errorFor(ans.err).code, "detail", ans.err)
+	}
+	a.config.Logger.Log(level, "request", args...)
+}
