@@ -1,0 +1,218 @@
+package e2e
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"os"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/google/uuid"
+	"github.com/shoenig/test/must"
+
+	"github.com/bivouac/bivouac/internal/httpapi/wire"
+	"github.com/bivouac/bivouac/internal/stack"
+)
+
+func TestHundredCreatesShareOneStart(t *testing.T) {
+	// Given three replicas and a hundred callers that want one chat's sandbox.
+	w := newWorld(t, "raw_exec")
+	replicas := []*replica{w.start(), w.start(), w.start()}
+	chat := uuid.NewString()
+	const callers = 100
+	answers := make([]wire.CreateAnswer, callers)
+	errs := make([]error, callers)
+	var wg sync.WaitGroup
+	for i := range callers {
+		wg.Go(func() {
+			status, text, err := replicas[i%len(replicas)].try(http.MethodPut, sessionPath(chat), w.body())
+			if err == nil && status != http.StatusOK && status != http.StatusCreated {
+				err = fmt.Errorf("status %d: %s", status, text)
+			}
+			if err == nil {
+				err = json.Unmarshal(text, &answers[i])
+			}
+			errs[i] = err
+		})
+	}
+	wg.Wait()
+
+	// Then one created it, all others reused it, and there is one sandbox.
+	created := 0
+	for i, a := range answers {
+		must.NoError(t, errs[i])
+		must.Eq(t, answers[0].Session, a.Session)
+		if a.Result == "created" {
+			created++
+		} else {
+			must.Eq(t, "reused", a.Result)
+		}
+	}
+	must.Eq(t, 1, created)
+	must.Len(t, 1, w.liveAllocs(chat))
+	must.Len(t, 1, w.jobs())
+	replicas[0].delete(chat)
+}
+
+func TestSandboxThatDiedIsReplaced(t *testing.T) {
+	w := newWorld(t, "raw_exec")
+	r := w.start()
+	chat := uuid.NewString()
+	first := r.create(chat, w.body(), http.StatusCreated).Session
+
+	// When the sandbox's process is killed, the session says so, with the reason.
+	about, err := page(t, first, "/")
+	must.NoError(t, err)
+	var self struct {
+		PID int `json:"pid"`
+	}
+	must.NoError(t, json.Unmarshal([]byte(about), &self))
+	must.Positive(t, self.PID)
+	process, err := os.FindProcess(self.PID)
+	must.NoError(t, err)
+	must.NoError(t, process.Kill())
+	eventually(t, "the session is dead", func() error {
+		if s := r.get(chat); s.State != "dead" || s.Reason == "" {
+			return fmt.Errorf("state %s, reason %q", s.State, s.Reason)
+		}
+		return nil
+	})
+	must.StrContains(t, r.get(chat).Reason, "137")
+
+	// Then it cannot be renewed, and a create replaces it.
+	refused := call[wire.ErrorAnswer](r, http.MethodPost, sessionPath(chat)+"/renew", wire.RenewRequest{}, http.StatusConflict)
+	must.Eq(t, wire.CodeNotRunning, refused.Error.Code)
+	next := r.create(chat, w.body(), http.StatusCreated)
+	must.Eq(t, "replaced", next.Result)
+	must.NotEq(t, first.ContainerID, next.Session.ContainerID)
+	r.delete(chat)
+}
+
+func TestSandboxStoppedByAnOperatorIsToldSo(t *testing.T) {
+	w := newWorld(t, "raw_exec")
+	r := w.start()
+	chat := uuid.NewString()
+	first := r.create(chat, w.body(), http.StatusCreated).Session
+	_, _, err := w.nomad.Jobs().Deregister("bivouac-"+first.SessionID.String(), false, nil)
+	must.NoError(t, err)
+	eventually(t, "the session is dead", func() error {
+		if s := r.get(chat); s.State != "dead" || !strings.Contains(s.Reason, "stopped") {
+			return fmt.Errorf("state %s, reason %q", s.State, s.Reason)
+		}
+		return nil
+	})
+	r.delete(chat)
+}
+
+func TestCreateThatCannotSucceedLeavesNothing(t *testing.T) {
+	const huge = "100000000"
+	for _, tc := range []struct {
+		name, template string
+		flags          []string
+		status         int
+		code           wire.Code
+		says           string
+	}{
+		{"no room", "raw_exec", []string{"-job-var=memory=" + huge}, http.StatusServiceUnavailable, wire.CodeNotPlaced, "memory"},
+		{"command missing", "raw_exec", []string{"-job-var=command=/does/not/exist"}, http.StatusServiceUnavailable, wire.CodeNotReady, "/does/not/exist"},
+		{"exits at once", "raw_exec", []string{"-job-var=command=/bin/false"}, http.StatusServiceUnavailable, wire.CodeNotReady, "exit"},
+		{"never answers", "raw_exec", []string{"-job-var=command=/bin/sleep", `-job-var=args=["300"]`, "-job-var=ready_timeout=2s"}, http.StatusGatewayTimeout, wire.CodeNotReady, "did not answer"},
+		{"image missing", "docker", []string{"-job-var=image=bivouac-no-such-image:dev"}, http.StatusServiceUnavailable, wire.CodeNotReady, "image"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			w := newWorld(t, tc.template)
+			w.flags = append(w.flags, tc.flags...)
+			r := w.start()
+			chat := uuid.NewString()
+			failed := call[wire.ErrorAnswer](r, http.MethodPut, sessionPath(chat), w.body(), tc.status)
+			must.Eq(t, tc.code, failed.Error.Code)
+			must.StrContains(t, failed.Error.Message, tc.says)
+			must.SliceEmpty(t, w.jobs())
+			must.SliceEmpty(t, w.keys(chat))
+		})
+	}
+}
+
+func TestReplicaThatStopsLeavesSandboxesRunning(t *testing.T) {
+	w := newWorld(t, "raw_exec")
+	first := w.start()
+	chat := uuid.NewString()
+	session := first.create(chat, w.body(), http.StatusCreated).Session
+
+	for _, sig := range []os.Signal{os.Interrupt, os.Kill} {
+		first.stop(sig)
+		_, err := page(t, session, "/")
+		must.NoError(t, err)
+		first = w.start()
+		must.Eq(t, session, first.get(chat))
+		reused := first.create(chat, w.body(), http.StatusOK)
+		must.Eq(t, session, reused.Session)
+	}
+	first.delete(chat)
+}
+
+func TestReplicaKilledInMidCreateIsSettledByAnother(t *testing.T) {
+	// Given a replica that is killed while its sandbox is starting.
+	w := newWorld(t, "raw_exec")
+	w.flags = append(w.flags, "-job-var=command=/bin/sleep", `-job-var=args=["300"]`)
+	killed, survivor := w.start(), w.start()
+	chat := uuid.NewString()
+	answered := make(chan struct{})
+	go func() {
+		defer close(answered)
+		_, _, _ = killed.try(http.MethodPut, sessionPath(chat), w.body()) // it dies with the replica
+	}()
+	eventually(t, "the sandbox runs", func() error {
+		if len(w.liveAllocs(chat)) == 0 {
+			return fmt.Errorf("no allocation yet")
+		}
+		return nil
+	})
+	killed.stop(os.Kill)
+	<-answered
+
+	// Then the other one undoes it: no sandbox, no record, no lock is left.
+	eventually(t, "nothing is left", func() error {
+		if live, keys := len(w.liveAllocs(chat)), w.keys(chat); live > 0 || len(keys) > 0 {
+			return fmt.Errorf("%d allocations, keys %v", live, keys)
+		}
+		return nil
+	})
+	_ = call[wire.ErrorAnswer](survivor, http.MethodGet, sessionPath(chat), nil, http.StatusNotFound)
+}
+
+func TestReplicaThatStartsBeforeConsul(t *testing.T) {
+	// Given a replica whose Consul is not there yet.
+	w := newWorld(t, "raw_exec")
+	port, err := stack.FreePort(0)
+	must.NoError(t, err)
+	addr := fmt.Sprintf("127.0.0.1:%d", port)
+	w.env = append(w.env, "CONSUL_HTTP_ADDR="+addr)
+	r := w.launch()
+	eventually(t, "health names Consul", func() error {
+		status, text, err := r.try(http.MethodGet, "/v1/agent/health", nil)
+		if err == nil && (status != http.StatusServiceUnavailable || !strings.Contains(string(text), "consul")) {
+			err = fmt.Errorf("status %d: %s", status, text)
+		}
+		return err
+	})
+	chat := uuid.NewString()
+	refused := call[wire.ErrorAnswer](r, http.MethodPut, sessionPath(chat), w.body(), http.StatusServiceUnavailable)
+	must.Eq(t, wire.CodeStoreUnavailable, refused.Error.Code)
+
+	// When Consul comes, the replica serves.
+	c, err := stack.StartConsul(t.Context(), stack.ConsulConfig{HTTPPort: port})
+	must.NoError(t, err)
+	t.Cleanup(func() { must.NoError(t, c.Stop()) })
+	eventually(t, "a create succeeds", func() error {
+		status, text, err := r.try(http.MethodPut, sessionPath(chat), w.body())
+		if err == nil && status != http.StatusCreated {
+			err = fmt.Errorf("status %d: %s", status, text)
+		}
+		return err
+	})
+	r.delete(chat)
+	r.stop(os.Interrupt)
+}

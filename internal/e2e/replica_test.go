@@ -1,0 +1,266 @@
+package e2e
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	consul "github.com/hashicorp/consul/api"
+	nomad "github.com/hashicorp/nomad/api"
+	"github.com/shoenig/test/must"
+	"github.com/shoenig/test/wait"
+
+	"github.com/bivouac/bivouac/internal/httpapi/wire"
+	"github.com/bivouac/bivouac/internal/stack"
+)
+
+// world is one Bivouac: any number of replicas over one Nomad and one prefix of
+// one Consul.
+type world struct {
+	t        *testing.T
+	nomad    *nomad.Client
+	consul   *consul.Client
+	prefix   string
+	instance string
+	volume   string // a folder with a file hello.txt in it
+	env      []string
+	flags    []string
+}
+
+// newWorld makes a Bivouac whose sandboxes come from the named job template.
+func newWorld(t *testing.T, template string, flags ...string) *world {
+	c, prefix := stack.ConsulForTest(t)
+	n := stack.NomadForTest(t)
+	consulClient, err := c.Client()
+	must.NoError(t, err)
+	nomadClient, err := n.Client()
+	must.NoError(t, err)
+	w := &world{
+		t:        t,
+		nomad:    nomadClient,
+		consul:   consulClient,
+		prefix:   prefix,
+		instance: strings.TrimSuffix(prefix, "/"),
+		volume:   t.TempDir(),
+		env:      append(os.Environ(), "CONSUL_HTTP_ADDR="+c.Addr(), "NOMAD_ADDR=http://"+n.Addr()),
+	}
+	must.NoError(t, os.WriteFile(filepath.Join(w.volume, "hello.txt"), []byte("from the host"), 0o644))
+	must.NoError(t, os.Chmod(w.volume, 0o755))
+	w.flags = append([]string{"-kv-prefix=" + prefix, "-instance=" + w.instance, "-job-template=" + template,
+		"-cleanup-interval=1s", "-log-level=debug"}, flags...)
+	if template == "docker" {
+		w.flags = append(w.flags, "-job-var=image="+stack.DockerForTest(t))
+	}
+	return w
+}
+
+// replica is one running bivouac agent.
+type replica struct {
+	t    *testing.T
+	url  string
+	cmd  *exec.Cmd
+	gone chan struct{}
+}
+
+// start starts a replica and waits until it says that it can serve.
+func (w *world) start() *replica {
+	w.t.Helper()
+	r := w.launch()
+	eventually(w.t, "a healthy replica", func() error {
+		select {
+		case <-r.gone:
+			w.t.Fatal("the replica ended")
+		default:
+		}
+		status, _, err := r.try(http.MethodGet, "/v1/agent/health", nil)
+		if err == nil && status != http.StatusOK {
+			err = fmt.Errorf("health answers %d", status)
+		}
+		return err
+	})
+	return r
+}
+
+// launch starts a replica.
+func (w *world) launch() *replica {
+	w.t.Helper()
+	port, err := stack.FreePort(0)
+	must.NoError(w.t, err)
+	addr := fmt.Sprintf("127.0.0.1:%d", port)
+	log, err := os.Create(filepath.Join(w.t.TempDir(), "agent.log"))
+	must.NoError(w.t, err)
+	cmd := exec.Command(binary, append([]string{"agent", "-http-addr=" + addr}, w.flags...)...)
+	cmd.Env, cmd.Stdout, cmd.Stderr = w.env, log, log
+	must.NoError(w.t, cmd.Start())
+	r := &replica{t: w.t, url: "http://" + addr, cmd: cmd, gone: make(chan struct{})}
+	go func() {
+		defer close(r.gone)
+		_ = cmd.Wait() // how it ended is for the test to ask
+	}()
+	w.t.Cleanup(func() {
+		r.stop(os.Interrupt)
+		must.NoError(w.t, log.Close())
+		if w.t.Failed() {
+			text, err := os.ReadFile(log.Name())
+			w.t.Logf("log of %s (%v):\n%s", addr, err, text)
+		}
+	})
+	return r
+}
+
+// stop sends a signal to the replica and waits until it is gone.
+func (r *replica) stop(sig os.Signal) {
+	select {
+	case <-r.gone:
+		return
+	default:
+	}
+	must.NoError(r.t, r.cmd.Process.Signal(sig))
+	select {
+	case <-r.gone:
+	case <-time.After(60 * time.Second):
+		_ = r.cmd.Process.Kill() // the test fails for the reason given next
+		<-r.gone
+		r.t.Errorf("the replica did not end within 60 s of %v", sig)
+	}
+}
+
+// try makes one request.
+func (r *replica) try(method, path string, body any) (status int, answer []byte, err error) {
+	var reader io.Reader
+	if body != nil {
+		text, err := json.Marshal(body)
+		if err != nil {
+			return 0, nil, err
+		}
+		reader = bytes.NewReader(text)
+	}
+	req, err := http.NewRequestWithContext(r.t.Context(), method, r.url+path, reader)
+	if err != nil {
+		return 0, nil, err
+	}
+	if body != nil {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		return 0, nil, err
+	}
+	defer resp.Body.Close()
+	answer, err = io.ReadAll(io.LimitReader(resp.Body, 16<<20))
+	return resp.StatusCode, answer, err
+}
+
+var client = &http.Client{Timeout: 3 * time.Minute}
+
+// call makes one request, which must be answered with the given status, and
+// decodes the answer.
+func call[A any](r *replica, method, path string, body any, want int) A {
+	r.t.Helper()
+	status, answer, err := r.try(method, path, body)
+	must.NoError(r.t, err)
+	must.Eq(r.t, want, status, must.Sprintf("%s %s: %s", method, path, answer))
+	var a A
+	must.NoError(r.t, json.Unmarshal(answer, &a))
+	return a
+}
+
+func (w *world) body() wire.CreateRequest {
+	return wire.CreateRequest{AgentID: "agent-1", VolumeHostPath: w.volume}
+}
+
+func sessionPath(chat string) string { return "/v1/sessions/" + chat }
+
+func (r *replica) create(chat string, body wire.CreateRequest, status int) wire.CreateAnswer {
+	r.t.Helper()
+	return call[wire.CreateAnswer](r, http.MethodPut, sessionPath(chat), body, status)
+}
+
+func (r *replica) get(chat string) wire.Session {
+	r.t.Helper()
+	return call[wire.SessionAnswer](r, http.MethodGet, sessionPath(chat), nil, http.StatusOK).Session
+}
+
+func (r *replica) delete(chat string) wire.DeleteAnswer {
+	r.t.Helper()
+	return call[wire.DeleteAnswer](r, http.MethodDelete, sessionPath(chat), nil, http.StatusOK)
+}
+
+// page reads a page of the sandbox's own server.
+func page(t *testing.T, s wire.Session, path string) (string, error) {
+	t.Helper()
+	must.NotNil(t, s.Endpoint)
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+s.Endpoint.AddrPort().String()+path, nil)
+	must.NoError(t, err)
+	resp, err := client.Do(req)
+	if err != nil {
+		return "", err
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
+	if err == nil && resp.StatusCode != http.StatusOK {
+		err = fmt.Errorf("GET %s: %s", path, resp.Status)
+	}
+	return string(text), err
+}
+
+// liveAllocs returns the allocations of the chat's sessions that have not ended.
+func (w *world) liveAllocs(chat string) []*nomad.AllocationListStub {
+	w.t.Helper()
+	allocs, _, err := w.nomad.Allocations().List(&nomad.QueryOptions{})
+	must.NoError(w.t, err)
+	var live []*nomad.AllocationListStub
+	for _, a := range allocs {
+		if a.ClientStatus == nomad.AllocClientStatusComplete || a.ClientStatus == nomad.AllocClientStatusFailed {
+			continue
+		}
+		job, _, err := w.nomad.Jobs().Info(a.JobID, nil)
+		if err == nil && job.Meta["chat_id"] == chat {
+			live = append(live, a)
+		}
+	}
+	return live
+}
+
+// jobs returns the jobs of this Bivouac in Nomad, dead ones included.
+func (w *world) jobs() []string {
+	w.t.Helper()
+	list, _, err := w.nomad.Jobs().ListOptions(&nomad.JobListOptions{Fields: &nomad.JobListFields{Meta: true}}, nil)
+	must.NoError(w.t, err)
+	var ids []string
+	for _, j := range list {
+		if j.Meta["bivouac_instance"] == w.instance {
+			ids = append(ids, j.ID)
+		}
+	}
+	return ids
+}
+
+// keys returns the Consul keys that name the chat.
+func (w *world) keys(chat string) []string {
+	w.t.Helper()
+	all, _, err := w.consul.KV().Keys(w.prefix, "", nil)
+	must.NoError(w.t, err)
+	var keys []string
+	for _, k := range all {
+		if strings.Contains(k, chat) {
+			keys = append(keys, k)
+		}
+	}
+	return keys
+}
+
+// eventually waits until check returns nil.
+func eventually(t *testing.T, what string, check func() error) {
+	t.Helper()
+	must.Wait(t, wait.InitialSuccess(wait.ErrorFunc(check), wait.Timeout(60*time.Second), wait.Gap(50*time.Millisecond)),
+		must.Sprint(what))
+}
