@@ -7,11 +7,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"runtime"
-	"slices"
-	"strings"
-	"sync"
 	"syscall"
 	"time"
 
@@ -58,8 +54,9 @@ func (a *Agent) Running() bool {
 	}
 }
 
-// start begins the process and does not wait until it is ready.
-func (a *Agent) start() error {
+// Start begins the process, with the same ports and data as before, and does not
+// wait until it is ready.
+func (a *Agent) Start() error {
 	if a.Running() {
 		return fmt.Errorf("stack: start %s: it runs already", a.Name)
 	}
@@ -161,13 +158,13 @@ func (a *Agent) Stop() error {
 	}
 }
 
-// Restart stops the process if it runs, starts it with the same ports and data,
-// and returns when it is ready.
+// Restart stops the process if it runs, starts it again, and returns when it is
+// ready.
 func (a *Agent) Restart(ctx context.Context) error {
 	if err := a.Stop(); err != nil {
 		return err
 	}
-	if err := a.start(); err != nil {
+	if err := a.Start(); err != nil {
 		return err
 	}
 	return a.WaitReady(ctx)
@@ -191,109 +188,4 @@ func tail(path string) string {
 	}
 	lines := bytes.Split(bytes.TrimSpace(data), []byte("\n"))
 	return string(bytes.Join(lines[max(0, len(lines)-15):], []byte("\n")))
-}
-
-// group is the agents that start and stop together, and what they share.
-type group struct {
-	dir   string
-	ports *portBlock
-	all   []*Agent
-}
-
-func newGroup() (*group, error) {
-	// A short path: Nomad puts Unix sockets below it, whose paths are limited
-	// to 107 bytes.
-	dir, err := os.MkdirTemp("", "bivouac-")
-	if err != nil {
-		return nil, err
-	}
-	ports, err := newPortBlock()
-	if err != nil {
-		return nil, errors.Join(err, os.Remove(dir))
-	}
-	return &group{dir: dir, ports: ports}, nil
-}
-
-// env is the environment of the group's agents. What is set to point a command
-// at the user's own Nomad or Consul must not reach them. The mark is inherited
-// by all that an agent starts, and [sweep] finds it by that.
-func (g *group) env() []string {
-	env := []string{markName + "=" + g.dir}
-	for _, kv := range os.Environ() {
-		if !strings.HasPrefix(kv, "NOMAD_") && !strings.HasPrefix(kv, "CONSUL_") {
-			env = append(env, kv)
-		}
-	}
-	return env
-}
-
-// add makes an agent with a folder of its own; prepare writes its
-// configuration there and returns its arguments.
-func (g *group) add(name, bin string, addr string, prepare func(dir string) ([]string, error)) (*Agent, error) {
-	dir := filepath.Join(g.dir, name)
-	if err := os.Mkdir(dir, 0o755); err != nil {
-		return nil, err
-	}
-	args, err := prepare(dir)
-	if err != nil {
-		return nil, err
-	}
-	a := &Agent{
-		Name: name,
-		Addr: addr,
-		Log:  filepath.Join(dir, "agent.log"),
-		bin:  bin,
-		args: args,
-		env:  g.env(),
-	}
-	g.all = append(g.all, a)
-	return a, nil
-}
-
-// start starts all agents and waits until all are ready.
-func (g *group) start(ctx context.Context) error {
-	for _, a := range g.all {
-		if err := a.start(); err != nil {
-			return err
-		}
-	}
-	for _, a := range g.all {
-		if err := a.WaitReady(ctx); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// stop ends everything that the group or any of its agents ever started, and
-// removes its folder.
-func (g *group) stop() error {
-	errs := make([]error, len(g.all))
-	var wg sync.WaitGroup
-	for i, a := range g.all {
-		wg.Go(func() { errs[i] = a.Stop() })
-	}
-	wg.Wait()
-	return errors.Join(append(errs, sweep(g.dir), g.ports.release())...)
-}
-
-// leader finds the server that leads. ask returns the RPC address of the leader
-// that one server knows.
-func leader(servers []*Agent, ask func(*Agent) (string, error)) (*Agent, error) {
-	err := errors.New("no server runs")
-	for _, a := range servers {
-		if !a.Running() {
-			continue
-		}
-		var addr string
-		if addr, err = ask(a); err != nil {
-			continue
-		}
-		i := slices.IndexFunc(servers, func(s *Agent) bool { return s.rpc == addr && s.Running() })
-		if i >= 0 {
-			return servers[i], nil
-		}
-		err = fmt.Errorf("%s knows of no running leader", a.Name)
-	}
-	return nil, fmt.Errorf("stack: find the leader: %w", err)
 }

@@ -47,7 +47,7 @@ func StartConsul(ctx context.Context, cfg ConsulConfig) (*Consul, error) {
 	if err := c.add(bin, cfg); err != nil {
 		return nil, errors.Join(fmt.Errorf("stack: start Consul: %w", err), c.Stop())
 	}
-	if err := g.start(ctx); err != nil {
+	if err := start(ctx, c.Servers); err != nil {
 		return nil, errors.Join(err, c.Stop())
 	}
 	return c, nil
@@ -70,8 +70,10 @@ func (c *Consul) add(bin string, cfg ConsulConfig) error {
 		all[0].http = cfg.HTTPPort
 	}
 	for i, p := range all {
+		name := "consul-" + strconv.Itoa(i)
+		node := c.group.node(name)
 		config := map[string]any{
-			"node_name":   "consul-" + strconv.Itoa(i),
+			"node_name":   node,
 			"bind_addr":   "127.0.0.1",
 			"client_addr": "127.0.0.1",
 			"log_level":   "INFO",
@@ -94,7 +96,7 @@ func (c *Consul) add(bin string, cfg ConsulConfig) error {
 			// A server that is killed stays a member: it is coming back.
 			config["autopilot"] = map[string]bool{"cleanup_dead_servers": false}
 		}
-		a, err := c.group.add(config["node_name"].(string), bin, loopback(p.http), func(dir string) ([]string, error) {
+		a, err := c.group.add(name, bin, loopback(p.http), func(dir string) ([]string, error) {
 			args := []string{"agent", "-config-file=" + filepath.Join(dir, "agent.json")}
 			if cfg.Servers == 0 {
 				args = append(args, "-dev")
@@ -115,7 +117,7 @@ func (c *Consul) add(bin string, cfg ConsulConfig) error {
 		if err != nil {
 			return err
 		}
-		a.ready = func(ctx context.Context) error { return consulReady(ctx, client, a.Name) }
+		a.ready = func(ctx context.Context) error { return consulReady(ctx, client, node) }
 		c.Servers = append(c.Servers, a)
 	}
 	return nil

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"text/template"
 	"time"
 
@@ -38,7 +39,13 @@ type NomadConfig struct {
 type Nomad struct {
 	Servers []*Agent
 	Clients []*Agent // of a dev agent the same as Servers
-	group   *group
+	// ExecDir is a folder, empty at first, that tasks of the exec driver see
+	// as their /usr/local/bin. They see nothing else of this machine, so what
+	// they run is to be put there, and to be static.
+	ExecDir string
+
+	group *group
+	nodes []string // names of the clients that have the docker driver
 }
 
 // StartNomad starts a Nomad and returns when it can be used: it has a leader,
@@ -53,15 +60,24 @@ func StartNomad(ctx context.Context, cfg NomadConfig) (*Nomad, error) {
 	if err != nil {
 		return nil, fmt.Errorf("stack: start Nomad: %w", err)
 	}
-	n := &Nomad{group: g}
+	n := &Nomad{group: g, ExecDir: filepath.Join(g.dir, "exec")}
 	if err := n.add(ctx, bin, cfg); err != nil {
 		return nil, errors.Join(fmt.Errorf("stack: start Nomad: %w", err), n.Stop())
 	}
-	if err := g.start(ctx); err != nil {
-		return nil, errors.Join(err, n.Stop())
+	// The servers first: a client that finds no leader asks again only after
+	// 15 to 30 s.
+	for _, agents := range [][]*Agent{n.Servers, n.Clients} {
+		if err := start(ctx, agents); err != nil {
+			return nil, errors.Join(err, n.Stop())
+		}
 	}
 	return n, nil
 }
+
+// FailoverHeartbeatTTL is how long a new leader waits for the first heartbeat of
+// a client: long enough for each to find it, and not Nomad's 5 minutes where
+// heartbeats are short.
+func (c NomadConfig) FailoverHeartbeatTTL() time.Duration { return 5 * c.MinHeartbeatTTL }
 
 // nomadAgent is what the template of an agent's configuration sees.
 type nomadAgent struct {
@@ -70,16 +86,21 @@ type nomadAgent struct {
 	Server, Client, Dev bool
 	HTTP, RPC, Serf     int
 	FirstPort, LastPort int
+	ExecDir             string
 	Join, RPCs          []string // the servers' serf and RPC addresses
 }
 
 func (n *Nomad) add(ctx context.Context, bin string, cfg NomadConfig) error {
+	if err := os.Mkdir(n.ExecDir, 0o755); err != nil {
+		return err
+	}
 	dev := cfg.Servers == 0
 	drivers := []string{"raw_exec"}
 	if os.Geteuid() == 0 {
 		drivers = append(drivers, "exec")
 	}
-	if DockerEngine(ctx) == nil {
+	hasDocker := DockerEngine(ctx) == nil
+	if hasDocker {
 		drivers = append(drivers, "docker")
 	}
 	var agents []nomadAgent
@@ -113,13 +134,12 @@ func (n *Nomad) add(ctx context.Context, bin string, cfg NomadConfig) error {
 	}
 	clients := 0
 	for _, a := range agents {
-		a.Join, a.RPCs = join, rpcs
+		a.Join, a.RPCs, a.ExecDir = join, rpcs, n.ExecDir
 		if a.Client {
 			a.FirstPort, a.LastPort = n.group.ports.sandboxPorts(clients, cfg.Clients)
 			clients++
 		}
-		// Docker's labels tell nodes by name, over all groups on this machine.
-		node := filepath.Base(n.group.dir) + "-" + a.Name
+		node := n.group.node(a.Name)
 		agent, err := n.group.add(a.Name, bin, loopback(a.HTTP), func(dir string) ([]string, error) {
 			file := filepath.Join(dir, "agent.hcl")
 			args := []string{"agent", "-config=" + file, "-data-dir=" + filepath.Join(dir, "data")}
@@ -139,15 +159,18 @@ func (n *Nomad) add(ctx context.Context, bin string, cfg NomadConfig) error {
 		agent.rpc = loopback(a.RPC)
 		agent.ready = func(ctx context.Context) error {
 			if a.Client {
-				return nomadClientReady(ctx, client, drivers)
+				return nomadClientReady(ctx, client, node, drivers)
 			}
-			return nomadServerReady(ctx, client)
+			return nomadServerReady(ctx, client, node)
 		}
 		if a.Server {
 			n.Servers = append(n.Servers, agent)
 		}
 		if a.Client {
 			n.Clients = append(n.Clients, agent)
+		}
+		if a.Client && hasDocker {
+			n.nodes = append(n.nodes, node)
 		}
 	}
 	return nil
@@ -174,15 +197,24 @@ func writeNomadConfig(path string, a nomadAgent) error {
 	return os.WriteFile(path, out.Bytes(), 0o644)
 }
 
-// nomadServerReady asks a server whether it knows a leader that answers.
-func nomadServerReady(ctx context.Context, client *api.Client) error {
-	_, _, err := client.Nodes().List((&api.QueryOptions{}).WithContext(ctx))
+// nomadServerReady asks a server who it is, and whether it knows a leader that
+// answers.
+func nomadServerReady(ctx context.Context, client *api.Client, name string) error {
+	opts := (&api.QueryOptions{}).WithContext(ctx)
+	var self api.AgentSelf
+	if _, err := client.Raw().Query("/v1/agent/self", &self, opts); err != nil {
+		return err
+	}
+	if self.Member.Name != name+".global" {
+		return fmt.Errorf("another server answers: %s", self.Member.Name)
+	}
+	_, _, err := client.Nodes().List(opts)
 	return err
 }
 
 // nomadClientReady asks a client for its node's ID, and the servers, through
 // it, how that node stands.
-func nomadClientReady(ctx context.Context, client *api.Client, drivers []string) error {
+func nomadClientReady(ctx context.Context, client *api.Client, name string, drivers []string) error {
 	opts := (&api.QueryOptions{}).WithContext(ctx)
 	var self api.AgentSelf
 	if _, err := client.Raw().Query("/v1/agent/self", &self, opts); err != nil {
@@ -191,6 +223,9 @@ func nomadClientReady(ctx context.Context, client *api.Client, drivers []string)
 	node, _, err := client.Nodes().Info(self.Stats["client"]["node_id"], opts)
 	if err != nil {
 		return err
+	}
+	if node.Name != name {
+		return fmt.Errorf("another client answers: %s", node.Name)
 	}
 	if node.Status != api.NodeStatusReady {
 		return fmt.Errorf("node is %s", node.Status)
@@ -231,4 +266,24 @@ func (n *Nomad) Leader(ctx context.Context) (*Agent, error) {
 }
 
 // Stop ends all agents and their sandboxes and removes their data.
-func (n *Nomad) Stop() error { return n.group.stop() }
+func (n *Nomad) Stop() error { return n.group.stop(n.removeContainers) }
+
+// removeContainers removes the containers of tasks that a client started and did
+// not live to stop.
+func (n *Nomad) removeContainers() error {
+	ctx, cancel := context.WithTimeout(context.Background(), stopLimit)
+	defer cancel()
+	for _, node := range n.nodes {
+		ids, err := docker(ctx, nil, "ps", "-aq", "--filter=label=com.hashicorp.nomad.node_name="+node)
+		if err != nil {
+			return err
+		}
+		if ids == "" {
+			continue
+		}
+		if _, err := docker(ctx, nil, append([]string{"rm", "--force"}, strings.Fields(ids)...)...); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,130 @@
+package stack
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+)
+
+// group is the agents that start and stop together, and what they share.
+type group struct {
+	dir   string // short, as Unix sockets come to be in it: their paths end at 107 bytes
+	ports *portBlock
+	all   []*Agent
+	once  sync.Once // Stop may be called by a test and by its cleanup
+}
+
+func newGroup() (*group, error) {
+	dir, err := os.MkdirTemp("", "bivouac-")
+	if err != nil {
+		return nil, err
+	}
+	ports, err := newPortBlock()
+	if err != nil {
+		return nil, errors.Join(err, os.Remove(dir))
+	}
+	return &group{dir: dir, ports: ports}, nil
+}
+
+// env is the environment of the group's agents. What is set to point a command
+// at the user's own Nomad or Consul must not reach them. The mark is inherited
+// by all that an agent starts, and [sweep] finds it by that.
+func (g *group) env() []string {
+	env := slices.DeleteFunc(os.Environ(), func(kv string) bool {
+		return strings.HasPrefix(kv, "NOMAD_") || strings.HasPrefix(kv, "CONSUL_")
+	})
+	return append(env, markName+"="+g.dir, "TMPDIR="+g.dir)
+}
+
+// node is the name of an agent's node. No other group on this machine has it, so
+// that an answer from another's agent is not taken for this one's.
+func (g *group) node(agent string) string { return filepath.Base(g.dir) + "-" + agent }
+
+// add makes an agent with a folder of its own; prepare writes its
+// configuration there and returns its arguments.
+func (g *group) add(name, bin string, addr string, prepare func(dir string) ([]string, error)) (*Agent, error) {
+	dir := filepath.Join(g.dir, name)
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		return nil, err
+	}
+	args, err := prepare(dir)
+	if err != nil {
+		return nil, err
+	}
+	a := &Agent{
+		Name: name,
+		Addr: addr,
+		Log:  filepath.Join(dir, "agent.log"),
+		bin:  bin,
+		args: args,
+		env:  g.env(),
+	}
+	g.all = append(g.all, a)
+	return a, nil
+}
+
+// stop ends all agents, does what it is given, and then removes what is left of
+// all that the agents ever started, with the group's folder.
+// After the first time it does nothing.
+func (g *group) stop(then ...func() error) (err error) {
+	g.once.Do(func() { err = g.stopNow(then) })
+	return err
+}
+
+func (g *group) stopNow(then []func() error) error {
+	errs := make([]error, len(g.all))
+	var wg sync.WaitGroup
+	for i, a := range g.all {
+		wg.Go(func() { errs[i] = a.Stop() })
+	}
+	wg.Wait()
+	for _, f := range then {
+		errs = append(errs, f())
+	}
+	return errors.Join(append(errs, sweep(g.dir), g.ports.release())...)
+}
+
+// start starts agents and waits until all are ready. One that runs already is only
+// waited for.
+func start(ctx context.Context, agents []*Agent) error {
+	for _, a := range agents {
+		if a.Running() {
+			continue
+		}
+		if err := a.Start(); err != nil {
+			return err
+		}
+	}
+	for _, a := range agents {
+		if err := a.WaitReady(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// leader finds the server that leads. ask returns the RPC address of the leader
+// that one server knows.
+func leader(servers []*Agent, ask func(*Agent) (string, error)) (*Agent, error) {
+	err := errors.New("no server runs")
+	for _, a := range servers {
+		if !a.Running() {
+			continue
+		}
+		var addr string
+		if addr, err = ask(a); err != nil {
+			continue
+		}
+		i := slices.IndexFunc(servers, func(s *Agent) bool { return s.rpc == addr && s.Running() })
+		if i >= 0 {
+			return servers[i], nil
+		}
+		err = fmt.Errorf("%s knows of no running leader", a.Name)
+	}
+	return nil, fmt.Errorf("stack: find the leader: %w", err)
+}

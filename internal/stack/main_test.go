@@ -1,0 +1,129 @@
+package stack
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/nomad/api"
+	"github.com/shoenig/test/must"
+	"github.com/shoenig/test/wait"
+)
+
+func TestMain(m *testing.M) { os.Exit(Main(m)) }
+
+// limited bounds what a test waits for.
+func limited(t *testing.T) context.Context {
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+// eventually waits for something that nobody announces.
+func eventually(t *testing.T, what string, check func() error) {
+	t.Helper()
+	must.Wait(t, wait.InitialSuccess(
+		wait.ErrorFunc(check),
+		wait.Timeout(startLimit),
+		wait.Gap(askEvery),
+	), must.Sprint(what))
+}
+
+// leavesNothing holds a group, once stopped, to what the package promises.
+func leavesNothing(t *testing.T, g *group) {
+	t.Helper()
+	for _, a := range g.all {
+		must.False(t, a.Running(), must.Sprintf("%s runs", a.Name))
+	}
+	must.DirNotExists(t, g.dir)
+	pids, err := marked(g.dir)
+	must.NoError(t, err)
+	must.SliceEmpty(t, pids, must.Sprint("processes are left"))
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	must.NoError(t, err)
+	must.StrNotContains(t, string(mounts), g.dir)
+}
+
+// sandbox is a job whose one task answers on a port with "here".
+type sandbox struct {
+	driver string
+	config map[string]any
+	env    map[string]string
+	to     int // the port inside a container
+}
+
+// sandboxes returns one for each driver, all running the same program.
+func sandboxes(t *testing.T, n *Nomad) []sandbox {
+	t.Helper()
+	bin := filepath.Join(n.ExecDir, "bivouac")
+	must.NoError(t, BuildBivouac(t.Context(), bin))
+	return []sandbox{
+		{
+			driver: "raw_exec",
+			config: map[string]any{"command": bin, "args": []string{"demo-sandbox"}},
+			env:    map[string]string{"PORT": "${NOMAD_PORT_http}", "BIVOUAC_WORKSPACE": "/"},
+		},
+		{
+			driver: "exec",
+			config: map[string]any{"command": "/usr/local/bin/bivouac", "args": []string{"demo-sandbox"}},
+			env:    map[string]string{"PORT": "${NOMAD_PORT_http}", "BIVOUAC_WORKSPACE": "/"},
+		},
+		{
+			driver: "docker",
+			config: map[string]any{
+				"image": DockerForTest(t), "ports": []string{"http"}, "force_pull": false,
+				"mount": []map[string]any{{"type": "bind", "source": t.TempDir(), "target": "/workspace"}},
+			},
+			env: map[string]string{"PORT": "8080", "BIVOUAC_BIND": "0.0.0.0"},
+			to:  8080,
+		},
+	}
+}
+
+// run registers the sandbox as a job and returns its URL once it answers there.
+func (s sandbox) run(t *testing.T, client *api.Client) (url string) {
+	t.Helper()
+	task := api.NewTask("sandbox", s.driver)
+	task.Config, task.Env = s.config, s.env
+	task.Env["BIVOUAC_SESSION_ID"] = "here"
+	tasks := api.NewTaskGroup("sandbox", 1).AddTask(task)
+	tasks.Networks = []*api.NetworkResource{{DynamicPorts: []api.Port{{Label: "http", To: s.to}}}}
+	job := api.NewBatchJob(t.Name()+s.driver, s.driver, "global", 50).AddTaskGroup(tasks)
+	_, _, err := client.Jobs().Register(job, nil)
+	must.NoError(t, err)
+	eventually(t, s.driver+" answers", func() error {
+		allocs, _, err := client.Jobs().Allocations(*job.ID, true, nil)
+		if err != nil || len(allocs) == 0 {
+			return fmt.Errorf("no allocation: %v", err)
+		}
+		alloc, _, err := client.Allocations().Info(allocs[0].ID, nil)
+		if err != nil {
+			return err
+		}
+		port := alloc.AllocatedResources.Shared.Ports[0]
+		url = fmt.Sprintf("http://%s:%d", port.HostIP, port.Value)
+		if err := answers(url); err != nil {
+			return fmt.Errorf("%s, %v: %w", alloc.ClientStatus, alloc.TaskStates["sandbox"], err)
+		}
+		return nil
+	})
+	return url
+}
+
+// answers returns nil if the sandbox with that URL does.
+func answers(url string) error {
+	res, err := http.Get(url + "/healthz")
+	if err != nil {
+		return err
+	}
+	defer res.Body.Close()
+	if body, err := io.ReadAll(res.Body); err != nil || string(body) != "here" {
+		return fmt.Errorf("%q: %w", body, err)
+	}
+	return nil
+}

@@ -1,0 +1,81 @@
+package stack
+
+import (
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/nomad/api"
+	"github.com/shoenig/test/must"
+)
+
+func TestNomadDevAgent(t *testing.T) {
+	// Given a dev agent that runs a sandbox of every driver.
+	n, err := StartNomad(limited(t), NomadConfig{})
+	must.NoError(t, err)
+	client, err := n.Client()
+	must.NoError(t, err)
+	var urls []string
+	for _, s := range sandboxes(t, n) {
+		urls = append(urls, s.run(t, client))
+	}
+
+	// When it stops, then nothing is left of any of them.
+	must.NoError(t, n.Stop())
+	for _, url := range urls {
+		must.Error(t, answers(url))
+	}
+	leavesNothing(t, n.group)
+}
+
+func TestNomadCluster(t *testing.T) {
+	// Given a server and two clients, one of which runs sandboxes.
+	ctx := limited(t)
+	n, err := StartNomad(ctx, NomadConfig{
+		Servers: 1, Clients: 2,
+		HeartbeatGrace: time.Second, MinHeartbeatTTL: time.Second,
+	})
+	must.NoError(t, err)
+	t.Cleanup(func() { must.NoError(t, n.Stop()) })
+	client, err := n.Client()
+	must.NoError(t, err)
+	leader, err := n.Leader(ctx)
+	must.NoError(t, err)
+	must.Eq(t, n.Servers[0], leader)
+	must.NoError(t, n.Clients[1].Stop())
+	var urls []string
+	for _, s := range sandboxes(t, n) {
+		urls = append(urls, s.run(t, client))
+	}
+
+	// When the server restarts, then it still knows its jobs.
+	must.NoError(t, n.Servers[0].Restart(ctx))
+	jobs, _, err := client.Jobs().List(nil)
+	must.NoError(t, err)
+	must.Len(t, len(urls), jobs)
+
+	// When that client is killed, then its node is down, and its sandboxes live.
+	must.NoError(t, n.Clients[0].Kill())
+	eventually(t, "both nodes are down", func() error {
+		nodes, _, err := client.Nodes().List(nil)
+		if err != nil {
+			return err
+		}
+		for _, node := range nodes {
+			if node.Status != api.NodeStatusDown {
+				return errors.New(node.Name + " is " + node.Status)
+			}
+		}
+		return nil
+	})
+	for _, url := range urls {
+		must.NoError(t, answers(url))
+	}
+
+	// When the cluster stops, then nothing is left of them either.
+	must.NoError(t, n.Stop())
+	for _, url := range urls {
+		must.Error(t, answers(url))
+	}
+	leavesNothing(t, n.group)
+}
