@@ -170,9 +170,9 @@ func (s *Scheduler) createOrReplace(ctx context.Context, cmd CreateCommand, leas
 		}
 	}
 
-	next.CreatedAt = s.Now().UTC()
+	next.CreatedAt = s.now()
 	next.ExpiresAt = next.CreatedAt.Add(cmd.TTL)
-	if err := lease.Write(ctx, &next, Keep); err != nil {
+	if err := write(ctx, lease, &next, Keep); err != nil {
 		return CreateResult{}, fmt.Errorf("create: write the intent: %w", err)
 	}
 	if err := s.start(ctx, driver, &next, cmd.Progress); err != nil {
@@ -182,7 +182,7 @@ func (s *Scheduler) createOrReplace(ctx context.Context, cmd CreateCommand, leas
 	if res == ResultReplaced {
 		spanNewSession(span, next)
 	}
-	if err := lease.Write(ctx, &next, Release); err != nil {
+	if err := write(ctx, lease, &next, Release); err != nil {
 		s.abandon(ctx, driver.Stop, lease, next)
 		return CreateResult{}, fmt.Errorf("create: write the session: %w", err)
 	}
@@ -216,7 +216,7 @@ func markStopping(ctx context.Context, lease Lease) error {
 		return nil
 	}
 	stopping.State = StateStopping
-	if err := lease.Write(ctx, &stopping, Keep); err != nil {
+	if err := write(ctx, lease, &stopping, Keep); err != nil {
 		return fmt.Errorf("write the intent to stop: %w", err)
 	}
 	return nil
@@ -252,9 +252,9 @@ func (s *Scheduler) start(ctx context.Context, driver runtime.Driver, intent *Se
 func (s *Scheduler) abandon(ctx context.Context, end func(context.Context, string) error, lease Lease, session Session) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoLimit)
 	defer cancel()
-	err := end(ctx, session.SessionID.String())
+	err := runtimeError(ctx, "undo the start", end(ctx, session.SessionID.String()))
 	if err == nil {
-		err = lease.Write(ctx, nil, Release)
+		err = write(ctx, lease, nil, Release)
 	}
 	if err != nil {
 		s.Logger.Warn("sandbox_undo_failed", logArgs(session, "error", Kind(err), "detail", err)...)

@@ -84,7 +84,7 @@ func (s *Scheduler) end(ctx context.Context, lease Lease, stop func(context.Cont
 	if err := stop(ctx, session.SessionID.String()); err != nil {
 		return runtimeError(ctx, "stop the sandbox", err)
 	}
-	if err := lease.Write(ctx, nil, Release); err != nil {
+	if err := write(ctx, lease, nil, Release); err != nil {
 		return fmt.Errorf("remove the record: %w", err)
 	}
 	return nil

@@ -69,7 +69,7 @@ func (s *Scheduler) record(ctx context.Context, changed runtime.Sandbox) error {
 	if seen.State == current.State {
 		return nil
 	}
-	if err := lease.Write(ctx, &seen, Release); err != nil {
+	if err := write(ctx, lease, &seen, Release); err != nil {
 		return err
 	}
 	s.Logger.Info("sandbox_"+string(seen.State), logArgs(seen, "reason", seen.Reason)...)

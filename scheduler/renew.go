@@ -52,20 +52,20 @@ func (s *Scheduler) renew(ctx context.Context, chatID uuid.UUID, ttl time.Durati
 	}
 	next := s.observe(ctx, *current)
 	spanSession(span, next)
-	now := s.Now()
+	now := s.now()
 	switch {
 	case next.Expired(now):
 		return Session{}, fmt.Errorf("%w at %s", ErrExpired, next.ExpiresAt.Format(time.RFC3339))
 	case next.State == StateDead || next.State == StateStopping:
 		return Session{}, fmt.Errorf("%w: it is %s: %s", ErrNotRunning, next.State, next.Reason)
 	}
-	if later := now.Add(ttl).UTC(); later.After(next.ExpiresAt) {
+	if later := now.Add(ttl); later.After(next.ExpiresAt) {
 		next.ExpiresAt = later
 	}
 	if next == *current {
 		return next, nil
 	}
-	if err := lease.Write(ctx, &next, Release); err != nil {
+	if err := write(ctx, lease, &next, Release); err != nil {
 		return Session{}, fmt.Errorf("write the expiry: %w", err)
 	}
 	return next, nil

@@ -83,6 +83,10 @@ func New(c Config) (*Scheduler, error) {
 	return s, nil
 }
 
+// now is the time as records hold it: of the wall clock alone, which is all that
+// another replica could compare it with.
+func (s *Scheduler) now() time.Time { return s.Now().UTC().Round(0) }
+
 // driver returns the driver that runs sessions of the named runtime.
 func (s *Scheduler) driver(name string) (runtime.Driver, error) {
 	d, ok := s.Drivers[name]
@@ -130,13 +134,25 @@ func runtimeError(ctx context.Context, op string, err error) error {
 	if err == nil {
 		return nil
 	}
-	if cause := context.Cause(ctx); errors.Is(cause, ErrLockLost) {
-		return fmt.Errorf("%s: %w: %w", op, ErrLockLost, err)
-	}
+	err = lockLost(ctx, err)
 	if Kind(err) == "internal" {
 		return fmt.Errorf("%s: %w: %w", op, runtime.ErrUnavailable, err)
 	}
 	return fmt.Errorf("%s: %w", op, err)
+}
+
+// write writes through the lease.
+func write(ctx context.Context, lease Lease, next *Session, then Then) error {
+	return lockLost(ctx, lease.Write(ctx, next, then))
+}
+
+// lockLost says of an error that it came from the loss of the lock, where ctx
+// ended by that: what was cut short knows only that it was.
+func lockLost(ctx context.Context, err error) error {
+	if err == nil || errors.Is(err, ErrLockLost) || !errors.Is(context.Cause(ctx), ErrLockLost) {
+		return err
+	}
+	return fmt.Errorf("%w: %w", ErrLockLost, err)
 }
 
 // release gives a lock up that a use case no longer needs. A failure costs the

@@ -289,3 +289,8 @@ func lockLost(name string) func(*world) {
 		}})
 	}
 }
+
+// someCreate is a create of a chat of its own.
+func someCreate() scheduler.CreateCommand {
+	return scheduler.CreateCommand{ChatID: uuid.New(), AgentID: "agent-1", VolumeHostPath: "/data/a"}
+}
