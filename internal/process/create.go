@@ -1,0 +1,233 @@
+package process
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"os"
+	"os/exec"
+	"strconv"
+	"syscall"
+
+	"github.com/bivouac/bivouac/runtime"
+	"github.com/bivouac/bivouac/runtime/ready"
+)
+
+var readyCheck = ready.Check{HTTPPath: "/healthz", WantSessionID: true}
+
+// Create starts the sandbox and waits until it answers.
+func (d *Driver) Create(ctx context.Context, spec runtime.Spec, progress func(runtime.Stage)) (runtime.Sandbox, error) {
+	sb, err := d.create(ctx, spec, progress)
+	if err != nil {
+		return runtime.Sandbox{}, fmt.Errorf("process: create %s: %w", spec.SessionID, err)
+	}
+	return sb.view(), nil
+}
+
+func (d *Driver) create(ctx context.Context, spec runtime.Spec, progress func(runtime.Stage)) (*sandbox, error) {
+	if err := checkSpec(spec); err != nil {
+		return nil, err
+	}
+	sb, err := d.intend(spec)
+	if err != nil {
+		return nil, err
+	}
+	select {
+	case sb.creating <- struct{}{}:
+		defer func() { <-sb.creating }()
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	progress(runtime.StagePlaced)
+	if err := d.launch(sb); err != nil {
+		return nil, err
+	}
+	progress(runtime.StageStarted)
+	if err := d.awaitReady(ctx, sb); err != nil {
+		return nil, err
+	}
+	d.notify(spec.SessionID)
+	progress(runtime.StageReady)
+	return sb, nil
+}
+
+// intend returns the sandbox of the spec, written down, and started or not.
+func (d *Driver) intend(spec runtime.Spec) (*sandbox, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.closed.Load() {
+		return nil, fmt.Errorf("%w: the driver is closed", runtime.ErrUnavailable)
+	}
+	if _, gone := d.gone[spec.SessionID]; gone {
+		return nil, fmt.Errorf("%w: it was deleted", runtime.ErrConflict)
+	}
+	if sb, ok := d.sandboxes[spec.SessionID]; ok {
+		sb.mu.Lock()
+		defer sb.mu.Unlock()
+		if !sameSpec(sb.record.Spec, spec) {
+			return nil, fmt.Errorf("%w: it was created with another spec", runtime.ErrConflict)
+		}
+		return sb, nil
+	}
+	port, err := d.freePort()
+	if err != nil {
+		return nil, err
+	}
+	sb := newSandbox(record{Spec: spec, Port: port})
+	if err := d.save(sb.record); err != nil {
+		return nil, err
+	}
+	d.sandboxes[spec.SessionID] = sb
+	d.ports[port] = struct{}{}
+	return sb, nil
+}
+
+// Ports are taken from below the range that kernels take from for outgoing
+// connections: otherwise a connection may hold the port when the sandbox wants
+// it, even the very connection that asks whether the sandbox is ready.
+const (
+	minPort   = 20000
+	ports     = 12000
+	portTries = 200
+)
+
+// freePort finds a port that nobody listens on. Somebody else may take it
+// before the sandbox does: the sandbox then fails to start. The caller holds d.mu.
+func (d *Driver) freePort() (uint16, error) {
+	for range portTries {
+		port := uint16(minPort + rand.IntN(ports))
+		if _, taken := d.ports[port]; taken {
+			continue
+		}
+		listener, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(int(port))))
+		if err != nil {
+			continue // taken by somebody else
+		}
+		if err := listener.Close(); err != nil {
+			return 0, fmt.Errorf("%w: %w", runtime.ErrUnavailable, err)
+		}
+		return port, nil
+	}
+	return 0, fmt.Errorf("%w: no free port among %d to %d was found", runtime.ErrNotPlaced, minPort, minPort+ports-1)
+}
+
+// gate is a shell script that waits for a line before it becomes the command.
+// The line is sent once the PID is recorded. If the agent dies before that, the
+// shell reads the end of the file and ends: nothing runs that is not recorded.
+const gate = `read -r go && exec "$@" </dev/null`
+
+// launch starts the sandbox's process unless it was started before.
+func (d *Driver) launch(sb *sandbox) error {
+	sb.mu.Lock()
+	defer sb.mu.Unlock()
+	if sb.record.Stopped {
+		return errStopped
+	}
+	if sb.record.PID != 0 || sb.record.Ended {
+		return nil
+	}
+	cmd, open, err := d.startGated(sb.record)
+	if err != nil {
+		return fmt.Errorf("%w: start: %w", runtime.ErrNotReady, err)
+	}
+	next := sb.record
+	next.PID = cmd.Process.Pid
+	next.Start, _ = startOf(next.PID) // it is our child, so it is there
+	if err := d.save(next); err != nil {
+		// The gate stays shut, so the shell ends by itself.
+		err = errors.Join(err, open.Close())
+		_ = cmd.Wait() // it ends because we did not let it start
+		return err
+	}
+	sb.record = next
+	_, err = open.Write([]byte("go\n"))
+	// From here on the process has an owner; if the gate did not open, it ends.
+	go d.reap(sb, cmd)
+	if err = errors.Join(err, open.Close()); err != nil {
+		return fmt.Errorf("%w: start: %w", runtime.ErrNotReady, err)
+	}
+	return nil
+}
+
+// startGated starts the process behind its gate, which opens at a line written
+// to the returned file.
+func (d *Driver) startGated(r record) (*exec.Cmd, *os.File, error) {
+	output, err := os.OpenFile(d.path(r.Spec.SessionID, logExt), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer output.Close()
+	wait, open, err := os.Pipe()
+	if err != nil {
+		return nil, nil, err
+	}
+	defer wait.Close()
+
+	cmd := exec.Command("/bin/sh", append([]string{"-c", gate, "sh"}, d.command...)...)
+	cmd.Dir = r.Spec.VolumeHostPath
+	cmd.Env = environment(r)
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = wait, output, output
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if err := cmd.Start(); err != nil {
+		return nil, nil, errors.Join(err, open.Close())
+	}
+	return cmd, open, nil
+}
+
+// environment is all that a sandbox gets of ours: what any program needs, but
+// no tokens.
+func environment(r record) []string {
+	var env []string
+	for _, name := range []string{"PATH", "HOME", "LANG", "TMPDIR"} {
+		if value, ok := os.LookupEnv(name); ok {
+			env = append(env, name+"="+value)
+		}
+	}
+	return append(env,
+		"PORT="+strconv.Itoa(int(r.Port)),
+		"BIVOUAC_SESSION_ID="+r.Spec.SessionID,
+		"BIVOUAC_CHAT_ID="+r.Spec.ChatID,
+		"BIVOUAC_AGENT_ID="+r.Spec.AgentID,
+		"BIVOUAC_WORKSPACE="+r.Spec.VolumeHostPath,
+	)
+}
+
+var errStopped = fmt.Errorf("%w: it was stopped", runtime.ErrConflict)
+
+// awaitReady waits until the sandbox answers, ends, or takes too long.
+func (d *Driver) awaitReady(ctx context.Context, sb *sandbox) error {
+	sb.mu.Lock()
+	r := sb.record
+	sb.mu.Unlock()
+	if !r.Ready && !r.Ended {
+		wait, cancel := context.WithTimeout(ctx, readyLimit)
+		defer cancel()
+		defer context.AfterFunc(sb.running, cancel)()
+		if err := readyCheck.Wait(wait, r.endpoint(), r.Spec.SessionID); err != nil && sb.running.Err() == nil {
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			return err
+		}
+	}
+
+	sb.mu.Lock()
+	defer sb.mu.Unlock()
+	switch {
+	case sb.record.Stopped:
+		return errStopped
+	case sb.record.Ended:
+		return fmt.Errorf("%w: %s: %s", runtime.ErrNotReady, sb.record.Reason, d.lastWords(r.Spec.SessionID))
+	case sb.record.Ready:
+		return nil
+	}
+	next := sb.record
+	next.Ready = true
+	if err := d.save(next); err != nil {
+		return err
+	}
+	sb.record = next
+	return nil
+}

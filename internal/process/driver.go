@@ -1,0 +1,189 @@
+// Package process is a runtime driver that runs each sandbox as a process of
+// this machine. It is for trying Bivouac out: a sandbox is not confined, and it
+// is stopped by stopping its process group, so a process that leaves the group
+// also leaves the driver's sight.
+//
+// What the driver knows stands in a folder, one file for each sandbox, written
+// before and after each step. A driver that is opened on the folder of one that
+// was killed finds its sandboxes again. The package must never know of
+// the scheduler, nor of what runs inside a sandbox.
+package process
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/bivouac/bivouac/internal/version"
+	"github.com/bivouac/bivouac/runtime"
+)
+
+// Name is the driver's name, as in a session's runtime.
+const Name = "process"
+
+const (
+	readyLimit = 30 * time.Second // from the start of the process to its first answer
+	stopGrace  = 5 * time.Second  // from SIGTERM to SIGKILL
+)
+
+// Config is what a Driver is made from. All fields are required.
+type Config struct {
+	// Dir is where the driver keeps its files. It is created if need be, and
+	// belongs to one driver at a time.
+	Dir string
+	// Command is run for each sandbox: a program and its arguments, taken as
+	// they are. It must answer GET /healthz on 127.0.0.1:$PORT with the value
+	// of $BIVOUAC_SESSION_ID in the body.
+	Command []string
+	Logger  hclog.Logger
+}
+
+// Driver is a runtime.Driver and a runtime.Watcher.
+type Driver struct {
+	dir     string
+	command []string
+	log     hclog.Logger
+	grace   time.Duration
+	lock    *os.File      // held on the folder
+	closing chan struct{} // ends tend
+	tending sync.WaitGroup
+
+	closed atomic.Bool
+
+	mu        sync.Mutex // where both are held, taken before a sandbox's
+	sandboxes map[string]*sandbox
+	gone      map[string]time.Time // deleted or never seen, and when: no Create may use these IDs
+	swept     time.Time            // when gone was last swept
+	ports     map[uint16]struct{}  // given to sandboxes that are not deleted
+	watchers  map[*watcher]struct{}
+}
+
+// New opens the driver's folder and finds the sandboxes that it tells of.
+// Close must be called.
+func New(config Config) (*Driver, error) {
+	if len(config.Command) == 0 {
+		return nil, errors.New("process: no command")
+	}
+	if err := os.MkdirAll(config.Dir, 0o700); err != nil {
+		return nil, fmt.Errorf("process: %w", err)
+	}
+	lock, err := lockDir(config.Dir)
+	if err != nil {
+		return nil, err
+	}
+	d := &Driver{
+		dir:       config.Dir,
+		command:   slices.Clone(config.Command),
+		log:       config.Logger,
+		grace:     stopGrace,
+		lock:      lock,
+		closing:   make(chan struct{}),
+		sandboxes: map[string]*sandbox{},
+		gone:      map[string]time.Time{},
+		ports:     map[uint16]struct{}{},
+		watchers:  map[*watcher]struct{}{},
+	}
+	if err := d.load(); err != nil {
+		return nil, errors.Join(err, lock.Close())
+	}
+	d.tending.Go(d.tend)
+	return d, nil
+}
+
+// lockDir makes sure that no other driver uses the folder. The lock ends with
+// the process that holds it, however that ends.
+func lockDir(dir string) (*os.File, error) {
+	lock, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("process: %w", err)
+	}
+	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		return nil, errors.Join(fmt.Errorf("process: %s is used by another Bivouac: %w", dir, err), lock.Close())
+	}
+	return lock, nil
+}
+
+// Close gives the folder up. Sandboxes live on: to end them, delete them first.
+func (d *Driver) Close() error {
+	if d.closed.Swap(true) {
+		return nil
+	}
+	close(d.closing)
+	d.tending.Wait()
+	return d.lock.Close()
+}
+
+// Info says who the driver is.
+func (d *Driver) Info(context.Context) (runtime.Info, error) {
+	return runtime.Info{Name: Name, Version: version.Get().Version}, nil
+}
+
+// Inspect tells how a sandbox stands.
+func (d *Driver) Inspect(_ context.Context, sessionID string) (runtime.Sandbox, error) {
+	d.mu.Lock()
+	sb, ok := d.sandboxes[sessionID]
+	d.mu.Unlock()
+	if !ok {
+		return runtime.Sandbox{}, fmt.Errorf("process: inspect %s: %w", sessionID, runtime.ErrNotFound)
+	}
+	return sb.view(), nil
+}
+
+// List yields the sandboxes that are not deleted.
+func (d *Driver) List(context.Context) iter.Seq2[runtime.Sandbox, error] {
+	return func(yield func(runtime.Sandbox, error) bool) {
+		for _, sb := range d.snapshot() {
+			if !yield(sb.view(), nil) {
+				return
+			}
+		}
+	}
+}
+
+func (d *Driver) snapshot() []*sandbox {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	all := make([]*sandbox, 0, len(d.sandboxes))
+	for _, sb := range d.sandboxes {
+		all = append(all, sb)
+	}
+	return all
+}
+
+// checkSpec refuses what can never work here.
+func checkSpec(spec runtime.Spec) error {
+	if err := uuid.Validate(spec.SessionID); err != nil {
+		return fmt.Errorf("%w: session ID %q: %w", runtime.ErrInvalid, spec.SessionID, err)
+	}
+	if !filepath.IsAbs(spec.VolumeHostPath) {
+		return fmt.Errorf("%w: volume %q is not an absolute path", runtime.ErrInvalid, spec.VolumeHostPath)
+	}
+	info, err := os.Stat(spec.VolumeHostPath)
+	if err != nil {
+		return fmt.Errorf("%w: volume: %w", runtime.ErrInvalid, err)
+	}
+	if !info.IsDir() {
+		return fmt.Errorf("%w: volume %s is not a folder", runtime.ErrInvalid, spec.VolumeHostPath)
+	}
+	return nil
+}
+
+func sameSpec(a, b runtime.Spec) bool {
+	if !a.CreatedAt.Equal(b.CreatedAt) || !a.ExpiresAt.Equal(b.ExpiresAt) {
+		return false
+	}
+	// The same moment may be written in two ways, so == does not do for times.
+	a.CreatedAt, a.ExpiresAt = b.CreatedAt, b.ExpiresAt
+	return a == b
+}

@@ -1,0 +1,50 @@
+package process
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/bivouac/bivouac/internal/demosandbox"
+	"github.com/bivouac/bivouac/runtime"
+)
+
+// The test binary is also the sandbox that the tests run, and the agent that
+// they kill.
+func TestMain(m *testing.M) {
+	var err error
+	switch {
+	case os.Getenv("BIVOUAC_SESSION_ID") != "":
+		err = demosandbox.Run(context.Background(), demosandbox.FromEnv(os.Getenv))
+	case os.Getenv("TEST_DIR") != "":
+		err = createAndDie(os.Getenv("TEST_DIR"), os.Getenv("TEST_SESSION_ID"), runtime.Stage(os.Getenv("TEST_STAGE")))
+	default:
+		os.Exit(m.Run())
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+}
+
+// createAndDie is an agent that is killed when a create has reached a stage.
+func createAndDie(dir, sessionID string, stage runtime.Stage) error {
+	d, err := New(Config{Dir: dir, Command: []string{os.Args[0]}, Logger: hclog.NewNullLogger()})
+	if err != nil {
+		return err
+	}
+	spec := runtime.Spec{SessionID: sessionID, VolumeHostPath: dir, CreatedAt: time.Unix(1, 0)}
+	_, err = d.Create(context.Background(), spec, func(reached runtime.Stage) {
+		if reached == stage {
+			_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
+			select {}
+		}
+	})
+	return errors.Join(err, errors.New("the stage was not reached"))
+}

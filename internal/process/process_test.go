@@ -1,0 +1,272 @@
+package process
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/hashicorp/go-hclog"
+	"github.com/shoenig/test/must"
+
+	"github.com/bivouac/bivouac/runtime"
+	"github.com/bivouac/bivouac/runtime/conformance"
+)
+
+// openDriver runs the given command, or a demo sandbox where there is none.
+func openDriver(t *testing.T, dir string, command ...string) *Driver {
+	if len(command) == 0 {
+		command = []string{os.Args[0]}
+	}
+	d, err := New(Config{Dir: dir, Command: command, Logger: hclog.NewNullLogger()})
+	must.NoError(t, err)
+	t.Cleanup(func() { must.NoError(t, d.Close()) })
+	return d
+}
+
+func newSpec(t *testing.T, d *Driver) runtime.Spec {
+	spec := runtime.Spec{SessionID: uuid.NewString(), ChatID: uuid.NewString(), AgentID: "agent-1", VolumeHostPath: t.TempDir()}
+	t.Cleanup(func() { must.NoError(t, d.Delete(context.Background(), spec.SessionID)) })
+	return spec
+}
+
+func ignore(runtime.Stage) {}
+
+func TestConformance(t *testing.T) {
+	conformance.Run(t, conformance.Harness{
+		Open: func(t *testing.T) runtime.Driver { return openDriver(t, t.TempDir()) },
+		Reopen: func(t *testing.T, old runtime.Driver) runtime.Driver {
+			d := old.(*Driver)
+			must.NoError(t, d.Close())
+			return openDriver(t, d.dir)
+		},
+		Kill: func(t *testing.T, sandbox runtime.Sandbox) {
+			pid, err := strconv.Atoi(sandbox.ContainerID)
+			must.NoError(t, err)
+			must.NoError(t, syscall.Kill(pid, syscall.SIGKILL))
+		},
+		Leftovers: func(_ *testing.T, sessionID string) []string { return processesOf(sessionID) },
+		Demo:      true,
+	})
+}
+
+// processesOf finds the processes that bear a session ID, wherever they are.
+func processesOf(sessionID string) []string {
+	var found []string
+	environs, _ := filepath.Glob("/proc/[0-9]*/environ") // the pattern is well formed
+	for _, path := range environs {
+		environ, err := os.ReadFile(path)
+		if err == nil && bytes.Contains(environ, []byte("BIVOUAC_SESSION_ID="+sessionID)) {
+			found = append(found, path)
+		}
+	}
+	return found
+}
+
+func TestDeleteLeavesNoFileButTheMark(t *testing.T) {
+	d := openDriver(t, t.TempDir())
+	spec := newSpec(t, d)
+	_, err := d.Create(t.Context(), spec, ignore)
+	must.NoError(t, err)
+	must.NoError(t, d.Delete(t.Context(), spec.SessionID))
+
+	files, err := filepath.Glob(filepath.Join(d.dir, spec.SessionID+"*"))
+	must.NoError(t, err)
+	must.Eq(t, []string{d.path(spec.SessionID, goneExt)}, files)
+}
+
+func TestCreateTellsWhyASandboxEnded(t *testing.T) {
+	for _, test := range []struct {
+		name, script string
+		want         string // in the error
+		reason       string // in what Inspect tells
+	}{
+		{"it exits", "echo no such thing >&2; exit 3", "exit code 3: no such thing", "exit code 3"},
+		{"it exits well but early", "exit 0", "exit code 0", "exit code 0"},
+		{"it is killed", "kill -9 $$", "killed by signal 9", "killed by signal 9"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			d := openDriver(t, t.TempDir(), "/bin/sh", "-c", test.script)
+			spec := newSpec(t, d)
+			_, err := d.Create(t.Context(), spec, ignore)
+			must.ErrorIs(t, err, runtime.ErrNotReady)
+			must.ErrorContains(t, err, test.want)
+			sandbox, err := d.Inspect(t.Context(), spec.SessionID)
+			must.NoError(t, err)
+			must.Eq(t, runtime.StateDead, sandbox.State)
+			must.Eq(t, test.reason, sandbox.Reason)
+		})
+	}
+}
+
+func TestCreateOfACommandThatIsMissing(t *testing.T) {
+	d := openDriver(t, t.TempDir(), "/no/such/program")
+	_, err := d.Create(t.Context(), newSpec(t, d), ignore)
+	must.ErrorIs(t, err, runtime.ErrNotReady)
+	must.ErrorContains(t, err, "/no/such/program")
+}
+
+func TestCreateRefusesWhatCannotWork(t *testing.T) {
+	d := openDriver(t, t.TempDir())
+	file := filepath.Join(t.TempDir(), "file")
+	must.NoError(t, os.WriteFile(file, nil, 0o600))
+	for name, spoil := range map[string]func(*runtime.Spec){
+		"no UUID":              func(s *runtime.Spec) { s.SessionID = "../" + s.SessionID },
+		"a relative volume":    func(s *runtime.Spec) { s.VolumeHostPath = "here" },
+		"a volume not there":   func(s *runtime.Spec) { s.VolumeHostPath += "/missing" },
+		"a file as the volume": func(s *runtime.Spec) { s.VolumeHostPath = file },
+	} {
+		t.Run(name, func(t *testing.T) {
+			spec := newSpec(t, d)
+			spoil(&spec)
+			_, err := d.Create(t.Context(), spec, ignore)
+			must.ErrorIs(t, err, runtime.ErrInvalid)
+		})
+	}
+}
+
+func TestStopEndsTheWholeGroup(t *testing.T) {
+	// Given a sandbox that ignores SIGTERM, as does a child of it.
+	d := openDriver(t, t.TempDir(), "/bin/sh", "-c", `trap "" TERM; sleep 600 & exec `+os.Args[0])
+	d.grace = 50 * time.Millisecond
+	spec := newSpec(t, d)
+	_, err := d.Create(t.Context(), spec, ignore)
+	must.NoError(t, err)
+	must.Len(t, 2, processesOf(spec.SessionID))
+
+	must.NoError(t, d.Stop(t.Context(), spec.SessionID))
+	must.SliceEmpty(t, processesOf(spec.SessionID))
+}
+
+func TestChildrenEndWithTheLeader(t *testing.T) {
+	d := openDriver(t, t.TempDir(), "/bin/sh", "-c", "sleep 600 & exit 4")
+	spec := newSpec(t, d)
+	_, err := d.Create(t.Context(), spec, ignore)
+	must.ErrorContains(t, err, "exit code 4")
+	must.SliceEmpty(t, processesOf(spec.SessionID))
+}
+
+func TestSandboxesGetNoSecrets(t *testing.T) {
+	t.Setenv("NOMAD_TOKEN", "secret")
+	t.Setenv("CONSUL_HTTP_TOKEN", "secret")
+	d := openDriver(t, t.TempDir(), "/bin/sh", "-c", "env; exit 1")
+	spec := newSpec(t, d)
+	_, err := d.Create(t.Context(), spec, ignore)
+	must.ErrorIs(t, err, runtime.ErrNotReady)
+	output, err := os.ReadFile(d.path(spec.SessionID, logExt))
+	must.NoError(t, err)
+	must.StrContains(t, string(output), "BIVOUAC_SESSION_ID="+spec.SessionID)
+	must.StrNotContains(t, string(output), "secret")
+}
+
+func TestAKilledAgentLeavesNothingUnknown(t *testing.T) {
+	for _, stage := range []runtime.Stage{runtime.StagePlaced, runtime.StageStarted, runtime.StageReady} {
+		t.Run(string(stage), func(t *testing.T) {
+			// Given an agent that is killed when a create has reached this stage.
+			dir, id := t.TempDir(), uuid.NewString()
+			agent := exec.Command(os.Args[0])
+			agent.Env = append(os.Environ(), "TEST_DIR="+dir, "TEST_SESSION_ID="+id, "TEST_STAGE="+string(stage))
+			err := agent.Run()
+			must.ErrorContains(t, err, "signal: killed")
+
+			// When another one takes over, then it knows of the sandbox, can
+			// end it, and refuses the create that comes late.
+			d := openDriver(t, dir)
+			_, err = d.Inspect(t.Context(), id)
+			must.NoError(t, err)
+			must.NoError(t, d.Delete(t.Context(), id))
+			must.SliceEmpty(t, processesOf(id))
+			_, err = d.Create(t.Context(), runtime.Spec{SessionID: id, VolumeHostPath: dir}, ignore)
+			must.ErrorIs(t, err, runtime.ErrConflict)
+		})
+	}
+}
+
+func TestNothingStartsWhosePIDIsNotRecorded(t *testing.T) {
+	// Given a process behind its gate, and an agent that dies before it opens it.
+	d := openDriver(t, t.TempDir(), "/bin/sh", "-c", "echo started")
+	r := record{Spec: newSpec(t, d)}
+	cmd, open, err := d.startGated(r)
+	must.NoError(t, err)
+	must.NoError(t, open.Close())
+
+	must.Error(t, cmd.Wait())
+	output, err := os.ReadFile(d.path(r.Spec.SessionID, logExt))
+	must.NoError(t, err)
+	must.Eq(t, "", string(output))
+}
+
+func TestAnotherProcessWithTheSamePIDIsLeftAlone(t *testing.T) {
+	// Given a record whose PID belongs to a process of somebody else by now.
+	foreign := exec.Command("/bin/sleep", "600")
+	foreign.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	must.NoError(t, foreign.Start())
+	t.Cleanup(func() {
+		must.NoError(t, foreign.Process.Kill())
+		must.Error(t, foreign.Wait())
+	})
+	dir, id := t.TempDir(), uuid.NewString()
+	text, err := json.Marshal(record{
+		Spec: runtime.Spec{SessionID: id}, Port: 20000, PID: foreign.Process.Pid, Start: "another boot/1", Ready: true,
+	})
+	must.NoError(t, err)
+	must.NoError(t, os.WriteFile(filepath.Join(dir, id+recordExt), text, 0o600))
+
+	// When a driver finds it, then the sandbox is dead, and stopping it does
+	// nothing to the process.
+	d := openDriver(t, dir)
+	sandbox, err := d.Inspect(t.Context(), id)
+	must.NoError(t, err)
+	must.Eq(t, runtime.StateDead, sandbox.State)
+	must.NoError(t, d.Delete(t.Context(), id))
+	_, runs := startOf(foreign.Process.Pid)
+	must.True(t, runs)
+}
+
+func TestAFolderHasOneDriver(t *testing.T) {
+	dir := t.TempDir()
+	openDriver(t, dir)
+	_, err := New(Config{Dir: dir, Command: []string{"true"}, Logger: hclog.NewNullLogger()})
+	must.ErrorContains(t, err, "used by another Bivouac")
+}
+
+func TestADamagedRecordIsNamed(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, uuid.NewString()+recordExt)
+	must.NoError(t, os.WriteFile(path, []byte("{"), 0o600))
+	_, err := New(Config{Dir: dir, Command: []string{"true"}, Logger: hclog.NewNullLogger()})
+	must.ErrorContains(t, err, path)
+}
+
+func TestDeletedIDsAreForgottenInTime(t *testing.T) {
+	// Given two session IDs, one deleted just now and one long ago.
+	dir := t.TempDir()
+	recent, old := uuid.NewString(), uuid.NewString()
+	for id, age := range map[string]time.Duration{recent: goneFor / 2, old: 2 * goneFor} {
+		path := filepath.Join(dir, id+goneExt)
+		must.NoError(t, os.WriteFile(path, nil, 0o600))
+		must.NoError(t, os.Chtimes(path, time.Time{}, time.Now().Add(-age)))
+	}
+	openDriver(t, dir)
+	marks, err := filepath.Glob(filepath.Join(dir, "*"+goneExt))
+	must.NoError(t, err)
+	must.Eq(t, []string{filepath.Join(dir, recent+goneExt)}, marks)
+}
+
+func TestLogsAreBounded(t *testing.T) {
+	d := openDriver(t, t.TempDir())
+	id := uuid.NewString()
+	must.NoError(t, os.WriteFile(d.path(id, logExt), []byte(strings.Repeat("x", maxLog+1)), 0o600))
+	d.cutLog(id)
+	info, err := os.Stat(d.path(id, logExt))
+	must.NoError(t, err)
+	must.Eq(t, 0, info.Size())
+}
