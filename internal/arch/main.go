@@ -13,23 +13,28 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"strings"
 )
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
-	defer stop()
-	packages, err := list(ctx)
+	err := run(ctx)
+	stop()
 	if err != nil {
-		fmt.Fprintln(os.Stderr, "arch:", err)
-		os.Exit(2)
-	}
-	violations := check(bivouac(), packages)
-	for _, violation := range violations {
-		fmt.Fprintln(os.Stderr, violation)
-	}
-	if len(violations) > 0 {
+		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
+}
+
+func run(ctx context.Context) error {
+	packages, err := list(ctx)
+	if err != nil {
+		return err
+	}
+	if violations := check(bivouac(), packages); len(violations) > 0 {
+		return errors.New(strings.Join(violations, "\n"))
+	}
+	return nil
 }
 
 // list asks the go command for the module's packages, for their tests, and
