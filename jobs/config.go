@@ -1,0 +1,132 @@
+package jobs
+
+import (
+	"fmt"
+	"reflect"
+
+	"github.com/hashicorp/hcl/v2"
+	"github.com/hashicorp/hcl/v2/hclsyntax"
+	"github.com/hashicorp/nomad/api"
+	"github.com/zclconf/go-cty/cty"
+)
+
+// freeTextAllowed says whether a session's free text may stand in a block of
+// the struct: where Nomad takes values for data.
+func freeTextAllowed(typ reflect.Type, name string) bool {
+	switch typ {
+	case reflect.TypeFor[api.Task]():
+		return name == "config" || name == "env" || name == "meta"
+	case reflect.TypeFor[api.TaskGroup](), reflect.TypeFor[api.Job]():
+		return name == "meta"
+	default:
+		return false
+	}
+}
+
+// splitByDriver are arguments in which docker and podman split strings at ":".
+var splitByDriver = map[string]string{
+	"volumes":     "write a mount block, which takes a path with \":\" for what it is",
+	"devices":     "write a list of objects",
+	"extra_hosts": "the task finds it in its environment",
+}
+
+// anyMap decodes a body whose schema only the task driver knows. A block
+// becomes a list of maps, also when there is one only, and one with labels is
+// in a map by each label: that is what Nomad's drivers expect.
+func (d *decoder) anyMap(body *hclsyntax.Body, free bool) map[string]any {
+	result := make(map[string]any)
+	for _, attr := range sortedAttributes(body) {
+		instead, split := splitByDriver[attr.Name]
+		value, ok := d.eval(attr.Expr, free)
+		if !ok || value.IsNull() {
+			continue
+		}
+		if split && hasFreeText(attr.Expr) {
+			d.problem(attr.Expr.Range(), "Free text not allowed here",
+				"The driver splits the strings of %s at \":\", so that a session's value could change more than itself: %s.", attr.Name, instead)
+			continue
+		}
+		goValue, err := d.goValue(value)
+		if err != nil {
+			d.problem(attr.Expr.Range(), "Wrong value", "%v.", err)
+			continue
+		}
+		result[attr.Name] = goValue
+	}
+	for _, block := range body.Blocks {
+		inner := d.anyMap(block.Body, free)
+		for i := len(block.Labels) - 1; i >= 0; i-- {
+			inner = map[string]any{block.Labels[i]: []map[string]any{inner}}
+		}
+		list, ok := result[block.Type].([]map[string]any)
+		if result[block.Type] != nil && !ok {
+			d.problem(block.TypeRange, "Duplicate argument", "%q is set as an argument already.", block.Type)
+			continue
+		}
+		result[block.Type] = append(list, inner)
+	}
+	return result
+}
+
+// hasFreeText says whether the expression names free text of the session.
+func hasFreeText(expr hclsyntax.Expression) bool {
+	for _, traversal := range expr.Variables() {
+		if traversal.RootName() != "session" {
+			continue
+		}
+		if len(traversal) < 2 {
+			return true
+		}
+		attr, ok := traversal[1].(hcl.TraverseAttr)
+		if !ok || attr.Name == "agent_id" || attr.Name == "volume_host_path" {
+			return true
+		}
+	}
+	return false
+}
+
+// goValue converts a value into what encoding/json writes for it.
+func (d *decoder) goValue(value cty.Value) (any, error) {
+	typ := value.Type()
+	switch {
+	case value.IsNull():
+		return nil, nil
+	case typ == cty.String:
+		text := protected(value.AsString())
+		d.noteReferences(text)
+		return text, nil
+	case typ == cty.Bool:
+		return value.True(), nil
+	case typ == cty.Number:
+		number := value.AsBigFloat()
+		if whole, exact := number.Int64(); exact == 0 {
+			return whole, nil
+		}
+		fraction, _ := number.Float64()
+		return fraction, nil
+	case typ.IsMapType(), typ.IsObjectType():
+		result := make(map[string]any, value.LengthInt())
+		for it := value.ElementIterator(); it.Next(); {
+			key, element := it.Element()
+			converted, err := d.goValue(element)
+			if err != nil {
+				return nil, err
+			}
+			result[key.AsString()] = converted
+		}
+		return result, nil
+	case typ.IsListType(), typ.IsSetType(), typ.IsTupleType():
+		result := make([]any, 0, value.LengthInt())
+		for it := value.ElementIterator(); it.Next(); {
+			_, element := it.Element()
+			converted, err := d.goValue(element)
+			if err != nil {
+				return nil, err
+			}
+			result = append(result, converted)
+		}
+		return result, nil
+	default:
+		return nil, fmt.Errorf("a %s cannot stand in a job", typ.FriendlyName())
+	}
+}

@@ -1,0 +1,202 @@
+// Package jobs turns a session into a Nomad job, by a job template.
+//
+// A template is an HCL file: variables, a ready check, and a job in Nomad's own
+// jobspec syntax. What must hold for every sandbox, whatever the template says,
+// is set here: the job's ID, its meta, its environment, and that Nomad neither
+// restarts, nor reschedules, nor replaces it.
+//
+// The values of a session enter a job as data. They are never pasted into text
+// that is parsed again, and they survive Nomad's own interpolation.
+//
+// The package is pure: the same session gives the same job. It must never talk
+// to Nomad.
+package jobs
+
+import (
+	"embed"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/hashicorp/hcl/v2"
+	"github.com/hashicorp/hcl/v2/hclsyntax"
+	"github.com/hashicorp/nomad/api"
+	"github.com/zclconf/go-cty/cty"
+
+	"github.com/bivouac/bivouac/runtime"
+	"github.com/bivouac/bivouac/runtime/ready"
+)
+
+// IDPrefix begins the ID of every job of Bivouac; the session's ID follows.
+const IDPrefix = "bivouac-"
+
+// ID returns the job ID of a session.
+func ID(sessionID string) string { return IDPrefix + sessionID }
+
+// The keys of a job's meta by which Bivouac knows its own jobs.
+const (
+	MetaSessionID = "session_id"
+	MetaChatID    = "chat_id"
+	MetaAgentID   = "agent_id"
+	MetaInstance  = "bivouac_instance"
+	// MetaSpec is a fingerprint of the spec, see [Fingerprint].
+	MetaSpec = "bivouac_spec"
+	// MetaTombstone marks a job that only takes up its ID.
+	MetaTombstone = "bivouac_tombstone"
+)
+
+//go:embed templates/*.hcl
+var embedded embed.FS
+
+// maxTemplate bounds a template file, in bytes.
+const maxTemplate = 1 << 20
+
+// Template makes jobs. It is safe for concurrent use.
+type Template struct {
+	file      *file
+	variables map[string]cty.Value
+	ready     Ready
+	sample    *api.Job // of a made-up session, for what does not depend on one
+}
+
+// Ready says when a sandbox made from a template is ready.
+type Ready struct {
+	Port    string        // label of the port that is asked
+	Check   ready.Check   // what counts as an answer
+	Timeout time.Duration // from the job's registration
+}
+
+// Load reads a template: one of those that [Names] lists, or else the file of
+// that name. Variables are given as text and converted to what the template
+// declares. All that can be wrong with a template is found here, with file and
+// line.
+func Load(nameOrPath string, variables map[string]string) (*Template, error) {
+	name, src, err := read(nameOrPath)
+	if err != nil {
+		return nil, fmt.Errorf("job template %s: %w", nameOrPath, err)
+	}
+	return Parse(name, src, variables)
+}
+
+// Parse does as [Load] does, with a template's text; filename is for messages.
+func Parse(filename string, src []byte, variables map[string]string) (*Template, error) {
+	t, diags := parse(filename, src, variables)
+	if diags.HasErrors() {
+		return nil, fmt.Errorf("job template: %w", errors.Join(diags.Errs()...))
+	}
+	return t, nil
+}
+
+func parse(filename string, src []byte, variables map[string]string) (*Template, hcl.Diagnostics) {
+	parsed, diags := hclsyntax.ParseConfig(src, filename, hcl.InitialPos)
+	if diags.HasErrors() {
+		return nil, diags
+	}
+	f, diags := splitFile(parsed.Body.(*hclsyntax.Body))
+	if diags.HasErrors() {
+		return nil, diags
+	}
+	values, diags := f.values(variables)
+	if diags.HasErrors() {
+		return nil, diags
+	}
+	t := &Template{file: f, variables: values}
+	if t.ready, diags = t.decodeReady(); diags.HasErrors() {
+		return nil, diags
+	}
+	// A job of a made-up session brings every mistake to light that any
+	// session's job could have.
+	if t.sample, diags = t.decodeJob(sampleSpec(), "sample"); diags.HasErrors() {
+		return nil, diags
+	}
+	return t, nil
+}
+
+func read(nameOrPath string) (name string, src []byte, err error) {
+	if slices.Contains(Names(), nameOrPath) {
+		name = nameOrPath + ".hcl"
+		src, err = embedded.ReadFile(path.Join("templates", name))
+		return name, src, err
+	}
+	info, err := os.Stat(nameOrPath)
+	if errors.Is(err, fs.ErrNotExist) && !strings.ContainsAny(nameOrPath, "/.") {
+		return "", nil, fmt.Errorf("neither a file nor one of %s", strings.Join(Names(), ", "))
+	}
+	if err != nil {
+		return "", nil, err
+	}
+	if info.Size() > maxTemplate {
+		return "", nil, fmt.Errorf("larger than %d bytes", maxTemplate)
+	}
+	src, err = os.ReadFile(nameOrPath)
+	return nameOrPath, src, err
+}
+
+// Names returns the embedded templates.
+func Names() []string { return []string{"docker", "exec", "raw_exec"} }
+
+// Source returns the text of an embedded template, for a user to start from.
+func Source(name string) ([]byte, error) {
+	if !slices.Contains(Names(), name) {
+		return nil, fmt.Errorf("no embedded job template %q", name)
+	}
+	return embedded.ReadFile(path.Join("templates", name+".hcl"))
+}
+
+// Job returns the job of spec's sandbox. instance names the replicas that work
+// together. Its errors wrap [runtime.ErrInvalid].
+func (t *Template) Job(spec runtime.Spec, instance string) (*api.Job, error) {
+	if err := validate(spec); err != nil {
+		return nil, fmt.Errorf("job: %w: %w", runtime.ErrInvalid, err)
+	}
+	job, diags := t.decodeJob(spec, instance)
+	if diags.HasErrors() {
+		return nil, fmt.Errorf("job: %w: %w", runtime.ErrInvalid, errors.Join(diags.Errs()...))
+	}
+	return job, nil
+}
+
+// Ready returns when a sandbox of this template is ready.
+func (t *Template) Ready() Ready { return t.ready }
+
+// Namespace returns the template's namespace, empty where it names none and so
+// leaves it to the Nomad client's settings.
+func (t *Template) Namespace() string {
+	if t.sample.Namespace == nil {
+		return ""
+	}
+	return *t.sample.Namespace
+}
+
+// Tombstone returns a stopped job that runs nothing and takes up the session's
+// job ID, so that a first registration of that session that comes late fails.
+func (t *Template) Tombstone(sessionID, instance string) *api.Job {
+	group := t.sample.TaskGroups[0]
+	task := api.NewTask("none", group.Tasks[0].Driver)
+	task.Config = map[string]any{"command": "none", "image": "none"}
+	return &api.Job{
+		ID:          new(ID(sessionID)),
+		Name:        new(ID(sessionID)),
+		Type:        new(api.JobTypeBatch),
+		Namespace:   t.sample.Namespace,
+		NodePool:    t.sample.NodePool,
+		Datacenters: t.sample.Datacenters,
+		Stop:        new(true),
+		Meta: map[string]string{
+			MetaSessionID: sessionID,
+			MetaInstance:  instance,
+			MetaTombstone: "true",
+		},
+		TaskGroups: []*api.TaskGroup{{
+			Name:          new("none"),
+			Count:         new(0),
+			Tasks:         []*api.Task{task},
+			RestartPolicy: noRestart(),
+		}},
+	}
+}
