@@ -111,16 +111,23 @@ func (w *world) config() scheduler.Config {
 	}
 }
 
-// replica returns one more scheduler over the same records and sandboxes, which
-// nobody watches.
-func (w *world) replica() *scheduler.Scheduler {
+// peer is one more scheduler over the same records and sandboxes, whose effects
+// and telemetry nobody looks at. Its locks can be taken away.
+type peer struct {
+	*scheduler.Scheduler
+	locker *memory.Locker
+}
+
+func (w *world) peer() peer {
+	p := peer{locker: memory.NewLocker(w.store)}
 	c := w.config()
-	c.Store, c.Locker = w.store, memory.NewLocker(w.store)
+	c.Store, c.Locker, c.Now = w.store, p.locker, w.Now
 	seen := newTelemetry()
 	c.Logger, c.Meter, c.Tracer = seen.logger, seen.meter, seen.tracer
-	s, err := scheduler.New(c)
+	var err error
+	p.Scheduler, err = scheduler.New(c)
 	must.NoError(w.t, err)
-	return s
+	return p
 }
 
 // given lets things happen that a test does not ask about.

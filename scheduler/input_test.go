@@ -1,0 +1,133 @@
+package scheduler_test
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/shoenig/test/must"
+
+	"github.com/bivouac/bivouac/runtime"
+	"github.com/bivouac/bivouac/scheduler"
+)
+
+func TestCreate_input(t *testing.T) {
+	with := func(change func(*scheduler.CreateCommand)) scheduler.CreateCommand {
+		cmd := createA
+		change(&cmd)
+		return cmd
+	}
+	agent := func(id string) scheduler.CreateCommand {
+		return with(func(c *scheduler.CreateCommand) { c.AgentID = id })
+	}
+	volume := func(path string) scheduler.CreateCommand {
+		return with(func(c *scheduler.CreateCommand) { c.VolumeHostPath = path })
+	}
+	ttl := func(d time.Duration) scheduler.CreateCommand {
+		return with(func(c *scheduler.CreateCommand) { c.TTL = d })
+	}
+	for _, tc := range []struct {
+		name  string
+		cmd   scheduler.CreateCommand
+		roots []string
+		field string // that is refused; empty where the command is accepted
+	}{
+		{"no chat", with(func(c *scheduler.CreateCommand) { c.ChatID = uuid.Nil }), nil, "chat_id"},
+
+		{"no agent", agent(""), nil, "agent_id"},
+		{"the longest agent", agent(strings.Repeat("a", scheduler.MaxAgentID)), nil, ""},
+		{"an agent that is too long", agent(strings.Repeat("a", scheduler.MaxAgentID+1)), nil, "agent_id"},
+		{"an agent that is too long in bytes", agent(strings.Repeat("ä", scheduler.MaxAgentID/2) + "a"), nil, "agent_id"},
+		{"an agent in any script", agent("агент 代理 🤖"), nil, ""},
+		{"an agent with what shells and templates read", agent(`${env["HOME"]} {{.}} '"\ ;`), nil, ""},
+		{"an agent with a newline", agent("a\nb"), nil, "agent_id"},
+		{"an agent with a NUL", agent("a\x00b"), nil, "agent_id"},
+		{"an agent with a C1 control", agent("a\u0085b"), nil, "agent_id"},
+		{"an agent that is not UTF-8", agent("a\xffb"), nil, "agent_id"},
+
+		{"no volume", volume(""), nil, "volume_host_path"},
+		{"the root as volume", volume("/"), nil, ""},
+		{"the longest volume", volume("/" + strings.Repeat("a", scheduler.MaxVolumeHostPath-1)), nil, ""},
+		{"a volume that is too long", volume("/" + strings.Repeat("a", scheduler.MaxVolumeHostPath)), nil, "volume_host_path"},
+		{"a relative volume", volume("data/a"), nil, "volume_host_path"},
+		{"a volume with ..", volume("/data/../etc"), nil, "volume_host_path"},
+		{"a volume with .", volume("/data/./a"), nil, "volume_host_path"},
+		{"a volume with //", volume("/data//a"), nil, "volume_host_path"},
+		{"a volume with a trailing slash", volume("/data/a/"), nil, "volume_host_path"},
+		{"a volume that Nomad would interpolate", volume("/data/${attr.unique.hostname}"), nil, "volume_host_path"},
+		{"a volume with a lone dollar, a colon, a comma, a space and quotes", volume(`/data/$a:b,c d'"`), nil, ""},
+		{"a volume whose name begins with dots", volume("/data/..a"), nil, ""},
+		{"a volume with a NUL", volume("/data/a\x00"), nil, "volume_host_path"},
+		{"a volume with a newline", volume("/data/a\n"), nil, "volume_host_path"},
+		{"a volume that is not UTF-8", volume("/data/\xff"), nil, "volume_host_path"},
+
+		{"a volume at a root", volume("/data"), []string{"/srv", "/data"}, ""},
+		{"a volume below a root", volume("/data/a/b"), []string{"/srv", "/data"}, ""},
+		{"a volume beside a root whose name it begins with", volume("/database"), []string{"/srv", "/data"}, "volume_host_path"},
+		{"a volume above a root", volume("/"), []string{"/srv", "/data"}, "volume_host_path"},
+		{"any volume, with / as root", volume("/etc"), []string{"/"}, ""},
+
+		{"a negative ttl", ttl(-1), nil, "ttl"},
+		{"the shortest ttl", ttl(1), nil, ""},
+		{"the longest ttl", ttl(maxTTL), nil, ""},
+		{"a ttl that is too long", ttl(maxTTL + 1), nil, "ttl"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			w := newWorld(t, func(c *scheduler.Config) { c.VolumeRoots = tc.roots })
+			_, err := w.Create(t.Context(), tc.cmd)
+			if tc.field == "" {
+				must.NoError(t, err)
+				return
+			}
+			must.ErrorIs(t, err, scheduler.ErrInvalid)
+			must.StrContains(t, err.Error(), tc.field+" ")
+			must.SliceEmpty(t, w.effects.taken(), must.Sprint("nothing was done"))
+		})
+	}
+}
+
+func TestNew_refusesAConfigurationThatCannotWork(t *testing.T) {
+	for name, change := range map[string]func(*scheduler.Config){
+		"a default runtime that is not there": func(c *scheduler.Config) { c.DefaultRuntime = "other" },
+		"no runtime":                          func(c *scheduler.Config) { c.Drivers = nil },
+		"no ttl":                              func(c *scheduler.Config) { c.TTL = 0 },
+		"a ttl over the maximum":              func(c *scheduler.Config) { c.TTL = maxTTL + 1 },
+		"a cleanup interval that is none":     func(c *scheduler.Config) { c.CleanupInterval = 0 },
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := newWorld(t).config()
+			change(&c)
+			_, err := scheduler.New(c)
+			must.ErrorIs(t, err, scheduler.ErrInvalid)
+		})
+	}
+}
+
+func TestKind_isTheFirstThatAnErrorWraps(t *testing.T) {
+	for kind, err := range map[string]error{
+		"invalid":             scheduler.ErrInvalid,
+		"not_found":           scheduler.ErrNotFound,
+		"expired":             scheduler.ErrExpired,
+		"not_running":         scheduler.ErrNotRunning,
+		"conflict":            &scheduler.ConflictError{},
+		"lock_timeout":        scheduler.ErrLockTimeout,
+		"lock_lost":           fmt.Errorf("%w: %w", scheduler.ErrLockLost, context.Canceled),
+		"damaged_record":      scheduler.ErrDamaged,
+		"busy":                scheduler.ErrBusy,
+		"store_unavailable":   fmt.Errorf("%w: %w", scheduler.ErrUnavailable, context.DeadlineExceeded),
+		"not_placed":          runtime.ErrNotPlaced,
+		"not_ready":           fmt.Errorf("%w: %w", runtime.ErrNotReady, context.DeadlineExceeded),
+		"sandbox_not_found":   runtime.ErrNotFound,
+		"sandbox_conflict":    runtime.ErrConflict,
+		"runtime_invalid":     runtime.ErrInvalid,
+		"runtime_unavailable": runtime.ErrUnavailable,
+		"deadline_exceeded":   context.DeadlineExceeded,
+		"canceled":            context.Canceled,
+		"internal":            fmt.Errorf("something else"),
+	} {
+		must.Eq(t, kind, scheduler.Kind(fmt.Errorf("some operation: %w", err)))
+	}
+}
