@@ -70,6 +70,7 @@ func bivouac() rules {
 		},
 		support: []string{
 			"internal/arch",
+			"internal/e2e/...",
 			"internal/fakeruntime",
 			"internal/httpapi/apitest",
 			"internal/stack/...",
