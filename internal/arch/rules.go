@@ -16,8 +16,8 @@ type rules struct {
 	// library.
 	only map[string][]string
 
-	// support exists for tests. The product does not import it, and it may
-	// import everything.
+	// support exists for tests and measurements. The product does not import
+	// it, and it may import everything.
 	support []string
 
 	// testing are libraries that the product does not import.
@@ -70,6 +70,7 @@ func bivouac() rules {
 		},
 		support: []string{
 			"internal/arch",
+			"internal/bench/...",
 			"internal/e2e/...",
 			"internal/fakeruntime",
 			"internal/httpapi/apitest",
