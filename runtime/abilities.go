@@ -127,8 +127,8 @@ type Execer interface {
 }
 
 // Stdio is a command's input and output. A nil reader is empty, a nil writer
-// discards. Exec may return while a Read of Stdin is still blocked; what that
-// one reads is lost.
+// discards. Exec does not wait for the end of Stdin once the command has ended:
+// it may return while a Read is still blocked, and what that one reads is lost.
 type Stdio struct {
 	Stdin          io.Reader
 	Stdout, Stderr io.Writer

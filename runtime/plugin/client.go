@@ -1,0 +1,188 @@
+package plugin
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"iter"
+	"time"
+
+	"google.golang.org/grpc"
+
+	"github.com/bivouac/bivouac/runtime"
+	runtimev1 "github.com/bivouac/bivouac/runtime/plugin/proto/v1"
+)
+
+const (
+	// answerLimit is how long a plugin may take for what package runtime says
+	// takes 10 seconds at most; a little more, for the way there and back.
+	answerLimit = 12 * time.Second
+	// maxSandboxes bounds a list.
+	maxSandboxes = 250_000
+	// maxStages bounds what a Create may tell before its sandbox.
+	maxStages = 64
+)
+
+// Client is the driver of a plugin's process, for as long as that lives. It has
+// the methods of every ability; which of them work, Info declares. What the
+// plugin answers is checked: what the contract rules out becomes
+// [runtime.ErrUnavailable].
+type Client struct {
+	rpc   runtimev1.DriverServiceClient
+	info  runtime.Info
+	limit time.Duration // answerLimit, less in tests
+}
+
+var (
+	_ runtime.Driver        = (*Client)(nil)
+	_ runtime.Configurer    = (*Client)(nil)
+	_ runtime.Watcher       = (*Client)(nil)
+	_ runtime.HealthChecker = (*Client)(nil)
+	_ runtime.LogReader     = (*Client)(nil)
+	_ runtime.Execer        = (*Client)(nil)
+)
+
+// NewClient asks the plugin at the other end of conn who it is and returns its
+// driver.
+func NewClient(ctx context.Context, conn grpc.ClientConnInterface) (*Client, error) {
+	c := &Client{rpc: runtimev1.NewDriverServiceClient(conn), limit: answerLimit}
+	answer, err := within(ctx, c.limit, func(ctx context.Context) (*runtimev1.InfoResponse, error) {
+		return c.rpc.Info(ctx, &runtimev1.InfoRequest{})
+	})
+	if err != nil {
+		return nil, fmt.Errorf("info: %w", err)
+	}
+	if c.info, err = infoFromProto(answer); err != nil {
+		return nil, fmt.Errorf("info: %w", err)
+	}
+	return c, nil
+}
+
+// errNoAnswer is the cause where a plugin took longer than the contract allows.
+var errNoAnswer = errors.New("the plugin did not answer in time")
+
+// within makes a call that the contract gives a limit.
+func within[T any](ctx context.Context, limit time.Duration, call func(context.Context) (T, error)) (T, error) {
+	limited, cancel := context.WithTimeoutCause(ctx, limit, errNoAnswer)
+	defer cancel()
+	answer, err := call(limited)
+	if err != nil {
+		var none T
+		return none, callFailed(ctx, limited, err)
+	}
+	return answer, nil
+}
+
+// callFailed is the error of a call that was made with limited, a context made
+// from the caller's ctx.
+func callFailed(ctx, limited context.Context, err error) error {
+	if ctx.Err() == nil && context.Cause(limited) == errNoAnswer {
+		return fmt.Errorf("%w: %w", runtime.ErrUnavailable, errNoAnswer)
+	}
+	return fromStatus(ctx, err)
+}
+
+// Info answers from memory.
+func (c *Client) Info(context.Context) (runtime.Info, error) { return c.info, nil }
+
+func (c *Client) Create(ctx context.Context, spec runtime.Spec, progress func(runtime.Stage)) (runtime.Sandbox, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel() // a stream that is left early must be told so
+	stream, err := c.rpc.Create(ctx, &runtimev1.CreateRequest{Spec: specToProto(spec)})
+	if err != nil {
+		return runtime.Sandbox{}, fromStatus(ctx, err)
+	}
+	for range maxStages {
+		resp, err := stream.Recv()
+		switch {
+		case errors.Is(err, io.EOF):
+			return runtime.Sandbox{}, broken("create ended without a sandbox")
+		case err != nil:
+			return runtime.Sandbox{}, fromStatus(ctx, err)
+		}
+		switch event := resp.GetEvent().(type) {
+		case *runtimev1.CreateResponse_Stage:
+			if stage, ok := keyOf(stages, event.Stage); ok {
+				progress(stage)
+			}
+		case *runtimev1.CreateResponse_Sandbox:
+			return created(event.Sandbox, spec)
+		}
+	}
+	return runtime.Sandbox{}, broken("create told %d stages and no sandbox", maxStages)
+}
+
+func created(answer *runtimev1.Sandbox, spec runtime.Spec) (runtime.Sandbox, error) {
+	sandbox, err := sandboxFromProto(answer, spec.SessionID)
+	switch {
+	case err != nil:
+		return runtime.Sandbox{}, err
+	case sandbox.ContainerID == "":
+		return runtime.Sandbox{}, broken("session %s: created without a container ID", spec.SessionID)
+	case !sandbox.Endpoint.IsValid():
+		return runtime.Sandbox{}, broken("session %s: created without an endpoint", spec.SessionID)
+	case sandbox.ChatID != spec.ChatID:
+		return runtime.Sandbox{}, broken("session %s: created for chat %.70q", spec.SessionID, sandbox.ChatID)
+	}
+	return sandbox, nil
+}
+
+func (c *Client) Stop(ctx context.Context, sessionID string) error {
+	_, err := c.rpc.Stop(ctx, &runtimev1.StopRequest{SessionId: sessionID})
+	return fromStatus(ctx, err)
+}
+
+func (c *Client) Delete(ctx context.Context, sessionID string) error {
+	_, err := c.rpc.Delete(ctx, &runtimev1.DeleteRequest{SessionId: sessionID})
+	return fromStatus(ctx, err)
+}
+
+func (c *Client) Inspect(ctx context.Context, sessionID string) (runtime.Sandbox, error) {
+	answer, err := within(ctx, c.limit, func(ctx context.Context) (*runtimev1.InspectResponse, error) {
+		return c.rpc.Inspect(ctx, &runtimev1.InspectRequest{SessionId: sessionID})
+	})
+	if err != nil {
+		return runtime.Sandbox{}, err
+	}
+	return sandboxFromProto(answer.GetSandbox(), sessionID)
+}
+
+// List ends with an error after 250,000 sandboxes.
+func (c *Client) List(ctx context.Context) iter.Seq2[runtime.Sandbox, error] {
+	return func(yield func(runtime.Sandbox, error) bool) {
+		limited, cancel := context.WithCancelCause(ctx)
+		defer cancel(nil)
+		stream, err := c.rpc.List(limited, &runtimev1.ListRequest{})
+		if err != nil {
+			yield(runtime.Sandbox{}, fromStatus(ctx, err))
+			return
+		}
+		// The plugin's time runs while it is waited for, not while the caller
+		// looks at a sandbox.
+		late := time.AfterFunc(c.limit, func() { cancel(errNoAnswer) })
+		defer late.Stop()
+		for count := 0; ; {
+			late.Reset(c.limit)
+			resp, err := stream.Recv()
+			late.Stop()
+			switch {
+			case errors.Is(err, io.EOF):
+				return
+			case err != nil:
+				yield(runtime.Sandbox{}, callFailed(ctx, limited, err))
+				return
+			}
+			for _, answer := range resp.GetSandboxes() {
+				if count++; count > maxSandboxes {
+					yield(runtime.Sandbox{}, broken("it lists more than %d sandboxes", maxSandboxes))
+					return
+				}
+				sandbox, err := sandboxFromProto(answer, "")
+				if !yield(sandbox, err) || err != nil {
+					return
+				}
+			}
+		}
+	}
+}

@@ -1,0 +1,212 @@
+package plugin
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"regexp"
+	"strings"
+	"unicode"
+
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/bivouac/bivouac/runtime"
+	runtimev1 "github.com/bivouac/bivouac/runtime/plugin/proto/v1"
+)
+
+// The limits of what a plugin may say, in bytes.
+const (
+	maxID           = 256
+	maxVersion      = 64
+	maxReason       = 4 << 10
+	maxConfigSchema = 256 << 10
+	maxAbilities    = 64
+)
+
+var driverName = regexp.MustCompile(`^[a-z0-9-]{1,64}$`)
+
+var stages = map[runtime.Stage]runtimev1.Stage{
+	runtime.StagePlaced:  runtimev1.Stage_STAGE_PLACED,
+	runtime.StageStarted: runtimev1.Stage_STAGE_STARTED,
+	runtime.StageReady:   runtimev1.Stage_STAGE_READY,
+}
+
+var states = map[runtime.State]runtimev1.State{
+	runtime.StateStarting: runtimev1.State_STATE_STARTING,
+	runtime.StateRunning:  runtimev1.State_STATE_RUNNING,
+	runtime.StateDead:     runtimev1.State_STATE_DEAD,
+	runtime.StateLost:     runtimev1.State_STATE_LOST,
+}
+
+var streams = map[runtime.LogStream]runtimev1.OutputStream{
+	runtime.Stdout: runtimev1.OutputStream_OUTPUT_STREAM_STDOUT,
+	runtime.Stderr: runtimev1.OutputStream_OUTPUT_STREAM_STDERR,
+}
+
+// keyOf returns the key that stands for value, and false where none does.
+func keyOf[K, V comparable](m map[K]V, value V) (K, bool) {
+	for k, v := range m {
+		if v == value {
+			return k, true
+		}
+	}
+	var none K
+	return none, false
+}
+
+func infoToProto(info runtime.Info, abilities []runtime.Ability) *runtimev1.InfoResponse {
+	answer := &runtimev1.InfoResponse{
+		Name:         info.Name,
+		Version:      info.Version,
+		ConfigSchema: string(info.ConfigSchema),
+	}
+	for _, ability := range abilities {
+		answer.Abilities = append(answer.Abilities, string(ability))
+	}
+	return answer
+}
+
+func infoFromProto(answer *runtimev1.InfoResponse) (runtime.Info, error) {
+	schema := json.RawMessage(answer.GetConfigSchema())
+	switch {
+	case !driverName.MatchString(answer.GetName()):
+		return runtime.Info{}, broken("its name %.70q is not 1 to 64 of a-z, 0-9 and '-'", answer.GetName())
+	case len(answer.GetVersion()) > maxVersion || hasControl(answer.GetVersion()):
+		return runtime.Info{}, broken("its version %.70q is over %d bytes or has control characters", answer.GetVersion(), maxVersion)
+	case len(answer.GetAbilities()) > maxAbilities:
+		return runtime.Info{}, broken("it declares %d abilities", len(answer.GetAbilities()))
+	case len(schema) > maxConfigSchema:
+		return runtime.Info{}, broken("its configuration schema is over %d bytes", maxConfigSchema)
+	case len(schema) > 0 && !json.Valid(schema):
+		return runtime.Info{}, broken("its configuration schema is not JSON")
+	}
+	info := runtime.Info{
+		Name:         answer.GetName(),
+		Version:      answer.GetVersion(),
+		Abilities:    []runtime.Ability{},
+		ConfigSchema: schema,
+	}
+	for _, name := range answer.GetAbilities() {
+		switch ability := runtime.Ability(name); ability {
+		case runtime.AbilityConfigure, runtime.AbilityExec, runtime.AbilityHealth, runtime.AbilityLogs, runtime.AbilityWatch:
+			info.Abilities = append(info.Abilities, ability)
+		}
+	}
+	return info, nil
+}
+
+func specToProto(spec runtime.Spec) *runtimev1.Spec {
+	return &runtimev1.Spec{
+		SessionId:      spec.SessionID,
+		ChatId:         spec.ChatID,
+		AgentId:        spec.AgentID,
+		VolumeHostPath: spec.VolumeHostPath,
+		CreatedAt:      timestamppb.New(spec.CreatedAt),
+		ExpiresAt:      timestamppb.New(spec.ExpiresAt),
+	}
+}
+
+func specFromProto(spec *runtimev1.Spec) (runtime.Spec, error) {
+	if spec.GetSessionId() == "" {
+		return runtime.Spec{}, fmt.Errorf("%w: no session ID", runtime.ErrInvalid)
+	}
+	return runtime.Spec{
+		SessionID:      spec.GetSessionId(),
+		ChatID:         spec.GetChatId(),
+		AgentID:        spec.GetAgentId(),
+		VolumeHostPath: spec.GetVolumeHostPath(),
+		CreatedAt:      spec.GetCreatedAt().AsTime(),
+		ExpiresAt:      spec.GetExpiresAt().AsTime(),
+	}, nil
+}
+
+func sandboxToProto(sandbox runtime.Sandbox) *runtimev1.Sandbox {
+	answer := &runtimev1.Sandbox{
+		SessionId:   sandbox.SessionID,
+		ChatId:      sandbox.ChatID,
+		ContainerId: sandbox.ContainerID,
+		State:       states[sandbox.State],
+		Reason:      limitText(sandbox.Reason, maxReason),
+	}
+	if sandbox.Endpoint != (runtime.Endpoint{}) {
+		answer.Endpoint = &runtimev1.Endpoint{Port: uint32(sandbox.Endpoint.Port)}
+		if sandbox.Endpoint.IP.IsValid() {
+			answer.Endpoint.Ip = sandbox.Endpoint.IP.String()
+		}
+	}
+	return answer
+}
+
+// sandboxFromProto refuses what the host could not rely on. wantID is the
+// session that was asked for; empty accepts any.
+func sandboxFromProto(answer *runtimev1.Sandbox, wantID string) (runtime.Sandbox, error) {
+	id := answer.GetSessionId()
+	state, known := keyOf(states, answer.GetState())
+	switch {
+	case answer == nil:
+		return runtime.Sandbox{}, broken("it answered without a sandbox")
+	case wantID != "" && id != wantID:
+		return runtime.Sandbox{}, broken("asked for session %s, it answered for session %.70q", wantID, id)
+	case id == "" || len(id) > maxID || hasControl(id):
+		return runtime.Sandbox{}, broken("session ID %.70q is not 1 to %d bytes without control characters", id, maxID)
+	case len(answer.GetContainerId()) > maxID || hasControl(answer.GetContainerId()):
+		return runtime.Sandbox{}, broken("session %s: container ID %.70q is over %d bytes or has control characters", id, answer.GetContainerId(), maxID)
+	case len(answer.GetChatId()) > maxID || hasControl(answer.GetChatId()):
+		return runtime.Sandbox{}, broken("session %s: chat ID %.70q is over %d bytes or has control characters", id, answer.GetChatId(), maxID)
+	case !known:
+		return runtime.Sandbox{}, broken("session %s: unknown state %d", id, answer.GetState())
+	}
+	endpoint, err := endpointFromProto(answer.GetEndpoint())
+	if err != nil {
+		return runtime.Sandbox{}, broken("session %s: %w", id, err)
+	}
+	return runtime.Sandbox{
+		SessionID:   id,
+		ChatID:      answer.GetChatId(),
+		ContainerID: answer.GetContainerId(),
+		Endpoint:    endpoint,
+		State:       state,
+		Reason:      oneLine(limitText(answer.GetReason(), maxReason)),
+	}, nil
+}
+
+func endpointFromProto(answer *runtimev1.Endpoint) (runtime.Endpoint, error) {
+	if answer == nil {
+		return runtime.Endpoint{}, nil
+	}
+	ip, err := netip.ParseAddr(answer.GetIp())
+	switch {
+	case err != nil:
+		return runtime.Endpoint{}, fmt.Errorf("endpoint IP %.70q is no address", answer.GetIp())
+	case ip.IsUnspecified() || ip.IsMulticast() || ip.Zone() != "":
+		return runtime.Endpoint{}, fmt.Errorf("endpoint IP %s cannot be connected to", ip)
+	case answer.GetPort() < 1 || answer.GetPort() > 65535:
+		return runtime.Endpoint{}, fmt.Errorf("endpoint port %d is no port", answer.GetPort())
+	}
+	return runtime.Endpoint{IP: ip.Unmap(), Port: uint16(answer.GetPort())}, nil
+}
+
+func outputToProto(stream runtime.LogStream, data []byte) *runtimev1.Output {
+	return &runtimev1.Output{Stream: streams[stream], Data: data}
+}
+
+// outputFromProto takes an unknown stream for Stdout.
+func outputFromProto(output *runtimev1.Output) runtime.LogChunk {
+	stream, ok := keyOf(streams, output.GetStream())
+	if !ok {
+		stream = runtime.Stdout
+	}
+	return runtime.LogChunk{Stream: stream, Data: output.GetData()}
+}
+
+func hasControl(s string) bool { return strings.ContainsFunc(s, unicode.IsControl) }
+
+// oneLine makes s fit for a log line and a terminal.
+func oneLine(s string) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) {
+			return ' '
+		}
+		return r
+	}, s)
+}

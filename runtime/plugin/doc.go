@@ -1,0 +1,2 @@
+// Package plugin makes a runtime driver a process of its own, by go-plugin.
+package plugin

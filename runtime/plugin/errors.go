@@ -1,0 +1,155 @@
+package plugin
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/bivouac/bivouac/runtime"
+	runtimev1 "github.com/bivouac/bivouac/runtime/plugin/proto/v1"
+)
+
+// maxErrorMessage bounds an error's text on the wire, in bytes. It travels in
+// an HTTP/2 header.
+const maxErrorMessage = 8 << 10
+
+// kinds is how errors and statuses stand for each other. An error that wraps
+// several has the code of the first; its detail names them all. The codes for
+// what the host acts on are ones that gRPC libraries do not give out by
+// themselves: an answer over the size limit must not read as "not placed".
+var kinds = []struct {
+	err  error
+	code codes.Code
+	kind runtimev1.ErrorKind
+}{
+	{runtime.ErrInvalid, codes.InvalidArgument, runtimev1.ErrorKind_ERROR_KIND_INVALID},
+	{runtime.ErrNotFound, codes.NotFound, runtimev1.ErrorKind_ERROR_KIND_NOT_FOUND},
+	{runtime.ErrConflict, codes.AlreadyExists, runtimev1.ErrorKind_ERROR_KIND_CONFLICT},
+	{runtime.ErrNotPlaced, codes.FailedPrecondition, runtimev1.ErrorKind_ERROR_KIND_NOT_PLACED},
+	{runtime.ErrNotReady, codes.Aborted, runtimev1.ErrorKind_ERROR_KIND_NOT_READY},
+	{runtime.ErrUnavailable, codes.Unavailable, runtimev1.ErrorKind_ERROR_KIND_UNAVAILABLE},
+	{errors.ErrUnsupported, codes.Unimplemented, runtimev1.ErrorKind_ERROR_KIND_UNSUPPORTED},
+	{context.DeadlineExceeded, codes.DeadlineExceeded, runtimev1.ErrorKind_ERROR_KIND_DEADLINE_EXCEEDED},
+	{context.Canceled, codes.Canceled, runtimev1.ErrorKind_ERROR_KIND_CANCELED},
+}
+
+// toStatus puts a driver's error into a gRPC status.
+func toStatus(err error) error {
+	if err == nil {
+		return nil
+	}
+	code := codes.Unknown
+	detail := &runtimev1.ErrorDetail{}
+	for _, k := range kinds {
+		if errors.Is(err, k.err) {
+			if code == codes.Unknown {
+				code = k.code
+			}
+			detail.Kinds = append(detail.Kinds, k.kind)
+		}
+	}
+	st := status.New(code, limitText(err.Error(), maxErrorMessage))
+	if with, err := st.WithDetails(detail); err == nil {
+		st = with
+	}
+	return st.Err()
+}
+
+// fromStatus takes a call's error out of its gRPC status. ctx is the call's own
+// context: where it has ended, the error wraps its error. An error that is of
+// none of the runtime's kinds becomes ErrUnavailable.
+func fromStatus(ctx context.Context, err error) error {
+	if err == nil {
+		return nil
+	}
+	st := status.Convert(err)
+	decoded := &callError{message: limitText(st.Message(), maxErrorMessage)}
+	detailed := false
+	for _, d := range st.Details() {
+		detail, ok := d.(*runtimev1.ErrorDetail)
+		if !ok {
+			continue
+		}
+		detailed = true
+		for _, k := range kinds {
+			for _, kind := range detail.GetKinds() {
+				if kind == k.kind {
+					decoded.wrapped = append(decoded.wrapped, k.err)
+				}
+			}
+		}
+	}
+	if !detailed {
+		for _, k := range kinds {
+			if st.Code() == k.code {
+				decoded.wrapped = append(decoded.wrapped, k.err)
+			}
+		}
+	}
+	switch ended := contextError(ctx); {
+	case ended != nil && !errors.Is(decoded, ended):
+		decoded.wrapped = append(decoded.wrapped, ended)
+	case ended == nil && !decoded.isOfTheRuntime():
+		decoded.wrapped = append(decoded.wrapped, runtime.ErrUnavailable)
+	}
+	return decoded
+}
+
+// clockLead is how much sooner than the host a plugin may see a deadline pass.
+const clockLead = 100 * time.Millisecond
+
+// contextError is ctx's error, also in the moment before a deadline that the
+// plugin already saw pass.
+func contextError(ctx context.Context) error {
+	if deadline, ok := ctx.Deadline(); ok && ctx.Err() == nil && time.Until(deadline) < clockLead {
+		return context.DeadlineExceeded
+	}
+	return ctx.Err()
+}
+
+// callError is an error that came over the wire.
+type callError struct {
+	message string
+	wrapped []error
+}
+
+// Error returns the text of the driver's own error.
+func (e *callError) Error() string { return e.message }
+
+// Unwrap makes errors.Is hold for what the driver's own error wrapped.
+func (e *callError) Unwrap() []error { return e.wrapped }
+
+func (e *callError) isOfTheRuntime() bool {
+	return slices.ContainsFunc(e.wrapped, func(err error) bool {
+		switch err {
+		case errors.ErrUnsupported, context.DeadlineExceeded, context.Canceled:
+			return false
+		}
+		return true
+	})
+}
+
+// broken says that the plugin answered with something that it must not. What it
+// says of its sandboxes is then not relied on.
+func broken(format string, args ...any) error {
+	return fmt.Errorf("%w: the plugin broke its contract: %w", runtime.ErrUnavailable, fmt.Errorf(format, args...))
+}
+
+// limitText makes valid UTF-8 of at most limit bytes out of s.
+func limitText(s string, limit int) string {
+	if len(s) > limit {
+		cut := limit
+		for cut > 0 && !utf8.RuneStart(s[cut]) {
+			cut--
+		}
+		s = s[:cut]
+	}
+	return strings.ToValidUTF8(s, "\uFFFD")
+}

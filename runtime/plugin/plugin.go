@@ -1,0 +1,132 @@
+package plugin
+
+import (
+	"context"
+	"fmt"
+	"os"
+
+	"github.com/hashicorp/go-hclog"
+	goplugin "github.com/hashicorp/go-plugin"
+	"google.golang.org/grpc"
+
+	"github.com/bivouac/bivouac/runtime"
+	runtimev1 "github.com/bivouac/bivouac/runtime/plugin/proto/v1"
+)
+
+// The handshake, as the package comment describes it.
+const (
+	ProtocolVersion = 1
+	CookieKey       = "BIVOUAC_RUNTIME_PLUGIN"
+	CookieValue     = "2d8c7528-8d4c-4544-9587-215db8490912"
+)
+
+const (
+	// MaxMessage is the size limit of a message, in bytes, in both directions.
+	MaxMessage = 1 << 20
+	// maxHeaders bounds a call's headers and trailers, in bytes. An error's
+	// text and details travel there.
+	maxHeaders = 64 << 10
+)
+
+// dispenseName is under which name go-plugin knows the driver. It never goes
+// over the wire.
+const dispenseName = "runtime"
+
+// Serve serves driver to the host that started this process, and returns when
+// the host has told it to end. It is the last thing in a plugin's main. Started
+// by anything but a host, it says so and ends the process with code 1.
+func Serve(driver runtime.Driver) {
+	if os.Getenv(CookieKey) != CookieValue {
+		fmt.Fprintln(os.Stderr, "This is a runtime plugin of Bivouac, which starts it by itself.\n"+
+			"To check it: bivouac plugin verify PATH. To try it: bivouac plugin run PATH.")
+		os.Exit(1)
+	}
+	goplugin.Serve(&goplugin.ServeConfig{
+		HandshakeConfig:  handshake(),
+		VersionedPlugins: versions(driver),
+		Logger:           NewLogger().Named("go-plugin"),
+		GRPCServer: func(opts []grpc.ServerOption) *grpc.Server {
+			return grpc.NewServer(append(opts, serverOptions()...)...)
+		},
+	})
+}
+
+// NewLogger returns a logger whose lines come out of the host's own log, with
+// their level and values. The host's log level decides what is shown.
+func NewLogger() hclog.Logger {
+	return hclog.New(&hclog.LoggerOptions{
+		Level:      hclog.Trace,
+		Output:     os.Stderr,
+		JSONFormat: true,
+	})
+}
+
+// ClientConfig is what a host needs to know of the protocol. It adds how the
+// process is started, and gives the result to [goplugin.NewClient]; [Dispense]
+// then returns the driver.
+func ClientConfig() *goplugin.ClientConfig {
+	return &goplugin.ClientConfig{
+		HandshakeConfig:  handshake(),
+		VersionedPlugins: versions(nil),
+		AllowedProtocols: []goplugin.Protocol{goplugin.ProtocolGRPC},
+		AutoMTLS:         true,
+		SkipHostEnv:      true,
+		GRPCDialOptions:  dialOptions(),
+	}
+}
+
+// Dispense returns the driver of the plugin at the other end of conn. It asks
+// for the plugin's Info; ctx bounds that.
+func Dispense(ctx context.Context, conn goplugin.ClientProtocol) (*Client, error) {
+	raw, err := conn.Dispense(dispenseName)
+	if err != nil {
+		return nil, err
+	}
+	return NewClient(ctx, raw.(grpc.ClientConnInterface))
+}
+
+func handshake() goplugin.HandshakeConfig {
+	return goplugin.HandshakeConfig{MagicCookieKey: CookieKey, MagicCookieValue: CookieValue}
+}
+
+// versions is every version of the protocol that is spoken here. Both sides
+// give theirs, and the newest common one wins.
+func versions(driver runtime.Driver) map[int]goplugin.PluginSet {
+	return map[int]goplugin.PluginSet{
+		ProtocolVersion: {dispenseName: &v1{driver: driver}},
+	}
+}
+
+func serverOptions() []grpc.ServerOption {
+	return []grpc.ServerOption{
+		grpc.MaxRecvMsgSize(MaxMessage),
+		grpc.MaxSendMsgSize(MaxMessage),
+		grpc.MaxHeaderListSize(maxHeaders),
+	}
+}
+
+func dialOptions() []grpc.DialOption {
+	return []grpc.DialOption{
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(MaxMessage), grpc.MaxCallSendMsgSize(MaxMessage)),
+		grpc.WithMaxHeaderListSize(maxHeaders),
+		grpc.WithDisableServiceConfig(),
+		grpc.WithDisableRetry(), // a call that may have been applied is repeated by nobody but the host
+	}
+}
+
+// v1 is version 1 of the protocol as go-plugin wants to see it.
+type v1 struct {
+	goplugin.NetRPCUnsupportedPlugin
+	driver runtime.Driver // nil in the host
+}
+
+// GRPCServer serves the driver, in the plugin.
+func (p *v1) GRPCServer(_ *goplugin.GRPCBroker, s *grpc.Server) error {
+	runtimev1.RegisterDriverServiceServer(s, &server{driver: p.driver})
+	return nil
+}
+
+// GRPCClient gives the connection to the plugin, in the host.
+func (*v1) GRPCClient(_ context.Context, _ *goplugin.GRPCBroker, conn *grpc.ClientConn) (any, error) {
+	return conn, nil
+}

@@ -1,0 +1,158 @@
+package plugin
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"sync"
+
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/bivouac/bivouac/runtime"
+	runtimev1 "github.com/bivouac/bivouac/runtime/plugin/proto/v1"
+)
+
+// server serves a driver to the host. Each call has the host's deadline and
+// cancellation in its context.
+type server struct {
+	runtimev1.UnimplementedDriverServiceServer
+	driver runtime.Driver
+}
+
+func (s *server) Info(ctx context.Context, _ *runtimev1.InfoRequest) (*runtimev1.InfoResponse, error) {
+	info, err := s.driver.Info(ctx)
+	if err != nil {
+		return nil, toStatus(err)
+	}
+	return infoToProto(info, runtime.Abilities(s.driver, info)), nil
+}
+
+func (s *server) Configure(ctx context.Context, req *runtimev1.ConfigureRequest) (*runtimev1.ConfigureResponse, error) {
+	configurer, ok := s.driver.(runtime.Configurer)
+	if !ok {
+		return nil, toStatus(unsupported(runtime.AbilityConfigure))
+	}
+	config := runtime.Config{Instance: req.GetInstance(), JSON: json.RawMessage(req.GetConfigJson())}
+	if err := configurer.Configure(ctx, config); err != nil {
+		return nil, toStatus(err)
+	}
+	return &runtimev1.ConfigureResponse{}, nil
+}
+
+func (s *server) Create(req *runtimev1.CreateRequest, stream grpc.ServerStreamingServer[runtimev1.CreateResponse]) error {
+	spec, err := specFromProto(req.GetSpec())
+	if err != nil {
+		return toStatus(err)
+	}
+	// A stream takes one message at a time, and a driver may tell of a stage
+	// from a goroutine of its own, even too late. What cannot be sent shows
+	// itself when the sandbox cannot be sent either.
+	var mu sync.Mutex
+	done := false
+	send := func(resp *runtimev1.CreateResponse, last bool) error {
+		mu.Lock()
+		defer mu.Unlock()
+		if done {
+			return nil
+		}
+		done = last
+		return stream.Send(resp)
+	}
+	progress := func(stage runtime.Stage) {
+		if s, ok := stages[stage]; ok {
+			_ = send(&runtimev1.CreateResponse{Event: &runtimev1.CreateResponse_Stage{Stage: s}}, false)
+		}
+	}
+	sandbox, err := s.driver.Create(stream.Context(), spec, progress)
+	if err != nil {
+		mu.Lock()
+		defer mu.Unlock()
+		done = true
+		return toStatus(err)
+	}
+	return send(&runtimev1.CreateResponse{Event: &runtimev1.CreateResponse_Sandbox{Sandbox: sandboxToProto(sandbox)}}, true)
+}
+
+func (s *server) Stop(ctx context.Context, req *runtimev1.StopRequest) (*runtimev1.StopResponse, error) {
+	if err := s.driver.Stop(ctx, req.GetSessionId()); err != nil {
+		return nil, toStatus(err)
+	}
+	return &runtimev1.StopResponse{}, nil
+}
+
+func (s *server) Delete(ctx context.Context, req *runtimev1.DeleteRequest) (*runtimev1.DeleteResponse, error) {
+	if err := s.driver.Delete(ctx, req.GetSessionId()); err != nil {
+		return nil, toStatus(err)
+	}
+	return &runtimev1.DeleteResponse{}, nil
+}
+
+func (s *server) Inspect(ctx context.Context, req *runtimev1.InspectRequest) (*runtimev1.InspectResponse, error) {
+	sandbox, err := s.driver.Inspect(ctx, req.GetSessionId())
+	if err != nil {
+		return nil, toStatus(err)
+	}
+	return &runtimev1.InspectResponse{Sandbox: sandboxToProto(sandbox)}, nil
+}
+
+// listBytes is about how much of a list goes into one message.
+const listBytes = 32 << 10
+
+func (s *server) List(_ *runtimev1.ListRequest, stream grpc.ServerStreamingServer[runtimev1.ListResponse]) error {
+	batch := &runtimev1.ListResponse{}
+	size := 0
+	flush := func() error {
+		if len(batch.Sandboxes) == 0 {
+			return nil
+		}
+		err := stream.Send(batch)
+		batch = &runtimev1.ListResponse{}
+		size = 0
+		return err
+	}
+	for sandbox, err := range s.driver.List(stream.Context()) {
+		if err != nil {
+			return toStatus(errors.Join(err, flush()))
+		}
+		next := sandboxToProto(sandbox)
+		batch.Sandboxes = append(batch.Sandboxes, next)
+		if size += proto.Size(next); size >= listBytes {
+			if err := flush(); err != nil {
+				return err
+			}
+		}
+	}
+	return flush()
+}
+
+func (s *server) Watch(_ *runtimev1.WatchRequest, stream grpc.ServerStreamingServer[runtimev1.WatchResponse]) error {
+	watcher, ok := s.driver.(runtime.Watcher)
+	if !ok {
+		return toStatus(unsupported(runtime.AbilityWatch))
+	}
+	ctx, cancel := context.WithCancelCause(stream.Context())
+	defer cancel(nil)
+	err := watcher.Watch(ctx, func(sandbox runtime.Sandbox) {
+		if err := stream.Send(&runtimev1.WatchResponse{Sandbox: sandboxToProto(sandbox)}); err != nil {
+			cancel(err)
+		}
+	})
+	return toStatus(err)
+}
+
+func (s *server) Health(ctx context.Context, _ *runtimev1.HealthRequest) (*runtimev1.HealthResponse, error) {
+	checker, ok := s.driver.(runtime.HealthChecker)
+	if !ok {
+		return nil, toStatus(unsupported(runtime.AbilityHealth))
+	}
+	if err := checker.Health(ctx); err != nil {
+		return nil, toStatus(err)
+	}
+	return &runtimev1.HealthResponse{}, nil
+}
+
+func unsupported(ability runtime.Ability) error {
+	return fmt.Errorf("the driver does not have the ability %q: %w", ability, errors.ErrUnsupported)
+}
