@@ -2,6 +2,7 @@ package stack
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -60,14 +61,8 @@ type sandbox struct {
 // sandboxes returns one for each driver, all running the same program.
 func sandboxes(t *testing.T, n *Nomad) []sandbox {
 	t.Helper()
-	bin := filepath.Join(n.ExecDir, "bivouac")
-	must.NoError(t, BuildBivouac(t.Context(), bin))
 	return []sandbox{
-		{
-			driver: "raw_exec",
-			config: map[string]any{"command": bin, "args": []string{"demo-sandbox"}},
-			env:    map[string]string{"PORT": "${NOMAD_PORT_http}", "BIVOUAC_WORKSPACE": "/"},
-		},
+		rawExecSandbox(t, n),
 		{
 			driver: "exec",
 			config: map[string]any{"command": "/usr/local/bin/bivouac", "args": []string{"demo-sandbox"}},
@@ -85,6 +80,17 @@ func sandboxes(t *testing.T, n *Nomad) []sandbox {
 	}
 }
 
+func rawExecSandbox(t *testing.T, n *Nomad) sandbox {
+	t.Helper()
+	bin := filepath.Join(n.ExecDir, "bivouac")
+	must.NoError(t, BuildBivouac(t.Context(), bin))
+	return sandbox{
+		driver: "raw_exec",
+		config: map[string]any{"command": bin, "args": []string{"demo-sandbox"}},
+		env:    map[string]string{"PORT": "${NOMAD_PORT_http}", "BIVOUAC_WORKSPACE": "/"},
+	}
+}
+
 // run registers the sandbox as a job and returns its URL once it answers there.
 func (s sandbox) run(t *testing.T, client *api.Client) (url string) {
 	t.Helper()
@@ -98,8 +104,11 @@ func (s sandbox) run(t *testing.T, client *api.Client) (url string) {
 	must.NoError(t, err)
 	eventually(t, s.driver+" answers", func() error {
 		allocs, _, err := client.Jobs().Allocations(*job.ID, true, nil)
-		if err != nil || len(allocs) == 0 {
-			return fmt.Errorf("no allocation: %v", err)
+		if err != nil {
+			return err
+		}
+		if len(allocs) == 0 {
+			return errors.New("no allocation yet")
 		}
 		alloc, _, err := client.Allocations().Info(allocs[0].ID, nil)
 		if err != nil {
@@ -122,8 +131,9 @@ func answers(url string) error {
 		return err
 	}
 	defer res.Body.Close()
-	if body, err := io.ReadAll(res.Body); err != nil || string(body) != "here" {
-		return fmt.Errorf("%q: %w", body, err)
+	body, err := io.ReadAll(res.Body)
+	if err == nil && string(body) != "here" {
+		err = fmt.Errorf("somebody else answers: %q", body)
 	}
-	return nil
+	return err
 }

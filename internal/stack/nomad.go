@@ -43,6 +43,8 @@ type Nomad struct {
 	// as their /usr/local/bin. They see nothing else of this machine, so what
 	// they run is to be put there, and to be static.
 	ExecDir string
+	// VolumeDir is the folder behind the host volume "bivouac" of each client.
+	VolumeDir string
 
 	group *group
 	nodes []string // names of the clients that have the docker driver
@@ -60,7 +62,7 @@ func StartNomad(ctx context.Context, cfg NomadConfig) (*Nomad, error) {
 	if err != nil {
 		return nil, fmt.Errorf("stack: start Nomad: %w", err)
 	}
-	n := &Nomad{group: g, ExecDir: filepath.Join(g.dir, "exec")}
+	n := &Nomad{group: g, ExecDir: filepath.Join(g.dir, "exec"), VolumeDir: filepath.Join(g.dir, "volume")}
 	if err := n.add(ctx, bin, cfg); err != nil {
 		return nil, errors.Join(fmt.Errorf("stack: start Nomad: %w", err), n.Stop())
 	}
@@ -86,13 +88,15 @@ type nomadAgent struct {
 	Server, Client, Dev bool
 	HTTP, RPC, Serf     int
 	FirstPort, LastPort int
-	ExecDir             string
+	ExecDir, VolumeDir  string
 	Join, RPCs          []string // the servers' serf and RPC addresses
 }
 
 func (n *Nomad) add(ctx context.Context, bin string, cfg NomadConfig) error {
-	if err := os.Mkdir(n.ExecDir, 0o755); err != nil {
-		return err
+	for _, dir := range []string{n.ExecDir, n.VolumeDir} {
+		if err := os.Mkdir(dir, 0o755); err != nil {
+			return err
+		}
 	}
 	dev := cfg.Servers == 0
 	drivers := []string{"raw_exec"}
@@ -134,7 +138,7 @@ func (n *Nomad) add(ctx context.Context, bin string, cfg NomadConfig) error {
 	}
 	clients := 0
 	for _, a := range agents {
-		a.Join, a.RPCs, a.ExecDir = join, rpcs, n.ExecDir
+		a.Join, a.RPCs, a.ExecDir, a.VolumeDir = join, rpcs, n.ExecDir, n.VolumeDir
 		if a.Client {
 			a.FirstPort, a.LastPort = n.group.ports.sandboxPorts(clients, cfg.Clients)
 			clients++

@@ -1,0 +1,180 @@
+// Command up runs Bivouac on a real Consul and a real Nomad, on loopback, until
+// Ctrl-C: the stack to try things out on. Nothing of it is kept.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"runtime"
+	"syscall"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/bivouac/bivouac/internal/stack"
+)
+
+// Ports where those who know the programs look for them; others if they are
+// taken.
+const (
+	consulPort  = 8500
+	nomadPort   = 4646
+	bivouacPort = 4747
+)
+
+func main() {
+	runtime.LockOSThread() // for Pdeathsig, which counts from the thread that starts the process
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := run(ctx); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+}
+
+// run starts everything, waits until ctx ends or Bivouac does, and stops it:
+// Bivouac before what it stands on.
+func run(ctx context.Context) (err error) {
+	fmt.Println("Starting Consul and Nomad. Where they have to be built first, that takes minutes.")
+	consul, nomad, err := startBoth(ctx)
+	defer func() {
+		fmt.Println("Stopping.")
+		if nomad != nil {
+			err = errors.Join(err, nomad.Stop())
+		}
+		if consul != nil {
+			err = errors.Join(err, consul.Stop())
+		}
+	}()
+	if err != nil {
+		return err
+	}
+	dir, err := os.MkdirTemp("", "bivouac-")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	bin := filepath.Join(dir, "bivouac")
+	if err := stack.BuildBivouac(ctx, bin); err != nil {
+		return err
+	}
+	template, err := jobTemplate(ctx)
+	if err != nil {
+		return err
+	}
+	port, err := stack.FreePort(bivouacPort)
+	if err != nil {
+		return err
+	}
+	addr := fmt.Sprintf("127.0.0.1:%d", port)
+
+	bivouac := exec.CommandContext(ctx, bin, append([]string{"agent", "-http-addr=" + addr}, template...)...)
+	bivouac.Env = append(os.Environ(), "CONSUL_HTTP_ADDR="+consul.Addr(), "NOMAD_ADDR=http://"+nomad.Addr())
+	bivouac.Stdout, bivouac.Stderr = os.Stdout, os.Stderr
+	// Away from the terminal's Ctrl-C, which it would take twice: once from
+	// there and once from us.
+	bivouac.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
+	bivouac.Cancel = func() error { return bivouac.Process.Signal(syscall.SIGTERM) }
+	bivouac.WaitDelay = 30 * time.Second
+	if err := bivouac.Start(); err != nil {
+		return err
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- bivouac.Wait() }()
+	if err := waitHealthy(ctx, "http://"+addr); err == nil {
+		fmt.Printf(help, consul.Addr(), nomad.Addr(), addr, template)
+	} else if ctx.Err() == nil {
+		return errors.Join(err, bivouac.Cancel(), <-ended)
+	}
+	if err := <-ended; ctx.Err() == nil {
+		return fmt.Errorf("bivouac ended by itself: %w", err)
+	}
+	return nil
+}
+
+func startBoth(ctx context.Context) (consul *stack.Consul, nomad *stack.Nomad, err error) {
+	consulAt, err := stack.FreePort(consulPort)
+	if err != nil {
+		return nil, nil, err
+	}
+	nomadAt, err := stack.FreePort(nomadPort)
+	if err != nil {
+		return nil, nil, err
+	}
+	both, ctx := errgroup.WithContext(ctx)
+	both.Go(func() (err error) {
+		consul, err = stack.StartConsul(ctx, stack.ConsulConfig{HTTPPort: consulAt})
+		return err
+	})
+	both.Go(func() (err error) {
+		nomad, err = stack.StartNomad(ctx, stack.NomadConfig{HTTPPort: nomadAt})
+		return err
+	})
+	err = both.Wait()
+	return consul, nomad, err
+}
+
+// jobTemplate returns the flags for sandboxes in containers where an engine
+// answers, and as plain processes elsewhere.
+func jobTemplate(ctx context.Context) ([]string, error) {
+	if err := stack.DockerEngine(ctx); err != nil {
+		fmt.Println("Sandboxes will be plain processes:", err)
+		return []string{"-job-template=raw_exec"}, nil
+	}
+	image, err := stack.DemoImage(ctx)
+	return []string{"-job-template=docker", "-job-var=image=" + image}, err
+}
+
+// waitHealthy waits until the agent says that it can serve.
+func waitHealthy(ctx context.Context, url string) error {
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		err := healthy(ctx, url)
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("bivouac is not healthy: %w", err)
+		case <-tick.C:
+		}
+	}
+}
+
+func healthy(ctx context.Context, url string) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url+"/v1/agent/health", nil)
+	if err != nil {
+		return err
+	}
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return err
+	}
+	if res.StatusCode != http.StatusOK {
+		err = errors.New(res.Status)
+	}
+	return errors.Join(err, res.Body.Close())
+}
+
+const help = `
+Bivouac runs on real Consul and Nomad. In another terminal:
+
+  export CONSUL_HTTP_ADDR=%s NOMAD_ADDR=http://%s BIVOUAC_ADDR=http://%s
+
+  curl -X PUT -H 'Content-Type: application/json' \
+    -d "{\"agent_id\":\"agent-1\",\"volume_host_path\":\"$PWD\"}" \
+    $BIVOUAC_ADDR/v1/sessions/4b825dc6-42cb-4e8b-a6e0-0123456789ab
+
+It answers with the sandbox's endpoint; what runs there is chosen with %q.
+Ctrl-C stops all of it, sandboxes included.
+
+`
