@@ -2,6 +2,7 @@ package scheduler
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"go.opentelemetry.io/otel/attribute"
@@ -30,7 +31,9 @@ func (s *Scheduler) CleanupExpired(ctx context.Context) (CleanupResult, error) {
 		err = fmt.Errorf("cleanup: list expired: %w", err)
 		spanError(span, err)
 		count(ctx, s.metrics.cleanupError, errorType(err), attribute.String("reason", "list_expired"))
-		s.Logger.Error("sandbox_cleanup_failed", "error", Kind(err), "detail", err)
+		if ctx.Err() == nil { // else nobody wants the pass any more
+			s.Logger.Error("sandbox_cleanup_failed", "error", Kind(err), "detail", err)
+		}
 		return CleanupResult{}, err
 	}
 	span.SetAttributes(attribute.Int("sandbox.expired_count", len(expired)))
@@ -82,7 +85,9 @@ func (s *Scheduler) cleanupOne(ctx context.Context, session Session) (*Session, 
 	case err != nil:
 		spanError(span, err)
 		count(ctx, s.metrics.cleanupError, errorType(err))
-		s.Logger.Error("sandbox_clean_failed", logArgs(session, "error", Kind(err), "detail", err)...)
+		if ctx.Err() == nil || !errors.Is(err, ctx.Err()) { // else nobody waits for the lock any more
+			s.Logger.Error("sandbox_clean_failed", logArgs(session, "error", Kind(err), "detail", err)...)
+		}
 	case cleaned == nil:
 		spanResult(span, "skipped")
 	default:

@@ -19,8 +19,8 @@ const watchRetry = time.Second
 
 // Run does the background work until ctx ends: it cleans up what has expired,
 // settles what dead replicas left in flight, notes what happens to sandboxes,
-// and reconciles while this replica leads. It returns once all of that is quiet. Failures are logged and
-// tried again; any number of replicas may run it.
+// and reconciles while this replica leads. It returns once all of that is quiet.
+// Failures are logged and tried again; any number of replicas may run it.
 func (s *Scheduler) Run(ctx context.Context) {
 	var g errgroup.Group
 	g.Go(func() error { return every(ctx, s.CleanupInterval, s.cleanupPass) })
@@ -38,14 +38,14 @@ func (s *Scheduler) Run(ctx context.Context) {
 func every(ctx context.Context, interval time.Duration, f func(context.Context)) error {
 	tick := time.NewTicker(interval)
 	defer tick.Stop()
-	for {
+	for ctx.Err() == nil { // also where both are due
 		f(ctx)
 		select {
 		case <-ctx.Done():
-			return nil
 		case <-tick.C:
 		}
 	}
+	return nil
 }
 
 func (s *Scheduler) cleanupPass(ctx context.Context) {

@@ -1,0 +1,368 @@
+package scheduler_test
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/shoenig/test/must"
+
+	"github.com/bivouac/bivouac/internal/fakeruntime"
+	"github.com/bivouac/bivouac/runtime"
+	"github.com/bivouac/bivouac/scheduler"
+)
+
+// inBubble runs a test in synctest's time. A goroutine that is left behind at
+// the end of such a test is a failure of it.
+func inBubble(t *testing.T, test func(*testing.T, *world)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		test(t, newWorld(t, func(c *scheduler.Config) { c.Now = time.Now }))
+	})
+}
+
+// run starts the background work of a replica. The function returned ends it
+// and returns once it is quiet.
+func run(t *testing.T, s *scheduler.Scheduler) (stop func()) {
+	ctx, cancel := context.WithCancel(t.Context())
+	quiet := make(chan struct{})
+	go func() {
+		defer close(quiet)
+		s.Run(ctx)
+	}()
+	return func() {
+		cancel()
+		<-quiet
+	}
+}
+
+// pass lets time pass, and what is due by then be done.
+func pass(d time.Duration) {
+	time.Sleep(d)
+	synctest.Wait()
+}
+
+// warnings returns the warnings and errors logged since the last look.
+func (w *world) warnings() []string {
+	var names []string
+	for _, line := range w.seen.takeLogs() {
+		if level, rest, _ := strings.Cut(line, " "); level == "warn" || level == "error" {
+			names = append(names, w.name(rest))
+		}
+	}
+	return names
+}
+
+func TestRun_cleansUpAtItsInterval(t *testing.T) {
+	inBubble(t, func(t *testing.T, w *world) {
+		short := createA
+		short.TTL = 20 * time.Second
+		w.given(created(short))
+		stop := run(t, w.Scheduler) // passes at 0, 15 and 30 seconds
+
+		pass(30*time.Second - 1)
+		must.Eq(t, []string{"chat-a s1"}, w.running())
+		pass(1)
+		must.SliceEmpty(t, w.running())
+		must.SliceEmpty(t, w.records())
+
+		stop()
+		must.SliceEmpty(t, w.warnings())
+	})
+}
+
+func TestRun_cleansUpAtOnceWhenItStarts(t *testing.T) {
+	inBubble(t, func(t *testing.T, w *world) {
+		w.given(created(createA))
+		pass(defaultTTL)
+		stop := run(t, w.Scheduler)
+		pass(0)
+		must.SliceEmpty(t, w.running())
+		stop()
+	})
+}
+
+func TestRun_settlesWhatAnotherReplicaLeft(t *testing.T) {
+	inBubble(t, func(t *testing.T, w *world) {
+		stop := run(t, w.Scheduler)
+		pass(time.Second)
+		abandonedStart(w)
+		must.Eq(t, []string{"chat-a s1"}, w.running())
+
+		pass(4 * time.Second)
+
+		must.SliceEmpty(t, w.records())
+		must.SliceEmpty(t, w.running())
+		stop()
+	})
+}
+
+func TestRun_notesWhatHappensToSandboxes(t *testing.T) {
+	inBubble(t, func(t *testing.T, w *world) {
+		w.given(created(createA))
+		id := w.standing(chatA).SessionID.String()
+		stop := run(t, w.Scheduler)
+		pass(0)
+		w.seen.takeLogs()
+
+		w.driver.Lose(id, "node down")
+		synctest.Wait()
+		must.Eq(t, []string{"chat-a s1 lost node down"}, w.reasons())
+
+		w.driver.Regain(id)
+		synctest.Wait()
+		must.Eq(t, []string{"chat-a s1 running"}, w.reasons())
+
+		w.driver.Kill(id, "exit code 137: OOM killed")
+		synctest.Wait()
+		must.Eq(t, []string{"chat-a s1 dead exit code 137: OOM killed"}, w.reasons())
+
+		named := []string{"", "", ""}
+		for i, line := range w.seen.takeLogs() {
+			named[i] = w.name(line)
+		}
+		const session = " chat_id=chat-a session_id=s1 container_id=container-1 reason="
+		must.Eq(t, []string{
+			"info sandbox_lost" + session + "node down",
+			"info sandbox_running" + session,
+			"info sandbox_dead" + session + "exit code 137: OOM killed",
+		}, named)
+		stop()
+	})
+}
+
+// reasons returns each record's chat, session, state and reason.
+func (w *world) reasons() []string {
+	page, err := w.store.List(context.Background(), scheduler.Query{PerPage: scheduler.MaxPerPage})
+	must.NoError(w.t, err)
+	var lines []string
+	for _, s := range page.Sessions {
+		lines = append(lines, w.name(strings.TrimSpace(s.ChatID.String()+" "+s.SessionID.String()+" "+string(s.State)+" "+s.Reason)))
+	}
+	return lines
+}
+
+func TestRun_aDeathIsNotNotedOnTheStrengthOfDoubt(t *testing.T) {
+	inBubble(t, func(t *testing.T, w *world) {
+		w.given(created(createA))
+		id := w.standing(chatA).SessionID.String()
+		stop := run(t, w.Scheduler)
+		pass(0)
+
+		w.effects.fail("driver.inspect", runtime.ErrUnavailable)
+		w.driver.Kill(id, "exit code 1")
+		pass(time.Second)
+		must.Eq(t, []string{"chat-a s1 running"}, w.reasons())
+
+		w.effects.heal()
+		pass(time.Minute)
+		must.Eq(t, []string{"chat-a s1 dead exit code 1"}, w.reasons(), must.Sprint("reconciling found it"))
+		stop()
+	})
+}
+
+func TestRun_whatASuccessorsSandboxDoesIsNotNotedOnIt(t *testing.T) {
+	inBubble(t, func(t *testing.T, w *world) {
+		w.given(created(createA))
+		first := w.standing(chatA).SessionID.String()
+		stop := run(t, w.Scheduler)
+		pass(0)
+		w.driver.Kill(first, "exit code 1")
+		synctest.Wait()
+		_, err := w.Create(t.Context(), createA)
+		must.NoError(t, err)
+
+		w.driver.Kill(first, "exit code 2")
+		synctest.Wait()
+
+		must.Eq(t, []string{"chat-a s2 running"}, w.reasons())
+		stop()
+	})
+}
+
+func TestRun_goesOnAfterFailures(t *testing.T) {
+	inBubble(t, func(t *testing.T, w *world) {
+		w.given(created(createA))
+		for _, name := range []string{"list expired", "list in flight", "lock"} {
+			w.effects.fail(name, scheduler.ErrUnavailable)
+		}
+		stop := run(t, w.Scheduler)
+		pass(0)
+		warned := w.warnings()
+		slices.Sort(warned)
+		must.Eq(t, []string{
+			"lead_failed error=store_unavailable",
+			"sandbox_cleanup_failed error=store_unavailable",
+			"settle_failed error=store_unavailable",
+		}, warned)
+
+		w.effects.heal()
+		pass(defaultTTL + 15*time.Second)
+		must.SliceEmpty(t, w.records())
+		must.SliceEmpty(t, w.warnings())
+		stop()
+	})
+}
+
+// faltering is a driver whose first watch fails.
+type faltering struct {
+	*fakeruntime.Driver
+	failed bool
+}
+
+func (f *faltering) Watch(ctx context.Context, changed func(runtime.Sandbox)) error {
+	if !f.failed {
+		f.failed = true
+		return runtime.ErrUnavailable
+	}
+	return f.Driver.Watch(ctx, changed)
+}
+
+func TestRun_watchesAgainAfterAWatchThatFailed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, func(c *scheduler.Config) {
+			c.Now = time.Now
+			c.Drivers = map[string]runtime.Driver{"fake": &faltering{Driver: c.Drivers["fake"].(*fakeruntime.Driver)}}
+		})
+		w.given(created(createA))
+		stop := run(t, w.Scheduler)
+		pass(time.Second)
+		must.Eq(t, []string{"watch_failed runtime=fake error=runtime_unavailable"}, w.warnings())
+
+		w.driver.Kill(w.standing(chatA).SessionID.String(), "exit code 1")
+		synctest.Wait()
+
+		must.Eq(t, []string{"chat-a s1 dead exit code 1"}, w.reasons())
+		stop()
+	})
+}
+
+func TestRun_endsQuietly(t *testing.T) {
+	for _, after := range []time.Duration{0, 1, 5 * time.Second, 15 * time.Second, time.Minute} {
+		inBubble(t, func(t *testing.T, w *world) {
+			w.given(created(createA))
+			ctx, cancel := context.WithTimeout(t.Context(), after) // also in the moment of a pass
+			defer cancel()
+			w.Run(ctx)
+			must.Eq(t, context.DeadlineExceeded, ctx.Err())
+			must.SliceEmpty(t, w.warnings())
+			must.Eq(t, []string{"chat-a s1"}, w.running())
+			lease, err := w.locker.Lock(t.Context(), uuid.Nil, 0)
+			must.NoError(t, err, must.Sprint("it no longer leads"))
+			must.NoError(t, lease.Release(t.Context()))
+		})
+	}
+}
+
+// What has begun under a lock is finished before Run returns.
+func TestRun_waitsForWhatItBegan(t *testing.T) {
+	inBubble(t, func(t *testing.T, w *world) {
+		w.given(created(createA))
+		pass(defaultTTL)
+		w.effects.before("driver.stop", func() { time.Sleep(10 * time.Second) })
+		stop := run(t, w.Scheduler)
+		pass(time.Second)
+		began := time.Now()
+
+		stop()
+
+		must.Eq(t, 9*time.Second, time.Since(began))
+		must.SliceEmpty(t, w.records())
+		must.SliceEmpty(t, w.running())
+		must.SliceEmpty(t, w.warnings())
+	})
+}
+
+func TestRun_aReplicaThatEndsDoesNotComplainOfLocksItWaitedFor(t *testing.T) {
+	inBubble(t, func(t *testing.T, w *world) {
+		w.given(created(createA))
+		pass(defaultTTL)
+		lease, err := w.peer().locker.Lock(t.Context(), chatA, 0)
+		must.NoError(t, err)
+		stop := run(t, w.Scheduler)
+		pass(time.Second)
+		stop()
+		must.SliceEmpty(t, w.warnings())
+		must.NoError(t, lease.Release(t.Context()))
+	})
+}
+
+func orphanOf(chat uuid.UUID) runtime.Spec {
+	return runtime.Spec{SessionID: uuid.NewString(), ChatID: chat.String(), AgentID: "agent-1", VolumeHostPath: "/data/a"}
+}
+
+func TestRun_stopsSandboxesThatHaveNoRecord(t *testing.T) {
+	inBubble(t, func(t *testing.T, w *world) {
+		w.given(created(createA))
+		stop := run(t, w.Scheduler)
+		pass(time.Second)
+		w.driver.Plant(orphanOf(chatA)) // of a chat that has another one on record
+		w.driver.Plant(orphanOf(chatB))
+
+		pass(59 * time.Second)
+		must.Len(t, 3, w.running(), must.Sprint("one look is not enough"))
+		pass(time.Minute)
+
+		must.Eq(t, []string{"chat-a s1"}, w.running())
+		must.Eq(t, []string{"chat-a s1 running"}, w.reasons())
+		stop()
+	})
+}
+
+func TestRun_stopsNothingWhereAReadFails(t *testing.T) {
+	for _, read := range []string{"list", "driver.list"} {
+		for _, f := range []func(string, error) func(*world){fails, failsAfter} {
+			inBubble(t, func(t *testing.T, w *world) {
+				w.given(created(createA), f(read, errors.New("of no known kind")))
+				stop := run(t, w.Scheduler)
+				w.driver.Plant(orphanOf(chatB))
+				pass(10 * time.Minute)
+				must.Len(t, 2, w.running())
+				must.SliceContains(t, w.warnings(), "reconcile_failed runtime=fake error=internal")
+				stop()
+			})
+		}
+	}
+}
+
+func TestRun_standsStillWhereAllRecordsAreGone(t *testing.T) {
+	inBubble(t, func(t *testing.T, w *world) {
+		stop := run(t, w.Scheduler)
+		for range 17 {
+			w.driver.Plant(orphanOf(uuid.New()))
+		}
+		pass(10 * time.Minute)
+		must.Len(t, 17, w.running())
+		must.SliceContains(t, w.warnings(), "reconcile_failed runtime=fake error=store_unavailable")
+
+		_, err := w.Create(t.Context(), createA)
+		must.NoError(t, err)
+		pass(time.Minute)
+		must.Len(t, 2, w.running(), must.Sprint("16 a pass, and the one on record"))
+		pass(time.Minute)
+		must.Eq(t, []string{"chat-a s1"}, w.running())
+		stop()
+	})
+}
+
+func TestRun_oneReplicaReconcilesAtATime(t *testing.T) {
+	inBubble(t, func(t *testing.T, w *world) {
+		stop := run(t, w.Scheduler)
+		pass(time.Second)
+		second := w.peer()
+		stopSecond := run(t, second.Scheduler)
+		pass(10 * time.Minute)
+		must.SliceEmpty(t, w.warnings())
+
+		stop() // the other one takes over
+		w.driver.Plant(orphanOf(chatB))
+		pass(3 * time.Minute)
+		must.SliceEmpty(t, w.running())
+		stopSecond()
+	})
+}
