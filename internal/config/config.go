@@ -1,0 +1,169 @@
+// Package config is what an agent is told: by flags, by files, and where both
+// are silent by defaults. How Nomad and Consul are reached may also stand in
+// their own environment variables; what is empty here is left to those.
+//
+// It must never know what the values are used for.
+package config
+
+import (
+	"maps"
+	"net/url"
+	"slices"
+	"strings"
+	"time"
+)
+
+// Config is an agent's configuration.
+type Config struct {
+	// Dev asks for an agent that needs nothing else: records in memory,
+	// sandboxes as processes of this machine.
+	Dev bool
+
+	HTTPAddr        string // host:port, loopback only
+	Runtime         string
+	TTL             time.Duration
+	MaxTTL          time.Duration
+	CleanupInterval time.Duration
+	VolumeRoots     []string
+	JobTemplate     string
+	JobVars         map[string]string
+	KVPrefix        string
+	Instance        string
+	LogLevel        string
+	LogJSON         bool
+	Consul          Consul
+	Nomad           Nomad
+
+	origins map[string]string // where a key was set last, for messages
+}
+
+// Consul says how to reach Consul. What is empty is as Consul's environment
+// variables say.
+type Consul struct {
+	Address    string
+	Token      string
+	Datacenter string
+}
+
+// Nomad says how to reach Nomad. What is empty is as Nomad's environment
+// variables say.
+type Nomad struct {
+	Address   string
+	Region    string
+	Namespace string
+	Token     string
+}
+
+// Default is the configuration of an agent that is told nothing.
+func Default() Config {
+	return Config{
+		HTTPAddr:        "127.0.0.1:4747",
+		Runtime:         "nomad",
+		TTL:             30 * time.Minute,
+		MaxTTL:          24 * time.Hour,
+		CleanupInterval: 15 * time.Second,
+		JobTemplate:     "docker",
+		KVPrefix:        "bivouac/",
+		Instance:        "default",
+		LogLevel:        "info",
+	}
+}
+
+// key is one thing that can be configured. Its target is a *string, a *bool, a
+// *time.Duration, a *[]string or a *map[string]string.
+type key struct {
+	name   string // in files
+	flag   string // empty: files only
+	target any
+	usage  string
+}
+
+func (c *Config) keys() []key {
+	return []key{
+		{"http_addr", "http-addr", &c.HTTPAddr, "Address to serve the API on. It must be loopback: there is no authentication yet."},
+		{"runtime", "runtime", &c.Runtime, `What runs sandboxes: "nomad" or "process".`},
+		{"ttl", "ttl", &c.TTL, "How long a session lives whose create does not say."},
+		{"max_ttl", "max-ttl", &c.MaxTTL, "The longest that a create or a renew may ask for."},
+		{"cleanup_interval", "cleanup-interval", &c.CleanupInterval, "How often sessions that have expired are ended."},
+		{"volume_roots", "volume-root", &c.VolumeRoots, "Folder at or below which volumes must lie; any folder where none is named. May be repeated."},
+		{"job_template", "job-template", &c.JobTemplate, `Job template: "docker", "exec", "raw_exec", or a file.`},
+		{"job_vars", "job-var", &c.JobVars, "Value of a variable of the job template, as name=value. May be repeated."},
+		{"kv_prefix", "kv-prefix", &c.KVPrefix, "Where in Consul's KV store everything stands."},
+		{"instance", "instance", &c.Instance, "Name of this Bivouac, where several share a Nomad. Replicas that work together share the name."},
+		{"log_level", "log-level", &c.LogLevel, "trace, debug, info, warn or error."},
+		{"log_json", "log-json", &c.LogJSON, "Write the log as JSON."},
+	}
+}
+
+func (c *Config) blocks() map[string][]key {
+	return map[string][]key{
+		"consul": {
+			{name: "address", target: &c.Consul.Address},
+			{name: "token", target: &c.Consul.Token},
+			{name: "datacenter", target: &c.Consul.Datacenter},
+		},
+		"nomad": {
+			{name: "address", target: &c.Nomad.Address},
+			{name: "region", target: &c.Nomad.Region},
+			{name: "namespace", target: &c.Nomad.Namespace},
+			{name: "token", target: &c.Nomad.Token},
+		},
+	}
+}
+
+// setBy notes where a key was set.
+func (c *Config) setBy(name, origin string) {
+	if c.origins == nil {
+		c.origins = map[string]string{}
+	}
+	c.origins[name] = origin
+}
+
+// Public is the configuration as it may be shown to anybody: without tokens,
+// and without the values of job variables, which may be secrets as well.
+func (c *Config) Public() map[string]any {
+	public := map[string]any{"dev": c.Dev}
+	for _, k := range c.keys() {
+		public[k.name] = shown(k)
+	}
+	for name, keys := range c.blocks() {
+		block := map[string]any{}
+		for _, k := range keys {
+			if k.name != "token" {
+				block[k.name] = shown(k)
+			}
+		}
+		public[name] = block
+	}
+	return public
+}
+
+func shown(k key) any {
+	switch target := k.target.(type) {
+	case *string:
+		if k.name == "address" {
+			return withoutPassword(*target)
+		}
+		return *target
+	case *bool:
+		return *target
+	case *time.Duration:
+		return target.String()
+	case *[]string:
+		return append([]string{}, *target...)
+	case *map[string]string:
+		return append([]string{}, slices.Sorted(maps.Keys(*target))...)
+	}
+	return nil
+}
+
+func withoutPassword(address string) string {
+	if !strings.Contains(address, "@") {
+		return address
+	}
+	u, err := url.Parse(address)
+	if err != nil || u.User == nil {
+		return "redacted"
+	}
+	return u.Redacted()
+}

@@ -1,0 +1,224 @@
+package config
+
+import (
+	"flag"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/shoenig/test/must"
+)
+
+// load is what an agent does with its command line. FILE in an argument stands
+// for a file of that name in dir.
+func load(t *testing.T, args ...string) (Config, error) {
+	t.Helper()
+	set := flag.NewFlagSet("agent", flag.ContinueOnError)
+	set.SetOutput(io.Discard)
+	var flags Flags
+	flags.Register(set)
+	if err := set.Parse(args); err != nil {
+		return Config{}, err
+	}
+	return flags.Load()
+}
+
+func write(t *testing.T, name, text string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), name)
+	must.NoError(t, os.WriteFile(path, []byte(text), 0o600))
+	return path
+}
+
+const full = `
+http_addr        = "[::1]:4800"
+runtime          = "process"
+ttl              = "1h"
+max_ttl          = "2h"
+cleanup_interval = "5s"
+volume_roots     = ["/srv/a", "/srv/b"]
+job_template     = "exec"
+job_vars         = { image = "busybox", port = 80 }
+kv_prefix        = "tenants/a/"
+instance         = "a"
+log_level        = "debug"
+log_json         = true
+
+consul {
+  address    = "127.0.0.1:8500"
+  token      = "c-secret"
+  datacenter = "dc1"
+}
+
+nomad {
+  address   = "http://user:n-secret@127.0.0.1:4646"
+  region    = "global"
+  namespace = "bivouac"
+  token     = "n-secret"
+}
+`
+
+func TestFile(t *testing.T) {
+	c, err := load(t, "-config", write(t, "a.hcl", full))
+	must.NoError(t, err)
+	c.origins = nil
+	must.Eq(t, Config{
+		HTTPAddr:        "[::1]:4800",
+		Runtime:         "process",
+		TTL:             time.Hour,
+		MaxTTL:          2 * time.Hour,
+		CleanupInterval: 5 * time.Second,
+		VolumeRoots:     []string{"/srv/a", "/srv/b"},
+		JobTemplate:     "exec",
+		JobVars:         map[string]string{"image": "busybox", "port": "80"},
+		KVPrefix:        "tenants/a/",
+		Instance:        "a",
+		LogLevel:        "debug",
+		LogJSON:         true,
+		Consul:          Consul{Address: "127.0.0.1:8500", Token: "c-secret", Datacenter: "dc1"},
+		Nomad:           Nomad{Address: "http://user:n-secret@127.0.0.1:4646", Region: "global", Namespace: "bivouac", Token: "n-secret"},
+	}, c)
+}
+
+func TestJSONSaysTheSame(t *testing.T) {
+	c, err := load(t, "-config", write(t, "a.json", `{"ttl": "1h", "job_vars": {"image": "x"}, "volume_roots": ["/srv"], "consul": {"token": "t"}}`))
+	must.NoError(t, err)
+	must.Eq(t, time.Hour, c.TTL)
+	must.Eq(t, map[string]string{"image": "x"}, c.JobVars)
+	must.Eq(t, []string{"/srv"}, c.VolumeRoots)
+	must.Eq(t, "t", c.Consul.Token)
+}
+
+func TestNothingSaid(t *testing.T) {
+	c, err := load(t)
+	must.NoError(t, err)
+	must.Eq(t, Default(), c)
+
+	dev, err := load(t, "-dev")
+	must.NoError(t, err)
+	must.True(t, dev.Dev)
+	must.Eq(t, "process", dev.Runtime)
+}
+
+func TestLaterCountsMore(t *testing.T) {
+	folder := t.TempDir()
+	for name, text := range map[string]string{
+		"10.hcl":    `ttl = "10m"` + "\n" + `job_vars = { a = "10", b = "10" }` + "\n" + `volume_roots = ["/10"]`,
+		"20.json":   `{"ttl": "20m", "job_vars": {"b": "20"}}`,
+		"30.ignore": `not read`,
+	} {
+		must.NoError(t, os.WriteFile(filepath.Join(folder, name), []byte(text), 0o600))
+	}
+	single := write(t, "single.hcl", `max_ttl = "3h"`+"\n"+`consul { token = "t" }`)
+
+	t.Run("of files", func(t *testing.T) {
+		c, err := load(t, "-config", folder, "-config", single)
+		must.NoError(t, err)
+		must.Eq(t, 20*time.Minute, c.TTL)
+		must.Eq(t, 3*time.Hour, c.MaxTTL)
+		must.Eq(t, map[string]string{"a": "10", "b": "20"}, c.JobVars)
+		must.Eq(t, []string{"/10"}, c.VolumeRoots)
+		must.Eq(t, "t", c.Consul.Token)
+	})
+	t.Run("flags over files, wherever they stand", func(t *testing.T) {
+		c, err := load(t, "-ttl", "40m", "-volume-root=/x", "-volume-root=/y", "-job-var", "b=c=d", "-log-json", "-config", folder)
+		must.NoError(t, err)
+		must.Eq(t, 40*time.Minute, c.TTL)
+		must.Eq(t, map[string]string{"a": "10", "b": "c=d"}, c.JobVars)
+		must.Eq(t, []string{"/x", "/y"}, c.VolumeRoots)
+		must.True(t, c.LogJSON)
+	})
+}
+
+func TestWrongFilesAreRefusedWithTheirLine(t *testing.T) {
+	for _, test := range []struct{ name, text, want string }{
+		{"a.hcl", "ttl = \"1h\"\ntlt = \"1h\"", `a.hcl:2: Unsupported argument`},
+		{"a.hcl", "\n\nttl = \"soon\"", `a.hcl:3: Wrong value: ttl: "soon" is not a duration`},
+		{"a.hcl", "ttl = 30", `a.hcl:1: Wrong value: ttl: "30" is not a duration`},
+		{"a.hcl", "ttl = null", `a.hcl:1: Wrong value: ttl: it is null`},
+		{"a.hcl", "ttl = [\"1h\"]", `a.hcl:1: `},
+		{"a.hcl", "log_json = \"perhaps\"", `a.hcl:1: `},
+		{"a.hcl", "volume_roots = \"/srv\"", `a.hcl:1: `},
+		{"a.hcl", "volume_roots = [\"/srv/../etc\"]", `a.hcl:1: volume_roots: "/srv/../etc" is not an absolute, clean path`},
+		{"a.hcl", "job_vars = { a = [1] }", `a.hcl:1: `},
+		{"a.hcl", "\nhttp_addr = \"0.0.0.0:4747\"", `a.hcl:2: http_addr: "0.0.0.0" is not a loopback address`},
+		{"a.hcl", "max_ttl = \"1m\"", `a.hcl:1: max_ttl: the ttl of 30m0s is over the max_ttl of 1m0s`},
+		{"a.hcl", "\n\nttl = \"48h\"", `a.hcl:3: ttl: the ttl of 48h0m0s is over the max_ttl of 24h0m0s`},
+		{"a.hcl", "ttl = \"-1s\"", `a.hcl:1: ttl: -1s is not over 0`},
+		{"a.hcl", "cleanup_interval = \"0s\"", `a.hcl:1: cleanup_interval`},
+		{"a.hcl", "log_level = \"loud\"", `a.hcl:1: log_level: "loud" is none of trace, debug, info, warn, error`},
+		{"a.hcl", "instance = \"A\"", `a.hcl:1: instance: "A"`},
+		{"a.hcl", "kv_prefix = \"/\"", `a.hcl:1: kv_prefix`},
+		{"a.hcl", "consul {\n  adress = \"x\"\n}", `a.hcl:2: Unsupported argument`},
+		{"a.hcl", "vault {\n}", `a.hcl:1: Unsupported block type`},
+		{"a.hcl", "ttl = \"${now}\"", `a.hcl:1: `},
+		{"a.hcl", "ttl = ", `a.hcl:1: `},
+		{"a.json", "{\n\"tlt\": \"1h\"}", `a.json:2: Extraneous JSON object property`},
+		{"a.json", "{\n\"ttl\": \"soon\"}", `a.json:2: Wrong value: ttl`},
+		{"a.json", "{", `a.json:1: `},
+	} {
+		t.Run(test.text, func(t *testing.T) {
+			path := write(t, test.name, test.text)
+			_, err := load(t, "-config", path)
+			must.ErrorContains(t, err, filepath.Dir(path)+"/"+test.want)
+		})
+	}
+}
+
+func TestAllMistakesAreToldAtOnce(t *testing.T) {
+	_, err := load(t, "-config", write(t, "a.hcl", "tlt = 1\nttl = \"x\"\nconsul { x = 1 }"))
+	must.Eq(t, 3, len(strings.Split(err.Error(), "\n")))
+}
+
+func TestWrongFlagsAreRefused(t *testing.T) {
+	for _, test := range []struct{ arg, want string }{
+		{"-ttl=soon", `"soon" is not a duration`},
+		{"-log-json=perhaps", "neither true nor false"},
+		{"-job-var=image", "not of the form name=value"},
+		{"-tlt=1h", "flag provided but not defined"},
+		{"-http-addr=192.0.2.1:80", `-http-addr: http_addr: "192.0.2.1" is not a loopback address`},
+		{"-http-addr=example.org:80", "not a loopback address"},
+		{"-http-addr=:4747", "not a loopback address"},
+		{"-http-addr=127.0.0.1", "not of the form host:port"},
+		{"-http-addr=127.0.0.1:http", "is not a port"},
+		{"-config=/no/such/file", "no such file"},
+		{"-config=" + t.TempDir(), "holds no .hcl or .json file"},
+	} {
+		t.Run(test.arg, func(t *testing.T) {
+			_, err := load(t, test.arg)
+			must.ErrorContains(t, err, test.want)
+		})
+	}
+}
+
+func TestLoopbackAddresses(t *testing.T) {
+	for _, addr := range []string{"127.0.0.1:0", "127.9.9.9:80", "[::1]:80", "localhost:4747", "[::ffff:127.0.0.1]:80"} {
+		_, err := load(t, "-http-addr="+addr)
+		must.NoError(t, err, must.Sprint(addr))
+	}
+}
+
+func TestPublicHoldsNoSecrets(t *testing.T) {
+	c, err := load(t, "-config", write(t, "a.hcl", full), "-job-var", "env=secret")
+	must.NoError(t, err)
+	public := c.Public()
+	must.Eq(t, "1h0m0s", public["ttl"].(string))
+	must.Eq(t, []string{"env", "image", "port"}, public["job_vars"].([]string))
+	must.Eq[any](t, map[string]any{"address": "127.0.0.1:8500", "datacenter": "dc1"}, public["consul"])
+	must.Eq[any](t, map[string]any{"address": "http://user:xxxxx@127.0.0.1:4646", "region": "global", "namespace": "bivouac"}, public["nomad"])
+}
+
+func FuzzFile(f *testing.F) {
+	f.Add("a.hcl", full)
+	f.Add("a.json", `{"ttl": "1h", "consul": [{"token": "t"}]}`)
+	f.Fuzz(func(t *testing.T, name, text string) {
+		c := Default()
+		if err := c.parse(name, []byte(text)); err == nil {
+			_ = c.check()
+			must.NotNil(t, c.Public())
+		}
+	})
+}

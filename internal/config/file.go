@@ -1,0 +1,181 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/hashicorp/hcl/v2"
+	"github.com/hashicorp/hcl/v2/gohcl"
+	"github.com/hashicorp/hcl/v2/hclsyntax"
+	"github.com/hashicorp/hcl/v2/json"
+)
+
+// maxFile bounds a configuration file, in bytes.
+const maxFile = 1 << 20
+
+// Read sets what the files say, in their order: of two that set the same key
+// the later one counts, except that job_vars are put together. In a folder the
+// files that end in .hcl or .json are read, by name. Errors name file and line.
+func (c *Config) Read(paths ...string) error {
+	var errs []error
+	for _, path := range paths {
+		files, err := filesAt(path)
+		errs = append(errs, err)
+		for _, file := range files {
+			errs = append(errs, c.readFile(file))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func filesAt(path string) ([]string, error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, fmt.Errorf("config: %w", err)
+	}
+	if !info.IsDir() {
+		return []string{path}, nil
+	}
+	entries, err := os.ReadDir(path) // by name
+	if err != nil {
+		return nil, fmt.Errorf("config: %w", err)
+	}
+	var files []string
+	for _, entry := range entries {
+		ext := filepath.Ext(entry.Name())
+		if !entry.IsDir() && (ext == ".hcl" || ext == ".json") {
+			files = append(files, filepath.Join(path, entry.Name()))
+		}
+	}
+	if files == nil {
+		return nil, fmt.Errorf("config: %s holds no .hcl or .json file", path)
+	}
+	return files, nil
+}
+
+func (c *Config) readFile(path string) error {
+	file, err := os.Open(path)
+	if err != nil {
+		return fmt.Errorf("config: %w", err)
+	}
+	defer file.Close()
+	text, err := io.ReadAll(io.LimitReader(file, maxFile+1))
+	if err != nil {
+		return fmt.Errorf("config: %w", err)
+	}
+	if len(text) > maxFile {
+		return fmt.Errorf("config: %s is over %d bytes", path, maxFile)
+	}
+	return c.parse(path, text)
+}
+
+func (c *Config) parse(path string, text []byte) error {
+	var file *hcl.File
+	var diags hcl.Diagnostics
+	if filepath.Ext(path) == ".json" {
+		file, diags = json.Parse(text, path)
+	} else {
+		file, diags = hclsyntax.ParseConfig(text, path, hcl.InitialPos)
+	}
+	if diags.HasErrors() {
+		return told(diags)
+	}
+	return told(c.decode(file.Body))
+}
+
+// told makes each diagnosis a line of an error that begins with file and line.
+func told(diags hcl.Diagnostics) error {
+	var errs []error
+	for _, diag := range diags {
+		if diag.Severity != hcl.DiagError {
+			continue
+		}
+		where := ""
+		if diag.Subject != nil {
+			where = position(*diag.Subject) + ": "
+		}
+		errs = append(errs, fmt.Errorf("%s%s: %s", where, diag.Summary, strings.TrimSpace(diag.Detail)))
+	}
+	return errors.Join(errs...)
+}
+
+func position(r hcl.Range) string { return fmt.Sprintf("%s:%d", r.Filename, r.Start.Line) }
+
+func (c *Config) decode(body hcl.Body) hcl.Diagnostics {
+	blocks := c.blocks()
+	var schema hcl.BodySchema
+	for name := range maps.Keys(blocks) {
+		schema.Blocks = append(schema.Blocks, hcl.BlockHeaderSchema{Type: name})
+	}
+	diags := c.decodeKeys(body, schema, "", c.keys(), func(block *hcl.Block) hcl.Diagnostics {
+		return c.decodeKeys(block.Body, hcl.BodySchema{}, block.Type+".", blocks[block.Type], nil)
+	})
+	return diags
+}
+
+func (c *Config) decodeKeys(body hcl.Body, schema hcl.BodySchema, prefix string, keys []key, inner func(*hcl.Block) hcl.Diagnostics) hcl.Diagnostics {
+	for _, k := range keys {
+		schema.Attributes = append(schema.Attributes, hcl.AttributeSchema{Name: k.name})
+	}
+	content, diags := body.Content(&schema)
+	for _, k := range keys {
+		attr, ok := content.Attributes[k.name]
+		if !ok {
+			continue
+		}
+		diags = append(diags, setValue(k.target, attr)...)
+		c.setBy(prefix+k.name, position(attr.Range))
+	}
+	for _, block := range content.Blocks {
+		diags = append(diags, inner(block)...)
+	}
+	return diags
+}
+
+// setValue evaluates an attribute for a key's target.
+func setValue(target any, attr *hcl.Attribute) hcl.Diagnostics {
+	value, diags := attr.Expr.Value(nil)
+	if diags.HasErrors() {
+		return diags
+	}
+	if value.IsNull() {
+		return wrong(attr, errors.New("it is null"))
+	}
+	switch target := target.(type) {
+	case *time.Duration:
+		var text string
+		if diags := gohcl.DecodeExpression(attr.Expr, nil, &text); diags.HasErrors() {
+			return diags
+		}
+		if err := setText(target, text); err != nil {
+			return wrong(attr, err)
+		}
+	case *map[string]string:
+		var more map[string]string
+		if diags := gohcl.DecodeExpression(attr.Expr, nil, &more); diags.HasErrors() {
+			return diags
+		}
+		if *target == nil {
+			*target = map[string]string{}
+		}
+		maps.Copy(*target, more)
+	default:
+		return gohcl.DecodeExpression(attr.Expr, nil, target)
+	}
+	return nil
+}
+
+func wrong(attr *hcl.Attribute, err error) hcl.Diagnostics {
+	return hcl.Diagnostics{{
+		Severity: hcl.DiagError,
+		Summary:  "Wrong value",
+		Detail:   fmt.Sprintf("%s: %v.", attr.Name, err),
+		Subject:  attr.Expr.Range().Ptr(),
+	}}
+}

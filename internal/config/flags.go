@@ -1,0 +1,125 @@
+package config
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Flags takes an agent's flags from the command line. They are only applied
+// once the files are read, since they count more.
+type Flags struct {
+	paths []string
+	dev   bool
+	set   []setting
+}
+
+type setting struct{ flag, value string }
+
+// Register adds the flags to a flag set. A value that is wrong by itself is
+// refused when the command line is parsed.
+func (f *Flags) Register(set *flag.FlagSet) {
+	set.Func("config", "`FILE|DIR` to read, HCL or JSON. May be repeated; later ones count more.", func(path string) error {
+		f.paths = append(f.paths, path)
+		return nil
+	})
+	set.BoolVar(&f.dev, "dev", false, "Run without Nomad and Consul: records in memory, sandboxes as processes of this machine. All ends with the agent.")
+	defaults := Default()
+	for _, k := range defaults.keys() {
+		take := func(value string) error {
+			// Into a configuration that nobody uses: it is tried, not set.
+			if err := setText(k.target, value); err != nil {
+				return err
+			}
+			f.set = append(f.set, setting{k.flag, value})
+			return nil
+		}
+		if _, ok := k.target.(*bool); ok {
+			set.BoolFunc(k.flag, k.usage, take)
+		} else {
+			set.Func(k.flag, described(k), take)
+		}
+	}
+}
+
+// described is a flag's usage with the kind of its value and its default.
+func described(k key) string {
+	switch target := k.target.(type) {
+	case *string:
+		return fmt.Sprintf("%s (default %q)", k.usage, *target)
+	case *time.Duration:
+		return fmt.Sprintf("%s (default %s)", k.usage, *target)
+	default:
+		return k.usage
+	}
+}
+
+// Load returns the configuration that files and flags make together, checked.
+func (f *Flags) Load() (Config, error) {
+	c := Default()
+	c.Dev = f.dev
+	if c.Dev {
+		c.Runtime = "process"
+	}
+	if err := c.Read(f.paths...); err != nil {
+		return Config{}, err
+	}
+	c.apply(f.set)
+	if err := c.check(); err != nil {
+		return Config{}, err
+	}
+	return c, nil
+}
+
+// apply sets what the flags say. A list that is set by flags replaces that of
+// the files; variables of the job template are put together.
+func (c *Config) apply(settings []setting) {
+	for _, k := range c.keys() {
+		for _, s := range settings {
+			if s.flag != k.flag {
+				continue
+			}
+			flagName := "-" + k.flag
+			if list, ok := k.target.(*[]string); ok && c.origins[k.name] != flagName {
+				*list = nil
+			}
+			_ = setText(k.target, s.value) // it was tried in Register
+			c.setBy(k.name, flagName)
+		}
+	}
+}
+
+// setText sets or extends a key's target by a flag's value.
+func setText(target any, text string) error {
+	switch target := target.(type) {
+	case *string:
+		*target = text
+	case *bool:
+		value, err := strconv.ParseBool(text)
+		if err != nil {
+			return errors.New("it is neither true nor false")
+		}
+		*target = value
+	case *time.Duration:
+		value, err := time.ParseDuration(text)
+		if err != nil {
+			return fmt.Errorf("%q is not a duration such as 90s or 30m", text)
+		}
+		*target = value
+	case *[]string:
+		*target = append(*target, text)
+	case *map[string]string:
+		name, value, ok := strings.Cut(text, "=")
+		if !ok || name == "" {
+			return errors.New("it is not of the form name=value")
+		}
+		if *target == nil {
+			*target = map[string]string{}
+		}
+		(*target)[name] = value
+	}
+	return nil
+}
