@@ -3,6 +3,7 @@ package storetest
 import (
 	"context"
 	"fmt"
+	"reflect"
 	"slices"
 	"testing"
 	"time"
@@ -69,14 +70,19 @@ func readYourWrites(t *testing.T, c Cluster) {
 	must.Eq(t, local.ExpiresAt.Round(0).UTC(), got.ExpiresAt)
 }
 
-// blockedGet starts a read that waits for a change since index.
-func blockedGet(t *testing.T, store scheduler.Store, chatID uuid.UUID, index uint64) <-chan result[*scheduler.Session] {
+// blockedGet starts to wait until the record is another than before, which was
+// read at index. A read may return sooner than it must.
+func blockedGet(
+	t *testing.T, store scheduler.Store, chatID uuid.UUID, before *scheduler.Session, index uint64,
+) <-chan result[*scheduler.Session] {
+	t.Helper()
 	return background(t, func(ctx context.Context) (*scheduler.Session, error) {
-		for { // a read may return sooner than it must
+		for {
 			session, next, err := store.Get(ctx, chatID, scheduler.Block{Index: index, Wait: patience})
-			if err != nil || next != index {
+			if err != nil || !reflect.DeepEqual(session, before) {
 				return session, err
 			}
+			index = next
 		}
 	})
 }
@@ -88,9 +94,9 @@ func blockingGet(t *testing.T, c Cluster) {
 	renewed.ExpiresAt = now.Add(time.Hour)
 
 	for _, next := range []*scheduler.Session{&session, &renewed, nil, &session} {
-		_, index, err := b.Get(t.Context(), session.ChatID, scheduler.Block{})
+		before, index, err := b.Get(t.Context(), session.ChatID, scheduler.Block{})
 		must.NoError(t, err)
-		blocked := blockedGet(t, b, session.ChatID, index)
+		blocked := blockedGet(t, b, session.ChatID, before, index)
 		write(t, a, session.ChatID, next)
 		must.Eq(t, next, await(t, blocked))
 
@@ -140,19 +146,20 @@ func blockingList(t *testing.T, c Cluster) {
 			if next != nil {
 				want = append(want, *next)
 			}
-			query.Block = scheduler.Block{Index: list(t, b, query).Index, Wait: patience}
-			blocked := background(t, func(ctx context.Context) (scheduler.Page, error) {
+			before := list(t, b, query)
+			blocked := background(t, func(ctx context.Context) ([]scheduler.Session, error) {
+				blocking := query
+				blocking.Block = scheduler.Block{Index: before.Index, Wait: patience}
 				for { // a read may return sooner than it must
-					page, err := b.List(ctx, query)
-					if err != nil || page.Index != query.Block.Index {
-						return page, err
+					page, err := b.List(ctx, blocking)
+					if err != nil || !reflect.DeepEqual(page.Sessions, before.Sessions) {
+						return page.Sessions, err
 					}
+					blocking.Block.Index = page.Index
 				}
 			})
 			write(t, a, session.ChatID, next)
-			await(t, blocked)
-			query.Block = scheduler.Block{}
-			must.Eq(t, want, list(t, b, query).Sessions)
+			must.Eq(t, want, await(t, blocked))
 		}
 	}
 }

@@ -1,0 +1,109 @@
+// Package consul keeps records and locks in Consul's KV store.
+//
+// Two transactions carry the weight. One takes the chat's lock key with this
+// replica's Consul session and reads the record. The other checks that the lock
+// key is as this lease made it, compares and sets the record, writes the index
+// entries, and may delete the lock key. The check fails once another took the
+// lock, so that a holder who slept through the end of its session changes
+// nothing. What is held in Consul is only ever decided by Consul: the local
+// clock is used to stop early, never to go on.
+//
+// The package must never know what a record is for, or what a sandbox is.
+package consul
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/hashicorp/consul/api"
+	"github.com/hashicorp/go-hclog"
+	"golang.org/x/sync/semaphore"
+
+	"github.com/bivouac/bivouac/internal/chatmutex"
+	"github.com/bivouac/bivouac/scheduler"
+)
+
+// DefaultPrefix is below what keys records and locks stand.
+const DefaultPrefix = "bivouac/"
+
+const (
+	// maxConns bounds the connections of a client from [NewClient]. Consul
+	// takes 200 from one address unless it is told otherwise.
+	maxConns = 160
+	// maxParked bounds how many of them may wait in blocking queries at a
+	// time, so that others are left for requests that are answered at once.
+	maxParked = 120
+)
+
+// Config says how to use Consul.
+type Config struct {
+	Prefix string // of all keys; empty means DefaultPrefix
+	Name   string // of the replica, as operators see it on its Consul session
+	Logger hclog.Logger
+}
+
+// Store is a [scheduler.Store] and a [scheduler.Locker]. Reading works at once;
+// locks are given out while Run runs.
+type Store struct {
+	client  *api.Client
+	log     hclog.Logger
+	keys    keyspace
+	parked  *semaphore.Weighted
+	chats   chatmutex.Mutex // one session may take a lock twice, one chat's mutex may not
+	session *keeper
+	buckets buckets
+}
+
+// New returns a store that uses client, which should come from [NewClient].
+func New(client *api.Client, config Config) *Store {
+	prefix := config.Prefix
+	if prefix == "" {
+		prefix = DefaultPrefix
+	}
+	s := &Store{
+		client: client,
+		log:    config.Logger,
+		keys:   newKeyspace(prefix),
+		parked: semaphore.NewWeighted(maxParked),
+	}
+	s.session = newKeeper(s, config.Name)
+	return s
+}
+
+// NewClient returns a client with a bounded number of connections. It sets the
+// bounds in config's transport.
+func NewClient(config *api.Config) (*api.Client, error) {
+	if config.Transport == nil {
+		config.Transport = api.DefaultConfig().Transport
+	}
+	config.Transport.MaxConnsPerHost = maxConns
+	config.Transport.MaxIdleConnsPerHost = maxConns
+	config.Transport.MaxIdleConns = maxConns
+	client, err := api.NewClient(config)
+	if err != nil {
+		return nil, fmt.Errorf("consul: %w", err)
+	}
+	return client, nil
+}
+
+// Run keeps this replica's Consul session, without which no lock is given out.
+// When ctx ends it waits a few seconds for the locks that are held to be given
+// up, and destroys the session. It returns nil then.
+func (s *Store) Run(ctx context.Context) error {
+	s.session.run(ctx)
+	return nil
+}
+
+// Health returns nil where Consul has a leader.
+func (s *Store) Health(ctx context.Context) error {
+	leader, err := retry(ctx, func(ctx context.Context) (string, error) {
+		return s.client.Status().LeaderWithQueryOptions((&api.QueryOptions{}).WithContext(ctx))
+	})
+	if err != nil {
+		return fmt.Errorf("consul: health: %w", err)
+	}
+	if leader == "" {
+		return fmt.Errorf("consul: health: %w: no leader", scheduler.ErrUnavailable)
+	}
+	return nil
+}

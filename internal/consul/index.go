@@ -1,0 +1,263 @@
+package consul
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/consul/api"
+
+	"github.com/bivouac/bivouac/scheduler"
+)
+
+const (
+	// relist is how often all minutes that hold an expiry are listed anew.
+	relist = 5 * time.Minute
+	// lookBack is how far back minutes are read that were empty before: a
+	// replica whose clock is behind may still write there.
+	lookBack = 10 * time.Minute
+	// bucketsAtATime is how many minutes one transaction reads.
+	bucketsAtATime = 16
+)
+
+// buckets remembers which minutes of the expiry index held something when last
+// looked at, so that those long past need no reading.
+type buckets struct {
+	mu     sync.Mutex
+	known  map[string]struct{}
+	listed time.Time
+}
+
+// Count implements [scheduler.Store]. It reads keys only.
+func (s *Store) Count(ctx context.Context) (int, error) {
+	keys, _, err := s.list(ctx, s.keys.expiry(), "", scheduler.Block{})
+	if err != nil {
+		return 0, fmt.Errorf("consul: count: %w", err)
+	}
+	return len(keys), nil
+}
+
+// InFlight implements [scheduler.Store].
+func (s *Store) InFlight(ctx context.Context) ([]scheduler.Session, error) {
+	keys, _, err := s.list(ctx, s.keys.flight(), "", scheduler.Block{})
+	if err != nil {
+		return nil, fmt.Errorf("consul: list in flight: %w", err)
+	}
+	var inFlight []scheduler.Session
+	for chunk := range slices.Chunk(keys, maxOps) {
+		sessions, err := s.indexed(ctx, chunk)
+		if err != nil {
+			return nil, fmt.Errorf("consul: list in flight: %w", err)
+		}
+		inFlight = append(inFlight, sessions...)
+	}
+	return inFlight, nil
+}
+
+// Expired implements [scheduler.Store]. Where nothing has expired it is one
+// transaction, which reads the minutes of lookBack and in them at most what
+// expires within the running minute. Each 16 further minutes that hold something
+// expired, and each 64 sessions returned, are one more. Every few minutes the
+// names of all minutes are listed, for which Consul walks over all keys
+// of the index.
+func (s *Store) Expired(ctx context.Context, now time.Time, limit int) ([]scheduler.Session, error) {
+	expired, err := s.expired(ctx, now, limit)
+	if err != nil {
+		return nil, fmt.Errorf("consul: list expired: %w", err)
+	}
+	return expired, nil
+}
+
+func (s *Store) expired(ctx context.Context, now time.Time, limit int) ([]scheduler.Session, error) {
+	if err := s.listBuckets(ctx); err != nil {
+		return nil, err
+	}
+	var expired []scheduler.Session
+	for batch := range slices.Chunk(s.dueBuckets(now), bucketsAtATime) {
+		if len(expired) >= limit {
+			break
+		}
+		due, err := s.readBuckets(ctx, batch, now)
+		if err != nil {
+			return nil, err
+		}
+		for chunk := range slices.Chunk(due, maxOps) {
+			if len(expired) >= limit {
+				break
+			}
+			sessions, err := s.indexed(ctx, chunk)
+			if err != nil {
+				return nil, err
+			}
+			for _, session := range sessions {
+				if session.Expired(now) && len(expired) < limit {
+					expired = append(expired, session)
+				}
+			}
+		}
+	}
+	return expired, nil
+}
+
+// listBuckets lists the minutes that hold an expiry, where that is due.
+func (s *Store) listBuckets(ctx context.Context) error {
+	s.buckets.mu.Lock()
+	due := s.buckets.known == nil || time.Since(s.buckets.listed) >= relist
+	s.buckets.mu.Unlock()
+	if !due {
+		return nil
+	}
+	began := time.Now()
+	prefix := s.keys.expiry()
+	folders, _, err := s.list(ctx, prefix, "/", scheduler.Block{})
+	if err != nil {
+		return err
+	}
+	s.buckets.mu.Lock()
+	defer s.buckets.mu.Unlock()
+	s.buckets.known = make(map[string]struct{}, len(folders))
+	for _, folder := range folders {
+		s.buckets.known[strings.TrimSuffix(strings.TrimPrefix(folder, prefix), "/")] = struct{}{}
+	}
+	s.buckets.listed = began
+	return nil
+}
+
+// dueBuckets returns the minutes to read, the earliest first. All of them count
+// as holding something until they were read, so that none is forgotten which
+// leaves the window of lookBack unread.
+func (s *Store) dueBuckets(now time.Time) []string {
+	s.buckets.mu.Lock()
+	defer s.buckets.mu.Unlock()
+	for t := now.Add(-lookBack); !t.After(now); t = t.Add(time.Minute) {
+		s.buckets.known[bucketOf(t)] = struct{}{}
+	}
+	var due []string
+	for bucket := range maps.Keys(s.buckets.known) {
+		if bucket <= bucketOf(now) {
+			due = append(due, bucket)
+		}
+	}
+	slices.Sort(due)
+	return due
+}
+
+// readBuckets returns the index entries in these minutes that are due at now,
+// the earliest first, and notes which minutes are empty.
+func (s *Store) readBuckets(ctx context.Context, batch []string, now time.Time) ([]string, error) {
+	ops := make([]*api.KVTxnOp, len(batch))
+	for i, bucket := range batch {
+		ops[i] = &api.KVTxnOp{Verb: api.KVGetTree, Key: s.keys.bucket(bucket)}
+	}
+	pairs, err := s.retryTxn(ctx, ops...)
+	if err != nil {
+		return nil, err
+	}
+
+	empty := make(map[string]struct{}, len(batch))
+	for _, bucket := range batch {
+		empty[bucket] = struct{}{}
+	}
+	type entry struct {
+		key     string
+		expires time.Time
+	}
+	var due []entry
+	for _, pair := range pairs {
+		bucket, _, _ := strings.Cut(strings.TrimPrefix(pair.Key, s.keys.expiry()), "/")
+		delete(empty, bucket)
+		// What cannot be read is due, so that its record is looked at.
+		expires, err := time.Parse(time.RFC3339Nano, string(pair.Value))
+		if err != nil || !expires.After(now) {
+			due = append(due, entry{pair.Key, expires})
+		}
+	}
+	slices.SortFunc(due, func(a, b entry) int { return a.expires.Compare(b.expires) })
+
+	s.buckets.mu.Lock()
+	defer s.buckets.mu.Unlock()
+	for bucket := range empty {
+		delete(s.buckets.known, bucket)
+	}
+	keys := make([]string, len(due))
+	for i, e := range due {
+		keys[i] = e.key
+	}
+	return keys, nil
+}
+
+// indexed reads the records that index entries point to, at most maxOps, in the
+// same order. What cannot be read is logged and left out, as is an entry whose
+// record does not have it; such an entry is removed.
+func (s *Store) indexed(ctx context.Context, entries []string) ([]scheduler.Session, error) {
+	var ops []*api.KVTxnOp
+	var readable []string
+	for _, entry := range entries {
+		chatID, err := chatOf(entry)
+		if err != nil {
+			s.log.Warn("skipped an index entry", "key", entry, "error", err)
+			continue
+		}
+		readable = append(readable, entry)
+		ops = append(ops, &api.KVTxnOp{Verb: api.KVGetOrEmpty, Key: s.keys.record(chatID)})
+	}
+	if len(ops) == 0 {
+		return nil, nil
+	}
+	pairs, err := s.retryTxn(ctx, ops...)
+	if err != nil {
+		return nil, err
+	}
+
+	sessions := make([]scheduler.Session, 0, len(readable))
+	for i, entry := range readable {
+		pair, err := pick(pairs, ops[i].Key)
+		if err != nil {
+			return nil, err
+		}
+		var session *scheduler.Session
+		if pair.ModifyIndex != 0 {
+			if session = s.decode(pair); session == nil {
+				continue // its entry may be right
+			}
+		}
+		if _, fits := s.keys.index(session, "")[entry]; !fits {
+			if err := s.repair(ctx, entry, pair); err != nil {
+				return nil, err
+			}
+			continue
+		}
+		sessions = append(sessions, *session)
+	}
+	return sessions, nil
+}
+
+// repair removes an index entry that does not fit the record as it was read,
+// unless either changed meanwhile: most often the record just moved on, after
+// the index was read, and took the entry with it.
+func (s *Store) repair(ctx context.Context, entry string, record *api.KVPair) error {
+	stands, _, err := s.get(ctx, entry, scheduler.Block{})
+	if err != nil || stands == nil {
+		return err
+	}
+	unchanged := &api.KVTxnOp{Verb: api.KVCheckIndex, Key: record.Key, Index: record.ModifyIndex}
+	if record.ModifyIndex == 0 {
+		unchanged = &api.KVTxnOp{Verb: api.KVCheckNotExists, Key: record.Key}
+	}
+	_, err = s.retryTxn(ctx, unchanged,
+		&api.KVTxnOp{Verb: api.KVDeleteCAS, Key: entry, Index: stands.ModifyIndex})
+	switch {
+	case err == nil:
+		s.log.Warn("removed an index entry that no record has", "key", entry)
+		return nil
+	case errors.Is(err, errRolledBack):
+		return nil
+	default:
+		return err
+	}
+}

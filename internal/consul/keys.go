@@ -1,0 +1,95 @@
+package consul
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/bivouac/bivouac/scheduler"
+)
+
+// shards is how many folders the records are spread over, so that a part of
+// them can be read at a time: Consul has no paging of its own.
+const shards = 256
+
+// keyspace is the prefix of all keys, version included and ending in "/". It
+// is what lies where:
+//
+//	sessions/<shard>/<chat_id>       the record
+//	locks/<shard>/<chat_id>          the chat's lock; stands while it is held
+//	agents/<agent hash>/<chat_id>    index of every record
+//	expiry/<minute>/<chat_id>        index of every record that is no intent
+//	flight/<chat_id>                 index of records being created or stopped
+//	changed                          written with every record
+type keyspace string
+
+func newKeyspace(prefix string) keyspace {
+	// A leading slash would be dropped in a URL but not in a transaction.
+	if prefix = strings.Trim(prefix, "/"); prefix != "" {
+		prefix += "/"
+	}
+	return keyspace(prefix + "v1/")
+}
+
+func (k keyspace) record(chatID uuid.UUID) string {
+	return k.shard(shardOf(chatID)) + chatID.String()
+}
+
+func (k keyspace) lock(chatID uuid.UUID) string {
+	return fmt.Sprintf("%slocks/%02x/%s", k, shardOf(chatID), chatID)
+}
+
+func (k keyspace) shard(n int) string { return fmt.Sprintf("%ssessions/%02x/", k, n) }
+
+func (k keyspace) agent(agentID string) string {
+	sum := sha256.Sum256([]byte(agentID)) // an agent ID may hold anything, "/" included
+	return string(k) + "agents/" + hex.EncodeToString(sum[:16]) + "/"
+}
+
+func (k keyspace) expiry() string { return string(k) + "expiry/" }
+
+func (k keyspace) bucket(bucket string) string { return k.expiry() + bucket + "/" }
+
+func (k keyspace) flight() string { return string(k) + "flight/" }
+
+func (k keyspace) changed() string { return string(k) + "changed" }
+
+// shardOf spreads chats evenly, whatever kind of UUIDs they have.
+func shardOf(chatID uuid.UUID) int {
+	return int(sha256.Sum256([]byte(chatID.String()))[0])
+}
+
+// bucketOf names the minute in which t lies. Names sort as their times do.
+func bucketOf(t time.Time) string { return t.UTC().Format("200601021504") }
+
+// index returns the index entries that a record has: keys, and values. The
+// one below agents/ holds the write's ID and so changes with each write, which
+// is what a blocking list of an agent waits for.
+func (k keyspace) index(s *scheduler.Session, writeID string) map[string]string {
+	if s == nil {
+		return nil
+	}
+	chat := s.ChatID.String()
+	entries := map[string]string{k.agent(s.AgentID) + chat: writeID}
+	if s.State != scheduler.StateCreating {
+		entries[k.bucket(bucketOf(s.ExpiresAt))+chat] = s.ExpiresAt.UTC().Format(time.RFC3339Nano)
+	}
+	if !s.Settled() {
+		entries[k.flight()+chat] = string(s.State)
+	}
+	return entries
+}
+
+// chatOf returns the chat that a record or an index entry is about.
+func chatOf(key string) (uuid.UUID, error) {
+	name := key[strings.LastIndexByte(key, '/')+1:]
+	chatID, err := uuid.Parse(name)
+	if err != nil || chatID.String() != name {
+		return uuid.Nil, fmt.Errorf("%w: %s: not named for a chat", scheduler.ErrDamaged, key)
+	}
+	return chatID, nil
+}

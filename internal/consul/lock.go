@@ -1,0 +1,180 @@
+package consul
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/hashicorp/consul/api"
+
+	"github.com/bivouac/bivouac/scheduler"
+)
+
+// Lock implements [scheduler.Locker].
+func (s *Store) Lock(ctx context.Context, chatID uuid.UUID, wait time.Duration) (scheduler.Lease, error) {
+	until := time.Now().Add(wait)
+	unlock, err := s.chats.Lock(ctx, chatID, wait)
+	if err != nil {
+		return nil, fmt.Errorf("consul: lock chat %s: %w", chatID, err)
+	}
+	lease, err := s.lockKey(ctx, chatID, wait, until)
+	if err != nil {
+		unlock()
+		return nil, fmt.Errorf("consul: lock chat %s: %w", chatID, err)
+	}
+	lease.unlock = unlock
+	return lease, nil
+}
+
+// lockKey takes the chat's lock key from the other replicas.
+func (s *Store) lockKey(ctx context.Context, chatID uuid.UUID, wait time.Duration, until time.Time) (*Lease, error) {
+	waiting, cancel := context.WithDeadline(ctx, until)
+	defer cancel()
+	pause := newBackOff(2*time.Millisecond, 200*time.Millisecond)
+	for {
+		hold, err := s.session.current(ctx)
+		if err != nil {
+			return nil, err
+		}
+		lease, refused := s.tryLock(ctx, hold, chatID)
+		if !errors.Is(refused, errRolledBack) {
+			return lease, refused
+		}
+		if wait > 0 {
+			err = s.awaitFree(waiting, hold, chatID, pause.NextBackOff())
+		}
+		switch {
+		case ctx.Err() != nil:
+			return nil, ctx.Err()
+		case waiting.Err() != nil:
+			return nil, fmt.Errorf("%w: waited %v: %w", scheduler.ErrLockTimeout, wait, refused)
+		case err != nil:
+			return nil, err
+		}
+	}
+}
+
+// tryLock takes the lock key and reads the record, in one transaction. It
+// returns errRolledBack where the key is not to be had now.
+func (s *Store) tryLock(ctx context.Context, h *hold, chatID uuid.UUID) (*Lease, error) {
+	lease := &Lease{store: s, hold: h, chatID: chatID, id: rand.Text(), lost: make(chan struct{})}
+	if !h.add(lease) {
+		return nil, fmt.Errorf("%w: the hold just ended", errRolledBack)
+	}
+	lockKey, recordKey := s.keys.lock(chatID), s.keys.record(chatID)
+	// Repeated by the same lease it changes nothing.
+	pairs, err := s.retryTxn(ctx,
+		&api.KVTxnOp{Verb: api.KVLock, Key: lockKey, Value: []byte(lease.id), Session: h.session},
+		&api.KVTxnOp{Verb: api.KVGetOrEmpty, Key: recordKey})
+	if err != nil {
+		h.remove(lease)
+		if !errors.Is(err, errRolledBack) {
+			s.abandon(h, lease) // a try may have been applied, or will be
+		}
+		return nil, err
+	}
+
+	locked, err := pick(pairs, lockKey)
+	if err == nil {
+		lease.lockIndex = locked.ModifyIndex
+		err = lease.read(pairs)
+	}
+	if err == nil {
+		err = ctx.Err()
+	}
+	if err != nil {
+		if releaseErr := lease.giveUp(context.WithoutCancel(ctx)); releaseErr != nil {
+			s.log.Warn("a lock is left behind for now", "chat_id", chatID, "error", releaseErr)
+		}
+		return nil, err
+	}
+	return lease, nil
+}
+
+// awaitFree returns when it is worth trying again to take the chat's lock key,
+// or when ctx ends. It does not poll while another session holds the key.
+func (s *Store) awaitFree(ctx context.Context, h *hold, chatID uuid.UUID, pause time.Duration) error {
+	pair, index, err := s.get(ctx, s.keys.lock(chatID), scheduler.Block{})
+	if err != nil {
+		return err
+	}
+	if pair == nil || pair.Session == "" || pair.Session == h.session {
+		// Freed since, or under the lock-delay of a session that ended; or our
+		// own session is gone, which a renewal will tell.
+		s.session.look()
+		select {
+		case <-time.After(pause):
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	if err := s.parked.Acquire(ctx, 1); err != nil {
+		return err
+	}
+	defer s.parked.Release(1)
+	until, _ := ctx.Deadline()
+	_, _, err = s.get(ctx, s.keys.lock(chatID), scheduler.Block{Index: index, Wait: time.Until(until)})
+	return err
+}
+
+// stray is a lock that an operation may have left in Consul: its request may
+// have been applied, or may yet be, without anyone having seen the answer.
+type stray struct {
+	key   string
+	since time.Time
+}
+
+// strayLimit is after what time a request that got no answer is taken to be
+// applied or lost.
+const strayLimit = time.Minute
+
+// abandon has a lock cleared that the lease may have in Consul.
+func (s *Store) abandon(h *hold, lease *Lease) {
+	h.mu.Lock()
+	h.strays[lease.id] = stray{key: s.keys.lock(lease.chatID), since: time.Now()}
+	h.mu.Unlock()
+	s.session.look()
+}
+
+// clearStrays releases the locks that were left behind. Each is looked for again
+// and again until its request can no longer arrive.
+func (s *Store) clearStrays(ctx context.Context, h *hold) {
+	h.mu.Lock()
+	strays := make(map[string]stray, len(h.strays))
+	for id, left := range h.strays {
+		strays[id] = left
+	}
+	h.mu.Unlock()
+	if len(strays) == 0 {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, renewTimeout) // renewing goes first
+	defer cancel()
+	for id, left := range strays {
+		if err := s.clearStray(ctx, id, left.key); err != nil {
+			s.log.Debug("cannot clear a lock that was left behind", "key", left.key, "error", err)
+			return
+		}
+		if time.Since(left.since) > strayLimit {
+			h.mu.Lock()
+			delete(h.strays, id)
+			h.mu.Unlock()
+		}
+	}
+}
+
+func (s *Store) clearStray(ctx context.Context, leaseID, key string) error {
+	pair, _, err := s.get(ctx, key, scheduler.Block{})
+	if err != nil || pair == nil || string(pair.Value) != leaseID {
+		return err // another's, or nobody's
+	}
+	_, err = s.retryTxn(ctx, &api.KVTxnOp{Verb: api.KVDeleteCAS, Key: key, Index: pair.ModifyIndex})
+	if errors.Is(err, errRolledBack) {
+		return nil
+	}
+	return err
+}

@@ -1,0 +1,195 @@
+package consul
+
+import (
+	"context"
+	"encoding/base64"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/google/uuid"
+	"github.com/hashicorp/consul/api"
+
+	"github.com/bivouac/bivouac/scheduler"
+)
+
+// Get implements [scheduler.Store]. It is one request.
+func (s *Store) Get(ctx context.Context, chatID uuid.UUID, block scheduler.Block) (*scheduler.Session, uint64, error) {
+	session, index, err := s.getRecord(ctx, chatID, block)
+	if err != nil {
+		return nil, 0, fmt.Errorf("consul: get chat %s: %w", chatID, err)
+	}
+	return session, index, nil
+}
+
+func (s *Store) getRecord(ctx context.Context, chatID uuid.UUID, block scheduler.Block) (*scheduler.Session, uint64, error) {
+	leave, err := s.park(block)
+	if err != nil {
+		return nil, 0, err
+	}
+	defer leave()
+	key := s.keys.record(chatID)
+	pair, index, err := s.get(ctx, key, block)
+	if err != nil || pair == nil {
+		return nil, index, err
+	}
+	session, _, err := decodeRecord(key, chatID, pair.Value)
+	return session, index, err
+}
+
+// List implements [scheduler.Store]. Records are in the order of their keys: by
+// shard and chat, or by chat for one agent.
+func (s *Store) List(ctx context.Context, query scheduler.Query) (scheduler.Page, error) {
+	page, err := s.listPage(ctx, query)
+	if err != nil {
+		return scheduler.Page{}, fmt.Errorf("consul: list: %w", err)
+	}
+	return page, nil
+}
+
+func (s *Store) listPage(ctx context.Context, query scheduler.Query) (scheduler.Page, error) {
+	if query.PerPage < 1 || query.PerPage > scheduler.MaxPerPage {
+		return scheduler.Page{}, fmt.Errorf("%w: per_page %d is not from 1 to %d",
+			scheduler.ErrInvalid, query.PerPage, scheduler.MaxPerPage)
+	}
+	leave, err := s.park(query.Block)
+	if err != nil {
+		return scheduler.Page{}, err
+	}
+	defer leave()
+
+	// One more than fits is read, to know whether another page follows.
+	var page scheduler.Page
+	if query.AgentID == "" {
+		page, err = s.listAll(ctx, query, query.PerPage+1)
+	} else {
+		page, err = s.listAgent(ctx, query, query.PerPage+1)
+	}
+	if err != nil {
+		return scheduler.Page{}, err
+	}
+	if len(page.Sessions) > query.PerPage {
+		page.Sessions = slices.Clip(page.Sessions[:query.PerPage])
+		page.NextToken = token(page.Sessions[query.PerPage-1].ChatID, query.AgentID)
+	}
+	return page, nil
+}
+
+// listAll reads shard after shard until it has enough. How many it reads at a
+// time follows from how full they are, so that few records cost few requests
+// and many are not read in vain.
+func (s *Store) listAll(ctx context.Context, query scheduler.Query, enough int) (scheduler.Page, error) {
+	after, err := parseToken(query.NextToken, query.AgentID)
+	if err != nil {
+		return scheduler.Page{}, err
+	}
+	// Read before the records, so that a change in between ends the next
+	// blocking read at once.
+	_, index, err := s.get(ctx, s.keys.changed(), query.Block)
+	if err != nil {
+		return scheduler.Page{}, err
+	}
+
+	page := scheduler.Page{Index: index}
+	shard, lastKey := 0, ""
+	if after != uuid.Nil {
+		shard, lastKey = shardOf(after), s.keys.record(after)
+	}
+	read, seen := 0, 0
+	for shard < shards && len(page.Sessions) < enough {
+		batch := 1
+		if read > 0 {
+			missing := enough - len(page.Sessions)
+			batch = min(1+missing*read/(seen+1), maxOps, shards-shard)
+		}
+		ops := make([]*api.KVTxnOp, batch)
+		for i := range ops {
+			ops[i] = &api.KVTxnOp{Verb: api.KVGetTree, Key: s.keys.shard(shard + i)}
+		}
+		pairs, err := s.retryTxn(ctx, ops...)
+		if err != nil {
+			return scheduler.Page{}, err
+		}
+		shard, read, seen = shard+batch, read+batch, seen+len(pairs)
+		for _, pair := range pairs {
+			if pair.Key > lastKey && len(page.Sessions) < enough {
+				if session := s.decode(pair); session != nil {
+					page.Sessions = append(page.Sessions, *session)
+				}
+			}
+		}
+	}
+	return page, nil
+}
+
+// listAgent reads the agent's index, keys only, and the records of the page.
+func (s *Store) listAgent(ctx context.Context, query scheduler.Query, enough int) (scheduler.Page, error) {
+	after, err := parseToken(query.NextToken, query.AgentID)
+	if err != nil {
+		return scheduler.Page{}, err
+	}
+	prefix := s.keys.agent(query.AgentID)
+	keys, index, err := s.list(ctx, prefix, "", query.Block)
+	if err != nil {
+		return scheduler.Page{}, err
+	}
+	if after != uuid.Nil {
+		next, found := slices.BinarySearch(keys, prefix+after.String())
+		if found {
+			next++
+		}
+		keys = keys[next:]
+	}
+
+	page := scheduler.Page{Index: index}
+	for len(keys) > 0 && len(page.Sessions) < enough {
+		chunk := keys[:min(len(keys), maxOps, enough-len(page.Sessions))]
+		keys = keys[len(chunk):]
+		sessions, err := s.indexed(ctx, chunk)
+		if err != nil {
+			return scheduler.Page{}, err
+		}
+		for _, session := range sessions {
+			if session.AgentID == query.AgentID { // else it has only the same hash
+				page.Sessions = append(page.Sessions, session)
+			}
+		}
+	}
+	return page, nil
+}
+
+// decode reads a record, or logs why it cannot be read and returns nil.
+func (s *Store) decode(pair *api.KVPair) *scheduler.Session {
+	chatID, err := chatOf(pair.Key)
+	var session *scheduler.Session
+	if err == nil && pair.Key != s.keys.record(chatID) {
+		err = fmt.Errorf("%w: %s: not where its chat's record belongs", scheduler.ErrDamaged, pair.Key)
+	}
+	if err == nil {
+		session, _, err = decodeRecord(pair.Key, chatID, pair.Value)
+	}
+	if err != nil {
+		s.log.Warn("skipped a record", "key", pair.Key, "error", err)
+		return nil
+	}
+	return session
+}
+
+// token names the last chat of a page, and the query that it is of.
+func token(last uuid.UUID, agentID string) string {
+	return base64.RawURLEncoding.EncodeToString([]byte(last.String() + "/" + agentID))
+}
+
+func parseToken(token, agentID string) (after uuid.UUID, err error) {
+	if token == "" {
+		return uuid.Nil, nil
+	}
+	raw, err := base64.RawURLEncoding.DecodeString(token)
+	if err == nil {
+		chat, agent, _ := strings.Cut(string(raw), "/")
+		if after, err = uuid.Parse(chat); err == nil && agent == agentID {
+			return after, nil
+		}
+	}
+	return uuid.Nil, fmt.Errorf("%w: next_token is not from this list", scheduler.ErrInvalid)
+}

@@ -1,0 +1,192 @@
+package consul
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+	"github.com/hashicorp/consul/api"
+
+	"github.com/bivouac/bivouac/scheduler"
+)
+
+const (
+	// requestTimeout bounds one request, and all tries of one together.
+	requestTimeout = 5 * time.Second
+	// maxTries bounds how often a request is repeated that may be.
+	maxTries = 5
+	// maxOps is how many keys one transaction reads; Consul takes 128 operations.
+	maxOps = 64
+
+	defaultWait = 5 * time.Minute  // as Consul's own
+	maxWait     = 10 * time.Minute // as Consul's own
+)
+
+// errRolledBack: a transaction's condition did not hold, and nothing changed.
+var errRolledBack = errors.New("transaction rolled back")
+
+// newBackOff spaces tries, with jitter, so that replicas that were refused
+// together do not come back together.
+func newBackOff(first, longest time.Duration) *backoff.ExponentialBackOff {
+	b := backoff.NewExponentialBackOff()
+	b.InitialInterval, b.MaxInterval, b.Multiplier = first, longest, 2
+	b.Reset()
+	return b
+}
+
+// retry makes a request that may be repeated without harm: a read, or a write
+// that has no further effect the second time. Its errors are ctx's, wrap
+// [scheduler.ErrUnavailable], or are errRolledBack.
+func retry[T any](ctx context.Context, request func(context.Context) (T, error)) (T, error) {
+	return retryFor(ctx, requestTimeout, request)
+}
+
+func retryFor[T any](ctx context.Context, limit time.Duration, request func(context.Context) (T, error)) (T, error) {
+	limited, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	value, err := backoff.Retry(limited, func() (T, error) {
+		value, err := request(limited)
+		if err != nil && !passing(err) {
+			err = backoff.Permanent(err)
+		}
+		return value, err
+	}, backoff.WithBackOff(newBackOff(50*time.Millisecond, time.Second)),
+		backoff.WithMaxTries(maxTries), backoff.WithMaxElapsedTime(limit))
+	if err != nil {
+		return value, classify(ctx, err)
+	}
+	return value, nil
+}
+
+// passing says whether a failed request may succeed when it is repeated.
+func passing(err error) bool {
+	if errors.Is(err, errRolledBack) {
+		return false
+	}
+	if status, ok := errors.AsType[api.StatusError](err); ok {
+		return status.Code >= 500 || status.Code == http.StatusTooManyRequests
+	}
+	return true
+}
+
+// classify says what a failed request means to the caller: that it gave up
+// itself, that a condition did not hold, or that Consul cannot be asked.
+func classify(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	if errors.Is(err, errRolledBack) || errors.Is(err, scheduler.ErrUnavailable) {
+		return err
+	}
+	// Not wrapped: that our own limit passed must not look as if the caller's had.
+	return fmt.Errorf("%w: %s", scheduler.ErrUnavailable, err.Error())
+}
+
+// park takes one of the places for blocking queries, where block is for one.
+func (s *Store) park(block scheduler.Block) (leave func(), err error) {
+	if block.Index == 0 {
+		return func() {}, nil
+	}
+	if !s.parked.TryAcquire(1) {
+		return nil, fmt.Errorf("%w: %d blocking reads", scheduler.ErrBusy, maxParked)
+	}
+	return func() { s.parked.Release(1) }, nil
+}
+
+// blockingRead makes a consistent read, which waits where block says so. It
+// returns the index for the next one.
+func blockingRead[T any](
+	ctx context.Context, block scheduler.Block, read func(*api.QueryOptions) (T, *api.QueryMeta, error),
+) (T, uint64, error) {
+	opts := &api.QueryOptions{RequireConsistent: true}
+	limit := requestTimeout
+	if block.Index != 0 {
+		opts.WaitIndex = block.Index
+		opts.WaitTime = min(cmp.Or(block.Wait, defaultWait), maxWait)
+		limit += opts.WaitTime + opts.WaitTime/16 // Consul adds that much of its own
+	}
+
+	var index uint64
+	value, err := retryFor(ctx, limit, func(ctx context.Context) (T, error) {
+		value, meta, err := read(opts.WithContext(ctx))
+		if err != nil {
+			return value, err
+		}
+		if meta.LastIndex == 0 { // as a 404 of something else than Consul has none
+			return value, errors.New("the answer is not Consul's: it has no index")
+		}
+		if meta.ResultsFilteredByACLs {
+			return value, errors.New("the Consul token may not read all keys")
+		}
+		index = meta.LastIndex
+		return value, nil
+	})
+	return value, index, err
+}
+
+// get reads one key, nil where there is none.
+func (s *Store) get(ctx context.Context, key string, block scheduler.Block) (*api.KVPair, uint64, error) {
+	return blockingRead(ctx, block, func(opts *api.QueryOptions) (*api.KVPair, *api.QueryMeta, error) {
+		return s.client.KV().Get(key, opts)
+	})
+}
+
+// list reads the keys below prefix, in order, up to the next separator if any.
+func (s *Store) list(ctx context.Context, prefix, separator string, block scheduler.Block) ([]string, uint64, error) {
+	return blockingRead(ctx, block, func(opts *api.QueryOptions) ([]string, *api.QueryMeta, error) {
+		return s.client.KV().Keys(prefix, separator, opts)
+	})
+}
+
+// txn makes one try at a transaction. An error other than errRolledBack leaves
+// open whether it was applied.
+func (s *Store) txn(ctx context.Context, ops ...*api.KVTxnOp) ([]*api.KVPair, error) {
+	all := make(api.TxnOps, len(ops))
+	for i, op := range ops {
+		all[i] = &api.TxnOp{KV: op}
+	}
+	ok, response, _, err := s.client.Txn().Txn(all, (&api.QueryOptions{RequireConsistent: true}).WithContext(ctx))
+	if err != nil {
+		return nil, err
+	}
+	if !ok {
+		var reasons []string
+		for _, e := range response.Errors {
+			reasons = append(reasons, e.What)
+		}
+		reason := strings.Join(reasons, "; ")
+		if strings.Contains(reason, "Permission denied") { // comes as if a condition did not hold
+			return nil, fmt.Errorf("%w: %s", scheduler.ErrUnavailable, reason)
+		}
+		return nil, fmt.Errorf("%w: %s", errRolledBack, reason)
+	}
+	pairs := make([]*api.KVPair, 0, len(response.Results))
+	for _, result := range response.Results {
+		if result.KV != nil {
+			pairs = append(pairs, result.KV)
+		}
+	}
+	return pairs, nil
+}
+
+// retryTxn makes a transaction that may be repeated without harm.
+func (s *Store) retryTxn(ctx context.Context, ops ...*api.KVTxnOp) ([]*api.KVPair, error) {
+	return retry(ctx, func(ctx context.Context) ([]*api.KVPair, error) { return s.txn(ctx, ops...) })
+}
+
+// pick returns what a transaction read at key. A key that does not exist comes
+// with ModifyIndex 0. One that does not come at all was withheld by an ACL: to
+// take that for a missing key would be to take doubt for an answer.
+func pick(pairs []*api.KVPair, key string) (*api.KVPair, error) {
+	for _, pair := range pairs {
+		if pair.Key == key {
+			return pair, nil
+		}
+	}
+	return nil, fmt.Errorf("%w: the answer lacks %s; may the Consul token read it?", scheduler.ErrUnavailable, key)
+}
