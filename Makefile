@@ -5,6 +5,7 @@
 FOLDERS := $(wildcard cmd examples internal jobs runtime scheduler)
 MODULES := $(dir $(wildcard go.mod examples/*/go.mod))
 OPENAPI := internal/httpapi/openapi.json
+PROTO   := runtime/plugin/proto
 
 # $(call tool,NAME) runs the tool that internal/tools/NAME pins.
 tool = go tool -modfile=$(CURDIR)/internal/tools/$(1)/go.mod $(1)
@@ -27,8 +28,12 @@ test: ## Run all tests with the race detector; with CI=true none may be skipped
 fmt: ## Format all Go files
 	$(call tool,golangci-lint) fmt
 
+.PHONY: generate
+generate: ## Generate the Go code of the plugin protocol
+	cd $(PROTO) && $(call tool,buf) generate
+
 .PHONY: check
-check: check-format check-vet check-lint check-arrows check-openapi check-tidy check-vulnerabilities ## Check all that can be checked without running it
+check: check-format check-vet check-lint check-arrows check-openapi check-proto check-tidy check-vulnerabilities ## Check all that can be checked without running it
 
 .PHONY: check-format
 check-format:
@@ -51,6 +56,15 @@ check-arrows:
 check-openapi:
 	$(call tool,vacuum) lint --no-banner --no-style --no-clip --details --remote=false \
 		--fail-severity warn --ruleset internal/tools/vacuum/ruleset.yaml $(OPENAPI)
+
+# The generated code is that of the proto files, and these still understand
+# what plugins of the last release say.
+.PHONY: check-proto
+check-proto: buf = $(call tool,buf)
+check-proto:
+	@set -e; cd $(PROTO); $(buf) lint; $(buf) breaking --against released.binpb; \
+	fresh=$$(mktemp -d); trap 'rm -rf "$$fresh"' EXIT; $(buf) generate -o "$$fresh"; \
+	diff -r -x '*.proto' -x doc.go v1 "$$fresh/v1" || { echo "make generate has something to do" >&2; exit 1; }
 
 .PHONY: check-tidy
 check-tidy:
