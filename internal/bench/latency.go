@@ -1,0 +1,123 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/bivouac/bivouac/jobs"
+	"github.com/bivouac/bivouac/runtime"
+)
+
+func (w *world) template(name string) (*jobs.Template, error) {
+	vars := map[string]string{}
+	switch name {
+	case "docker":
+		vars["image"] = w.image
+	case "raw_exec":
+		vars["command"] = w.binary
+	}
+	return jobs.Load(name, vars)
+}
+
+// stopwatch keeps the times of several things that are measured in turns.
+type stopwatch map[string][]time.Duration
+
+func (s stopwatch) time(what string, f func() error) error {
+	began := time.Now()
+	if err := f(); err != nil {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	s[what] = append(s[what], time.Since(began))
+	return nil
+}
+
+// latency measures, one after the other in each round, a sandbox from raw
+// Nomad, from docker where the template is docker's, and from Bivouac.
+func (w *world) latency(ctx context.Context, template string, rounds int) (report, error) {
+	if template == "docker" && w.image == "" {
+		return nil, nil
+	}
+	part := template
+	tmpl, err := w.template(template)
+	if err != nil {
+		return nil, err
+	}
+	streamCtx, endStream := context.WithCancel(ctx)
+	raw, err := newRawNomad(streamCtx, w, tmpl)
+	if err != nil {
+		endStream()
+		return nil, err
+	}
+	defer func() {
+		endStream()
+		<-raw.ended
+	}()
+	r, err := w.startReplica(ctx, replicaConfig{consul: w.consul.Addr(), nomad: w.nomad.Addr(), prefix: "latency-" + template, template: template})
+	if err != nil {
+		return nil, err
+	}
+
+	const (
+		answers, running = "raw register until it answers", "raw register until Nomad says running"
+		docker           = "docker run until it answers"
+		create, reuse    = "create", "reuse"
+		del              = "delete"
+	)
+	times := stopwatch{}
+	for range rounds + 1 { // the first round warms up
+		a, b, d, chat := uuid.NewString(), uuid.NewString(), uuid.NewString(), uuid.New()
+		steps := []struct {
+			what string
+			do   func() error
+			undo func() error
+		}{
+			{answers, func() error { return raw.untilAnswers(ctx, a) }, func() error { return raw.remove(ctx, a) }},
+			{create, func() error { return r.create(ctx, chat) }, nil},
+			{reuse, func() error { return r.create(ctx, chat) }, nil},
+			{del, func() error { return r.delete(ctx, chat) }, nil},
+			{running, func() error { return raw.untilRunning(ctx, b) }, func() error { return raw.remove(ctx, b) }},
+		}
+		if template == "docker" {
+			check := func(ctx context.Context, e runtime.Endpoint) error { return tmpl.Ready().Check.Wait(ctx, e, d) }
+			steps = append(steps, struct {
+				what string
+				do   func() error
+				undo func() error
+			}{docker, func() error { return dockerRun(ctx, w.image, r.volume, d, check) }, func() error { return dockerRemove(ctx, d) }})
+		}
+		for _, step := range steps {
+			if err := times.time(step.what, step.do); err != nil {
+				return nil, err
+			}
+			if step.undo != nil {
+				if err := step.undo(); err != nil {
+					return nil, fmt.Errorf("undo %s: %w", step.what, err)
+				}
+			}
+		}
+	}
+	if err := r.stop(); err != nil {
+		return nil, err
+	}
+
+	row := func(what string) row {
+		if len(times[what]) == 0 {
+			return timed(part, what, nil)
+		}
+		return timed(part, what, times[what][1:])
+	}
+	base := []string{answers, running}
+	if template == "docker" {
+		base = append(base, docker)
+	}
+	var out report
+	for _, what := range base {
+		out = append(out, row(what))
+	}
+	created := row(create)
+	created.against(out...)
+	return append(out, created, row(reuse), row(del)), nil
+}
