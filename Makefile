@@ -24,6 +24,11 @@ test: ## Run all tests with the race detector; with CI=true none may be skipped
 		--post-run-command $(CURDIR)/internal/tools/gotestsum/no-skips.sh \
 		-- -race -timeout 20m $(if $(CI),-count=1) ./...)
 
+.PHONY: stack
+stack: ## Run Bivouac on a real Consul and a real Nomad, until Ctrl-C
+	go build -o bin/stack ./internal/stack/up
+	@exec bin/stack
+
 .PHONY: fmt
 fmt: ## Format all Go files
 	$(call tool,golangci-lint) fmt

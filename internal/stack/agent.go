@@ -56,7 +56,7 @@ func (a *Agent) Running() bool {
 
 // Start begins the process, with the same ports and data as before, and does not
 // wait until it is ready.
-func (a *Agent) Start() error {
+func (a *Agent) Start() (err error) {
 	if a.Running() {
 		return fmt.Errorf("stack: start %s: it runs already", a.Name)
 	}
@@ -64,7 +64,7 @@ func (a *Agent) Start() error {
 	if err != nil {
 		return fmt.Errorf("stack: start %s: %w", a.Name, err)
 	}
-	defer log.Close()
+	defer func() { err = errors.Join(err, log.Close()) }()
 	cmd := exec.Command(a.bin, a.args...)
 	cmd.Env, cmd.Stdout, cmd.Stderr = a.env, log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{
@@ -97,6 +97,9 @@ func (a *Agent) Start() error {
 // WaitReady returns once the agent can be used. It fails as soon as the process
 // is gone, with the end of its log.
 func (a *Agent) WaitReady(ctx context.Context) error {
+	if a.done == nil {
+		return fmt.Errorf("stack: %s was never started", a.Name)
+	}
 	ctx, cancel := context.WithTimeout(ctx, startLimit)
 	defer cancel()
 	tick := time.NewTicker(askEvery)

@@ -4,11 +4,14 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
+	"crypto/sha256"
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 )
 
@@ -22,25 +25,46 @@ func DockerEngine(ctx context.Context) error {
 // demoImage is the name of the image that [DemoImage] makes.
 const demoImage = "bivouac-demo:dev"
 
+// digestLabel says of which binary an image was made.
+const digestLabel = "bivouac.digest"
+
 // DemoImage makes an image of nothing but the bivouac of this source tree, which
-// runs "bivouac demo-sandbox", and returns its name. No registry is asked.
-func DemoImage(ctx context.Context) (string, error) {
+// runs "bivouac demo-sandbox", and returns its name. No registry is asked. An image
+// that stands already, made of the same binary, is left as it is.
+func DemoImage(ctx context.Context) (name string, err error) {
 	dir, err := os.MkdirTemp("", "bivouac-image-")
 	if err != nil {
 		return "", fmt.Errorf("stack: make %s: %w", demoImage, err)
 	}
-	defer os.RemoveAll(dir)
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 	bin := filepath.Join(dir, "bivouac")
 	if err := BuildBivouac(ctx, bin); err != nil {
 		return "", err
 	}
-	layer, err := tarOf(bin)
+	data, err := os.ReadFile(bin)
+	if err != nil {
+		return "", fmt.Errorf("stack: make %s: %w", demoImage, err)
+	}
+	digest := fmt.Sprintf("%x", sha256.Sum256(data))
+	// An error is most likely that there is no such image. Others will show.
+	stands, err := docker(ctx, nil, "image", "inspect", "--format={{index .Config.Labels "+strconv.Quote(digestLabel)+"}}", demoImage)
+	if err == nil && stands == digest {
+		return demoImage, nil
+	}
+	layer, err := archive("bivouac", data)
 	if err != nil {
 		return "", fmt.Errorf("stack: make %s: %w", demoImage, err)
 	}
 	// An import needs no builder, which is a plugin that not every docker has.
 	_, err = docker(ctx, layer, "import",
-		`--change=ENTRYPOINT ["/bivouac", "demo-sandbox"]`, "-", demoImage)
+		"--change=LABEL "+digestLabel+"="+digest,
+		`--change=ENTRYPOINT ["/bivouac", "demo-sandbox"]`,
+		"-", demoImage)
+	if err != nil {
+		return "", err
+	}
+	// The one that had the name before, unless a container still runs it.
+	_, err = docker(ctx, nil, "image", "prune", "--force", "--filter=label="+digestLabel)
 	return demoImage, err
 }
 
@@ -57,19 +81,14 @@ func BuildBivouac(ctx context.Context, out string) error {
 	return nil
 }
 
-// tarOf archives one program, at the top.
-func tarOf(path string) (io.Reader, error) {
-	data, err := os.ReadFile(path)
-	if err != nil {
-		return nil, err
-	}
+// archive returns a tar archive with one program in it, at the top.
+func archive(name string, program []byte) (io.Reader, error) {
 	var out bytes.Buffer
 	w := tar.NewWriter(&out)
-	header := &tar.Header{Name: filepath.Base(path), Mode: 0o755, Size: int64(len(data))}
-	if err := w.WriteHeader(header); err != nil {
+	if err := w.WriteHeader(&tar.Header{Name: name, Mode: 0o755, Size: int64(len(program))}); err != nil {
 		return nil, err
 	}
-	if _, err := w.Write(data); err != nil {
+	if _, err := w.Write(program); err != nil {
 		return nil, err
 	}
 	return &out, w.Close()

@@ -1,7 +1,6 @@
 package stack
 
 import (
-	"bufio"
 	"bytes"
 	"errors"
 	"fmt"
@@ -37,21 +36,24 @@ func sweep(dir string) error {
 // killMarked kills until nothing is left to kill, as what is killed may be
 // starting another.
 func killMarked(dir string) error {
-	deadline := time.Now().Add(stopLimit)
+	limit := time.After(stopLimit)
+	again := time.NewTicker(askEvery)
+	defer again.Stop()
 	for {
 		pids, err := marked(dir)
 		if err != nil || len(pids) == 0 {
 			return err
-		}
-		if time.Now().After(deadline) {
-			return fmt.Errorf("stack: processes %v do not end", pids)
 		}
 		for _, pid := range pids {
 			if err := syscall.Kill(pid, syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
 				return fmt.Errorf("stack: kill %d: %w", pid, err)
 			}
 		}
-		time.Sleep(askEvery)
+		select {
+		case <-again.C:
+		case <-limit:
+			return fmt.Errorf("stack: processes %v do not end", pids)
+		}
 	}
 }
 
@@ -81,21 +83,16 @@ func marked(dir string) ([]int, error) {
 
 // unmountBelow undoes the mounts below dir, the deepest first.
 func unmountBelow(dir string) error {
-	file, err := os.Open("/proc/self/mountinfo")
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
 		return err
 	}
-	defer file.Close()
 	var points []string
-	lines := bufio.NewScanner(file)
-	for lines.Scan() {
+	for line := range strings.Lines(string(mounts)) {
 		// See proc_pid_mountinfo(5): the fifth field is the mount point.
-		if f := strings.Fields(lines.Text()); len(f) > 4 && strings.HasPrefix(f[4], dir+"/") {
+		if f := strings.Fields(line); len(f) > 4 && strings.HasPrefix(f[4], dir+"/") {
 			points = append(points, f[4])
 		}
-	}
-	if err := lines.Err(); err != nil {
-		return err
 	}
 	for _, point := range slices.Backward(points) {
 		if err := unix.Unmount(point, unix.UMOUNT_NOFOLLOW); err != nil {

@@ -16,6 +16,9 @@ import (
 //	func TestMain(m *testing.M) { os.Exit(stack.Main(m)) }
 func Main(m *testing.M) int {
 	code := m.Run()
+	if code != 0 {
+		shared.showLogs()
+	}
 	if err := shared.stop(); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return max(code, 1)
@@ -47,9 +50,9 @@ func NomadForTest(t testing.TB) *Nomad {
 	return n
 }
 
-// DockerForTest fails the test where no Docker engine answers, or skips it
-// outside of CI, and returns the ID of an image that runs "bivouac
-// demo-sandbox".
+// DockerForTest returns the name of an image that runs "bivouac demo-sandbox".
+// Where no Docker engine answers it skips the test, or fails it in CI, which has
+// one.
 func DockerForTest(t testing.TB) (image string) {
 	t.Helper()
 	if err := DockerEngine(t.Context()); err != nil {
@@ -77,8 +80,9 @@ type sharedAgents struct {
 	consul func() (*Consul, error)
 	nomad  func() (*Nomad, error)
 
-	mu    sync.Mutex
-	stops []func() error
+	mu     sync.Mutex
+	groups []*group
+	stops  []func() error
 }
 
 func newSharedAgents() *sharedAgents {
@@ -88,24 +92,36 @@ func newSharedAgents() *sharedAgents {
 	s.consul = sync.OnceValues(func() (*Consul, error) {
 		c, err := StartConsul(ctx, ConsulConfig{MaxHTTPConns: sharedConns})
 		if err == nil {
-			s.stopLater(c.Stop)
+			s.stopLater(c.group, c.Stop)
 		}
 		return c, err
 	})
 	s.nomad = sync.OnceValues(func() (*Nomad, error) {
 		n, err := StartNomad(ctx, NomadConfig{MaxHTTPConns: sharedConns})
 		if err == nil {
-			s.stopLater(n.Stop)
+			s.stopLater(n.group, n.Stop)
 		}
 		return n, err
 	})
 	return s
 }
 
-func (s *sharedAgents) stopLater(stop func() error) {
+func (s *sharedAgents) stopLater(g *group, stop func() error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.groups = append(s.groups, g)
 	s.stops = append(s.stops, stop)
+}
+
+// showLogs prints the end of each agent's log, which goes when it stops.
+func (s *sharedAgents) showLogs() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, g := range s.groups {
+		for _, a := range g.all {
+			fmt.Fprintf(os.Stderr, "The end of the log of %s:\n%s\n", a.Name, tail(a.Log))
+		}
+	}
 }
 
 func (s *sharedAgents) stop() error {

@@ -30,17 +30,17 @@ const (
 
 func main() {
 	runtime.LockOSThread() // for Pdeathsig, which counts from the thread that starts the process
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	if err := run(ctx); err != nil {
+	if err := run(); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
 }
 
-// run starts everything, waits until ctx ends or Bivouac does, and stops it:
-// Bivouac before what it stands on.
-func run(ctx context.Context) (err error) {
+// run starts everything, waits until it is told to end or Bivouac ends by itself,
+// and stops it: Bivouac before what it stands on.
+func run() (err error) {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
 	fmt.Println("Starting Consul and Nomad. Where they have to be built first, that takes minutes.")
 	consul, nomad, err := startBoth(ctx)
 	defer func() {
@@ -52,9 +52,17 @@ func run(ctx context.Context) (err error) {
 			err = errors.Join(err, consul.Stop())
 		}
 	}()
+	if ctx.Err() != nil {
+		return nil // told to end, and what has started so far is stopped
+	}
 	if err != nil {
 		return err
 	}
+	return serve(ctx, consul.Addr(), nomad.Addr())
+}
+
+// serve builds Bivouac and runs it against Consul and Nomad at these addresses.
+func serve(ctx context.Context, consul, nomad string) (err error) {
 	dir, err := os.MkdirTemp("", "bivouac-")
 	if err != nil {
 		return err
@@ -75,7 +83,7 @@ func run(ctx context.Context) (err error) {
 	addr := fmt.Sprintf("127.0.0.1:%d", port)
 
 	bivouac := exec.CommandContext(ctx, bin, append([]string{"agent", "-http-addr=" + addr}, template...)...)
-	bivouac.Env = append(os.Environ(), "CONSUL_HTTP_ADDR="+consul.Addr(), "NOMAD_ADDR=http://"+nomad.Addr())
+	bivouac.Env = append(os.Environ(), "CONSUL_HTTP_ADDR="+consul, "NOMAD_ADDR=http://"+nomad)
 	bivouac.Stdout, bivouac.Stderr = os.Stdout, os.Stderr
 	// Away from the terminal's Ctrl-C, which it would take twice: once from
 	// there and once from us.
@@ -85,17 +93,24 @@ func run(ctx context.Context) (err error) {
 	if err := bivouac.Start(); err != nil {
 		return err
 	}
+	alive, died := context.WithCancel(ctx)
 	ended := make(chan error, 1)
-	go func() { ended <- bivouac.Wait() }()
-	if err := waitHealthy(ctx, "http://"+addr); err == nil {
-		fmt.Printf(help, consul.Addr(), nomad.Addr(), addr, template)
-	} else if ctx.Err() == nil {
-		return errors.Join(err, bivouac.Cancel(), <-ended)
+	go func() {
+		defer died()
+		ended <- bivouac.Wait()
+	}()
+	err = waitHealthy(alive, "http://"+addr)
+	switch {
+	case err == nil:
+		fmt.Printf(help, consul, nomad, addr, template)
+	case alive.Err() == nil:
+		err = errors.Join(err, bivouac.Cancel())
 	}
-	if err := <-ended; ctx.Err() == nil {
-		return fmt.Errorf("bivouac ended by itself: %w", err)
+	end := <-ended
+	if ctx.Err() != nil {
+		return nil
 	}
-	return nil
+	return errors.Join(err, errors.New("bivouac has ended"), end)
 }
 
 func startBoth(ctx context.Context) (consul *stack.Consul, nomad *stack.Nomad, err error) {
