@@ -20,6 +20,9 @@ type DeleteResult struct {
 // Delete ends the chat's session and returns once nothing of its sandbox runs
 // and its record is gone.
 func (s *Scheduler) Delete(ctx context.Context, chatID uuid.UUID) (DeleteResult, error) {
+	if err := checkChatID(chatID); err != nil {
+		return DeleteResult{}, err
+	}
 	ctx, span := s.startSpan(ctx, "usecase.delete_sandbox", chatAttr(chatID))
 	defer span.End()
 

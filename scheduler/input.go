@@ -18,8 +18,8 @@ const (
 )
 
 func (s *Scheduler) checkCreate(cmd CreateCommand) error {
-	if cmd.ChatID == uuid.Nil {
-		return invalid("chat_id", "is missing")
+	if err := checkChatID(cmd.ChatID); err != nil {
+		return err
 	}
 	if err := checkAgentID(cmd.AgentID); err != nil {
 		return err
@@ -28,6 +28,15 @@ func (s *Scheduler) checkCreate(cmd CreateCommand) error {
 		return err
 	}
 	return s.checkTTL(cmd.TTL)
+}
+
+// checkChatID refuses the two UUIDs that are not anybody's: their locks stand for
+// something else among the replicas.
+func checkChatID(id uuid.UUID) error {
+	if id == uuid.Nil || id == uuid.Max {
+		return invalid("chat_id", "is the nil or the max UUID")
+	}
+	return nil
 }
 
 // checkTTL accepts 0, which stands for the default.

@@ -14,6 +14,9 @@ import (
 // the chat has no session, ErrExpired where it is too late, and ErrNotRunning
 // where the sandbox has ended.
 func (s *Scheduler) Renew(ctx context.Context, chatID uuid.UUID, ttl time.Duration) (Session, error) {
+	if err := checkChatID(chatID); err != nil {
+		return Session{}, err
+	}
 	if err := s.checkTTL(ttl); err != nil {
 		return Session{}, err
 	}

@@ -25,6 +25,7 @@ const shards = 256
 //	expiry/<minute>/<chat_id>        index of every record that is no intent
 //	flight/<chat_id>                 index of records being created or stopped
 //	changed                          written with every record
+//	clock                            the time that the replicas agree on
 type keyspace string
 
 func newKeyspace(prefix string) keyspace {
@@ -57,6 +58,8 @@ func (k keyspace) bucket(bucket string) string { return k.expiry() + bucket + "/
 func (k keyspace) flight() string { return string(k) + "flight/" }
 
 func (k keyspace) changed() string { return string(k) + "changed" }
+
+func (k keyspace) clock() string { return string(k) + "clock" }
 
 // shardOf spreads chats evenly, whatever kind of UUIDs they have.
 func shardOf(chatID uuid.UUID) int {

@@ -1,0 +1,100 @@
+package consul
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/shoenig/test/must"
+	"github.com/shoenig/test/wait"
+)
+
+// machine is a replica on a machine whose clock is off.
+type machine struct {
+	*Clock
+	leave func()
+}
+
+func (c *cluster) joinClock(t *testing.T, off time.Duration) *machine {
+	t.Helper()
+	r := c.join(t, c.addr)
+	clock := NewClock(r.Store, func() time.Time { return time.Now().Add(off) })
+	ctx, stop := context.WithCancel(context.WithoutCancel(t.Context()))
+	var running sync.WaitGroup
+	running.Go(func() { _ = clock.Run(ctx) })
+	m := &machine{Clock: clock, leave: func() {
+		stop()
+		running.Wait()
+		r.leave()
+	}}
+	t.Cleanup(m.leave)
+	must.Wait(t, wait.InitialSuccess(wait.ErrorFunc(func() error {
+		select {
+		case <-clock.known:
+			return nil
+		default:
+			return errors.New("not yet")
+		}
+	}), wait.Timeout(30*time.Second), wait.Gap(10*time.Millisecond)), must.Sprint("the time is known"))
+	return m
+}
+
+func TestReplicasAgreeOnTheTime(t *testing.T) {
+	c := open(t)
+	agree := func(by string, machines ...*machine) {
+		t.Helper()
+		must.Wait(t, wait.InitialSuccess(wait.ErrorFunc(func() error {
+			for _, m := range machines[1:] {
+				if d := m.Now().Sub(machines[0].Now()).Abs(); d > time.Second {
+					return fmt.Errorf("%s: %v apart", by, d)
+				}
+			}
+			return nil
+		}), wait.Timeout(30*time.Second), wait.Gap(10*time.Millisecond)))
+	}
+
+	// Given a first replica, whose time is everybody's.
+	first := c.joinClock(t, 5*time.Minute)
+	off := time.Until(first.Now())
+	must.Between(t, 299*time.Second, off, 301*time.Second)
+
+	// When others join whose clocks are up to ten minutes apart, all agree.
+	second := c.joinClock(t, -5*time.Minute)
+	third := c.joinClock(t, 0)
+	agree("after joining", first, second, third)
+
+	// When the keeper of the time goes, the time goes on as it was.
+	first.leave()
+	must.Between(t, off-2*time.Second, time.Until(second.Now()), off+2*time.Second)
+	agree("without the first", second, third)
+	fourth := c.joinClock(t, -time.Minute)
+	agree("with a fourth", second, third, fourth)
+	must.Between(t, off-2*time.Second, time.Until(fourth.Now()), off+2*time.Second)
+
+	// When all are gone and one comes whose clock is behind, time does not go back.
+	last := second.Now()
+	for _, m := range []*machine{second, third, fourth} {
+		m.leave()
+	}
+	fifth := c.joinClock(t, -5*time.Minute)
+	must.False(t, fifth.Now().Before(last.Add(-tickInterval-time.Second)))
+}
+
+func TestNoLockBeforeTheTimeIsKnown(t *testing.T) {
+	c := open(t)
+	r := c.join(t, c.addr)
+	clock := NewClock(r.Store, time.Now)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	_, err := clock.Lock(ctx, uuid.New(), 0)
+	must.ErrorIs(t, err, context.Canceled)
+
+	clock.measured(0)
+	lease, err := clock.Lock(t.Context(), uuid.New(), 0)
+	must.NoError(t, err)
+	must.NoError(t, lease.Release(t.Context()))
+}
