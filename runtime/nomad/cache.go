@@ -1,0 +1,285 @@
+package nomad
+
+import (
+	"context"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/nomad/api"
+
+	"github.com/bivouac/bivouac/jobs"
+)
+
+// cache holds the states of this instance's jobs, by job ID. The event stream
+// feeds it, and so does whoever read something from Nomad by himself; the newest
+// word on each part counts, in whatever order they come.
+type cache struct {
+	instance string
+	purged   *recent // job IDs that this driver purged: late events are no news
+
+	mu      sync.Mutex
+	entries map[string]*entry
+	feeds   map[*feed]struct{}
+	current bool // the event stream is up, and what came before it was read
+}
+
+type entry struct {
+	state   state
+	changed time.Time
+	waiters map[*waiter]struct{}
+}
+
+// waiter is told when one job's state changes.
+type waiter struct{ C chan struct{} }
+
+// feed collects the IDs of all jobs whose state changed.
+type feed struct {
+	C chan struct{}
+
+	mu      sync.Mutex
+	changed map[string]struct{}
+}
+
+func newCache(instance string) *cache {
+	return &cache{
+		instance: instance,
+		purged:   newRecent(maxRecent),
+		entries:  make(map[string]*entry),
+		feeds:    make(map[*feed]struct{}),
+	}
+}
+
+// get returns what is known of a job. current says whether that is up to date.
+func (c *cache) get(jobID string) (s state, current bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if e := c.entries[jobID]; e != nil {
+		s = e.state
+	}
+	return s, c.current
+}
+
+func (c *cache) setCurrent(current bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.current = current
+	for _, e := range c.entries {
+		e.wake()
+	}
+}
+
+func (e *entry) wake() {
+	for w := range e.waiters {
+		notify(w.C)
+	}
+}
+
+func notify(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+// await returns a waiter for one job, and what ends the waiting.
+func (c *cache) await(jobID string) (w *waiter, done func()) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	w = &waiter{C: make(chan struct{}, 1)}
+	e := c.entries[jobID]
+	if e == nil {
+		e = &entry{waiters: make(map[*waiter]struct{})}
+		c.entries[jobID] = e
+	}
+	e.waiters[w] = struct{}{}
+	return w, func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		delete(e.waiters, w)
+		if len(e.waiters) == 0 && !e.state.known && c.entries[jobID] == e {
+			delete(c.entries, jobID)
+		}
+	}
+}
+
+// subscribe returns a feed of all changes, and what ends it.
+func (c *cache) subscribe() (f *feed, done func()) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	f = &feed{C: make(chan struct{}, 1), changed: make(map[string]struct{})}
+	for id := range c.entries {
+		f.changed[id] = struct{}{}
+	}
+	notify(f.C)
+	c.feeds[f] = struct{}{}
+	return f, func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		delete(c.feeds, f)
+	}
+}
+
+// take returns the changed jobs since the last call.
+func (f *feed) take() map[string]struct{} {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	changed := f.changed
+	f.changed = make(map[string]struct{})
+	return changed
+}
+
+func (f *feed) add(jobID string) {
+	f.mu.Lock()
+	f.changed[jobID] = struct{}{}
+	f.mu.Unlock()
+	notify(f.C)
+}
+
+// update changes a job's state. Jobs of others are passed over.
+func (c *cache) update(jobID string, change func(state) (state, bool)) state {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	e := c.entries[jobID]
+	if e == nil {
+		e = &entry{waiters: make(map[*waiter]struct{})}
+	}
+	next, news := change(e.state)
+	if !news {
+		return e.state
+	}
+	e.state, e.changed = next, time.Now()
+	// What is not known to be a job of this instance is kept for those only
+	// who wait for it.
+	if next.known && next.job.Meta[jobs.MetaInstance] == c.instance {
+		c.entries[jobID] = e
+	} else if len(e.waiters) == 0 {
+		delete(c.entries, jobID)
+		if !next.gone {
+			return next
+		}
+	}
+	e.wake()
+	for f := range c.feeds {
+		f.add(jobID)
+	}
+	return next
+}
+
+func (c *cache) updateJob(job jobFields) state {
+	if c.purged.has(job.ID) {
+		return state{}
+	}
+	return c.update(job.ID, func(s state) (state, bool) { return s.withJob(job) })
+}
+
+func (c *cache) updateAlloc(alloc *api.AllocationListStub) state {
+	return c.update(alloc.JobID, func(s state) (state, bool) { return s.withAlloc(alloc) })
+}
+
+func (c *cache) updateEval(eval *api.Evaluation) state {
+	return c.update(eval.JobID, func(s state) (state, bool) { return s.withEval(eval) })
+}
+
+// setReady notes that an allocation's endpoint has answered.
+func (c *cache) setReady(jobID, allocID string) {
+	c.update(jobID, func(s state) (state, bool) {
+		s.ready = allocID
+		return s, true
+	})
+}
+
+// setWhole notes that all of a job was read.
+func (c *cache) setWhole(jobID string) {
+	c.update(jobID, func(s state) (state, bool) {
+		news := s.known && !s.whole
+		s.whole = s.whole || s.known
+		return s, news
+	})
+}
+
+// forget notes that a job was purged.
+func (c *cache) forget(jobID string) {
+	c.update(jobID, func(s state) (state, bool) { return state{gone: true}, s.known })
+}
+
+// keepOnly forgets the jobs that a complete list, made at index, did not show.
+func (c *cache) keepOnly(listed map[string]struct{}, index uint64) {
+	c.mu.Lock()
+	var missing []string
+	for id, e := range c.entries {
+		if _, ok := listed[id]; !ok && e.state.known && e.state.job.ModifyIndex < index {
+			missing = append(missing, id)
+		}
+	}
+	c.mu.Unlock()
+	for _, id := range missing {
+		c.forget(id)
+	}
+}
+
+const (
+	sweepEvery = time.Minute
+	// keepEnded is how long ended sandboxes stay in memory. Nomad keeps them
+	// for longer, and is asked when somebody wants to know.
+	keepEnded = 10 * time.Minute
+)
+
+func (c *cache) sweepUntil(ctx context.Context) {
+	for sleep(ctx, sweepEvery) {
+		c.sweep(time.Now().Add(-keepEnded))
+	}
+}
+
+// sweep drops ended sandboxes that did not change since a time.
+func (c *cache) sweep(before time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for id, e := range c.entries {
+		ended := e.state.job.Stop || len(e.state.allocs) > 0
+		if len(e.waiters) == 0 && ended && e.state.allEnded() && e.changed.Before(before) {
+			delete(c.entries, id)
+			for f := range c.feeds {
+				f.add(id)
+			}
+		}
+	}
+}
+
+// sessionOf returns the session ID in a job ID of Bivouac's.
+func sessionOf(jobID string) (string, bool) { return strings.CutPrefix(jobID, jobs.IDPrefix) }
+
+// maxRecent bounds what a driver remembers of its own deeds. It only needs to
+// outlast requests and events that are under way.
+const maxRecent = 4096
+
+// recent is a set of the names that were added last.
+type recent struct {
+	mu    sync.Mutex
+	ring  []string
+	next  int
+	names map[string]struct{}
+}
+
+func newRecent(size int) *recent {
+	return &recent{ring: make([]string, size), names: make(map[string]struct{})}
+}
+
+func (r *recent) add(name string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if _, ok := r.names[name]; ok {
+		return
+	}
+	delete(r.names, r.ring[r.next])
+	r.ring[r.next] = name
+	r.names[name] = struct{}{}
+	r.next = (r.next + 1) % len(r.ring)
+}
+
+func (r *recent) has(name string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	_, ok := r.names[name]
+	return ok
+}

@@ -1,0 +1,236 @@
+package nomad
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"time"
+
+	"github.com/hashicorp/nomad/api"
+
+	"github.com/bivouac/bivouac/jobs"
+	"github.com/bivouac/bivouac/runtime"
+)
+
+// Create implements [runtime.Driver]. It makes one write to Nomad, the
+// registration, and never repeats one whose outcome it does not know.
+//
+// A sandbox that is not ready within the template's limit gives an error that
+// wraps [runtime.ErrNotReady] and [context.DeadlineExceeded].
+func (d *Driver) Create(ctx context.Context, spec runtime.Spec, progress func(runtime.Stage)) (runtime.Sandbox, error) {
+	job, err := d.template.Job(spec, d.instance)
+	if err != nil {
+		return runtime.Sandbox{}, fmt.Errorf("nomad: %w", err)
+	}
+	if d.cache.purged.has(*job.ID) {
+		return runtime.Sandbox{}, fmt.Errorf("nomad: %w: session %s was deleted", runtime.ErrConflict, spec.SessionID)
+	}
+	w, done := d.cache.await(*job.ID)
+	defer done()
+	if err := d.register(ctx, job, spec); err != nil {
+		return runtime.Sandbox{}, err
+	}
+	start := &launch{driver: d, spec: spec, jobID: *job.ID, progress: progress, changed: w.C}
+	return start.untilReady(ctx)
+}
+
+// register makes the job, or finds that it stands already.
+func (d *Driver) register(ctx context.Context, job *api.Job, spec runtime.Spec) error {
+	err := d.tell(ctx, func(opts *api.WriteOptions) error {
+		_, _, err := d.client.Jobs().EnforceRegister(job, 0, opts)
+		return err
+	})
+	switch {
+	case err == nil:
+		return nil
+	case statusOf(err) == http.StatusBadRequest:
+		return fmt.Errorf("%w: %w", runtime.ErrInvalid, failed(ctx, "register job", err))
+	}
+	// Taken, or lost on the way there or back: Nomad knows.
+	s, readErr := d.read(ctx, *job.ID)
+	switch {
+	case readErr != nil:
+		return errors.Join(failed(ctx, "register job", err), readErr)
+	case !s.known:
+		return failed(ctx, "register job", err)
+	default:
+		return fit(s, spec)
+	}
+}
+
+// fit says whether a job that stands is the one that spec asks for.
+func fit(s state, spec runtime.Spec) error {
+	var why string
+	switch {
+	case s.job.Stop:
+		why = "it was stopped"
+	case s.job.Meta[jobs.MetaSpec] != jobs.Fingerprint(spec):
+		why = "it has another spec"
+	case s.job.altered():
+		why = "its job was registered anew"
+	default:
+		return nil
+	}
+	return fmt.Errorf("nomad: %w: session %s: %s", runtime.ErrConflict, spec.SessionID, why)
+}
+
+// launch is a registered job on its way to a ready sandbox.
+type launch struct {
+	driver   *Driver
+	spec     runtime.Spec
+	jobID    string
+	progress func(runtime.Stage)
+	changed  <-chan struct{}
+
+	told map[runtime.Stage]bool
+}
+
+// readEvery is how often Nomad is asked while there are no events.
+const readEvery = 250 * time.Millisecond
+
+// untilReady waits for the sandbox.
+func (l *launch) untilReady(ctx context.Context) (runtime.Sandbox, error) {
+	l.told = make(map[runtime.Stage]bool)
+	limit := l.driver.template.Ready().Timeout
+	ctxReady, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+
+	var probing string      // ID of the allocation that is asked
+	var answer <-chan error // of that
+	probeCtx, stopProbe := context.WithCancel(ctxReady)
+	defer func() {
+		stopProbe()
+		if answer != nil {
+			<-answer
+		}
+	}()
+	missed := false // whether events may have been missed
+	readErr := errors.New("no allocation yet")
+	for {
+		s, current := l.driver.cache.get(l.jobID)
+		if !current || missed {
+			// Where Nomad cannot be asked now, the sandbox may still answer.
+			if readErr = l.readAgain(ctxReady); readErr == nil {
+				s, _ = l.driver.cache.get(l.jobID)
+			}
+			missed = !current || readErr != nil
+		}
+		if err := l.failure(s); err != nil {
+			return runtime.Sandbox{}, err
+		}
+		if alloc := s.sandboxAlloc(); alloc != nil && probing == "" {
+			endpoint := endpointOf(alloc, l.driver.template.Ready().Port)
+			if !endpoint.IsValid() {
+				return runtime.Sandbox{}, fmt.Errorf("nomad: %w: allocation %s has no address for port %q",
+					runtime.ErrNotReady, alloc.ID, l.driver.template.Ready().Port)
+			}
+			l.tell(runtime.StagePlaced)
+			probing = alloc.ID
+			answered := make(chan error, 1)
+			answer = answered
+			go func() { answered <- l.driver.template.Ready().Check.Wait(probeCtx, endpoint, l.spec.SessionID) }()
+		}
+		if hasStarted(s.sandboxAlloc()) {
+			l.tell(runtime.StageStarted)
+		}
+
+		var poll <-chan time.Time
+		if missed {
+			poll = time.After(readEvery)
+		}
+		select {
+		case err := <-answer:
+			answer = nil
+			if err == nil {
+				return l.ready(ctx, probing)
+			}
+			return runtime.Sandbox{}, l.tooLate(ctx, limit, err)
+		case <-ctxReady.Done():
+			if answer != nil { // it knows what went wrong last
+				err := <-answer
+				answer = nil
+				return runtime.Sandbox{}, l.tooLate(ctx, limit, err)
+			}
+			return runtime.Sandbox{}, l.tooLate(ctx, limit, fmt.Errorf("%w: %w", ctxReady.Err(), readErr))
+		case <-l.changed:
+		case <-poll:
+		}
+	}
+}
+
+// readAgain reads what events would have told.
+func (l *launch) readAgain(ctx context.Context) error {
+	if _, err := l.driver.readEvals(ctx, l.jobID); err != nil {
+		return err
+	}
+	_, err := l.driver.read(ctx, l.jobID)
+	return err
+}
+
+func (l *launch) tell(stage runtime.Stage) {
+	if !l.told[stage] {
+		l.told[stage] = true
+		l.progress(stage)
+	}
+}
+
+// ready hands the sandbox out, unless it ended while it was answering.
+func (l *launch) ready(ctx context.Context, allocID string) (runtime.Sandbox, error) {
+	l.driver.cache.setReady(l.jobID, allocID)
+	s, _ := l.driver.cache.get(l.jobID)
+	if err := l.failure(s); err != nil {
+		return runtime.Sandbox{}, err
+	}
+	sandbox, ok := l.driver.sandbox(s)
+	if !ok || sandbox.ContainerID != allocID {
+		return runtime.Sandbox{}, fmt.Errorf("nomad: session %s: %w: its allocation is gone", l.spec.SessionID, runtime.ErrNotReady)
+	}
+	if err := ctx.Err(); err != nil {
+		return runtime.Sandbox{}, fmt.Errorf("nomad: create: %w", err)
+	}
+	l.tell(runtime.StageReady)
+	return sandbox, nil
+}
+
+// failure says why the sandbox will not become ready, nil where it may.
+func (l *launch) failure(s state) error {
+	alloc := s.sandboxAlloc()
+	switch {
+	case s.gone:
+		return fmt.Errorf("nomad: session %s: %w: it was deleted", l.spec.SessionID, runtime.ErrConflict)
+	case !s.known:
+		return nil // its own events are on their way
+	case fit(s, l.spec) != nil:
+		return fit(s, l.spec)
+	case alloc == nil:
+		if eval := s.unplaced(); eval != nil {
+			return fmt.Errorf("nomad: %w: %s", runtime.ErrNotPlaced, whyUnplaced(eval))
+		}
+		return nil
+	}
+	if state, why := l.driver.stateOf(s, alloc); state == runtime.StateDead || state == runtime.StateLost {
+		return fmt.Errorf("nomad: %w: %s", runtime.ErrNotReady, why)
+	}
+	return nil
+}
+
+func (l *launch) tooLate(ctx context.Context, limit time.Duration, last error) error {
+	if ctx.Err() != nil {
+		return fmt.Errorf("nomad: create: %w", ctx.Err())
+	}
+	return fmt.Errorf("nomad: %w within %v: %w", runtime.ErrNotReady, limit, last)
+}
+
+// hasStarted says whether one of the allocation's tasks is seen to run.
+func hasStarted(alloc *api.AllocationListStub) bool {
+	if alloc == nil {
+		return false
+	}
+	for _, task := range alloc.TaskStates {
+		if !task.StartedAt.IsZero() {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,114 @@
+// Package nomad runs sandboxes as Nomad batch jobs: one job, one group and one
+// allocation for each session.
+//
+// What Nomad is asked, and what is believed of its answers:
+//
+//   - Ready is what the sandbox's endpoint says. Nomad's status comes up to a
+//     second late.
+//   - Stopped is what the client says of every allocation. A dead job, a
+//     deregistration that returned and the status "lost" prove nothing.
+//   - A sandbox is its allocation. A second one for the same job is never
+//     handed out, and is stopped.
+//   - A job that is registered once more, over its stop, is stopped again.
+//
+// The package must never know of sessions' records, locks or expiry. It changes
+// nothing in Nomad that does not bear its instance's name, except what Stop and
+// Delete name.
+package nomad
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/hashicorp/nomad/api"
+
+	"github.com/bivouac/bivouac/jobs"
+	"github.com/bivouac/bivouac/runtime"
+)
+
+// Config is what a driver works with. All fields are required.
+type Config struct {
+	Client   *api.Client
+	Template *jobs.Template
+	// Instance names the replicas that work together. Sandboxes of other
+	// instances are neither listed nor watched.
+	Instance string
+	Logger   hclog.Logger
+}
+
+// Driver is the runtime driver for Nomad. [Driver.Run] has to run for it to work
+// well: without that each question costs requests to Nomad.
+type Driver struct {
+	client    *api.Client
+	template  *jobs.Template
+	instance  string
+	logger    hclog.Logger
+	cache     *cache
+	ownStops  *recent // session IDs that this driver stopped
+	namespace string
+}
+
+var (
+	_ runtime.Driver        = (*Driver)(nil)
+	_ runtime.Watcher       = (*Driver)(nil)
+	_ runtime.HealthChecker = (*Driver)(nil)
+)
+
+// New returns a driver. It asks Nomad nothing yet.
+func New(config Config) (*Driver, error) {
+	switch {
+	case config.Client == nil:
+		return nil, fmt.Errorf("nomad: %w: no client", runtime.ErrInvalid)
+	case config.Template == nil:
+		return nil, fmt.Errorf("nomad: %w: no job template", runtime.ErrInvalid)
+	case config.Instance == "":
+		return nil, fmt.Errorf("nomad: %w: no instance name", runtime.ErrInvalid)
+	case config.Logger == nil:
+		return nil, fmt.Errorf("nomad: %w: no logger", runtime.ErrInvalid)
+	}
+	return &Driver{
+		client:    config.Client,
+		template:  config.Template,
+		instance:  config.Instance,
+		logger:    config.Logger,
+		cache:     newCache(config.Instance),
+		ownStops:  newRecent(maxRecent),
+		namespace: config.Template.Namespace(),
+	}, nil
+}
+
+// Run follows Nomad's events until ctx ends, and returns ctx's error. One Run
+// serves all callers of the driver.
+func (d *Driver) Run(ctx context.Context) error {
+	var workers sync.WaitGroup
+	defer workers.Wait()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	workers.Go(func() { d.guard(ctx) })
+	workers.Go(func() { d.cache.sweepUntil(ctx) })
+	return d.follow(ctx)
+}
+
+// Info implements [runtime.Driver].
+func (d *Driver) Info(context.Context) (runtime.Info, error) {
+	return runtime.Info{Name: "nomad", Version: "1"}, nil
+}
+
+// Health implements [runtime.HealthChecker]: Nomad answers and has a leader.
+func (d *Driver) Health(ctx context.Context) error {
+	var leader string
+	err := d.ask(ctx, func(opts *api.QueryOptions) error {
+		_, err := d.client.Raw().Query("/v1/status/leader", &leader, opts)
+		return err
+	})
+	if err == nil && leader == "" {
+		err = errors.New("Nomad has no leader")
+	}
+	if err != nil {
+		return fmt.Errorf("nomad: %w: %w", runtime.ErrUnavailable, err)
+	}
+	return nil
+}

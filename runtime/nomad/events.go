@@ -1,0 +1,192 @@
+package nomad
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/hashicorp/nomad/api"
+
+	"github.com/bivouac/bivouac/jobs"
+)
+
+const (
+	// maxSilence is how long the event stream may say nothing. Nomad sends a
+	// heartbeat each 30 s.
+	maxSilence = 75 * time.Second
+	// Pauses before the stream is opened again.
+	minReopen = 50 * time.Millisecond
+	maxReopen = 5 * time.Second
+	listPage  = 500 // entries of a list per request
+)
+
+// follow keeps the event stream open until ctx ends.
+func (d *Driver) follow(ctx context.Context) error {
+	pause := minReopen
+	for {
+		wasCurrent, err := d.followOnce(ctx)
+		d.cache.setCurrent(false)
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if wasCurrent {
+			pause = minReopen
+		}
+		d.logger.Warn("nomad_stream_lost", "error", err, "again_in", pause)
+		if !sleep(ctx, jitter(pause)) {
+			return ctx.Err()
+		}
+		pause = min(2*pause, maxReopen)
+	}
+}
+
+// followOnce opens the event stream and feeds the cache from it until it
+// breaks. Events are not durable, so once the stream is open, what stands is
+// read in full beside it; the cache is current from then on.
+func (d *Driver) followOnce(ctx context.Context) (wasCurrent bool, err error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	silence := time.AfterFunc(maxSilence, func() { cancel(fmt.Errorf("silent for %v", maxSilence)) })
+	defer silence.Stop()
+
+	topics := url.Values{"topic": {string(api.TopicJob), string(api.TopicAllocation), string(api.TopicEvaluation)}}
+	opts := (&api.QueryOptions{Namespace: d.namespace}).WithContext(ctx)
+	body, err := d.client.Raw().Response("/v1/event/stream?"+topics.Encode(), opts)
+	if err != nil {
+		return false, err
+	}
+	defer body.Close()
+
+	var listed chan error // nil until the stream has begun
+	defer func() {
+		if listed != nil {
+			cancel(nil)
+			listErr := <-listed
+			wasCurrent = listErr == nil
+		}
+	}()
+	decoder := json.NewDecoder(body)
+	for {
+		var batch struct{ Events []event }
+		if err := decoder.Decode(&batch); err != nil {
+			if cause := context.Cause(ctx); cause != nil {
+				err = cause
+			}
+			if err == io.EOF {
+				err = io.ErrUnexpectedEOF
+			}
+			return false, err
+		}
+		silence.Reset(maxSilence)
+		// The first thing that comes is a heartbeat: events are caught from here on.
+		if listed == nil {
+			listed = make(chan error, 1)
+			go func() {
+				err := d.readAll(ctx)
+				if err == nil {
+					d.cache.setCurrent(true)
+				} else {
+					cancel(fmt.Errorf("read what stands: %w", err))
+				}
+				listed <- err
+			}()
+		}
+		for _, e := range batch.Events {
+			if err := d.apply(e); err != nil {
+				d.logger.Warn("nomad_event_damaged", "topic", e.Topic, "key", e.Key, "error", err)
+			}
+		}
+	}
+}
+
+// apply feeds one event to the cache, if it is about a job of Bivouac.
+func (d *Driver) apply(e event) error {
+	if !strings.HasPrefix(e.jobID(), jobs.IDPrefix) {
+		return nil
+	}
+	switch e.Topic {
+	case api.TopicJob:
+		var payload struct {
+			Job     jobFields
+			Deleted bool
+		}
+		if err := json.Unmarshal(e.Payload, &payload); err != nil {
+			return err
+		}
+		if payload.Deleted {
+			d.cache.forget(payload.Job.ID)
+		} else {
+			d.cache.updateJob(payload.Job)
+		}
+	case api.TopicAllocation:
+		var payload struct{ Allocation *api.AllocationListStub }
+		if err := json.Unmarshal(e.Payload, &payload); err != nil {
+			return err
+		}
+		if payload.Allocation != nil {
+			d.cache.updateAlloc(payload.Allocation)
+		}
+	case api.TopicEvaluation:
+		var payload struct{ Evaluation *api.Evaluation }
+		if err := json.Unmarshal(e.Payload, &payload); err != nil {
+			return err
+		}
+		if payload.Evaluation != nil {
+			d.cache.updateEval(payload.Evaluation)
+		}
+	}
+	return nil
+}
+
+// readAll reads all jobs of this instance and their allocations into the cache.
+func (d *Driver) readAll(ctx context.Context) error {
+	listed := make(map[string]struct{})
+	var index uint64
+	for job, err := range d.listJobs(ctx, &index) {
+		if err != nil {
+			return err
+		}
+		listed[job.ID] = struct{}{}
+		d.cache.updateJob(jobFieldsOfStub(job))
+	}
+	params := map[string]string{"resources": "true", "task_states": "true"}
+	filter := fmt.Sprintf("JobID matches %q", "^"+jobs.IDPrefix)
+	err := d.pages(ctx, "", filter, params, func(opts *api.QueryOptions) (*api.QueryMeta, error) {
+		allocs, meta, err := d.client.Allocations().List(opts)
+		for _, alloc := range allocs {
+			d.cache.updateAlloc(alloc)
+		}
+		return meta, err
+	})
+	if err != nil {
+		return fmt.Errorf("list allocations: %w", err)
+	}
+	d.cache.keepOnly(listed, index)
+	for id := range listed {
+		d.cache.setWhole(id)
+	}
+	return nil
+}
+
+// pages makes a list request page by page.
+func (d *Driver) pages(ctx context.Context, prefix, filter string, params map[string]string, page func(*api.QueryOptions) (*api.QueryMeta, error)) error {
+	token := ""
+	for {
+		err := d.ask(ctx, func(opts *api.QueryOptions) error {
+			opts.Prefix, opts.Filter, opts.PerPage, opts.NextToken = prefix, filter, listPage, token
+			opts.Params = params
+			meta, err := page(opts)
+			if err == nil {
+				token = meta.NextToken
+			}
+			return err
+		})
+		if err != nil || token == "" {
+			return err
+		}
+	}
+}

@@ -1,0 +1,121 @@
+package nomad_test
+
+import (
+	"context"
+	"os"
+	"os/signal"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/hashicorp/go-hclog"
+	"github.com/hashicorp/nomad/api"
+	"github.com/shoenig/test/must"
+
+	"github.com/bivouac/bivouac/internal/demosandbox"
+	"github.com/bivouac/bivouac/internal/stack"
+	"github.com/bivouac/bivouac/jobs"
+	"github.com/bivouac/bivouac/runtime"
+	"github.com/bivouac/bivouac/runtime/nomad"
+)
+
+// TestMain also is the demo sandbox: the jobs of these tests run this binary.
+func TestMain(m *testing.M) {
+	if len(os.Args) == 2 && os.Args[1] == "demo-sandbox" {
+		ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+		err := demosandbox.Run(ctx, demosandbox.FromEnv(os.Getenv))
+		stop()
+		if err != nil {
+			println(err.Error())
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	os.Exit(stack.Main(m))
+}
+
+// replica is one driver with its Run, as a replica of the agent has it.
+type replica struct {
+	*nomad.Driver
+	client *api.Client
+}
+
+// rawExec returns the raw_exec template, running this binary.
+func rawExec(t testing.TB, variables map[string]string) *jobs.Template {
+	t.Helper()
+	self, err := os.Executable()
+	must.NoError(t, err)
+	all := map[string]string{"command": self}
+	for name, value := range variables {
+		all[name] = value
+	}
+	template, err := jobs.Load("raw_exec", all)
+	must.NoError(t, err)
+	return template
+}
+
+// open starts a replica that ends with the test.
+func open(t testing.TB, client *api.Client, template *jobs.Template, instance string) replica {
+	t.Helper()
+	driver, err := nomad.New(nomad.Config{
+		Client:   client,
+		Template: template,
+		Instance: instance,
+		Logger:   hclog.New(&hclog.LoggerOptions{Output: testWriter{t}, Level: hclog.Debug}),
+	})
+	must.NoError(t, err)
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- driver.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		must.ErrorIs(t, <-ended, context.Canceled)
+	})
+	return replica{driver, client}
+}
+
+// openShared starts a replica on the Nomad that all tests share, with an
+// instance of its own.
+func openShared(t testing.TB, template *jobs.Template) replica {
+	t.Helper()
+	client, err := stack.NomadForTest(t).Client()
+	must.NoError(t, err)
+	return open(t, client, template, "test-"+uuid.NewString())
+}
+
+type testWriter struct{ t testing.TB }
+
+func (w testWriter) Write(p []byte) (int, error) {
+	w.t.Logf("%s", p)
+	return len(p), nil
+}
+
+// newSpec returns a fresh session's spec. Whatever becomes of its sandbox, it is
+// deleted after the test.
+func newSpec(t testing.TB, r replica) runtime.Spec {
+	t.Helper()
+	now := time.Now().UTC()
+	spec := runtime.Spec{
+		SessionID:      uuid.NewString(),
+		ChatID:         uuid.NewString(),
+		AgentID:        "agent-1",
+		VolumeHostPath: t.TempDir(),
+		CreatedAt:      now,
+		ExpiresAt:      now.Add(time.Hour),
+	}
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		defer cancel()
+		must.NoError(t, r.Delete(ctx, spec.SessionID))
+	})
+	return spec
+}
+
+func within(t testing.TB, d time.Duration) context.Context {
+	ctx, cancel := context.WithTimeout(t.Context(), d)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+func ignore(runtime.Stage) {}

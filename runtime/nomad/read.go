@@ -1,0 +1,167 @@
+package nomad
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+
+	"github.com/hashicorp/nomad/api"
+
+	"github.com/bivouac/bivouac/jobs"
+	"github.com/bivouac/bivouac/runtime"
+)
+
+// look returns a job's state: from memory where that is up to date, else read.
+func (d *Driver) look(ctx context.Context, jobID string) (state, error) {
+	if s, current := d.cache.get(jobID); current && s.known && s.whole {
+		return s, nil
+	}
+	return d.read(ctx, jobID)
+}
+
+// read reads a job and its allocations from Nomad, and leaves them in the cache.
+func (d *Driver) read(ctx context.Context, jobID string) (state, error) {
+	var job *api.Job
+	err := d.ask(ctx, func(opts *api.QueryOptions) (err error) {
+		job, _, err = d.client.Jobs().Info(jobID, opts)
+		return err
+	})
+	if err != nil && !isNotFound(err) {
+		return state{}, failed(ctx, "read job "+jobID, err)
+	}
+	stands := err == nil
+	var allocs []*api.AllocationListStub
+	err = d.ask(ctx, func(opts *api.QueryOptions) (err error) {
+		allocs, _, err = d.client.Jobs().Allocations(jobID, true, opts)
+		return err
+	})
+	if err != nil {
+		return state{}, failed(ctx, "list allocations of "+jobID, err)
+	}
+	if !stands {
+		d.cache.forget(jobID)
+		s := state{gone: true}
+		for _, alloc := range allocs {
+			s, _ = s.withAlloc(alloc)
+		}
+		return s, nil
+	}
+	s := d.cache.update(jobID, func(s state) (state, bool) {
+		s, _ = s.withJob(jobFieldsOf(job))
+		for _, alloc := range allocs {
+			s, _ = s.withAlloc(alloc)
+		}
+		s.whole = true
+		return s, true
+	})
+	if alloc := s.sandboxAlloc(); alloc == nil || alloc.AllocatedResources != nil {
+		return s, nil
+	}
+	return d.readResources(ctx, s.sandboxAlloc().ID, jobID)
+}
+
+// readResources reads what the lists of a job's allocations leave out.
+func (d *Driver) readResources(ctx context.Context, allocID, jobID string) (state, error) {
+	var alloc *api.Allocation
+	err := d.ask(ctx, func(opts *api.QueryOptions) (err error) {
+		alloc, _, err = d.client.Allocations().Info(allocID, opts)
+		return err
+	})
+	if err != nil {
+		return state{}, failed(ctx, "read allocation "+allocID, err)
+	}
+	stub := alloc.Stub()
+	stub.AllocatedResources = alloc.AllocatedResources
+	return d.cache.update(jobID, func(s state) (state, bool) { return s.withAlloc(stub) }), nil
+}
+
+// readEvals reads a job's evaluations, and leaves them in the cache.
+func (d *Driver) readEvals(ctx context.Context, jobID string) ([]*api.Evaluation, error) {
+	var evals []*api.Evaluation
+	err := d.ask(ctx, func(opts *api.QueryOptions) (err error) {
+		evals, _, err = d.client.Jobs().Evaluations(jobID, opts)
+		return err
+	})
+	if err != nil {
+		return nil, failed(ctx, "list evaluations of "+jobID, err)
+	}
+	for _, eval := range evals {
+		d.cache.updateEval(eval)
+	}
+	return evals, nil
+}
+
+// Inspect implements [runtime.Driver].
+func (d *Driver) Inspect(ctx context.Context, sessionID string) (runtime.Sandbox, error) {
+	s, err := d.look(ctx, jobs.ID(sessionID))
+	if err != nil {
+		return runtime.Sandbox{}, err
+	}
+	sandbox, ok := d.sandbox(s)
+	if !ok {
+		return runtime.Sandbox{}, fmt.Errorf("nomad: session %s: %w", sessionID, runtime.ErrNotFound)
+	}
+	return sandbox, nil
+}
+
+// List implements [runtime.Driver]. Tombstones are no sandboxes and not listed.
+func (d *Driver) List(ctx context.Context) iter.Seq2[runtime.Sandbox, error] {
+	return func(yield func(runtime.Sandbox, error) bool) {
+		var index uint64
+		for job, err := range d.listJobs(ctx, &index) {
+			var s state
+			if err == nil {
+				s, err = d.look(ctx, job.ID)
+			}
+			if err != nil {
+				yield(runtime.Sandbox{}, err)
+				return
+			}
+			if sandbox, ok := d.sandbox(s); ok && !yield(sandbox, nil) {
+				return
+			}
+		}
+	}
+}
+
+var errEnough = errors.New("enough")
+
+// listJobs yields the jobs of this instance, page by page. index becomes that of
+// the first page.
+func (d *Driver) listJobs(ctx context.Context, index *uint64) iter.Seq2[*api.JobListStub, error] {
+	return func(yield func(*api.JobListStub, error) bool) {
+		withMeta := &api.JobListOptions{Fields: &api.JobListFields{Meta: true}}
+		err := d.pages(ctx, jobs.IDPrefix, "", nil, func(opts *api.QueryOptions) (*api.QueryMeta, error) {
+			page, meta, err := d.client.Jobs().ListOptions(withMeta, opts)
+			if err != nil {
+				return nil, err
+			}
+			if *index == 0 {
+				*index = meta.LastIndex
+			}
+			for _, job := range page {
+				if d.isOurs(job) && !yield(job, nil) {
+					return nil, errEnough
+				}
+			}
+			return meta, nil
+		})
+		if err != nil && !errors.Is(err, errEnough) {
+			yield(nil, failed(ctx, "list jobs", err))
+		}
+	}
+}
+
+// isOurs says whether a job with Bivouac's prefix is this instance's. One that
+// is nobody's, or contradicts itself, is left alone and logged.
+func (d *Driver) isOurs(job *api.JobListStub) bool {
+	sessionID, _ := sessionOf(job.ID)
+	switch {
+	case job.Meta[jobs.MetaInstance] == "" || job.Meta[jobs.MetaSessionID] != sessionID:
+		d.logger.Warn("nomad_job_skipped", "job_id", job.ID, "reason", "its meta is not that of a sandbox")
+		return false
+	default:
+		return job.Meta[jobs.MetaInstance] == d.instance
+	}
+}

@@ -1,0 +1,131 @@
+package nomad
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/hashicorp/nomad/api"
+
+	"github.com/bivouac/bivouac/jobs"
+)
+
+// whyEnded says in a person's words how an allocation came to its end.
+func (d *Driver) whyEnded(s state, alloc *api.AllocationListStub) string {
+	if alloc.DesiredStatus != api.AllocDesiredStatusRun || s.job.Stop && wasKilled(alloc) {
+		return d.whoEnded(s, alloc)
+	}
+	return cmp.Or(lastWord(alloc), alloc.ClientDescription, "it ended")
+}
+
+// whoEnded says on whose order an allocation ends.
+func (d *Driver) whoEnded(s state, alloc *api.AllocationListStub) string {
+	switch {
+	case alloc.PreemptedByAllocation != "":
+		return "preempted by allocation " + alloc.PreemptedByAllocation
+	case s.job.Stop:
+		return d.whoStopped(s)
+	case alloc.DesiredDescription != "":
+		return "stopped by an operator in Nomad: " + alloc.DesiredDescription
+	default:
+		return "stopped by an operator in Nomad"
+	}
+}
+
+// whoStopped says who stopped the job, as far as this replica can tell.
+func (d *Driver) whoStopped(s state) string {
+	if d.ownStops.has(s.job.Meta[jobs.MetaSessionID]) {
+		return "stopped by Bivouac"
+	}
+	return "stopped by an operator in Nomad"
+}
+
+func wasKilled(alloc *api.AllocationListStub) bool {
+	for _, task := range alloc.TaskStates {
+		if slices.ContainsFunc(task.Events, func(e *api.TaskEvent) bool { return e.Type == api.TaskKilling }) {
+			return true
+		}
+	}
+	return false
+}
+
+// failures are the events that tell why a task could not start or go on.
+var failures = []string{
+	api.TaskSetupFailure, api.TaskDriverFailure, api.TaskFailedValidation, api.TaskArtifactDownloadFailed,
+	"Task hook failed", "Disk Resources Exceeded",
+}
+
+// lastWord returns the telling event of an allocation's tasks: a failure before
+// an exit, and the task that failed before others.
+func lastWord(alloc *api.AllocationListStub) string {
+	names := slices.SortedFunc(maps.Keys(alloc.TaskStates), func(a, b string) int {
+		failed := func(name string) int {
+			if alloc.TaskStates[name].Failed {
+				return 0
+			}
+			return 1
+		}
+		return cmp.Or(cmp.Compare(failed(a), failed(b)), cmp.Compare(a, b))
+	})
+	for _, name := range names {
+		for _, e := range slices.Backward(alloc.TaskStates[name].Events) {
+			switch {
+			case slices.Contains(failures, e.Type):
+				return strings.TrimSpace(strings.ToLower(e.Type[:1]) + e.Type[1:] + ": " + cmp.Or(e.DisplayMessage, e.Message))
+			case e.Type == api.TaskTerminated:
+				return exitOf(e)
+			}
+		}
+	}
+	return ""
+}
+
+// exitOf describes how a task's process ended.
+func exitOf(e *api.TaskEvent) string {
+	text := "exit code " + cmp.Or(e.Details["exit_code"], fmt.Sprint(e.ExitCode))
+	if e.Details["oom_killed"] == "true" {
+		return text + " (OOM killed)"
+	}
+	if signal := cmp.Or(e.Details["signal"], fmt.Sprint(e.Signal)); signal != "0" {
+		text += ", signal " + signal
+	}
+	if message := e.Details["exit_message"]; message != "" && !strings.HasPrefix(message, "Docker container exited") {
+		text += ": " + message
+	}
+	return text
+}
+
+// whyUnplaced says in a person's words why an evaluation found no place.
+func whyUnplaced(eval *api.Evaluation) string {
+	var reasons []string
+	for _, group := range slices.Sorted(maps.Keys(eval.FailedTGAllocs)) {
+		m := eval.FailedTGAllocs[group]
+		if m.NodesEvaluated == 0 && m.NodesExhausted == 0 {
+			reasons = append(reasons, fmt.Sprintf("no eligible node in the job's datacenters and node pool %q", cmp.Or(m.NodePool, "default")))
+		}
+		for _, constraint := range slices.Sorted(maps.Keys(m.ConstraintFiltered)) {
+			reasons = append(reasons, fmt.Sprintf("%s rules out %s", constraint, nodes(m.ConstraintFiltered[constraint])))
+		}
+		for _, class := range slices.Sorted(maps.Keys(m.ClassFiltered)) {
+			if len(m.ConstraintFiltered) == 0 {
+				reasons = append(reasons, fmt.Sprintf("class %s rules out %s", class, nodes(m.ClassFiltered[class])))
+			}
+		}
+		for _, dimension := range slices.Sorted(maps.Keys(m.DimensionExhausted)) {
+			reasons = append(reasons, fmt.Sprintf("%s exhausted on %s", dimension, nodes(m.DimensionExhausted[dimension])))
+		}
+		if len(m.QuotaExhausted) > 0 {
+			reasons = append(reasons, "quota exhausted: "+strings.Join(m.QuotaExhausted, ", "))
+		}
+	}
+	return cmp.Or(strings.Join(reasons, "; "), eval.StatusDescription, "Nomad gives no reason")
+}
+
+func nodes(n int) string {
+	if n == 1 {
+		return "1 node"
+	}
+	return fmt.Sprintf("%d nodes", n)
+}

@@ -1,0 +1,97 @@
+package nomad
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/hashicorp/nomad/api"
+
+	"github.com/bivouac/bivouac/runtime"
+)
+
+const (
+	// maxTries bounds how often a request is made that Nomad refused for too
+	// many connections. With the pauses that is about ten seconds.
+	maxTries = 16
+	maxPause = time.Second
+)
+
+// ask makes a request that reads, with default consistency: the leader answers.
+func (d *Driver) ask(ctx context.Context, request func(*api.QueryOptions) error) error {
+	return whileBusy(ctx, func() error {
+		return request((&api.QueryOptions{Namespace: d.namespace}).WithContext(ctx))
+	})
+}
+
+// tell makes a request that writes.
+func (d *Driver) tell(ctx context.Context, request func(*api.WriteOptions) error) error {
+	return whileBusy(ctx, func() error {
+		return request((&api.WriteOptions{Namespace: d.namespace}).WithContext(ctx))
+	})
+}
+
+// whileBusy repeats a request that Nomad turned away with 429: such a request
+// was not looked at, so repeating it is safe, a write too.
+func whileBusy(ctx context.Context, request func() error) error {
+	pause := 20 * time.Millisecond
+	for try := 1; ; try++ {
+		err := request()
+		if statusOf(err) != http.StatusTooManyRequests || try == maxTries {
+			return err
+		}
+		if !sleep(ctx, jitter(pause)) {
+			return fmt.Errorf("%w, after: %w", ctx.Err(), err)
+		}
+		pause = min(2*pause, maxPause)
+	}
+}
+
+// jitter returns a random time between half of d and d.
+func jitter(d time.Duration) time.Duration { return d/2 + rand.N(d/2) }
+
+// sleep says whether it slept to the end.
+func sleep(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-timer.C:
+		return true
+	}
+}
+
+// statusOf returns the HTTP status of Nomad's refusal, 0 where err is none.
+func statusOf(err error) int {
+	var refusal api.UnexpectedResponseError
+	if errors.As(err, &refusal) {
+		return refusal.StatusCode()
+	}
+	return 0
+}
+
+func isNotFound(err error) bool { return statusOf(err) == http.StatusNotFound }
+
+// isTaken says whether a registration was refused because the job ID is in use.
+func isTaken(err error) bool {
+	var refusal api.UnexpectedResponseError
+	return errors.As(err, &refusal) && strings.Contains(refusal.Body(), "Enforcing job modify index")
+}
+
+// failed describes a failed request. Errors of ctx stay what they are: they say
+// nothing about Nomad.
+func failed(ctx context.Context, doing string, err error) error {
+	if ctx.Err() != nil {
+		return fmt.Errorf("nomad: %s: %w", doing, ctx.Err())
+	}
+	var refusal api.UnexpectedResponseError
+	if errors.As(err, &refusal) && refusal.HasBody() {
+		err = fmt.Errorf("Nomad says %d: %s", refusal.StatusCode(), strings.TrimSpace(refusal.Body()))
+	}
+	return fmt.Errorf("nomad: %s: %w: %w", doing, runtime.ErrUnavailable, err)
+}

@@ -1,0 +1,79 @@
+package nomad
+
+import (
+	"net/netip"
+	"slices"
+
+	"github.com/hashicorp/nomad/api"
+
+	"github.com/bivouac/bivouac/jobs"
+	"github.com/bivouac/bivouac/runtime"
+)
+
+// sandbox returns a job's state as the host sees it; ok is false where there is
+// no sandbox.
+func (d *Driver) sandbox(s state) (sandbox runtime.Sandbox, ok bool) {
+	if !s.known || s.job.tombstone() {
+		return runtime.Sandbox{}, false
+	}
+	sandbox = runtime.Sandbox{
+		SessionID: s.job.Meta[jobs.MetaSessionID],
+		ChatID:    s.job.Meta[jobs.MetaChatID],
+		State:     runtime.StateStarting,
+	}
+	alloc := s.sandboxAlloc()
+	if alloc == nil {
+		if s.job.Stop && !s.pendingEval() {
+			sandbox.State, sandbox.Reason = runtime.StateDead, d.whoStopped(s)
+		}
+		return sandbox, true
+	}
+	sandbox.ContainerID = alloc.ID
+	sandbox.Endpoint = endpointOf(alloc, d.template.Ready().Port)
+	sandbox.State, sandbox.Reason = d.stateOf(s, alloc)
+	return sandbox, true
+}
+
+func (d *Driver) stateOf(s state, alloc *api.AllocationListStub) (runtime.State, string) {
+	switch {
+	case hasEnded(alloc) && !s.allEnded():
+		return runtime.StateLost, d.whyEnded(s, alloc) + "; Nomad started it again, which is being stopped"
+	case hasEnded(alloc):
+		return runtime.StateDead, d.whyEnded(s, alloc)
+	case alloc.ClientStatus == api.AllocClientStatusLost:
+		return runtime.StateLost, "node " + nodeName(alloc) + " is lost: the sandbox may still run"
+	case alloc.ClientStatus == api.AllocClientStatusUnknown:
+		return runtime.StateLost, "node " + nodeName(alloc) + " is disconnected: the sandbox may still run"
+	case s.job.Stop || alloc.DesiredStatus != api.AllocDesiredStatusRun:
+		return runtime.StateLost, "being stopped: " + d.whoEnded(s, alloc)
+	case s.ready == alloc.ID || alloc.ClientStatus == api.AllocClientStatusRunning:
+		return runtime.StateRunning, ""
+	default:
+		return runtime.StateStarting, ""
+	}
+}
+
+func nodeName(alloc *api.AllocationListStub) string {
+	if alloc.NodeName != "" {
+		return alloc.NodeName
+	}
+	return alloc.NodeID
+}
+
+// endpointOf returns where an allocation's port is reached, zero where that is
+// not known.
+func endpointOf(alloc *api.AllocationListStub, label string) runtime.Endpoint {
+	if alloc.AllocatedResources == nil {
+		return runtime.Endpoint{}
+	}
+	ports := alloc.AllocatedResources.Shared.Ports
+	i := slices.IndexFunc(ports, func(p api.PortMapping) bool { return p.Label == label })
+	if i < 0 || ports[i].Value < 1 || ports[i].Value > 65535 {
+		return runtime.Endpoint{}
+	}
+	ip, err := netip.ParseAddr(ports[i].HostIP)
+	if err != nil {
+		return runtime.Endpoint{}
+	}
+	return runtime.Endpoint{IP: ip, Port: uint16(ports[i].Value)}
+}

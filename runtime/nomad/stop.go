@@ -1,0 +1,202 @@
+package nomad
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/hashicorp/nomad/api"
+
+	"github.com/bivouac/bivouac/jobs"
+	"github.com/bivouac/bivouac/runtime"
+)
+
+// Stop implements [runtime.Driver].
+//
+// It returns once the job is stopped, no decision about it is under way in
+// Nomad, and the client of each allocation has reported its end. A node that is
+// lost can report nothing: Stop waits for it until ctx ends, unless an operator
+// removes the node from Nomad, which counts as its end.
+//
+// A session ID that Nomad does not know gets a tombstone: a stopped job of that
+// ID, which runs nothing, and over which no first registration succeeds. Nomad
+// removes it with its next collection of garbage after 4 hours (job_gc_threshold).
+func (d *Driver) Stop(ctx context.Context, sessionID string) error {
+	_, err := d.stop(ctx, sessionID)
+	return err
+}
+
+// Delete implements [runtime.Driver]. After a stop it purges the job.
+//
+// A tombstone stays: it is there for a registration that may yet come. A job
+// that was a sandbox's needs none, as its registration, of which Create makes
+// one, has come already; that this driver deleted it, it remembers for a while.
+func (d *Driver) Delete(ctx context.Context, sessionID string) error {
+	jobID := jobs.ID(sessionID)
+	if d.cache.purged.has(jobID) {
+		if s, err := d.read(ctx, jobID); err != nil || !s.known && s.allEnded() {
+			return err
+		}
+	}
+	s, err := d.stop(ctx, sessionID)
+	if err != nil {
+		return err
+	}
+	if s.job.tombstone() {
+		return nil
+	}
+	err = d.tell(ctx, func(opts *api.WriteOptions) error {
+		_, _, err := d.client.Jobs().Deregister(jobID, true, opts)
+		return err
+	})
+	if err != nil && !isNotFound(err) {
+		return failed(ctx, "purge job "+jobID, err)
+	}
+	d.cache.purged.add(jobID)
+	d.cache.forget(jobID)
+	return nil
+}
+
+const (
+	// Pauses between looks at Nomad during a stop, where no event comes first.
+	minLook = 250 * time.Millisecond
+	maxLook = 2 * time.Second
+)
+
+// stop does as Stop, and returns the state that it ended with.
+func (d *Driver) stop(ctx context.Context, sessionID string) (state, error) {
+	jobID := jobs.ID(sessionID)
+	w, done := d.cache.await(jobID)
+	defer done()
+	var why error // why it has not ended yet
+	for pause := minLook; ; pause = min(2*pause, maxLook) {
+		s, err := d.stopStep(ctx, sessionID, jobID)
+		if err == nil {
+			return s, nil
+		}
+		if ctx.Err() == nil || why == nil {
+			why = err
+		}
+		if !d.awaitRest(ctx, jobID, w, jitter(pause)) {
+			return state{}, fmt.Errorf("nomad: stop session %s: %w: %w, because: %w", sessionID, runtime.ErrUnavailable, ctx.Err(), why)
+		}
+	}
+}
+
+// awaitRest waits until events tell that a stop may be over, or for as long as
+// wait. It returns false when ctx ended.
+func (d *Driver) awaitRest(ctx context.Context, jobID string, w *waiter, wait time.Duration) bool {
+	timer := time.NewTimer(wait)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return false
+		case <-timer.C:
+			return true
+		case <-w.C:
+		}
+		if s, current := d.cache.get(jobID); current && (s.gone || s.atRest()) {
+			return true
+		}
+	}
+}
+
+// errUnderWay: something was done, and has to be looked at.
+var errUnderWay = errors.New("the stop is under way")
+
+// stopStep does what is next in stopping a job, and returns nil only where a
+// fresh look at Nomad left nothing to do and showed nothing that runs.
+func (d *Driver) stopStep(ctx context.Context, sessionID, jobID string) (state, error) {
+	if s, current := d.cache.get(jobID); current && s.known && s.whole && !s.job.Stop {
+		return state{}, d.deregister(ctx, sessionID, jobID)
+	}
+	// A decision that is under way may still place the sandbox. When none is
+	// pending and the job is stopped, then the allocations that there are
+	// then are all.
+	evals, err := d.readEvals(ctx, jobID)
+	if err != nil {
+		return state{}, err
+	}
+	s, err := d.read(ctx, jobID)
+	switch {
+	case err != nil:
+		return state{}, err
+	case !s.known:
+		return state{}, d.layTombstone(ctx, sessionID)
+	case !s.job.Stop:
+		return state{}, d.deregister(ctx, sessionID, jobID)
+	case slices.ContainsFunc(evals, isPending):
+		return state{}, errors.New("Nomad has not yet decided on the stop")
+	default:
+		return s, d.running(ctx, s)
+	}
+}
+
+// deregister asks Nomad to stop the job. It does not return nil: what came of it
+// is to be seen.
+func (d *Driver) deregister(ctx context.Context, sessionID, jobID string) error {
+	d.ownStops.add(sessionID)
+	err := d.tell(ctx, func(opts *api.WriteOptions) error {
+		_, _, err := d.client.Jobs().Deregister(jobID, false, opts)
+		return err
+	})
+	if err != nil {
+		return failed(ctx, "deregister job "+jobID, err)
+	}
+	return errUnderWay
+}
+
+// layTombstone takes up the session's job ID. As deregister, it does not return
+// nil: a registration may have come first.
+func (d *Driver) layTombstone(ctx context.Context, sessionID string) error {
+	err := d.tell(ctx, func(opts *api.WriteOptions) error {
+		_, _, err := d.client.Jobs().EnforceRegister(d.template.Tombstone(sessionID, d.instance), 0, opts)
+		return err
+	})
+	if err != nil && !isTaken(err) {
+		return failed(ctx, "lay a tombstone for session "+sessionID, err)
+	}
+	return errUnderWay
+}
+
+// running returns an error that says what of a stopped job may still run.
+func (d *Driver) running(ctx context.Context, s state) error {
+	var what []string
+	for _, alloc := range s.allocs {
+		if hasEnded(alloc) {
+			continue
+		}
+		gone, err := d.isNodeGone(ctx, alloc)
+		if err != nil {
+			return err
+		}
+		if gone {
+			continue
+		}
+		_, why := d.stateOf(state{job: s.job}, alloc)
+		what = append(what, "allocation "+alloc.ID+": "+why)
+	}
+	if len(what) > 0 {
+		return errors.New(strings.Join(what, "; "))
+	}
+	return nil
+}
+
+// isNodeGone says whether an operator removed a lost allocation's node.
+func (d *Driver) isNodeGone(ctx context.Context, alloc *api.AllocationListStub) (bool, error) {
+	if alloc.ClientStatus != api.AllocClientStatusLost && alloc.ClientStatus != api.AllocClientStatusUnknown {
+		return false, nil
+	}
+	err := d.ask(ctx, func(opts *api.QueryOptions) error {
+		_, _, err := d.client.Nodes().Info(alloc.NodeID, opts)
+		return err
+	})
+	if err != nil && !isNotFound(err) {
+		return false, failed(ctx, "read node "+alloc.NodeID, err)
+	}
+	return err != nil, nil
+}

@@ -1,0 +1,108 @@
+package nomad
+
+import (
+	"context"
+	"time"
+
+	"github.com/hashicorp/nomad/api"
+
+	"github.com/bivouac/bivouac/jobs"
+	"github.com/bivouac/bivouac/runtime"
+)
+
+// Watch implements [runtime.Watcher]. It reports sandboxes that are dead, lost,
+// or back, not those that only start.
+func (d *Driver) Watch(ctx context.Context, changed func(runtime.Sandbox)) error {
+	f, done := d.cache.subscribe()
+	defer done()
+	last := make(map[string]runtime.Sandbox)
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-f.C:
+		}
+		for jobID := range f.take() {
+			s, _ := d.cache.get(jobID)
+			before, seen := last[jobID]
+			sandbox, ok := d.sandbox(s)
+			switch {
+			case !ok && !seen:
+				continue
+			case !ok: // purged, or long dead and no longer in memory
+				delete(last, jobID)
+				if sandbox = before; before.State != runtime.StateDead {
+					sandbox.State, sandbox.Reason = runtime.StateLost, "its job is no longer in Nomad"
+				}
+			default:
+				last[jobID] = sandbox
+			}
+			if trouble(sandbox) != trouble(before) {
+				changed(sandbox)
+			}
+		}
+	}
+}
+
+// trouble returns the state of a sandbox that is not well.
+func trouble(s runtime.Sandbox) runtime.State {
+	if s.State == runtime.StateDead || s.State == runtime.StateLost {
+		return s.State
+	}
+	return ""
+}
+
+// guard stops jobs that would be more than one sandbox: with a second
+// allocation, or registered once more over their stop.
+func (d *Driver) guard(ctx context.Context) {
+	f, done := d.cache.subscribe()
+	defer done()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-f.C:
+		}
+		for jobID := range f.take() {
+			s, _ := d.cache.get(jobID)
+			why := surplus(s)
+			if why == "" {
+				continue
+			}
+			d.logger.Warn("nomad_surplus_stopped", "job_id", jobID, "session_id", s.job.Meta[jobs.MetaSessionID], "reason", why)
+			err := d.tell(ctx, func(opts *api.WriteOptions) error {
+				_, _, err := d.client.Jobs().Deregister(jobID, false, opts)
+				return err
+			})
+			if err != nil && ctx.Err() == nil {
+				d.logger.Warn("nomad_surplus_stop_failed", "job_id", jobID, "error", err)
+				f.add(jobID)
+				sleep(ctx, jitter(time.Second))
+			}
+		}
+	}
+}
+
+// surplus says why a job has to be stopped, if it has to.
+//
+// Nomad makes a second allocation where the first was stopped and not the job:
+// by an operator, a drain, or a preemption. The first is not coming back, so
+// that stopping the job ends nothing but the second.
+func surplus(s state) string {
+	live := 0
+	for _, alloc := range s.allocs {
+		if isLive(alloc) {
+			live++
+		}
+	}
+	switch {
+	case !s.known || s.job.Stop:
+		return ""
+	case s.job.altered():
+		return "its job was registered anew"
+	case len(s.allocs) > 1 && live > 0:
+		return "Nomad made a second allocation"
+	default:
+		return ""
+	}
+}
