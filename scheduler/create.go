@@ -206,7 +206,7 @@ func (s *Scheduler) stopPrevious(ctx context.Context, lease Lease, previous Sess
 	if err := markStopping(ctx, lease); err != nil {
 		return err
 	}
-	return runtimeError(ctx, "stop the previous sandbox", driver.Stop(ctx, previous.SessionID.String()))
+	return stop(ctx, driver.Stop, previous)
 }
 
 // markStopping writes down that the lease's session is about to be stopped.
@@ -268,5 +268,5 @@ func (s *Scheduler) undoIntent(ctx context.Context, intent Session) error {
 	if err != nil {
 		return err
 	}
-	return runtimeError(ctx, "undo an abandoned start", driver.Delete(ctx, intent.SessionID.String()))
+	return stop(ctx, driver.Delete, intent)
 }

@@ -77,15 +77,15 @@ func (s *Scheduler) delete(ctx context.Context, chatID uuid.UUID, span trace.Spa
 
 // end stops the lease's sandbox by the given method of its driver and removes
 // the record and the lock, in this order.
-func (s *Scheduler) end(ctx context.Context, lease Lease, stop func(context.Context, string) error) error {
+func (s *Scheduler) end(ctx context.Context, lease Lease, by func(context.Context, string) error) error {
 	session := *lease.Session()
 	if session.State != StateCreating { // an intent to create says enough
 		if err := markStopping(ctx, lease); err != nil {
 			return err
 		}
 	}
-	if err := stop(ctx, session.SessionID.String()); err != nil {
-		return runtimeError(ctx, "stop the sandbox", err)
+	if err := stop(ctx, by, session); err != nil {
+		return err
 	}
 	if err := write(ctx, lease, nil, Release); err != nil {
 		return fmt.Errorf("remove the record: %w", err)

@@ -25,6 +25,11 @@ const (
 	// a chat for ever. Drivers have tighter limits of their own.
 	operationLimit = 5 * time.Minute
 
+	// stopLimit bounds the wait for a sandbox to end. One that a driver cannot
+	// see end by then, because its node is lost or it takes long to stop, stays
+	// recorded as stopping, and SettleInFlight goes on with it.
+	stopLimit = time.Minute
+
 	// undoLimit bounds the undoing of what a failed operation began. What is
 	// not undone by then stays recorded, and is settled later.
 	undoLimit = 30 * time.Second
@@ -139,6 +144,13 @@ func runtimeError(ctx context.Context, op string, err error) error {
 		return fmt.Errorf("%s: %w: %w", op, runtime.ErrUnavailable, err)
 	}
 	return fmt.Errorf("%s: %w", op, err)
+}
+
+// stop ends a sandbox by the given method of its driver, within stopLimit.
+func stop(ctx context.Context, end func(context.Context, string) error, session Session) error {
+	limited, cancel := context.WithTimeout(ctx, stopLimit)
+	defer cancel()
+	return runtimeError(ctx, "stop the sandbox", end(limited, session.SessionID.String()))
 }
 
 // write writes through the lease.

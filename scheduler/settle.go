@@ -43,6 +43,8 @@ func (s *Scheduler) settle(ctx context.Context, listed Session) error {
 	defer s.release(ctx, lease)
 	ctx, done := underLock(ctx, lease)
 	defer done()
+	ctx, cancel := context.WithTimeout(ctx, undoLimit) // not to keep the others waiting
+	defer cancel()
 
 	current := lease.Session()
 	if current == nil || current.SessionID != listed.SessionID || current.Settled() {
