@@ -224,6 +224,10 @@ func nomadClientReady(ctx context.Context, client *api.Client, name string, driv
 	if _, err := client.Raw().Query("/v1/agent/self", &self, opts); err != nil {
 		return err
 	}
+	// What the servers say of a client that restarts may be from before.
+	if self.Stats["client"]["heartbeat_ttl"] == "0s" {
+		return errors.New("client has not registered yet")
+	}
 	node, _, err := client.Nodes().Info(self.Stats["client"]["node_id"], opts)
 	if err != nil {
 		return err

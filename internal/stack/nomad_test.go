@@ -79,3 +79,35 @@ func TestNomadCluster(t *testing.T) {
 	}
 	leavesNothing(t, n.group)
 }
+
+func TestNomadServers(t *testing.T) {
+	// Given three servers and a job.
+	ctx := limited(t)
+	n, err := StartNomad(ctx, NomadConfig{Servers: 3})
+	must.NoError(t, err)
+	t.Cleanup(func() { must.NoError(t, n.Stop()) })
+	client, err := n.Client()
+	must.NoError(t, err)
+	job := api.NewBatchJob("waits", "waits", "global", 50).AddTaskGroup(
+		api.NewTaskGroup("sandbox", 1).AddTask(api.NewTask("sandbox", "raw_exec").SetConfig("command", "true")))
+	_, _, err = client.Jobs().Register(job, nil)
+	must.NoError(t, err)
+	first, err := n.Leader(ctx)
+	must.NoError(t, err)
+
+	// When the leader is killed, then another leads.
+	must.NoError(t, first.Kill())
+	var second *Agent
+	eventually(t, "another server leads", func() (err error) {
+		second, err = n.Leader(ctx)
+		return err
+	})
+	must.NotEq(t, first, second)
+
+	// When the killed one starts again, then it has the job.
+	must.NoError(t, first.Restart(ctx))
+	client, err = nomadClient(first.Addr)
+	must.NoError(t, err)
+	_, _, err = client.Jobs().Info("waits", nil)
+	must.NoError(t, err)
+}
