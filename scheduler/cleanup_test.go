@@ -186,6 +186,18 @@ func TestCleanupExpired_looksAgainUnderTheLock(t *testing.T) {
 		records: []string{"chat-a unwritten running container-2 13:00:00"},
 		running: []string{"chat-a unwritten"},
 	}, {
+		name: "it was replaced, and its successor has expired too: that one is the next pass's",
+		between: func(t *testing.T, w *world, other peer) {
+			short := createA
+			short.TTL = time.Second
+			_, err := other.Create(t.Context(), short)
+			must.NoError(t, err)
+			w.clock.advance(time.Second)
+		},
+		active:  "sandbox.active.count 1",
+		records: []string{"chat-a unwritten running container-2 12:30:01"},
+		running: []string{"chat-a unwritten"},
+	}, {
 		name: "it was deleted",
 		between: func(t *testing.T, _ *world, other peer) {
 			_, err := other.Delete(t.Context(), chatA)

@@ -182,8 +182,7 @@ func (s *Scheduler) createOrReplace(ctx context.Context, cmd CreateCommand, leas
 	if res == ResultReplaced {
 		spanNewSession(span, next)
 	}
-	if err := write(ctx, lease, &next, Release); err != nil {
-		s.abandon(ctx, driver.Stop, lease, next)
+	if err := s.save(ctx, driver, lease, next); err != nil {
 		return CreateResult{}, fmt.Errorf("create: write the session: %w", err)
 	}
 	spanSession(span, next)
@@ -244,6 +243,28 @@ func (s *Scheduler) start(ctx context.Context, driver runtime.Driver, intent *Se
 	intent.Endpoint = sandbox.Endpoint
 	intent.State = StateRunning
 	return nil
+}
+
+// save writes a session whose sandbox is ready. Where that fails the sandbox is
+// stopped, unless the write was applied all the same: then the session stands,
+// and others may have been told of it. Where nobody can say, nothing is stopped:
+// what is recorded is the session, or an intent, which SettleInFlight ends.
+func (s *Scheduler) save(ctx context.Context, driver runtime.Driver, lease Lease, session Session) error {
+	err := write(ctx, lease, &session, Release)
+	if err == nil {
+		return nil
+	}
+	look, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoLimit)
+	defer cancel()
+	switch found, _, lookErr := s.Store.Get(look, session.ChatID, Block{}); {
+	case lookErr != nil:
+		s.Logger.Warn("sandbox_undo_failed", logArgs(session, "error", Kind(lookErr), "detail", lookErr)...)
+	case found != nil && found.SessionID == session.SessionID && found.State != StateCreating:
+		return nil
+	default:
+		s.abandon(ctx, driver.Stop, lease, session)
+	}
+	return err
 }
 
 // abandon undoes a create that failed: it ends the sandbox by the given method

@@ -110,7 +110,7 @@ var failures = []struct {
 func (c *modelCheck) breakSome(t *rapid.T, chat uuid.UUID) {
 	c.model.faults = make(map[effect]modelFault)
 	c.model.metrics = make(map[string]int64)
-	c.model.logs = nil
+	c.model.logs, c.model.gets = nil, 0
 	c.effects.heal()
 	if !rapid.Bool().Draw(t, "faulty") {
 		return
@@ -131,8 +131,18 @@ func (c *modelCheck) breakSome(t *rapid.T, chat uuid.UUID) {
 		}
 		if len(how.before) > 0 && (len(how.after) == 0 || rapid.Bool().Draw(t, "before")) {
 			f := rapid.SampledFrom(how.before).Draw(t, "failure")
-			c.effects.hook(at, hook{before: func(context.Context) error { return f.err }})
-			c.model.faults[at] = modelFault{kind: f.kind}
+			later := how.name == "get" && rapid.Bool().Draw(t, "later")
+			passes := 0
+			if later {
+				passes = 1
+			}
+			c.effects.hook(at, hook{before: func(context.Context) error {
+				if passes--; passes >= 0 {
+					return nil
+				}
+				return f.err
+			}})
+			c.model.faults[at] = modelFault{kind: f.kind, later: later}
 			continue
 		}
 		f := rapid.SampledFrom(how.after).Draw(t, "failure")

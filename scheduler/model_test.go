@@ -24,6 +24,7 @@ type model struct {
 	faults  map[effect]modelFault
 	lost    bool // the lock that the use case holds was lost
 	freed   bool // it was released
+	gets    int  // reads of the record
 	metrics map[string]int64
 	logs    []string
 }
@@ -43,6 +44,7 @@ type modelSandbox struct {
 // modelFault is what happens at an effect.
 type modelFault struct {
 	after bool   // it happens and the answer is lost; else it does not happen
+	later bool   // it succeeds once
 	lock  bool   // the lock is lost before it
 	kind  string // of the error
 }
@@ -88,7 +90,14 @@ func (m *model) countResult(metric, result string) {
 	m.count(metric, map[string]string{"result": result})
 }
 
-// lock and what is done under it
+// get reads the record. It may be that only the second read of a step fails.
+func (m *model) get(chat uuid.UUID) string {
+	m.gets++
+	if m.faults[effect{chat, "get"}].later && m.gets == 1 {
+		return ""
+	}
+	return m.try(chat, "get", func() {})
+}
 
 func (m *model) lock(chat uuid.UUID) string {
 	m.lost, m.freed = false, false
@@ -185,7 +194,7 @@ func (m *model) Create(cmd scheduler.CreateCommand) string {
 
 func (m *model) create(cmd scheduler.CreateCommand) (result, kind string) {
 	chat := cmd.ChatID
-	if kind := m.try(chat, "get", func() {}); kind != "" {
+	if kind := m.get(chat); kind != "" {
 		return "", kind
 	}
 	if m.records[chat] != nil {
@@ -276,8 +285,14 @@ func (m *model) start(cmd scheduler.CreateCommand) string {
 	}
 	next.container, next.state = m.sandboxes[next.name].container, scheduler.StateRunning
 	if kind := m.write(chat, &next, true); kind != "" {
-		m.abandon(chat, m.stop, next)
-		return kind
+		if look := m.get(chat); look != "" {
+			m.log("warn", "sandbox_undo_failed", named(chat, next, "error", look)...)
+			return kind
+		}
+		if *m.records[chat] != next { // else it was saved all the same
+			m.abandon(chat, m.stop, next)
+			return kind
+		}
 	}
 	m.log("info", "sandbox_created", named(chat, next)...)
 	return ""
@@ -425,7 +440,7 @@ func (m *model) Settle() string {
 }
 
 func (m *model) Get(chat uuid.UUID) string {
-	if kind := m.try(chat, "get", func() {}); kind != "" {
+	if kind := m.get(chat); kind != "" {
 		return "error " + kind
 	}
 	if m.records[chat] == nil {

@@ -3,6 +3,8 @@ package scheduler_test
 import (
 	"context"
 	"errors"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -96,6 +98,34 @@ func TestSettleInFlight_leavesAStartThatIsUnderWay(t *testing.T) {
 
 	must.NoError(t, err)
 	must.Eq(t, []string{"chat-a s1"}, w.running())
+}
+
+func TestSettleInFlight_leavesAStartThatEndedMeanwhile(t *testing.T) {
+	w := newWorld(t)
+	begun, finish, created := make(chan struct{}), make(chan struct{}), make(chan error, 1)
+	w.effects.before("driver.create", func() {
+		close(begun)
+		<-finish
+	})
+	go func() {
+		_, err := w.peer().Create(context.Background(), createA)
+		created <- err
+	}()
+	<-begun
+	w.effects.before("lock", func() { // the list has shown it in flight
+		close(finish)
+		must.NoError(t, <-created)
+	})
+
+	must.NoError(t, w.SettleInFlight(t.Context()))
+
+	must.Eq(t, []string{"list in flight", "lock", "release"}, withoutDriver(w.effects.taken()))
+	must.Eq(t, []string{"chat-a unwritten running container-1 12:30:00"}, w.records())
+	must.Eq(t, []string{"chat-a unwritten"}, w.running())
+}
+
+func withoutDriver(effects []string) []string {
+	return slices.DeleteFunc(effects, func(name string) bool { return strings.HasPrefix(name, "driver.") })
 }
 
 func TestSettleInFlight_looksAgainUnderTheLock(t *testing.T) {

@@ -301,3 +301,13 @@ func lockLost(name string) func(*world) {
 func someCreate() scheduler.CreateCommand {
 	return scheduler.CreateCommand{ChatID: uuid.New(), AgentID: "agent-1", VolumeHostPath: "/data/a"}
 }
+
+// storeFailsFrom has the store out of reach from an effect on.
+func storeFailsFrom(name string) func(*world) {
+	return func(w *world) {
+		w.effects.hook(effect{Name: name}, hook{before: func(context.Context) error {
+			w.effects.fail("get", scheduler.ErrUnavailable)
+			return scheduler.ErrUnavailable
+		}})
+	}
+}
