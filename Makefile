@@ -17,6 +17,15 @@ each = @failed=0; for m in $(MODULES); do (cd $$m && $(1)) || failed=1; done; ex
 help: ## Print what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-12s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
+# -buildvcs writes the commit into the binary where there is one.
+.PHONY: build
+build: ## Build bin/bivouac
+	go build -buildvcs=auto -o bin/bivouac ./cmd/bivouac
+
+.PHONY: dev
+dev: build ## Run an agent that needs neither Nomad nor Consul, until Ctrl-C
+	@bin/bivouac agent -dev
+
 .PHONY: test
 test: ## Run all tests with the race detector; with CI=true none may be skipped
 	go run ./internal/stack/prepare

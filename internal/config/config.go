@@ -80,17 +80,17 @@ type key struct {
 
 func (c *Config) keys() []key {
 	return []key{
-		{"http_addr", "http-addr", &c.HTTPAddr, "Address to serve the API on. It must be loopback: there is no authentication yet."},
-		{"runtime", "runtime", &c.Runtime, `What runs sandboxes: "nomad" or "process".`},
-		{"ttl", "ttl", &c.TTL, "How long a session lives whose create does not say."},
-		{"max_ttl", "max-ttl", &c.MaxTTL, "The longest that a create or a renew may ask for."},
-		{"cleanup_interval", "cleanup-interval", &c.CleanupInterval, "How often sessions that have expired are ended."},
-		{"volume_roots", "volume-root", &c.VolumeRoots, "Folder at or below which volumes must lie; any folder where none is named. May be repeated."},
-		{"job_template", "job-template", &c.JobTemplate, `Job template: "docker", "exec", "raw_exec", or a file.`},
-		{"job_vars", "job-var", &c.JobVars, "Value of a variable of the job template, as name=value. May be repeated."},
-		{"kv_prefix", "kv-prefix", &c.KVPrefix, "Where in Consul's KV store everything stands."},
-		{"instance", "instance", &c.Instance, "Name of this Bivouac, where several share a Nomad. Replicas that work together share the name."},
-		{"log_level", "log-level", &c.LogLevel, "trace, debug, info, warn or error."},
+		{"http_addr", "http-addr", &c.HTTPAddr, "`HOST:PORT` to serve the API on. It must be loopback: there is no authentication yet."},
+		{"runtime", "runtime", &c.Runtime, "`NAME` of what runs sandboxes: nomad, or process with -dev."},
+		{"ttl", "ttl", &c.TTL, "`DURATION` that a session lives whose create does not say."},
+		{"max_ttl", "max-ttl", &c.MaxTTL, "`DURATION` that a create or a renew may ask for at most."},
+		{"cleanup_interval", "cleanup-interval", &c.CleanupInterval, "`DURATION` between two looks for sessions that have expired."},
+		{"volume_roots", "volume-root", &c.VolumeRoots, "`FOLDER` at or below which volumes must lie; any folder where none is named. May be repeated."},
+		{"job_template", "job-template", &c.JobTemplate, "`NAME|FILE` of the job template: docker, exec, raw_exec, or a file."},
+		{"job_vars", "job-var", &c.JobVars, "`NAME=VALUE` of a variable of the job template. May be repeated."},
+		{"kv_prefix", "kv-prefix", &c.KVPrefix, "`PREFIX` of all keys in Consul's KV store."},
+		{"instance", "instance", &c.Instance, "`NAME` of this Bivouac, where several share a Nomad. Replicas that work together share the name."},
+		{"log_level", "log-level", &c.LogLevel, "`LEVEL` of the log: trace, debug, info, warn or error."},
 		{"log_json", "log-json", &c.LogJSON, "Write the log as JSON."},
 	}
 }

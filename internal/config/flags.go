@@ -49,7 +49,7 @@ func (f *Flags) Register(set *flag.FlagSet) {
 func described(k key) string {
 	switch target := k.target.(type) {
 	case *string:
-		return fmt.Sprintf("%s (default %q)", k.usage, *target)
+		return fmt.Sprintf("%s (default %s)", k.usage, *target)
 	case *time.Duration:
 		return fmt.Sprintf("%s (default %s)", k.usage, *target)
 	default:

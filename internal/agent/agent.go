@@ -1,0 +1,161 @@
+// Package agent makes a running replica out of a configuration: it puts the
+// store, the runtime driver, the scheduler and the API together, starts them,
+// and stops them in order.
+//
+// It is where all of Bivouac meets, and the only package that may know all of
+// it. What a session is, it must never know.
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/bivouac/bivouac/internal/config"
+	"github.com/bivouac/bivouac/internal/httpapi"
+	"github.com/bivouac/bivouac/internal/httpapi/wire"
+	"github.com/bivouac/bivouac/internal/version"
+	"github.com/bivouac/bivouac/runtime"
+	"github.com/bivouac/bivouac/scheduler"
+)
+
+const (
+	// drainLimit is how long requests may take to finish once the agent is
+	// told to stop. What is cut off then is settled by another replica, or by
+	// this one when it is back.
+	drainLimit = 30 * time.Second
+	// stopLimit is how long all of the agent may take to stop.
+	stopLimit = 45 * time.Second
+)
+
+// Environment is what surrounds an agent.
+type Environment struct {
+	Program string    // how this program was called, for what -dev prints
+	Stdout  io.Writer // gets what -dev prints
+	Stderr  io.Writer // gets the log
+}
+
+// Validate finds what is wrong with a configuration as far as that can be seen
+// without starting anything.
+func Validate(c config.Config) error {
+	if c.Dev {
+		return checkRuntime(c)
+	}
+	_, storeErr := newConsul(c, hclog.NewNullLogger())
+	_, runtimeErr := newNomad(c, hclog.NewNullLogger())
+	return errors.Join(storeErr, runtimeErr)
+}
+
+// Run runs a replica until ctx ends, and then returns nil once all of it has
+// stopped, or an error where that took more than 45 seconds. Where a part of it
+// fails it stops the others and returns why.
+func Run(ctx context.Context, c config.Config, env Environment) (err error) {
+	log := hclog.New(&hclog.LoggerOptions{
+		Name: "bivouac", Level: hclog.LevelFromString(c.LogLevel), JSONFormat: c.LogJSON, Output: env.Stderr,
+	})
+	// The address is taken first: where another agent has it, nothing of that
+	// one's may be touched.
+	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", c.HTTPAddr)
+	if err != nil {
+		return fmt.Errorf("agent: http_addr: %w", err)
+	}
+	defer listener.Close() // the server has closed it, unless it never got it
+	telemetry, err := newTelemetry(ctx, log)
+	if err != nil {
+		return err
+	}
+	base, err := newBase(ctx, c, log)
+	if err != nil {
+		return err
+	}
+	sessions, err := scheduler.New(scheduler.Config{
+		Store:           base.store,
+		Locker:          base.locker,
+		Drivers:         map[string]runtime.Driver{c.Runtime: base.driver},
+		DefaultRuntime:  c.Runtime,
+		TTL:             c.TTL,
+		MaxTTL:          c.MaxTTL,
+		CleanupInterval: c.CleanupInterval,
+		VolumeRoots:     c.VolumeRoots,
+		Logger:          log,
+		Meter:           telemetry.meter,
+		Tracer:          telemetry.tracer,
+		Now:             time.Now,
+	})
+	if err != nil {
+		return fmt.Errorf("agent: %w", err)
+	}
+	self, err := describe(ctx, c, base.driver)
+	if err != nil {
+		return err
+	}
+	api := httpapi.New(httpapi.Config{
+		Sessions: sessions,
+		Checks:   base.checks,
+		Metrics:  telemetry.handler,
+		Self:     self,
+		Logger:   log.Named("http"),
+	})
+
+	parts := append([]part{{"telemetry", telemetry.run}}, base.parts...)
+	parts = append(parts,
+		part{"scheduler", func(ctx context.Context) error { sessions.Run(ctx); return nil }},
+		part{"http", func(ctx context.Context) error { return serve(ctx, api.Server(), listener, log) }},
+	)
+	if c.Dev {
+		parts = append(parts, part{"guide", func(ctx context.Context) error {
+			return guide(ctx, env, listener.Addr().String(), base.volume)
+		}})
+	}
+	log.Info("agent_started", "version", self.Version, "revision", self.Revision,
+		"http_addr", listener.Addr().String(), "runtime", c.Runtime, "instance", c.Instance)
+	if err := supervise(ctx, parts, stopLimit); err != nil {
+		return fmt.Errorf("agent: %w", err)
+	}
+	log.Info("agent_stopped")
+	return nil
+}
+
+func describe(ctx context.Context, c config.Config, driver runtime.Driver) (wire.SelfAnswer, error) {
+	info, err := driver.Info(ctx)
+	if err != nil {
+		return wire.SelfAnswer{}, fmt.Errorf("agent: runtime %s: %w", c.Runtime, err)
+	}
+	build := version.Get()
+	return wire.SelfAnswer{
+		Version:  build.Version,
+		Revision: build.Revision,
+		Config:   c.Public(),
+		Runtimes: []wire.Runtime{{Name: info.Name, Version: info.Version}},
+	}, nil
+}
+
+// serve serves until ctx ends, and then lets requests finish within drainLimit.
+func serve(ctx context.Context, server *http.Server, listener net.Listener, log hclog.Logger) error {
+	failed := make(chan error, 1)
+	go func() { failed <- server.Serve(listener) }()
+	select {
+	case err := <-failed:
+		return err
+	case <-ctx.Done():
+	}
+	log.Info("agent_stopping")
+	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainLimit)
+	defer cancel()
+	if err := server.Shutdown(drain); err != nil {
+		log.Warn("requests_cut_off", "after", drainLimit, "error", err)
+		if err := server.Close(); err != nil {
+			log.Warn("http_close_failed", "error", err)
+		}
+	}
+	if err := <-failed; !errors.Is(err, http.ErrServerClosed) {
+		return err
+	}
+	return nil
+}

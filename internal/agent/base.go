@@ -1,0 +1,139 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"os"
+
+	consulapi "github.com/hashicorp/consul/api"
+	"github.com/hashicorp/go-hclog"
+	nomadapi "github.com/hashicorp/nomad/api"
+
+	"github.com/bivouac/bivouac/internal/config"
+	"github.com/bivouac/bivouac/internal/consul"
+	"github.com/bivouac/bivouac/internal/httpapi"
+	"github.com/bivouac/bivouac/internal/process"
+	"github.com/bivouac/bivouac/jobs"
+	"github.com/bivouac/bivouac/runtime"
+	"github.com/bivouac/bivouac/runtime/nomad"
+	"github.com/bivouac/bivouac/scheduler"
+)
+
+// base is what the scheduler stands on.
+type base struct {
+	store  scheduler.Store
+	locker scheduler.Locker
+	driver runtime.Driver
+	checks []httpapi.Check
+	parts  []part
+	volume string // of -dev: a folder to give to a sandbox
+}
+
+func newBase(ctx context.Context, c config.Config, log hclog.Logger) (base, error) {
+	if err := checkRuntime(c); err != nil {
+		return base{}, err
+	}
+	if c.Dev {
+		return newDevBase(ctx, c, log)
+	}
+	// Neither is asked anything yet: either may come up after the agent does.
+	store, err := newConsul(c, log)
+	if err != nil {
+		return base{}, err
+	}
+	driver, err := newNomad(c, log)
+	if err != nil {
+		return base{}, err
+	}
+	return base{
+		store:  store,
+		locker: store,
+		driver: driver,
+		checks: []httpapi.Check{{Name: "consul", Run: store.Health}, {Name: "nomad", Run: driver.Health}},
+		parts:  []part{{"consul", store.Run}, {"nomad", driver.Run}},
+	}, nil
+}
+
+// checkRuntime keeps apart what must not be mixed: sandboxes of one machine
+// alone and records that all replicas share, or records that end with the agent
+// and sandboxes that do not.
+func checkRuntime(c config.Config) error {
+	want := "nomad"
+	if c.Dev {
+		want = process.Name
+	}
+	if c.Runtime != want {
+		return fmt.Errorf("agent: runtime is %q: the runtime is %q with -dev and %q without", c.Runtime, process.Name, "nomad")
+	}
+	return nil
+}
+
+func newConsul(c config.Config, log hclog.Logger) (*consul.Store, error) {
+	settings := consulapi.DefaultConfig()
+	override(&settings.Address, c.Consul.Address)
+	override(&settings.Token, c.Consul.Token)
+	override(&settings.Datacenter, c.Consul.Datacenter)
+	client, err := consul.NewClient(settings)
+	if err != nil {
+		return nil, fmt.Errorf("agent: %w", err)
+	}
+	host, err := os.Hostname()
+	if err != nil {
+		return nil, fmt.Errorf("agent: %w", err)
+	}
+	return consul.New(client, consul.Config{
+		Prefix: c.KVPrefix,
+		Name:   fmt.Sprintf("bivouac %s on %s", c.Instance, host),
+		Logger: log.Named("consul"),
+	}), nil
+}
+
+func newNomad(c config.Config, log hclog.Logger) (*nomad.Driver, error) {
+	settings := nomadapi.DefaultConfig()
+	override(&settings.Address, c.Nomad.Address)
+	override(&settings.Region, c.Nomad.Region)
+	override(&settings.Namespace, c.Nomad.Namespace)
+	override(&settings.SecretID, c.Nomad.Token)
+	client, err := nomadapi.NewClient(settings)
+	if err != nil {
+		return nil, fmt.Errorf("agent: nomad: %w", err)
+	}
+	variables, err := jobVariables(c)
+	if err != nil {
+		return nil, err
+	}
+	template, err := jobs.Load(c.JobTemplate, variables)
+	if err != nil {
+		return nil, fmt.Errorf("agent: job_template: %w", err)
+	}
+	driver, err := nomad.New(nomad.Config{
+		Client: client, Template: template, Instance: c.Instance, Logger: log.Named("nomad"),
+	})
+	if err != nil {
+		return nil, fmt.Errorf("agent: %w", err)
+	}
+	return driver, nil
+}
+
+// jobVariables are those of the configuration. The raw_exec template runs this
+// very program as its demo sandbox, unless told otherwise.
+func jobVariables(c config.Config) (map[string]string, error) {
+	if _, told := c.JobVars["command"]; told || c.JobTemplate != "raw_exec" {
+		return c.JobVars, nil
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return nil, fmt.Errorf("agent: find this program: %w", err)
+	}
+	variables := map[string]string{"command": self}
+	maps.Copy(variables, c.JobVars)
+	return variables, nil
+}
+
+// override sets what is configured over what the environment says.
+func override(setting *string, configured string) {
+	if configured != "" {
+		*setting = configured
+	}
+}

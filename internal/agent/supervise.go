@@ -1,0 +1,65 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+)
+
+// part is something that runs as long as the agent does. run returns once its
+// context has ended and what it had under way is done.
+type part struct {
+	name string
+	run  func(ctx context.Context) error
+}
+
+// supervise runs the parts until ctx ends or one of them does, and then stops
+// them one after the other, the last one first: each may rely on those before
+// it for as long as it lives. It returns what went wrong, nil where nothing did.
+func supervise(ctx context.Context, parts []part, stopLimit time.Duration) error {
+	type running struct {
+		name   string
+		cancel context.CancelFunc
+		done   chan error
+	}
+	ended := make(chan struct{}, len(parts))
+	all := make([]running, len(parts))
+	for i, p := range parts {
+		// Not ctx itself: that ends for all parts at the same time.
+		partCtx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+		defer cancel()
+		all[i] = running{p.name, cancel, make(chan error, 1)}
+		go func() {
+			err := p.run(partCtx)
+			if partCtx.Err() == nil { // nobody asked it to end
+				err = errors.Join(errors.New("it ended by itself"), err)
+			} else if errors.Is(err, context.Canceled) {
+				err = nil
+			}
+			all[i].done <- err
+			ended <- struct{}{}
+		}()
+	}
+
+	select {
+	case <-ctx.Done():
+	case <-ended:
+	}
+	limit := time.NewTimer(stopLimit)
+	defer limit.Stop()
+	var errs []error
+	for _, r := range slices.Backward(all) {
+		r.cancel()
+		select {
+		case err := <-r.done:
+			if err != nil {
+				errs = append(errs, fmt.Errorf("%s: %w", r.name, err))
+			}
+		case <-limit.C:
+			return errors.Join(append(errs, fmt.Errorf("%s did not stop within %s", r.name, stopLimit))...)
+		}
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,95 @@
+package command
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/bivouac/bivouac/internal/agent"
+	"github.com/bivouac/bivouac/internal/config"
+	"github.com/bivouac/bivouac/internal/demosandbox"
+	"github.com/bivouac/bivouac/internal/version"
+)
+
+func agentCommand(t terminal) *command {
+	c := newCommand(t, "agent")
+	c.synopsis = "Run a Bivouac agent"
+	c.about = `Runs a replica of Bivouac until it gets SIGINT or SIGTERM. Then it takes no
+more requests, finishes those under way, and exits with 0. A second signal
+ends it at once.
+
+Options count more than configuration files. How Consul and Nomad are
+reached may also be said by their own environment variables, CONSUL_HTTP_*
+and NOMAD_*; files count more than those.`
+	c.example = `$ bivouac agent -dev
+$ bivouac agent -config=/etc/bivouac.d -volume-root=/srv/chats`
+	var flags config.Flags
+	flags.Register(c.flags)
+	c.run = func(ctx context.Context, _ []string) error {
+		settings, err := flags.Load()
+		if err != nil {
+			return err
+		}
+		return agent.Run(ctx, settings, agent.Environment{Program: c.program, Stdout: c.out, Stderr: c.err})
+	}
+	return c
+}
+
+func configCommand(t terminal) *command {
+	c := newCommand(t, "config")
+	c.synopsis = "Work with configuration files"
+	c.about = "Groups the commands for configuration files."
+	return c
+}
+
+func configValidateCommand(t terminal) *command {
+	c := newCommand(t, "config validate")
+	c.synopsis = "Check a configuration without starting anything"
+	c.about = `Reads files and options as the agent does, the job template included, and
+tells what is wrong with them. Neither Consul nor Nomad is asked.`
+	c.example = "$ bivouac config validate -config=/etc/bivouac.d"
+	var flags config.Flags
+	flags.Register(c.flags)
+	c.run = func(context.Context, []string) error {
+		settings, err := flags.Load()
+		if err != nil {
+			return err
+		}
+		if err := agent.Validate(settings); err != nil {
+			return err
+		}
+		fmt.Fprintln(c.out, "The configuration is valid.")
+		return nil
+	}
+	return c
+}
+
+func versionCommand(t terminal) *command {
+	c := newCommand(t, "version")
+	c.synopsis = "Print the version"
+	c.about = "Prints the version, the commit that it was built from, and the version of Go."
+	c.example = "$ bivouac version -json"
+	asJSON := jsonFlag(c)
+	c.run = func(context.Context, []string) error {
+		if *asJSON {
+			return showJSON(c.out, version.Get())
+		}
+		fmt.Fprintln(c.out, version.Get())
+		return nil
+	}
+	return c
+}
+
+func demoSandboxCommand(t terminal) *command {
+	c := newCommand(t, "demo-sandbox")
+	c.synopsis = "Run a small sandbox to try Bivouac out with"
+	c.about = `Serves HTTP as a sandbox: / tells which session, chat and agent it serves,
+/workspace/ lists and serves the files of the volume, and /healthz answers
+with the session's ID. It is told all of that by its environment, as any
+sandbox is: PORT, BIVOUAC_SESSION_ID, BIVOUAC_CHAT_ID, BIVOUAC_AGENT_ID and
+BIVOUAC_WORKSPACE. It listens on 127.0.0.1, or on the IP in BIVOUAC_BIND.`
+	c.example = "$ PORT=8080 BIVOUAC_WORKSPACE=/tmp bivouac demo-sandbox"
+	settings := demosandbox.FromEnv(t.getenv)
+	c.flags.StringVar(&settings.Addr, "addr", settings.Addr, "`HOST:PORT` to listen on.")
+	c.run = func(ctx context.Context, _ []string) error { return demosandbox.Run(ctx, settings) }
+	return c
+}

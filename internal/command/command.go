@@ -1,0 +1,217 @@
+// Package command is the command line: what is typed in, and what is shown for
+// it. Sessions are reached through the Control API alone, as any caller does.
+//
+// It must never know how an agent does its work.
+package command
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"slices"
+	"strings"
+	"syscall"
+
+	"github.com/hashicorp/cli"
+
+	"github.com/bivouac/bivouac/internal/apiclient"
+	"github.com/bivouac/bivouac/internal/httpapi/wire"
+	"github.com/bivouac/bivouac/internal/version"
+)
+
+// What the program exits with.
+const (
+	exitDone      = 0
+	exitError     = 1
+	exitNotPlaced = 2 // there was no room for the sandbox
+)
+
+// Main runs the program with the arguments of this process and returns what it
+// exits with.
+func Main() int {
+	t := terminal{program: os.Args[0], out: os.Stdout, err: os.Stderr, getenv: os.Getenv}
+	c := cli.CLI{
+		Name:        "bivouac",
+		Version:     version.Get().String(),
+		Args:        os.Args[1:],
+		Commands:    commands(t),
+		HelpFunc:    cli.BasicHelpFunc("bivouac"),
+		HelpWriter:  t.out,
+		ErrorWriter: t.err,
+	}
+	code, err := c.Run()
+	if err != nil {
+		fmt.Fprintln(t.err, err)
+		return exitError
+	}
+	if code > exitNotPlaced {
+		return exitError // cli's own codes, for what it does not know
+	}
+	return code
+}
+
+// terminal is where a command runs.
+type terminal struct {
+	program  string // as it was called
+	out, err io.Writer
+	getenv   func(string) string
+}
+
+func commands(t terminal) map[string]cli.CommandFactory {
+	all := map[string]cli.CommandFactory{}
+	for _, c := range []*command{
+		agentCommand(t),
+		configCommand(t), configValidateCommand(t),
+		sessionCommand(t), sessionCreateCommand(t), sessionGetCommand(t), sessionListCommand(t),
+		sessionRenewCommand(t), sessionDeleteCommand(t), sessionWatchCommand(t),
+		cleanupCommand(t),
+		versionCommand(t),
+		demoSandboxCommand(t),
+	} {
+		all[c.name] = func() (cli.Command, error) { return c, nil }
+	}
+	return all
+}
+
+// command is one command as a cli.Command.
+type command struct {
+	terminal
+	name     string // as typed, such as "session get"
+	args     string // what follows the options in its usage; a word in capitals for each
+	synopsis string
+	about    string // what it does, in some sentences
+	example  string
+	flags    *flag.FlagSet
+	run      func(ctx context.Context, args []string) error // nil for a group of commands
+}
+
+func newCommand(t terminal, name string) *command {
+	flags := flag.NewFlagSet(name, flag.ContinueOnError)
+	flags.SetOutput(io.Discard)
+	flags.Usage = func() {}
+	return &command{terminal: t, name: name, flags: flags}
+}
+
+// Synopsis is the command in one line.
+func (c *command) Synopsis() string { return c.synopsis }
+
+// Help is all that there is to say of the command.
+func (c *command) Help() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "Usage: %s\n\n%s", c.usage(), indented(c.about))
+	if c.example != "" {
+		fmt.Fprintf(&b, "\nExample:\n\n%s", indented(c.example))
+	}
+	if c.hasFlags() {
+		b.WriteString("\nOptions:\n\n")
+		c.flags.SetOutput(&b)
+		c.flags.PrintDefaults()
+		c.flags.SetOutput(io.Discard)
+	}
+	return strings.TrimRight(b.String(), "\n")
+}
+
+func indented(text string) string {
+	var b strings.Builder
+	for line := range strings.Lines(text) {
+		if strings.TrimSpace(line) != "" {
+			b.WriteString("  ")
+		}
+		b.WriteString(line)
+	}
+	return b.String() + "\n"
+}
+
+func (c *command) usage() string {
+	usage := "bivouac " + c.name
+	if c.run == nil {
+		return usage + " SUBCOMMAND"
+	}
+	if c.hasFlags() {
+		usage += " [options]"
+	}
+	return strings.TrimRight(usage+" "+c.args, " ")
+}
+
+func (c *command) hasFlags() bool {
+	has := false
+	c.flags.VisitAll(func(*flag.Flag) { has = true })
+	return has
+}
+
+// Run runs the command and returns what the program exits with.
+func (c *command) Run(typed []string) int {
+	if c.run == nil {
+		return cli.RunResultHelp
+	}
+	args, err := c.parse(typed)
+	if errors.Is(err, flag.ErrHelp) {
+		fmt.Fprintln(c.out, c.Help())
+		return exitDone
+	}
+	if err != nil {
+		fmt.Fprintf(c.err, "Error: %v\nUsage: %s\nSee bivouac %s -help\n", err, c.usage(), c.name)
+		return exitError
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	// After the first signal the second has its usual effect: it ends the
+	// process at once.
+	defer context.AfterFunc(ctx, stop)()
+	defer stop()
+	if err := c.run(ctx, args); err != nil {
+		return c.fail(err)
+	}
+	return exitDone
+}
+
+// parse takes options before, between and after the arguments.
+func (c *command) parse(typed []string) ([]string, error) {
+	var args []string
+	for {
+		if err := c.flags.Parse(typed); err != nil {
+			return nil, err
+		}
+		if c.flags.NArg() == 0 {
+			break
+		}
+		args = append(args, c.flags.Arg(0))
+		typed = c.flags.Args()[1:]
+	}
+	words := strings.Fields(c.args)
+	least := len(slices.DeleteFunc(slices.Clone(words), func(w string) bool { return strings.HasPrefix(w, "[") }))
+	switch {
+	case len(args) > len(words):
+		return nil, fmt.Errorf("too many arguments: %q", args[len(words)])
+	case len(args) < least:
+		return nil, fmt.Errorf("%s is missing", words[len(args)])
+	}
+	return args, nil
+}
+
+// fail tells what went wrong and returns what the program exits with.
+func (c *command) fail(err error) int {
+	e, ok := errors.AsType[*apiclient.Error](err)
+	if !ok {
+		fmt.Fprintln(c.err, "Error:", err)
+		return exitError
+	}
+	fmt.Fprintln(c.err, "Error:", e)
+	if e.Session != nil {
+		fmt.Fprintln(c.err, "\nThe session that stands:")
+		showSession(c.err, *e.Session)
+	}
+	if e.RetryAfter > 0 {
+		fmt.Fprintf(c.err, "It may work in %s.\n", e.RetryAfter)
+	}
+	if e.RequestID != "" {
+		fmt.Fprintln(c.err, "Request", e.RequestID)
+	}
+	if e.Code == wire.CodeNotPlaced {
+		return exitNotPlaced
+	}
+	return exitError
+}

@@ -1,0 +1,223 @@
+package command
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/bivouac/bivouac/internal/apiclient"
+	"github.com/bivouac/bivouac/internal/httpapi/wire"
+	"github.com/bivouac/bivouac/runtime"
+)
+
+const addressEnv = "BIVOUAC_ADDR"
+
+// clientFlags are those of all commands that call the API. The returned
+// function makes the client once the flags are parsed.
+func clientFlags(c *command) func() (*apiclient.Client, error) {
+	address := c.getenv(addressEnv)
+	if address == "" {
+		address = "http://127.0.0.1:4747"
+	}
+	c.flags.StringVar(&address, "address", address, "`URL` of the agent. "+addressEnv+" says the same.")
+	return func() (*apiclient.Client, error) { return apiclient.New(address, nil) }
+}
+
+func jsonFlag(c *command) *bool {
+	return c.flags.Bool("json", false, "Print JSON.")
+}
+
+func parseChatID(text string) (uuid.UUID, error) {
+	id, err := uuid.Parse(text)
+	if err != nil {
+		return uuid.Nil, fmt.Errorf("CHAT_ID %q is not a UUID", text)
+	}
+	return id, nil
+}
+
+// sessionCommandOf makes a command that calls the API. call gets the chat that
+// the first argument names, if there is one.
+func sessionCommandOf(t terminal, name string, flags func(c *command), call func(ctx context.Context, c *command, api *apiclient.Client, chat uuid.UUID) error) *command {
+	c := newCommand(t, name)
+	client := clientFlags(c)
+	flags(c)
+	c.run = func(ctx context.Context, args []string) error {
+		var chat uuid.UUID
+		var err error
+		if len(args) > 0 {
+			if chat, err = parseChatID(args[0]); err != nil {
+				return err
+			}
+		}
+		api, err := client()
+		if err != nil {
+			return err
+		}
+		return call(ctx, c, api, chat)
+	}
+	return c
+}
+
+func sessionCommand(t terminal) *command {
+	c := newCommand(t, "session")
+	c.synopsis = "Create, look at and end sessions"
+	c.about = "Groups the commands for sessions. A session is a chat's one sandbox."
+	return c
+}
+
+func sessionCreateCommand(t terminal) *command {
+	var in apiclient.CreateInput
+	var asJSON *bool
+	c := sessionCommandOf(t, "session create", func(c *command) {
+		c.flags.StringVar(&in.AgentID, "agent-id", "", "`ID` of the agent that the chat is with. Required.")
+		c.flags.StringVar(&in.VolumeHostPath, "volume-host-path", "", "`PATH` of the volume on the machine that runs the sandbox. Required.")
+		c.flags.DurationVar(&in.TTL, "ttl", 0, "How long the session lives unless renewed, such as 90s or 30m. (default as the agent is configured)")
+		asJSON = jsonFlag(c)
+	}, func(ctx context.Context, c *command, api *apiclient.Client, chat uuid.UUID) error {
+		began := time.Now()
+		in.Progress = func(stage runtime.Stage) {
+			fmt.Fprintf(c.err, "%8s  %s\n", time.Since(began).Round(time.Millisecond), stage)
+		}
+		created, err := api.Create(ctx, chat, in)
+		if err != nil {
+			return err
+		}
+		if *asJSON {
+			return showJSON(c.out, created)
+		}
+		return showCreated(c.out, created)
+	})
+	c.args = "CHAT_ID"
+	c.synopsis = "Give a chat its sandbox"
+	c.about = `Returns the chat's session once its sandbox answers: the one that stands, or
+a new one. While one waits, the stages of a start are shown as they are
+reached. Exits with 2 where there was no room for the sandbox.`
+	c.example = `$ bivouac session create -agent-id=helper -volume-host-path=/srv/chats/1 \
+    8a1f6c2e-5c0f-4f0e-9d6b-0c6f6f0f8f11`
+	return c
+}
+
+func sessionGetCommand(t terminal) *command {
+	var asJSON *bool
+	c := sessionCommandOf(t, "session get", func(c *command) {
+		asJSON = jsonFlag(c)
+	}, func(ctx context.Context, c *command, api *apiclient.Client, chat uuid.UUID) error {
+		session, _, err := api.Get(ctx, chat, apiclient.Block{})
+		if err != nil {
+			return err
+		}
+		if *asJSON {
+			return showJSON(c.out, wire.SessionAnswer{Session: session})
+		}
+		return showSession(c.out, session)
+	})
+	c.args = "CHAT_ID"
+	c.synopsis = "Show a chat's session"
+	c.about = "Shows the chat's session, and how its sandbox stands."
+	c.example = "$ bivouac session get 8a1f6c2e-5c0f-4f0e-9d6b-0c6f6f0f8f11"
+	return c
+}
+
+func sessionListCommand(t terminal) *command {
+	var in apiclient.ListInput
+	var asJSON *bool
+	c := sessionCommandOf(t, "session list", func(c *command) {
+		c.flags.StringVar(&in.AgentID, "agent-id", "", "Only sessions of the agent with this `ID`.")
+		c.flags.IntVar(&in.PerPage, "per-page", 0, "How many sessions to show, at most 1000. (default 100)")
+		c.flags.StringVar(&in.NextToken, "next-token", "", "`TOKEN` that a page before ended with.")
+		asJSON = jsonFlag(c)
+	}, func(ctx context.Context, c *command, api *apiclient.Client, _ uuid.UUID) error {
+		page, _, err := api.List(ctx, in)
+		if err != nil {
+			return err
+		}
+		if *asJSON {
+			return showJSON(c.out, page)
+		}
+		if err := showSessions(c.out, page.Sessions); err != nil {
+			return err
+		}
+		if page.NextToken != "" {
+			fmt.Fprintf(c.err, "There are more: add -next-token=%s\n", page.NextToken)
+		}
+		return nil
+	})
+	c.synopsis = "List sessions"
+	c.about = "Lists sessions as they are recorded, one page of them."
+	c.example = "$ bivouac session list -agent-id=helper"
+	return c
+}
+
+func sessionRenewCommand(t terminal) *command {
+	var ttl time.Duration
+	var asJSON *bool
+	c := sessionCommandOf(t, "session renew", func(c *command) {
+		c.flags.DurationVar(&ttl, "ttl", 0, "How long the session lives from now, such as 90s or 30m. (default as the agent is configured)")
+		asJSON = jsonFlag(c)
+	}, func(ctx context.Context, c *command, api *apiclient.Client, chat uuid.UUID) error {
+		session, err := api.Renew(ctx, chat, ttl)
+		if err != nil {
+			return err
+		}
+		if *asJSON {
+			return showJSON(c.out, wire.SessionAnswer{Session: session})
+		}
+		return showSession(c.out, session)
+	})
+	c.args = "CHAT_ID"
+	c.synopsis = "Extend a chat's session"
+	c.about = "Extends the session. It is never shortened, and one that has expired is past it."
+	c.example = "$ bivouac session renew -ttl=1h 8a1f6c2e-5c0f-4f0e-9d6b-0c6f6f0f8f11"
+	return c
+}
+
+func sessionDeleteCommand(t terminal) *command {
+	var asJSON *bool
+	c := sessionCommandOf(t, "session delete", func(c *command) {
+		asJSON = jsonFlag(c)
+	}, func(ctx context.Context, c *command, api *apiclient.Client, chat uuid.UUID) error {
+		deleted, err := api.Delete(ctx, chat)
+		if err != nil {
+			return err
+		}
+		if *asJSON {
+			return showJSON(c.out, deleted)
+		}
+		return showDeleted(c.out, deleted)
+	})
+	c.args = "CHAT_ID"
+	c.synopsis = "End a chat's session"
+	c.about = "Ends the session, and returns once nothing of its sandbox runs. A chat without one is no error."
+	c.example = "$ bivouac session delete 8a1f6c2e-5c0f-4f0e-9d6b-0c6f6f0f8f11"
+	return c
+}
+
+var errNotCleaned = errors.New("some sessions that expired could not be ended; the agent tries again")
+
+func cleanupCommand(t terminal) *command {
+	var asJSON *bool
+	c := sessionCommandOf(t, "cleanup", func(c *command) {
+		asJSON = jsonFlag(c)
+	}, func(ctx context.Context, c *command, api *apiclient.Client, _ uuid.UUID) error {
+		cleaned, err := api.Cleanup(ctx)
+		if err != nil {
+			return err
+		}
+		if *asJSON {
+			err = showJSON(c.out, cleaned)
+		} else {
+			err = showCleaned(c.out, cleaned)
+		}
+		if err == nil && cleaned.ErrorCount > 0 {
+			return errNotCleaned
+		}
+		return err
+	})
+	c.synopsis = "End the sessions that have expired"
+	c.about = "Ends the sessions that have expired. The agent does so by itself from time to time."
+	c.example = "$ bivouac cleanup"
+	return c
+}
