@@ -1,6 +1,7 @@
 package jobs
 
 import (
+	"cmp"
 	"reflect"
 	"slices"
 	"strings"
@@ -8,6 +9,7 @@ import (
 
 	"github.com/hashicorp/hcl/v2"
 	"github.com/hashicorp/hcl/v2/hclsyntax"
+	"github.com/hashicorp/nomad/api"
 	"github.com/zclconf/go-cty/cty"
 	"github.com/zclconf/go-cty/cty/convert"
 	"github.com/zclconf/go-cty/cty/gocty"
@@ -195,6 +197,12 @@ func (d *decoder) labelled(block *hclsyntax.Block, typ reflect.Type) reflect.Val
 		}
 	}
 	d.body(block.Body, item.Elem())
+	switch c := item.Interface().(type) {
+	case *api.Constraint:
+		c.Operand = cmp.Or(c.Operand, "=")
+	case *api.Affinity:
+		c.Operand = cmp.Or(c.Operand, "=")
+	}
 	return item
 }
 

@@ -16,6 +16,12 @@ import (
 
 func TestConformance_raw_exec(t *testing.T) { conform(t, rawExec(t, nil)) }
 
+func TestConformance_docker(t *testing.T) {
+	template, err := jobs.Load("docker", map[string]string{"image": stack.DockerForTest(t)})
+	must.NoError(t, err)
+	conform(t, template)
+}
+
 // conform runs the suite on the shared Nomad.
 func conform(t *testing.T, template *jobs.Template) {
 	client, err := stack.NomadForTest(t).Client()

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/http"
 	"time"
 
 	"github.com/hashicorp/nomad/api"
@@ -41,17 +40,16 @@ func (d *Driver) register(ctx context.Context, job *api.Job, spec runtime.Spec) 
 		_, _, err := d.client.Jobs().EnforceRegister(job, 0, opts)
 		return err
 	})
-	switch {
-	case err == nil:
+	if err == nil {
 		return nil
-	case statusOf(err) == http.StatusBadRequest:
-		return fmt.Errorf("%w: %w", runtime.ErrInvalid, failed(ctx, "register job", err))
 	}
 	// Taken, or lost on the way there or back: Nomad knows.
 	s, readErr := d.read(ctx, *job.ID)
 	switch {
 	case readErr != nil:
 		return errors.Join(failed(ctx, "register job", err), readErr)
+	case !s.known && isRejected(err):
+		return fmt.Errorf("nomad: register job: %w: %w", runtime.ErrInvalid, err)
 	case !s.known:
 		return failed(ctx, "register job", err)
 	default:

@@ -2,8 +2,10 @@ package nomad_test
 
 import (
 	"context"
+	"errors"
 	"os"
 	"os/signal"
+	"slices"
 	"syscall"
 	"testing"
 	"time"
@@ -119,3 +121,7 @@ func within(t testing.TB, d time.Duration) context.Context {
 }
 
 func ignore(runtime.Stage) {}
+
+func isAny(err error, targets ...error) bool {
+	return slices.ContainsFunc(targets, func(target error) bool { return errors.Is(err, target) })
+}

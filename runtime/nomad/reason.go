@@ -73,7 +73,7 @@ func lastWord(alloc *api.AllocationListStub) string {
 		for _, e := range slices.Backward(alloc.TaskStates[name].Events) {
 			switch {
 			case slices.Contains(failures, e.Type):
-				return strings.TrimSpace(strings.ToLower(e.Type[:1]) + e.Type[1:] + ": " + cmp.Or(e.DisplayMessage, e.Message))
+				return strings.ToLower(e.Type) + ": " + strings.TrimSpace(cmp.Or(e.DisplayMessage, e.Message))
 			case e.Type == api.TaskTerminated:
 				return exitOf(e)
 			}

@@ -83,6 +83,18 @@ func isTaken(err error) bool {
 	return errors.As(err, &refusal) && strings.Contains(refusal.Body(), "Enforcing job modify index")
 }
 
+// isRejected says whether Nomad found fault with a job. It has no status of its
+// own for that, but always lists the faults in the same form.
+func isRejected(err error) bool {
+	var refusal api.UnexpectedResponseError
+	if !errors.As(err, &refusal) {
+		return false
+	}
+	body := refusal.Body()
+	return refusal.StatusCode() == http.StatusBadRequest ||
+		strings.Contains(body, " error occurred:") || strings.Contains(body, " errors occurred:")
+}
+
 // failed describes a failed request. Errors of ctx stay what they are: they say
 // nothing about Nomad.
 func failed(ctx context.Context, doing string, err error) error {

@@ -1,0 +1,156 @@
+package nomad_test
+
+import (
+	"context"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/shoenig/test/must"
+
+	"github.com/bivouac/bivouac/internal/stack"
+	"github.com/bivouac/bivouac/jobs"
+	"github.com/bivouac/bivouac/runtime"
+)
+
+// templateOf returns a template whose group holds body, next to a port.
+func templateOf(t *testing.T, timeout, body string) *jobs.Template {
+	t.Helper()
+	src := `
+		ready {
+			port       = "http"
+			type       = "http"
+			path       = "/healthz"
+			session_id = true
+			timeout    = "` + timeout + `"
+		}
+		job {
+			datacenters = ["*"]
+			group "sandbox" {
+				network {
+					port "http" {}
+				}
+				ephemeral_disk {
+					size = 20
+				}
+				` + body + `
+			}
+		}`
+	template, err := jobs.Parse("test.hcl", []byte(src), nil)
+	must.NoError(t, err)
+	return template
+}
+
+// task is a task with no logs; more are further lines of it.
+func task(driver, config, more string) string {
+	return `task "sandbox" {
+		driver = "` + driver + `"
+		config {
+			` + config + `
+		}
+		logs {
+			disabled      = true
+			max_files     = 1
+			max_file_size = 1
+		}
+		resources {
+			cpu    = 50
+			memory = 32
+		}
+		` + more + `
+	}`
+}
+
+func shell(script string) string {
+	return `command = "/bin/sh"
+			args = ["-c", "` + script + `"]`
+}
+
+// A sandbox that cannot come up is told about at once, with Nomad's reason, and
+// Delete leaves nothing of it.
+func TestCreate_tells_why_there_is_no_sandbox(t *testing.T) {
+	unplaceable := `constraint {
+			attribute = "${attr.kernel.name}"
+			value     = "plan9"
+		}
+		` + task("raw_exec", shell("exec sleep 100"), "")
+	huge := strings.Replace(task("raw_exec", shell("exec sleep 100"), ""), "memory = 32", "memory = 99000000", 1)
+	cases := []struct {
+		name, body string
+		is         error
+		says       string
+	}{
+		{"a constraint that no node meets", unplaceable, runtime.ErrNotPlaced, "plan9 rules out 1 node"},
+		{"a driver that no node has", task("no_such_driver", "", ""), runtime.ErrNotPlaced, "missing drivers rules out 1 node"},
+		{"more than a node has", huge, runtime.ErrNotPlaced, "memory exhausted on 1 node"},
+		{"a command that is not there", task("raw_exec", `command = "/no/such/command"`, ""), runtime.ErrNotReady, "could not be found"},
+		{"an exit before it is ready", task("raw_exec", shell("exit 3"), ""), runtime.ErrNotReady, "exit code 3"},
+		{"a success before it is ready", task("raw_exec", shell("exit 0"), ""), runtime.ErrNotReady, "exit code 0"},
+		{"a death by a signal", task("raw_exec", shell("kill -9 $$"), ""), runtime.ErrNotReady, "signal 9"},
+	}
+	for _, tc := range cases {
+		t.Run(tc.name, func(t *testing.T) {
+			r := openShared(t, templateOf(t, "20s", tc.body))
+			spec := newSpec(t, r)
+			start := time.Now()
+			_, err := r.Create(within(t, 15*time.Second), spec, ignore)
+			t.Logf("after %v: %v", time.Since(start).Round(time.Millisecond), err)
+			must.ErrorIs(t, err, tc.is)
+			must.ErrorContains(t, err, tc.says)
+
+			must.NoError(t, r.Delete(within(t, 15*time.Second), spec.SessionID))
+			_, err = r.Inspect(t.Context(), spec.SessionID)
+			must.ErrorIs(t, err, runtime.ErrNotFound)
+			_, _, err = r.client.Jobs().Info(jobs.ID(spec.SessionID), nil)
+			must.ErrorContains(t, err, "404")
+		})
+	}
+}
+
+func TestCreate_tells_that_an_image_is_missing(t *testing.T) {
+	stack.DockerForTest(t)
+	r := openShared(t, templateOf(t, "60s", task("docker", `image = "127.0.0.1:1/no/such:image"`, "")))
+	_, err := r.Create(within(t, time.Minute), newSpec(t, r), ignore)
+	must.ErrorIs(t, err, runtime.ErrNotReady)
+	must.ErrorContains(t, err, "no/such:image")
+}
+
+// A sandbox that runs but does not answer is not waited for without end, and
+// the caller can tell that it was time that ran out.
+func TestCreate_gives_up_after_the_template_s_limit(t *testing.T) {
+	r := openShared(t, templateOf(t, "1s", task("raw_exec", shell("exec sleep 100"), "")))
+	_, err := r.Create(within(t, time.Minute), newSpec(t, r), ignore)
+	must.ErrorIs(t, err, runtime.ErrNotReady)
+	must.ErrorIs(t, err, context.DeadlineExceeded)
+	must.ErrorContains(t, err, "connection refused")
+}
+
+func TestCreate_ends_with_its_caller(t *testing.T) {
+	r := openShared(t, templateOf(t, "60s", task("raw_exec", shell("exec sleep 100"), "")))
+	ctx, cancel := context.WithCancel(t.Context())
+	_, err := r.Create(ctx, newSpec(t, r), func(runtime.Stage) { cancel() })
+	must.ErrorIs(t, err, context.Canceled)
+	must.False(t, isAny(err, runtime.ErrNotReady, runtime.ErrNotPlaced))
+}
+
+// A process that happens to listen on the sandbox's port does not pass for it.
+func TestCreate_is_not_taken_in_by_a_foreign_process(t *testing.T) {
+	self, err := os.Executable()
+	must.NoError(t, err)
+	// A demo sandbox that was told another session's ID.
+	impostor := task("raw_exec", shell("BIVOUAC_SESSION_ID=other BIVOUAC_WORKSPACE=/tmp exec "+self+" demo-sandbox"), "")
+	r := openShared(t, templateOf(t, "2s", impostor))
+	_, err = r.Create(within(t, time.Minute), newSpec(t, r), ignore)
+	must.ErrorIs(t, err, runtime.ErrNotReady)
+	must.ErrorContains(t, err, "something else has this port")
+}
+
+// What Nomad would never run is told apart from what it cannot run now.
+func TestCreate_refuses_a_job_that_Nomad_rejects(t *testing.T) {
+	r := openShared(t, templateOf(t, "2s", task("raw_exec", shell("exec sleep 100"), `constraint {
+		operator = "no such operator"
+	}`)))
+	_, err := r.Create(within(t, time.Minute), newSpec(t, r), ignore)
+	must.ErrorIs(t, err, runtime.ErrInvalid)
+}
