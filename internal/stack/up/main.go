@@ -12,6 +12,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"syscall"
 	"time"
 
@@ -76,6 +77,14 @@ func serve(ctx context.Context, consul, nomad string) (err error) {
 	if err != nil {
 		return err
 	}
+	consulBin, err := stack.ConsulBinary(ctx)
+	if err != nil {
+		return err
+	}
+	nomadBin, err := stack.NomadBinary(ctx)
+	if err != nil {
+		return err
+	}
 	port, err := stack.FreePort(bivouacPort)
 	if err != nil {
 		return err
@@ -102,7 +111,7 @@ func serve(ctx context.Context, consul, nomad string) (err error) {
 	err = waitHealthy(alive, "http://"+addr)
 	switch {
 	case err == nil:
-		fmt.Printf(help, consul, nomad, addr, template)
+		fmt.Printf(help, consul, nomad, addr, consulBin, nomadBin, strings.Join(template, " "))
 	case alive.Err() == nil:
 		err = errors.Join(err, bivouac.Cancel())
 	}
@@ -180,8 +189,10 @@ func healthy(ctx context.Context, url string) error {
 	return errors.Join(err, res.Body.Close())
 }
 
+// help is printed with addresses of Consul, Nomad and Bivouac, the paths of the
+// first two, and the flags that say what a sandbox is.
 const help = `
-Bivouac runs on real Consul and Nomad. In another terminal:
+Bivouac runs on a real Consul and a real Nomad. In another terminal:
 
   export CONSUL_HTTP_ADDR=%s NOMAD_ADDR=http://%s BIVOUAC_ADDR=http://%s
 
@@ -189,7 +200,10 @@ Bivouac runs on real Consul and Nomad. In another terminal:
     -d "{\"agent_id\":\"agent-1\",\"volume_host_path\":\"$PWD\"}" \
     $BIVOUAC_ADDR/v1/sessions/4b825dc6-42cb-4e8b-a6e0-0123456789ab
 
-It answers with the sandbox's endpoint; what runs there is chosen with %q.
-Ctrl-C stops all of it, sandboxes included.
+  %s kv get -recurse
+  %s job status
+
+The first answers with the endpoint of a sandbox (%s),
+the others show what it stands on. Ctrl-C stops all of it.
 
 `
