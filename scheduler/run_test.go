@@ -314,6 +314,29 @@ func TestRun_stopsSandboxesThatHaveNoRecord(t *testing.T) {
 	})
 }
 
+func TestRun_looksAgainUnderTheLockBeforeItStopsAnOrphan(t *testing.T) {
+	inBubble(t, func(t *testing.T, w *world) {
+		stop := run(t, w.Scheduler)
+		pass(time.Second)
+		sandbox := w.driver.Plant(orphanOf(chatB))
+		w.effects.hook(effect{chatB, "lock"}, hook{before: func(ctx context.Context) error {
+			lease, err := w.peer().locker.Lock(ctx, chatB, 0)
+			must.NoError(t, err)
+			return lease.Write(ctx, &scheduler.Session{
+				SessionID: uuid.MustParse(sandbox.SessionID), ChatID: chatB, AgentID: "agent-1", VolumeHostPath: "/data/a",
+				Runtime: "fake", ContainerID: sandbox.ContainerID, Endpoint: sandbox.Endpoint,
+				CreatedAt: time.Now(), ExpiresAt: time.Now().Add(time.Hour), State: scheduler.StateRunning,
+			}, scheduler.Release)
+		}})
+
+		pass(3 * time.Minute)
+
+		must.Eq(t, []string{"chat-b unwritten"}, w.running())
+		must.Eq(t, []string{"chat-b unwritten running"}, w.reasons())
+		stop()
+	})
+}
+
 func TestRun_stopsNothingWhereAReadFails(t *testing.T) {
 	for _, read := range []string{"list", "driver.list"} {
 		for _, f := range []func(string, error) func(*world){fails, failsAfter} {

@@ -1,0 +1,89 @@
+package scheduler_test
+
+import (
+	"context"
+	"testing"
+
+	"github.com/shoenig/test/must"
+	"go.opentelemetry.io/otel/trace"
+
+	"github.com/bivouac/bivouac/scheduler"
+)
+
+// Names and attributes are asserted where the use cases are specified. Here
+// stands what they have in common.
+
+func TestTelemetry_theGaugeIsExactAtEachScrapeWhicheverReplicaChangedWhat(t *testing.T) {
+	w := newWorld(t)
+	other := w.peer()
+	scrape := func() []string {
+		lines, err := w.seen.takeMetrics()
+		must.NoError(t, err)
+		return lines
+	}
+	must.Eq(t, []string{"sandbox.active.count 0"}, scrape())
+
+	_, err := other.Create(t.Context(), createA)
+	must.NoError(t, err)
+	must.Eq(t, []string{"sandbox.active.count 1"}, scrape())
+
+	_, err = other.Delete(t.Context(), chatA)
+	must.NoError(t, err)
+	must.Eq(t, []string{"sandbox.active.count 0"}, scrape())
+}
+
+func TestTelemetry_whereSessionsCannotBeCountedTheGaugeHasNoValue(t *testing.T) {
+	w := newWorld(t)
+	w.given(created(createA))
+	w.effects.fail("count", scheduler.ErrUnavailable)
+	lines, err := w.seen.takeMetrics()
+	must.ErrorIs(t, err, scheduler.ErrUnavailable)
+	must.SliceEmpty(t, lines)
+}
+
+func TestTelemetry_spansStandInTheirCallersTrace(t *testing.T) {
+	w := newWorld(t)
+	ctx, caller := w.seen.tracer.Start(t.Context(), "caller")
+	var inDriver trace.SpanContext
+	w.effects.hook(effect{Name: "driver.create"}, hook{before: func(ctx context.Context) error {
+		inDriver = trace.SpanContextFromContext(ctx)
+		return nil
+	}})
+
+	_, err := w.Create(ctx, createA)
+	must.NoError(t, err)
+
+	span := w.seen.spans.Ended()[0]
+	must.Eq(t, caller.SpanContext().SpanID(), span.Parent().SpanID())
+	must.Eq(t, span.SpanContext().SpanID(), inDriver.SpanID(), must.Sprint("what a driver does stands below the use case"))
+}
+
+func TestTelemetry_aCleanupsSpansStandBelowItsPass(t *testing.T) {
+	w := newWorld(t)
+	w.given(created(createA), later(defaultTTL))
+
+	_, err := w.CleanupExpired(t.Context())
+	must.NoError(t, err)
+
+	spans := w.seen.spans.Ended()
+	must.Len(t, 2, spans)
+	must.Eq(t, "usecase.cleanup_expired_sandboxes", spans[1].Name())
+	must.Eq(t, spans[1].SpanContext().SpanID(), spans[0].Parent().SpanID())
+}
+
+func TestTelemetry_aCallerWhoIsGoneIsCountedToo(t *testing.T) {
+	w := newWorld(t)
+	gone, leave := context.WithCancel(t.Context())
+	leave()
+
+	_, err := w.Create(gone, createA)
+	must.ErrorIs(t, err, context.Canceled)
+	_, err = w.Delete(gone, chatA)
+	must.ErrorIs(t, err, context.Canceled)
+
+	must.Eq(t, []string{
+		"sandbox.active.count 0",
+		"sandbox.create.total{result=error} 1",
+		"sandbox.delete.total{result=error} 1",
+	}, w.outcome("", nil).Metrics)
+}
