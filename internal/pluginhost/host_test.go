@@ -1,0 +1,436 @@
+package pluginhost
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/shoenig/test/must"
+	"golang.org/x/sys/unix"
+
+	"github.com/bivouac/bivouac/runtime"
+)
+
+// quick is for tests in which the limits are reached.
+var quick = timings{
+	start:          2 * time.Second,
+	stop:           time.Second,
+	healthInterval: 20 * time.Millisecond,
+	healthLimit:    500 * time.Millisecond,
+	minPause:       10 * time.Millisecond,
+	maxPause:       50 * time.Millisecond,
+	steady:         time.Hour,
+}
+
+// journal is a log that a test can read while it is written.
+type journal struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (j *journal) Write(p []byte) (int, error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.text.Write(p)
+}
+
+func (j *journal) String() string {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.text.String()
+}
+
+// plays is a plugin that plays a role.
+func plays(t *testing.T, name string) Plugin {
+	t.Helper()
+	self, err := os.Executable()
+	must.NoError(t, err)
+	return Plugin{
+		Name: strings.Trim(strings.Map(func(r rune) rune {
+			if r < 'a' || r > 'z' {
+				return '-'
+			}
+			return r
+		}, name), "-"),
+		Path: self,
+		Env:  map[string]string{role: name},
+	}
+}
+
+// run runs a host until the test ends.
+func run(t *testing.T, limits timings, plugins ...Plugin) (*Host, *journal) {
+	t.Helper()
+	log := &journal{}
+	host, err := newHost(Config{
+		Instance: "test",
+		Plugins:  plugins,
+		Logger:   hclog.New(&hclog.LoggerOptions{Output: log, Level: hclog.Trace}),
+	}, limits)
+	must.NoError(t, err)
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		host.Run(ctx)
+	}()
+	t.Cleanup(func() {
+		cancel()
+		<-done
+		if t.Failed() {
+			t.Log(log.String())
+		}
+	})
+	return host, log
+}
+
+// up runs a host with one plugin, and returns its driver once it is up.
+func up(t *testing.T, limits timings, p Plugin) (*Driver, *Host, *journal) {
+	t.Helper()
+	host, log := run(t, limits, p)
+	must.NoError(t, host.AwaitStart(t.Context()))
+	return host.Drivers()[p.Name], host, log
+}
+
+func specOf(session, volume string) runtime.Spec {
+	return runtime.Spec{SessionID: session, ChatID: "chat of " + session, AgentID: "a", VolumeHostPath: volume}
+}
+
+func create(t *testing.T, d *Driver, spec runtime.Spec) (runtime.Sandbox, error) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	return d.Create(ctx, spec, func(runtime.Stage) {})
+}
+
+func TestPlugin_IsStartedConfiguredAndAsked(t *testing.T) {
+	t.Setenv("BIVOUAC_TOKEN", "secret")
+	p := plays(t, "good")
+	p.Config = []byte(`{"slots":3}`)
+	driver, host, _ := up(t, defaultTimings, p)
+
+	made, err := create(t, driver, specOf("s1", "/v"))
+	must.NoError(t, err)
+	found, err := driver.Inspect(t.Context(), "s1")
+	must.NoError(t, err)
+	must.Eq(t, made, found)
+	must.NoError(t, driver.Delete(t.Context(), "s1"))
+	_, err = driver.Inspect(t.Context(), "s1")
+	must.ErrorIs(t, err, runtime.ErrNotFound)
+	must.ErrorContains(t, err, `plugin "good"`)
+
+	info, err := driver.Info(t.Context())
+	must.NoError(t, err)
+	must.Eq(t, "good", info.Name)
+	status := host.Status()[0]
+	must.Eq(t, StateRunning, status.State)
+	must.Positive(t, status.PID)
+
+	told := driver.Health(t.Context())
+	must.ErrorContains(t, told, `instance test, configuration {"slots":3}`)
+	must.ErrorContains(t, told, "PATH="+defaultPath)
+	must.StrNotContains(t, told.Error(), "BIVOUAC_TOKEN")
+}
+
+func TestPlugin_ThatCannotStartIsToldWithItsCause(t *testing.T) {
+	folder := t.TempDir()
+	write := func(name string, mode os.FileMode, content string) Plugin {
+		path := filepath.Join(folder, name)
+		must.NoError(t, os.WriteFile(path, []byte(content), mode))
+		return Plugin{Name: "bad", Path: path}
+	}
+	with := func(p Plugin, change func(*Plugin)) Plugin {
+		change(&p)
+		return p
+	}
+	for name, tc := range map[string]struct {
+		plugin Plugin
+		want   string
+	}{
+		"missing":            {Plugin{Name: "bad", Path: filepath.Join(folder, "missing")}, "no such file"},
+		"a folder":           {Plugin{Name: "bad", Path: folder}, "is not a file"},
+		"not executable":     {write("plain", 0o644, "#!/bin/sh\n"), "is not executable"},
+		"wrong architecture": {write("elf", 0o755, "\x7fELF\x02\x01\x01 of another world"), "is not a program for this machine"},
+		"no interpreter":     {write("script", 0o755, "#!/nowhere/python\n"), "the interpreter or loader that it names is missing"},
+		"wrong checksum": {with(plays(t, "good"), func(p *Plugin) { p.SHA256 = strings.Repeat("00", 32) }),
+			"is not the configured sha256 0000"},
+		"unknown configuration": {with(plays(t, "good"), func(p *Plugin) { p.Config = []byte(`{"slotz":3}`) }), "slotz"},
+		"refused configuration": {with(plays(t, "good"), func(p *Plugin) { p.Config = []byte(`{"slots":13}`) }), "13 slots are unlucky"},
+
+		"exits at once":      {plays(t, "exits at once"), "exit status 3; it printed last: no engine here"},
+		"says nothing":       {plays(t, "says nothing"), "it printed no handshake within 2s"},
+		"closes its stdout":  {plays(t, "closes its stdout"), "Failed to read any lines"},
+		"prints garbage":     {plays(t, "prints garbage"), `its first line is no handshake: "Hello, I am a plugin!\n"`},
+		"prints no line end": {plays(t, "prints no line end"), `its first line is no handshake: "xxx`},
+		"other core":         {plays(t, "other core"), `speaks version "2" of go-plugin's protocol`},
+		"other version":      {plays(t, "other version"), `speaks version "9" of Bivouac's runtime protocol`},
+		"net/rpc":            {plays(t, "net/rpc"), `speaks "netrpc", and grpc is needed`},
+		"address elsewhere":  {plays(t, "address elsewhere"), `"192.0.2.1:80" is neither`},
+		"no certificate":     {plays(t, "no certificate"), "no TLS certificate"},
+		"bad certificate":    {plays(t, "bad certificate"), "certificate cannot be read"},
+		"answers nothing":    {plays(t, "answers nothing"), "health check"},
+		"implements nothing": {plays(t, "implements nothing"), "method Info not implemented"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			host, log := run(t, quick, tc.plugin, Plugin{Name: "neighbour", Path: plays(t, "good").Path, Env: map[string]string{role: "good"}})
+			err := host.AwaitStart(t.Context())
+			must.ErrorContains(t, err, fmt.Sprintf("plugin %q", tc.plugin.Name))
+			must.ErrorContains(t, err, tc.want)
+			must.StrContains(t, log.String(), "plugin_failed")
+
+			_, err = host.Drivers()[tc.plugin.Name].Inspect(t.Context(), "s")
+			must.ErrorIs(t, err, runtime.ErrUnavailable)
+			must.ErrorContains(t, err, tc.want)
+
+			_, err = create(t, host.Drivers()["neighbour"], specOf("s", "/v"))
+			must.NoError(t, err, must.Sprint("the other plugin works on"))
+		})
+	}
+}
+
+func TestPlugin_WithTheRightChecksumIsStartedEachTime(t *testing.T) {
+	p := plays(t, "good")
+	content, err := os.ReadFile(p.Path)
+	must.NoError(t, err)
+	sum := sha256.Sum256(content)
+	p.SHA256 = hex.EncodeToString(sum[:])
+	driver, _, _ := up(t, quick, p)
+	_, err = create(t, driver, specOf("s1", volumeCrash))
+	must.ErrorIs(t, err, runtime.ErrUnavailable)
+	comesBack(t, driver)
+}
+
+// comesBack waits until the plugin's next life.
+func comesBack(t *testing.T, d *Driver) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	for {
+		inc, err := d.plugin.await(ctx)
+		must.NoError(t, err)
+		select {
+		case <-inc.process.exited:
+			continue // its end is not noted yet
+		default:
+		}
+		_, err = d.Inspect(ctx, "nobody")
+		if errors.Is(err, runtime.ErrNotFound) {
+			return
+		}
+		must.ErrorIs(t, err, runtime.ErrUnavailable)
+	}
+}
+
+func TestCrash_FailsCallsAtOnceAndIsMendedByARestart(t *testing.T) {
+	p := plays(t, "good")
+	p.Config = []byte(`{"slots":5}`)
+	slow := quick
+	slow.minPause = time.Hour // it does not come back while the test looks
+	driver, host, _ := up(t, slow, p)
+	waiting := make(chan error, 1)
+	go func() {
+		_, err := create(t, driver, specOf("bystander", volumeWait))
+		waiting <- err
+	}()
+	_, err := create(t, driver, specOf("s1", volumeCrash))
+	must.ErrorIs(t, err, runtime.ErrUnavailable)
+	must.ErrorContains(t, err, "exit status 2; it printed last: panic: engine on fire")
+	must.ErrorIs(t, <-waiting, runtime.ErrUnavailable)
+
+	awaitState(t, host, StateWaiting)
+	began := time.Now()
+	_, err = driver.Inspect(t.Context(), "s1")
+	must.ErrorIs(t, err, runtime.ErrUnavailable)
+	must.ErrorContains(t, err, `plugin "good": runtime unavailable: it is waiting: its process ended: exit status 2`)
+	must.Less(t, time.Second, time.Since(began))
+	must.Error(t, driver.Health(t.Context()))
+}
+
+func TestCrash_IsFollowedByANewConfiguredLife(t *testing.T) {
+	p := plays(t, "good")
+	p.Config = []byte(`{"slots":5}`)
+	driver, host, _ := up(t, quick, p)
+	for n := range 3 {
+		_, err := create(t, driver, specOf("s1", volumeCrash))
+		must.ErrorIs(t, err, runtime.ErrUnavailable)
+		comesBack(t, driver)
+		must.ErrorContains(t, driver.Health(t.Context()), `configuration {"slots":5}`)
+		must.Eq(t, n+1, host.Status()[0].Restarts)
+	}
+}
+
+// awaitState waits until the host's only plugin is in a state.
+func awaitState(t *testing.T, host *Host, want State) {
+	t.Helper()
+	p := host.plugins[0]
+	for {
+		p.mu.Lock()
+		state, changed := p.status.State, p.changed
+		p.mu.Unlock()
+		if state == want {
+			return
+		}
+		select {
+		case <-changed:
+		case <-time.After(30 * time.Second):
+			t.Fatalf("the plugin is %s, not %s", state, want)
+		}
+	}
+}
+
+func TestHang_IsFoundByTheHealthCheck(t *testing.T) {
+	driver, host, log := up(t, quick, plays(t, "good"))
+	first := host.Status()[0].PID
+	_, err := create(t, driver, specOf("s1", volumeHang))
+	must.ErrorIs(t, err, runtime.ErrUnavailable)
+	comesBack(t, driver)
+	must.NotEq(t, first, host.Status()[0].PID)
+	must.StrContains(t, log.String(), "health check")
+}
+
+func TestAnswers_ThatCannotBeAreErrorsThatNameThePlugin(t *testing.T) {
+	driver, host, _ := up(t, defaultTimings, plays(t, "liar"))
+	for session, want := range map[string]string{"huge": "larger than max", "nowhere": `"localhost" is no address`} {
+		_, err := driver.Inspect(t.Context(), session)
+		must.ErrorIs(t, err, runtime.ErrUnavailable)
+		must.ErrorContains(t, err, `plugin "liar"`)
+		must.ErrorContains(t, err, want)
+	}
+	var last error
+	for _, last = range driver.List(t.Context()) {
+	}
+	must.ErrorIs(t, last, runtime.ErrUnavailable)
+	must.ErrorContains(t, last, "more than 250000 sandboxes")
+	must.Eq(t, 0, host.Status()[0].Restarts)
+}
+
+func TestContainer_OfAnotherSessionIsRefused(t *testing.T) {
+	driver, _, _ := up(t, defaultTimings, plays(t, "good"))
+	_, err := create(t, driver, specOf("s1", volumeTwin))
+	must.NoError(t, err)
+	_, err = create(t, driver, specOf("s2", volumeTwin))
+	must.ErrorIs(t, err, runtime.ErrUnavailable)
+	must.ErrorContains(t, err, `with container "twin", which is that of session s1`)
+	must.NoError(t, driver.Delete(t.Context(), "s2"))
+	must.NoError(t, driver.Delete(t.Context(), "s1"))
+	_, err = create(t, driver, specOf("s3", volumeTwin))
+	must.NoError(t, err, must.Sprint("a container's name may come again"))
+}
+
+func TestOutput_CannotHurtTheHost(t *testing.T) {
+	for _, name := range []string{"floods stderr", "prints what is no log line"} {
+		t.Run(name, func(t *testing.T) {
+			driver, _, log := up(t, defaultTimings, plays(t, name))
+			_, err := create(t, driver, specOf("s1", "/v"))
+			must.NoError(t, err)
+			must.Less(t, 16<<20, len(log.String()))
+			must.StrNotContains(t, log.String(), "\x1b")
+		})
+	}
+}
+
+func TestStop_EndsTheGroupAndSparesDetachedSandboxes(t *testing.T) {
+	host, err := newHost(Config{Instance: "test", Plugins: []Plugin{plays(t, "good")}, Logger: hclog.NewNullLogger()}, defaultTimings)
+	must.NoError(t, err)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		host.Run(ctx)
+	}()
+	must.NoError(t, host.AwaitStart(t.Context()))
+	driver := host.Drivers()["good"]
+	pids := map[string]int{"plugin": host.Status()[0].PID}
+	for _, volume := range []string{volumeHelper, volumeDetach} {
+		sandbox, err := create(t, driver, specOf(volume, volume))
+		must.NoError(t, err)
+		pids[volume], err = strconv.Atoi(sandbox.ContainerID)
+		must.NoError(t, err)
+	}
+	ends := map[string]func(time.Duration) bool{}
+	for name, pid := range pids {
+		ends[name] = watchPID(t, pid)
+	}
+	cancel()
+	<-done
+	must.True(t, ends["plugin"](10*time.Second))
+	must.True(t, ends[volumeHelper](10*time.Second))
+	must.False(t, ends[volumeDetach](0))
+	must.NoError(t, unix.Kill(pids[volumeDetach], unix.SIGKILL))
+
+	must.Eq(t, StateStopped, host.Status()[0].State)
+	_, err = driver.Inspect(t.Context(), "s")
+	must.ErrorIs(t, err, runtime.ErrUnavailable)
+}
+
+func TestHost_TakesItsPluginsWithItWhenItIsKilled(t *testing.T) {
+	self, err := os.Executable()
+	must.NoError(t, err)
+	host := exec.Command(self)
+	// What a killed host leaves in its temporary folder is taken away here. The
+	// name is short: that of a unix socket below it may have 107 bytes.
+	folder, err := os.MkdirTemp("", "host")
+	must.NoError(t, err)
+	t.Cleanup(func() { must.NoError(t, os.RemoveAll(folder)) })
+	host.Env = append(os.Environ(), role+"=host", "TMPDIR="+folder)
+	stdout, err := host.StdoutPipe()
+	must.NoError(t, err)
+	must.NoError(t, host.Start())
+	line, err := bufio.NewReader(stdout).ReadString('\n')
+	must.NoError(t, err)
+	pid, err := strconv.Atoi(strings.TrimSpace(line))
+	must.NoError(t, err)
+	ended := watchPID(t, pid)
+	must.NoError(t, host.Process.Kill())
+	must.Error(t, host.Wait())
+	must.True(t, ended(10*time.Second))
+}
+
+// watchPID returns a function that says whether the process ends within a time.
+func watchPID(t *testing.T, pid int) func(time.Duration) bool {
+	t.Helper()
+	fd, err := unix.PidfdOpen(pid, 0)
+	must.NoError(t, err)
+	t.Cleanup(func() { must.NoError(t, unix.Close(fd)) })
+	return func(limit time.Duration) bool {
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, int(limit.Milliseconds()))
+		must.NoError(t, err)
+		return n == 1
+	}
+}
+
+func TestNew_RefusesWhatCannotBeRight(t *testing.T) {
+	for name, tc := range map[string]struct {
+		plugin Plugin
+		want   string
+	}{
+		"no name":             {Plugin{}, "its name is not"},
+		"a path as its name":  {Plugin{Name: "../sh"}, "its name is not"},
+		"no folder":           {Plugin{Name: "x"}, "no plugin folder"},
+		"half a checksum":     {Plugin{Name: "x", Path: "/x", SHA256: "abcd"}, "is not 64 hex digits"},
+		"config no object":    {Plugin{Name: "x", Path: "/x", Config: []byte(`[1]`)}, "is not a JSON object"},
+		"variable with equal": {Plugin{Name: "x", Path: "/x", Env: map[string]string{"A=B": "c"}}, "variable of its environment"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, err := New(Config{Instance: "test", Plugins: []Plugin{tc.plugin}, Logger: hclog.NewNullLogger()})
+			must.ErrorContains(t, err, fmt.Sprintf("plugin %q", tc.plugin.Name))
+			must.ErrorContains(t, err, tc.want)
+		})
+	}
+	_, err := New(Config{Dir: "/x", Plugins: []Plugin{{Name: "x"}, {Name: "x"}}, Logger: hclog.NewNullLogger()})
+	must.ErrorContains(t, err, "configured twice")
+}

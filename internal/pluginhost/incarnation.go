@@ -1,0 +1,182 @@
+package pluginhost
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	goplugin "github.com/hashicorp/go-plugin"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/connectivity"
+	"google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/status"
+
+	"github.com/bivouac/bivouac/runtime"
+	wire "github.com/bivouac/bivouac/runtime/plugin"
+)
+
+// incarnation is one life of a plugin: a process, configured and answering.
+type incarnation struct {
+	timings timings
+	process *process
+	client  *goplugin.Client
+	conn    *grpc.ClientConn
+	driver  *wire.Client
+	info    runtime.Info
+}
+
+// incarnate starts a process of the plugin, within timings.start.
+func (p *plugin) incarnate(ctx context.Context) (*incarnation, error) {
+	path, err := p.spec.file(p.dir)
+	if err != nil {
+		return nil, err
+	}
+	if err := verify(path, p.spec.SHA256); err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, p.timings.start, errStartLimit)
+	defer cancel()
+
+	out := newOutput(p.logger)
+	inc := &incarnation{timings: p.timings, process: newProcess(p.spec, path, p.launcher, out)}
+	config := wire.ClientConfig()
+	config.Logger = hclog.NewNullLogger() // the host itself tells what matters
+	config.SyncStdout, config.SyncStderr = out, out
+	config.StartTimeout = p.timings.start
+	config.RunnerFunc = inc.process.runner
+	inc.client = goplugin.NewClient(config)
+
+	// go-plugin's calls know no context. Each of them ends with the process.
+	stopKilling := context.AfterFunc(ctx, inc.process.kill)
+	err = inc.setUp(ctx, p)
+	if !stopKilling() && err == nil {
+		err = context.Cause(ctx)
+	}
+	if err != nil {
+		err = inc.whyNot(ctx, err)
+		inc.process.kill()
+		inc.client.Kill()
+		return nil, err
+	}
+	return inc, nil
+}
+
+var errStartLimit = errors.New("the start took too long")
+
+// setUp brings a fresh process to where it can be asked for sandboxes.
+func (i *incarnation) setUp(ctx context.Context, p *plugin) error {
+	protocol, err := i.client.Client()
+	if err != nil {
+		return err
+	}
+	i.conn = protocol.(*goplugin.GRPCClient).Conn // gRPC is all that ClientConfig allows
+	if err := i.checkHealth(ctx); err != nil {
+		return err
+	}
+	if i.driver, err = wire.Dispense(ctx, protocol); err != nil {
+		return err
+	}
+	if i.info, err = i.driver.Info(ctx); err != nil {
+		return err
+	}
+	if err := checkConfig(i.info, p.spec.Config); err != nil {
+		return err
+	}
+	err = i.driver.Configure(ctx, runtime.Config{Instance: p.instance, JSON: p.spec.Config})
+	if err != nil && !errors.Is(err, errors.ErrUnsupported) {
+		return fmt.Errorf("configure: %w", err)
+	}
+	return nil
+}
+
+// whyNot finds the cause behind the error of a start that failed.
+func (i *incarnation) whyNot(ctx context.Context, err error) error {
+	greeted, bad := i.process.greeting()
+	switch {
+	case bad != nil:
+		return bad
+	case context.Cause(ctx) == errStartLimit && !greeted:
+		return fmt.Errorf("it printed no handshake within %s", i.timings.start)
+	case context.Cause(ctx) == errStartLimit:
+		return fmt.Errorf("it did not answer within %s", i.timings.start)
+	case i.process.pid() == 0:
+		return err
+	case i.conn == nil || i.conn.GetState() != connectivity.Ready:
+		i.process.awaitEnd(collectLimit)
+	}
+	select {
+	case <-i.process.exited:
+		return i.process.ended()
+	default:
+		return err
+	}
+}
+
+// watch returns why the plugin must be started again, or ctx's error.
+func (i *incarnation) watch(ctx context.Context) error {
+	tick := time.NewTicker(i.timings.healthInterval)
+	defer tick.Stop()
+	for failures := 0; ; {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-i.process.exited:
+			return i.process.ended()
+		case <-tick.C:
+		}
+		err := i.checkHealth(ctx)
+		if err == nil {
+			failures = 0
+			continue
+		}
+		if failures++; failures >= healthFailures {
+			return err
+		}
+	}
+}
+
+// checkHealth asks the gRPC health service, which go-plugin has each plugin
+// serve.
+func (i *incarnation) checkHealth(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, i.timings.healthLimit)
+	defer cancel()
+	answer, err := grpc_health_v1.NewHealthClient(i.conn).Check(ctx,
+		&grpc_health_v1.HealthCheckRequest{Service: goplugin.GRPCServiceName})
+	switch {
+	case status.Code(err) == codes.Unimplemented:
+		return errors.New("health check: it does not serve grpc.health.v1.Health")
+	case err != nil:
+		return fmt.Errorf("health check: %s", status.Convert(err).Message())
+	case answer.GetStatus() != grpc_health_v1.HealthCheckResponse_SERVING:
+		return fmt.Errorf("health check: its service %q is %s", goplugin.GRPCServiceName, answer.GetStatus())
+	}
+	return nil
+}
+
+// explain says in an error what became of the process, where a call failed
+// because it ended.
+func (i *incarnation) explain(err error) error {
+	if !errors.Is(err, runtime.ErrUnavailable) || i.conn.GetState() == connectivity.Ready {
+		return err
+	}
+	// The connection breaks some moments before the process can be collected.
+	i.process.awaitEnd(collectLimit)
+	select {
+	case <-i.process.exited:
+		return fmt.Errorf("%w: %w", runtime.ErrUnavailable, i.process.ended())
+	default:
+		return err
+	}
+}
+
+// stop ends the process: it is asked to, and killed if it does not comply.
+// It returns once nothing is left of it.
+func (i *incarnation) stop() {
+	impatient := time.AfterFunc(i.timings.stop, i.process.kill)
+	defer impatient.Stop()
+	i.client.Kill()
+	<-i.process.exited
+}

@@ -1,0 +1,213 @@
+package pluginhost
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/bivouac/bivouac/runtime"
+)
+
+// timings is how long the host waits for what.
+type timings struct {
+	start          time.Duration // from a process's start until it is configured
+	stop           time.Duration // from asking a process to end until it is killed
+	healthInterval time.Duration
+	healthLimit    time.Duration // for one health check
+	minPause       time.Duration // before a restart, at first; then twice as long each time
+	maxPause       time.Duration
+	steady         time.Duration // a process that ran this long starts with minPause again
+}
+
+var defaultTimings = timings{
+	start:          30 * time.Second,
+	stop:           5 * time.Second,
+	healthInterval: 5 * time.Second,
+	healthLimit:    5 * time.Second,
+	minPause:       250 * time.Millisecond,
+	maxPause:       30 * time.Second,
+	steady:         time.Minute,
+}
+
+const (
+	healthFailures = 2           // in a row, before a process is killed
+	collectLimit   = time.Second // from a broken connection to the end of its process
+)
+
+var emptyConfig = json.RawMessage("{}")
+
+// plugin keeps one plugin running.
+type plugin struct {
+	spec     Plugin
+	dir      string
+	instance string
+	logger   hclog.Logger
+	launcher *launcher
+	timings  timings
+	owners   owners
+
+	firstTry chan struct{} // closed once the plugin came up or failed to
+
+	mu       sync.Mutex
+	status   Status
+	firstErr error         // set before firstTry is closed
+	up       *incarnation  // nil while there is none
+	changed  chan struct{} // closed and replaced when up changes
+}
+
+func newPlugin(config Config, spec Plugin, l *launcher, timings timings) (*plugin, error) {
+	if len(spec.Config) == 0 {
+		spec.Config = emptyConfig
+	}
+	if err := spec.check(); err != nil {
+		return nil, err
+	}
+	if _, err := spec.file(config.Dir); err != nil {
+		return nil, err
+	}
+	return &plugin{
+		spec:     spec,
+		dir:      config.Dir,
+		instance: config.Instance,
+		logger:   config.Logger.Named("plugin." + spec.Name),
+		launcher: l,
+		timings:  timings,
+		firstTry: make(chan struct{}),
+		status:   Status{Name: spec.Name, State: StateStopped, Since: time.Now(), Reason: "the host has not started it"},
+		changed:  make(chan struct{}),
+	}, nil
+}
+
+// run keeps the plugin running until ctx ends, and returns once its process is
+// gone.
+func (p *plugin) run(ctx context.Context) {
+	var failure error
+	pause := p.timings.minPause
+	for restarts := 0; ; restarts++ {
+		began := time.Now()
+		p.set(StateStarting, failure, restarts, nil)
+		failure = p.live(ctx, restarts)
+		if ctx.Err() != nil {
+			p.set(StateStopped, nil, restarts, nil)
+			p.tried(ctx.Err())
+			return
+		}
+		if time.Since(began) >= p.timings.steady {
+			pause = p.timings.minPause
+		}
+		p.set(StateWaiting, failure, restarts, nil)
+		p.logger.Error("plugin_failed", "error", failure, "restart_in", pause)
+		p.tried(failure)
+		select {
+		case <-ctx.Done():
+		case <-time.After(pause):
+		}
+		pause = min(2*pause, p.timings.maxPause)
+	}
+}
+
+// live is one life of the plugin, from its start to its end. It returns why it
+// ended.
+func (p *plugin) live(ctx context.Context, restarts int) error {
+	inc, err := p.incarnate(ctx)
+	if err != nil {
+		return err
+	}
+	p.set(StateRunning, nil, restarts, inc)
+	p.logger.Info("plugin_started", "pid", inc.process.pid(), "driver", inc.info.Name, "version", inc.info.Version)
+	p.tried(nil)
+	err = inc.watch(ctx)
+	p.set(StateWaiting, err, restarts, nil) // calls fail from now on
+	if ctx.Err() == nil {
+		inc.process.kill() // it is dead or does not answer: nothing is gained by asking
+	}
+	inc.stop()
+	return err
+}
+
+func (p *plugin) set(state State, why error, restarts int, inc *incarnation) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.status = Status{Name: p.spec.Name, State: state, Since: time.Now(), Restarts: restarts, Info: p.status.Info}
+	if why != nil {
+		p.status.Reason = printable(why.Error())
+	}
+	if inc != nil {
+		p.status.PID, p.status.Info = inc.process.pid(), inc.info
+	}
+	if p.up != inc {
+		p.up = inc
+		close(p.changed)
+		p.changed = make(chan struct{})
+	}
+}
+
+// tried notes how the first start went.
+func (p *plugin) tried(err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	select {
+	case <-p.firstTry:
+	default:
+		p.firstErr = err
+		close(p.firstTry)
+	}
+}
+
+func (p *plugin) awaitStart(ctx context.Context) error {
+	select {
+	case <-p.firstTry:
+	case <-ctx.Done():
+		return p.wrap(ctx.Err())
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.firstErr != nil {
+		return p.wrap(p.firstErr)
+	}
+	return nil
+}
+
+func (p *plugin) current() Status {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.status
+}
+
+// now returns the incarnation that is up, or at once an error that says why
+// there is none.
+func (p *plugin) now() (*incarnation, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	switch {
+	case p.up != nil:
+		return p.up, nil
+	case p.status.Reason != "":
+		return nil, p.wrap(fmt.Errorf("%w: it is %s: %s", runtime.ErrUnavailable, p.status.State, p.status.Reason))
+	}
+	return nil, p.wrap(fmt.Errorf("%w: it is %s", runtime.ErrUnavailable, p.status.State))
+}
+
+// await returns the incarnation that is up, or the next one.
+func (p *plugin) await(ctx context.Context) (*incarnation, error) {
+	for {
+		p.mu.Lock()
+		up, changed := p.up, p.changed
+		p.mu.Unlock()
+		if up != nil {
+			return up, nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
+
+// wrap names the plugin in an error.
+func (p *plugin) wrap(err error) error { return fmt.Errorf("plugin %q: %w", p.spec.Name, err) }

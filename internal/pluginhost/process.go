@@ -1,0 +1,264 @@
+package pluginhost
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/hashicorp/go-plugin/runner"
+)
+
+// defaultPath is a plugin's PATH, unless its environment names one.
+const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+// drainLimit is how long what a plugin printed last is read after its end. A
+// sandbox may have inherited the plugin's output and keep it open for ever.
+const drainLimit = 200 * time.Millisecond
+
+// process is one process of a plugin. It is go-plugin's runner.Runner, which is
+// the place for what go-plugin leaves out: a process group, an end together
+// with the host, and output that cannot hurt.
+type process struct {
+	path     string
+	launcher *launcher
+	output   *output
+	cmd      *exec.Cmd
+
+	stdoutRead, stderrRead *os.File
+	handshakeRead          *io.PipeReader // what go-plugin sees of stdout
+	handshakeWrite         *io.PipeWriter
+
+	exited  chan struct{} // closed once the process has ended and been collected
+	reading sync.WaitGroup
+
+	waitErr error // set before exited is closed
+
+	mu        sync.Mutex
+	started   bool
+	killed    bool
+	greeted   bool
+	handshake error // what is wrong with the first line
+}
+
+func newProcess(spec Plugin, path string, l *launcher, out *output) *process {
+	p := &process{path: path, launcher: l, output: out, exited: make(chan struct{})}
+	p.handshakeRead, p.handshakeWrite = io.Pipe()
+	p.cmd = exec.Command(path, spec.Args...)
+	p.cmd.Dir = "/"
+	if _, ok := spec.Env["PATH"]; !ok {
+		p.cmd.Env = append(p.cmd.Env, "PATH="+defaultPath)
+	}
+	for name, value := range spec.Env {
+		p.cmd.Env = append(p.cmd.Env, name+"="+value)
+	}
+	p.cmd.SysProcAttr = ownGroup()
+	return p
+}
+
+// runner is go-plugin's hook for starting a process. The command that it gets
+// holds the environment of the handshake and nothing else.
+func (p *process) runner(_ hclog.Logger, cmd *exec.Cmd, _ string) (runner.Runner, error) {
+	p.cmd.Env = append(p.cmd.Env, cmd.Env...)
+	return p, nil
+}
+
+// Start starts the process. Its output is read from then on.
+func (p *process) Start(ctx context.Context) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	stdoutRead, stdoutWrite, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	stderrRead, stderrWrite, err := os.Pipe()
+	if err != nil {
+		return errors.Join(err, stdoutRead.Close(), stdoutWrite.Close())
+	}
+	p.stdoutRead, p.stderrRead = stdoutRead, stderrRead
+	p.cmd.Stdout, p.cmd.Stderr = stdoutWrite, stderrWrite
+
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	err = p.launcher.do(p.cmd.Start)
+	err = errors.Join(err, stdoutWrite.Close(), stderrWrite.Close())
+	if err != nil {
+		return errors.Join(startError(p.path, err), stdoutRead.Close(), stderrRead.Close())
+	}
+	p.started = true
+	p.reading.Go(func() { p.output.copy(p.stderrRead) })
+	p.reading.Go(p.readStdout)
+	go p.wait()
+	return nil
+}
+
+// startError says what the kernel's words for a file that cannot be run mean.
+func startError(path string, err error) error {
+	switch {
+	case errors.Is(err, syscall.ENOEXEC):
+		return fmt.Errorf("%s is not a program for this machine: %w", path, err)
+	case errors.Is(err, syscall.ENOENT):
+		return fmt.Errorf("%s cannot be run, or the interpreter or loader that it names is missing: %w", path, err)
+	case errors.Is(err, syscall.EACCES):
+		return fmt.Errorf("%s may not be run by this user: %w", path, err)
+	}
+	return err
+}
+
+// readStdout passes the first line to go-plugin, if it is a handshake, and logs
+// all others.
+func (p *process) readStdout() {
+	defer func() { _ = p.handshakeWrite.Close() }() // it never fails
+	first := bufio.NewReaderSize(p.stdoutRead, maxHandshake)
+	line, err := first.ReadSlice('\n')
+	if len(line) == 0 {
+		return
+	}
+	bad := checkHandshake(string(line))
+	p.mu.Lock()
+	p.greeted, p.handshake = true, bad
+	p.mu.Unlock()
+	if bad != nil {
+		_ = p.handshakeWrite.Close()
+		p.kill()
+	} else if _, err := p.handshakeWrite.Write(line); err != nil {
+		return
+	}
+	if err == nil || errors.Is(err, bufio.ErrBufferFull) {
+		p.output.copy(first)
+	}
+}
+
+// wait collects the process once it has ended, and what is left of its group.
+func (p *process) wait() {
+	err := collect(p.cmd)
+	deadline := time.Now().Add(drainLimit)
+	_ = p.stdoutRead.SetReadDeadline(deadline) // a pipe takes deadlines
+	_ = p.stderrRead.SetReadDeadline(deadline)
+	p.reading.Wait()
+	_ = p.stdoutRead.Close()
+	_ = p.stderrRead.Close()
+
+	p.waitErr = err
+	close(p.exited)
+}
+
+// kill ends the process and its group at once. It does not wait.
+func (p *process) kill() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.started {
+		return
+	}
+	select {
+	case <-p.exited:
+		return // its ID may be another's by now
+	default:
+	}
+	p.killed = true
+	_ = p.cmd.Process.Kill() // it fails where the process has ended; collect sees to the group
+}
+
+// ended says how the process ended, with what it printed last. It is good once
+// exited is closed.
+func (p *process) ended() error {
+	how := "its process ended with exit code 0"
+	switch {
+	case p.wasKilled():
+		how = "its process was killed by the host"
+	case p.waitErr != nil:
+		how = "its process ended: " + p.waitErr.Error()
+	}
+	if last := p.output.last(); last != "" {
+		how += "; it printed last: " + last
+	}
+	return errors.New(how)
+}
+
+// wasKilled says whether the host had to end the process. It is good once
+// exited is closed.
+func (p *process) wasKilled() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var exit *exec.ExitError
+	if !p.killed || !errors.As(p.waitErr, &exit) {
+		return false
+	}
+	status, ok := exit.Sys().(syscall.WaitStatus)
+	return ok && status.Signal() == syscall.SIGKILL
+}
+
+// awaitEnd returns once the process has ended, or after limit.
+func (p *process) awaitEnd(limit time.Duration) {
+	select {
+	case <-p.exited:
+	case <-time.After(limit):
+	}
+}
+
+// greeting says whether a first line was read, and what is wrong with it.
+func (p *process) greeting() (bool, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.greeted, p.handshake
+}
+
+func (p *process) pid() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.started {
+		return 0
+	}
+	return p.cmd.Process.Pid
+}
+
+// The methods below are what else go-plugin wants of a runner.
+
+// Wait returns once the process has ended.
+func (p *process) Wait(ctx context.Context) error {
+	select {
+	case <-p.exited:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// Kill does nothing: the host decides when a process is killed, so that one
+// that ends by itself can say why.
+func (p *process) Kill(context.Context) error { return nil }
+
+// Stdout holds the handshake, and ends with the process.
+func (p *process) Stdout() io.ReadCloser { return p.handshakeRead }
+
+// Stderr is empty: the process's own is logged by output.
+func (p *process) Stderr() io.ReadCloser { return io.NopCloser(strings.NewReader("")) }
+
+// Name returns the plugin's file.
+func (p *process) Name() string { return p.path }
+
+// ID is never empty: go-plugin then leaves its folder behind.
+func (p *process) ID() string { return strconv.Itoa(p.pid()) }
+
+// Diagnose has nothing to add: the host tells what went wrong.
+func (p *process) Diagnose(context.Context) string { return "" }
+
+// PluginToHost returns an address as it is: both are on this machine.
+func (p *process) PluginToHost(network, address string) (string, string, error) {
+	return network, address, nil
+}
+
+// HostToPlugin returns an address as it is.
+func (p *process) HostToPlugin(network, address string) (string, string, error) {
+	return network, address, nil
+}
