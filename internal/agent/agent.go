@@ -44,8 +44,8 @@ type Environment struct {
 // Validate finds what is wrong with a configuration as far as that can be seen
 // without starting anything.
 func Validate(c config.Config) error {
-	if c.Dev {
-		return checkRuntime(c)
+	if err := checkRuntime(c); err != nil || c.Dev {
+		return err
 	}
 	_, storeErr := newConsul(c, hclog.NewNullLogger())
 	_, runtimeErr := newNomad(c, hclog.NewNullLogger())
@@ -86,7 +86,7 @@ func Run(ctx context.Context, c config.Config, env Environment) (err error) {
 		Logger:          log,
 		Meter:           telemetry.meter,
 		Tracer:          telemetry.tracer,
-		Now:             time.Now,
+		Now:             base.now,
 	})
 	if err != nil {
 		return fmt.Errorf("agent: %w", err)

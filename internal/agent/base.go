@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"time"
 
 	consulapi "github.com/hashicorp/consul/api"
 	"github.com/hashicorp/go-hclog"
@@ -24,6 +25,7 @@ import (
 type base struct {
 	store  scheduler.Store
 	locker scheduler.Locker
+	now    func() time.Time
 	driver runtime.Driver
 	checks []httpapi.Check
 	parts  []part
@@ -46,12 +48,14 @@ func newBase(ctx context.Context, c config.Config, log hclog.Logger) (base, erro
 	if err != nil {
 		return base{}, err
 	}
+	clock := consul.NewClock(store, time.Now)
 	return base{
 		store:  store,
-		locker: store,
+		locker: clock,
+		now:    clock.Now,
 		driver: driver,
 		checks: []httpapi.Check{{Name: "consul", Run: store.Health}, {Name: "nomad", Run: driver.Health}},
-		parts:  []part{{"consul", store.Run}, {"nomad", driver.Run}},
+		parts:  []part{{"consul", store.Run}, {"clock", clock.Run}, {"nomad", driver.Run}},
 	}, nil
 }
 

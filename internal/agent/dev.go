@@ -54,6 +54,7 @@ func newDevBase(ctx context.Context, c config.Config, log hclog.Logger) (base, e
 	return base{
 		store:  store,
 		locker: memory.NewLocker(store),
+		now:    time.Now,
 		driver: driver,
 		volume: volume,
 		parts: []part{{"sandboxes", func(ctx context.Context) error {

@@ -48,7 +48,7 @@ func newWorld(t *testing.T, template string, flags ...string) *world {
 		nomad:    nomadClient,
 		consul:   consulClient,
 		prefix:   prefix,
-		instance: strings.TrimSuffix(prefix, "/"),
+		instance: strings.ToLower(strings.TrimSuffix(prefix, "/")),
 		volume:   t.TempDir(),
 		env:      append(os.Environ(), "CONSUL_HTTP_ADDR="+c.Addr(), "NOMAD_ADDR=http://"+n.Addr()),
 	}
