@@ -27,7 +27,6 @@ func TestOneAtATimeInOrderOfArrival(t *testing.T) {
 				unlock, err := m.Lock(t.Context(), chat, time.Hour)
 				must.NoError(t, err)
 				order = append(order, i)
-				time.Sleep(time.Second) // the bubble's clock
 				unlock()
 			})
 			synctest.Wait()
@@ -83,7 +82,7 @@ func TestTurnThatComesTooLateIsPassedOn(t *testing.T) {
 			}
 			done <- err
 		}()
-		time.Sleep(time.Second)
+		<-time.After(time.Second)
 		release()
 		if err := <-done; err != nil {
 			must.ErrorIs(t, err, scheduler.ErrLockTimeout)

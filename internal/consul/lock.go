@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"maps"
 	"time"
 
 	"github.com/google/uuid"
@@ -144,10 +145,7 @@ func (s *Store) abandon(h *hold, lease *Lease) {
 // and again until its request can no longer arrive.
 func (s *Store) clearStrays(ctx context.Context, h *hold) {
 	h.mu.Lock()
-	strays := make(map[string]stray, len(h.strays))
-	for id, left := range h.strays {
-		strays[id] = left
-	}
+	strays := maps.Clone(h.strays)
 	h.mu.Unlock()
 	if len(strays) == 0 {
 		return

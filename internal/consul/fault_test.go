@@ -1,0 +1,292 @@
+package consul
+
+import (
+	"context"
+	"net/http"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/hashicorp/consul/api"
+	"github.com/shoenig/test/must"
+
+	"github.com/bivouac/bivouac/scheduler"
+)
+
+const patience = time.Minute
+
+// behindProxy returns a cluster, a replica that reaches Consul directly, and
+// one behind a proxy, which has its session already.
+func behindProxy(t *testing.T) (c *cluster, direct, proxied *replica, p *proxy) {
+	t.Helper()
+	c = open(t)
+	p = newProxy(t, c.addr)
+	direct, proxied = c.join(t, c.addr), c.join(t, p.addr)
+	_, err := proxied.session.current(t.Context())
+	must.NoError(t, err)
+	return c, direct, proxied, p
+}
+
+func lock(t *testing.T, locker scheduler.Locker, chatID uuid.UUID) scheduler.Lease {
+	t.Helper()
+	lease, err := locker.Lock(t.Context(), chatID, patience)
+	must.NoError(t, err)
+	return lease
+}
+
+func read(t *testing.T, store scheduler.Store, chatID uuid.UUID) *scheduler.Session {
+	t.Helper()
+	session, _, err := store.Get(t.Context(), chatID, scheduler.Block{})
+	must.NoError(t, err)
+	return session
+}
+
+func put(t *testing.T, locker scheduler.Locker, session scheduler.Session) {
+	t.Helper()
+	must.NoError(t, lock(t, locker, session.ChatID).Write(t.Context(), &session, scheduler.Release))
+}
+
+func freshSession() scheduler.Session {
+	session := testSession()
+	session.SessionID, session.ChatID = uuid.New(), uuid.New()
+	return session
+}
+
+// mistakes are what can happen to a single request whose sender then does not
+// know whether it was applied.
+func mistakes() map[string]fault {
+	return map[string]fault{
+		"the reply is lost":               loseReply,
+		"the request is lost":             loseRequest,
+		"it is applied and answered 500":  answerAfter(http.StatusInternalServerError),
+		"it is turned away with 429":      answer(http.StatusTooManyRequests),
+		"it is turned away with 503":      answer(http.StatusServiceUnavailable),
+		"it is not applied, answered 500": answer(http.StatusInternalServerError),
+	}
+}
+
+func TestLockIsTakenWhateverHappensToARequest(t *testing.T) {
+	for name, mistake := range mistakes() {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c, direct, proxied, p := behindProxy(t)
+			session := freshSession()
+			put(t, direct, session)
+
+			p.do(first(2, "lock", mistake))
+			lease := lock(t, proxied, session.ChatID)
+			must.Eq(t, &session, lease.Session())
+			_, err := direct.Lock(t.Context(), session.ChatID, 0)
+			must.ErrorIs(t, err, scheduler.ErrLockTimeout)
+
+			p.do(first(2, "release", mistake))
+			must.NoError(t, lease.Release(t.Context()))
+			must.NoError(t, lock(t, direct, session.ChatID).Write(t.Context(), nil, scheduler.Release))
+			c.MustBeEmpty(t)
+		})
+	}
+}
+
+func TestWriteIsMadeOnceWhateverHappensToARequest(t *testing.T) {
+	for name, mistake := range mistakes() {
+		for _, then := range []scheduler.Then{scheduler.Keep, scheduler.Release} {
+			t.Run(map[scheduler.Then]string{scheduler.Keep: "keep, ", scheduler.Release: "release, "}[then]+name, func(t *testing.T) {
+				t.Parallel()
+				c, direct, proxied, p := behindProxy(t)
+				session := freshSession()
+				renewed := session
+				renewed.ExpiresAt = session.ExpiresAt.Add(time.Hour)
+
+				lease := lock(t, proxied, session.ChatID)
+				for _, next := range []*scheduler.Session{&session, &renewed, nil} {
+					if then == scheduler.Release {
+						must.NoError(t, lease.Release(t.Context()))
+						lease = lock(t, proxied, session.ChatID)
+					}
+					p.do(first(1, "write", mistake))
+					must.NoError(t, lease.Write(t.Context(), next, then))
+					must.Eq(t, next, lease.Session())
+					must.Eq(t, next, read(t, direct, session.ChatID))
+
+					free := then == scheduler.Release
+					other, err := direct.Lock(t.Context(), session.ChatID, 0)
+					if free {
+						must.NoError(t, err)
+						must.NoError(t, other.Release(t.Context()))
+					} else {
+						must.ErrorIs(t, err, scheduler.ErrLockTimeout)
+					}
+				}
+				must.NoError(t, lease.Release(t.Context()))
+				c.MustBeEmpty(t)
+			})
+		}
+	}
+}
+
+func TestReadsBridgeAShortRefusal(t *testing.T) {
+	_, direct, proxied, p := behindProxy(t)
+	session := freshSession()
+	session.ExpiresAt = session.CreatedAt
+	put(t, direct, session)
+	for kind, readAgain := range map[string]func() error{
+		"get": func() error {
+			_, _, err := proxied.Get(t.Context(), session.ChatID, scheduler.Block{})
+			return err
+		},
+		"keys": func() error {
+			_, err := proxied.Count(t.Context())
+			return err
+		},
+		"read txn": func() error {
+			_, err := proxied.Expired(t.Context(), session.ExpiresAt, 10)
+			return err
+		},
+	} {
+		p.do(first(2, kind, answer(http.StatusTooManyRequests)))
+		must.NoError(t, readAgain(), must.Sprint(kind))
+		p.do(always(answer(http.StatusTooManyRequests)))
+		must.ErrorIs(t, readAgain(), scheduler.ErrUnavailable, must.Sprint(kind))
+	}
+}
+
+// Given a write that was applied while its reply and all that follows is lost,
+// then the caller is told that its outcome is unknown; and once Consul
+// can be reached again, the lease finds out by itself.
+func TestUnknownOutcomeIsSaidAndFoundOutLater(t *testing.T) {
+	c, direct, proxied, p := behindProxy(t)
+	session := freshSession()
+	running := session
+	session.State = scheduler.StateCreating
+
+	lease := lock(t, proxied, session.ChatID)
+	p.do(always(loseReply)) // a read has no effect, so it fails
+	must.ErrorIs(t, lease.Write(t.Context(), &session, scheduler.Keep), scheduler.ErrUnavailable)
+	must.Eq(t, &session, read(t, direct, session.ChatID))
+
+	p.do(nil)
+	must.NoError(t, lease.Write(t.Context(), &running, scheduler.Keep))
+	must.Eq(t, &running, read(t, direct, session.ChatID))
+	must.NoError(t, lease.Write(t.Context(), nil, scheduler.Release))
+	c.MustBeEmpty(t)
+}
+
+func TestLockLostWhileAWriteIsUnanswered(t *testing.T) {
+	c, direct, proxied, p := behindProxy(t)
+	session := freshSession()
+	put(t, direct, session)
+	dead := session
+	dead.State = scheduler.StateDead
+
+	lease := lock(t, proxied, session.ChatID)
+	p.do(first(1, "write", func(http.ResponseWriter, *http.Request, http.Handler) {
+		// Another takes over before the request could arrive.
+		c.BreakLock(t, session.ChatID)
+		panic(http.ErrAbortHandler)
+	}))
+	must.ErrorIs(t, lease.Write(t.Context(), &dead, scheduler.Keep), scheduler.ErrLockLost)
+	<-lease.Lost()
+	must.Eq(t, &session, read(t, direct, session.ChatID))
+}
+
+// Given a write that is still on its way when its caller has given up and
+// released the lock, when it arrives at last, then it changes nothing.
+func TestWriteThatArrivesLateChangesNothing(t *testing.T) {
+	_, direct, proxied, p := behindProxy(t)
+	session := freshSession()
+	put(t, direct, session)
+	dead := session
+	dead.State = scheduler.StateDead
+
+	ctx, giveUp := context.WithCancel(t.Context())
+	arrive, answered := make(chan struct{}), make(chan struct{})
+	lease := lock(t, proxied, session.ChatID)
+	p.do(first(1, "write", func(w http.ResponseWriter, r *http.Request, consul http.Handler) {
+		defer close(answered)
+		giveUp()
+		<-arrive
+		loseReply(w, r.WithContext(context.WithoutCancel(r.Context())), consul)
+	}))
+	must.ErrorIs(t, lease.Write(ctx, &dead, scheduler.Keep), scheduler.ErrUnavailable)
+	must.NoError(t, lease.Release(t.Context()))
+
+	next := lock(t, proxied, session.ChatID) // by the same session
+	close(arrive)
+	<-answered
+	must.Eq(t, &session, read(t, direct, session.ChatID))
+	must.NoError(t, next.Write(t.Context(), nil, scheduler.Release))
+}
+
+// Given a caller who leaves while its lock is being taken, then nobody holds it.
+func TestLockThatNobodyWaitsForAnyMoreIsCleared(t *testing.T) {
+	c, direct, proxied, p := behindProxy(t)
+	chatID := uuid.New()
+	ctx, giveUp := context.WithCancel(t.Context())
+	p.do(first(1, "lock", func(w http.ResponseWriter, r *http.Request, consul http.Handler) {
+		giveUp()
+		loseReply(w, r.WithContext(context.WithoutCancel(r.Context())), consul)
+	}))
+	_, err := proxied.Lock(ctx, chatID, patience)
+	must.ErrorIs(t, err, context.Canceled)
+	must.NoError(t, lock(t, direct, chatID).Release(t.Context()))
+	c.MustBeEmpty(t)
+}
+
+// Given a release that could not be made, then it is made up for later.
+func TestLockThatCouldNotBeReleasedIsCleared(t *testing.T) {
+	c, direct, proxied, p := behindProxy(t)
+	chatID := uuid.New()
+	lease := lock(t, proxied, chatID)
+	p.do(first(maxTries, "release", loseRequest))
+	must.ErrorIs(t, lease.Release(t.Context()), scheduler.ErrUnavailable)
+	must.NoError(t, lease.Release(t.Context()))
+	must.NoError(t, lock(t, direct, chatID).Release(t.Context()))
+	c.MustBeEmpty(t)
+}
+
+func TestAnswersOfSomethingElseAreNotTakenForConsuls(t *testing.T) {
+	_, _, proxied, p := behindProxy(t)
+	p.do(always(answer(http.StatusNotFound)))
+	_, _, err := proxied.Get(t.Context(), uuid.New(), scheduler.Block{})
+	must.ErrorIs(t, err, scheduler.ErrUnavailable)
+	_, err = proxied.List(t.Context(), scheduler.Query{PerPage: 1})
+	must.ErrorIs(t, err, scheduler.ErrUnavailable)
+	_, err = proxied.Count(t.Context())
+	must.ErrorIs(t, err, scheduler.ErrUnavailable)
+}
+
+func TestHealthIsThatConsulHasALeader(t *testing.T) {
+	_, _, proxied, p := behindProxy(t)
+	must.NoError(t, proxied.Health(t.Context()))
+	p.do(always(func(w http.ResponseWriter, _ *http.Request, _ http.Handler) { _, _ = w.Write([]byte(`""`)) }))
+	must.ErrorIs(t, proxied.Health(t.Context()), scheduler.ErrUnavailable)
+	p.do(always(loseRequest))
+	must.ErrorIs(t, proxied.Health(t.Context()), scheduler.ErrUnavailable)
+}
+
+func TestWithoutASessionNoLockIsGivenOut(t *testing.T) {
+	c := open(t)
+	p := newProxy(t, c.addr)
+	p.do(always(loseRequest))
+	proxied := c.join(t, p.addr)
+	_, err := proxied.Lock(t.Context(), uuid.New(), patience)
+	must.ErrorIs(t, err, scheduler.ErrUnavailable)
+
+	p.do(nil) // and it comes by itself
+	for {
+		lease, err := proxied.Lock(t.Context(), uuid.New(), patience)
+		if err == nil {
+			must.NoError(t, lease.Release(t.Context()))
+			return
+		}
+		must.ErrorIs(t, err, scheduler.ErrUnavailable)
+		<-time.After(10 * time.Millisecond)
+	}
+}
+
+func TestEmptyPrefixMeansTheDefault(t *testing.T) {
+	client, err := NewClient(&api.Config{})
+	must.NoError(t, err)
+	must.Eq(t, "bivouac/v1/changed", New(client, Config{}).keys.changed())
+	must.Eq(t, "a/b/v1/changed", New(client, Config{Prefix: "/a/b"}).keys.changed())
+}

@@ -1,0 +1,152 @@
+package consul
+
+import (
+	"bytes"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/hashicorp/consul/api"
+	"github.com/shoenig/test/must"
+)
+
+// fault is what a proxy does with a request.
+type fault func(w http.ResponseWriter, r *http.Request, consul http.Handler)
+
+// loseReply lets Consul have the request, and nobody the answer.
+func loseReply(_ http.ResponseWriter, r *http.Request, consul http.Handler) {
+	consul.ServeHTTP(httptest.NewRecorder(), r)
+	panic(http.ErrAbortHandler) // cuts the connection
+}
+
+// loseRequest cuts the connection before Consul has the request.
+func loseRequest(http.ResponseWriter, *http.Request, http.Handler) { panic(http.ErrAbortHandler) }
+
+// answer gives the status in Consul's place.
+func answer(status int) fault {
+	return func(w http.ResponseWriter, _ *http.Request, _ http.Handler) { w.WriteHeader(status) }
+}
+
+// answerAfter lets Consul have the request and gives the status as its answer.
+func answerAfter(status int) fault {
+	return func(w http.ResponseWriter, r *http.Request, consul http.Handler) {
+		consul.ServeHTTP(httptest.NewRecorder(), r)
+		w.WriteHeader(status)
+	}
+}
+
+// request is one that reached a proxy, told apart by what it does.
+type request struct {
+	kind     string // "get", "keys", "lock", "write", "release", "read txn", "session"
+	blocking bool
+}
+
+// proxy stands between a replica and Consul.
+type proxy struct {
+	addr string
+
+	mu    sync.Mutex
+	seen  []request
+	fault func(request) fault // nil, or returns nil: let the request through
+}
+
+func newProxy(t *testing.T, addr string) *proxy {
+	t.Helper()
+	target, err := url.Parse("http://" + addr)
+	must.NoError(t, err)
+	consul := httputil.NewSingleHostReverseProxy(target)
+	consul.ErrorLog = nil
+	consul.ErrorHandler = func(http.ResponseWriter, *http.Request, error) { panic(http.ErrAbortHandler) }
+	p := &proxy{}
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		body, err := io.ReadAll(r.Body)
+		if err != nil {
+			panic(http.ErrAbortHandler)
+		}
+		r.Body = io.NopCloser(bytes.NewReader(body))
+		if act := p.note(classifyRequest(r, string(body))); act != nil {
+			act(w, r, consul)
+			return
+		}
+		consul.ServeHTTP(w, r)
+	}))
+	t.Cleanup(server.Close)
+	p.addr = strings.TrimPrefix(server.URL, "http://")
+	return p
+}
+
+func classifyRequest(r *http.Request, body string) request {
+	query := r.URL.Query()
+	switch {
+	case strings.HasPrefix(r.URL.Path, "/v1/kv/"):
+		kind := "get"
+		if query.Has("keys") {
+			kind = "keys"
+		}
+		return request{kind: kind, blocking: query.Has("index")}
+	case r.URL.Path != "/v1/txn":
+		return request{kind: "session"}
+	case strings.Contains(body, `"`+string(api.KVLock)+`"`):
+		return request{kind: "lock"}
+	case strings.Contains(body, `"`+string(api.KVCheckIndex)+`"`):
+		return request{kind: "write"}
+	case strings.Contains(body, `"`+string(api.KVDeleteCAS)+`"`):
+		return request{kind: "release"}
+	default:
+		return request{kind: "read txn"}
+	}
+}
+
+func (p *proxy) note(r request) fault {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.seen = append(p.seen, r)
+	if p.fault == nil {
+		return nil
+	}
+	return p.fault(r)
+}
+
+// do makes the proxy act on requests from now on.
+func (p *proxy) do(rule func(request) fault) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.fault = rule
+}
+
+// first acts on the first n requests of a kind.
+func first(n int, kind string, act fault) func(request) fault {
+	return func(r request) fault {
+		if r.kind != kind || n == 0 {
+			return nil
+		}
+		n--
+		return act
+	}
+}
+
+// always acts on each request.
+func always(act fault) func(request) fault { return func(request) fault { return act } }
+
+// kinds returns and forgets what reached Consul's KV store.
+func (p *proxy) kinds() []string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var kinds []string
+	for _, r := range p.seen {
+		if r.kind == "session" {
+			continue
+		}
+		if r.blocking {
+			r.kind = "blocking " + r.kind
+		}
+		kinds = append(kinds, r.kind)
+	}
+	p.seen = nil
+	return kinds
+}
