@@ -60,12 +60,22 @@ func (c *cache) get(jobID string) (s state, current bool) {
 	return s, c.current
 }
 
+func (c *cache) isCurrent() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.current
+}
+
+// setCurrent says whether the event stream is up, and makes everybody look.
 func (c *cache) setCurrent(current bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.current = current
 	for _, e := range c.entries {
 		e.wake()
+	}
+	for f := range c.feeds {
+		notify(f.C)
 	}
 }
 

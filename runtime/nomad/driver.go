@@ -92,6 +92,21 @@ func (d *Driver) Run(ctx context.Context) error {
 	return d.follow(ctx)
 }
 
+// Current waits until Run follows Nomad's events and what stood before them is
+// read, or until ctx ends. Nothing needs it to be so, but it is cheaper.
+func (d *Driver) Current(ctx context.Context) error {
+	f, done := d.cache.subscribe()
+	defer done()
+	for !d.cache.isCurrent() {
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("nomad: follow events: %w", ctx.Err())
+		case <-f.C:
+		}
+	}
+	return nil
+}
+
 // Info implements [runtime.Driver].
 func (d *Driver) Info(context.Context) (runtime.Info, error) {
 	return runtime.Info{Name: "nomad", Version: "1"}, nil

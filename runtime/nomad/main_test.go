@@ -40,7 +40,9 @@ func TestMain(m *testing.M) {
 // replica is one driver with its Run, as a replica of the agent has it.
 type replica struct {
 	*nomad.Driver
-	client *api.Client
+	client   *api.Client
+	template *jobs.Template
+	instance string
 }
 
 // rawExec returns the raw_exec template, running this binary.
@@ -74,7 +76,7 @@ func open(t testing.TB, client *api.Client, template *jobs.Template, instance st
 		cancel()
 		must.ErrorIs(t, <-ended, context.Canceled)
 	})
-	return replica{driver, client}
+	return replica{driver, client, template, instance}
 }
 
 // openShared starts a replica on the Nomad that all tests share, with an

@@ -1,0 +1,143 @@
+package nomad_test
+
+import (
+	"testing"
+	"time"
+
+	"github.com/hashicorp/nomad/api"
+	"github.com/shoenig/test/must"
+
+	"github.com/bivouac/bivouac/jobs"
+	"github.com/bivouac/bivouac/runtime"
+)
+
+func create(t *testing.T, r replica) (runtime.Spec, runtime.Sandbox) {
+	t.Helper()
+	spec := newSpec(t, r)
+	sandbox, err := r.Create(within(t, 30*time.Second), spec, ignore)
+	must.NoError(t, err)
+	return spec, sandbox
+}
+
+// awaitReport returns the first report of the session in that state.
+func awaitReport(t *testing.T, reports <-chan runtime.Sandbox, sessionID string, state runtime.State) runtime.Sandbox {
+	t.Helper()
+	for report := range reports {
+		if report.SessionID == sessionID && report.State == state {
+			return report
+		}
+	}
+	t.Fatalf("no report of %s being %s", sessionID, state)
+	return runtime.Sandbox{}
+}
+
+func TestWatch_says_that_an_operator_stopped_the_job(t *testing.T) {
+	r := openShared(t, rawExec(t, nil))
+	reports := watch(t, r)
+	spec, sandbox := create(t, r)
+
+	_, _, err := r.client.Jobs().Deregister(jobs.ID(spec.SessionID), false, nil)
+	must.NoError(t, err)
+
+	lost := awaitReport(t, reports, spec.SessionID, runtime.StateLost)
+	must.Eq(t, "being stopped: stopped by an operator in Nomad", lost.Reason)
+	dead := awaitReport(t, reports, spec.SessionID, runtime.StateDead)
+	must.Eq(t, "stopped by an operator in Nomad", dead.Reason)
+	must.Eq(t, sandbox.ContainerID, dead.ContainerID)
+}
+
+// Nomad replaces an allocation that an operator stops. The replacement is not
+// the session's sandbox: it is never handed out, and stopped.
+func TestGuard_stops_a_second_allocation(t *testing.T) {
+	r := openShared(t, rawExec(t, nil))
+	reports := watch(t, r)
+	spec, sandbox := create(t, r)
+
+	_, err := r.client.Allocations().Stop(&api.Allocation{ID: sandbox.ContainerID}, nil)
+	must.NoError(t, err)
+
+	dead := awaitReport(t, reports, spec.SessionID, runtime.StateDead)
+	must.Eq(t, sandbox.ContainerID, dead.ContainerID)
+	must.StrContains(t, dead.Reason, "stopped by an operator in Nomad")
+	job, _, err := r.client.Jobs().Info(jobs.ID(spec.SessionID), nil)
+	must.NoError(t, err)
+	must.True(t, *job.Stop)
+	_, err = r.Create(within(t, 10*time.Second), spec, ignore)
+	must.ErrorIs(t, err, runtime.ErrConflict)
+	must.NoError(t, r.Stop(within(t, 20*time.Second), spec.SessionID))
+	allocs, _, err := r.client.Jobs().Allocations(jobs.ID(spec.SessionID), true, nil)
+	must.NoError(t, err)
+	for _, alloc := range allocs {
+		must.Eq(t, api.AllocClientStatusComplete, alloc.ClientStatus)
+	}
+}
+
+// Nomad checks a registration's index before it applies it, not when. One that
+// passes the check just before a tombstone is laid overwrites it. What comes of
+// that is stopped.
+func TestGuard_stops_what_overwrites_a_tombstone(t *testing.T) {
+	r := openShared(t, rawExec(t, nil))
+	must.NoError(t, r.Current(within(t, 10*time.Second)))
+	spec := newSpec(t, r)
+	must.NoError(t, r.Stop(within(t, 10*time.Second), spec.SessionID))
+	reports := watch(t, r)
+
+	late, err := r.template.Job(spec, r.instance)
+	must.NoError(t, err)
+	_, _, err = r.client.Jobs().Register(late, nil)
+	must.NoError(t, err)
+
+	dead := awaitReport(t, reports, spec.SessionID, runtime.StateDead)
+	must.NotEq(t, "", dead.Reason)
+	must.NoError(t, r.Stop(within(t, 20*time.Second), spec.SessionID))
+}
+
+func TestList_leaves_out_what_is_not_ours(t *testing.T) {
+	r := openShared(t, rawExec(t, nil))
+	ours, _ := create(t, r)
+	other := openShared(t, rawExec(t, nil))
+	create(t, other)
+	tombstone := newSpec(t, r)
+	must.NoError(t, r.Stop(within(t, 10*time.Second), tombstone.SessionID))
+
+	damaged := r.template.Tombstone("damaged-"+ours.SessionID, r.instance)
+	damaged.Meta = nil
+	_, _, err := r.client.Jobs().Register(damaged, nil)
+	must.NoError(t, err)
+	t.Cleanup(func() {
+		_, _, err := r.client.Jobs().Deregister(*damaged.ID, true, nil)
+		must.NoError(t, err)
+	})
+
+	var listed []string
+	for sandbox, err := range r.List(t.Context()) {
+		must.NoError(t, err)
+		listed = append(listed, sandbox.SessionID)
+	}
+	must.Eq(t, []string{ours.SessionID}, listed)
+}
+
+// What one replica made, another one sees, with no word between them.
+func TestInspect_sees_what_another_replica_made(t *testing.T) {
+	one := openShared(t, rawExec(t, nil))
+	two := open(t, one.client, one.template, one.instance)
+	spec, sandbox := create(t, one)
+	found, err := two.Inspect(t.Context(), spec.SessionID)
+	must.NoError(t, err)
+	must.Eq(t, sandbox.ContainerID, found.ContainerID)
+	must.Eq(t, sandbox.Endpoint, found.Endpoint)
+	must.Eq(t, spec.ChatID, found.ChatID)
+}
+
+// While a sandbox stands, a second one for its session is refused to everyone.
+func TestStop_holds_for_other_replicas(t *testing.T) {
+	one := openShared(t, rawExec(t, nil))
+	two := open(t, one.client, one.template, one.instance)
+	spec, _ := create(t, one)
+	must.NoError(t, two.Stop(within(t, 20*time.Second), spec.SessionID))
+	_, err := one.Create(within(t, 10*time.Second), spec, ignore)
+	must.ErrorIs(t, err, runtime.ErrConflict)
+	found, err := one.Inspect(t.Context(), spec.SessionID)
+	must.NoError(t, err)
+	must.Eq(t, runtime.StateDead, found.State)
+}

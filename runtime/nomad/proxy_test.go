@@ -1,0 +1,273 @@
+package nomad_test
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/hashicorp/nomad/api"
+	"github.com/shoenig/test/must"
+
+	"github.com/bivouac/bivouac/internal/stack"
+	"github.com/bivouac/bivouac/runtime"
+)
+
+// proxy stands between a driver and the real Nomad, for faults that cannot be
+// provoked in Nomad itself.
+type proxy struct {
+	*httptest.Server
+	forward *httputil.ReverseProxy
+
+	mu       sync.Mutex
+	fault    func(w http.ResponseWriter, r *http.Request) (handled bool)
+	requests []string // method and path, streams left out
+	streams  map[int]context.CancelFunc
+	opened   int
+}
+
+func newProxy(t *testing.T) *proxy {
+	t.Helper()
+	target, err := url.Parse("http://" + stack.NomadForTest(t).Addr())
+	must.NoError(t, err)
+	p := &proxy{forward: httputil.NewSingleHostReverseProxy(target), streams: make(map[int]context.CancelFunc)}
+	p.forward.FlushInterval = -1
+	p.forward.ErrorHandler = func(http.ResponseWriter, *http.Request, error) { panic(http.ErrAbortHandler) }
+	p.Server = httptest.NewServer(p)
+	t.Cleanup(func() {
+		p.breakStreams()
+		p.Close()
+	})
+	return p
+}
+
+func (p *proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	p.mu.Lock()
+	fault := p.fault
+	if r.URL.Path == "/v1/event/stream" {
+		ctx, cancel := context.WithCancel(r.Context())
+		r = r.WithContext(ctx)
+		p.opened++
+		p.streams[p.opened] = cancel
+	} else {
+		p.requests = append(p.requests, r.Method+" "+r.URL.Path)
+	}
+	p.mu.Unlock()
+	if fault == nil || !fault(w, r) {
+		p.forward.ServeHTTP(w, r)
+	}
+}
+
+func (p *proxy) setFault(fault func(http.ResponseWriter, *http.Request) bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.fault = fault
+}
+
+func (p *proxy) breakStreams() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for id, cancel := range p.streams {
+		cancel()
+		delete(p.streams, id)
+	}
+}
+
+// take returns the requests since the last call.
+func (p *proxy) take() []string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	requests := p.requests
+	p.requests = nil
+	return requests
+}
+
+// openThrough starts a replica behind a proxy and waits until its event stream
+// is up.
+func openThrough(t *testing.T, p *proxy) replica {
+	t.Helper()
+	client, err := api.NewClient(&api.Config{Address: p.URL})
+	must.NoError(t, err)
+	r := open(t, client, rawExec(t, nil), "test-"+uuid.NewString())
+	must.NoError(t, r.Current(within(t, 10*time.Second)))
+	return r
+}
+
+func drop(http.ResponseWriter, *http.Request) bool { panic(http.ErrAbortHandler) }
+
+func isRegister(r *http.Request) bool { return r.Method == http.MethodPut && r.URL.Path == "/v1/jobs" }
+
+func count(requests []string, request string) (n int) {
+	for _, r := range requests {
+		if r == request {
+			n++
+		}
+	}
+	return n
+}
+
+// A create costs one write and no read, and looking at the sandbox nothing.
+func TestRequests_while_the_event_stream_is_up(t *testing.T) {
+	p := newProxy(t)
+	r := openThrough(t, p)
+	spec := newSpec(t, r)
+	p.take()
+
+	_, err := r.Create(within(t, 30*time.Second), spec, ignore)
+	must.NoError(t, err)
+	must.Eq(t, []string{"PUT /v1/jobs"}, p.take())
+
+	for range 100 {
+		_, err = r.Inspect(t.Context(), spec.SessionID)
+		must.NoError(t, err)
+	}
+	must.SliceEmpty(t, p.take())
+}
+
+// The reply to a registration is lost: Nomad has the job, and its sandbox is
+// handed out.
+func TestCreate_finds_out_what_became_of_a_registration(t *testing.T) {
+	p := newProxy(t)
+	r := openThrough(t, p)
+	p.setFault(func(_ http.ResponseWriter, req *http.Request) bool {
+		if isRegister(req) {
+			p.forward.ServeHTTP(httptest.NewRecorder(), req)
+			panic(http.ErrAbortHandler)
+		}
+		return false
+	})
+	spec := newSpec(t, r)
+	p.take()
+	sandbox, err := r.Create(within(t, 30*time.Second), spec, ignore)
+	must.NoError(t, err)
+	must.Eq(t, runtime.StateRunning, sandbox.State)
+	must.Eq(t, 1, count(p.take(), "PUT /v1/jobs"))
+}
+
+// The registration itself is lost: it is not repeated blindly.
+func TestCreate_does_not_repeat_a_registration(t *testing.T) {
+	p := newProxy(t)
+	r := openThrough(t, p)
+	p.setFault(func(w http.ResponseWriter, req *http.Request) bool {
+		return isRegister(req) && drop(w, req)
+	})
+	spec := newSpec(t, r)
+	p.take()
+	_, err := r.Create(within(t, 30*time.Second), spec, ignore)
+	must.ErrorIs(t, err, runtime.ErrUnavailable)
+	must.Eq(t, 1, count(p.take(), "PUT /v1/jobs"))
+	p.setFault(nil)
+}
+
+// Nomad turns most requests away for a while: nothing is dropped for that.
+func TestStop_outlasts_a_storm_of_429(t *testing.T) {
+	p := newProxy(t)
+	r := openThrough(t, p)
+	spec := newSpec(t, r)
+	_, err := r.Create(within(t, 30*time.Second), spec, ignore)
+	must.NoError(t, err)
+
+	var mu sync.Mutex
+	refusals := 0
+	p.setFault(func(w http.ResponseWriter, _ *http.Request) bool {
+		mu.Lock()
+		defer mu.Unlock()
+		if refusals++; refusals%4 == 0 {
+			return false
+		}
+		w.WriteHeader(http.StatusTooManyRequests)
+		return true
+	})
+	p.breakStreams()
+	must.NoError(t, r.Stop(within(t, time.Minute), spec.SessionID))
+	p.setFault(nil)
+	stopped, err := r.Inspect(t.Context(), spec.SessionID)
+	must.NoError(t, err)
+	must.Eq(t, runtime.StateDead, stopped.State)
+}
+
+// Without events all works, at the price of requests; what happened in the
+// meantime is noticed once they are back.
+func TestDriver_does_without_events(t *testing.T) {
+	p := newProxy(t)
+	r := openThrough(t, p)
+	before := newSpec(t, r)
+	_, err := r.Create(within(t, 30*time.Second), before, ignore)
+	must.NoError(t, err)
+	deaths := watch(t, r)
+
+	p.setFault(func(w http.ResponseWriter, req *http.Request) bool {
+		return req.URL.Path == "/v1/event/stream" && drop(w, req)
+	})
+	p.breakStreams()
+	during := newSpec(t, r)
+	_, err = r.Create(within(t, 30*time.Second), during, ignore)
+	must.NoError(t, err)
+	must.NoError(t, r.Stop(within(t, 30*time.Second), during.SessionID))
+	found, err := r.Inspect(t.Context(), during.SessionID)
+	must.NoError(t, err)
+	must.Eq(t, runtime.StateDead, found.State)
+	_, _, err = r.client.Jobs().Deregister("bivouac-"+before.SessionID, false, nil)
+	must.NoError(t, err)
+
+	p.setFault(nil)
+	for dead := range deaths {
+		if dead.SessionID == before.SessionID && dead.State == runtime.StateDead {
+			must.Eq(t, "stopped by an operator in Nomad", dead.Reason)
+			break
+		}
+	}
+}
+
+// Doubt is not death: while Nomad cannot be asked, nothing is said of a sandbox.
+func TestInspect_knows_nothing_without_Nomad(t *testing.T) {
+	p := newProxy(t)
+	r := openThrough(t, p)
+	spec := newSpec(t, r)
+	_, err := r.Create(within(t, 30*time.Second), spec, ignore)
+	must.NoError(t, err)
+	p.setFault(drop)
+	p.breakStreams()
+	for {
+		_, err := r.Inspect(within(t, 10*time.Second), spec.SessionID)
+		if err != nil { // the broken stream was noticed
+			must.ErrorIs(t, err, runtime.ErrUnavailable)
+			break
+		}
+	}
+	must.ErrorIs(t, r.Health(t.Context()), runtime.ErrUnavailable)
+	for _, err := range r.List(t.Context()) {
+		must.ErrorIs(t, err, runtime.ErrUnavailable)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	err = r.Stop(ctx, spec.SessionID)
+	must.ErrorIs(t, err, runtime.ErrUnavailable)
+	must.ErrorIs(t, err, context.DeadlineExceeded)
+	p.setFault(nil)
+}
+
+// watch reports changes until the test ends.
+func watch(t *testing.T, r replica) <-chan runtime.Sandbox {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	reports := make(chan runtime.Sandbox, 100)
+	ended := make(chan error, 1)
+	go func() {
+		defer close(reports)
+		ended <- r.Watch(ctx, func(changed runtime.Sandbox) { reports <- changed })
+	}()
+	t.Cleanup(func() {
+		timedOut := errors.Is(ctx.Err(), context.DeadlineExceeded)
+		cancel()
+		<-ended
+		must.False(t, timedOut, must.Sprint("the expected report did not come"))
+	})
+	return reports
+}
