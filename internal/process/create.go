@@ -86,10 +86,11 @@ func (d *Driver) intend(spec runtime.Spec) (*sandbox, error) {
 
 // Ports are taken from below the range that kernels take from for outgoing
 // connections: otherwise a connection may hold the port when the sandbox wants
-// it, even the very connection that asks whether the sandbox is ready.
+// it, even the very connection that asks whether the sandbox is ready. And they
+// are not those that Nomad gives out, which begin at 20000.
 const (
-	minPort   = 20000
-	ports     = 12000
+	minPort   = 10000
+	ports     = 10000
 	portTries = 200
 )
 

@@ -1,0 +1,127 @@
+package agent
+
+import (
+	"context"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/shoenig/test/must"
+
+	"github.com/bivouac/bivouac/internal/config"
+)
+
+func TestARequestUnderWayIsFinished(t *testing.T) {
+	// Given a server that is answering a request when it is told to stop.
+	under, finish := make(chan struct{}), make(chan struct{})
+	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		close(under)
+		<-finish
+		_, _ = io.WriteString(w, "done")
+	})}
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	must.NoError(t, err)
+	ctx, stop := context.WithCancel(t.Context())
+	stopping := make(chan struct{})
+	server.RegisterOnShutdown(func() { close(stopping) })
+	served := make(chan error, 1)
+	go func() { served <- serve(ctx, server, listener, hclog.NewNullLogger()) }()
+	answered := make(chan string, 1)
+	go func() {
+		response, err := http.Get("http://" + listener.Addr().String())
+		if err != nil {
+			answered <- err.Error()
+			return
+		}
+		body, err := io.ReadAll(response.Body)
+		_ = response.Body.Close()
+		if err != nil {
+			answered <- err.Error()
+			return
+		}
+		answered <- string(body)
+	}()
+	<-under
+	stop()
+	<-stopping
+
+	// When new requests are refused, then the one under way is still answered.
+	_, err = net.Dial("tcp", listener.Addr().String())
+	must.Error(t, err)
+	close(finish)
+	must.Eq(t, "done", <-answered)
+	must.NoError(t, <-served)
+}
+
+func TestAServerThatFailsIsTold(t *testing.T) {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	must.NoError(t, err)
+	must.NoError(t, listener.Close())
+	err = serve(t.Context(), &http.Server{}, listener, hclog.NewNullLogger())
+	must.ErrorIs(t, err, net.ErrClosed)
+}
+
+func TestRawExecRunsThisProgramUnlessToldOtherwise(t *testing.T) {
+	self, err := os.Executable()
+	must.NoError(t, err)
+	for _, test := range []struct {
+		name, template string
+		told           map[string]string
+		want           map[string]string
+	}{
+		{"told nothing", "raw_exec", nil, map[string]string{"command": self}},
+		{"told something else", "raw_exec", map[string]string{"memory": "32"}, map[string]string{"command": self, "memory": "32"}},
+		{"told what to run", "raw_exec", map[string]string{"command": "/bin/x"}, map[string]string{"command": "/bin/x"}},
+		{"another template", "docker", map[string]string{"image": "x"}, map[string]string{"image": "x"}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			got, err := jobVariables(config.Config{JobTemplate: test.template, JobVars: test.told})
+			must.NoError(t, err)
+			must.Eq(t, test.want, got)
+		})
+	}
+}
+
+func TestConfigurationCountsMoreThanTheEnvironment(t *testing.T) {
+	t.Setenv("CONSUL_HTTP_ADDR", "from.environment:1")
+	t.Setenv("CONSUL_HTTP_TOKEN", "from-environment")
+	setting := "from environment"
+	override(&setting, "")
+	must.Eq(t, "from environment", setting)
+	override(&setting, "from file")
+	must.Eq(t, "from file", setting)
+
+	c := config.Default()
+	c.Consul.Address = "127.0.0.1:1" // nobody is there
+	store, err := newConsul(c, hclog.NewNullLogger())
+	must.NoError(t, err)
+	err = store.Health(t.Context())
+	must.ErrorContains(t, err, "127.0.0.1:1")
+}
+
+func TestDevFoldersAreNamedAfterTheAddress(t *testing.T) {
+	t.Setenv("XDG_CACHE_HOME", "/cache")
+	t.Setenv("HOME", "/home/user") // where macOS looks
+	first, err := devDir("127.0.0.1:4747")
+	must.NoError(t, err)
+	second, err := devDir("[::1]:4747")
+	must.NoError(t, err)
+	must.Eq(t, "127.0.0.1_4747", filepath.Base(first))
+	must.Eq(t, "__1_4747", filepath.Base(second))
+}
+
+func TestQuote(t *testing.T) {
+	for text, want := range map[string]string{
+		"bin/bivouac": "bin/bivouac",
+		"a b":         "'a b'",
+		"it's":        `'it'\''s'`,
+		"":            "''",
+		"$HOME":       "'$HOME'",
+	} {
+		must.Eq(t, want, quote(text))
+	}
+}

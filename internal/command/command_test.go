@@ -1,0 +1,114 @@
+package command
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"net/http"
+	"net/http/httptest"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/shoenig/test/must"
+
+	"github.com/bivouac/bivouac/internal/apiclient"
+	"github.com/bivouac/bivouac/internal/httpapi/wire"
+)
+
+// newTerminal stands before an agent that gives the same answer to everything.
+func newTerminal(t *testing.T, status int, answer string) (terminal, *bytes.Buffer, *bytes.Buffer) {
+	agent := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Retry-After", "30")
+		w.WriteHeader(status)
+		_, _ = w.Write([]byte(answer))
+	}))
+	t.Cleanup(agent.Close)
+	out, err := &bytes.Buffer{}, &bytes.Buffer{}
+	return terminal{out: out, err: err, getenv: func(string) string { return agent.URL }}, out, err
+}
+
+func TestExitCodesOfCreate(t *testing.T) {
+	for _, test := range []struct {
+		name   string
+		status int
+		answer string
+		want   int
+		told   string
+	}{
+		{"created", 201, `{"result":"created","session":{"state":"running"}}`, exitDone, ""},
+		{"not placed", 503, `{"error":{"code":"not_placed","message":"no room"}}`, exitNotPlaced, "Error: no room\nIt may work in 30s.\n"},
+		{"not ready", 504, `{"error":{"code":"not_ready","message":"too slow"}}`, exitError, "Error: too slow\n"},
+		{"not an agent", 502, `<html>`, exitError, "Error: unexpected answer: 502 Bad Gateway\n"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			terminal, out, told := newTerminal(t, test.status, test.answer)
+			code := sessionCreateCommand(terminal).Run([]string{"-agent-id=a", "-volume-host-path=/v", uuid.NewString()})
+			must.Eq(t, test.want, code)
+			must.StrContains(t, told.String(), test.told)
+			must.Eq(t, test.want == exitDone, out.Len() > 0)
+		})
+	}
+}
+
+func TestACleanupWithFailuresFails(t *testing.T) {
+	terminal, out, told := newTerminal(t, 200, `{"cleaned":[],"error_count":2}`)
+	must.Eq(t, exitError, cleanupCommand(terminal).Run(nil))
+	must.Eq(t, "0 ended, 2 failed\n", out.String())
+	must.StrContains(t, told.String(), "could not be ended")
+}
+
+func TestEveryCommandHasItsHelp(t *testing.T) {
+	for name, factory := range commands(terminal{getenv: func(string) string { return "" }}) {
+		made, err := factory()
+		must.NoError(t, err)
+		c := made.(*command)
+		must.NotEq(t, "", c.Synopsis(), must.Sprint(name))
+		must.StrContains(t, c.Help(), "Usage: bivouac "+name)
+		must.True(t, c.run == nil || c.example != "", must.Sprintf("%s has no example", name))
+	}
+}
+
+func TestWatchTellsEachChangeOnce(t *testing.T) {
+	chat := uuid.New()
+	first := wire.Session{ChatID: chat, SessionID: uuid.New(), State: "running"}
+	second := first
+	second.SessionID = uuid.New() // replaced
+	dead := second
+	dead.State, dead.Reason = "dead", "exit code 3"
+	over := errors.New("over")
+	looks := []struct {
+		sessions []wire.Session
+		err      error
+	}{
+		{sessions: []wire.Session{first}},
+		{sessions: []wire.Session{first}}, // a wait that ended without a change
+		{err: &apiclient.Error{Code: wire.CodeStoreUnavailable, RetryAfter: time.Minute}},
+		{sessions: []wire.Session{second}},
+		{sessions: []wire.Session{dead}},
+		{sessions: nil},
+		{err: over},
+	}
+	synctest.Test(t, func(t *testing.T) {
+		began := time.Now()
+		var told []change
+		err := watch(t.Context(), func(_ context.Context, index uint64) ([]wire.Session, uint64, error) {
+			next := looks[0]
+			looks = looks[1:]
+			return next.sessions, index + 1, next.err
+		}, func(c change) error {
+			told = append(told, c)
+			return nil
+		})
+		must.ErrorIs(t, err, over)
+		must.Len(t, 4, told)
+		must.Eq(t, first, *told[0].Session)
+		must.Eq(t, second, *told[1].Session)
+		must.Eq(t, dead, *told[2].Session)
+		must.StrContains(t, told[2].String(), "dead  -  expires 0001-01-01T00:00:00Z  exit code 3")
+		must.Nil(t, told[3].Session)
+		must.Eq(t, chat, told[3].ChatID)
+		must.Eq(t, time.Minute, time.Since(began))
+	})
+}
