@@ -134,6 +134,7 @@ const (
 // State says how a sandbox stands.
 type State string
 
+// The states. A driver that cannot tell whether a sandbox runs says lost.
 const (
 	StateStarting State = "starting" // on its way, not ready yet
 	StateRunning  State = "running"

@@ -23,13 +23,13 @@ var (
 )
 
 // call makes a call to the plugin, if it is up.
-func call[T any](d *Driver, make func(*incarnation) (T, error)) (T, error) {
+func call[T any](d *Driver, ask func(*incarnation) (T, error)) (T, error) {
 	var none T
 	inc, err := d.plugin.now()
 	if err != nil {
 		return none, err
 	}
-	answer, err := make(inc)
+	answer, err := ask(inc)
 	if err != nil {
 		return none, d.plugin.wrap(inc.explain(err))
 	}
@@ -37,7 +37,7 @@ func call[T any](d *Driver, make func(*incarnation) (T, error)) (T, error) {
 }
 
 // each passes on what the plugin yields, if it is up.
-func each[T any](d *Driver, make func(*incarnation) iter.Seq2[T, error]) iter.Seq2[T, error] {
+func each[T any](d *Driver, ask func(*incarnation) iter.Seq2[T, error]) iter.Seq2[T, error] {
 	return func(yield func(T, error) bool) {
 		var none T
 		inc, err := d.plugin.now()
@@ -45,7 +45,7 @@ func each[T any](d *Driver, make func(*incarnation) iter.Seq2[T, error]) iter.Se
 			yield(none, err)
 			return
 		}
-		for item, err := range make(inc) {
+		for item, err := range ask(inc) {
 			if err != nil {
 				yield(none, d.plugin.wrap(inc.explain(err)))
 				return
@@ -100,6 +100,7 @@ func (d *Driver) claim(ctx context.Context, inc *incarnation, sandbox runtime.Sa
 	return nil
 }
 
+// Stop asks the plugin.
 func (d *Driver) Stop(ctx context.Context, sessionID string) error {
 	_, err := call(d, func(inc *incarnation) (struct{}, error) {
 		return struct{}{}, inc.driver.Stop(ctx, sessionID)
@@ -107,6 +108,7 @@ func (d *Driver) Stop(ctx context.Context, sessionID string) error {
 	return err
 }
 
+// Delete asks the plugin.
 func (d *Driver) Delete(ctx context.Context, sessionID string) error {
 	_, err := call(d, func(inc *incarnation) (struct{}, error) {
 		return struct{}{}, inc.driver.Delete(ctx, sessionID)
@@ -117,6 +119,7 @@ func (d *Driver) Delete(ctx context.Context, sessionID string) error {
 	return err
 }
 
+// Inspect asks the plugin.
 func (d *Driver) Inspect(ctx context.Context, sessionID string) (runtime.Sandbox, error) {
 	sandbox, err := call(d, func(inc *incarnation) (runtime.Sandbox, error) {
 		return inc.driver.Inspect(ctx, sessionID)
@@ -127,6 +130,7 @@ func (d *Driver) Inspect(ctx context.Context, sessionID string) (runtime.Sandbox
 	return sandbox, err
 }
 
+// List asks the plugin.
 func (d *Driver) List(ctx context.Context) iter.Seq2[runtime.Sandbox, error] {
 	return each(d, func(inc *incarnation) iter.Seq2[runtime.Sandbox, error] { return inc.driver.List(ctx) })
 }
@@ -148,12 +152,14 @@ func (d *Driver) Health(ctx context.Context) error {
 	return err
 }
 
+// Logs asks the plugin.
 func (d *Driver) Logs(ctx context.Context, sessionID string, follow bool) iter.Seq2[runtime.LogChunk, error] {
 	return each(d, func(inc *incarnation) iter.Seq2[runtime.LogChunk, error] {
 		return inc.driver.Logs(ctx, sessionID, follow)
 	})
 }
 
+// Exec asks the plugin.
 func (d *Driver) Exec(ctx context.Context, sessionID string, command []string, stdio runtime.Stdio) (int, error) {
 	return call(d, func(inc *incarnation) (int, error) {
 		return inc.driver.Exec(ctx, sessionID, command, stdio)

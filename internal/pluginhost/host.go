@@ -66,7 +66,7 @@ type Host struct {
 // plugin whose configuration cannot be right. Nothing is started before
 // [Host.Run].
 func New(config Config) (*Host, error) {
-	return newHost(config, defaultTimings)
+	return newHost(config, defaultTimings())
 }
 
 func newHost(config Config, timings timings) (*Host, error) {

@@ -119,7 +119,7 @@ func TestPlugin_IsStartedConfiguredAndAsked(t *testing.T) {
 	t.Setenv("BIVOUAC_TOKEN", "secret")
 	p := plays(t, "good")
 	p.Config = []byte(`{"slots":3}`)
-	driver, host, _ := up(t, defaultTimings, p)
+	driver, host, _ := up(t, defaultTimings(), p)
 
 	made, err := create(t, driver, specOf("s1", "/v"))
 	must.NoError(t, err)
@@ -302,7 +302,7 @@ func TestHang_IsFoundByTheHealthCheck(t *testing.T) {
 }
 
 func TestAnswers_ThatCannotBeAreErrorsThatNameThePlugin(t *testing.T) {
-	driver, host, _ := up(t, defaultTimings, plays(t, "liar"))
+	driver, host, _ := up(t, defaultTimings(), plays(t, "liar"))
 	for session, want := range map[string]string{"huge": "larger than max", "nowhere": `"localhost" is no address`} {
 		_, err := driver.Inspect(t.Context(), session)
 		must.ErrorIs(t, err, runtime.ErrUnavailable)
@@ -318,7 +318,7 @@ func TestAnswers_ThatCannotBeAreErrorsThatNameThePlugin(t *testing.T) {
 }
 
 func TestContainer_OfAnotherSessionIsRefused(t *testing.T) {
-	driver, _, _ := up(t, defaultTimings, plays(t, "good"))
+	driver, _, _ := up(t, defaultTimings(), plays(t, "good"))
 	_, err := create(t, driver, specOf("s1", volumeTwin))
 	must.NoError(t, err)
 	_, err = create(t, driver, specOf("s2", volumeTwin))
@@ -333,7 +333,7 @@ func TestContainer_OfAnotherSessionIsRefused(t *testing.T) {
 func TestOutput_CannotHurtTheHost(t *testing.T) {
 	for _, name := range []string{"floods stderr", "prints what is no log line"} {
 		t.Run(name, func(t *testing.T) {
-			driver, _, log := up(t, defaultTimings, plays(t, name))
+			driver, _, log := up(t, defaultTimings(), plays(t, name))
 			_, err := create(t, driver, specOf("s1", "/v"))
 			must.NoError(t, err)
 			must.Less(t, 16<<20, len(log.String()))
@@ -343,7 +343,7 @@ func TestOutput_CannotHurtTheHost(t *testing.T) {
 }
 
 func TestStop_EndsTheGroupAndSparesDetachedSandboxes(t *testing.T) {
-	host, err := newHost(Config{Instance: "test", Plugins: []Plugin{plays(t, "good")}, Logger: hclog.NewNullLogger()}, defaultTimings)
+	host, err := newHost(Config{Instance: "test", Plugins: []Plugin{plays(t, "good")}, Logger: hclog.NewNullLogger()}, defaultTimings())
 	must.NoError(t, err)
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
@@ -381,9 +381,8 @@ func TestHost_TakesItsPluginsWithItWhenItIsKilled(t *testing.T) {
 	self, err := os.Executable()
 	must.NoError(t, err)
 	host := exec.Command(self)
-	// What a killed host leaves in its temporary folder is taken away here. The
-	// name is short: that of a unix socket below it may have 107 bytes.
-	folder, err := os.MkdirTemp("", "host")
+	// What a killed host leaves in its temporary folder is taken away here.
+	folder, err := os.MkdirTemp("", "host") //nolint:usetesting // t.TempDir is too long for a unix socket's name
 	must.NoError(t, err)
 	t.Cleanup(func() { must.NoError(t, os.RemoveAll(folder)) })
 	host.Env = append(os.Environ(), role+"=host", "TMPDIR="+folder)

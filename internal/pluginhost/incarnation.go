@@ -72,11 +72,15 @@ func (i *incarnation) setUp(ctx context.Context, p *plugin) error {
 	if err != nil {
 		return err
 	}
-	i.conn = protocol.(*goplugin.GRPCClient).Conn // gRPC is all that ClientConfig allows
+	overGRPC, ok := protocol.(*goplugin.GRPCClient)
+	if !ok {
+		return fmt.Errorf("its protocol is %T, not gRPC", protocol)
+	}
+	i.conn = overGRPC.Conn
 	if err := i.checkHealth(ctx); err != nil {
 		return err
 	}
-	if i.driver, err = wire.Dispense(ctx, protocol); err != nil {
+	if i.driver, err = wire.NewClient(ctx, i.conn); err != nil {
 		return err
 	}
 	if i.info, err = i.driver.Info(ctx); err != nil {
@@ -98,9 +102,9 @@ func (i *incarnation) whyNot(ctx context.Context, err error) error {
 	switch {
 	case bad != nil:
 		return bad
-	case context.Cause(ctx) == errStartLimit && !greeted:
+	case errors.Is(context.Cause(ctx), errStartLimit) && !greeted:
 		return fmt.Errorf("it printed no handshake within %s", i.timings.start)
-	case context.Cause(ctx) == errStartLimit:
+	case errors.Is(context.Cause(ctx), errStartLimit):
 		return fmt.Errorf("it did not answer within %s", i.timings.start)
 	case i.process.pid() == 0:
 		return err

@@ -131,7 +131,10 @@ func (s *stub) Create(ctx context.Context, spec runtime.Spec, _ func(runtime.Sta
 	case volumeCrash:
 		panic("engine on fire")
 	case volumeHang:
-		_ = syscall.Kill(os.Getpid(), syscall.SIGSTOP)
+		if err := syscall.Kill(os.Getpid(), syscall.SIGSTOP); err != nil {
+			return runtime.Sandbox{}, err
+		}
+		block() // the signal takes its time
 	case volumeWait:
 		<-ctx.Done()
 		return runtime.Sandbox{}, ctx.Err()

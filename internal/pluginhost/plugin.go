@@ -23,22 +23,24 @@ type timings struct {
 	steady         time.Duration // a process that ran this long starts with minPause again
 }
 
-var defaultTimings = timings{
-	start:          30 * time.Second,
-	stop:           5 * time.Second,
-	healthInterval: 5 * time.Second,
-	healthLimit:    5 * time.Second,
-	minPause:       250 * time.Millisecond,
-	maxPause:       30 * time.Second,
-	steady:         time.Minute,
+func defaultTimings() timings {
+	return timings{
+		start:          30 * time.Second,
+		stop:           5 * time.Second,
+		healthInterval: 5 * time.Second,
+		healthLimit:    5 * time.Second,
+		minPause:       250 * time.Millisecond,
+		maxPause:       30 * time.Second,
+		steady:         time.Minute,
+	}
 }
 
 const (
 	healthFailures = 2           // in a row, before a process is killed
 	collectLimit   = time.Second // from a broken connection to the end of its process
-)
 
-var emptyConfig = json.RawMessage("{}")
+	emptyConfig = "{}"
+)
 
 // plugin keeps one plugin running.
 type plugin struct {
@@ -61,7 +63,7 @@ type plugin struct {
 
 func newPlugin(config Config, spec Plugin, l *launcher, timings timings) (*plugin, error) {
 	if len(spec.Config) == 0 {
-		spec.Config = emptyConfig
+		spec.Config = json.RawMessage(emptyConfig)
 	}
 	if err := spec.check(); err != nil {
 		return nil, err

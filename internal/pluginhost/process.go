@@ -53,7 +53,7 @@ type process struct {
 func newProcess(spec Plugin, path string, l *launcher, out *output) *process {
 	p := &process{path: path, launcher: l, output: out, exited: make(chan struct{})}
 	p.handshakeRead, p.handshakeWrite = io.Pipe()
-	p.cmd = exec.Command(path, spec.Args...)
+	p.cmd = exec.Command(path, spec.Args...) //nolint:noctx // no context ends it: collect must be told first
 	p.cmd.Dir = "/"
 	if _, ok := spec.Env["PATH"]; !ok {
 		p.cmd.Env = append(p.cmd.Env, "PATH="+defaultPath)
@@ -254,11 +254,11 @@ func (p *process) ID() string { return strconv.Itoa(p.pid()) }
 func (p *process) Diagnose(context.Context) string { return "" }
 
 // PluginToHost returns an address as it is: both are on this machine.
-func (p *process) PluginToHost(network, address string) (string, string, error) {
+func (p *process) PluginToHost(network, address string) (hostNet, hostAddr string, err error) {
 	return network, address, nil
 }
 
 // HostToPlugin returns an address as it is.
-func (p *process) HostToPlugin(network, address string) (string, string, error) {
+func (p *process) HostToPlugin(network, address string) (pluginNet, pluginAddr string, err error) {
 	return network, address, nil
 }

@@ -16,7 +16,7 @@ import (
 // declares.
 func checkConfig(info runtime.Info, config json.RawMessage) error {
 	if len(info.ConfigSchema) == 0 || !slices.Contains(info.Abilities, runtime.AbilityConfigure) {
-		if !bytes.Equal(config, emptyConfig) {
+		if string(config) != emptyConfig {
 			return errors.New("configuration: the plugin takes none")
 		}
 		return nil

@@ -77,7 +77,7 @@ func within[T any](ctx context.Context, limit time.Duration, call func(context.C
 // callFailed is the error of a call that was made with limited, a context made
 // from the caller's ctx.
 func callFailed(ctx, limited context.Context, err error) error {
-	if ctx.Err() == nil && context.Cause(limited) == errNoAnswer {
+	if ctx.Err() == nil && errors.Is(context.Cause(limited), errNoAnswer) {
 		return fmt.Errorf("%w: %w", runtime.ErrUnavailable, errNoAnswer)
 	}
 	return fromStatus(ctx, err)
@@ -86,6 +86,7 @@ func callFailed(ctx, limited context.Context, err error) error {
 // Info answers from memory.
 func (c *Client) Info(context.Context) (runtime.Info, error) { return c.info, nil }
 
+// Create has no limit but ctx's.
 func (c *Client) Create(ctx context.Context, spec runtime.Spec, progress func(runtime.Stage)) (runtime.Sandbox, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel() // a stream that is left early must be told so
@@ -128,16 +129,19 @@ func created(answer *runtimev1.Sandbox, spec runtime.Spec) (runtime.Sandbox, err
 	return sandbox, nil
 }
 
+// Stop has no limit but ctx's.
 func (c *Client) Stop(ctx context.Context, sessionID string) error {
 	_, err := c.rpc.Stop(ctx, &runtimev1.StopRequest{SessionId: sessionID})
 	return fromStatus(ctx, err)
 }
 
+// Delete has no limit but ctx's.
 func (c *Client) Delete(ctx context.Context, sessionID string) error {
 	_, err := c.rpc.Delete(ctx, &runtimev1.DeleteRequest{SessionId: sessionID})
 	return fromStatus(ctx, err)
 }
 
+// Inspect waits 12 seconds at most.
 func (c *Client) Inspect(ctx context.Context, sessionID string) (runtime.Sandbox, error) {
 	answer, err := within(ctx, c.limit, func(ctx context.Context) (*runtimev1.InspectResponse, error) {
 		return c.rpc.Inspect(ctx, &runtimev1.InspectRequest{SessionId: sessionID})
@@ -148,7 +152,8 @@ func (c *Client) Inspect(ctx context.Context, sessionID string) (runtime.Sandbox
 	return sandboxFromProto(answer.GetSandbox(), sessionID)
 }
 
-// List ends with an error after 250,000 sandboxes.
+// List ends with an error after 250,000 sandboxes, and where the plugin is
+// silent for 12 seconds.
 func (c *Client) List(ctx context.Context) iter.Seq2[runtime.Sandbox, error] {
 	return func(yield func(runtime.Sandbox, error) bool) {
 		limited, cancel := context.WithCancelCause(ctx)

@@ -18,6 +18,7 @@ func (c *Client) has(ability runtime.Ability) bool {
 	return slices.Contains(c.info.Abilities, ability)
 }
 
+// Configure waits 12 seconds at most.
 func (c *Client) Configure(ctx context.Context, config runtime.Config) error {
 	if !c.has(runtime.AbilityConfigure) {
 		return unsupported(runtime.AbilityConfigure)
@@ -28,7 +29,8 @@ func (c *Client) Configure(ctx context.Context, config runtime.Config) error {
 	return err
 }
 
-// Health of a driver that does not have the ability is good.
+// Health of a driver that does not have the ability is good. It waits 12
+// seconds at most.
 func (c *Client) Health(ctx context.Context) error {
 	if !c.has(runtime.AbilityHealth) {
 		return nil
@@ -67,6 +69,7 @@ func (c *Client) Watch(ctx context.Context, changed func(runtime.Sandbox)) error
 	}
 }
 
+// Logs has no limit but ctx's.
 func (c *Client) Logs(ctx context.Context, sessionID string, follow bool) iter.Seq2[runtime.LogChunk, error] {
 	return func(yield func(runtime.LogChunk, error) bool) {
 		if !c.has(runtime.AbilityLogs) {
@@ -96,6 +99,7 @@ func (c *Client) Logs(ctx context.Context, sessionID string, follow bool) iter.S
 	}
 }
 
+// Exec has no limit but ctx's.
 func (c *Client) Exec(ctx context.Context, sessionID string, command []string, stdio runtime.Stdio) (int, error) {
 	if !c.has(runtime.AbilityExec) {
 		return 0, unsupported(runtime.AbilityExec)

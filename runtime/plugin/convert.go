@@ -183,7 +183,7 @@ func endpointFromProto(answer *runtimev1.Endpoint) (runtime.Endpoint, error) {
 	case answer.GetPort() < 1 || answer.GetPort() > 65535:
 		return runtime.Endpoint{}, fmt.Errorf("endpoint port %d is no port", answer.GetPort())
 	}
-	return runtime.Endpoint{IP: ip.Unmap(), Port: uint16(answer.GetPort())}, nil
+	return runtime.Endpoint{IP: ip.Unmap(), Port: uint16(answer.GetPort())}, nil //nolint:gosec // it was just found to fit
 }
 
 func outputToProto(stream runtime.LogStream, data []byte) *runtimev1.Output {

@@ -128,11 +128,8 @@ func (e *callError) Unwrap() []error { return e.wrapped }
 
 func (e *callError) isOfTheRuntime() bool {
 	return slices.ContainsFunc(e.wrapped, func(err error) bool {
-		switch err {
-		case errors.ErrUnsupported, context.DeadlineExceeded, context.Canceled:
-			return false
-		}
-		return true
+		return !errors.Is(err, errors.ErrUnsupported) &&
+			!errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, context.Canceled)
 	})
 }
 

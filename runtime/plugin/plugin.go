@@ -33,13 +33,13 @@ const (
 const dispenseName = "runtime"
 
 // Serve serves driver to the host that started this process, and returns when
-// the host has told it to end. It is the last thing in a plugin's main. Started
-// by anything but a host, it says so and ends the process with code 1.
+// the host has told it to end. It is the last thing in a plugin's main. Where
+// the process was not started by a host, it says so and ends it with code 1.
 func Serve(driver runtime.Driver) {
 	if os.Getenv(CookieKey) != CookieValue {
-		fmt.Fprintln(os.Stderr, "This is a runtime plugin of Bivouac, which starts it by itself.\n"+
-			"To check it: bivouac plugin verify PATH. To try it: bivouac plugin run PATH.")
-		os.Exit(1)
+		fmt.Fprintln(os.Stderr, "This is a runtime plugin of Bivouac, which starts it by itself. To try it:\n"+
+			"  bivouac plugin run PATH\n  bivouac plugin verify PATH")
+		// go-plugin adds to that, and ends the process.
 	}
 	goplugin.Serve(&goplugin.ServeConfig{
 		HandshakeConfig:  handshake(),
@@ -61,9 +61,9 @@ func NewLogger() hclog.Logger {
 	})
 }
 
-// ClientConfig is what a host needs to know of the protocol. It adds how the
-// process is started, and gives the result to [goplugin.NewClient]; [Dispense]
-// then returns the driver.
+// ClientConfig is what a host needs to know of the protocol. The host adds how
+// the process is started and gives the result to [goplugin.NewClient];
+// [NewClient] makes a driver of its connection.
 func ClientConfig() *goplugin.ClientConfig {
 	return &goplugin.ClientConfig{
 		HandshakeConfig:  handshake(),
@@ -73,16 +73,6 @@ func ClientConfig() *goplugin.ClientConfig {
 		SkipHostEnv:      true,
 		GRPCDialOptions:  dialOptions(),
 	}
-}
-
-// Dispense returns the driver of the plugin at the other end of conn. It asks
-// for the plugin's Info; ctx bounds that.
-func Dispense(ctx context.Context, conn goplugin.ClientProtocol) (*Client, error) {
-	raw, err := conn.Dispense(dispenseName)
-	if err != nil {
-		return nil, err
-	}
-	return NewClient(ctx, raw.(grpc.ClientConnInterface))
 }
 
 func handshake() goplugin.HandshakeConfig {
@@ -126,7 +116,7 @@ func (p *v1) GRPCServer(_ *goplugin.GRPCBroker, s *grpc.Server) error {
 	return nil
 }
 
-// GRPCClient gives the connection to the plugin, in the host.
+// GRPCClient gives the connection to the plugin. The host has it already.
 func (*v1) GRPCClient(_ context.Context, _ *goplugin.GRPCBroker, conn *grpc.ClientConn) (any, error) {
 	return conn, nil
 }

@@ -292,7 +292,8 @@ func TestList_EndsWhereTheCallerStops(t *testing.T) {
 			}
 		}
 	}}))
-	for range c.List(t.Context()) {
+	for _, err := range c.List(t.Context()) {
+		must.NoError(t, err)
 		break
 	}
 	<-ended
@@ -385,9 +386,9 @@ func TestExec_CarriesInputOutputAndExitCode(t *testing.T) {
 		if err != nil {
 			return 0, err
 		}
-		fmt.Fprintf(stdio.Stdout, "%s %q got %s", id, command, input)
-		fmt.Fprint(stdio.Stderr, "warned")
-		return 3, nil
+		_, err = fmt.Fprintf(stdio.Stdout, "%s %q got %s", id, command, input)
+		_, errs := fmt.Fprint(stdio.Stderr, "warned")
+		return 3, errors.Join(err, errs)
 	}}))
 	var stdout, stderr strings.Builder
 	code, err := c.Exec(t.Context(), "s", []string{"cat", "-"}, runtime.Stdio{Stdin: strings.NewReader("input"), Stdout: &stdout, Stderr: &stderr})

@@ -60,7 +60,8 @@ func (s *server) Exec(stream grpc.BidiStreamingServer[runtimev1.ExecRequest, run
 	}
 	sending.Lock()
 	defer sending.Unlock()
-	return stream.Send(&runtimev1.ExecResponse{Event: &runtimev1.ExecResponse_ExitCode{ExitCode: int32(code)}})
+	exit := int32(code) //nolint:gosec // no system has an exit code that does not fit
+	return stream.Send(&runtimev1.ExecResponse{Event: &runtimev1.ExecResponse_ExitCode{ExitCode: exit}})
 }
 
 // execStdin reads a command's input from its call's requests. A Read ends with
