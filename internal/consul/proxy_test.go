@@ -44,6 +44,7 @@ func answerAfter(status int) fault {
 type request struct {
 	kind     string // "get", "keys", "lock", "write", "release", "read txn", "session"
 	blocking bool
+	trees    int // how many shards or minutes it reads
 }
 
 // proxy stands between a replica and Consul.
@@ -98,7 +99,7 @@ func classifyRequest(r *http.Request, body string) request {
 	case strings.Contains(body, `"`+string(api.KVDeleteCAS)+`"`):
 		return request{kind: "release"}
 	default:
-		return request{kind: "read txn"}
+		return request{kind: "read txn", trees: strings.Count(body, `"`+string(api.KVGetTree)+`"`)}
 	}
 }
 
@@ -132,6 +133,18 @@ func first(n int, kind string, act fault) func(request) fault {
 
 // always acts on each request.
 func always(act fault) func(request) fault { return func(request) fault { return act } }
+
+// trees returns how many shards or minutes were read, and forgets what was.
+func (p *proxy) trees() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	trees := 0
+	for _, r := range p.seen {
+		trees += r.trees
+	}
+	p.seen = nil
+	return trees
+}
 
 // kinds returns and forgets what reached Consul's KV store.
 func (p *proxy) kinds() []string {

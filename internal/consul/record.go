@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"time"
 	"unicode/utf8"
 
@@ -41,6 +42,7 @@ type record struct {
 func encodeRecord(s scheduler.Session, writeID string) ([]byte, *scheduler.Session, error) {
 	s.CreatedAt = s.CreatedAt.Round(0).UTC()
 	s.ExpiresAt = s.ExpiresAt.Round(0).UTC()
+	s.Reason = strings.ToValidUTF8(s.Reason, "\uFFFD") // it may quote what a sandbox printed
 	if err := checkSession(s); err != nil {
 		return nil, nil, fmt.Errorf("%w: %w", scheduler.ErrInvalid, err)
 	}

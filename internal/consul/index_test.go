@@ -1,0 +1,215 @@
+package consul
+
+import (
+	"bytes"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/hashicorp/consul/api"
+	"github.com/hashicorp/go-hclog"
+	"github.com/shoenig/test/must"
+
+	"github.com/bivouac/bivouac/scheduler"
+)
+
+// logged makes the replica log into the buffer that it returns.
+func logged(r *replica) *bytes.Buffer {
+	var buffer bytes.Buffer
+	r.log = hclog.New(&hclog.LoggerOptions{Output: &buffer})
+	return &buffer
+}
+
+func (c *cluster) set(t *testing.T, key, value string) {
+	t.Helper()
+	_, err := c.client.KV().Put(&api.KVPair{Key: key, Value: []byte(value)}, nil)
+	must.NoError(t, err)
+}
+
+func (c *cluster) has(t *testing.T, key string) bool {
+	t.Helper()
+	pair, _, err := c.client.KV().Get(key, nil)
+	must.NoError(t, err)
+	return pair != nil
+}
+
+func TestDamagedRecordsAreSkippedInListsAndReportedToWhoAsksForThem(t *testing.T) {
+	c := open(t)
+	r := c.join(t, c.addr)
+	good, damaged := freshSession(), freshSession()
+	good.ExpiresAt, damaged.ExpiresAt = good.CreatedAt, good.CreatedAt
+	good.State, damaged.State = scheduler.StateStopping, scheduler.StateStopping
+	put(t, r, good)
+	put(t, r, damaged)
+	c.set(t, r.keys.record(damaged.ChatID), `{"v":2}`)
+	c.set(t, r.keys.shard(0)+"not-a-chat", "x")
+	misplaced, _, err := encodeRecord(freshSession(), "write-1")
+	must.NoError(t, err)
+	c.set(t, r.keys.shard(0)+uuid.NewString(), string(misplaced))
+
+	log := logged(r)
+	all, err := r.List(t.Context(), scheduler.Query{PerPage: 10})
+	must.NoError(t, err)
+	must.Eq(t, []scheduler.Session{good}, all.Sessions)
+	for _, told := range []string{r.keys.record(damaged.ChatID), "schema version 2", "not-a-chat"} {
+		must.StrContains(t, log.String(), told)
+	}
+	agents, err := r.List(t.Context(), scheduler.Query{AgentID: good.AgentID, PerPage: 10})
+	must.NoError(t, err)
+	must.Eq(t, []scheduler.Session{good}, agents.Sessions)
+	expired, err := r.Expired(t.Context(), good.ExpiresAt, 10)
+	must.NoError(t, err)
+	must.Eq(t, []scheduler.Session{good}, expired)
+	inFlight, err := r.InFlight(t.Context())
+	must.NoError(t, err)
+	must.Eq(t, []scheduler.Session{good}, inFlight)
+
+	_, _, err = r.Get(t.Context(), damaged.ChatID, scheduler.Block{})
+	must.ErrorIs(t, err, scheduler.ErrDamaged)
+	must.ErrorContains(t, err, r.keys.record(damaged.ChatID))
+	for range 2 { // the lock is not left behind
+		_, err = r.Lock(t.Context(), damaged.ChatID, 0)
+		must.ErrorIs(t, err, scheduler.ErrDamaged)
+		must.False(t, c.has(t, r.keys.lock(damaged.ChatID)))
+	}
+	// Its index entries may be right, so they stay.
+	must.True(t, c.has(t, r.keys.flight()+damaged.ChatID.String()))
+}
+
+func TestIndexEntriesThatNoRecordHasAreRemoved(t *testing.T) {
+	c := open(t)
+	r := c.join(t, c.addr)
+	session := freshSession()
+	put(t, r, session)
+	bucket := bucketOf(session.ExpiresAt.Add(-time.Hour))
+	stale := []string{
+		r.keys.agent("agent-1") + uuid.NewString(),
+		r.keys.agent("another") + session.ChatID.String(),
+		r.keys.bucket(bucket) + uuid.NewString(),
+		r.keys.bucket(bucket) + session.ChatID.String(),
+		r.keys.flight() + session.ChatID.String(),
+		r.keys.flight() + uuid.NewString(),
+	}
+	for _, key := range stale {
+		c.set(t, key, "")
+	}
+
+	log := logged(r)
+	for _, agent := range []string{"agent-1", "another"} {
+		_, err := r.List(t.Context(), scheduler.Query{AgentID: agent, PerPage: 10})
+		must.NoError(t, err)
+	}
+	expired, err := r.Expired(t.Context(), session.ExpiresAt.Add(-time.Minute), 10)
+	must.NoError(t, err)
+	must.SliceEmpty(t, expired)
+	inFlight, err := r.InFlight(t.Context())
+	must.NoError(t, err)
+	must.SliceEmpty(t, inFlight)
+	for _, key := range stale {
+		must.False(t, c.has(t, key), must.Sprint(key))
+		must.StrContains(t, log.String(), key)
+	}
+
+	// What the record does have is as it was.
+	agents, err := r.List(t.Context(), scheduler.Query{AgentID: "agent-1", PerPage: 10})
+	must.NoError(t, err)
+	must.Eq(t, []scheduler.Session{session}, agents.Sessions)
+	expired, err = r.Expired(t.Context(), session.ExpiresAt, 10)
+	must.NoError(t, err)
+	must.Eq(t, []scheduler.Session{session}, expired)
+}
+
+// Given a record that moves on while it is compared with an index entry, then
+// the entry is not touched.
+func TestRecordThatMovesOnIsNotRepaired(t *testing.T) {
+	c := open(t)
+	r := c.join(t, c.addr)
+	session := freshSession()
+	put(t, r, session)
+	entry := r.keys.bucket(bucketOf(session.ExpiresAt)) + session.ChatID.String()
+	seen := &api.KVPair{Key: r.keys.record(session.ChatID)} // as if there were none yet
+	must.NoError(t, r.repair(t.Context(), entry, seen))
+	must.True(t, c.has(t, entry))
+}
+
+func TestLookingForTheExpiredCostsWhatExpired(t *testing.T) {
+	_, direct, proxied, p := behindProxy(t)
+	now := testSession().CreatedAt
+	for i := range 60 { // they live, each in a minute of its own
+		session := freshSession()
+		session.ExpiresAt = now.Add(time.Duration(i+1) * time.Minute)
+		put(t, direct, session)
+	}
+	expired := func(at time.Time, limit int) int {
+		t.Helper()
+		sessions, err := proxied.Expired(t.Context(), at, limit)
+		must.NoError(t, err)
+		return len(sessions)
+	}
+	_ = p.kinds()
+	must.Eq(t, 0, expired(now, 100))
+	must.Eq(t, []string{"keys", "read txn"}, p.kinds())
+	must.Eq(t, 0, expired(now, 100))
+	must.Eq(t, []string{"read txn"}, p.kinds())
+
+	must.Eq(t, 5, expired(now.Add(5*time.Minute), 100))
+	must.Eq(t, []string{"read txn", "read txn"}, p.kinds()) // minutes, and records
+	must.Eq(t, 5, expired(now.Add(time.Hour), 5))
+	must.LessEq(t, 2, len(p.kinds()))
+	must.Eq(t, 60, expired(now.Add(time.Hour), 100))
+	must.LessEq(t, 5+5, len(p.kinds()))
+	must.Eq(t, 60, expired(now.Add(48*time.Hour), 100)) // after a long sleep
+}
+
+// Given a replica whose clock is behind, so that it writes into minutes that
+// others have seen empty, then they still find what expires there.
+func TestClocksMayBeApart(t *testing.T) {
+	c := open(t)
+	r, behind := c.join(t, c.addr), c.join(t, c.addr)
+	now := testSession().CreatedAt
+	find := func() []scheduler.Session {
+		t.Helper()
+		sessions, err := r.Expired(t.Context(), now, 10)
+		must.NoError(t, err)
+		return sessions
+	}
+	must.SliceEmpty(t, find())
+
+	early := freshSession()
+	early.ExpiresAt = now.Add(-lookBack)
+	put(t, behind, early)
+	must.Eq(t, []scheduler.Session{early}, find())
+
+	// Further apart than that, it takes until the next listing.
+	earlier := freshSession()
+	earlier.ExpiresAt = now.Add(-10 * lookBack)
+	put(t, behind, earlier)
+	must.Eq(t, []scheduler.Session{early}, find())
+	r.buckets.listed = time.Now().Add(-relist)
+	must.Eq(t, []scheduler.Session{earlier, early}, find())
+}
+
+func TestAPageOfFewRecordsTakesFewRequests(t *testing.T) {
+	_, direct, proxied, p := behindProxy(t)
+	for range 10 {
+		put(t, direct, freshSession())
+	}
+	_ = p.kinds()
+	page, err := proxied.List(t.Context(), scheduler.Query{PerPage: 1000})
+	must.NoError(t, err)
+	must.Len(t, 10, page.Sessions)
+	must.LessEq(t, 6, len(p.kinds()))
+}
+
+func TestNoListIsLoadedWhole(t *testing.T) {
+	_, direct, proxied, p := behindProxy(t)
+	for range 600 {
+		put(t, direct, freshSession())
+	}
+	_ = p.kinds()
+	page, err := proxied.List(t.Context(), scheduler.Query{PerPage: 2})
+	must.NoError(t, err)
+	must.Len(t, 2, page.Sessions)
+	must.NotEq(t, "", page.NextToken)
+	must.LessEq(t, shards/4, p.trees())
+}

@@ -1,0 +1,177 @@
+package consul
+
+import (
+	"context"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/hashicorp/consul/api"
+	"github.com/shoenig/test/must"
+
+	"github.com/bivouac/bivouac/scheduler"
+)
+
+// sessionOf returns the replica's session as Consul has it, nil if it has none.
+func sessionOf(t *testing.T, c *cluster, r *replica) *api.SessionEntry {
+	t.Helper()
+	hold, err := r.session.current(t.Context())
+	must.NoError(t, err)
+	entry, _, err := c.client.Session().Info(hold.session, nil)
+	must.NoError(t, err)
+	return entry
+}
+
+func TestSessionDependsOnNoHealthCheckAndTakesItsLocksAlong(t *testing.T) {
+	c := open(t)
+	entry := sessionOf(t, c, c.join(t, c.addr))
+	must.Eq(t, t.Name(), entry.Name)
+	must.Eq(t, "10s", entry.TTL)
+	must.Eq(t, api.SessionBehaviorDelete, entry.Behavior)
+	must.Eq(t, time.Millisecond, entry.LockDelay)
+	must.SliceEmpty(t, entry.NodeChecks)
+	must.SliceEmpty(t, entry.ServiceChecks)
+}
+
+// Given a replica that cannot reach Consul any more, then it gives its locks up
+// before Consul gives them to others; and once it can again, its old session is
+// in nobody's way.
+func TestReplicaThatIsCutOffStopsBeforeOthersBegin(t *testing.T) {
+	t.Parallel()
+	c, direct, proxied, p := behindProxy(t)
+	chatID := uuid.New()
+	lease := lock(t, proxied, chatID)
+	p.do(always(loseRequest))
+	<-lease.Lost()
+	_, err := direct.Lock(t.Context(), chatID, 0)
+	must.ErrorIs(t, err, scheduler.ErrLockTimeout)
+
+	session := freshSession()
+	session.ChatID = chatID
+	must.ErrorIs(t, lease.Write(t.Context(), &session, scheduler.Keep), scheduler.ErrLockLost)
+	must.NoError(t, lease.Release(t.Context()))
+
+	p.do(nil)
+	must.NoError(t, lock(t, direct, chatID).Release(t.Context()))
+	must.NoError(t, lock(t, direct, chatID).Release(t.Context()))
+	c.MustBeEmpty(t)
+}
+
+func TestSessionIsRenewed(t *testing.T) {
+	t.Parallel()
+	c := open(t)
+	r := c.join(t, c.addr)
+	lease := lock(t, r, uuid.New())
+	hold, err := r.session.current(t.Context())
+	must.NoError(t, err)
+	began := hold.until()
+	<-time.After(time.Until(began) + time.Second)
+	must.True(t, hold.until().After(began))
+	must.False(t, hold.over())
+	must.NoError(t, lease.Release(t.Context()))
+}
+
+func TestCleanEndWaitsForLeasesAndDestroysTheSession(t *testing.T) {
+	c := open(t)
+	r := c.join(t, c.addr)
+	session := freshSession()
+	lease := lock(t, r, session.ChatID)
+	id := sessionOf(t, c, r).ID
+
+	var ended sync.WaitGroup
+	ended.Go(r.leave)
+	for { // no new locks from now on
+		other, err := r.Lock(t.Context(), uuid.New(), patience)
+		if err != nil {
+			must.ErrorIs(t, err, scheduler.ErrUnavailable)
+			break
+		}
+		must.NoError(t, other.Release(t.Context()))
+	}
+	must.NoError(t, lease.Write(t.Context(), &session, scheduler.Keep))
+	must.NoError(t, lease.Write(t.Context(), nil, scheduler.Release))
+	ended.Wait()
+
+	entry, _, err := c.client.Session().Info(id, nil)
+	must.NoError(t, err)
+	must.Nil(t, entry)
+	c.MustBeEmpty(t)
+}
+
+func TestRequestsPerOperation(t *testing.T) {
+	_, _, proxied, p := behindProxy(t)
+	session := freshSession()
+	renewed := session
+	renewed.ExpiresAt = session.ExpiresAt.Add(time.Hour)
+	_ = p.kinds()
+
+	lease := lock(t, proxied, session.ChatID)
+	must.Eq(t, []string{"lock"}, p.kinds())
+	must.NoError(t, lease.Write(t.Context(), &session, scheduler.Keep))
+	must.Eq(t, []string{"write"}, p.kinds())
+	must.NoError(t, lease.Write(t.Context(), &renewed, scheduler.Release))
+	must.NoError(t, lease.Release(t.Context()))
+	must.Eq(t, []string{"write"}, p.kinds())
+	must.Eq(t, &renewed, read(t, proxied, session.ChatID))
+	must.Eq(t, []string{"get"}, p.kinds())
+	lease = lock(t, proxied, session.ChatID)
+	must.NoError(t, lease.Release(t.Context()))
+	must.Eq(t, []string{"lock", "release"}, p.kinds())
+}
+
+func TestWaitingForALockDoesNotPoll(t *testing.T) {
+	_, direct, proxied, p := behindProxy(t)
+	chatID := uuid.New()
+	lease := lock(t, direct, chatID)
+
+	parked := make(chan struct{}, 10)
+	p.do(func(r request) fault {
+		if r.blocking {
+			parked <- struct{}{}
+		}
+		return nil
+	})
+	_ = p.kinds()
+	var waiters sync.WaitGroup
+	for range 3 { // of one replica: only the first of them asks Consul
+		waiters.Go(func() {
+			lease, err := proxied.Lock(t.Context(), chatID, patience)
+			if err == nil {
+				err = lease.Release(t.Context())
+			}
+			if err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	<-parked
+	must.Eq(t, []string{"lock", "get", "blocking get"}, p.kinds())
+	must.NoError(t, lease.Release(t.Context()))
+	waiters.Wait()
+	must.Eq(t, []string{"lock", "release", "lock", "release", "lock", "release"}, p.kinds())
+}
+
+func TestBlockingReadsAreBounded(t *testing.T) {
+	c := open(t)
+	r := c.join(t, c.addr)
+	ctx, stop := context.WithCancel(t.Context())
+	chatID := uuid.New()
+	results := make(chan error, maxParked+1)
+	var reads sync.WaitGroup
+	for range maxParked + 1 {
+		reads.Go(func() {
+			for { // it may return sooner than it must
+				_, _, err := r.Get(ctx, chatID, scheduler.Block{Index: 1 << 50, Wait: patience})
+				if err != nil {
+					results <- err
+					return
+				}
+			}
+		})
+	}
+	must.ErrorIs(t, <-results, scheduler.ErrBusy)
+	must.Nil(t, read(t, r, chatID)) // which needs no place
+	stop()
+	reads.Wait()
+}
