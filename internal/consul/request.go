@@ -3,6 +3,8 @@ package consul
 import (
 	"cmp"
 	"context"
+	"crypto/rand"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/http"
@@ -34,9 +36,17 @@ var errRolledBack = errors.New("transaction rolled back")
 // together do not come back together.
 func newBackOff(first, longest time.Duration) *backoff.ExponentialBackOff {
 	b := backoff.NewExponentialBackOff()
-	b.InitialInterval, b.MaxInterval, b.Multiplier = first, longest, 2
+	b.InitialInterval, b.MaxInterval, b.Multiplier = jitter(first), jitter(longest), 2
+	b.RandomizationFactor = 0 // it would draw from where a simulation cannot decide
 	b.Reset()
 	return b
+}
+
+// jitter returns a random time between half of d and d.
+func jitter(d time.Duration) time.Duration {
+	var b [2]byte
+	_, _ = rand.Read(b[:]) // it does not fail
+	return d/2 + d/2*time.Duration(binary.BigEndian.Uint16(b[:]))>>16
 }
 
 // retry makes a request that may be repeated without harm: a read, or a write

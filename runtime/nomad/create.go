@@ -127,7 +127,9 @@ func (l *launch) untilReady(ctx context.Context) (runtime.Sandbox, error) {
 			probing = alloc.ID
 			answered := make(chan error, 1)
 			answer = answered
-			go func() { answered <- l.driver.template.Ready().Check.Wait(probeCtx, endpoint, l.spec.SessionID) }()
+			check := l.driver.template.Ready().Check
+			check.Dial = l.driver.dial
+			go func() { answered <- check.Wait(probeCtx, endpoint, l.spec.SessionID) }()
 		}
 		if hasStarted(s.sandboxAlloc()) {
 			l.tell(runtime.StageStarted)

@@ -20,6 +20,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"sync"
 
 	"github.com/hashicorp/go-hclog"
@@ -29,7 +30,7 @@ import (
 	"github.com/bivouac/bivouac/runtime"
 )
 
-// Config is what a driver works with. All fields are required.
+// Config is what a driver works with. All fields but Dial are required.
 type Config struct {
 	Client   *api.Client
 	Template *jobs.Template
@@ -37,6 +38,8 @@ type Config struct {
 	// instances are neither listed nor watched.
 	Instance string
 	Logger   hclog.Logger
+	// Dial reaches sandboxes to ask whether they are ready; see [ready.Check].
+	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 }
 
 // Driver is the runtime driver for Nomad. [Driver.Run] has to run for it to work
@@ -46,6 +49,7 @@ type Driver struct {
 	template  *jobs.Template
 	instance  string
 	logger    hclog.Logger
+	dial      func(ctx context.Context, network, address string) (net.Conn, error)
 	cache     *cache
 	ownStops  *recent // session IDs that this driver stopped
 	namespace string
@@ -74,6 +78,7 @@ func New(config Config) (*Driver, error) {
 		template:  config.Template,
 		instance:  config.Instance,
 		logger:    config.Logger,
+		dial:      config.Dial,
 		cache:     newCache(config.Instance),
 		ownStops:  newRecent(maxRecent),
 		namespace: config.Template.Namespace(),

@@ -2,9 +2,10 @@ package nomad
 
 import (
 	"context"
+	"crypto/rand"
+	"encoding/binary"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"net/http"
 	"strings"
 	"time"
@@ -51,8 +52,13 @@ func whileBusy(ctx context.Context, request func() error) error {
 	}
 }
 
-// jitter returns a random time between half of d and d.
-func jitter(d time.Duration) time.Duration { return d/2 + rand.N(d/2) }
+// jitter returns a random time between half of d and d. It draws from
+// crypto/rand, since that is what a simulation can decide.
+func jitter(d time.Duration) time.Duration {
+	var b [2]byte
+	_, _ = rand.Read(b[:]) // it does not fail
+	return d/2 + d/2*time.Duration(binary.BigEndian.Uint16(b[:]))>>16
+}
 
 // sleep says whether it slept to the end.
 func sleep(ctx context.Context, d time.Duration) bool {

@@ -40,6 +40,9 @@ type Check struct {
 	// session's ID as text. The request does not carry the ID, so a process
 	// that only echoes requests does not pass. It needs HTTPPath.
 	WantSessionID bool
+	// Dial opens connections where that is not a [net.Dialer]'s to do, as in
+	// a simulation. Nil: a net.Dialer does.
+	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 }
 
 // Validate returns an error that wraps [runtime.ErrInvalid] if c asks for
@@ -104,14 +107,17 @@ func (c Check) try(ctx context.Context, endpoint runtime.Endpoint, sessionID str
 	ctx, cancel := context.WithTimeout(ctx, tryTimeout)
 	defer cancel()
 	if c.HTTPPath == "" {
-		return connect(ctx, endpoint)
+		return c.connect(ctx, endpoint)
 	}
 	return c.get(ctx, endpoint, sessionID)
 }
 
-func connect(ctx context.Context, endpoint runtime.Endpoint) error {
-	var dialer net.Dialer
-	conn, err := dialer.DialContext(ctx, "tcp", endpoint.AddrPort().String())
+func (c Check) connect(ctx context.Context, endpoint runtime.Endpoint) error {
+	dial := c.Dial
+	if dial == nil {
+		dial = new(net.Dialer).DialContext
+	}
+	conn, err := dial(ctx, "tcp", endpoint.AddrPort().String())
 	if err != nil {
 		return err
 	}
@@ -127,7 +133,7 @@ func (c Check) get(ctx context.Context, endpoint runtime.Endpoint, sessionID str
 	// Each try has a connection of its own: one that was opened before the
 	// sandbox was up may lead nowhere. RoundTrip neither follows redirects nor
 	// uses the environment's proxy.
-	transport := &http.Transport{DisableKeepAlives: true, MaxResponseHeaderBytes: 64 << 10}
+	transport := &http.Transport{DialContext: c.Dial, DisableKeepAlives: true, MaxResponseHeaderBytes: 64 << 10}
 	resp, err := transport.RoundTrip(req)
 	if err != nil {
 		return err
