@@ -30,11 +30,10 @@ func (s *Scheduler) checkCreate(cmd CreateCommand) error {
 	return s.checkTTL(cmd.TTL)
 }
 
-// checkChatID refuses the two UUIDs that are not anybody's: their locks stand for
-// something else among the replicas.
+// checkChatID refuses the UUID that is nobody's: its lock is the leader's.
 func checkChatID(id uuid.UUID) error {
-	if id == uuid.Nil || id == uuid.Max {
-		return invalid("chat_id", "is the nil or the max UUID")
+	if id == uuid.Nil {
+		return invalid("chat_id", "is the nil UUID")
 	}
 	return nil
 }

@@ -2,8 +2,11 @@ package consul
 
 import (
 	"context"
+	"crypto/rand"
 	"fmt"
+	mathrand "math/rand/v2"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -14,24 +17,25 @@ import (
 )
 
 const (
-	// tickInterval is how often the keeper of the time writes it down.
-	tickInterval = 2 * time.Second
-	// samples is how many of the last ticks a follower goes by. An answer can
-	// come late and never early, so of several the latest time is the best; few
-	// of them, so that a step of this machine's clock is soon made up for.
+	// tickInterval is how often the time is written down.
+	tickInterval = time.Second
+	// silence is after how long without a tick a replica that knows the time
+	// begins to write it down, and strangerSilence after how long one that does
+	// not concludes that nobody knows it.
+	silence         = 2 * time.Second
+	strangerSilence = 3 * time.Second
+	// samples is how many of the last ticks a replica goes by. A tick can come
+	// late and never early, so of several the latest time is the best; few of
+	// them, so that a step of this machine's clock is soon made up for.
 	samples = 3
 )
 
-// keeperID is the chat whose lock the keeper of the time holds. No caller can
-// name it: RFC 9562 reserves it, and its version is none that a UUID has.
-var keeperID = uuid.Max
-
 // Clock is the time that all replicas agree on, however far apart the clocks of
-// their machines are. One replica keeps it: it writes its time to Consul every
-// two seconds, and the others measure how far their clocks are from it as they
-// see it come. A keeper that takes over goes on with the time as it knew it, so
-// that the agreed time does not jump when a keeper dies. The first keeper of all
-// takes its machine's time.
+// their machines are. One replica writes its time to Consul every second, and
+// the others measure how far their clocks are from it as they see it come. When
+// it falls silent another goes on with the time as it knew it, so that the
+// agreed time does not jump. The first replica of all takes its machine's time;
+// of several that come first together, the one that is ahead is followed.
 //
 // Replicas then differ by what an answer of Consul takes to arrive, not by what
 // their machines differ. It is no protection against anything: that is what
@@ -39,6 +43,7 @@ var keeperID = uuid.Max
 type Clock struct {
 	store *Store
 	wall  func() time.Time
+	id    string // marks our own ticks
 
 	mu     sync.Mutex
 	recent []time.Duration // the last offsets measured, of the agreed time to wall
@@ -49,7 +54,7 @@ type Clock struct {
 // NewClock returns a clock that starts from wall, which tells this machine's
 // time. It tells the time once Run runs.
 func NewClock(store *Store, wall func() time.Time) *Clock {
-	return &Clock{store: store, wall: wall, known: make(chan struct{})}
+	return &Clock{store: store, wall: wall, id: rand.Text(), known: make(chan struct{})}
 }
 
 // Now returns the agreed time, or this machine's while it is not known.
@@ -74,111 +79,113 @@ func (c *Clock) Lock(ctx context.Context, chatID uuid.UUID, wait time.Duration) 
 	return c.store.Lock(ctx, chatID, wait)
 }
 
-// Run follows the agreed time, and keeps it when nobody else does, until ctx
-// ends.
+// Run follows the agreed time, and writes it down while nobody else does, until
+// ctx ends.
 func (c *Clock) Run(ctx context.Context) error {
-	var following sync.WaitGroup
-	following.Go(func() { c.follow(ctx) })
-	defer following.Wait()
+	var (
+		index  uint64 // of the last tick seen; 0 before the first look
+		last   tick
+		seenAt time.Time
+	)
 	pause := newBackOff(100*time.Millisecond, 5*time.Second)
 	for ctx.Err() == nil {
-		lease, err := c.store.Lock(ctx, keeperID, maxWait)
+		err := func() error {
+			if index != 0 && time.Since(seenAt) >= c.patience(last) {
+				if err := c.tick(ctx, last); err != nil {
+					return err
+				}
+			}
+			block := scheduler.Block{Index: index}
+			if index != 0 {
+				block.Wait = max(c.patience(last)-time.Since(seenAt), 50*time.Millisecond)
+			}
+			pair, next, err := c.store.get(ctx, c.store.keys.clock(), block)
+			if err != nil || next == index {
+				return err
+			}
+			seen := tickOf(pair)
+			// The first tick to be seen may be of any age; only a new one is news.
+			if index != 0 && seen.by != c.id && !seen.at.IsZero() {
+				c.measured(seen.at.Sub(c.wall()))
+			}
+			index, last, seenAt = next, seen, time.Now()
+			return nil
+		}()
 		if err == nil {
 			pause.Reset()
-			err = c.keep(ctx, lease)
-		}
-		if err != nil && ctx.Err() == nil {
-			c.store.log.Debug("cannot keep the time", "error", err)
-			select {
-			case <-time.After(pause.NextBackOff()):
-			case <-ctx.Done():
-			}
-		}
-	}
-	return nil
-}
-
-// keep writes the time down until the lease is lost, a write fails, or ctx ends.
-func (c *Clock) keep(ctx context.Context, lease scheduler.Lease) error {
-	defer func() {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), requestTimeout)
-		defer cancel()
-		if err := lease.Release(ctx); err != nil {
-			c.store.log.Debug("cannot release the time", "error", err)
-		}
-	}()
-	if err := c.takeOver(ctx); err != nil {
-		return err
-	}
-	tick := time.NewTicker(tickInterval)
-	defer tick.Stop()
-	for {
-		// Not fenced: the tick of a keeper that slept comes late, and late
-		// ticks do not count.
-		value := c.Now().UTC().Format(time.RFC3339Nano)
-		writing, cancel := context.WithTimeout(ctx, tickInterval)
-		_, err := c.store.client.KV().Put(&api.KVPair{Key: c.store.keys.clock(), Value: []byte(value)},
-			(&api.WriteOptions{}).WithContext(writing))
-		cancel()
-		if err != nil {
-			return fmt.Errorf("write the time: %w", classify(ctx, err))
-		}
-		select {
-		case <-tick.C:
-		case <-lease.Lost():
-			return fmt.Errorf("keep the time: %w", scheduler.ErrLockLost)
-		case <-ctx.Done():
-			return nil
-		}
-	}
-}
-
-// takeOver makes sure that there is a time to keep. Who knew it goes on with it.
-// Who did not comes first, or after all others ended: that one's own time will
-// do, if only it does not go back.
-func (c *Clock) takeOver(ctx context.Context) error {
-	select {
-	case <-c.known:
-		return nil
-	default:
-	}
-	pair, _, err := c.store.get(ctx, c.store.keys.clock(), scheduler.Block{})
-	if err != nil {
-		return err
-	}
-	var offset time.Duration
-	if pair != nil {
-		if last, err := time.Parse(time.RFC3339Nano, string(pair.Value)); err == nil {
-			offset = max(0, last.Sub(c.wall()))
-		}
-	}
-	c.measured(offset)
-	return nil
-}
-
-// follow measures the offset at each tick. Its own, where it keeps the time,
-// change nothing.
-func (c *Clock) follow(ctx context.Context) {
-	var index uint64
-	pause := newBackOff(100*time.Millisecond, 5*time.Second)
-	for ctx.Err() == nil {
-		pair, next, err := c.store.get(ctx, c.store.keys.clock(), scheduler.Block{Index: index, Wait: time.Minute})
-		if err != nil {
-			select {
-			case <-time.After(pause.NextBackOff()):
-			case <-ctx.Done():
-			}
-			index = 0
 			continue
 		}
-		pause.Reset()
-		// The first answer may be of any age; only a change is news.
-		if index != 0 && next > index && pair != nil {
-			if told, err := time.Parse(time.RFC3339Nano, string(pair.Value)); err == nil {
-				c.measured(told.Sub(c.wall()))
-			}
+		if ctx.Err() != nil {
+			break
 		}
-		index = next
+		c.store.log.Debug("cannot follow the time", "error", err)
+		select {
+		case <-time.After(pause.NextBackOff()):
+		case <-ctx.Done():
+		}
+	}
+	return nil
+}
+
+// patience is how long after the last tick this replica writes the next one.
+func (c *Clock) patience(last tick) time.Duration {
+	switch {
+	case last.by == c.id:
+		return tickInterval
+	case c.isKnown():
+		// Not all at once, or all would think themselves the next.
+		return silence + time.Duration(mathrand.Int64N(int64(silence/4)))
+	case last.at.IsZero():
+		return 0 // nobody ever wrote the time down
+	default:
+		return strangerSilence
+	}
+}
+
+// tick writes the time down. Who does not know it, and heard nobody who does,
+// takes its machine's, if only that does not go back behind the last tick.
+func (c *Clock) tick(ctx context.Context, last tick) error {
+	if !c.isKnown() {
+		c.measured(max(0, last.at.Sub(c.wall())))
+	}
+	now := tick{by: c.id, at: c.Now()}
+	ctx, cancel := context.WithTimeout(ctx, tickInterval)
+	defer cancel()
+	_, err := c.store.client.KV().Put(&api.KVPair{Key: c.store.keys.clock(), Value: []byte(now.String())},
+		(&api.WriteOptions{}).WithContext(ctx))
+	if err != nil {
+		return fmt.Errorf("write the time: %w", classify(ctx, err))
+	}
+	return nil
+}
+
+// tick is the time as one replica wrote it down.
+type tick struct {
+	by string
+	at time.Time
+}
+
+func (t tick) String() string { return t.by + " " + t.at.UTC().Format(time.RFC3339Nano) }
+
+// tickOf reads a tick. What is none is as if there were none: it is overwritten.
+func tickOf(pair *api.KVPair) tick {
+	if pair == nil {
+		return tick{}
+	}
+	by, text, _ := strings.Cut(string(pair.Value), " ")
+	at, err := time.Parse(time.RFC3339Nano, text)
+	if err != nil {
+		return tick{}
+	}
+	return tick{by: by, at: at}
+}
+
+func (c *Clock) isKnown() bool {
+	select {
+	case <-c.known:
+		return true
+	default:
+		return false
 	}
 }
 
@@ -191,9 +198,7 @@ func (c *Clock) measured(offset time.Duration) {
 		c.recent = c.recent[1:]
 	}
 	c.offset = slices.Max(c.recent)
-	select {
-	case <-c.known:
-	default:
+	if !c.isKnown() {
 		close(c.known)
 	}
 }

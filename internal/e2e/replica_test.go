@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -210,6 +211,25 @@ func page(t *testing.T, s wire.Session, path string) (string, error) {
 		err = fmt.Errorf("GET %s: %s", path, resp.Status)
 	}
 	return string(text), err
+}
+
+// processes returns the IDs of the processes of this machine that were given the
+// session's environment: what runs, whatever any record says.
+func processes(t *testing.T, s wire.Session) []int {
+	t.Helper()
+	files, err := filepath.Glob("/proc/[0-9]*/environ")
+	must.NoError(t, err)
+	var pids []int
+	for _, file := range files {
+		environ, err := os.ReadFile(file)
+		if err != nil || !bytes.Contains(environ, []byte("BIVOUAC_SESSION_ID="+s.SessionID.String())) {
+			continue // ended meanwhile, or another's
+		}
+		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(file)))
+		must.NoError(t, err)
+		pids = append(pids, pid)
+	}
+	return pids
 }
 
 // liveAllocs returns the allocations of the chat's sessions that have not ended.
