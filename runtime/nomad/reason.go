@@ -27,6 +27,8 @@ func (d *Driver) whoEnded(s state, alloc *api.AllocationListStub) string {
 		return "preempted by allocation " + alloc.PreemptedByAllocation
 	case s.job.Stop:
 		return d.whoStopped(s)
+	case strings.Contains(alloc.DesiredDescription, "node is down"):
+		return "node " + nodeName(alloc) + " was lost"
 	case alloc.DesiredDescription != "":
 		return "stopped by an operator in Nomad: " + alloc.DesiredDescription
 	default:

@@ -161,7 +161,11 @@ func (s state) pendingEval() bool {
 	return slices.ContainsFunc(slices.Collect(maps.Values(s.evals)), isPending)
 }
 
-func isPending(eval *api.Evaluation) bool { return eval.Status == "pending" }
+// isPending says whether an evaluation is made or about to be. Those that Nomad
+// puts off follow up on a lost node, and may be put off for long.
+func isPending(eval *api.Evaluation) bool {
+	return eval.Status == "pending" && eval.WaitUntil.IsZero()
+}
 
 // atRest says whether a stopped job looks as if nothing more happens to it.
 func (s state) atRest() bool { return s.job.Stop && !s.pendingEval() && s.allEnded() }

@@ -1,0 +1,96 @@
+package nomad_test
+
+import (
+	"context"
+	"net"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/hashicorp/nomad/api"
+	"github.com/shoenig/test/must"
+
+	"github.com/bivouac/bivouac/internal/stack"
+	"github.com/bivouac/bivouac/jobs"
+	"github.com/bivouac/bivouac/runtime"
+)
+
+// cluster is a Nomad whose client can be lost within seconds.
+func cluster(t *testing.T) (*stack.Nomad, replica) {
+	t.Helper()
+	n, err := stack.StartNomad(within(t, 2*time.Minute), stack.NomadConfig{
+		Servers: 1, Clients: 1, HeartbeatGrace: time.Second, MinHeartbeatTTL: time.Second,
+	})
+	must.NoError(t, err)
+	t.Cleanup(func() { must.NoError(t, n.Stop()) })
+	client, err := n.Client()
+	must.NoError(t, err)
+	return n, open(t, client, rawExec(t, nil), "test-"+uuid.NewString())
+}
+
+func answers(endpoint runtime.Endpoint) bool {
+	conn, err := net.DialTimeout("tcp", endpoint.AddrPort().String(), time.Second)
+	return err == nil && conn.Close() == nil
+}
+
+// A client's agent is killed. Its sandbox runs on, so Stop does not say that it
+// ended, and Nomad starts no other. When the agent is back, Stop sees the end.
+func TestStop_waits_for_a_lost_node(t *testing.T) {
+	n, r := cluster(t)
+	reports := watch(t, r)
+	spec, sandbox := create(t, r)
+	must.NoError(t, n.Clients[0].Kill())
+	lost := awaitReport(t, reports, spec.SessionID, runtime.StateLost)
+	must.StrContains(t, lost.Reason, "the sandbox may still run")
+	must.True(t, answers(sandbox.Endpoint))
+
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+	defer cancel()
+	err := r.Stop(ctx, spec.SessionID)
+	must.ErrorIs(t, err, runtime.ErrUnavailable)
+	must.ErrorContains(t, err, "the sandbox may still run")
+	must.True(t, answers(sandbox.Endpoint))
+
+	stopped := make(chan error, 1)
+	go func() { stopped <- r.Stop(within(t, time.Minute), spec.SessionID) }()
+	must.NoError(t, n.Clients[0].Start())
+	must.NoError(t, <-stopped)
+	must.False(t, answers(sandbox.Endpoint))
+	allocs, _, err := r.client.Jobs().Allocations(jobs.ID(spec.SessionID), true, nil)
+	must.NoError(t, err)
+	must.Len(t, 1, allocs)
+	must.Eq(t, api.AllocClientStatusComplete, allocs[0].ClientStatus)
+}
+
+// A node that an operator removed from Nomad holds nothing up.
+func TestStop_does_not_wait_for_a_node_that_was_removed(t *testing.T) {
+	n, r := cluster(t)
+	reports := watch(t, r)
+	spec, sandbox := create(t, r)
+	must.NoError(t, n.Clients[0].Kill())
+	awaitReport(t, reports, spec.SessionID, runtime.StateLost)
+	alloc, _, err := r.client.Allocations().Info(sandbox.ContainerID, nil)
+	must.NoError(t, err)
+	stopped := make(chan error, 1)
+	go func() { stopped <- r.Stop(within(t, time.Minute), spec.SessionID) }()
+	_, _, err = r.client.Nodes().Purge(alloc.NodeID, &api.QueryOptions{})
+	must.NoError(t, err)
+	must.NoError(t, <-stopped)
+}
+
+// A client that cannot reach its servers ends its sandboxes by itself, and
+// Nomad starts no other in their place.
+func TestSandbox_of_a_partitioned_node_is_not_replaced(t *testing.T) {
+	n, r := cluster(t)
+	reports := watch(t, r)
+	spec, sandbox := create(t, r)
+	must.NoError(t, n.Clients[0].Pause())
+	awaitReport(t, reports, spec.SessionID, runtime.StateLost)
+	must.NoError(t, n.Clients[0].Resume())
+	dead := awaitReport(t, reports, spec.SessionID, runtime.StateDead)
+	must.StrContains(t, dead.Reason, "was lost")
+	must.False(t, answers(sandbox.Endpoint))
+	allocs, _, err := r.client.Jobs().Allocations(jobs.ID(spec.SessionID), true, nil)
+	must.NoError(t, err)
+	must.Len(t, 1, allocs)
+}
