@@ -2,6 +2,7 @@ package scheduler_test
 
 import (
 	"errors"
+	"maps"
 	"testing"
 	"time"
 
@@ -37,9 +38,7 @@ func (tc createCase) run(t *testing.T) {
 // createSpan is the span of a create of createA, with more attributes.
 func createSpan(failed string, more attrs) []span {
 	all := attrs{"chat.id": "chat-a", "agent.id": "agent-1", "volume.host_path": "/data/a"}
-	for k, v := range more {
-		all[k] = v
-	}
+	maps.Copy(all, more)
 	if failed != "" {
 		all["sandbox.result"] = "error"
 		all["error.type"] = failed
@@ -135,9 +134,7 @@ func sessionAttrs(more attrs) attrs {
 		"sandbox.endpoint.ip":              "127.0.0.1",
 		"sandbox.endpoint.port":            "20001",
 	}
-	for k, v := range more {
-		all[k] = v
-	}
+	maps.Copy(all, more)
 	return all
 }
 

@@ -2,6 +2,7 @@ package scheduler_test
 
 import (
 	"context"
+	"maps"
 	"testing"
 
 	"github.com/shoenig/test/must"
@@ -13,9 +14,7 @@ import (
 // deleteSpan is the span of a delete on chat A, with more attributes.
 func deleteSpan(failed string, more attrs) []span {
 	all := attrs{"chat.id": "chat-a"}
-	for k, v := range more {
-		all[k] = v
-	}
+	maps.Copy(all, more)
 	if failed != "" {
 		all["sandbox.result"] = "error"
 		all["error.type"] = failed

@@ -187,24 +187,33 @@ func (c *modelCheck) agree(t *rapid.T, want, got string, err error) {
 }
 
 func (c *modelCheck) agreeOnState(t *rapid.T) {
-	var records, running []string
+	var records []string
 	for chat, s := range c.model.records {
 		records = append(records, describeModel(chat, *s))
 	}
 	slices.Sort(records)
 	must.Eq(t, records, c.records())
+
+	var known, running []string
 	for name, s := range c.model.sandboxes {
+		known = append(known, fmt.Sprintf("%s %s %s %s", name, s.container, s.state, s.reason))
 		if s.runs {
 			running = append(running, name)
 		}
 	}
-	slices.Sort(running)
-	var really []string
-	for _, s := range c.driver.Running() {
-		really = append(really, c.name(s.SessionID))
+	var reallyKnown, reallyRunning []string
+	for s, err := range c.driver.List(context.Background()) {
+		must.NoError(t, err)
+		reallyKnown = append(reallyKnown, c.name(fmt.Sprintf("%s %s %s %s", s.SessionID, s.ContainerID, s.State, s.Reason)))
 	}
-	slices.Sort(really)
-	must.Eq(t, running, really)
+	for _, s := range c.driver.Running() {
+		reallyRunning = append(reallyRunning, c.name(s.SessionID))
+	}
+	for _, lines := range [][]string{known, reallyKnown, running, reallyRunning} {
+		slices.Sort(lines)
+	}
+	must.Eq(t, known, reallyKnown)
+	must.Eq(t, running, reallyRunning)
 }
 
 // points are the metrics that the model counted, and the sessions that stand.

@@ -355,10 +355,10 @@ func TestRun_stopsNothingWhereAReadFails(t *testing.T) {
 
 func TestRun_standsStillWhereAllRecordsAreGone(t *testing.T) {
 	inBubble(t, func(t *testing.T, w *world) {
-		stop := run(t, w.Scheduler)
 		for range 17 {
 			w.driver.Plant(orphanOf(uuid.New()))
 		}
+		stop := run(t, w.Scheduler)
 		pass(10 * time.Minute)
 		must.Len(t, 17, w.running())
 		must.SliceContains(t, w.warnings(), "reconcile_failed runtime=fake error=store_unavailable")

@@ -105,7 +105,7 @@ func (seen *telemetry) takeSpans() []span {
 	for _, s := range seen.spans.Ended() {
 		found := span{Name: s.Name(), Attrs: attrs{}}
 		for _, kv := range s.Attributes() {
-			found.Attrs[string(kv.Key)] = kv.Value.Emit()
+			found.Attrs[string(kv.Key)] = kv.Value.String()
 		}
 		recorded := slices.ContainsFunc(s.Events(), func(e sdktrace.Event) bool { return e.Name == "exception" })
 		switch failed := s.Status().Code == codes.Error; {
@@ -138,7 +138,7 @@ func (seen *telemetry) takeMetrics() ([]string, error) {
 			for _, p := range points {
 				labels := make(map[string]string)
 				for _, kv := range p.Attributes.ToSlice() {
-					labels[string(kv.Key)] = kv.Value.Emit()
+					labels[string(kv.Key)] = kv.Value.String()
 				}
 				lines = append(lines, point(m.Name, labels, p.Value))
 			}

@@ -44,6 +44,7 @@ func TestTelemetry_whereSessionsCannotBeCountedTheGaugeHasNoValue(t *testing.T) 
 func TestTelemetry_spansStandInTheirCallersTrace(t *testing.T) {
 	w := newWorld(t)
 	ctx, caller := w.seen.tracer.Start(t.Context(), "caller")
+	defer caller.End()
 	var inDriver trace.SpanContext
 	w.effects.hook(effect{Name: "driver.create"}, hook{before: func(ctx context.Context) error {
 		inDriver = trace.SpanContextFromContext(ctx)

@@ -54,8 +54,8 @@ func TestDriver_keepsTheContract(t *testing.T) {
 		_, err = d.Inspect(ctx, spec.SessionID)
 		must.ErrorIs(t, err, runtime.ErrNotFound)
 	}
-	for range d.List(ctx) {
-		t.Fatal("a deleted sandbox is listed")
+	for listed, err := range d.List(ctx) {
+		t.Fatalf("a deleted sandbox is listed: %v, %v", listed, err)
 	}
 }
 
