@@ -42,8 +42,8 @@ stack: ## Run Bivouac on a real Consul and a real Nomad, until Ctrl-C
 fmt: ## Format all Go files
 	$(call tool,golangci-lint) fmt
 
-.PHONY: generate
-generate: ## Generate the Go code of the plugin protocol
+.PHONY: proto
+proto: ## Generate the Go code of the plugin protocol
 	cd $(PROTO) && $(call tool,buf) generate
 
 .PHONY: check
@@ -78,7 +78,7 @@ check-proto: buf = $(call tool,buf)
 check-proto:
 	@set -e; cd $(PROTO); $(buf) lint; $(buf) breaking --against released.binpb; \
 	fresh=$$(mktemp -d); trap 'rm -rf "$$fresh"' EXIT; $(buf) generate -o "$$fresh"; \
-	diff -r -x '*.proto' -x doc.go v1 "$$fresh/v1" || { echo "make generate has something to do" >&2; exit 1; }
+	diff -r -x '*.proto' -x doc.go v1 "$$fresh/v1" || { echo "make proto has something to do" >&2; exit 1; }
 
 .PHONY: check-tidy
 check-tidy:

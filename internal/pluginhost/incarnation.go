@@ -163,10 +163,16 @@ func (i *incarnation) checkHealth(ctx context.Context) error {
 // explain says in an error what became of the process, where a call failed
 // because it ended.
 func (i *incarnation) explain(err error) error {
-	if !errors.Is(err, runtime.ErrUnavailable) || i.conn.GetState() == connectivity.Ready {
+	if !errors.Is(err, runtime.ErrUnavailable) {
 		return err
 	}
-	// The connection breaks some moments before the process can be collected.
+	// A call fails some moments before its connection is known to be broken,
+	// and that some moments before the process can be collected.
+	ctx, cancel := context.WithTimeout(context.Background(), brokenLimit)
+	defer cancel()
+	if !i.conn.WaitForStateChange(ctx, connectivity.Ready) {
+		return err
+	}
 	i.process.awaitEnd(collectLimit)
 	select {
 	case <-i.process.exited:

@@ -36,8 +36,9 @@ func defaultTimings() timings {
 }
 
 const (
-	healthFailures = 2           // in a row, before a process is killed
-	collectLimit   = time.Second // from a broken connection to the end of its process
+	healthFailures = 2                      // in a row, before a process is killed
+	brokenLimit    = 200 * time.Millisecond // from a failed call to a broken connection
+	collectLimit   = time.Second            // from a broken connection to the end of its process
 
 	emptyConfig = "{}"
 )

@@ -1,2 +1,137 @@
-// Package plugin makes a runtime driver a process of its own, by go-plugin.
+// Package plugin makes a runtime driver a process of its own, which Bivouac
+// starts, asks for sandboxes, and restarts when it fails. It must never know of
+// the scheduler, of Nomad or of Consul: an author's build stays small.
+//
+// # In Go
+//
+// A plugin is a main that hands a [runtime.Driver] to [Serve]:
+//
+//	func main() { plugin.Serve(mydriver.New(plugin.NewLogger())) }
+//
+// Package runtime says what a driver must do. Optional abilities are declared
+// by implementing their interfaces: [runtime.Configurer], [runtime.Watcher],
+// [runtime.HealthChecker], [runtime.LogReader], [runtime.Execer].
+//
+// # In other languages
+//
+// What follows is all that a plugin needs to speak. The protocol is that of
+// HashiCorp's go-plugin, in the form in which it speaks gRPC, with the service
+// of proto/v1/runtime.proto.
+//
+// # Start
+//
+// The host runs the plugin's file with the configured arguments, in the folder
+// "/", with nothing to read on standard input. The environment holds the
+// configured variables, a PATH of the system's usual folders unless one is
+// configured, and:
+//
+//	BIVOUAC_RUNTIME_PLUGIN    2d8c7528-8d4c-4544-9587-215db8490912
+//	PLUGIN_PROTOCOL_VERSIONS  the versions that the host speaks, by comma: "1"
+//	PLUGIN_CLIENT_CERT        the host's certificate, as PEM
+//	PLUGIN_UNIX_SOCKET_DIR    a folder for the plugin's socket, empty
+//	PLUGIN_MIN_PORT           for a TCP port instead: at least this
+//	PLUGIN_MAX_PORT           and at most this
+//
+// Nothing of the host's own environment is passed on. Where
+// BIVOUAC_RUNTIME_PLUGIN does not have this value a plugin was started by
+// mistake: it says so and ends with code 1. The value is no secret.
+//
+// # Handshake
+//
+// The plugin takes the highest version that both sides speak, makes a
+// certificate, listens, and only then prints one line to standard output, of
+// six fields with bars between them, and flushes it:
+//
+//	1|1|unix|/tmp/plugin-dir1234/plugin|grpc|MIICRjCCAc2gAwIBAgIQNn…
+//
+//	1  version of go-plugin's own protocol: 1
+//	2  version of Bivouac's runtime protocol, as taken
+//	3  "unix", or "tcp" for an address on loopback
+//	4  the absolute path of the socket, or "127.0.0.1:PORT"
+//	5  "grpc"
+//	6  the plugin's certificate: DER in standard base64 without '=' padding
+//
+// The line is at most 16 KiB. Whatever is printed to standard output after it,
+// and to standard error at any time, goes into the host's log: a line that is a
+// JSON object with "@message" and "@level" ("trace", "debug", "info", "warn",
+// "error") with its level and other keys, any other line as it is. Lines are cut
+// at 8 KiB, and what is more than 500 lines in a second is dropped.
+//
+// # TLS
+//
+// Both sides prove who they are by certificates that are made afresh for each
+// process, TLS 1.2 or newer with ALPN "h2". The plugin's certificate is
+// self-signed, names the DNS name "localhost" (go-plugin connects by that name),
+// is its own authority (basic constraints CA:TRUE, key usage with certificate
+// signing), and allows server authentication. As a server the plugin demands a
+// client certificate and trusts PLUGIN_CLIENT_CERT alone. Any key will do that
+// both TLS libraries accept; go-plugin itself uses ECDSA on P-521.
+//
+// # Services
+//
+// The plugin serves over that one listener:
+//
+//   - bivouac.runtime.v1.DriverService, as in proto/v1/runtime.proto. Calls
+//     come concurrently; a server needs room for some hundred at a time, of
+//     which Watch lasts as long as the process. The deadline of a call is that
+//     of gRPC (header grpc-timeout), and the cancellation too.
+//   - grpc.health.v1.Health: Check with service "plugin" answers SERVING.
+//   - plugin.GRPCController: "rpc Shutdown(Empty) returns (Empty)", where Empty
+//     is a message without fields. The plugin answers and ends its process.
+//   - plugin.GRPCStdio: "rpc StreamStdio(google.protobuf.Empty) returns (stream
+//     StdioData)", where StdioData is { Channel channel = 1; bytes data = 2; }
+//     and Channel is { INVALID = 0; STDOUT = 1; STDERR = 2; }. It is for plugins
+//     that catch their own output. All others do without it, or leave the
+//     stream open and send nothing.
+//
+// go-plugin's plugin.GRPCBroker is tried by its client and not needed here: a
+// server that does not know it answers UNIMPLEMENTED, as gRPC does by itself.
+//
+// A message is at most 1 MiB in both directions, and a call's headers and
+// trailers are at most 64 KiB. List is a stream, so that many sandboxes fit.
+//
+// # Errors
+//
+// A call fails with a gRPC status, whose message is for a person. Its code says
+// what the host may do next:
+//
+//	FAILED_PRECONDITION  runtime.ErrNotPlaced
+//	NOT_FOUND            runtime.ErrNotFound
+//	ALREADY_EXISTS       runtime.ErrConflict
+//	ABORTED              runtime.ErrNotReady
+//	INVALID_ARGUMENT     runtime.ErrInvalid
+//	UNAVAILABLE          runtime.ErrUnavailable
+//
+// Any other code means ErrUnavailable too, unless it reports that the host's
+// own deadline has passed or that the host has cancelled the call. Where an
+// error is of several kinds, bivouac.runtime.v1.ErrorDetail among the details
+// of the status names them all.
+//
+// # Life cycle
+//
+// The host calls Check of the health service, Info, and Configure where the
+// plugin declares it, in this order, and nothing else before they succeeded.
+// From the start of the process to that point a plugin has 30 seconds. The
+// configuration is held against Info's schema before it is sent.
+//
+// From then on any call may come at any time. The host asks Check every 5
+// seconds and gives it 5 seconds to answer; after two failures in a row it takes
+// the plugin for hung and kills it with SIGKILL.
+//
+// When the process ends or is killed, calls under way fail for their callers
+// with ErrUnavailable, and so do all others at once until the plugin is up
+// again. The host starts a new process after a pause of 250 ms, which doubles
+// with each failure up to 30 seconds and is short again once a process ran for a
+// minute. The new process is told everything anew and knows nothing but what it
+// finds by itself; its List and Inspect must find the sandboxes of the one
+// before.
+//
+// To end a plugin the host calls Shutdown and kills it 5 seconds later if it is
+// still there. Sandboxes are not stopped.
+//
+// Each process is the leader of a process group of its own. Whatever is in the
+// group is killed when the plugin has ended, in whatever way; so a sandbox that
+// is a child of the plugin must be in a session of its own (setsid) and must not
+// hold the plugin's standard output and error. On Linux the kernel kills the
+// plugin with SIGKILL when the host dies.
 package plugin
