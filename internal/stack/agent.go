@@ -27,7 +27,7 @@ const (
 //
 // Its methods are not safe for concurrent use.
 type Agent struct {
-	Name string // "consul-0", "nomad-server-1", …
+	Name string // "consul-0", "server-1", "client-0", or "nomad", a dev agent
 	Addr string // of its HTTP API: "127.0.0.1:8500"
 	Log  string // path of the file with its output
 

@@ -25,9 +25,6 @@ func DockerEngine(ctx context.Context) error {
 // demoImage is the name of the image that [DemoImage] makes.
 const demoImage = "bivouac-demo:dev"
 
-// digestLabel says of which binary an image was made.
-const digestLabel = "bivouac.digest"
-
 // DemoImage makes an image of nothing but the bivouac of this source tree, which
 // runs "bivouac demo-sandbox", and returns its name. No registry is asked. An image
 // that stands already, made of the same binary, is left as it is.
@@ -41,31 +38,39 @@ func DemoImage(ctx context.Context) (name string, err error) {
 	if err := BuildBivouac(ctx, bin); err != nil {
 		return "", err
 	}
-	data, err := os.ReadFile(bin)
+	program, err := os.ReadFile(bin)
 	if err != nil {
 		return "", fmt.Errorf("stack: make %s: %w", demoImage, err)
 	}
-	digest := fmt.Sprintf("%x", sha256.Sum256(data))
+	return demoImage, importImage(ctx, demoImage, program)
+}
+
+// digestLabel says of which program an image was made.
+const digestLabel = "bivouac.digest"
+
+// importImage makes the image of that name run the program, if it does not yet.
+func importImage(ctx context.Context, name string, program []byte) error {
+	digest := fmt.Sprintf("%x", sha256.Sum256(program))
 	// An error is most likely that there is no such image. Others will show.
-	stands, err := docker(ctx, nil, "image", "inspect", "--format={{index .Config.Labels "+strconv.Quote(digestLabel)+"}}", demoImage)
+	stands, err := docker(ctx, nil, "image", "inspect",
+		"--format={{index .Config.Labels "+strconv.Quote(digestLabel)+"}}", name)
 	if err == nil && stands == digest {
-		return demoImage, nil
+		return nil
 	}
-	layer, err := archive("bivouac", data)
+	layer, err := archive("bivouac", program)
 	if err != nil {
-		return "", fmt.Errorf("stack: make %s: %w", demoImage, err)
+		return fmt.Errorf("stack: make %s: %w", name, err)
 	}
 	// An import needs no builder, which is a plugin that not every docker has.
-	_, err = docker(ctx, layer, "import",
+	if _, err := docker(ctx, layer, "import",
 		"--change=LABEL "+digestLabel+"="+digest,
 		`--change=ENTRYPOINT ["/bivouac", "demo-sandbox"]`,
-		"-", demoImage)
-	if err != nil {
-		return "", err
+		"-", name); err != nil {
+		return err
 	}
-	// The one that had the name before, unless a container still runs it.
+	// The one that had the name before goes, unless a container still runs it.
 	_, err = docker(ctx, nil, "image", "prune", "--force", "--filter=label="+digestLabel)
-	return demoImage, err
+	return err
 }
 
 // BuildBivouac builds cmd/bivouac of this source tree to the file out, as a

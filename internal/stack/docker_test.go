@@ -6,17 +6,25 @@ import (
 	"github.com/shoenig/test/must"
 )
 
-func TestDemoImage(t *testing.T) {
-	// Given the image.
-	name := DockerForTest(t)
-	first, err := docker(t.Context(), nil, "image", "inspect", "--format={{.Id}}", name)
-	must.NoError(t, err)
+func TestImage(t *testing.T) {
+	// Given an image of a program.
+	needDocker(t)
+	ctx, name := limited(t), "bivouac-stack-test:dev"
+	image := func(program string) (id string) {
+		must.NoError(t, importImage(ctx, name, []byte(program)))
+		id, err := docker(ctx, nil, "image", "inspect", "--format={{.Id}}", name)
+		must.NoError(t, err)
+		return id
+	}
+	first := image("one")
 
 	// When it is asked for again, then it is the same one.
-	again, err := DemoImage(t.Context())
+	must.Eq(t, first, image("one"))
+
+	// When the program has changed, then the image has too, and the first is gone.
+	must.NotEq(t, first, image("two"))
+	_, err := docker(ctx, nil, "image", "inspect", first)
+	must.Error(t, err)
+	_, err = docker(ctx, nil, "image", "rm", name)
 	must.NoError(t, err)
-	must.Eq(t, name, again)
-	second, err := docker(t.Context(), nil, "image", "inspect", "--format={{.Id}}", name)
-	must.NoError(t, err)
-	must.Eq(t, first, second)
 }

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
 	"time"
 
@@ -17,6 +18,20 @@ import (
 )
 
 func TestMain(m *testing.M) { os.Exit(Main(m)) }
+
+// bivouac is the program that sandboxes run, read once.
+var bivouac = sync.OnceValues(func() (program []byte, err error) {
+	dir, err := os.MkdirTemp("", "bivouac-test-")
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	path := filepath.Join(dir, "bivouac")
+	if err := BuildBivouac(context.Background(), path); err != nil {
+		return nil, err
+	}
+	return os.ReadFile(path)
+})
 
 // limited bounds what a test waits for.
 func limited(t *testing.T) context.Context {
@@ -82,8 +97,10 @@ func sandboxes(t *testing.T, n *Nomad) []sandbox {
 
 func rawExecSandbox(t *testing.T, n *Nomad) sandbox {
 	t.Helper()
+	program, err := bivouac()
+	must.NoError(t, err)
 	bin := filepath.Join(n.ExecDir, "bivouac")
-	must.NoError(t, BuildBivouac(t.Context(), bin))
+	must.NoError(t, os.WriteFile(bin, program, 0o755))
 	return sandbox{
 		driver: "raw_exec",
 		config: map[string]any{"command": bin, "args": []string{"demo-sandbox"}},

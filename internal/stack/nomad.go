@@ -1,17 +1,13 @@
 package stack
 
 import (
-	"bytes"
 	"context"
-	_ "embed"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
-	"strconv"
+	"slices"
 	"strings"
-	"text/template"
 	"time"
 
 	"github.com/hashicorp/nomad/api"
@@ -76,129 +72,55 @@ func StartNomad(ctx context.Context, cfg NomadConfig) (*Nomad, error) {
 	return n, nil
 }
 
-// FailoverHeartbeatTTL is how long a new leader waits for the first heartbeat of
-// a client: long enough for each to find it, and not Nomad's 5 minutes where
-// heartbeats are short.
-func (c NomadConfig) FailoverHeartbeatTTL() time.Duration { return 5 * c.MinHeartbeatTTL }
-
-// nomadAgent is what the template of an agent's configuration sees.
-type nomadAgent struct {
-	NomadConfig
-	Name                string
-	Server, Client, Dev bool
-	HTTP, RPC, Serf     int
-	FirstPort, LastPort int
-	ExecDir, VolumeDir  string
-	Join, RPCs          []string // the servers' serf and RPC addresses
-}
-
+// add makes the folders and the agents.
 func (n *Nomad) add(ctx context.Context, bin string, cfg NomadConfig) error {
 	for _, dir := range []string{n.ExecDir, n.VolumeDir} {
 		if err := os.Mkdir(dir, 0o755); err != nil {
 			return err
 		}
 	}
-	dev := cfg.Servers == 0
 	drivers := []string{"raw_exec"}
 	if os.Geteuid() == 0 {
 		drivers = append(drivers, "exec")
 	}
-	hasDocker := DockerEngine(ctx) == nil
-	if hasDocker {
+	if DockerEngine(ctx) == nil {
 		drivers = append(drivers, "docker")
 	}
-	var agents []nomadAgent
-	if dev {
-		cfg.Servers, cfg.Clients = 1, 1
-		agents = []nomadAgent{{Name: "nomad", Server: true, Client: true, Dev: true}}
-	} else {
-		for i := range cfg.Servers {
-			agents = append(agents, nomadAgent{Name: "server-" + strconv.Itoa(i), Server: true})
-		}
-		for i := range cfg.Clients {
-			agents = append(agents, nomadAgent{Name: "client-" + strconv.Itoa(i), Client: true})
-		}
+	agents, err := cfg.agents(n.group.ports)
+	if err != nil {
+		return err
 	}
-	var join, rpcs []string
-	for i := range agents {
-		a := &agents[i]
-		for _, port := range []*int{&a.HTTP, &a.RPC, &a.Serf} {
-			var err error
-			if *port, err = n.group.ports.port(); err != nil {
-				return err
-			}
-		}
-		if i == 0 && cfg.HTTPPort != 0 {
-			a.HTTP = cfg.HTTPPort
-		}
-		if a.Server {
-			join, rpcs = append(join, loopback(a.Serf)), append(rpcs, loopback(a.RPC))
-		}
-		a.NomadConfig = cfg
-	}
-	clients := 0
-	for _, a := range agents {
-		a.Join, a.RPCs, a.ExecDir, a.VolumeDir = join, rpcs, n.ExecDir, n.VolumeDir
-		if a.Client {
-			a.FirstPort, a.LastPort = n.group.ports.sandboxPorts(clients, cfg.Clients)
-			clients++
-		}
-		node := n.group.node(a.Name)
-		agent, err := n.group.add(a.Name, bin, loopback(a.HTTP), func(dir string) ([]string, error) {
-			file := filepath.Join(dir, "agent.hcl")
-			args := []string{"agent", "-config=" + file, "-data-dir=" + filepath.Join(dir, "data")}
-			if dev {
-				args = append(args, "-dev")
-			}
-			a.Name = node
-			return args, writeNomadConfig(file, a)
-		})
-		if err != nil {
+	for _, config := range agents {
+		config.Node, config.ExecDir, config.VolumeDir = n.group.node(config.Name), n.ExecDir, n.VolumeDir
+		if err := n.addAgent(bin, config, drivers); err != nil {
 			return err
 		}
-		client, err := nomadClient(agent.Addr)
-		if err != nil {
-			return err
-		}
-		agent.rpc = loopback(a.RPC)
-		agent.ready = func(ctx context.Context) error {
-			if a.Client {
-				return nomadClientReady(ctx, client, node, drivers)
-			}
-			return nomadServerReady(ctx, client, node)
-		}
-		if a.Server {
-			n.Servers = append(n.Servers, agent)
-		}
-		if a.Client {
-			n.Clients = append(n.Clients, agent)
-		}
-		if a.Client && hasDocker {
-			n.nodes = append(n.nodes, node)
+		if config.Client && slices.Contains(drivers, "docker") {
+			n.nodes = append(n.nodes, config.Node)
 		}
 	}
 	return nil
 }
 
-//go:embed nomad.hcl.tmpl
-var nomadTemplate string
-
-func writeNomadConfig(path string, a nomadAgent) error {
-	t, err := template.New("nomad.hcl").Funcs(template.FuncMap{
-		// A string, or a list of strings, in JSON is the same in HCL.
-		"hcl": func(v any) (string, error) {
-			data, err := json.Marshal(v)
-			return string(data), err
-		},
-	}).Parse(nomadTemplate)
+func (n *Nomad) addAgent(bin string, config nomadAgent, drivers []string) error {
+	a, err := n.group.add(config.Name, bin, loopback(config.HTTP), config.write)
 	if err != nil {
 		return err
 	}
-	var out bytes.Buffer
-	if err := t.Execute(&out, a); err != nil {
+	client, err := nomadClient(a.Addr)
+	if err != nil {
 		return err
 	}
-	return os.WriteFile(path, out.Bytes(), 0o644)
+	if config.Server {
+		a.rpc = loopback(config.RPC)
+		a.ready = func(ctx context.Context) error { return nomadServerReady(ctx, client, config.Node) }
+		n.Servers = append(n.Servers, a)
+	}
+	if config.Client {
+		a.ready = func(ctx context.Context) error { return nomadClientReady(ctx, client, config.Node, drivers) }
+		n.Clients = append(n.Clients, a)
+	}
+	return nil
 }
 
 // nomadServerReady asks a server who it is, and whether it knows a leader that

@@ -55,30 +55,37 @@ func NomadForTest(t testing.TB) *Nomad {
 // one.
 func DockerForTest(t testing.TB) (image string) {
 	t.Helper()
-	if err := DockerEngine(t.Context()); err != nil {
-		if os.Getenv("CI") == "" {
-			t.Skip(err)
-		}
-		t.Fatal(err)
-	}
-	image, err := DemoImage(t.Context())
+	needDocker(t)
+	image, err := shared.image()
 	if err != nil {
 		t.Fatal(err)
 	}
 	return image
 }
 
+func needDocker(t testing.TB) {
+	t.Helper()
+	err := DockerEngine(t.Context())
+	if err != nil && os.Getenv("CI") == "" {
+		t.Skip(err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
 // sharedConns is the limit of the shared agents, on which many tests wait
 // with blocking queries from one address.
 const sharedConns = 2000
 
-// shared belongs to [Main]: a test process has one of each agent, as starting
-// them for every test would take most of the tests' time.
+// shared belongs to [Main]: a test process has one of each, as making them for
+// every test would take most of the tests' time.
 var shared = newSharedAgents()
 
 type sharedAgents struct {
 	consul func() (*Consul, error)
 	nomad  func() (*Nomad, error)
+	image  func() (string, error)
 
 	mu     sync.Mutex
 	groups []*group
@@ -103,6 +110,7 @@ func newSharedAgents() *sharedAgents {
 		}
 		return n, err
 	})
+	s.image = sync.OnceValues(func() (string, error) { return DemoImage(ctx) })
 	return s
 }
 
