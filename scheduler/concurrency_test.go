@@ -133,3 +133,30 @@ func TestReplicas_neverGiveAChatTwoSandboxes(t *testing.T) {
 		must.SliceEmpty(t, w.running())
 	})
 }
+
+func TestDelete_aSandboxThatDoesNotEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.given(created(createA))
+		w.effects.hook(effect{Name: "driver.delete"}, hook{before: func(ctx context.Context) error {
+			<-ctx.Done()
+			return ctx.Err()
+		}})
+		began := time.Now()
+
+		_, err := w.Delete(t.Context(), chatA)
+
+		must.ErrorIs(t, err, context.DeadlineExceeded)
+		must.Eq(t, time.Minute, time.Since(began))
+		must.Eq(t, []string{"chat-a s1 stopping container-1 12:30:00"}, w.records())
+
+		began = time.Now()
+		must.NoError(t, w.SettleInFlight(t.Context()))
+		must.Eq(t, 30*time.Second, time.Since(began), must.Sprint("settling does not wait for it as long"))
+
+		w.effects.heal()
+		must.NoError(t, w.SettleInFlight(t.Context()))
+		must.SliceEmpty(t, w.records())
+		must.SliceEmpty(t, w.running())
+	})
+}

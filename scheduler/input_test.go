@@ -89,6 +89,15 @@ func TestCreate_input(t *testing.T) {
 	}
 }
 
+func TestTheNilUUIDIsNoChat(t *testing.T) {
+	w := newWorld(t)
+	_, err := w.Delete(t.Context(), uuid.Nil)
+	must.ErrorIs(t, err, scheduler.ErrInvalid)
+	_, err = w.Renew(t.Context(), uuid.Nil, 0)
+	must.ErrorIs(t, err, scheduler.ErrInvalid)
+	must.SliceEmpty(t, w.effects.taken(), must.Sprint("its lock is the leader's"))
+}
+
 func TestNew_refusesAConfigurationThatCannotWork(t *testing.T) {
 	for name, change := range map[string]func(*scheduler.Config){
 		"a default runtime that is not there": func(c *scheduler.Config) { c.DefaultRuntime = "other" },
