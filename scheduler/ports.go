@@ -7,8 +7,9 @@ import (
 	"github.com/google/uuid"
 )
 
-// Store reads records. All its errors other than context errors wrap
-// [ErrUnavailable] or [ErrDamaged].
+// Store reads records. Its errors are the context's, or wrap [ErrUnavailable],
+// [ErrDamaged], [ErrInvalid] for a query that makes no sense, or [ErrBusy] for a
+// blocking read beside too many others.
 type Store interface {
 	// Get returns the chat's record, or nil where there is none. It is
 	// linearizable: it sees every write that ended before it began.

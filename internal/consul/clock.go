@@ -173,11 +173,10 @@ func tickOf(pair *api.KVPair) tick {
 		return tick{}
 	}
 	by, text, _ := strings.Cut(string(pair.Value), " ")
-	at, err := time.Parse(time.RFC3339Nano, text)
-	if err != nil {
-		return tick{}
+	if at, err := time.Parse(time.RFC3339Nano, text); err == nil {
+		return tick{by: by, at: at}
 	}
-	return tick{by: by, at: at}
+	return tick{}
 }
 
 func (c *Clock) isKnown() bool {
