@@ -29,6 +29,10 @@ const (
 	bivouacPort = 4747
 )
 
+// bivouacPath is where the command is built to, from the top of the source tree:
+// the same place as by make build.
+const bivouacPath = "bin/bivouac"
+
 func main() {
 	runtime.LockOSThread() // for Pdeathsig, which counts from the thread that starts the process
 	if err := run(); err != nil {
@@ -63,13 +67,11 @@ func run() (err error) {
 }
 
 // serve builds Bivouac and runs it against Consul and Nomad at these addresses.
-func serve(ctx context.Context, consul, nomad string) (err error) {
-	dir, err := os.MkdirTemp("", "bivouac-")
+func serve(ctx context.Context, consul, nomad string) error {
+	bin, err := filepath.Abs(bivouacPath)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	bin := filepath.Join(dir, "bivouac")
 	if err := stack.BuildBivouac(ctx, bin); err != nil {
 		return err
 	}
@@ -200,10 +202,11 @@ Bivouac runs on a real Consul and a real Nomad. In another terminal:
     -d "{\"agent_id\":\"agent-1\",\"volume_host_path\":\"$PWD\"}" \
     $BIVOUAC_ADDR/v1/sessions/4b825dc6-42cb-4e8b-a6e0-0123456789ab
 
+  bin/bivouac session list
   %s kv get -recurse
   %s job status
 
 The first answers with the endpoint of a sandbox (%s),
-the others show what it stands on. Ctrl-C stops all of it.
+the others show it and what it stands on. Ctrl-C stops all of it.
 
 `
