@@ -37,8 +37,8 @@ var (
 		percentStandIn, percentRef, "%", percentRef,
 	)
 	// signs are those in front of a brace, at least one of them a session's.
-	// Doubled signs are an escape in HCL, so all of a row count.
-	signs = regexp.MustCompile(`[$\x01]*\x01[$\x01]*\{|[%\x02]*\x02[%\x02]*\{`)
+	// A row of them counts as one, since HCL reads "$${" and "%%{" as escapes.
+	signs = regexp.MustCompile(`[$%\x01\x02]*[\x01\x02][$%\x01\x02]*\{`)
 )
 
 func standIn(s string) string { return standIns.Replace(s) }

@@ -1,0 +1,287 @@
+package jobs_test
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/nomad/api"
+	"github.com/shoenig/test/must"
+
+	"github.com/bivouac/bivouac/jobs"
+)
+
+// around puts lines into an otherwise valid template. Of each place the first
+// line is the one that follows the word.
+func around(top, job, group, task string) string {
+	return strings.Join([]string{
+		`ready { port = "http" }`, // line 1
+		top,                       // line 2
+		`job {`,
+		job, // line 4
+		`group "g" {`,
+		group, // line 6
+		`network {`,
+		`port "http" {}`,
+		`}`,
+		`task "t" {`,
+		`driver = "docker"`,
+		task, // line 12
+		`}`,
+		`}`,
+		`}`,
+	}, "\n")
+}
+
+func parse(t *testing.T, src string) *api.Job {
+	t.Helper()
+	template, err := jobs.Parse("test.hcl", []byte(src), nil)
+	must.NoError(t, err)
+	return jobOf(t, template, spec())
+}
+
+const jobspec = `
+	ready { port = "http" }
+	job {
+		name        = "my sandbox"
+		namespace   = "agents"
+		node_pool   = "sandboxes"
+		priority    = 70
+		datacenters = ["dc1", "dc2"]
+		meta = { "dotted.key" = "v" }
+		constraint {
+			attribute = "${attr.kernel.name}"
+			value     = "linux"
+		}
+		constraint {
+			attribute = "${attr.nomad.version}"
+			semver    = ">= 1.10.0"
+		}
+		constraint { distinct_hosts = true }
+		affinity {
+			attribute = "${node.datacenter}"
+			value     = "dc1"
+			weight    = -20
+		}
+		group "g" {
+			shutdown_delay = "3s"
+			network {
+				mode = "bridge"
+				port "http" { to = 8080 }
+				port "fixed" { static = 9000 }
+				dns { servers = ["10.0.0.2"] }
+			}
+			volume "data" {
+				type      = "host"
+				source    = "data"
+				read_only = true
+			}
+			task "main" {
+				driver         = "docker"
+				kill_timeout   = "20s"
+				shutdown_delay = "1s"
+				leader         = true
+				config {
+					image = "img"
+					ports = ["http"]
+					labels = { a = "b" }
+					auth { username = "u" }
+					mount { type = "tmpfs" }
+					mount {
+						type = "volume"
+						volume_options {
+							labels { x = "y" }
+						}
+					}
+					logging "json" { deep = 1.5 }
+				}
+				env {
+					PLAIN   = "1"
+					NUMBER  = 2
+					RUNTIME = "${NOMAD_ALLOC_ID}/${attr.cpu.arch}"
+				}
+				resources {
+					cpu = 500
+					memory = 256
+					device "nvidia/gpu" { count = 1 }
+				}
+				template {
+					data        = "hello"
+					destination = "local/x"
+				}
+				volume_mount {
+					volume      = "data"
+					destination = "/data"
+				}
+				logs { disabled = true }
+			}
+			task "proxy" {
+				driver = "docker"
+				lifecycle {
+					hook    = "prestart"
+					sidecar = true
+				}
+				config { image = "proxy" }
+			}
+		}
+	}`
+
+// Nomad's jobspec syntax means what it means to Nomad.
+func TestParse_understands_jobspecs(t *testing.T) {
+	job := parse(t, jobspec)
+	must.Eq(t, "my sandbox", *job.Name)
+	must.Eq(t, "agents", *job.Namespace)
+	must.Eq(t, "sandboxes", *job.NodePool)
+	must.Eq(t, 70, *job.Priority)
+	must.Eq(t, []string{"dc1", "dc2"}, job.Datacenters)
+	must.Eq(t, "v", job.Meta["dotted.key"])
+	must.Eq(t, []*api.Constraint{
+		{LTarget: "${attr.kernel.name}", RTarget: "linux", Operand: "="},
+		{LTarget: "${attr.nomad.version}", RTarget: ">= 1.10.0", Operand: "semver"},
+		{Operand: "distinct_hosts", RTarget: "true"},
+	}, job.Constraints)
+	must.Eq(t, []*api.Affinity{{LTarget: "${node.datacenter}", RTarget: "dc1", Operand: "=", Weight: new(int8(-20))}}, job.Affinities)
+
+	group := job.TaskGroups[0]
+	must.Eq(t, 3*time.Second, *group.ShutdownDelay)
+	must.Eq(t, []api.Port{{Label: "http", To: 8080}}, group.Networks[0].DynamicPorts)
+	must.Eq(t, []api.Port{{Label: "fixed", Value: 9000}}, group.Networks[0].ReservedPorts)
+	must.Eq(t, []string{"10.0.0.2"}, group.Networks[0].DNS.Servers)
+	must.Eq(t, map[string]*api.VolumeRequest{"data": {Name: "data", Type: "host", Source: "data", ReadOnly: true}}, group.Volumes)
+
+	main, proxy := group.Tasks[0], group.Tasks[1]
+	must.Eq(t, 20*time.Second, *main.KillTimeout)
+	must.Eq(t, time.Second, main.ShutdownDelay)
+	must.True(t, main.Leader)
+	must.Eq(t, map[string]any{
+		"image":  "img",
+		"ports":  []any{"http"},
+		"labels": map[string]any{"a": "b"},
+		"auth":   []map[string]any{{"username": "u"}},
+		"mount": []map[string]any{
+			{"type": "tmpfs"},
+			{"type": "volume", "volume_options": []map[string]any{{"labels": []map[string]any{{"x": "y"}}}}},
+		},
+		"logging": []map[string]any{{"json": []map[string]any{{"deep": 1.5}}}},
+	}, main.Config)
+	must.Eq(t, "2", main.Env["NUMBER"])
+	must.Eq(t, "${NOMAD_ALLOC_ID}/${attr.cpu.arch}", main.Env["RUNTIME"])
+	must.Eq(t, "nvidia/gpu", main.Resources.Devices[0].Name)
+	must.Eq(t, "hello", *main.Templates[0].EmbeddedTmpl)
+	must.Eq(t, "/data", *main.VolumeMounts[0].Destination)
+	must.True(t, *main.LogConfig.Disabled)
+
+	// Main tasks are told whom they serve, others are left alone.
+	must.Eq(t, "${NOMAD_PORT_http}", main.Env["PORT"])
+	must.Eq(t, spec().SessionID, main.Env["BIVOUAC_SESSION_ID"])
+	must.MapEmpty(t, proxy.Env)
+	must.Eq(t, "prestart", proxy.Lifecycle.Hook)
+}
+
+// What a template must not say is refused, with the line and the reason.
+func TestParse_refuses(t *testing.T) {
+	cases := []struct {
+		name, src string
+		says      []string
+	}{
+		{"an unknown block on top", around(`jobs {}`, "", "", ""), []string{"test.hcl:2,", `"jobs" is not known`}},
+		{"an unknown argument on top", around(`x = 1`, "", "", ""), []string{"test.hcl:2,", `"x"`}},
+		{"a second ready block", around(`ready { port = "x" }`, "", "", ""), []string{"test.hcl:2,", "ready block already"}},
+		{"a syntax error", around(`= `, "", "", ""), []string{"test.hcl:2,"}},
+		{"no job", `ready { port = "http" }`, []string{"needs a job block"}},
+		{"an unknown argument of a job", around("", `nodepool = "x"`, "", ""), []string{"test.hcl:4,", `"nodepool"`}},
+		{"an unknown block of a task", around("", "", "", `resource { cpu = 1 }`), []string{"test.hcl:12,", `"resource"`}},
+		{"an argument for a block", around("", "", "", `resources = { cpu = 1 }`), []string{"test.hcl:12,", "is a block"}},
+		{"a block for an argument", around("", "", "", `user { }`), []string{"test.hcl:12,", "is an argument"}},
+		{"a second block of a kind", around("", "", "", "config {}\nconfig {}"), []string{"test.hcl:13,", "config already"}},
+		{"a wrong type", around("", `priority = "high"`, "", ""), []string{"test.hcl:4,", "number"}},
+		{"a wrong duration", around("", "", "", `kill_timeout = "5 minutes"`), []string{"test.hcl:12,", "duration"}},
+		{"a missing label", around("", `group { }`, "", ""), []string{"test.hcl:4,", "one label"}},
+		{"an unwanted label", around("", "", "", `config "x" {}`), []string{"test.hcl:12,", "no label"}},
+		{"an unknown variable", around("", `priority = var.none`, "", ""), []string{"test.hcl:4,"}},
+		{"an unknown name", around("", `name = local.x`, "", ""), []string{"test.hcl:4,", `"local"`}},
+		{"an unknown field of session", around("", `name = session.expires`, "", ""), []string{"test.hcl:4,"}},
+
+		{"an ID", around("", `id = "x"`, "", ""), []string{"test.hcl:4,", "derives the job's ID"}},
+		{"a region", around("", `region = "x"`, "", ""), []string{"test.hcl:4,", "NOMAD_REGION"}},
+		{"another type", around("", `type = "service"`, "", ""), []string{"test.hcl:4,", `only be "batch"`}},
+		{"periodic", around("", `periodic { cron = "* * * * *" }`, "", ""), []string{"test.hcl:4,", "periodic"}},
+		{"parameterized", around("", `parameterized { }`, "", ""), []string{"test.hcl:4,", "parameterized"}},
+		{"reschedule of a job", around("", `reschedule { attempts = 1 }`, "", ""), []string{"test.hcl:4,", "not started again"}},
+		{"another count", around("", "", `count = 2`, ""), []string{"test.hcl:6,", "only be 1"}},
+		{"restart of a group", around("", "", `restart { attempts = 1 }`, ""), []string{"test.hcl:6,", "not started again"}},
+		{"reschedule of a group", around("", "", `reschedule { attempts = 1 }`, ""), []string{"test.hcl:6,", "not started again"}},
+		{"disconnect", around("", "", `disconnect { replace = true }`, ""), []string{"test.hcl:6,", "never replaced"}},
+		{"restart of a task", around("", "", "", `restart { attempts = 1 }`), []string{"test.hcl:12,", "not started again"}},
+		{"a second group", around("", `group "other" { }`, "", ""), []string{"test.hcl:5,", "exactly one group"}},
+		{"no main task", strings.Replace(around("", "", "", ""), `driver = "docker"`, `lifecycle { hook = "poststop" }`, 1), []string{"test.hcl:5,", "without a lifecycle"}},
+		{"an unknown ready port", strings.Replace(around("", "", "", ""), `ready { port = "http" }`, `ready { port = "web" }`, 1), []string{"test.hcl:1,", `no port "web"`}},
+		{"a ready path without http", strings.Replace(around("", "", "", ""), `{ port = "http" }`, "{\nport = \"http\"\npath = \"/\"\n}", 1), []string{"test.hcl:1,", `type "http"`}},
+		{"Bivouac's own environment", around("", "", "", `env { BIVOUAC_AGENT_ID = "x" }`), []string{"set by Bivouac"}},
+		{"PORT", around("", "", "", `env { PORT = "1" }`), []string{"set by Bivouac"}},
+		{"Bivouac's own meta", around("", `meta { chat_id = "x" }`, "", ""), []string{"set by Bivouac"}},
+
+		{"free text in a template", around("", "", "", "template {\ndata = \"${session.agent_id}\"\n}"), []string{"test.hcl:13,", "env, meta and config"}},
+		{"free text in a name", around("", `name = session.agent_id`, "", ""), []string{"test.hcl:4,", "env, meta and config"}},
+		{"free text as a key", around("", "", "", `env = { (session.agent_id) = "x" }`), []string{"test.hcl:12,", "not decide"}},
+		{"free text as a choice", around("", "", "", `config { privileged = session.agent_id == "root" }`), []string{"test.hcl:12,", "not decide"}},
+		{"free text in docker's volumes", around("", "", "", `config { volumes = ["${session.volume_host_path}:/w"] }`), []string{"test.hcl:12,", "mount block"}},
+	}
+	for _, tc := range cases {
+		t.Run(tc.name, func(t *testing.T) {
+			_, err := jobs.Parse("test.hcl", []byte(tc.src), nil)
+			must.Error(t, err)
+			for _, says := range tc.says {
+				must.ErrorContains(t, err, says)
+			}
+		})
+	}
+}
+
+// Saying what holds anyway is no mistake, and IDs can be used anywhere.
+func TestParse_accepts(t *testing.T) {
+	for name, src := range map[string]string{
+		"what holds anyway":    around("", `type = "batch"`, "count = 1", ""),
+		"session IDs anywhere": around("", `name = "chat ${session.chat_id}"`, "", "template {\ndata = session.id\n}"),
+		"null for nothing":     around("", `node_pool = null`, "", ""),
+	} {
+		t.Run(name, func(t *testing.T) { parse(t, src) })
+	}
+}
+
+// Every mistake is told, not the first alone.
+func TestParse_tells_all_mistakes(t *testing.T) {
+	_, err := jobs.Parse("test.hcl", []byte(around("", "nodepool = 1", "count = 2", "restart {}")), nil)
+	for _, line := range []string{"test.hcl:4,", "test.hcl:6,", "test.hcl:12,"} {
+		must.ErrorContains(t, err, line)
+	}
+}
+
+func FuzzParse(f *testing.F) {
+	for _, name := range jobs.Names() {
+		src, err := jobs.Source(name)
+		must.NoError(f, err)
+		f.Add(string(src))
+	}
+	f.Add(jobspec)
+	f.Add(around(`workspace = session.id`, `meta = { a = upper(session.agent_id) }`, `count = 1`, `config { x = [for k, v in {a=1}: "${k}${v}"] }`))
+	f.Fuzz(func(t *testing.T, src string) {
+		template, err := jobs.Parse("fuzz.hcl", []byte(src), nil)
+		if err != nil {
+			return
+		}
+		// What loads gives a job for the session that it is asked for, with
+		// what must hold.
+		job := jobOf(t, template, spec())
+		must.Eq(t, jobs.ID(spec().SessionID), *job.ID)
+		must.Eq(t, "batch", *job.Type)
+		must.Len(t, 1, job.TaskGroups)
+		group := job.TaskGroups[0]
+		must.Eq(t, 1, *group.Count)
+		must.Eq(t, 0, *group.RestartPolicy.Attempts)
+		must.Eq(t, 0, *group.ReschedulePolicy.Attempts)
+		must.False(t, *group.ReschedulePolicy.Unlimited)
+		must.False(t, *group.Disconnect.Replace)
+		must.Nil(t, group.Disconnect.LostAfter)
+	})
+}
