@@ -249,3 +249,16 @@ func TestTombstone(t *testing.T) {
 	must.Eq(t, 0, *job.TaskGroups[0].Count)
 	must.Eq(t, "prod", job.Meta[jobs.MetaInstance])
 }
+
+// What the project shows to its users works.
+func TestExamples(t *testing.T) {
+	files, err := filepath.Glob("../examples/jobs/*.hcl")
+	must.NoError(t, err)
+	must.SliceNotEmpty(t, files)
+	for _, file := range files {
+		t.Run(filepath.Base(file), func(t *testing.T) {
+			job := jobOf(t, load(t, file, map[string]string{"image": "registry.example/agent:1.4"}), spec())
+			must.Eq(t, "agent-1", job.TaskGroups[0].Tasks[0].Env["AGENT"])
+		})
+	}
+}

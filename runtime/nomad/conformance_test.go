@@ -1,6 +1,8 @@
 package nomad_test
 
 import (
+	"os"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -14,16 +16,37 @@ import (
 	"github.com/bivouac/bivouac/runtime/conformance"
 )
 
-func TestConformance_raw_exec(t *testing.T) { conform(t, rawExec(t, nil)) }
+func TestConformance_raw_exec(t *testing.T) { conform(t, rawExec(t, nil), nil) }
 
 func TestConformance_docker(t *testing.T) {
 	template, err := jobs.Load("docker", map[string]string{"image": stack.DockerForTest(t)})
 	must.NoError(t, err)
-	conform(t, template)
+	conform(t, template, nil)
+}
+
+// The exec driver sees of this machine what Nomad's client was told to show.
+func TestConformance_exec(t *testing.T) {
+	if os.Geteuid() != 0 && os.Getenv("CI") == "" {
+		t.Skip("the exec driver needs a client that is root")
+	}
+	n := stack.NomadForTest(t)
+	must.NoError(t, stack.BuildBivouac(t.Context(), filepath.Join(n.ExecDir, "bivouac")))
+	template, err := jobs.Load("exec", map[string]string{
+		"command":     "/usr/local/bin/bivouac",
+		"args":        `["demo-sandbox"]`,
+		"volume_root": n.VolumeDir,
+	})
+	must.NoError(t, err)
+	conform(t, template, func(t *testing.T) string {
+		dir, err := os.MkdirTemp(n.VolumeDir, "")
+		must.NoError(t, err)
+		must.NoError(t, os.Chmod(dir, 0o755)) // for the user nobody
+		return dir
+	})
 }
 
 // conform runs the suite on the shared Nomad.
-func conform(t *testing.T, template *jobs.Template) {
+func conform(t *testing.T, template *jobs.Template, volume func(*testing.T) string) {
 	client, err := stack.NomadForTest(t).Client()
 	must.NoError(t, err)
 	driver := open(t, client, template, "test-"+uuid.NewString())
@@ -42,6 +65,7 @@ func conform(t *testing.T, template *jobs.Template) {
 			}
 			return []string{"job " + *job.ID}
 		},
-		Demo: true,
+		Volume: volume,
+		Demo:   true,
 	})
 }

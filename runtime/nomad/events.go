@@ -22,6 +22,9 @@ const (
 	minReopen = 50 * time.Millisecond
 	maxReopen = 5 * time.Second
 	listPage  = 500 // entries of a list per request
+	// verifyEvery is how often the leader is asked for a sign of life. A server
+	// that lost the others still sends heartbeats, but no more news.
+	verifyEvery = 10 * time.Second
 )
 
 // follow keeps the event stream open until ctx ends.
@@ -50,7 +53,7 @@ func (d *Driver) follow(ctx context.Context) error {
 func (d *Driver) followOnce(ctx context.Context) (wasCurrent bool, err error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	silence := time.AfterFunc(maxSilence, func() { cancel(fmt.Errorf("silent for %v", maxSilence)) })
+	silence := time.AfterFunc(maxSilence, func() { cancel(fmt.Errorf("no heartbeat for %v", maxSilence)) })
 	defer silence.Stop()
 
 	topics := url.Values{"topic": {string(api.TopicJob), string(api.TopicAllocation), string(api.TopicEvaluation)}}
@@ -85,15 +88,7 @@ func (d *Driver) followOnce(ctx context.Context) (wasCurrent bool, err error) {
 		// The first thing that comes is a heartbeat: events are caught from here on.
 		if listed == nil {
 			listed = make(chan error, 1)
-			go func() {
-				err := d.readAll(ctx)
-				if err == nil {
-					d.cache.setCurrent(true)
-				} else {
-					cancel(fmt.Errorf("read what stands: %w", err))
-				}
-				listed <- err
-			}()
+			go func() { listed <- d.keepCurrent(ctx, cancel) }()
 		}
 		for _, e := range batch.Events {
 			if err := d.apply(e); err != nil {
@@ -101,6 +96,28 @@ func (d *Driver) followOnce(ctx context.Context) (wasCurrent bool, err error) {
 			}
 		}
 	}
+}
+
+// keepCurrent reads what stands, makes the cache current, and goes on asking the
+// leader until ctx ends. Where Nomad does not answer it ends ctx. It returns nil
+// if the cache was current for a time.
+func (d *Driver) keepCurrent(ctx context.Context, end context.CancelCauseFunc) error {
+	if err := d.readAll(ctx); err != nil {
+		end(fmt.Errorf("read what stands: %w", err))
+		return err
+	}
+	d.cache.setCurrent(true)
+	for sleep(ctx, verifyEvery) {
+		err := d.ask(ctx, func(opts *api.QueryOptions) error {
+			opts.Prefix, opts.PerPage = jobs.IDPrefix, 1
+			_, _, err := d.client.Jobs().List(opts)
+			return err
+		})
+		if err != nil {
+			end(fmt.Errorf("ask the leader: %w", err))
+		}
+	}
+	return nil
 }
 
 // apply feeds one event to the cache, if it is about a job of Bivouac.

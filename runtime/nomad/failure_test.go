@@ -2,7 +2,11 @@ package nomad_test
 
 import (
 	"context"
+	"encoding/json"
+	"io"
+	"net/http"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -153,4 +157,50 @@ func TestCreate_refuses_a_job_that_Nomad_rejects(t *testing.T) {
 	}`)))
 	_, err := r.Create(within(t, time.Minute), newSpec(t, r), ignore)
 	must.ErrorIs(t, err, runtime.ErrInvalid)
+}
+
+// What looks like Nomad's own interpolation is text to a session: it reaches the
+// sandbox as it is, by each of its ways.
+func TestCreate_delivers_what_looks_like_interpolation(t *testing.T) {
+	const odd = "a${node.unique.name}%{ if true }$"
+	templates := map[string]func(*testing.T) *jobs.Template{
+		"raw_exec": func(t *testing.T) *jobs.Template { return rawExec(t, nil) },
+		"docker": func(t *testing.T) *jobs.Template {
+			template, err := jobs.Load("docker", map[string]string{"image": stack.DockerForTest(t)})
+			must.NoError(t, err)
+			return template
+		},
+	}
+	for name, template := range templates {
+		t.Run(name, func(t *testing.T) {
+			r := openShared(t, template(t))
+			spec := newSpec(t, r)
+			spec.AgentID = odd
+			spec.VolumeHostPath = filepath.Join(spec.VolumeHostPath, "%{ if true }$: $")
+			must.NoError(t, os.Mkdir(spec.VolumeHostPath, 0o755))
+			must.NoError(t, os.WriteFile(filepath.Join(spec.VolumeHostPath, "file"), []byte("seen"), 0o644))
+			sandbox, err := r.Create(within(t, time.Minute), spec, ignore)
+			must.NoError(t, err)
+			var told map[string]string
+			must.NoError(t, json.Unmarshal(get(t, sandbox, "/"), &told))
+			must.Eq(t, odd, told["agent_id"])
+			must.Eq(t, "seen", string(get(t, sandbox, "/workspace/file")))
+			job, _, err := r.client.Jobs().Info(jobs.ID(spec.SessionID), nil)
+			must.NoError(t, err)
+			must.Eq(t, odd, job.Meta[jobs.MetaAgentID])
+		})
+	}
+}
+
+func get(t *testing.T, sandbox runtime.Sandbox, path string) []byte {
+	t.Helper()
+	req, err := http.NewRequestWithContext(within(t, 10*time.Second), http.MethodGet, "http://"+sandbox.Endpoint.AddrPort().String()+path, nil)
+	must.NoError(t, err)
+	resp, err := http.DefaultClient.Do(req)
+	must.NoError(t, err)
+	body, err := io.ReadAll(resp.Body)
+	must.NoError(t, err)
+	must.NoError(t, resp.Body.Close())
+	must.Eq(t, http.StatusOK, resp.StatusCode)
+	return body
 }
