@@ -1,0 +1,75 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+
+	"github.com/moby/moby/client"
+
+	"github.com/bivouac/bivouac/runtime"
+	"github.com/bivouac/bivouac/runtime/ready"
+)
+
+// config is what the plugin's block in Bivouac's configuration may say. The
+// schema says the same to whoever writes it.
+type config struct {
+	Host      string   `json:"host"`       // of the engine; empty: the local socket
+	Image     string   `json:"image"`      // it must be there: nothing is pulled
+	Command   []string `json:"command"`    // empty: that of the image
+	Port      uint16   `json:"port"`       // on which the container listens
+	ReadyPath string   `json:"ready_path"` // answers with the session's ID once the sandbox is ready; empty: a TCP connection will do
+	MemoryMiB int64    `json:"memory_mib"`
+	CPUs      float64  `json:"cpus"`
+	PIDs      int64    `json:"pids"`
+	Network   string   `json:"network"` // a Docker network of driver "bridge"
+}
+
+const configSchema = `{
+  "$schema": "https://json-schema.org/draft/2020-12/schema",
+  "type": "object",
+  "additionalProperties": false,
+  "required": ["image"],
+  "properties": {
+    "host":       {"type": "string", "description": "engine, as in DOCKER_HOST"},
+    "image":      {"type": "string", "minLength": 1},
+    "command":    {"type": "array", "items": {"type": "string"}},
+    "port":       {"type": "integer", "minimum": 1, "maximum": 65535, "default": 8080},
+    "ready_path": {"type": "string", "pattern": "^/", "description": "HTTP path whose answer holds the session ID"},
+    "memory_mib": {"type": "integer", "minimum": 6, "default": 512},
+    "cpus":       {"type": "number", "exclusiveMinimum": 0, "default": 1},
+    "pids":       {"type": "integer", "minimum": 1, "default": 256},
+    "network":    {"type": "string", "default": "bridge"}
+  }
+}`
+
+// Info says who the driver is.
+func (d *driver) Info(context.Context) (runtime.Info, error) {
+	return runtime.Info{Name: "docker", Version: "0.1.0", ConfigSchema: json.RawMessage(configSchema)}, nil
+}
+
+// Configure takes the configuration and makes a client. Whether the engine
+// answers, Health tells.
+func (d *driver) Configure(_ context.Context, given runtime.Config) error {
+	c := config{Port: 8080, MemoryMiB: 512, CPUs: 1, PIDs: 256, Network: "bridge"}
+	if err := json.Unmarshal(given.JSON, &c); err != nil {
+		return fmt.Errorf("%w: %w", runtime.ErrInvalid, err)
+	}
+	options := []client.Opt{client.WithHostFromEnv()}
+	if c.Host != "" {
+		options = []client.Opt{client.WithHost(c.Host)}
+	}
+	engine, err := client.New(options...)
+	if err != nil {
+		return fmt.Errorf("%w: %w", runtime.ErrInvalid, err)
+	}
+	d.config, d.instance, d.engine = c, given.Instance, engine
+	d.ready = ready.Check{HTTPPath: c.ReadyPath, WantSessionID: c.ReadyPath != ""}
+	return nil
+}
+
+// Health says whether the engine answers and has the image.
+func (d *driver) Health(ctx context.Context) error {
+	_, err := d.engine.ImageInspect(ctx, d.config.Image)
+	return known(err)
+}

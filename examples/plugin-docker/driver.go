@@ -1,0 +1,255 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"strconv"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/hashicorp/go-hclog"
+	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/mount"
+	"github.com/moby/moby/api/types/network"
+	"github.com/moby/moby/client"
+
+	"github.com/bivouac/bivouac/runtime"
+	"github.com/bivouac/bivouac/runtime/ready"
+)
+
+const (
+	workspace  = "/workspace"         // where the volume is, inside
+	readyLimit = time.Minute          // from the container's start to its answer
+	stopGrace  = 5                    // seconds from SIGTERM to SIGKILL
+	logSize    = "1m"                 // kept of what a sandbox prints, twice
+	tmpSize    = "size=64m,mode=1777" // of /tmp: all else is read-only, but for the volume
+)
+
+// The labels of a container. They are how the driver knows its own.
+const (
+	labelInstance = "bivouac.instance"
+	labelSession  = "bivouac.session_id"
+	labelChat     = "bivouac.chat_id"
+	labelAgent    = "bivouac.agent_id"
+	labelVolume   = "bivouac.volume_host_path"
+)
+
+// driver keeps nothing in memory: what it knows, the engine knows. So it finds
+// its sandboxes again after a crash, and any number of it may run.
+//
+// Two rules make a sandbox start once and never again after its stop. Its
+// container has a name made from the session ID, and the engine gives out a name
+// once. And a Stop leaves a mark before it looks for a container, while a Create
+// looks for a mark after it made a container and before it starts it: whichever
+// comes first, one of them sees the other.
+type driver struct {
+	logger   hclog.Logger
+	config   config
+	instance string
+	engine   *client.Client
+	ready    ready.Check
+}
+
+func containerName(sessionID string) string { return "bivouac-" + sessionID }
+
+// Create makes a container and waits until it answers.
+func (d *driver) Create(ctx context.Context, spec runtime.Spec, progress func(runtime.Stage)) (runtime.Sandbox, error) {
+	if err := d.make(ctx, spec); err != nil {
+		return runtime.Sandbox{}, err
+	}
+	made, err := d.inspect(ctx, spec.SessionID)
+	if err != nil {
+		return runtime.Sandbox{}, err
+	}
+	if made.Config.Labels[labelInstance] != d.instance || made.Config.Labels[labelChat] != spec.ChatID ||
+		made.Config.Labels[labelAgent] != spec.AgentID || made.Config.Labels[labelVolume] != spec.VolumeHostPath {
+		return runtime.Sandbox{}, fmt.Errorf("%w: container %s is of another spec", runtime.ErrConflict, containerName(spec.SessionID))
+	}
+	progress(runtime.StagePlaced)
+
+	switch marked, err := d.marked(ctx, spec.SessionID); {
+	case err != nil:
+		return runtime.Sandbox{}, err
+	case marked:
+		err := d.remove(ctx, made.ID)
+		return runtime.Sandbox{}, errors.Join(fmt.Errorf("%w: session %s was stopped", runtime.ErrConflict, spec.SessionID), err)
+	}
+	if made.State.Status == container.StateCreated {
+		if _, err := d.engine.ContainerStart(ctx, made.ID, client.ContainerStartOptions{}); err != nil {
+			if errdefs.IsNotFound(err) {
+				return runtime.Sandbox{}, fmt.Errorf("%w: session %s was stopped while it started", runtime.ErrConflict, spec.SessionID)
+			}
+			return runtime.Sandbox{}, fmt.Errorf("%w: start: %w", runtime.ErrNotReady, known(err))
+		}
+	}
+	progress(runtime.StageStarted)
+
+	sandbox, err := d.awaitReady(ctx, spec.SessionID, made.ID)
+	if err != nil {
+		return runtime.Sandbox{}, err
+	}
+	progress(runtime.StageReady)
+	d.logger.Debug("sandbox is ready", "session_id", spec.SessionID, "container_id", made.ID)
+	return sandbox, nil
+}
+
+// make makes the container, or finds that it is there.
+func (d *driver) make(ctx context.Context, spec runtime.Spec) error {
+	switch marked, err := d.marked(ctx, spec.SessionID); {
+	case err != nil:
+		return err
+	case marked:
+		return fmt.Errorf("%w: session %s was stopped", runtime.ErrConflict, spec.SessionID)
+	}
+	port := network.MustParsePort(strconv.Itoa(int(d.config.Port)) + "/tcp")
+	_, err := d.engine.ContainerCreate(ctx, client.ContainerCreateOptions{
+		Name: containerName(spec.SessionID),
+		Config: &container.Config{
+			Image: d.config.Image,
+			Cmd:   d.config.Command,
+			Env: []string{
+				"BIVOUAC_SESSION_ID=" + spec.SessionID,
+				"BIVOUAC_CHAT_ID=" + spec.ChatID,
+				"BIVOUAC_AGENT_ID=" + spec.AgentID,
+				"BIVOUAC_WORKSPACE=" + workspace,
+				"BIVOUAC_BIND=0.0.0.0",
+				"PORT=" + strconv.Itoa(int(d.config.Port)),
+			},
+			ExposedPorts: network.PortSet{port: {}},
+			Labels: map[string]string{
+				labelInstance: d.instance,
+				labelSession:  spec.SessionID,
+				labelChat:     spec.ChatID,
+				labelAgent:    spec.AgentID,
+				labelVolume:   spec.VolumeHostPath,
+			},
+		},
+		HostConfig: &container.HostConfig{
+			// A mount takes the path as it is; a bind string would split it at ':'.
+			Mounts:         []mount.Mount{{Type: mount.TypeBind, Source: spec.VolumeHostPath, Target: workspace}},
+			NetworkMode:    container.NetworkMode(d.config.Network),
+			PortBindings:   network.PortMap{port: {{HostIP: netip.MustParseAddr("127.0.0.1")}}},
+			CapDrop:        []string{"ALL"},
+			SecurityOpt:    []string{"no-new-privileges"},
+			ReadonlyRootfs: true,
+			Tmpfs:          map[string]string{"/tmp": tmpSize},
+			RestartPolicy:  container.RestartPolicy{Name: container.RestartPolicyDisabled},
+			LogConfig:      container.LogConfig{Type: "json-file", Config: map[string]string{"max-size": logSize, "max-file": "2"}},
+			Resources: container.Resources{
+				Memory:     d.config.MemoryMiB << 20,
+				MemorySwap: d.config.MemoryMiB << 20, // no swap on top
+				NanoCPUs:   int64(d.config.CPUs * 1e9),
+				PidsLimit:  &d.config.PIDs,
+			},
+		},
+	})
+	switch {
+	case err == nil, errdefs.IsConflict(err): // the name is taken: by an earlier try
+		return nil
+	case errdefs.IsNotFound(err):
+		return fmt.Errorf("%w: image %s is not on this engine", runtime.ErrNotPlaced, d.config.Image)
+	case errdefs.IsInvalidArgument(err):
+		return fmt.Errorf("%w: %w", runtime.ErrInvalid, err)
+	}
+	return known(err)
+}
+
+// awaitReady waits until the sandbox answers, or its container has ended.
+func (d *driver) awaitReady(ctx context.Context, sessionID, containerID string) (runtime.Sandbox, error) {
+	running, err := d.inspect(ctx, sessionID)
+	if err != nil {
+		return runtime.Sandbox{}, err
+	}
+	waiting, cancel := context.WithTimeout(ctx, readyLimit)
+	defer cancel()
+	ended := d.engine.ContainerWait(waiting, containerID, client.ContainerWaitOptions{Condition: container.WaitConditionNotRunning})
+	answered := make(chan error, 1)
+	go func() { answered <- d.ready.Wait(waiting, endpointOf(running, d.config.Port), sessionID) }()
+
+	select {
+	case err = <-answered:
+	case <-ended.Result:
+		cancel()
+		<-answered
+		found, err := d.Inspect(ctx, sessionID)
+		if err != nil {
+			return runtime.Sandbox{}, fmt.Errorf("%w: its container is gone: %w", runtime.ErrNotReady, err)
+		}
+		return runtime.Sandbox{}, fmt.Errorf("%w: its container has ended: %s", runtime.ErrNotReady, found.Reason)
+	}
+	switch {
+	case ctx.Err() != nil:
+		return runtime.Sandbox{}, ctx.Err()
+	case err != nil:
+		return runtime.Sandbox{}, err
+	}
+	return d.Inspect(ctx, sessionID)
+}
+
+// Stop leaves a mark that can be inspected, and then removes the container.
+func (d *driver) Stop(ctx context.Context, sessionID string) error {
+	return d.end(ctx, sessionID, markStopped)
+}
+
+// Delete leaves a mark that nobody sees, and then removes all else.
+func (d *driver) Delete(ctx context.Context, sessionID string) error {
+	if err := d.end(ctx, sessionID, markDeleted); err != nil {
+		return err
+	}
+	return d.unmark(ctx, sessionID, markStopped)
+}
+
+func (d *driver) end(ctx context.Context, sessionID string, mark markKind) error {
+	found, err := d.inspect(ctx, sessionID)
+	if err != nil && !errors.Is(err, runtime.ErrNotFound) {
+		return err
+	}
+	if err := d.mark(ctx, sessionID, mark, found); err != nil {
+		return err
+	}
+	// Now that the mark stands, no new container is started. One that was made
+	// meanwhile has the same name.
+	grace := stopGrace
+	_, err = d.engine.ContainerStop(ctx, containerName(sessionID), client.ContainerStopOptions{Timeout: &grace})
+	if errdefs.IsNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		return known(err)
+	}
+	return d.remove(ctx, containerName(sessionID))
+}
+
+// remove ends and removes a container, and waits until it is gone.
+func (d *driver) remove(ctx context.Context, containerID string) error {
+	gone := d.engine.ContainerWait(ctx, containerID, client.ContainerWaitOptions{Condition: container.WaitConditionRemoved})
+	_, err := d.engine.ContainerRemove(ctx, containerID, client.ContainerRemoveOptions{Force: true, RemoveVolumes: true})
+	switch {
+	case errdefs.IsNotFound(err):
+		return nil
+	case err != nil && !errdefs.IsConflict(err): // a conflict: it is being removed
+		return known(err)
+	}
+	select {
+	case <-gone.Result:
+		return nil
+	case err := <-gone.Error:
+		if errdefs.IsNotFound(err) {
+			return nil
+		}
+		return known(err)
+	}
+}
+
+// known puts the engine's errors into the runtime's words.
+func known(err error) error {
+	switch {
+	case err == nil, errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
+		return err
+	case errdefs.IsNotFound(err):
+		return fmt.Errorf("%w: %w", runtime.ErrNotFound, err)
+	}
+	return fmt.Errorf("%w: %w", runtime.ErrUnavailable, err)
+}

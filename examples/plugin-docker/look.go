@@ -1,0 +1,180 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"net/netip"
+	"strconv"
+
+	"github.com/moby/moby/api/pkg/stdcopy"
+	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/events"
+	"github.com/moby/moby/api/types/network"
+	"github.com/moby/moby/client"
+
+	"github.com/bivouac/bivouac/runtime"
+)
+
+// Inspect asks for the container, and where there is none for what a Stop left.
+func (d *driver) Inspect(ctx context.Context, sessionID string) (runtime.Sandbox, error) {
+	found, err := d.inspect(ctx, sessionID)
+	if errors.Is(err, runtime.ErrNotFound) {
+		return d.stopped(ctx, sessionID)
+	}
+	if err != nil {
+		return runtime.Sandbox{}, err
+	}
+	// A container whose session is marked is about to go. Only a Delete or Stop
+	// that was cut off leaves one, and it is repeated.
+	return d.sandbox(found), nil
+}
+
+// inspect returns the session's container, if it is of this Bivouac.
+func (d *driver) inspect(ctx context.Context, sessionID string) (container.InspectResponse, error) {
+	found, err := d.engine.ContainerInspect(ctx, containerName(sessionID), client.ContainerInspectOptions{})
+	switch {
+	case err != nil:
+		return container.InspectResponse{}, known(err)
+	case found.Container.State == nil || found.Container.Config == nil:
+		return container.InspectResponse{}, fmt.Errorf("%w: the engine tells nothing of container %s", runtime.ErrUnavailable, found.Container.ID)
+	}
+	return found.Container, nil
+}
+
+// sandbox is a container as the contract sees it.
+func (d *driver) sandbox(c container.InspectResponse) runtime.Sandbox {
+	sandbox := runtime.Sandbox{
+		SessionID:   c.Config.Labels[labelSession],
+		ChatID:      c.Config.Labels[labelChat],
+		ContainerID: c.ID,
+		Endpoint:    endpointOf(c, d.config.Port),
+	}
+	switch c.State.Status {
+	case container.StateCreated:
+		sandbox.State = runtime.StateStarting
+	case container.StateRunning, container.StatePaused, container.StateRestarting:
+		sandbox.State = runtime.StateRunning
+	case container.StateExited, container.StateDead:
+		sandbox.State = runtime.StateDead
+		sandbox.Reason = fmt.Sprintf("exit code %d", c.State.ExitCode)
+		if c.State.OOMKilled {
+			sandbox.Reason += ", out of memory"
+		}
+		if c.State.Error != "" {
+			sandbox.Reason += ": " + c.State.Error
+		}
+	default:
+		sandbox.State = runtime.StateLost
+		sandbox.Reason = "its container is " + string(c.State.Status)
+	}
+	return sandbox
+}
+
+// endpointOf is where the container's port is published. It is zero where the
+// container does not run.
+func endpointOf(c container.InspectResponse, port uint16) runtime.Endpoint {
+	if c.NetworkSettings == nil {
+		return runtime.Endpoint{}
+	}
+	for _, binding := range c.NetworkSettings.Ports[network.MustParsePort(strconv.Itoa(int(port))+"/tcp")] {
+		if n, err := strconv.ParseUint(binding.HostPort, 10, 16); err == nil && binding.HostIP.Is4() {
+			return runtime.Endpoint{IP: netip.AddrFrom4(binding.HostIP.As4()), Port: uint16(n)}
+		}
+	}
+	return runtime.Endpoint{}
+}
+
+// own selects what this Bivouac has made.
+func (d *driver) own() client.Filters {
+	return make(client.Filters).Add("label", labelInstance+"="+d.instance, labelSession)
+}
+
+// List yields the containers and then the marks of stopped sandboxes. It also
+// does away with old marks of deleted ones.
+func (d *driver) List(ctx context.Context) iter.Seq2[runtime.Sandbox, error] {
+	return func(yield func(runtime.Sandbox, error) bool) {
+		all, err := d.engine.ContainerList(ctx, client.ContainerListOptions{All: true, Filters: d.own()})
+		if err != nil {
+			yield(runtime.Sandbox{}, known(err))
+			return
+		}
+		listed := map[string]bool{}
+		for _, summary := range all.Items {
+			sandbox, err := d.Inspect(ctx, summary.Labels[labelSession])
+			if errors.Is(err, runtime.ErrNotFound) {
+				continue // it went meanwhile
+			}
+			if !yield(sandbox, err) || err != nil {
+				return
+			}
+			listed[sandbox.SessionID] = true
+		}
+		for sandbox, err := range d.allStopped(ctx) {
+			if err == nil && listed[sandbox.SessionID] {
+				continue
+			}
+			if !yield(sandbox, err) {
+				return
+			}
+		}
+	}
+}
+
+// Watch passes on the engine's news of containers that ended.
+func (d *driver) Watch(ctx context.Context, changed func(runtime.Sandbox)) error {
+	news := d.engine.Events(ctx, client.EventsListOptions{
+		Filters: d.own().Add("type", string(events.ContainerEventType)).Add("event", string(events.ActionDie)),
+	})
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case err := <-news.Err:
+			return known(err)
+		case event := <-news.Messages:
+			sandbox, err := d.Inspect(ctx, event.Actor.Attributes[labelSession])
+			if errors.Is(err, runtime.ErrNotFound) {
+				continue // deleted
+			}
+			if err != nil {
+				return err
+			}
+			changed(sandbox)
+		}
+	}
+}
+
+// Logs yields what the engine has kept.
+func (d *driver) Logs(ctx context.Context, sessionID string, follow bool) iter.Seq2[runtime.LogChunk, error] {
+	return func(yield func(runtime.LogChunk, error) bool) {
+		logs, err := d.engine.ContainerLogs(ctx, containerName(sessionID),
+			client.ContainerLogsOptions{ShowStdout: true, ShowStderr: true, Follow: follow})
+		if err != nil {
+			yield(runtime.LogChunk{}, known(err))
+			return
+		}
+		defer func() { _ = logs.Close() }()
+		stdout := chunks{runtime.Stdout, yield}
+		stderr := chunks{runtime.Stderr, yield}
+		if _, err := stdcopy.StdCopy(stdout, stderr, logs); err != nil && !errors.Is(err, errEnough) {
+			yield(runtime.LogChunk{}, known(err))
+		}
+	}
+}
+
+var errEnough = errors.New("the reader has enough")
+
+// chunks passes what is written to it on to a reader of logs.
+type chunks struct {
+	stream runtime.LogStream
+	yield  func(runtime.LogChunk, error) bool
+}
+
+func (c chunks) Write(p []byte) (int, error) {
+	if !c.yield(runtime.LogChunk{Stream: c.stream, Data: p}, nil) {
+		return 0, errEnough
+	}
+	return len(p), nil
+}

@@ -1,0 +1,139 @@
+package main
+
+import (
+	"context"
+	"iter"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/volume"
+	"github.com/moby/moby/client"
+
+	"github.com/bivouac/bivouac/runtime"
+)
+
+// A mark says that a session ID is used up. It is an empty volume: an object
+// that the engine makes atomically and without an image, and that costs a
+// folder.
+type markKind string
+
+const (
+	markStopped markKind = "stopped" // may still be inspected
+	markDeleted markKind = "deleted" // nobody sees it
+)
+
+// markLife is how long a mark of a deleted sandbox is kept. No call is under way
+// for so long.
+const markLife = time.Hour
+
+const (
+	labelMark      = "bivouac.mark"
+	labelContainer = "bivouac.container_id"
+	labelReason    = "bivouac.reason"
+)
+
+func markName(sessionID string, kind markKind) string {
+	return containerName(sessionID) + "." + string(kind)
+}
+
+// mark leaves a mark, with what is known of the container. A mark that stands
+// is left as it is.
+func (d *driver) mark(ctx context.Context, sessionID string, kind markKind, of container.InspectResponse) error {
+	if kind == markStopped {
+		deleted, err := d.hasMark(ctx, sessionID, markDeleted)
+		if deleted || err != nil {
+			return err
+		}
+	}
+	labels := map[string]string{labelInstance: d.instance, labelSession: sessionID, labelMark: string(kind)}
+	if of.Config != nil {
+		labels[labelChat] = of.Config.Labels[labelChat]
+		labels[labelContainer] = of.ID
+		labels[labelReason] = d.sandbox(of).Reason
+	}
+	_, err := d.engine.VolumeCreate(ctx, client.VolumeCreateOptions{Name: markName(sessionID, kind), Labels: labels})
+	return known(err)
+}
+
+// marked says whether the session ID is used up.
+func (d *driver) marked(ctx context.Context, sessionID string) (bool, error) {
+	for _, kind := range []markKind{markStopped, markDeleted} {
+		if has, err := d.hasMark(ctx, sessionID, kind); has || err != nil {
+			return has, err
+		}
+	}
+	return false, nil
+}
+
+func (d *driver) hasMark(ctx context.Context, sessionID string, kind markKind) (bool, error) {
+	_, err := d.engine.VolumeInspect(ctx, markName(sessionID, kind), client.VolumeInspectOptions{})
+	if errdefs.IsNotFound(err) {
+		return false, nil
+	}
+	return err == nil, known(err)
+}
+
+func (d *driver) unmark(ctx context.Context, sessionID string, kind markKind) error {
+	_, err := d.engine.VolumeRemove(ctx, markName(sessionID, kind), client.VolumeRemoveOptions{})
+	if errdefs.IsNotFound(err) {
+		return nil
+	}
+	return known(err)
+}
+
+// stopped is a sandbox of which only the mark is left.
+func (d *driver) stopped(ctx context.Context, sessionID string) (runtime.Sandbox, error) {
+	found, err := d.engine.VolumeInspect(ctx, markName(sessionID, markStopped), client.VolumeInspectOptions{})
+	if err != nil {
+		return runtime.Sandbox{}, known(err)
+	}
+	return stoppedSandbox(found.Volume), nil
+}
+
+func stoppedSandbox(mark volume.Volume) runtime.Sandbox {
+	reason := mark.Labels[labelReason]
+	if reason == "" {
+		reason = "stopped"
+	}
+	return runtime.Sandbox{
+		SessionID:   mark.Labels[labelSession],
+		ChatID:      mark.Labels[labelChat],
+		ContainerID: mark.Labels[labelContainer],
+		State:       runtime.StateDead,
+		Reason:      reason,
+	}
+}
+
+// allStopped yields the sandboxes of which only a mark is left, and does away
+// with old marks of deleted ones.
+func (d *driver) allStopped(ctx context.Context) iter.Seq2[runtime.Sandbox, error] {
+	return func(yield func(runtime.Sandbox, error) bool) {
+		marks, err := d.engine.VolumeList(ctx, client.VolumeListOptions{Filters: d.own()})
+		if err != nil {
+			yield(runtime.Sandbox{}, known(err))
+			return
+		}
+		for _, mark := range marks.Items {
+			switch markKind(mark.Labels[labelMark]) {
+			case markStopped:
+				if !yield(stoppedSandbox(mark), nil) {
+					return
+				}
+			case markDeleted:
+				if err := d.expire(ctx, mark); err != nil {
+					yield(runtime.Sandbox{}, err)
+					return
+				}
+			}
+		}
+	}
+}
+
+func (d *driver) expire(ctx context.Context, mark volume.Volume) error {
+	made, err := time.Parse(time.RFC3339, mark.CreatedAt)
+	if err != nil || time.Since(made) < markLife {
+		return nil //nolint:nilerr // a mark whose age is unknown is kept
+	}
+	return d.unmark(ctx, mark.Labels[labelSession], markDeleted)
+}

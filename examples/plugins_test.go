@@ -1,0 +1,75 @@
+// Package examples_test holds each example plugin to the contract, as it is
+// built from its own folder and run by a host.
+package examples_test
+
+import (
+	"context"
+	"encoding/json"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/shoenig/test/must"
+
+	"github.com/bivouac/bivouac/internal/pluginhost"
+	"github.com/bivouac/bivouac/internal/stack"
+	"github.com/bivouac/bivouac/runtime"
+	"github.com/bivouac/bivouac/runtime/conformance"
+)
+
+func TestMain(m *testing.M) { os.Exit(stack.Main(m)) }
+
+// build builds the module in a folder and returns the program.
+func build(t *testing.T, folder string) string {
+	t.Helper()
+	program := filepath.Join(t.TempDir(), folder)
+	output(t, "go", "build", "-C", folder, "-o", program, ".")
+	return program
+}
+
+func output(t *testing.T, name string, args ...string) string {
+	t.Helper()
+	out, err := exec.Command(name, args...).CombinedOutput()
+	must.NoError(t, err, must.Sprintf("%s %s: %s", name, strings.Join(args, " "), out))
+	return strings.TrimSpace(string(out))
+}
+
+// host runs a plugin until the test ends, and returns its driver.
+func host(t *testing.T, plugin pluginhost.Plugin, config any) (*pluginhost.Host, runtime.Driver) {
+	t.Helper()
+	var err error
+	plugin.Config, err = json.Marshal(config)
+	must.NoError(t, err)
+	logger := hclog.New(&hclog.LoggerOptions{Output: t.Output(), Level: hclog.Info})
+	h, err := pluginhost.New(pluginhost.Config{Plugins: []pluginhost.Plugin{plugin}, Instance: "examples", Logger: logger})
+	must.NoError(t, err)
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		h.Run(ctx)
+	}()
+	t.Cleanup(func() {
+		cancel()
+		<-done
+	})
+	must.NoError(t, h.AwaitStart(t.Context()))
+	return h, h.Drivers()[plugin.Name]
+}
+
+func TestPluginDocker(t *testing.T) {
+	image := stack.DockerForTest(t)
+	plugin := pluginhost.Plugin{Name: "docker", Path: build(t, "plugin-docker")}
+	_, driver := host(t, plugin, map[string]any{"image": image, "ready_path": "/healthz", "memory_mib": 64})
+	conformance.Run(t, conformance.Harness{
+		Open: func(*testing.T) runtime.Driver { return driver },
+		Kill: func(t *testing.T, sandbox runtime.Sandbox) { output(t, "docker", "kill", sandbox.ContainerID) },
+		Leftovers: func(t *testing.T, sessionID string) []string {
+			return strings.Fields(output(t, "docker", "ps", "--all", "--quiet", "--filter=label=bivouac.session_id="+sessionID))
+		},
+		Demo: true,
+	})
+}
