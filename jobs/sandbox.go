@@ -12,8 +12,13 @@ import (
 
 // stopOnClientAfter is how long a client that lost its servers lets a sandbox
 // run on. Together with "replace = false" it keeps Nomad from starting a second
-// one elsewhere.
-const stopOnClientAfter = 10 * time.Second
+// one elsewhere, whatever its length.
+//
+// A client counts from its last heartbeat, and a healthy one sends the next only
+// after 10 to 20 s, and later in a large cluster. So it must be well above that:
+// a shorter time ends sandboxes of which nothing is wrong. 5 minutes is also what
+// new leaders give clients to find them (failover_heartbeat_ttl).
+const stopOnClientAfter = 5 * time.Minute
 
 // force sets what holds for every sandbox's job.
 func (d *decoder) force(t *Template, job *api.Job, spec runtime.Spec, instance, workspace string) {
