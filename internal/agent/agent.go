@@ -55,7 +55,7 @@ func Validate(c config.Config) error {
 // Run runs a replica until ctx ends, and then returns nil once all of it has
 // stopped, or an error where that took more than 45 seconds. Where a part of it
 // fails it stops the others and returns why.
-func Run(ctx context.Context, c config.Config, env Environment) (err error) {
+func Run(ctx context.Context, c config.Config, env Environment) error {
 	log := hclog.New(&hclog.LoggerOptions{
 		Name: "bivouac", Level: hclog.LevelFromString(c.LogLevel), JSONFormat: c.LogJSON, Output: env.Stderr,
 	})

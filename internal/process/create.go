@@ -144,7 +144,8 @@ func (d *Driver) launch(sb *sandbox) error {
 	}
 	sb.record = next
 	_, err = open.Write([]byte("go\n"))
-	// From here on the process has an owner; if the gate did not open, it ends.
+	// If the gate did not open, the process ends. Nobody waits for this
+	// goroutine: it lasts as long as the sandbox, which outlives the driver.
 	go d.reap(sb, cmd)
 	if err = errors.Join(err, open.Close()); err != nil {
 		return fmt.Errorf("%w: start: %w", runtime.ErrNotReady, err)
