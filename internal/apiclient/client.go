@@ -8,6 +8,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -170,6 +171,11 @@ func (c *Client) Cleanup(ctx context.Context) (wire.CleanupAnswer, error) {
 func (c *Client) Health(ctx context.Context) (wire.HealthAnswer, error) {
 	var out wire.HealthAnswer
 	_, err := c.call(ctx, request{method: http.MethodGet, path: "/v1/agent/health"}, &out)
+	if e, ok := errors.AsType[*Error](err); ok && e.Code == wire.CodeUnhealthy {
+		if err := json.Unmarshal(e.body, &out); err != nil {
+			return out, unexpected(err)
+		}
+	}
 	return out, err
 }
 
@@ -198,8 +204,8 @@ type request struct {
 	body   any // nil: none
 }
 
-// call sends one request and decodes the answer into out, also that of an error
-// as far as its fields fit. It returns the answer's index, 0 where it has none.
+// call sends one request and decodes the answer into out, unless it is an
+// error. It returns the answer's index, 0 where it has none.
 func (c *Client) call(ctx context.Context, in request, out any) (uint64, error) {
 	u := *c.base
 	u.Path, u.RawQuery = in.path, in.query.Encode()
@@ -232,12 +238,13 @@ func (c *Client) call(ctx context.Context, in request, out any) (uint64, error) 
 		return 0, fmt.Errorf("read the agent's answer: %w", err)
 	}
 	index, _ := strconv.ParseUint(res.Header.Get(wire.HeaderIndex), 10, 64) // 0 where there is none
-	decodeErr := json.Unmarshal(text, out)
 	if res.StatusCode != http.StatusOK && res.StatusCode != http.StatusCreated {
 		return index, errorOf(res, text)
 	}
-	if decodeErr != nil {
-		return 0, fmt.Errorf("the agent's answer is not as expected: %w", decodeErr)
+	if err := json.Unmarshal(text, out); err != nil {
+		return 0, unexpected(err)
 	}
 	return index, nil
 }
+
+func unexpected(err error) error { return fmt.Errorf("the agent's answer is not as expected: %w", err) }

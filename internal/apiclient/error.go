@@ -20,6 +20,8 @@ type Error struct {
 	Session    *wire.Session // of a conflict: the one that stands
 	RequestID  string        // as in the agent's log
 	RetryAfter time.Duration // 0: the agent does not say that waiting helps
+
+	body []byte
 }
 
 func (e *Error) Error() string {
@@ -30,7 +32,7 @@ func (e *Error) Error() string {
 }
 
 func errorOf(res *http.Response, body []byte) error {
-	e := &Error{Status: res.StatusCode, RequestID: res.Header.Get(wire.HeaderRequestID)}
+	e := &Error{Status: res.StatusCode, RequestID: res.Header.Get(wire.HeaderRequestID), body: body}
 	var answer wire.ErrorAnswer
 	// Not JSON, or not the API's: then Code stays empty, and says so.
 	if json.Unmarshal(body, &answer) == nil {

@@ -1,7 +1,6 @@
 package httpapi
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -10,12 +9,12 @@ import (
 	"net/url"
 	"slices"
 	"strconv"
-	"strings"
 	"time"
 	"unicode/utf8"
 
 	"github.com/google/uuid"
 
+	"github.com/bivouac/bivouac/internal/httpapi/jsonfields"
 	"github.com/bivouac/bivouac/internal/httpapi/wire"
 	"github.com/bivouac/bivouac/scheduler"
 )
@@ -26,7 +25,7 @@ var errMediaType = &apiError{
 }
 
 func invalid(format string, args ...any) error {
-	return fmt.Errorf("%w: %s", scheduler.ErrInvalid, fmt.Sprintf(format, args...))
+	return fmt.Errorf("%w: %w", scheduler.ErrInvalid, fmt.Errorf(format, args...))
 }
 
 func chatID(r *http.Request) (uuid.UUID, error) {
@@ -40,9 +39,6 @@ func chatID(r *http.Request) (uuid.UUID, error) {
 
 // readFields reads a body that is one JSON object of strings, with no other
 // fields than those named. A request without a body has no fields.
-//
-// encoding/json's Unmarshal would match names of other case, let the last of
-// two equal names win, and take null for an empty string.
 func readFields(w http.ResponseWriter, r *http.Request, names ...string) (map[string]string, error) {
 	text, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
 	if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
@@ -61,45 +57,9 @@ func readFields(w http.ResponseWriter, r *http.Request, names ...string) (map[st
 	if err != nil || mediaType != "application/json" {
 		return nil, errMediaType
 	}
-	return parseFields(string(text), names)
-}
-
-func parseFields(text string, names []string) (map[string]string, error) {
-	tokens := json.NewDecoder(strings.NewReader(text))
-	if token, err := tokens.Token(); err != nil || token != json.Delim('{') {
-		return nil, invalid("the body is not a JSON object")
-	}
-	fields := make(map[string]string, len(names))
-	for tokens.More() {
-		token, err := tokens.Token()
-		name, ok := token.(string)
-		if err != nil || !ok {
-			return nil, invalid("the body is not JSON")
-		}
-		if !slices.Contains(names, name) {
-			return nil, invalid("unknown field %q", name)
-		}
-		if _, ok := fields[name]; ok {
-			return nil, invalid("field %s stands twice", name)
-		}
-		token, err = tokens.Token()
-		value, ok := token.(string)
-		switch {
-		case err != nil:
-			return nil, invalid("the body is not JSON")
-		case !ok:
-			return nil, invalid("%s is not a string", name)
-		case strings.ContainsRune(value, utf8.RuneError):
-			// What the decoder puts in place of bytes that are not UTF-8.
-			return nil, invalid("%s is not Unicode text", name)
-		}
-		fields[name] = value
-	}
-	if _, err := tokens.Token(); err != nil {
-		return nil, invalid("the body is not JSON")
-	}
-	if _, err := tokens.Token(); !errors.Is(err, io.EOF) {
-		return nil, invalid("the body goes on after its JSON object")
+	fields, err := jsonfields.Parse(string(text), names...)
+	if err != nil {
+		return nil, invalid("%w", err)
 	}
 	return fields, nil
 }
@@ -124,7 +84,7 @@ func positiveDuration(name, s string) (time.Duration, error) {
 	return d, nil
 }
 
-// query is a request's query. A parameter without a value is as good as none.
+// query is a request's query: each parameter once, and with a value.
 type query map[string]string
 
 func parseQuery(raw string, known []string) (query, error) {
@@ -135,10 +95,13 @@ func parseQuery(raw string, known []string) (query, error) {
 	q := make(query, len(values))
 	for name, list := range values {
 		if !slices.Contains(known, name) {
-			return nil, invalid("unknown query parameter %q", name)
+			return nil, invalid("unknown query parameter %.64q", name)
 		}
 		if len(list) > 1 {
 			return nil, invalid("query parameter %s stands twice", name)
+		}
+		if list[0] == "" { // such as a script's variable that is not set
+			return nil, invalid("query parameter %s is empty", name)
 		}
 		if !utf8.ValidString(list[0]) {
 			return nil, invalid("query parameter %s is not UTF-8", name)
