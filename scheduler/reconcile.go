@@ -57,6 +57,7 @@ func (s *Scheduler) lead(ctx context.Context) {
 type reconciler struct {
 	s       *Scheduler
 	orphans map[string]time.Time // session ID of each sandbox without a record: when it was first seen so
+	known   map[string]bool      // session IDs of the sandboxes that had a record at some pass
 }
 
 // pass makes one comparison for one driver. It acts only on what two complete
@@ -110,9 +111,13 @@ func (r *reconciler) noteChanges(ctx context.Context, name string, sandboxes map
 // stopOrphans stops sandboxes that have been without a record for a while.
 func (r *reconciler) stopOrphans(ctx context.Context, driver runtime.Driver, sandboxes map[string]runtime.Sandbox, recorded map[string]bool) error {
 	now := r.s.Now()
-	seen := make(map[string]time.Time)
+	seen, known := make(map[string]time.Time), make(map[string]bool)
 	var due []runtime.Sandbox
+	forgotten := 0 // of those due: how many had a record once
 	for id, sandbox := range sandboxes {
+		if recorded[id] || r.known[id] {
+			known[id] = true
+		}
 		if sandbox.State == runtime.StateDead || recorded[id] {
 			continue
 		}
@@ -123,10 +128,15 @@ func (r *reconciler) stopOrphans(ctx context.Context, driver runtime.Driver, san
 		seen[id] = since
 		if now.Sub(since) >= orphanGrace {
 			due = append(due, sandbox)
+			if known[id] {
+				forgotten++
+			}
 		}
 	}
-	r.orphans = seen
-	if len(due) > maxKills && len(recorded) == 0 {
+	r.orphans, r.known = seen, known
+	// A session's sandbox ends before its record goes. Where sandboxes outlive
+	// the last record of all, it is the records that are wrong.
+	if len(recorded) == 0 && (forgotten > 0 || len(due) > maxKills) {
 		return fmt.Errorf("%w: no record at all and %d sandboxes run: standing still", ErrUnavailable, len(due))
 	}
 	for _, sandbox := range due[:min(len(due), maxKills)] {

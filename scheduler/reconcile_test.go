@@ -1,0 +1,136 @@
+package scheduler_test
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/shoenig/test/must"
+
+	"github.com/bivouac/bivouac/runtime"
+	"github.com/bivouac/bivouac/scheduler"
+)
+
+func orphanOf(chat uuid.UUID) runtime.Spec {
+	return runtime.Spec{SessionID: uuid.NewString(), ChatID: chat.String(), AgentID: "agent-1", VolumeHostPath: "/data/a"}
+}
+
+func TestRun_stopsSandboxesThatHaveNoRecord(t *testing.T) {
+	inBubble(t, func(t *testing.T, w *world) {
+		w.given(created(createA))
+		stop := run(t, w.Scheduler)
+		pass(time.Second)
+		w.driver.Plant(orphanOf(chatA)) // of a chat that has another one on record
+		w.driver.Plant(orphanOf(chatB))
+
+		pass(59 * time.Second)
+		must.Len(t, 3, w.running(), must.Sprint("one look is not enough"))
+		pass(time.Minute)
+
+		must.Eq(t, []string{"chat-a s1"}, w.running())
+		must.Eq(t, []string{"chat-a s1 running"}, w.reasons())
+		stop()
+	})
+}
+
+func TestRun_looksAgainUnderTheLockBeforeItStopsAnOrphan(t *testing.T) {
+	inBubble(t, func(t *testing.T, w *world) {
+		stop := run(t, w.Scheduler)
+		pass(time.Second)
+		sandbox := w.driver.Plant(orphanOf(chatB))
+		w.effects.hook(effect{chatB, "lock"}, hook{before: func(ctx context.Context) error {
+			lease, err := w.peer().locker.Lock(ctx, chatB, 0)
+			must.NoError(t, err)
+			return lease.Write(ctx, &scheduler.Session{
+				SessionID: uuid.MustParse(sandbox.SessionID), ChatID: chatB, AgentID: "agent-1", VolumeHostPath: "/data/a",
+				Runtime: "fake", ContainerID: sandbox.ContainerID, Endpoint: sandbox.Endpoint,
+				CreatedAt: time.Now(), ExpiresAt: time.Now().Add(time.Hour), State: scheduler.StateRunning,
+			}, scheduler.Release)
+		}})
+
+		pass(3 * time.Minute)
+
+		must.Eq(t, []string{"chat-b unwritten"}, w.running())
+		must.Eq(t, []string{"chat-b unwritten running"}, w.reasons())
+		stop()
+	})
+}
+
+func TestRun_stopsNothingWhereAReadFails(t *testing.T) {
+	for _, read := range []string{"list", "driver.list"} {
+		for _, f := range []func(string, error) func(*world){fails, failsAfter} {
+			inBubble(t, func(t *testing.T, w *world) {
+				w.given(created(createA), f(read, errors.New("of no known kind")))
+				stop := run(t, w.Scheduler)
+				w.driver.Plant(orphanOf(chatB))
+				pass(10 * time.Minute)
+				must.Len(t, 2, w.running())
+				must.SliceContains(t, w.warnings(), "reconcile_failed runtime=fake error=internal")
+				stop()
+			})
+		}
+	}
+}
+
+func TestRun_standsStillWhereAllRecordsAreGone(t *testing.T) {
+	inBubble(t, func(t *testing.T, w *world) {
+		for range 17 {
+			w.driver.Plant(orphanOf(uuid.New()))
+		}
+		stop := run(t, w.Scheduler)
+		pass(10 * time.Minute)
+		must.Len(t, 17, w.running())
+		must.SliceContains(t, w.warnings(), "reconcile_failed runtime=fake error=store_unavailable")
+
+		_, err := w.Create(t.Context(), createA)
+		must.NoError(t, err)
+		pass(time.Minute)
+		must.Len(t, 2, w.running(), must.Sprint("16 a pass, and the one on record"))
+		pass(time.Minute)
+		must.Eq(t, []string{"chat-a s1"}, w.running())
+		stop()
+	})
+}
+
+func TestRun_standsStillWhereTheRecordsOfWhatRunsVanish(t *testing.T) {
+	inBubble(t, func(t *testing.T, w *world) {
+		w.given(created(createA))
+		stop := run(t, w.Scheduler)
+		pass(time.Second)
+		lease, err := w.peer().locker.Lock(t.Context(), chatA, 0)
+		must.NoError(t, err)
+		must.NoError(t, lease.Write(t.Context(), nil, scheduler.Release))
+
+		pass(10 * time.Minute)
+		must.Eq(t, []string{"chat-a s1"}, w.running())
+		must.SliceContains(t, w.warnings(), "reconcile_failed runtime=fake error=store_unavailable")
+
+		// One record shows that the store is not empty: what has none is an orphan.
+		other := createA
+		other.ChatID = chatB
+		_, err = w.Create(t.Context(), other)
+		must.NoError(t, err)
+		pass(time.Minute)
+		must.Eq(t, []string{"chat-b s2"}, w.running())
+		stop()
+	})
+}
+
+func TestRun_oneReplicaReconcilesAtATime(t *testing.T) {
+	inBubble(t, func(t *testing.T, w *world) {
+		stop := run(t, w.Scheduler)
+		pass(time.Second)
+		second := w.peer()
+		stopSecond := run(t, second.Scheduler)
+		pass(10 * time.Minute)
+		must.SliceEmpty(t, w.warnings())
+
+		stop() // the other one takes over
+		w.driver.Plant(orphanOf(chatB))
+		pass(3 * time.Minute)
+		must.SliceEmpty(t, w.running())
+		stopSecond()
+	})
+}
