@@ -38,6 +38,11 @@ stack: ## Run Bivouac on a real Consul and a real Nomad, until Ctrl-C
 	go build -o bin/stack ./internal/stack/up
 	@exec bin/stack
 
+.PHONY: bench
+bench: ## Measure Bivouac beside raw Nomad and docker; also written to bin/bench.json
+	@mkdir -p bin
+	go run ./internal/bench -json=bin/bench.json
+
 .PHONY: fmt
 fmt: ## Format all Go files
 	$(call tool,golangci-lint) fmt
