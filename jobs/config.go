@@ -3,6 +3,7 @@ package jobs
 import (
 	"fmt"
 	"reflect"
+	"slices"
 
 	"github.com/hashicorp/hcl/v2"
 	"github.com/hashicorp/hcl/v2/hclsyntax"
@@ -55,8 +56,8 @@ func (d *decoder) anyMap(body *hclsyntax.Body, free bool) map[string]any {
 	}
 	for _, block := range body.Blocks {
 		inner := d.anyMap(block.Body, free)
-		for i := len(block.Labels) - 1; i >= 0; i-- {
-			inner = map[string]any{block.Labels[i]: []map[string]any{inner}}
+		for _, label := range slices.Backward(block.Labels) {
+			inner = map[string]any{label: []map[string]any{inner}}
 		}
 		list, ok := result[block.Type].([]map[string]any)
 		if result[block.Type] != nil && !ok {

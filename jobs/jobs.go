@@ -97,7 +97,11 @@ func parse(filename string, src []byte, variables map[string]string) (*Template,
 	if diags.HasErrors() {
 		return nil, diags
 	}
-	f, diags := splitFile(parsed.Body.(*hclsyntax.Body))
+	body, ok := parsed.Body.(*hclsyntax.Body)
+	if !ok { // cannot be: that is what ParseConfig returns
+		return nil, hcl.Diagnostics{problem(parsed.Body.MissingItemRange(), "Unknown syntax", "A template is HCL's native syntax.")}
+	}
+	f, diags := splitFile(body)
 	if diags.HasErrors() {
 		return nil, diags
 	}

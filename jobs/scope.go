@@ -1,6 +1,7 @@
 package jobs
 
 import (
+	"maps"
 	"slices"
 	"strings"
 
@@ -83,9 +84,7 @@ func (s scope) context(expr hclsyntax.Expression) (*hcl.EvalContext, hcl.Diagnos
 		}
 	}
 	variables := make(map[string]cty.Value, len(s)+len(names))
-	for name, value := range s {
-		variables[name] = value
-	}
+	maps.Copy(variables, s)
 	for name, value := range names {
 		variables[name] = nested(value)
 	}
@@ -130,14 +129,18 @@ func place(tree map[string]any, path []string, text string) bool {
 	return true
 }
 
+// nested returns a tree of names, or a text in it, as a value.
 func nested(value any) cty.Value {
-	tree, ok := value.(map[string]any)
-	if !ok {
-		return cty.StringVal(value.(string))
+	switch value := value.(type) {
+	case string:
+		return cty.StringVal(value)
+	case map[string]any:
+		object := make(map[string]cty.Value, len(value))
+		for name, inner := range value {
+			object[name] = nested(inner)
+		}
+		return cty.ObjectVal(object)
+	default:
+		return cty.DynamicVal
 	}
-	object := make(map[string]cty.Value, len(tree))
-	for name, inner := range tree {
-		object[name] = nested(inner)
-	}
-	return cty.ObjectVal(object)
 }

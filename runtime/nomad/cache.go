@@ -176,19 +176,18 @@ func (c *cache) update(jobID string, change func(state) (state, bool)) state {
 	return next
 }
 
-func (c *cache) updateJob(job jobFields) state {
-	if c.purged.has(job.ID) {
-		return state{}
+func (c *cache) updateJob(job jobFields) {
+	if !c.purged.has(job.ID) {
+		c.update(job.ID, func(s state) (state, bool) { return s.withJob(job) })
 	}
-	return c.update(job.ID, func(s state) (state, bool) { return s.withJob(job) })
 }
 
-func (c *cache) updateAlloc(alloc *api.AllocationListStub) state {
-	return c.update(alloc.JobID, func(s state) (state, bool) { return s.withAlloc(alloc) })
+func (c *cache) updateAlloc(alloc *api.AllocationListStub) {
+	c.update(alloc.JobID, func(s state) (state, bool) { return s.withAlloc(alloc) })
 }
 
-func (c *cache) updateEval(eval *api.Evaluation) state {
-	return c.update(eval.JobID, func(s state) (state, bool) { return s.withEval(eval) })
+func (c *cache) updateEval(eval *api.Evaluation) {
+	c.update(eval.JobID, func(s state) (state, bool) { return s.withEval(eval) })
 }
 
 // setReady notes that an allocation's endpoint has answered.

@@ -38,9 +38,8 @@ func TestConformance_exec(t *testing.T) {
 	})
 	must.NoError(t, err)
 	conform(t, template, func(t *testing.T) string {
-		dir, err := os.MkdirTemp(n.VolumeDir, "")
-		must.NoError(t, err)
-		must.NoError(t, os.Chmod(dir, 0o755)) // for the user nobody
+		dir := filepath.Join(n.VolumeDir, uuid.NewString())
+		must.NoError(t, os.Mkdir(dir, 0o755)) // for the user nobody
 		return dir
 	})
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/hashicorp/nomad/api"
@@ -81,86 +82,94 @@ type launch struct {
 	progress func(runtime.Stage)
 	changed  <-chan struct{}
 
-	told map[runtime.Stage]bool
+	told   map[runtime.Stage]bool
+	asked  string     // ID of the allocation whose endpoint is asked
+	answer chan error // of that; it never blocks the one who answers
 }
 
-// readEvery is how often Nomad is asked while there are no events.
-const readEvery = 250 * time.Millisecond
+const (
+	// readEvery is how often Nomad is asked while there are no events.
+	readEvery = 250 * time.Millisecond
+	// readLimit bounds one such look.
+	readLimit = 2 * time.Second
+)
 
 // untilReady waits for the sandbox.
 func (l *launch) untilReady(ctx context.Context) (runtime.Sandbox, error) {
-	l.told = make(map[runtime.Stage]bool)
+	l.told, l.answer = make(map[runtime.Stage]bool), make(chan error, 1)
 	limit := l.driver.template.Ready().Timeout
-	ctxReady, cancel := context.WithTimeout(ctx, limit)
+	readyCtx, cancel := context.WithTimeout(ctx, limit)
+	var probe sync.WaitGroup
+	defer probe.Wait()
 	defer cancel()
 
-	var probing string      // ID of the allocation that is asked
-	var answer <-chan error // of that
-	probeCtx, stopProbe := context.WithCancel(ctxReady)
-	defer func() {
-		stopProbe()
-		if answer != nil {
-			<-answer
-		}
-	}()
+	last := errors.New("no allocation yet")
 	missed := false // whether events may have been missed
-	readErr := errors.New("no allocation yet")
 	for {
 		s, current := l.driver.cache.get(l.jobID)
 		if !current || missed {
 			// Where Nomad cannot be asked now, the sandbox may still answer.
-			if readErr = l.readAgain(ctxReady); readErr == nil {
-				s, _ = l.driver.cache.get(l.jobID)
+			err := l.readAgain(readyCtx)
+			if missed = !current || err != nil; err != nil {
+				last = err
 			}
-			missed = !current || readErr != nil
+			s, _ = l.driver.cache.get(l.jobID)
 		}
 		if err := l.failure(s); err != nil {
 			return runtime.Sandbox{}, err
 		}
-		if alloc := s.sandboxAlloc(); alloc != nil && probing == "" {
-			endpoint := endpointOf(alloc, l.driver.template.Ready().Port)
-			if !endpoint.IsValid() {
-				return runtime.Sandbox{}, fmt.Errorf("nomad: %w: allocation %s has no address for port %q",
-					runtime.ErrNotReady, alloc.ID, l.driver.template.Ready().Port)
-			}
-			l.tell(runtime.StagePlaced)
-			probing = alloc.ID
-			answered := make(chan error, 1)
-			answer = answered
-			check := l.driver.template.Ready().Check
-			check.Dial = l.driver.dial
-			go func() { answered <- check.Wait(probeCtx, endpoint, l.spec.SessionID) }()
+		if err := l.advance(readyCtx, s, &probe); err != nil {
+			return runtime.Sandbox{}, err
 		}
-		if hasStarted(s.sandboxAlloc()) {
-			l.tell(runtime.StageStarted)
-		}
-
 		var poll <-chan time.Time
 		if missed {
 			poll = time.After(readEvery)
 		}
 		select {
-		case err := <-answer:
-			answer = nil
-			if err == nil {
-				return l.ready(ctx, probing)
-			}
-			return runtime.Sandbox{}, l.tooLate(ctx, limit, err)
-		case <-ctxReady.Done():
-			if answer != nil { // it knows what went wrong last
-				err := <-answer
-				answer = nil
+		case err := <-l.answer:
+			if err != nil {
 				return runtime.Sandbox{}, l.tooLate(ctx, limit, err)
 			}
-			return runtime.Sandbox{}, l.tooLate(ctx, limit, fmt.Errorf("%w: %w", ctxReady.Err(), readErr))
+			return l.ready(ctx)
+		case <-readyCtx.Done():
+			if l.asked != "" { // the probe ends too, and knows what went wrong last
+				last = <-l.answer
+			}
+			return runtime.Sandbox{}, l.tooLate(ctx, limit, fmt.Errorf("%w: %w", readyCtx.Err(), last))
 		case <-l.changed:
 		case <-poll:
 		}
 	}
 }
 
+// advance tells what has been reached, and begins to ask the endpoint as soon as
+// it is known.
+func (l *launch) advance(ctx context.Context, s state, probe *sync.WaitGroup) error {
+	alloc := s.sandboxAlloc()
+	if alloc == nil {
+		return nil
+	}
+	if l.asked == "" {
+		settings := l.driver.template.Ready()
+		endpoint := endpointOf(alloc, settings.Port)
+		if !endpoint.IsValid() {
+			return fmt.Errorf("nomad: %w: allocation %s has no address for port %q", runtime.ErrNotReady, alloc.ID, settings.Port)
+		}
+		l.asked = alloc.ID
+		l.tell(runtime.StagePlaced)
+		settings.Check.Dial = l.driver.dial
+		probe.Go(func() { l.answer <- settings.Check.Wait(ctx, endpoint, l.spec.SessionID) })
+	}
+	if hasStarted(alloc) {
+		l.tell(runtime.StageStarted)
+	}
+	return nil
+}
+
 // readAgain reads what events would have told.
 func (l *launch) readAgain(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, readLimit)
+	defer cancel()
 	if _, err := l.driver.readEvals(ctx, l.jobID); err != nil {
 		return err
 	}
@@ -176,14 +185,14 @@ func (l *launch) tell(stage runtime.Stage) {
 }
 
 // ready hands the sandbox out, unless it ended while it was answering.
-func (l *launch) ready(ctx context.Context, allocID string) (runtime.Sandbox, error) {
-	l.driver.cache.setReady(l.jobID, allocID)
+func (l *launch) ready(ctx context.Context) (runtime.Sandbox, error) {
+	l.driver.cache.setReady(l.jobID, l.asked)
 	s, _ := l.driver.cache.get(l.jobID)
 	if err := l.failure(s); err != nil {
 		return runtime.Sandbox{}, err
 	}
 	sandbox, ok := l.driver.sandbox(s)
-	if !ok || sandbox.ContainerID != allocID {
+	if !ok || sandbox.ContainerID != l.asked {
 		return runtime.Sandbox{}, fmt.Errorf("nomad: session %s: %w: its allocation is gone", l.spec.SessionID, runtime.ErrNotReady)
 	}
 	if err := ctx.Err(); err != nil {

@@ -125,7 +125,7 @@ func (d *Driver) Health(ctx context.Context) error {
 		return err
 	})
 	if err == nil && leader == "" {
-		err = errors.New("Nomad has no leader")
+		err = errors.New("no leader")
 	}
 	if err != nil {
 		return fmt.Errorf("nomad: %w: %w", runtime.ErrUnavailable, err)

@@ -3,6 +3,7 @@ package nomad
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/url"
@@ -79,7 +80,7 @@ func (d *Driver) followOnce(ctx context.Context) (wasCurrent bool, err error) {
 			if cause := context.Cause(ctx); cause != nil {
 				err = cause
 			}
-			if err == io.EOF {
+			if errors.Is(err, io.EOF) {
 				err = io.ErrUnexpectedEOF
 			}
 			return false, err
@@ -155,6 +156,7 @@ func (d *Driver) apply(e event) error {
 		if payload.Evaluation != nil {
 			d.cache.updateEval(payload.Evaluation)
 		}
+	default: // was not asked for
 	}
 	return nil
 }

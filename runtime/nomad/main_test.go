@@ -3,6 +3,8 @@ package nomad_test
 import (
 	"context"
 	"errors"
+	"fmt"
+	"maps"
 	"os"
 	"os/signal"
 	"slices"
@@ -29,7 +31,7 @@ func TestMain(m *testing.M) {
 		err := demosandbox.Run(ctx, demosandbox.FromEnv(os.Getenv))
 		stop()
 		if err != nil {
-			println(err.Error())
+			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}
 		os.Exit(0)
@@ -51,9 +53,7 @@ func rawExec(t testing.TB, variables map[string]string) *jobs.Template {
 	self, err := os.Executable()
 	must.NoError(t, err)
 	all := map[string]string{"command": self}
-	for name, value := range variables {
-		all[name] = value
-	}
+	maps.Copy(all, variables)
 	template, err := jobs.Load("raw_exec", all)
 	must.NoError(t, err)
 	return template

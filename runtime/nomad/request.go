@@ -74,8 +74,7 @@ func sleep(ctx context.Context, d time.Duration) bool {
 
 // statusOf returns the HTTP status of Nomad's refusal, 0 where err is none.
 func statusOf(err error) int {
-	var refusal api.UnexpectedResponseError
-	if errors.As(err, &refusal) {
+	if refusal, ok := errors.AsType[api.UnexpectedResponseError](err); ok {
 		return refusal.StatusCode()
 	}
 	return 0
@@ -109,7 +108,7 @@ func failed(ctx context.Context, doing string, err error) error {
 	}
 	var refusal api.UnexpectedResponseError
 	if errors.As(err, &refusal) && refusal.HasBody() {
-		err = fmt.Errorf("Nomad says %d: %s", refusal.StatusCode(), strings.TrimSpace(refusal.Body()))
+		err = fmt.Errorf("answer %d: %s", refusal.StatusCode(), strings.TrimSpace(refusal.Body()))
 	}
 	return fmt.Errorf("nomad: %s: %w: %w", doing, runtime.ErrUnavailable, err)
 }

@@ -130,7 +130,7 @@ func (d *Driver) stopStep(ctx context.Context, sessionID, jobID string) (state, 
 	case !s.job.Stop:
 		return state{}, d.deregister(ctx, sessionID, jobID)
 	case slices.ContainsFunc(evals, isPending):
-		return state{}, errors.New("Nomad has not yet decided on the stop")
+		return state{}, errors.New("the stop is not yet decided on in Nomad")
 	default:
 		return s, d.running(ctx, s)
 	}
