@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/rand"
 	"fmt"
-	mathrand "math/rand/v2"
 	"slices"
 	"strings"
 	"sync"
@@ -28,14 +27,17 @@ const (
 	// late and never early, so of several the latest time is the best; few of
 	// them, so that a step of this machine's clock is soon made up for.
 	samples = 3
+	// maxSkew is how far apart the machines' clocks may be.
+	maxSkew = 5 * time.Minute
 )
 
 // Clock is the time that all replicas agree on, however far apart the clocks of
 // their machines are. One replica writes its time to Consul every second, and
 // the others measure how far their clocks are from it as they see it come. When
 // it falls silent another goes on with the time as it knew it, so that the
-// agreed time does not jump. The first replica of all takes its machine's time;
-// of several that come first together, the one that is ahead is followed.
+// agreed time does not jump. The first replica of all takes its machine's time.
+// Of several that come together, one is the first, since a tick only ever takes
+// the place of the one that its writer has seen.
 //
 // Replicas then differ by what an answer of Consul takes to arrive, not by what
 // their machines differ. It is no protection against anything: that is what
@@ -105,7 +107,8 @@ func (c *Clock) Run(ctx context.Context) error {
 			}
 			seen := tickOf(pair)
 			// The first tick to be seen may be of any age; only a new one is news.
-			if index != 0 && seen.by != c.id && !seen.at.IsZero() {
+			// Our own are none, except one whose outcome we did not learn.
+			if index != 0 && !seen.at.IsZero() && (seen.by != c.id || !c.isKnown()) {
 				c.measured(seen.at.Sub(c.wall()))
 			}
 			index, last, seenAt = next, seen, time.Now()
@@ -134,7 +137,7 @@ func (c *Clock) patience(last tick) time.Duration {
 		return tickInterval
 	case c.isKnown():
 		// Not all at once, or all would think themselves the next.
-		return silence + time.Duration(mathrand.Int64N(int64(silence/4)))
+		return silence*3/4 + jitter(silence/2)
 	case last.at.IsZero():
 		return 0 // nobody ever wrote the time down
 	default:
@@ -142,27 +145,45 @@ func (c *Clock) patience(last tick) time.Duration {
 	}
 }
 
-// tick writes the time down. Who does not know it, and heard nobody who does,
-// takes its machine's, if only that does not go back behind the last tick.
+// tick writes the time down, unless somebody else just did.
 func (c *Clock) tick(ctx context.Context, last tick) error {
-	if !c.isKnown() {
-		c.measured(max(0, last.at.Sub(c.wall())))
-	}
-	now := tick{by: c.id, at: c.Now()}
+	stranger, offset := !c.isKnown(), c.offsetFrom(last)
+	now := tick{by: c.id, at: c.wall().Add(offset)}
 	ctx, cancel := context.WithTimeout(ctx, tickInterval)
 	defer cancel()
-	_, err := c.store.client.KV().Put(&api.KVPair{Key: c.store.keys.clock(), Value: []byte(now.String())},
+	written, _, err := c.store.client.KV().CAS(
+		&api.KVPair{Key: c.store.keys.clock(), Value: []byte(now.String()), ModifyIndex: last.index},
 		(&api.WriteOptions{}).WithContext(ctx))
 	if err != nil {
 		return fmt.Errorf("write the time: %w", classify(ctx, err))
 	}
+	if written && stranger {
+		c.measured(offset)
+	}
 	return nil
+}
+
+// offsetFrom returns the offset of the agreed time to this machine's. Who does
+// not know it, and heard nobody who does, goes on from the last tick where its
+// machine's time is no further from that than a clock may be off: the time may
+// stand still while nobody keeps it, and must not jump.
+func (c *Clock) offsetFrom(last tick) time.Duration {
+	if c.isKnown() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		return c.offset
+	}
+	if ahead := c.wall().Sub(last.at); ahead < 2*maxSkew {
+		return -ahead
+	}
+	return 0
 }
 
 // tick is the time as one replica wrote it down.
 type tick struct {
-	by string
-	at time.Time
+	by    string
+	at    time.Time
+	index uint64 // of its key; 0 where there is none
 }
 
 func (t tick) String() string { return t.by + " " + t.at.UTC().Format(time.RFC3339Nano) }
@@ -174,9 +195,9 @@ func tickOf(pair *api.KVPair) tick {
 	}
 	by, text, _ := strings.Cut(string(pair.Value), " ")
 	if at, err := time.Parse(time.RFC3339Nano, text); err == nil {
-		return tick{by: by, at: at}
+		return tick{by: by, at: at, index: pair.ModifyIndex}
 	}
-	return tick{}
+	return tick{index: pair.ModifyIndex}
 }
 
 func (c *Clock) isKnown() bool {
