@@ -78,8 +78,8 @@ func TestStop_does_not_wait_for_a_node_that_was_removed(t *testing.T) {
 	must.NoError(t, <-stopped)
 }
 
-// A client that cannot reach its servers ends its sandboxes by itself, and
-// Nomad starts no other in their place.
+// A node that was out of reach comes back. Nomad took its sandbox for lost, so
+// the client ends it now, and no other was started in its place.
 func TestSandbox_of_a_partitioned_node_is_not_replaced(t *testing.T) {
 	n, r := cluster(t)
 	reports := watch(t, r)
