@@ -65,7 +65,7 @@ func Run(ctx context.Context, c config.Config, env Environment) error {
 	if err != nil {
 		return fmt.Errorf("agent: http_addr: %w", err)
 	}
-	defer listener.Close() // the server has closed it, unless it never got it
+	defer func() { _ = listener.Close() }() // the server has closed it, unless it never got it
 	telemetry, err := newTelemetry(ctx, log)
 	if err != nil {
 		return err

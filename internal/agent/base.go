@@ -50,7 +50,7 @@ func newBase(ctx context.Context, c config.Config, log hclog.Logger) (base, erro
 	}
 	clock := consul.NewClock(store, time.Now)
 	return base{
-		store:  store,
+		store:  clock,
 		locker: clock,
 		now:    clock.Now,
 		driver: driver,

@@ -98,7 +98,7 @@ func endAll(ctx context.Context, driver *process.Driver) error {
 	return errors.Join(listErr, all.Wait())
 }
 
-var guideText = template.Must(template.New("guide").Parse(`
+const guideText = `
 Bivouac runs at {{.URL}}. Its sandboxes are processes of this machine.
 Ctrl-C stops it and all of them. To try it out, in another terminal:
 
@@ -114,7 +114,7 @@ Look at the volume as the sandbox shows it, at the session's endpoint:
 
   curl -sS "http://$({{.Get}} | awk '$1 == "Endpoint" {print $2}')/workspace/README"
 
-`))
+`
 
 // guide prints what to do next, each line good to be typed as it is.
 func guide(ctx context.Context, env Environment, addr, volume string) error {
@@ -125,10 +125,14 @@ func guide(ctx context.Context, env Environment, addr, volume string) error {
 		return err
 	}
 	get := quote(env.Program) + " session get "
-	if addr != defaultAddr {
+	if addr != config.Default().HTTPAddr {
 		get += "-address=" + url + " "
 	}
-	if err := guideText.Execute(env.Stdout, map[string]string{
+	text, err := template.New("guide").Parse(guideText)
+	if err != nil {
+		return err
+	}
+	if err := text.Execute(env.Stdout, map[string]string{
 		"URL": url, "ChatID": chatID, "Body": quote(string(body)), "Get": get + chatID,
 	}); err != nil {
 		return fmt.Errorf("print what to do next: %w", err)
@@ -136,8 +140,6 @@ func guide(ctx context.Context, env Environment, addr, volume string) error {
 	<-ctx.Done()
 	return nil
 }
-
-var defaultAddr = config.Default().HTTPAddr
 
 // quote makes text one word for a shell.
 func quote(text string) string {

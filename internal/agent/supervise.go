@@ -26,10 +26,11 @@ func supervise(ctx context.Context, parts []part, stopLimit time.Duration) error
 	}
 	ended := make(chan struct{}, len(parts))
 	all := make([]running, len(parts))
+	// Not below ctx itself: that would end all parts at the same time.
+	alive, endAll := context.WithCancel(context.WithoutCancel(ctx))
+	defer endAll()
 	for i, p := range parts {
-		// Not ctx itself: that ends for all parts at the same time.
-		partCtx, cancel := context.WithCancel(context.WithoutCancel(ctx))
-		defer cancel()
+		partCtx, cancel := context.WithCancel(alive)
 		all[i] = running{p.name, cancel, make(chan error, 1)}
 		go func() {
 			err := p.run(partCtx)

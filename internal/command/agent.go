@@ -57,8 +57,8 @@ tells what is wrong with them. Neither Consul nor Nomad is asked.`
 		if err := agent.Validate(settings); err != nil {
 			return err
 		}
-		fmt.Fprintln(c.out, "The configuration is valid.")
-		return nil
+		_, err = fmt.Fprintln(c.out, "The configuration is valid.")
+		return err
 	}
 	return c
 }
@@ -73,8 +73,8 @@ func versionCommand(t terminal) *command {
 		if *asJSON {
 			return showJSON(c.out, version.Get())
 		}
-		fmt.Fprintln(c.out, version.Get())
-		return nil
+		_, err := fmt.Fprintln(c.out, version.Get())
+		return err
 	}
 	return c
 }

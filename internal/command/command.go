@@ -45,7 +45,7 @@ func Main() int {
 	}
 	code, err := c.Run()
 	if err != nil {
-		fmt.Fprintln(t.err, err)
+		t.tell("Error: %v", err)
 		return exitError
 	}
 	if code > exitNotPlaced {
@@ -59,6 +59,12 @@ type terminal struct {
 	program  string // as it was called
 	out, err io.Writer
 	getenv   func(string) string
+}
+
+// tell writes a line to whoever looks on, apart from what a command is asked
+// for. Where that fails there is nobody to tell.
+func (t terminal) tell(format string, args ...any) {
+	_, _ = fmt.Fprintf(t.err, format+"\n", args...)
 }
 
 func commands(t terminal) map[string]cli.CommandFactory {
@@ -150,11 +156,13 @@ func (c *command) Run(typed []string) int {
 	}
 	args, err := c.parse(typed)
 	if errors.Is(err, flag.ErrHelp) {
-		fmt.Fprintln(c.out, c.Help())
+		if _, err := fmt.Fprintln(c.out, c.Help()); err != nil {
+			return exitError
+		}
 		return exitDone
 	}
 	if err != nil {
-		fmt.Fprintf(c.err, "Error: %v\nUsage: %s\nSee bivouac %s -help\n", err, c.usage(), c.name)
+		c.tell("Error: %v\nUsage: %s\nSee bivouac %s -help", err, c.usage(), c.name)
 		return exitError
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -196,19 +204,19 @@ func (c *command) parse(typed []string) ([]string, error) {
 func (c *command) fail(err error) int {
 	e, ok := errors.AsType[*apiclient.Error](err)
 	if !ok {
-		fmt.Fprintln(c.err, "Error:", err)
+		c.tell("Error: %v", err)
 		return exitError
 	}
-	fmt.Fprintln(c.err, "Error:", e)
+	c.tell("Error: %v", e)
 	if e.Session != nil {
-		fmt.Fprintln(c.err, "\nThe session that stands:")
-		showSession(c.err, *e.Session)
+		c.tell("\nThe session that stands:")
+		_ = showSession(c.err, *e.Session) // as with tell
 	}
 	if e.RetryAfter > 0 {
-		fmt.Fprintf(c.err, "It may work in %s.\n", e.RetryAfter)
+		c.tell("It may work in %s.", e.RetryAfter)
 	}
 	if e.RequestID != "" {
-		fmt.Fprintln(c.err, "Request", e.RequestID)
+		c.tell("Request %s", e.RequestID)
 	}
 	if e.Code == wire.CodeNotPlaced {
 		return exitNotPlaced

@@ -18,14 +18,14 @@ import (
 )
 
 // newTerminal stands before an agent that gives the same answer to everything.
-func newTerminal(t *testing.T, status int, answer string) (terminal, *bytes.Buffer, *bytes.Buffer) {
+func newTerminal(t *testing.T, status int, answer string) (_ terminal, out, err *bytes.Buffer) {
 	agent := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Retry-After", "30")
 		w.WriteHeader(status)
 		_, _ = w.Write([]byte(answer))
 	}))
 	t.Cleanup(agent.Close)
-	out, err := &bytes.Buffer{}, &bytes.Buffer{}
+	out, err = &bytes.Buffer{}, &bytes.Buffer{}
 	return terminal{out: out, err: err, getenv: func(string) string { return agent.URL }}, out, err
 }
 

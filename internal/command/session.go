@@ -79,7 +79,7 @@ func sessionCreateCommand(t terminal) *command {
 	}, func(ctx context.Context, c *command, api *apiclient.Client, chat uuid.UUID) error {
 		began := time.Now()
 		in.Progress = func(stage runtime.Stage) {
-			fmt.Fprintf(c.err, "%8s  %s\n", time.Since(began).Round(time.Millisecond), stage)
+			c.tell("%8s  %s", time.Since(began).Round(time.Millisecond), stage)
 		}
 		created, err := api.Create(ctx, chat, in)
 		if err != nil {
@@ -141,7 +141,7 @@ func sessionListCommand(t terminal) *command {
 			return err
 		}
 		if page.NextToken != "" {
-			fmt.Fprintf(c.err, "There are more: add -next-token=%s\n", page.NextToken)
+			c.tell("There are more: add -next-token=%s", page.NextToken)
 		}
 		return nil
 	})

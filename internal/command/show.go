@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -17,59 +18,57 @@ func showJSON(w io.Writer, v any) error {
 	return e.Encode(v)
 }
 
-// table aligns what print writes, with tabs between columns.
-func table(w io.Writer, print func(io.Writer)) error {
+// showTable prints lines, aligned where they have tabs.
+func showTable(w io.Writer, lines string) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	print(t)
-	return t.Flush() // it has kept the first error
+	if _, err := io.WriteString(t, lines); err != nil {
+		return err
+	}
+	return t.Flush()
 }
 
 func showSession(w io.Writer, s wire.Session) error {
-	return table(w, func(w io.Writer) { sessionRows(w, s) })
+	return showTable(w, sessionLines(s))
 }
 
 func showCreated(w io.Writer, created wire.CreateAnswer) error {
-	return table(w, func(w io.Writer) {
-		fmt.Fprintf(w, "Result\t%s\n", created.Result)
-		sessionRows(w, created.Session)
-	})
+	return showTable(w, "Result\t"+created.Result+"\n"+sessionLines(created.Session))
 }
 
-func sessionRows(w io.Writer, s wire.Session) {
-	fmt.Fprintf(w, "Chat\t%s\n", s.ChatID)
-	fmt.Fprintf(w, "Session\t%s\n", s.SessionID)
-	fmt.Fprintf(w, "Agent\t%s\n", s.AgentID)
-	fmt.Fprintf(w, "Volume\t%s\n", s.VolumeHostPath)
-	fmt.Fprintf(w, "Runtime\t%s\n", s.Runtime)
-	fmt.Fprintf(w, "Container\t%s\n", orDash(s.ContainerID))
-	fmt.Fprintf(w, "Endpoint\t%s\n", endpointOf(s))
-	fmt.Fprintf(w, "State\t%s\n", s.State)
+func sessionLines(s wire.Session) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "Chat\t%s\n", s.ChatID)
+	fmt.Fprintf(&b, "Session\t%s\n", s.SessionID)
+	fmt.Fprintf(&b, "Agent\t%s\n", s.AgentID)
+	fmt.Fprintf(&b, "Volume\t%s\n", s.VolumeHostPath)
+	fmt.Fprintf(&b, "Runtime\t%s\n", s.Runtime)
+	fmt.Fprintf(&b, "Container\t%s\n", orDash(s.ContainerID))
+	fmt.Fprintf(&b, "Endpoint\t%s\n", endpointOf(s))
+	fmt.Fprintf(&b, "State\t%s\n", s.State)
 	if s.Reason != "" {
-		fmt.Fprintf(w, "Reason\t%s\n", s.Reason)
+		fmt.Fprintf(&b, "Reason\t%s\n", s.Reason)
 	}
-	fmt.Fprintf(w, "Created\t%s\n", moment(s.CreatedAt))
-	fmt.Fprintf(w, "Expires\t%s\n", moment(s.ExpiresAt))
+	fmt.Fprintf(&b, "Created\t%s\n", moment(s.CreatedAt))
+	fmt.Fprintf(&b, "Expires\t%s\n", moment(s.ExpiresAt))
+	return b.String()
 }
 
 func showSessions(w io.Writer, sessions []wire.Session) error {
-	return table(w, func(w io.Writer) {
-		fmt.Fprintln(w, "CHAT\tSTATE\tENDPOINT\tEXPIRES\tAGENT\tVOLUME")
-		for _, s := range sessions {
-			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n",
-				s.ChatID, s.State, endpointOf(s), moment(s.ExpiresAt), s.AgentID, s.VolumeHostPath)
-		}
-	})
+	var b strings.Builder
+	b.WriteString("CHAT\tSTATE\tENDPOINT\tEXPIRES\tAGENT\tVOLUME\n")
+	for _, s := range sessions {
+		fmt.Fprintf(&b, "%s\t%s\t%s\t%s\t%s\t%s\n",
+			s.ChatID, s.State, endpointOf(s), moment(s.ExpiresAt), s.AgentID, s.VolumeHostPath)
+	}
+	return showTable(w, b.String())
 }
 
 func showDeleted(w io.Writer, deleted wire.DeleteAnswer) error {
-	return table(w, func(w io.Writer) {
-		fmt.Fprintf(w, "Result\t%s\n", deleted.Result)
-		fmt.Fprintf(w, "Chat\t%s\n", deleted.ChatID)
-		if deleted.Result == "deleted" {
-			fmt.Fprintf(w, "Session\t%s\n", deleted.SessionID)
-			fmt.Fprintf(w, "Container\t%s\n", orDash(deleted.ContainerID))
-		}
-	})
+	lines := fmt.Sprintf("Result\t%s\nChat\t%s\n", deleted.Result, deleted.ChatID)
+	if deleted.Result == "deleted" {
+		lines += fmt.Sprintf("Session\t%s\nContainer\t%s\n", deleted.SessionID, orDash(deleted.ContainerID))
+	}
+	return showTable(w, lines)
 }
 
 func showCleaned(w io.Writer, cleaned wire.CleanupAnswer) error {

@@ -104,27 +104,27 @@ func lookAtAll(api *apiclient.Client, agentID string) look {
 func watch(ctx context.Context, look look, tell func(change) error) error {
 	var index uint64
 	known := map[uuid.UUID]wire.Session{}
-	for {
+	for ctx.Err() == nil {
 		sessions, next, err := look(ctx, index)
-		switch e, ok := errors.AsType[*apiclient.Error](err); {
-		case ctx.Err() != nil:
-			return nil
-		case ok && e.RetryAfter > 0:
+		e, refused := errors.AsType[*apiclient.Error](err)
+		switch {
+		case err == nil:
+			index = next
+			for _, change := range changes(known, sessions, time.Now()) {
+				if err := tell(change); err != nil {
+					return err
+				}
+			}
+		case refused && e.RetryAfter > 0:
 			select {
 			case <-ctx.Done():
 			case <-time.After(e.RetryAfter):
 			}
-			continue
-		case err != nil:
+		case ctx.Err() == nil:
 			return err
 		}
-		index = next
-		for _, change := range changes(known, sessions, time.Now()) {
-			if err := tell(change); err != nil {
-				return err
-			}
-		}
 	}
+	return nil
 }
 
 // changes brings known up to date and returns how it changed.

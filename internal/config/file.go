@@ -64,7 +64,7 @@ func (c *Config) readFile(path string) error {
 	if err != nil {
 		return fmt.Errorf("config: %w", err)
 	}
-	defer file.Close()
+	defer func() { _ = file.Close() }() // it was only read
 	text, err := io.ReadAll(io.LimitReader(file, maxFile+1))
 	if err != nil {
 		return fmt.Errorf("config: %w", err)

@@ -15,8 +15,6 @@ import (
 	"github.com/bivouac/bivouac/runtime/ready"
 )
 
-var readyCheck = ready.Check{HTTPPath: "/healthz", WantSessionID: true}
-
 // Create starts the sandbox and waits until it answers.
 func (d *Driver) Create(ctx context.Context, spec runtime.Spec, progress func(runtime.Stage)) (runtime.Sandbox, error) {
 	sb, err := d.create(ctx, spec, progress)
@@ -30,7 +28,7 @@ func (d *Driver) create(ctx context.Context, spec runtime.Spec, progress func(ru
 	if err := checkSpec(spec); err != nil {
 		return nil, err
 	}
-	sb, err := d.intend(spec)
+	sb, err := d.intend(ctx, spec)
 	if err != nil {
 		return nil, err
 	}
@@ -41,7 +39,7 @@ func (d *Driver) create(ctx context.Context, spec runtime.Spec, progress func(ru
 		return nil, ctx.Err()
 	}
 	progress(runtime.StagePlaced)
-	if err := d.launch(sb); err != nil {
+	if err := d.launch(ctx, sb); err != nil {
 		return nil, err
 	}
 	progress(runtime.StageStarted)
@@ -54,7 +52,7 @@ func (d *Driver) create(ctx context.Context, spec runtime.Spec, progress func(ru
 }
 
 // intend returns the sandbox of the spec, written down, and started or not.
-func (d *Driver) intend(spec runtime.Spec) (*sandbox, error) {
+func (d *Driver) intend(ctx context.Context, spec runtime.Spec) (*sandbox, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.closed.Load() {
@@ -71,7 +69,7 @@ func (d *Driver) intend(spec runtime.Spec) (*sandbox, error) {
 		}
 		return sb, nil
 	}
-	port, err := d.freePort()
+	port, err := d.freePort(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -89,20 +87,23 @@ func (d *Driver) intend(spec runtime.Spec) (*sandbox, error) {
 // it, even the very connection that asks whether the sandbox is ready. And they
 // are not those that Nomad gives out, which begin at 20000.
 const (
-	minPort   = 10000
-	ports     = 10000
+	minPort, ports uint16 = 10000, 10000
+
 	portTries = 200
 )
 
 // freePort finds a port that nobody listens on. Somebody else may take it
 // before the sandbox does: the sandbox then fails to start. The caller holds d.mu.
-func (d *Driver) freePort() (uint16, error) {
+func (d *Driver) freePort(ctx context.Context) (uint16, error) {
 	for range portTries {
-		port := uint16(minPort + rand.IntN(ports))
+		port := minPort + rand.N(ports)
 		if _, taken := d.ports[port]; taken {
 			continue
 		}
-		listener, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(int(port))))
+		listener, err := new(net.ListenConfig).Listen(ctx, "tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(int(port))))
+		if ctx.Err() != nil {
+			return 0, ctx.Err()
+		}
 		if err != nil {
 			continue // taken by somebody else
 		}
@@ -120,7 +121,7 @@ func (d *Driver) freePort() (uint16, error) {
 const gate = `read -r go && exec "$@" </dev/null`
 
 // launch starts the sandbox's process unless it was started before.
-func (d *Driver) launch(sb *sandbox) error {
+func (d *Driver) launch(ctx context.Context, sb *sandbox) error {
 	sb.mu.Lock()
 	defer sb.mu.Unlock()
 	if sb.record.Stopped {
@@ -129,7 +130,7 @@ func (d *Driver) launch(sb *sandbox) error {
 	if sb.record.PID != 0 || sb.record.Ended {
 		return nil
 	}
-	cmd, open, err := d.startGated(sb.record)
+	cmd, open, err := d.startGated(ctx, sb.record)
 	if err != nil {
 		return fmt.Errorf("%w: start: %w", runtime.ErrNotReady, err)
 	}
@@ -155,19 +156,20 @@ func (d *Driver) launch(sb *sandbox) error {
 
 // startGated starts the process behind its gate, which opens at a line written
 // to the returned file.
-func (d *Driver) startGated(r record) (*exec.Cmd, *os.File, error) {
+func (d *Driver) startGated(ctx context.Context, r record) (*exec.Cmd, *os.File, error) {
 	output, err := os.OpenFile(d.path(r.Spec.SessionID, logExt), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
 		return nil, nil, err
 	}
-	defer output.Close()
+	defer func() { _ = output.Close() }() // the process has its own
 	wait, open, err := os.Pipe()
 	if err != nil {
 		return nil, nil, err
 	}
-	defer wait.Close()
+	defer func() { _ = wait.Close() }() // as above
 
-	cmd := exec.Command("/bin/sh", append([]string{"-c", gate, "sh"}, d.command...)...)
+	// The sandbox does not end with the request that made it.
+	cmd := exec.CommandContext(context.WithoutCancel(ctx), "/bin/sh", append([]string{"-c", gate, "sh"}, d.command...)...)
 	cmd.Dir = r.Spec.VolumeHostPath
 	cmd.Env = environment(r)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = wait, output, output
@@ -207,7 +209,8 @@ func (d *Driver) awaitReady(ctx context.Context, sb *sandbox) error {
 		wait, cancel := context.WithTimeout(ctx, readyLimit)
 		defer cancel()
 		defer context.AfterFunc(sb.running, cancel)()
-		if err := readyCheck.Wait(wait, r.endpoint(), r.Spec.SessionID); err != nil && sb.running.Err() == nil {
+		check := ready.Check{HTTPPath: "/healthz", WantSessionID: true}
+		if err := check.Wait(wait, r.endpoint(), r.Spec.SessionID); err != nil && sb.running.Err() == nil {
 			if ctx.Err() != nil {
 				return ctx.Err()
 			}

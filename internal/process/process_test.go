@@ -194,7 +194,7 @@ func TestNothingStartsWhosePIDIsNotRecorded(t *testing.T) {
 	// Given a process behind its gate, and an agent that dies before it opens it.
 	d := openDriver(t, t.TempDir(), "/bin/sh", "-c", "echo started")
 	r := record{Spec: newSpec(t, d)}
-	cmd, open, err := d.startGated(r)
+	cmd, open, err := d.startGated(t.Context(), r)
 	must.NoError(t, err)
 	must.NoError(t, open.Close())
 

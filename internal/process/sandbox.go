@@ -76,7 +76,7 @@ func (d *Driver) reap(sb *sandbox, cmd *exec.Cmd) {
 	pid := cmd.Process.Pid
 	for pause := time.Millisecond; groupRuns(pid); pause = min(2*pause, 100*time.Millisecond) {
 		_ = syscall.Kill(-pid, syscall.SIGKILL) // it fails only where the group is gone, which is then seen
-		time.Sleep(pause)
+		<-time.After(pause)
 	}
 	d.ended(sb, exitReason(cmd.ProcessState))
 }
