@@ -42,10 +42,14 @@ const (
 // Replicas then differ by what an answer of Consul takes to arrive, not by what
 // their machines differ. It is no protection against anything: that is what
 // locks are for. It decides when a session has expired.
+//
+// It is a [scheduler.Store] and a [scheduler.Locker]: the one that it keeps the
+// time in, except that nobody gets a lock or a session to judge before the time
+// is known, so that nothing is ended or handed out by a clock that is wrong.
 type Clock struct {
-	store *Store
-	wall  func() time.Time
-	id    string // marks our own ticks
+	*Store
+	wall func() time.Time
+	id   string // marks our own ticks
 
 	mu     sync.Mutex
 	recent []time.Duration // the last offsets measured, of the agreed time to wall
@@ -56,7 +60,7 @@ type Clock struct {
 // NewClock returns a clock that starts from wall, which tells this machine's
 // time. It tells the time once Run runs.
 func NewClock(store *Store, wall func() time.Time) *Clock {
-	return &Clock{store: store, wall: wall, id: rand.Text(), known: make(chan struct{})}
+	return &Clock{Store: store, wall: wall, id: rand.Text(), known: make(chan struct{})}
 }
 
 // Now returns the agreed time, or this machine's while it is not known.
@@ -66,19 +70,36 @@ func (c *Clock) Now() time.Time {
 	return c.wall().Add(c.offset)
 }
 
-// Lock implements [scheduler.Locker]: it is the store's, and gives out no lock
-// before the time is known, so that nothing is ended by a clock that is wrong.
+// Lock implements [scheduler.Locker].
 func (c *Clock) Lock(ctx context.Context, chatID uuid.UUID, wait time.Duration) (scheduler.Lease, error) {
+	if err := c.awaitKnown(ctx); err != nil {
+		return nil, fmt.Errorf("consul: lock chat %s: %w", chatID, err)
+	}
+	return c.Store.Lock(ctx, chatID, wait)
+}
+
+// Get implements [scheduler.Store].
+func (c *Clock) Get(ctx context.Context, chatID uuid.UUID, block scheduler.Block) (*scheduler.Session, uint64, error) {
+	if err := c.awaitKnown(ctx); err != nil {
+		return nil, 0, fmt.Errorf("consul: get chat %s: %w", chatID, err)
+	}
+	return c.Store.Get(ctx, chatID, block)
+}
+
+func (c *Clock) awaitKnown(ctx context.Context) error {
+	if c.isKnown() {
+		return nil
+	}
 	limit := time.NewTimer(requestTimeout)
 	defer limit.Stop()
 	select {
 	case <-c.known:
+		return nil
 	case <-ctx.Done():
-		return nil, ctx.Err()
+		return ctx.Err()
 	case <-limit.C:
-		return nil, fmt.Errorf("consul: lock chat %s: %w: the agreed time is not known yet", chatID, scheduler.ErrUnavailable)
+		return fmt.Errorf("%w: the agreed time is not known yet", scheduler.ErrUnavailable)
 	}
-	return c.store.Lock(ctx, chatID, wait)
 }
 
 // Run follows the agreed time, and writes it down while nobody else does, until
@@ -101,7 +122,7 @@ func (c *Clock) Run(ctx context.Context) error {
 			if index != 0 {
 				block.Wait = max(c.patience(last)-time.Since(seenAt), 50*time.Millisecond)
 			}
-			pair, next, err := c.store.get(ctx, c.store.keys.clock(), block)
+			pair, next, err := c.Store.get(ctx, c.Store.keys.clock(), block)
 			if err != nil || next == index {
 				return err
 			}
@@ -121,7 +142,7 @@ func (c *Clock) Run(ctx context.Context) error {
 		if ctx.Err() != nil {
 			break
 		}
-		c.store.log.Debug("cannot follow the time", "error", err)
+		c.Store.log.Debug("cannot follow the time", "error", err)
 		select {
 		case <-time.After(pause.NextBackOff()):
 		case <-ctx.Done():
@@ -151,8 +172,8 @@ func (c *Clock) tick(ctx context.Context, last tick) error {
 	now := tick{by: c.id, at: c.wall().Add(offset)}
 	ctx, cancel := context.WithTimeout(ctx, tickInterval)
 	defer cancel()
-	written, _, err := c.store.client.KV().CAS(
-		&api.KVPair{Key: c.store.keys.clock(), Value: []byte(now.String()), ModifyIndex: last.index},
+	written, _, err := c.Store.client.KV().CAS(
+		&api.KVPair{Key: c.Store.keys.clock(), Value: []byte(now.String()), ModifyIndex: last.index},
 		(&api.WriteOptions{}).WithContext(ctx))
 	if err != nil {
 		return fmt.Errorf("write the time: %w", classify(ctx, err))
