@@ -5,11 +5,14 @@ package examples_test
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/shoenig/test/must"
@@ -63,13 +66,56 @@ func host(t *testing.T, plugin pluginhost.Plugin, config any) (*pluginhost.Host,
 func TestPluginDocker(t *testing.T) {
 	image := stack.DockerForTest(t)
 	plugin := pluginhost.Plugin{Name: "docker", Path: build(t, "plugin-docker")}
-	_, driver := host(t, plugin, map[string]any{"image": image, "ready_path": "/healthz", "memory_mib": 64})
+	h, driver := host(t, plugin, map[string]any{"image": image, "ready_path": "/healthz", "memory_mib": 64})
 	conformance.Run(t, conformance.Harness{
-		Open: func(*testing.T) runtime.Driver { return driver },
-		Kill: func(t *testing.T, sandbox runtime.Sandbox) { output(t, "docker", "kill", sandbox.ContainerID) },
+		Open:   func(*testing.T) runtime.Driver { return driver },
+		Reopen: func(t *testing.T, _ runtime.Driver) runtime.Driver { return restarted(t, h, driver) },
+		Kill:   func(t *testing.T, sandbox runtime.Sandbox) { output(t, "docker", "kill", sandbox.ContainerID) },
 		Leftovers: func(t *testing.T, sessionID string) []string {
 			return strings.Fields(output(t, "docker", "ps", "--all", "--quiet", "--filter=label=bivouac.session_id="+sessionID))
 		},
 		Demo: true,
 	})
+}
+
+func TestPluginBubblewrap(t *testing.T) {
+	bivouac := filepath.Join(t.TempDir(), "bivouac")
+	must.NoError(t, stack.BuildBivouac(t.Context(), bivouac))
+	state := t.TempDir()
+	plugin := pluginhost.Plugin{Name: "bubblewrap", Path: build(t, "plugin-bubblewrap")}
+	for _, network := range []bool{false, true} {
+		t.Run(fmt.Sprintf("network %v", network), func(t *testing.T) {
+			h, driver := host(t, plugin, map[string]any{
+				"command":    []string{bivouac, "demo-sandbox"},
+				"ready_path": "/healthz",
+				"read_only":  []string{bivouac},
+				"network":    network,
+				"state_dir":  state,
+			})
+			conformance.Run(t, conformance.Harness{
+				Open:   func(*testing.T) runtime.Driver { return driver },
+				Reopen: func(t *testing.T, _ runtime.Driver) runtime.Driver { return restarted(t, h, driver) },
+				Kill: func(t *testing.T, sandbox runtime.Sandbox) {
+					pid, _, _ := strings.Cut(sandbox.ContainerID, "-")
+					output(t, "kill", "-KILL", pid)
+				},
+				Demo: true,
+			})
+		})
+	}
+}
+
+// restarted kills the plugin's process and waits for the next one.
+func restarted(t *testing.T, h *pluginhost.Host, driver runtime.Driver) runtime.Driver {
+	t.Helper()
+	before := h.Status()[0].PID
+	output(t, "kill", "-KILL", strconv.Itoa(before))
+	again := time.NewTicker(10 * time.Millisecond)
+	defer again.Stop()
+	for range again.C {
+		if now := h.Status()[0]; now.State == pluginhost.StateRunning && now.PID != before {
+			break
+		}
+	}
+	return driver
 }

@@ -3,6 +3,7 @@ package conformance
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 	"time"
 
@@ -139,8 +140,10 @@ func (f *fixture) eventuallyDead(spec runtime.Spec) runtime.Sandbox {
 }
 
 func reportsADeath(f *fixture) {
+	info, err := f.driver.Info(f.patience())
+	must.NoError(f, err)
 	watcher, ok := f.driver.(runtime.Watcher)
-	if !ok {
+	if !ok || !slices.Contains(runtime.Abilities(f.driver, info), runtime.AbilityWatch) {
 		return // it has promised no reports
 	}
 	spec := f.spec()

@@ -1,0 +1,70 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+
+	"github.com/bivouac/bivouac/runtime"
+	"github.com/bivouac/bivouac/runtime/ready"
+)
+
+// config is what the plugin's block in Bivouac's configuration may say. The
+// schema says the same to whoever writes it.
+type config struct {
+	Command   []string `json:"command"`    // what runs inside; it must listen on 127.0.0.1:$PORT
+	ReadyPath string   `json:"ready_path"` // answers with the session's ID once the sandbox is ready; empty: a TCP connection will do
+	ReadOnly  []string `json:"read_only"`  // files and folders of this machine to show inside, beside the system's programs
+	Network   bool     `json:"network"`    // share this machine's network; else the sandbox has none
+	StateDir  string   `json:"state_dir"`  // where the plugin keeps its records
+}
+
+const configSchema = `{
+  "$schema": "https://json-schema.org/draft/2020-12/schema",
+  "type": "object",
+  "additionalProperties": false,
+  "required": ["command"],
+  "properties": {
+    "command":    {"type": "array", "minItems": 1, "items": {"type": "string"}},
+    "ready_path": {"type": "string", "pattern": "^/", "description": "HTTP path whose answer holds the session ID"},
+    "read_only":  {"type": "array", "items": {"type": "string", "pattern": "^/"}},
+    "network":    {"type": "boolean", "default": false},
+    "state_dir":  {"type": "string", "pattern": "^/", "default": "/var/tmp/bivouac-bubblewrap"}
+  }
+}`
+
+// Info says who the driver is.
+func (d *driver) Info(context.Context) (runtime.Info, error) {
+	return runtime.Info{Name: "bubblewrap", Version: "0.1.0", ConfigSchema: json.RawMessage(configSchema)}, nil
+}
+
+// Configure takes the configuration and opens the folder of the records.
+func (d *driver) Configure(_ context.Context, given runtime.Config) error {
+	c := config{StateDir: "/var/tmp/bivouac-bubblewrap"}
+	if err := json.Unmarshal(given.JSON, &c); err != nil {
+		return fmt.Errorf("%w: %w", runtime.ErrInvalid, err)
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	dir := filepath.Join(c.StateDir, given.Instance)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("%w: state_dir: %w", runtime.ErrInvalid, err)
+	}
+	d.config, d.self, d.records = c, self, records{dir: dir}
+	d.ready = ready.Check{HTTPPath: c.ReadyPath, WantSessionID: c.ReadyPath != ""}
+	return nil
+}
+
+// Health says whether bwrap is there and may make namespaces.
+func (d *driver) Health(ctx context.Context) error {
+	try := exec.CommandContext(ctx, "bwrap", "--unshare-all", "--ro-bind", "/", "/", "true")
+	if out, err := try.CombinedOutput(); err != nil {
+		return fmt.Errorf("%w: bwrap: %w: %s", runtime.ErrUnavailable, err, out)
+	}
+	return nil
+}

@@ -1,0 +1,117 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/bivouac/bivouac/runtime"
+)
+
+// record is what is known of a session ID. Its file outlives the plugin.
+type record struct {
+	Spec     runtime.Spec
+	Process  process // zero until its command may run
+	Endpoint runtime.Endpoint
+	Ready    bool
+	Ended    bool   // Stop was called, or Delete
+	Deleted  bool   // only the record is left, so that the ID is not used again
+	Reason   string // why it is dead
+}
+
+// deletedLife is how long the record of a deleted sandbox is kept. No call is
+// under way for so long.
+const deletedLife = time.Hour
+
+// records keeps one file for each session ID.
+type records struct{ dir string }
+
+func (r records) path(sessionID string) (string, error) {
+	if sessionID == "" || strings.ContainsAny(sessionID, "/.") {
+		return "", fmt.Errorf("%w: session ID %q", runtime.ErrInvalid, sessionID)
+	}
+	return filepath.Join(r.dir, sessionID), nil
+}
+
+// lock keeps all others away from a session ID, also other processes. It is
+// held while something changes and never while something is waited for that
+// may take long.
+func (r records) lock(sessionID string) (unlock func(), err error) {
+	path, err := r.path(sessionID)
+	if err != nil {
+		return nil, err
+	}
+	file, err := os.OpenFile(path+".lock", os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(file.Fd()), unix.LOCK_EX); err != nil {
+		return nil, errors.Join(err, file.Close())
+	}
+	return func() { _ = file.Close() }, nil
+}
+
+// load returns a session ID's record, zero where there is none.
+func (r records) load(sessionID string) (record, error) {
+	path, err := r.path(sessionID)
+	if err != nil {
+		return record{}, err
+	}
+	content, err := os.ReadFile(path + ".json")
+	if errors.Is(err, fs.ErrNotExist) {
+		return record{}, nil
+	}
+	if err != nil {
+		return record{}, err
+	}
+	var found record
+	if err := json.Unmarshal(content, &found); err != nil {
+		return record{}, fmt.Errorf("record of session %s: %w", sessionID, err)
+	}
+	return found, nil
+}
+
+// save replaces a record in one step. The caller holds the lock.
+func (r records) save(sessionID string, changed record) error {
+	path, err := r.path(sessionID)
+	if err != nil {
+		return err
+	}
+	content, err := json.Marshal(changed)
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(path+".new", content, 0o600); err != nil {
+		return err
+	}
+	return os.Rename(path+".new", path+".json")
+}
+
+// all returns the session IDs of all records.
+func (r records) all() ([]string, error) {
+	files, err := filepath.Glob(filepath.Join(r.dir, "*.json"))
+	for i, file := range files {
+		files[i] = strings.TrimSuffix(filepath.Base(file), ".json")
+	}
+	return files, err
+}
+
+// expire does away with the record of a sandbox that was deleted long ago.
+func (r records) expire(sessionID string) error {
+	path, err := r.path(sessionID)
+	if err != nil {
+		return err
+	}
+	info, err := os.Stat(path + ".json")
+	if err != nil || time.Since(info.ModTime()) < deletedLife {
+		return err
+	}
+	return errors.Join(os.Remove(path+".json"), os.Remove(path+".lock"))
+}

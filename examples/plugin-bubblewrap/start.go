@@ -1,0 +1,189 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/bivouac/bivouac/runtime"
+)
+
+// Inside a sandbox.
+const (
+	workspace = "/workspace"
+	initPath  = "/run/bivouac/init" // this program
+	innerPort = 8080                // of the command, where the sandbox has its own network
+)
+
+// The files that a sandbox's first process inherits, beside the usual three.
+const (
+	infoFD = iota + 3 // bwrap tells the first process's PID
+	gateFD            // the first process reads its permission to go on
+	portFD            // the socket of the sandbox's endpoint, not listening yet
+)
+
+// gated is a sandbox that is set up and whose command waits for permission. If
+// the plugin ends before it gives that, the sandbox ends by itself: so its
+// command never runs without a record of its process.
+type gated struct {
+	process  process
+	endpoint runtime.Endpoint
+	gate     *os.File
+}
+
+func (g *gated) letRun() error {
+	_, err := g.gate.Write([]byte{1})
+	return err
+}
+
+func (g *gated) close() { _ = g.gate.Close() }
+
+// start sets a sandbox up, as far as the gate.
+func (d *driver) start(spec runtime.Spec) (_ *gated, err error) {
+	socket, endpoint, err := reserve()
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = socket.Close() }()
+	port := innerPort
+	if d.config.Network {
+		// The command needs a port of this machine for itself. It is given back
+		// here, and may be lost to another program until it is taken again.
+		inner, free, err := reserve()
+		if err != nil {
+			return nil, err
+		}
+		port = int(free.Port)
+		_ = inner.Close()
+	}
+	info, tellInfo, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = info.Close() }()
+	gate, openGate, err := os.Pipe()
+	if err != nil {
+		return nil, errors.Join(err, tellInfo.Close())
+	}
+	output, err := os.Create(d.output(spec.SessionID))
+	if err != nil {
+		return nil, errors.Join(err, tellInfo.Close(), gate.Close(), openGate.Close())
+	}
+	cmd := exec.Command("bwrap", d.arguments(spec, port)...)
+	cmd.Stderr = output
+	cmd.ExtraFiles = []*os.File{tellInfo, gate, socket}  // in the order of the constants
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // the host ends the plugin's own group with it
+	err = cmd.Start()
+	err = errors.Join(err, tellInfo.Close(), gate.Close(), output.Close())
+	if err != nil {
+		return nil, errors.Join(err, openGate.Close())
+	}
+	go func() { _ = cmd.Wait() }() // the exit code is of no use: after a restart nobody would have it
+
+	var told struct {
+		PID int `json:"child-pid"`
+	}
+	content, err := io.ReadAll(info) // bwrap closes its end after that
+	if err == nil {
+		err = json.Unmarshal(content, &told)
+	}
+	var first process
+	if err == nil {
+		first, err = find(told.PID)
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("bwrap: %w: %s", err, d.lastWords(spec.SessionID)), openGate.Close())
+	}
+	return &gated{process: first, endpoint: endpoint, gate: openGate}, nil
+}
+
+// reserve returns a socket with a free port on loopback. Nobody can connect
+// until it listens.
+func reserve() (*os.File, runtime.Endpoint, error) {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, runtime.Endpoint{}, err
+	}
+	socket := os.NewFile(uintptr(fd), "endpoint")
+	loopback := [4]byte{127, 0, 0, 1}
+	if err := unix.Bind(fd, &unix.SockaddrInet4{Addr: loopback}); err != nil {
+		return nil, runtime.Endpoint{}, errors.Join(err, socket.Close())
+	}
+	name, err := unix.Getsockname(fd)
+	if err != nil {
+		return nil, runtime.Endpoint{}, errors.Join(err, socket.Close())
+	}
+	bound, ok := name.(*unix.SockaddrInet4)
+	if !ok {
+		return nil, runtime.Endpoint{}, errors.Join(errors.New("not an IPv4 socket"), socket.Close())
+	}
+	return socket, runtime.Endpoint{IP: netip.AddrFrom4(loopback), Port: uint16(bound.Port)}, nil
+}
+
+// arguments tells bwrap what the sandbox is: namespaces of its own, no
+// capabilities, a root of the system's programs that cannot be written to, and
+// the volume.
+func (d *driver) arguments(spec runtime.Spec, port int) []string {
+	args := []string{
+		"--unshare-all", "--as-pid-1", "--cap-drop", "ALL", "--hostname", "sandbox",
+		"--info-fd", strconv.Itoa(infoFD),
+		"--ro-bind", "/usr", "/usr",
+		"--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp", "--tmpfs", "/run",
+		"--ro-bind", d.self, initPath,
+		"--bind", spec.VolumeHostPath, workspace,
+		"--chdir", workspace,
+		"--clearenv",
+	}
+	if d.config.Network {
+		args = append(args, "--share-net", "--ro-bind-try", "/etc/resolv.conf", "/etc/resolv.conf", "--ro-bind-try", "/etc/ssl", "/etc/ssl")
+	}
+	for _, folder := range []string{"/bin", "/sbin", "/lib", "/lib64"} { // links into /usr on most systems
+		if target, err := os.Readlink(folder); err == nil {
+			args = append(args, "--symlink", target, folder)
+		} else {
+			args = append(args, "--ro-bind-try", folder, folder)
+		}
+	}
+	for _, path := range d.config.ReadOnly {
+		args = append(args, "--ro-bind", path, path)
+	}
+	for name, value := range map[string]string{
+		"PATH":               "/usr/local/bin:/usr/bin:/bin",
+		"PORT":               strconv.Itoa(port),
+		"BIVOUAC_SESSION_ID": spec.SessionID,
+		"BIVOUAC_CHAT_ID":    spec.ChatID,
+		"BIVOUAC_AGENT_ID":   spec.AgentID,
+		"BIVOUAC_WORKSPACE":  workspace,
+	} {
+		args = append(args, "--setenv", name, value)
+	}
+	args = append(args, "--remount-ro", "/", "--", initPath, initArg)
+	return append(args, d.config.Command...)
+}
+
+// output is the file with what bwrap says when it fails.
+func (d *driver) output(sessionID string) string { return d.records.dir + "/" + sessionID + ".stderr" }
+
+func (d *driver) lastWords(sessionID string) string {
+	content, err := os.ReadFile(d.output(sessionID))
+	if err != nil || len(content) == 0 {
+		return "it said nothing"
+	}
+	return strings.TrimSpace(string(content[max(0, len(content)-1000):]))
+}
+
+func (d *driver) forgetOutput(sessionID string) error {
+	if err := os.Remove(d.output(sessionID)); !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return nil
+}
