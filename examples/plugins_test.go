@@ -95,11 +95,8 @@ func TestPluginBubblewrap(t *testing.T) {
 			conformance.Run(t, conformance.Harness{
 				Open:   func(*testing.T) runtime.Driver { return driver },
 				Reopen: func(t *testing.T, _ runtime.Driver) runtime.Driver { return restarted(t, h, driver) },
-				Kill: func(t *testing.T, sandbox runtime.Sandbox) {
-					pid, _, _ := strings.Cut(sandbox.ContainerID, "-")
-					output(t, "kill", "-KILL", pid)
-				},
-				Demo: true,
+				Kill:   func(t *testing.T, sandbox runtime.Sandbox) { output(t, "kill", "-KILL", pidOf(sandbox)) },
+				Demo:   true,
 			})
 		})
 	}
@@ -118,4 +115,28 @@ func restarted(t *testing.T, h *pluginhost.Host, driver runtime.Driver) runtime.
 		}
 	}
 	return driver
+}
+
+func TestPluginPython(t *testing.T) {
+	bivouac := filepath.Join(t.TempDir(), "bivouac")
+	must.NoError(t, stack.BuildBivouac(t.Context(), bivouac))
+	program, err := filepath.Abs("plugin-python/plugin.py")
+	must.NoError(t, err)
+	h, driver := host(t, pluginhost.Plugin{Name: "python", Path: program}, map[string]any{
+		"command":    []string{bivouac, "demo-sandbox"},
+		"ready_path": "/healthz",
+		"state_dir":  t.TempDir(),
+	})
+	conformance.Run(t, conformance.Harness{
+		Open:   func(*testing.T) runtime.Driver { return driver },
+		Reopen: func(t *testing.T, _ runtime.Driver) runtime.Driver { return restarted(t, h, driver) },
+		Kill:   func(t *testing.T, sandbox runtime.Sandbox) { output(t, "kill", "-KILL", pidOf(sandbox)) },
+		Demo:   true,
+	})
+}
+
+// pidOf is the process behind a sandbox of the examples that name it so.
+func pidOf(sandbox runtime.Sandbox) string {
+	pid, _, _ := strings.Cut(sandbox.ContainerID, "-")
+	return pid
 }

@@ -1,0 +1,463 @@
+#!/usr/bin/python3
+"""A runtime plugin of Bivouac in Python: each sandbox is a process of this machine.
+
+It is for reading: the first half is the protocol, which every plugin speaks
+whatever it is written in, the second half is a driver. A sandbox is not confined.
+The protocol is documented in the Go package github.com/bivouac/bivouac/runtime/plugin,
+what a driver must do in github.com/bivouac/bivouac/runtime.
+
+It needs Linux and Debian's packages python3-grpcio and python3-cryptography.
+"""
+
+import base64
+import contextlib
+import datetime
+import fcntl
+import http.client
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from concurrent import futures
+
+import grpc
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+
+# ---------------------------------------------------------------- the protocol
+
+COOKIE = ("BIVOUAC_RUNTIME_PLUGIN", "2d8c7528-8d4c-4544-9587-215db8490912")
+GO_PLUGIN_VERSION = 1
+RUNTIME_VERSION = 1
+MAX_MESSAGE = 1 << 20  # bytes
+
+# The messages of runtime.proto that this plugin uses, with their fields in the
+# order of their numbers. A field is a string unless a type is named; "*" stands
+# for repeated. Enums are numbers on the wire, and fields that are left out here
+# are passed over.
+MESSAGES = """
+Empty
+InfoResponse      name version abilities* config_schema
+ConfigureRequest  instance config_json
+Spec              session_id chat_id agent_id volume_host_path
+CreateRequest     spec:Spec
+CreateResponse    stage:uint32 sandbox:Sandbox
+SessionRequest    session_id
+Endpoint          ip port:uint32
+Sandbox           session_id chat_id container_id endpoint:Endpoint state:uint32 reason
+InspectResponse   sandbox:Sandbox
+ListResponse      sandboxes*:Sandbox
+"""
+PLACED, STARTED, READY = 1, 2, 3  # Stage
+STARTING, RUNNING, DEAD, LOST = 1, 2, 3, 4  # State
+
+
+def message_classes():
+    """Makes a class of each message."""
+    field = descriptor_pb2.FieldDescriptorProto
+    file = descriptor_pb2.FileDescriptorProto(name="plugin.proto", package="bivouac", syntax="proto3")
+    for line in MESSAGES.strip().splitlines():
+        name, *fields = line.split()
+        message = file.message_type.add(name=name)
+        for number, text in enumerate(fields, start=1):
+            text, _, kind = text.partition(":")
+            added = message.field.add(name=text.rstrip("*"), number=number)
+            added.label = field.LABEL_REPEATED if text.endswith("*") else field.LABEL_OPTIONAL
+            added.type = {"": field.TYPE_STRING, "uint32": field.TYPE_UINT32}.get(kind, field.TYPE_MESSAGE)
+            if added.type == field.TYPE_MESSAGE:
+                added.type_name = ".bivouac." + kind
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    get = getattr(message_factory, "GetMessageClass", None) or message_factory.MessageFactory(pool).GetPrototype
+    return {m.name: get(pool.FindMessageTypeByName("bivouac." + m.name)) for m in file.message_type}
+
+
+M = message_classes()
+
+
+class Failure(Exception):
+    """What a driver raises. The code says what the host may do next."""
+
+    def __init__(self, code, message):
+        super().__init__(message)
+        self.code = code
+
+
+def not_found(message):
+    return Failure(grpc.StatusCode.NOT_FOUND, message)
+
+
+def conflict(message):
+    return Failure(grpc.StatusCode.ALREADY_EXISTS, message)
+
+
+def not_ready(message):
+    return Failure(grpc.StatusCode.ABORTED, message)
+
+
+def invalid(message):
+    return Failure(grpc.StatusCode.INVALID_ARGUMENT, message)
+
+
+def log(level, message, **values):
+    """Writes a line that comes out of the host's log with its level and values."""
+    print(json.dumps({"@level": level, "@message": message, **values}), file=sys.stderr, flush=True)
+
+
+def unary(call, request, response):
+    """Makes a handler of a function of a request and its context."""
+
+    def handle(message, context):
+        try:
+            return call(message, context)
+        except Failure as failure:
+            context.abort(failure.code, str(failure))
+
+    return grpc.unary_unary_rpc_method_handler(
+        handle, request_deserializer=M[request].FromString, response_serializer=M[response].SerializeToString
+    )
+
+
+def streaming(call, request, response):
+    """Makes a handler of a generator of answers."""
+
+    def handle(message, context):
+        try:
+            yield from call(message, context)
+        except Failure as failure:
+            context.abort(failure.code, str(failure))
+
+    return grpc.unary_stream_rpc_method_handler(
+        handle, request_deserializer=M[request].FromString, response_serializer=M[response].SerializeToString
+    )
+
+
+def certificate():
+    """Makes a certificate for this process alone. Returns its key and itself, as PEM, and itself as DER."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    now = datetime.datetime.now(datetime.timezone.utc)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(minutes=1))
+        .not_valid_after(now + datetime.timedelta(days=3650))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .add_extension(
+            x509.KeyUsage(True, False, False, False, True, True, False, False, False), critical=True
+        )  # signatures, key agreement, certificates
+        .add_extension(x509.ExtendedKeyUsage([x509.ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    key_pem = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    return key_pem, made.public_bytes(serialization.Encoding.PEM), made.public_bytes(serialization.Encoding.DER)
+
+
+def serve(driver):
+    """Serves a driver to the host until the host ends it."""
+    if os.environ.get(COOKIE[0]) != COOKIE[1]:
+        sys.exit("This is a runtime plugin of Bivouac. To try it: bivouac plugin run PATH")
+    if str(RUNTIME_VERSION) not in os.environ.get("PLUGIN_PROTOCOL_VERSIONS", "").split(","):
+        sys.exit("The host does not speak version 1 of the runtime protocol.")
+
+    ended = threading.Event()
+
+    def shutdown(_request, _context):
+        ended.set()
+        return b""  # an empty message is no bytes
+
+    def stdio(_request, context):
+        # The output goes to the host by standard error, so there is nothing to send.
+        closed = threading.Event()
+        if context.add_callback(closed.set):
+            closed.wait()
+        return iter(())
+
+    services = {
+        "bivouac.runtime.v1.DriverService": {
+            "Info": unary(driver.info, "Empty", "InfoResponse"),
+            "Configure": unary(driver.configure, "ConfigureRequest", "Empty"),
+            "Create": streaming(driver.create, "CreateRequest", "CreateResponse"),
+            "Stop": unary(driver.stop, "SessionRequest", "Empty"),
+            "Delete": unary(driver.delete, "SessionRequest", "Empty"),
+            "Inspect": unary(driver.inspect, "SessionRequest", "InspectResponse"),
+            "List": streaming(driver.list, "Empty", "ListResponse"),
+        },
+        # Without serializers, messages are bytes. These are { status: SERVING }.
+        "grpc.health.v1.Health": {"Check": grpc.unary_unary_rpc_method_handler(lambda _request, _context: b"\x08\x01")},
+        "plugin.GRPCController": {"Shutdown": grpc.unary_unary_rpc_method_handler(shutdown)},
+        "plugin.GRPCStdio": {"StreamStdio": grpc.unary_stream_rpc_method_handler(stdio)},
+    }
+    server = grpc.server(
+        futures.ThreadPoolExecutor(max_workers=128),
+        options=[("grpc.max_receive_message_length", MAX_MESSAGE), ("grpc.max_send_message_length", MAX_MESSAGE)],
+    )
+    for name, methods in services.items():
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, methods),))
+
+    key, pem, der = certificate()
+    credentials = grpc.ssl_server_credentials(
+        [(key, pem)], root_certificates=os.environ["PLUGIN_CLIENT_CERT"].encode(), require_client_auth=True
+    )
+    path = os.path.join(os.environ["PLUGIN_UNIX_SOCKET_DIR"], "plugin")
+    server.add_secure_port("unix:" + path, credentials)
+    server.start()
+    encoded = base64.b64encode(der).decode().rstrip("=")
+    print(GO_PLUGIN_VERSION, RUNTIME_VERSION, "unix", path, "grpc", encoded, sep="|", flush=True)
+    ended.wait()
+    server.stop(grace=0.5).wait()
+
+
+# ------------------------------------------------------------------ the driver
+
+READY_LIMIT = 60  # seconds from a sandbox's start to its answer
+STOP_GRACE = 5  # seconds from SIGTERM to SIGKILL
+DELETED_LIFE = 3600  # seconds for which the record of a deleted sandbox is kept
+
+CONFIG_SCHEMA = {
+    "$schema": "https://json-schema.org/draft/2020-12/schema",
+    "type": "object",
+    "additionalProperties": False,
+    "required": ["command"],
+    "properties": {
+        "command": {"type": "array", "minItems": 1, "items": {"type": "string"}},
+        "ready_path": {"type": "string", "pattern": "^/", "description": "HTTP path whose answer holds the session ID"},
+        "state_dir": {"type": "string", "pattern": "^/", "default": "/var/tmp/bivouac-python"},
+    },
+}
+
+# The shell waits for a line before it becomes the command. If the plugin ends
+# before it has written down which process this is, the line never comes and the
+# command never runs.
+GATE = 'read -r go || exit 1; exec "$@" </dev/null'
+
+
+class Driver:
+    """Keeps what it knows in files, so that the plugin may end at any moment and be started again."""
+
+    def info(self, _request, _context):
+        return M["InfoResponse"](
+            name="python", version="0.1.0", abilities=["configure"], config_schema=json.dumps(CONFIG_SCHEMA)
+        )
+
+    def configure(self, request, _context):
+        config = json.loads(request.config_json)
+        self.command = config["command"]
+        self.ready_path = config.get("ready_path")
+        self.folder = pathlib.Path(config.get("state_dir", "/var/tmp/bivouac-python"), request.instance)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise invalid(f"state_dir: {error}") from error
+        return M["Empty"]()
+
+    def create(self, request, context):
+        spec = request.spec
+        if not os.path.isdir(spec.volume_host_path):
+            raise invalid(f"{spec.volume_host_path} is not a folder")
+        record = self.begin(spec, context)
+        yield M["CreateResponse"](stage=PLACED)
+        yield M["CreateResponse"](stage=STARTED)
+        self.await_ready(record, context)
+        with self.locked(spec.session_id):
+            record = self.load(spec.session_id)
+            if record.get("ended"):
+                raise conflict(f"session {spec.session_id} was stopped while it started")
+            record["ready"] = True
+            self.save(spec.session_id, record)
+        yield M["CreateResponse"](stage=READY)
+        log("debug", "sandbox is ready", session_id=spec.session_id, pid=record["pid"])
+        yield M["CreateResponse"](sandbox=self.sandbox(record))
+
+    def begin(self, spec, context):
+        """Starts a sandbox's process, or finds that it was started."""
+        wanted = {name: getattr(spec, name) for name in ("session_id", "chat_id", "agent_id", "volume_host_path")}
+        with self.locked(spec.session_id):
+            record = self.load(spec.session_id)
+            if record.get("ended"):
+                raise conflict(f"session {spec.session_id} was stopped")
+            if record.get("spec", wanted) != wanted:
+                raise conflict(f"session {spec.session_id} has another spec")
+            if "pid" in record:
+                return record
+            if not context.is_active():
+                raise not_ready("the host has given up")
+            record = {"spec": wanted, "port": free_port()}
+            self.save(spec.session_id, record)
+            process = subprocess.Popen(
+                ["/bin/sh", "-c", GATE, "sandbox", *self.command],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,  # the host ends the plugin's own process group with it
+                env={
+                    "PATH": os.environ["PATH"],
+                    "PORT": str(record["port"]),
+                    "BIVOUAC_SESSION_ID": spec.session_id,
+                    "BIVOUAC_CHAT_ID": spec.chat_id,
+                    "BIVOUAC_AGENT_ID": spec.agent_id,
+                    "BIVOUAC_WORKSPACE": spec.volume_host_path,
+                },
+            )
+            threading.Thread(target=process.wait, daemon=True).start()
+            record["pid"], record["start"] = process.pid, start_of(process.pid)
+            self.save(spec.session_id, record)
+            with contextlib.suppress(BrokenPipeError), process.stdin as gate:
+                gate.write(b"go\n")
+            return record
+
+    def await_ready(self, record, context):
+        deadline = time.monotonic() + READY_LIMIT
+        while not self.answers(record):
+            if not context.is_active():
+                raise not_ready("the host has given up")
+            if not group_runs(record):
+                raise not_ready("its process has ended")
+            if time.monotonic() > deadline:
+                raise not_ready(f"it did not answer within {READY_LIMIT} s")
+            time.sleep(0.01)
+
+    def answers(self, record):
+        try:
+            if not self.ready_path:
+                socket.create_connection(("127.0.0.1", record["port"]), timeout=2).close()
+                return True
+            connection = http.client.HTTPConnection("127.0.0.1", record["port"], timeout=2)
+            with contextlib.closing(connection):
+                connection.request("GET", self.ready_path)
+                answer = connection.getresponse()
+                return answer.status == 200 and record["spec"]["session_id"].encode() in answer.read(4096)
+        except (OSError, http.client.HTTPException):
+            return False
+
+    def stop(self, request, context):
+        self.end(request.session_id, context)
+        return M["Empty"]()
+
+    def delete(self, request, context):
+        self.end(request.session_id, context)
+        with self.locked(request.session_id):
+            self.save(request.session_id, {"ended": True, "deleted": True})
+        return M["Empty"]()
+
+    def end(self, session_id, context):
+        """Ends a sandbox, and returns once nothing of it runs."""
+        with self.locked(session_id):
+            record = self.load(session_id)
+            if not record.get("ended"):
+                record["ended"] = True
+                record["reason"] = "stopped" if group_runs(record) else "its process has ended"
+                self.save(session_id, record)
+            began = time.monotonic()
+            while group_runs(record):
+                if not context.is_active():
+                    raise Failure(grpc.StatusCode.UNAVAILABLE, "it still runs")
+                patient = time.monotonic() - began < STOP_GRACE
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(record["pid"], signal.SIGTERM if patient else signal.SIGKILL)
+                time.sleep(0.01)
+
+    def inspect(self, request, _context):
+        record = self.load(request.session_id)
+        if "spec" not in record:
+            raise not_found(f"no session {request.session_id}")
+        return M["InspectResponse"](sandbox=self.sandbox(record))
+
+    def list(self, _request, _context):
+        for file in self.folder.glob("*.json"):
+            record = self.load(file.stem)
+            if "spec" in record:
+                yield M["ListResponse"](sandboxes=[self.sandbox(record)])
+            elif record.get("deleted") and time.time() - file.stat().st_mtime > DELETED_LIFE:
+                file.unlink(missing_ok=True)
+                file.with_suffix(".lock").unlink(missing_ok=True)
+
+    def sandbox(self, record):
+        sandbox = M["Sandbox"](
+            session_id=record["spec"]["session_id"],
+            chat_id=record["spec"]["chat_id"],
+            container_id=f"{record.get('pid', 0)}-{record['spec']['session_id']}",
+            endpoint=M["Endpoint"](ip="127.0.0.1", port=record["port"]),
+            state=RUNNING if record.get("ready") else STARTING,
+        )
+        if not group_runs(record) and ("pid" in record or record.get("ended")):
+            sandbox.state = DEAD
+            sandbox.reason = record.get("reason", "its process has ended")
+        return sandbox
+
+    @contextlib.contextmanager
+    def locked(self, session_id):
+        """Keeps all others away from a session, also other processes."""
+        with open(self.file(session_id, ".lock"), "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    def load(self, session_id):
+        try:
+            return json.loads(self.file(session_id, ".json").read_text())
+        except FileNotFoundError:
+            return {}
+
+    def save(self, session_id, record):
+        new = self.file(session_id, ".new")
+        new.write_text(json.dumps(record))
+        new.replace(self.file(session_id, ".json"))
+
+    def file(self, session_id, suffix):
+        if not session_id or "/" in session_id or "." in session_id:
+            raise invalid(f"session ID {session_id!r}")
+        return self.folder / (session_id + suffix)
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def stat(pid):
+    """Returns state, process group and start of a process: what stands in its stat after its name."""
+    try:
+        fields = pathlib.Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return None
+    return fields[0], int(fields[2]), fields[19]
+
+
+def start_of(pid):
+    """Tells one process from a later one with the same ID."""
+    found = stat(pid)
+    boot = pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return f"{boot}/{found[2]}" if found else None
+
+
+def group_runs(record):
+    """Says whether a process of the sandbox's group runs."""
+    pid = record.get("pid")
+    if pid is None:
+        return False
+    start = start_of(pid)
+    if start is not None and start != record["start"]:
+        return False  # the ID is another's by now
+    for entry in os.listdir("/proc"):
+        found = stat(entry) if entry.isdigit() else None
+        if found and found[1] == pid and found[0] not in "ZX":
+            return True
+    return False
+
+
+if __name__ == "__main__":
+    serve(Driver())
