@@ -1,0 +1,246 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/google/uuid"
+)
+
+// scanEvery is how often the processes are looked through.
+const scanEvery = 120 * time.Millisecond
+
+// census counts the sandboxes that run, by their processes.
+type census struct {
+	chats map[uuid.UUID]bool // those of this run
+	log   *timeline
+	told  *ledger
+
+	scans atomic.Int64
+	pause atomic.Int64 // the longest between two scans, in ns
+
+	pids   map[int]*process // of all processes that were there at the last scan
+	double map[string]bool  // pairs of sessions that were seen together
+
+	mu   sync.Mutex
+	live map[uuid.UUID]*sandbox // by session
+	seen map[uuid.UUID]bool     // all sessions ever
+}
+
+// process is one of this machine's, a sandbox's or not.
+type process struct {
+	since   time.Time
+	sandbox *sandbox // nil: not one
+}
+
+// sandbox is what runs for one session.
+type sandbox struct {
+	session, chat uuid.UUID
+	node          string // "client-0"
+	pids          []int
+}
+
+func newCensus(chats []uuid.UUID, log *timeline, told *ledger) *census {
+	c := &census{
+		chats: make(map[uuid.UUID]bool), log: log, told: told,
+		pids: make(map[int]*process), double: make(map[string]bool),
+		live: make(map[uuid.UUID]*sandbox), seen: make(map[uuid.UUID]bool),
+	}
+	for _, chat := range chats {
+		c.chats[chat] = true
+	}
+	return c
+}
+
+// run scans until ctx ends.
+func (c *census) run(ctx context.Context) {
+	tick := time.NewTicker(scanEvery)
+	defer tick.Stop()
+	last := time.Now()
+	for ctx.Err() == nil {
+		c.scan()
+		c.scans.Add(1)
+		now := time.Now()
+		c.pause.Store(max(c.pause.Load(), int64(now.Sub(last))))
+		last = now
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+		}
+	}
+}
+
+// youth is for how long a process is looked at again, as between its fork and
+// its exec it has its parent's environment.
+const youth = 2 * time.Second
+
+func (c *census) scan() {
+	began := time.Now()
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		c.log.note("cannot read /proc: %v", err)
+		return
+	}
+	pids := make(map[int]*process, len(entries))
+	live := make(map[uuid.UUID]*sandbox)
+	for _, entry := range entries {
+		pid, err := strconv.Atoi(entry.Name())
+		if err != nil {
+			continue
+		}
+		p := c.pids[pid]
+		if p == nil {
+			p = &process{since: began}
+		}
+		if p.sandbox == nil && began.Sub(p.since) < youth {
+			p.sandbox = c.look(pid)
+		}
+		pids[pid] = p
+		if p.sandbox == nil {
+			continue
+		}
+		if !isAlive(pid) {
+			continue
+		}
+		s := live[p.sandbox.session]
+		if s == nil {
+			s = &sandbox{session: p.sandbox.session, chat: p.sandbox.chat, node: p.sandbox.node}
+			live[s.session] = s
+		}
+		s.pids = append(s.pids, pid)
+	}
+	c.pids = pids
+	c.compare(live, began)
+}
+
+// compare tells what changed since the last scan, and what must not be.
+func (c *census) compare(live map[uuid.UUID]*sandbox, began time.Time) {
+	c.mu.Lock()
+	before := c.live
+	c.live = live
+	for id := range live {
+		c.seen[id] = true
+	}
+	c.mu.Unlock()
+	byChat := make(map[uuid.UUID][]*sandbox)
+	for id, s := range live {
+		if before[id] == nil {
+			c.log.note("process chat %s session %s runs on %s, pids %v", s.chat, id, s.node, s.pids)
+			c.told.runs(s)
+		}
+		c.told.alive(s, began)
+		byChat[s.chat] = append(byChat[s.chat], s)
+	}
+	for id, s := range before {
+		if live[id] == nil {
+			c.log.note("process chat %s session %s is gone from %s", s.chat, id, s.node)
+			c.told.ended(s, began)
+		}
+	}
+	for chat, several := range byChat {
+		if len(several) > 1 {
+			c.doubt(chat, several)
+		}
+	}
+}
+
+// doubt looks again at sandboxes of one chat. They were found one after the other,
+// and only what lives at the same time is too much.
+func (c *census) doubt(chat uuid.UUID, several []*sandbox) {
+	var still []*sandbox
+	for _, s := range several {
+		// After all were found alive: what lives still has lived beside them.
+		if slices.ContainsFunc(s.pids, isAlive) {
+			still = append(still, s)
+		}
+	}
+	if len(still) < 2 {
+		return
+	}
+	var names []string
+	for _, s := range still {
+		names = append(names, fmt.Sprintf("%s on %s, pids %v", s.session, s.node, s.pids))
+	}
+	slices.Sort(names)
+	key := strings.Join(names, "; ")
+	if !c.double[key] {
+		c.double[key] = true
+		c.log.violation(duplicate, chat.String(), "chat %s has %d live sandboxes: %s", chat, len(still), key)
+	}
+}
+
+// look returns the sandbox that a process belongs to, nil for none of ours.
+func (c *census) look(pid int) *sandbox {
+	environ, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/environ")
+	if err != nil || !bytes.Contains(environ, []byte("BIVOUAC_SESSION_ID=")) {
+		return nil // most are another's, or gone
+	}
+	s := &sandbox{}
+	for _, kv := range bytes.Split(environ, []byte{0}) {
+		name, value, _ := strings.Cut(string(kv), "=")
+		switch name {
+		case "BIVOUAC_SESSION_ID":
+			s.session, err = uuid.Parse(value)
+		case "BIVOUAC_CHAT_ID":
+			s.chat, err = uuid.Parse(value)
+		case "NOMAD_ALLOC_DIR":
+			s.node = nodeIn(value)
+		}
+		if err != nil {
+			return nil
+		}
+	}
+	if !c.chats[s.chat] {
+		return nil
+	}
+	return s
+}
+
+// nodeIn finds the agent's name in a path below its folder.
+func nodeIn(path string) string {
+	for part := range strings.SplitSeq(path, "/") {
+		if strings.HasPrefix(part, "client-") {
+			return part
+		}
+	}
+	return ""
+}
+
+// isAlive says whether a process is there, and not only its remains.
+func isAlive(pid int) bool {
+	stat, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	if err != nil {
+		return false
+	}
+	// See proc_pid_stat(5): the state follows the name, which may hold anything.
+	i := bytes.LastIndexByte(stat, ')')
+	return i >= 0 && i+2 < len(stat) && stat[i+2] != 'Z' && stat[i+2] != 'X'
+}
+
+func (c *census) running() map[uuid.UUID]*sandbox {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.live
+}
+
+func (c *census) total() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.seen)
+}
+
+// signal sends a signal to what runs for a sandbox.
+func (s *sandbox) signal(sig syscall.Signal) {
+	for _, pid := range s.pids {
+		_ = syscall.Kill(pid, sig) // it may have ended meanwhile
+	}
+}

@@ -1,0 +1,22 @@
+// Command chaos breaks a running Bivouac in every way that it is meant to
+// stand, under load, and says whether it did.
+//
+// Three Consul servers, a Nomad server, two Nomad clients and three replicas run
+// as processes of this machine; sandboxes are processes too. Workers create, get,
+// renew, delete and clean up sessions of some chats through all replicas, while
+// faults come at random. What the callers are told is held against what runs:
+// the processes of sandboxes are counted in /proc, whatever any record says. At
+// intervals the faults stop, and what was broken has to settle within a limit.
+//
+// Faults, callers and pauses are drawn from a seed. As real processes run, the
+// same seed gives the same draws and not the same run.
+//
+// A replica is cut off from Consul or Nomad by a proxy that it reaches them
+// through, which holds back requests and answers, loses them, or lets them arrive
+// late. A node is cut off in two halves: its agent is paused, so that the servers
+// take it for lost while its sandboxes live; and the Nomad server is paused, so
+// that the agents live without servers.
+//
+// It knows Bivouac by its API, its keys in Consul and its jobs in Nomad, as an
+// operator does, and must never import what makes decisions there.
+package main

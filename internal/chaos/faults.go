@@ -1,0 +1,104 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+)
+
+// fault is one way to break something.
+type fault struct {
+	name    string
+	lasts   time.Duration // at most, usually: it does not begin where that does not fit
+	provoke func(ctx context.Context) error
+}
+
+// between faults of one lane lie pauses of so long.
+const (
+	minPause = 500 * time.Millisecond
+	maxPause = 2500 * time.Millisecond
+)
+
+// stir lets callers ask and faults come for a time, and returns when all faults
+// have ended and all callers have their answers.
+func (w *world) stir(ctx context.Context, d time.Duration) error {
+	until := time.Now().Add(d)
+	asking, enough := context.WithCancel(ctx)
+	defer enough()
+	var callers errgroup.Group
+	random := rand.New(rand.NewPCG(w.draw(), w.draw()))
+	callers.Go(func() error { w.load.run(asking, w.plan.workers, random); return nil })
+	lanes, lanesCtx := errgroup.WithContext(ctx)
+	for _, lane := range w.lanes() {
+		lanes.Go(func() error { return w.provokeAll(lanesCtx, lane, until) })
+	}
+	err := lanes.Wait()
+	enough()
+	_ = callers.Wait() // it returns no error
+	return err
+}
+
+// lanes are faults that may come beside each other. Those of one lane come one
+// after the other.
+func (w *world) lanes() [][]fault {
+	lanes := [][]fault{w.consulFaults(), w.nomadServerFaults(), w.nomadClientFaults(), w.sandboxFaults()}
+	for _, r := range w.replicas {
+		lanes = append(lanes, w.replicaFaults(r))
+	}
+	return lanes
+}
+
+// provokeAll provokes the faults of one lane until a time.
+func (w *world) provokeAll(ctx context.Context, lane []fault, until time.Time) error {
+	for ctx.Err() == nil {
+		pause(ctx, w.between(minPause, maxPause))
+		f, ok := w.choose(lane, time.Until(until))
+		if !ok || ctx.Err() != nil {
+			return nil
+		}
+		if err := w.provoke(ctx, f); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (w *world) provoke(ctx context.Context, f fault) error {
+	w.log.note("FAULT %s begins, %d requests under way", f.name, w.load.inFlight.Load())
+	end := w.log.faults.begin(f.name, int(w.load.inFlight.Load()))
+	err := f.provoke(ctx)
+	end()
+	w.log.note("FAULT %s is over", f.name)
+	if err != nil && ctx.Err() == nil {
+		return fmt.Errorf("%s: %w", f.name, err)
+	}
+	return nil
+}
+
+// choose draws a fault of those that came least often and fit into what is left.
+func (w *world) choose(lane []fault, left time.Duration) (fault, bool) {
+	var fit []fault
+	least := 0
+	for _, f := range lane {
+		if f.lasts > left {
+			continue
+		}
+		if times := w.log.faults.times(f.name); len(fit) == 0 || times < least {
+			least = times
+		}
+		fit = append(fit, f)
+	}
+	var rare []fault
+	for _, f := range fit {
+		if w.log.faults.times(f.name) <= least+1 {
+			rare = append(rare, f)
+		}
+	}
+	if len(rare) == 0 {
+		return fault{}, false
+	}
+	return rare[w.below(len(rare))], true
+}

@@ -1,0 +1,279 @@
+package main
+
+import (
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/bivouac/bivouac/internal/httpapi/wire"
+)
+
+// ledger is what callers were told, and what was done that ends sessions. What
+// contradicts it is a violation.
+type ledger struct {
+	log *timeline
+
+	mu        sync.Mutex
+	chats     map[uuid.UUID][]*told
+	sessions  map[uuid.UUID]*told
+	nodes     map[uuid.UUID]string    // where sessions run, told or not
+	doomed    map[uuid.UUID]time.Time // when a fault was to end a session, told or not
+	deletions map[uuid.UUID][]*deletion
+	hazards   []hazard
+	suspects  []suspect
+	confirmed map[string]bool // what was reported already
+}
+
+// told is a session as callers know it.
+type told struct {
+	session, chat uuid.UUID
+	agent         string
+	created       time.Time
+	expires       time.Time // the latest that anybody was told …
+	expiresTold   time.Time // … and when
+	first         time.Time // when it was first told
+	made          bool      // a create said that it made it
+	deleted       time.Time // when a delete said that it is gone
+	missed        bool      // it was found to be gone
+}
+
+// deletion is a request that may end whatever session the chat has while it is
+// under way.
+type deletion struct{ start, end time.Time }
+
+// answerLimit is how long a request may have an effect to which nobody got the
+// answer: a replica that was paused goes on with what it had begun.
+const answerLimit = 2 * time.Minute
+
+// hazard is a node that Nomad took for lost. When it is back it ends what ran
+// there.
+type hazard struct {
+	node string
+	at   time.Time
+}
+
+// suspect is something that is wrong unless there was a cause, which may only be
+// known later.
+type suspect struct {
+	kind violation
+	told *told
+	at   time.Time
+	text string
+}
+
+func newLedger(log *timeline) *ledger {
+	return &ledger{
+		log: log, chats: make(map[uuid.UUID][]*told), sessions: make(map[uuid.UUID]*told),
+		nodes: make(map[uuid.UUID]string), doomed: make(map[uuid.UUID]time.Time),
+		deletions: make(map[uuid.UUID][]*deletion), confirmed: make(map[string]bool),
+	}
+}
+
+// answer is a session in the answer to a request.
+type answer struct {
+	start, end time.Time // of the request
+	op         string    // for a person
+	made       bool      // it says that it made the session
+	session    wire.Session
+}
+
+// saw takes in an answer that says that a session stands.
+func (l *ledger) saw(a answer) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	s := a.session
+	t := l.sessions[s.SessionID]
+	if t == nil {
+		t = &told{session: s.SessionID, chat: s.ChatID, agent: s.AgentID, created: s.CreatedAt, first: a.end}
+		l.sessions[s.SessionID] = t
+		l.chats[s.ChatID] = append(l.chats[s.ChatID], t)
+	}
+	switch {
+	case t.made && a.made:
+		l.wrong(t, "%s says that it made session %s, which another one made", a.op, s.SessionID)
+	case !t.deleted.IsZero() && t.deleted.Before(a.start):
+		l.wrong(t, "%s tells of session %s, which was deleted %s before", a.op, s.SessionID, a.start.Sub(t.deleted))
+	case t.expiresTold.Before(a.start) && !t.expiresTold.IsZero() && s.ExpiresAt.Before(t.expires):
+		l.wrong(t, "%s says that session %s expires at %s, after %s was told", a.op, s.SessionID, s.ExpiresAt, t.expires)
+	}
+	t.made = t.made || a.made
+	if s.ExpiresAt.After(t.expires) {
+		t.expires, t.expiresTold = s.ExpiresAt, a.end
+	}
+	switch s.State {
+	case "dead", "lost", "stopping":
+		l.suspects = append(l.suspects, suspect{wrong, t, a.end, fmt.Sprintf("%s says that session %s is %s: %s", a.op, s.SessionID, s.State, s.Reason)})
+	case "running":
+	default:
+		l.wrong(t, "%s tells of session %s in state %q", a.op, s.SessionID, s.State)
+	}
+	l.missing(a.start, a.end, s.ChatID, s.SessionID, a.op+" tells of session "+s.SessionID.String())
+}
+
+// sawNone takes in an answer that says that the chat has no session.
+func (l *ledger) sawNone(start, end time.Time, chat uuid.UUID, op string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.missing(start, end, chat, uuid.Nil, op+" finds no session")
+}
+
+// missing suspects the loss of the chat's sessions that were told before start,
+// but for one.
+func (l *ledger) missing(start, end time.Time, chat, but uuid.UUID, text string) {
+	for _, t := range l.chats[chat] {
+		if t.session != but && !t.missed && t.first.Before(start) {
+			t.missed = true
+			l.suspects = append(l.suspects, suspect{loss, t, end, text})
+		}
+	}
+}
+
+// deleting notes the start of a delete, and returns what notes its end. gone is
+// the session that it says it deleted, the nil UUID for none; answered is false
+// where it did not say.
+func (l *ledger) deleting(chat uuid.UUID) (done func(answered bool, gone uuid.UUID)) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	d := &deletion{start: time.Now()}
+	d.end = d.start.Add(answerLimit)
+	l.deletions[chat] = append(l.deletions[chat], d)
+	return func(answered bool, gone uuid.UUID) {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		if !answered {
+			return
+		}
+		d.end = time.Now()
+		if gone == uuid.Nil { // it ended nothing
+			l.deletions[chat] = slices.DeleteFunc(l.deletions[chat], func(other *deletion) bool { return other == d })
+		}
+		if t := l.sessions[gone]; t != nil && t.deleted.IsZero() {
+			t.deleted = d.end
+		}
+	}
+}
+
+// cleaned takes in a session that a cleanup says it ended because it had expired.
+func (l *ledger) cleaned(s wire.Session) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	t := l.sessions[s.SessionID]
+	if t == nil {
+		return
+	}
+	if now := time.Now(); now.Before(t.expires.Add(-expirySlack)) {
+		l.wrong(t, "a cleanup ended session %s, which was told to expire at %s", t.session, t.expires)
+	}
+	if t.deleted.IsZero() {
+		t.deleted = time.Now()
+	}
+}
+
+// doom notes that a fault is about to end a session.
+func (l *ledger) doom(session uuid.UUID) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if _, ok := l.doomed[session]; !ok {
+		l.doomed[session] = time.Now()
+	}
+}
+
+// lost notes that Nomad took a node for lost.
+func (l *ledger) lost(h hazard) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.hazards = append(l.hazards, h)
+}
+
+// runs notes that a sandbox was found to run.
+func (l *ledger) runs(s *sandbox) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.nodes[s.session] = s.node
+}
+
+// alive notes that a sandbox was found alive by a look that began at a time.
+func (l *ledger) alive(s *sandbox, at time.Time) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if t := l.sessions[s.session]; t != nil && !t.deleted.IsZero() && t.deleted.Before(at) {
+		l.wrong(t, "session %s was deleted and still runs on %s, pids %v", s.session, s.node, s.pids)
+	}
+}
+
+// ended notes that a sandbox that ran is gone.
+func (l *ledger) ended(s *sandbox, at time.Time) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if t := l.sessions[s.session]; t != nil {
+		l.suspects = append(l.suspects, suspect{loss, t, at, fmt.Sprintf("the sandbox of session %s ended", s.session)})
+	}
+}
+
+// silent notes that a sandbox did not answer at the endpoint that was told.
+func (l *ledger) silent(a answer, at time.Time, err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	t := l.sessions[a.session.SessionID]
+	l.suspects = append(l.suspects, suspect{wrong, t, at, fmt.Sprintf("%s told of session %s, and its sandbox does not answer: %v", a.op, t.session, err)})
+}
+
+// judge decides on what was suspected.
+func (l *ledger) judge() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, s := range l.suspects {
+		if !l.excused(s.told, s.at) {
+			l.report(s.kind, s.told, "%s, for no reason (chat %s, told to expire at %s)", s.text, s.told.chat, s.told.expires.Format(time.TimeOnly))
+		}
+	}
+	l.suspects = nil
+	for chat, all := range l.chats { // what is long over is not needed any more
+		var kept []*told
+		for _, t := range all {
+			if !t.missed {
+				kept = append(kept, t)
+			}
+		}
+		l.chats[chat] = kept
+	}
+}
+
+// expirySlack is how far the replicas' time may be ahead of ours.
+const expirySlack = 2 * time.Second
+
+// excused says whether a session may have ended by a time.
+func (l *ledger) excused(t *told, at time.Time) bool {
+	if !at.Before(t.expires.Add(-expirySlack)) {
+		return true
+	}
+	if doomed, ok := l.doomed[t.session]; ok && !at.Before(doomed) {
+		return true
+	}
+	for _, d := range l.deletions[t.chat] {
+		if !at.Before(d.start) && !d.end.Before(t.created.Add(-expirySlack)) {
+			return true
+		}
+	}
+	node, known := l.nodes[t.session]
+	for _, h := range l.hazards {
+		if (!known || h.node == node) && at.After(h.at.Add(-time.Second)) && at.Before(h.at.Add(2*time.Minute)) && t.created.Before(h.at) {
+			return true
+		}
+	}
+	return false
+}
+
+func (l *ledger) wrong(t *told, format string, args ...any) { l.report(wrong, t, format, args...) }
+
+// report makes a violation known, each kind once per session.
+func (l *ledger) report(kind violation, t *told, format string, args ...any) {
+	key := string(kind) + t.session.String()
+	if !l.confirmed[key] {
+		l.confirmed[key] = true
+		l.log.violation(kind, t.chat.String(), format, args...)
+	}
+}

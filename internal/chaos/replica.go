@@ -1,0 +1,150 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/bivouac/bivouac/internal/apiclient"
+	"github.com/bivouac/bivouac/internal/stack"
+)
+
+// replica is one bivouac agent, which can be killed and started again.
+type replica struct {
+	name   string
+	api    *apiclient.Client
+	consul *proxy
+	nomad  *proxy
+	busy   atomic.Int32 // requests under way that change something
+
+	binary string
+	args   []string
+	env    []string
+	log    *os.File
+
+	process *os.Process
+	done    chan struct{} // closed once the process is gone
+}
+
+// The limits of waiting for a replica.
+const (
+	readyLimit = 60 * time.Second
+	stopLimit  = 50 * time.Second // the agent's own is 45 s
+)
+
+func newReplica(dir, name, binary string, consul, nomad *proxy, flags []string) (*replica, error) {
+	port, err := stack.FreePort(0)
+	if err != nil {
+		return nil, err
+	}
+	addr := fmt.Sprintf("127.0.0.1:%d", port)
+	api, err := apiclient.New(addr, &http.Transport{MaxIdleConnsPerHost: 64})
+	if err != nil {
+		return nil, err
+	}
+	log, err := os.Create(filepath.Join(dir, name+".log"))
+	if err != nil {
+		return nil, err
+	}
+	return &replica{
+		name: name, api: api, consul: consul, nomad: nomad, binary: binary, log: log,
+		args: append([]string{"agent", "-http-addr=" + addr}, flags...),
+		env:  append(os.Environ(), "CONSUL_HTTP_ADDR="+consul.addr, "NOMAD_ADDR=http://"+nomad.addr),
+	}, nil
+}
+
+// start starts the process and waits until it says that it can serve.
+func (r *replica) start(ctx context.Context, more ...string) error {
+	cmd := exec.Command(r.binary, r.args...)
+	cmd.Env, cmd.Stdout, cmd.Stderr = append(r.env, more...), r.log, r.log
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	started, done := make(chan error), make(chan struct{})
+	go func() {
+		defer close(done)
+		// Pdeathsig counts from the thread that starts the process.
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		err := cmd.Start()
+		started <- err
+		if err == nil {
+			_ = cmd.Wait() // how it ended is in its state
+		}
+	}()
+	if err := <-started; err != nil {
+		return fmt.Errorf("start %s: %w", r.name, err)
+	}
+	r.process, r.done = cmd.Process, done
+	return r.ready(ctx)
+}
+
+// ready waits until the replica says that it can serve.
+func (r *replica) ready(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, readyLimit)
+	defer cancel()
+	for {
+		try, cancelTry := context.WithTimeout(ctx, 2*time.Second)
+		_, err := r.api.Health(try)
+		cancelTry()
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-r.done:
+			return fmt.Errorf("%s ended by itself", r.name)
+		case <-ctx.Done():
+			return fmt.Errorf("%s is not ready: %w: %w", r.name, ctx.Err(), err)
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+}
+
+func (r *replica) signal(sig syscall.Signal) error {
+	if err := r.process.Signal(sig); err != nil {
+		return fmt.Errorf("send %v to %s: %w", sig, r.name, err)
+	}
+	return nil
+}
+
+// kill ends the process at once.
+func (r *replica) kill() error {
+	if err := r.signal(syscall.SIGKILL); err != nil {
+		return err
+	}
+	<-r.done
+	return nil
+}
+
+// stop asks the process to end, and kills it where it does not in time.
+func (r *replica) stop() error {
+	if err := r.signal(syscall.SIGTERM); err != nil {
+		return err
+	}
+	select {
+	case <-r.done:
+		return nil
+	case <-time.After(stopLimit):
+		return errors.Join(fmt.Errorf("%s did not end within %s of SIGTERM", r.name, stopLimit), r.kill())
+	}
+}
+
+func (r *replica) close() error {
+	var err error
+	if r.process != nil {
+		select {
+		case <-r.done:
+		default:
+			err = errors.Join(r.signal(syscall.SIGCONT), r.stop())
+		}
+	}
+	r.consul.stop()
+	r.nomad.stop()
+	return errors.Join(err, r.log.Close())
+}

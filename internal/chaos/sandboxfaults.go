@@ -1,0 +1,89 @@
+package main
+
+import (
+	"context"
+	"slices"
+	"sync"
+	"syscall"
+	"time"
+
+	nomadapi "github.com/hashicorp/nomad/api"
+)
+
+// burst is how many callers want one chat's sandbox at once.
+const burst = 60
+
+// sandboxFaults are what happens to sandboxes, and to single chats.
+func (w *world) sandboxFaults() []fault {
+	return []fault{
+		{"sandbox killed", 3 * time.Second, func(context.Context) error {
+			if s := w.victim(); s != nil {
+				s.signal(syscall.SIGKILL)
+			}
+			return nil
+		}},
+		{"job stopped by an operator", 10 * time.Second, func(ctx context.Context) error {
+			s := w.victim()
+			if s == nil {
+				return nil
+			}
+			ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+			defer cancel()
+			_, _, err := w.jobs.Jobs().Deregister("bivouac-"+s.session.String(), false, (&nomadapi.WriteOptions{}).WithContext(ctx))
+			if err != nil {
+				w.log.note("the operator cannot stop session %s: %v", s.session, err) // Nomad is out, too
+			}
+			return nil
+		}},
+		{"slow stop and immediate create", 20 * time.Second, w.slowStop},
+		{"sixty creates at once", 15 * time.Second, func(context.Context) error {
+			chat := w.chats[w.below(len(w.chats))]
+			var all sync.WaitGroup
+			for i := range burst {
+				all.Go(func() {
+					_ = w.load.create(w.replicas[i%replicas], chat, w.load.input("agent-1", 10*time.Minute), tryLimit) // it is noted
+				})
+			}
+			all.Wait()
+			return nil
+		}},
+	}
+}
+
+// victim draws a sandbox that runs, and notes that it is about to end. It returns
+// nil where none runs.
+func (w *world) victim() *sandbox {
+	running := w.census.running()
+	var all []*sandbox
+	for _, s := range running {
+		all = append(all, s)
+	}
+	if len(all) == 0 {
+		return nil
+	}
+	slices.SortFunc(all, func(a, b *sandbox) int { return slices.Compare(a.session[:], b.session[:]) })
+	s := all[w.below(len(all))]
+	w.told.doom(s.session)
+	w.log.note("FAULT hits chat %s session %s on %s, pids %v", s.chat, s.session, s.node, s.pids)
+	return s
+}
+
+// slowStop deletes a session whose sandbox does not end when it is asked to, and
+// creates it anew at the same time.
+func (w *world) slowStop(ctx context.Context) error {
+	s := w.victim()
+	if s == nil {
+		return nil
+	}
+	s.signal(syscall.SIGSTOP) // it cannot take any other signal than SIGKILL
+	defer s.signal(syscall.SIGCONT)
+	first := w.below(replicas)
+	var both sync.WaitGroup
+	both.Go(func() { _ = w.load.delete(w.replicas[first], s.chat, tryLimit) }) // it is noted
+	both.Go(func() {
+		pause(ctx, w.between(0, 300*time.Millisecond))
+		_ = w.load.create(w.replicas[(first+1)%replicas], s.chat, w.load.input("agent-1", 10*time.Minute), tryLimit) // it is noted
+	})
+	both.Wait()
+	return nil
+}

@@ -1,0 +1,176 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+	consulapi "github.com/hashicorp/consul/api"
+	nomadapi "github.com/hashicorp/nomad/api"
+	"golang.org/x/sync/errgroup"
+)
+
+// settleLimit is within what time all must have settled once everything runs
+// again: a replica's hold on its locks ends at twice its Consul session's TTL of
+// 10 s, and what it left in flight is done by then in a few passes of 5 s.
+//
+// A sandbox without any record would take longer, as it is looked at twice, a
+// minute apart, before it is stopped. As intents come first there must be none.
+const settleLimit = 45 * time.Second
+
+// cleanupDelay is how long after its expiry a session may stand while nothing is
+// broken: until the next cleanup, and the stop of its sandbox.
+const cleanupDelay = 20 * time.Second
+
+// settle waits until all servers and replicas are back, and then until nothing is
+// left of what was broken. What is left after settleLimit is a violation.
+func (w *world) settle(ctx context.Context) error {
+	if err := w.back(ctx); err != nil {
+		return err
+	}
+	began := time.Now()
+	w.log.note("QUIET")
+	var left []string
+	for {
+		left = w.leftovers(ctx)
+		if len(left) == 0 || time.Since(began) > settleLimit || ctx.Err() != nil {
+			break
+		}
+		pause(ctx, 500*time.Millisecond)
+	}
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	w.settled = append(w.settled, time.Since(began))
+	for _, l := range left {
+		w.log.violation(leak, mentioned(l), "left after %s of quiet: %s", settleLimit, l)
+	}
+	w.told.judge()
+	w.log.note("SETTLED after %s", time.Since(began).Round(time.Millisecond))
+	return nil
+}
+
+// mentioned is the chat that a leftover names, or all of it.
+func mentioned(text string) string {
+	for word := range strings.FieldsSeq(text) {
+		if _, err := uuid.Parse(word); err == nil {
+			return word
+		}
+	}
+	return text
+}
+
+// back waits until every server and replica is as it should be.
+func (w *world) back(ctx context.Context) error {
+	for _, r := range w.replicas {
+		r.consul.trouble(trouble{})
+		r.nomad.trouble(trouble{})
+	}
+	var all errgroup.Group
+	for _, a := range w.agents() {
+		all.Go(func() error { return a.WaitReady(ctx) })
+	}
+	for _, r := range w.replicas {
+		all.Go(func() error { return r.ready(ctx) })
+	}
+	if err := all.Wait(); err != nil {
+		return fmt.Errorf("not back after the last fault: %w", err)
+	}
+	return nil
+}
+
+// record is what is read of a session's record in Consul.
+type record struct {
+	SessionID uuid.UUID `json:"session_id"`
+	ChatID    uuid.UUID `json:"chat_id"`
+	State     string    `json:"state"`
+	Reason    string    `json:"reason"`
+	ExpiresAt time.Time `json:"expires_at"`
+}
+
+// leftovers lists what is not settled.
+func (w *world) leftovers(ctx context.Context) []string {
+	opts := (&consulapi.QueryOptions{RequireConsistent: true}).WithContext(ctx)
+	pairs, _, err := w.kv.KV().List(prefix, opts)
+	if err != nil {
+		return []string{"Consul cannot be read: " + err.Error()}
+	}
+	var left []string
+	records := make(map[uuid.UUID]record) // by session
+	chats := make(map[string]bool)
+	var entries []string
+	for _, pair := range pairs {
+		key := strings.TrimPrefix(pair.Key, prefix+"v1/")
+		folder, _, _ := strings.Cut(key, "/")
+		chat := key[strings.LastIndexByte(key, '/')+1:]
+		switch folder {
+		case "sessions":
+			var r record
+			if err := json.Unmarshal(pair.Value, &r); err != nil {
+				left = append(left, fmt.Sprintf("record of chat %s cannot be read: %v", chat, err))
+				continue
+			}
+			records[r.SessionID], chats[chat] = r, true
+		case "locks":
+			if chat != uuid.Nil.String() { // the leader's
+				left = append(left, fmt.Sprintf("lock of chat %s, held by session %q", chat, pair.Session))
+			}
+		case "flight":
+			left = append(left, "in flight: chat "+chat)
+		case "agents", "expiry":
+			entries = append(entries, key)
+		}
+	}
+	for _, key := range entries {
+		if chat := key[strings.LastIndexByte(key, '/')+1:]; !chats[chat] {
+			left = append(left, "index entry without a record: "+key)
+		}
+	}
+	running := w.census.running()
+	for id, r := range records {
+		_, runs := running[id]
+		switch {
+		case r.State == "running" && !runs:
+			left = append(left, fmt.Sprintf("record without a process: chat %s session %s", r.ChatID, id))
+		case r.State != "running" && runs:
+			left = append(left, fmt.Sprintf("process whose record says %s (%s): chat %s session %s", r.State, r.Reason, r.ChatID, id))
+		case r.State == "lost":
+			left = append(left, fmt.Sprintf("lost while all nodes are there: chat %s session %s (%s)", r.ChatID, id, r.Reason))
+		case time.Since(r.ExpiresAt) > cleanupDelay:
+			left = append(left, fmt.Sprintf("expired %s ago: chat %s session %s", time.Since(r.ExpiresAt).Round(time.Second), r.ChatID, id))
+		}
+	}
+	for id, s := range running {
+		if _, ok := records[id]; !ok {
+			left = append(left, fmt.Sprintf("process without a record: chat %s session %s on %s, pids %v", s.chat, id, s.node, s.pids))
+		}
+	}
+	w.log.note("%d records, %d processes, %d keys", len(records), len(running), len(pairs))
+	left = append(left, w.liveJobs(ctx, records)...)
+	slices.Sort(left)
+	return left
+}
+
+// liveJobs lists the jobs that run, or are about to, without a record.
+func (w *world) liveJobs(ctx context.Context, records map[uuid.UUID]record) []string {
+	list, _, err := w.jobs.Jobs().ListOptions(&nomadapi.JobListOptions{Fields: &nomadapi.JobListFields{Meta: true}},
+		(&nomadapi.QueryOptions{}).WithContext(ctx))
+	if err != nil {
+		return []string{"Nomad cannot be read: " + err.Error()}
+	}
+	var left []string
+	for _, job := range list {
+		if job.Meta["bivouac_instance"] != instance || job.Status == "dead" {
+			continue
+		}
+		id, err := uuid.Parse(job.Meta["session_id"])
+		if _, ok := records[id]; err != nil || !ok {
+			left = append(left, fmt.Sprintf("job without a record: %s is %s, chat %s", job.ID, job.Status, job.Meta["chat_id"]))
+		}
+	}
+	return left
+}

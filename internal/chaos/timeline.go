@@ -1,0 +1,93 @@
+package main
+
+import (
+	"bufio"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+)
+
+// timeline is what happened, in order.
+type timeline struct {
+	file *os.File
+
+	mu     sync.Mutex
+	out    *bufio.Writer
+	recent []string // the last entries
+	broken []string // the violations, each with what came before
+	faults *scores
+}
+
+const (
+	maxRecent = 4000 // entries that a violation is searched in for its past
+	maxPast   = 25   // of them that are printed
+	maxBroken = 10   // violations that are printed
+)
+
+func newTimeline(dir string) (*timeline, error) {
+	file, err := os.Create(filepath.Join(dir, "timeline.log"))
+	if err != nil {
+		return nil, err
+	}
+	return &timeline{file: file, out: bufio.NewWriter(file), faults: newScores()}, nil
+}
+
+func (t *timeline) note(format string, args ...any) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.add(fmt.Sprintf(format, args...))
+}
+
+func (t *timeline) add(text string) {
+	line := time.Now().UTC().Format("15:04:05.000") + " " + text
+	t.recent = append(t.recent, line)
+	if len(t.recent) > 2*maxRecent {
+		t.recent = append([]string(nil), t.recent[maxRecent:]...)
+	}
+	fmt.Fprintln(t.out, line)
+}
+
+// violation notes that something did not hold. about names a chat, a session or
+// a part; entries that mention it, and faults, are its past.
+func (t *timeline) violation(kind violation, about, format string, args ...any) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	text := fmt.Sprintf("VIOLATION %s: ", kind) + fmt.Sprintf(format, args...)
+	t.add(text)
+	t.faults.blame(kind)
+	var past []string
+	for _, line := range t.recent {
+		if strings.Contains(line, about) || strings.Contains(line, "FAULT") {
+			past = append(past, line)
+		}
+	}
+	past = past[max(0, len(past)-maxPast):]
+	t.broken = append(t.broken, text+"\n    "+strings.Join(past, "\n    "))
+	_ = t.out.Flush() // the file is a help; its errors are told when it is closed
+}
+
+func (t *timeline) violations() int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return len(t.broken)
+}
+
+// worst is the first violations, which often brought about the others.
+func (t *timeline) worst() string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return strings.Join(t.broken[:min(len(t.broken), maxBroken)], "\n")
+}
+
+func (t *timeline) close() error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	err := t.out.Flush()
+	if closeErr := t.file.Close(); err == nil {
+		err = closeErr
+	}
+	return err
+}

@@ -1,0 +1,221 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+	consulapi "github.com/hashicorp/consul/api"
+	nomadapi "github.com/hashicorp/nomad/api"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/bivouac/bivouac/internal/stack"
+)
+
+const (
+	replicas = 3
+	prefix   = "chaos/"
+	instance = "chaos"
+
+	// manyConns is more than Consul's and Nomad's own limits, as all
+	// replicas come from one address here.
+	manyConns = 2000
+
+	// A node counts as lost 10 to 15 s after its last heartbeat.
+	heartbeat      = 5 * time.Second
+	heartbeatGrace = 5 * time.Second
+)
+
+// world is everything that runs.
+type world struct {
+	plan     plan
+	dir      string
+	log      *timeline
+	consul   *stack.Consul
+	nomad    *stack.Nomad
+	kv       *consulapi.Client // past the proxies
+	jobs     *nomadapi.Client  // past the proxies
+	replicas []*replica
+	chats    []uuid.UUID
+	told     *ledger
+	census   *census
+	load     *load
+	settled  []time.Duration
+
+	random   *rand.Rand
+	randomMu sync.Mutex
+	out      chan struct{} // one token per replica that is out
+	counting sync.WaitGroup
+	stopped  context.CancelFunc
+}
+
+func newWorld(ctx context.Context, dir string, log *timeline, p plan) (w *world, err error) {
+	w = &world{plan: p, dir: dir, log: log, random: rand.New(rand.NewPCG(p.seed, 0)), out: make(chan struct{}, replicas-1), stopped: func() {}}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, w.stop(true))
+		}
+	}()
+	volume := filepath.Join(dir, "volume")
+	if err := os.Mkdir(volume, 0o755); err != nil {
+		return nil, err
+	}
+	binary := filepath.Join(dir, "bivouac")
+	if err := w.start(ctx, binary); err != nil {
+		return nil, err
+	}
+	for range p.chats {
+		w.chats = append(w.chats, uuid.New())
+	}
+	w.told = newLedger(log)
+	w.census = newCensus(w.chats, log, w.told)
+	w.load = &load{replicas: w.replicas, chats: w.chats, volume: volume, told: w.told, log: log}
+	return w, nil
+}
+
+// start starts the servers and the replicas.
+func (w *world) start(ctx context.Context, binary string) error {
+	all, startCtx := errgroup.WithContext(ctx)
+	all.Go(func() (err error) {
+		w.consul, err = stack.StartConsul(startCtx, stack.ConsulConfig{Servers: 3, MaxHTTPConns: manyConns})
+		return err
+	})
+	all.Go(func() (err error) {
+		w.nomad, err = stack.StartNomad(startCtx, stack.NomadConfig{
+			Servers: 1, Clients: 2, MaxHTTPConns: manyConns, HeartbeatGrace: heartbeatGrace, MinHeartbeatTTL: heartbeat,
+		})
+		return err
+	})
+	all.Go(func() error { return stack.BuildBivouac(startCtx, binary) })
+	if err := all.Wait(); err != nil {
+		return err
+	}
+	var servers []string
+	for _, s := range w.consul.Servers {
+		servers = append(servers, s.Addr)
+	}
+	var err error
+	if w.jobs, err = w.nomad.Client(); err != nil {
+		return err
+	}
+	flags := []string{"-kv-prefix=" + prefix, "-instance=" + instance, "-job-template=raw_exec",
+		"-cleanup-interval=5s", "-log-level=debug"}
+	for i := range replicas {
+		// Each has a server of its own, as agents of Consul are spread.
+		near := append(append([]string(nil), servers[i:]...), servers[:i]...)
+		consul, err := newProxy(near, w.draw())
+		if err != nil {
+			return err
+		}
+		nomad, err := newProxy([]string{w.nomad.Addr()}, w.draw())
+		if err != nil {
+			return err
+		}
+		r, err := newReplica(w.dir, fmt.Sprintf("replica-%d", i), binary, consul, nomad, flags)
+		if err != nil {
+			return err
+		}
+		w.replicas = append(w.replicas, r)
+		if err := r.start(ctx); err != nil {
+			return err
+		}
+	}
+	direct, err := newProxy(servers, w.draw())
+	if err != nil {
+		return err
+	}
+	context.AfterFunc(ctx, direct.stop)
+	w.kv, err = consulapi.NewClient(&consulapi.Config{Address: direct.addr})
+	return err
+}
+
+// stop ends everything. With keep the servers' logs are put with the replicas'.
+func (w *world) stop(keep bool) error {
+	w.halt()
+	var errs []error
+	for _, r := range w.replicas {
+		errs = append(errs, r.close())
+	}
+	if keep {
+		errs = append(errs, w.keepLogs())
+	}
+	if w.nomad != nil {
+		errs = append(errs, w.nomad.Stop())
+	}
+	if w.consul != nil {
+		errs = append(errs, w.consul.Stop())
+	}
+	return errors.Join(errs...)
+}
+
+func (w *world) agents() []*stack.Agent {
+	var all []*stack.Agent
+	if w.consul != nil {
+		all = append(all, w.consul.Servers...)
+	}
+	if w.nomad != nil {
+		all = append(append(all, w.nomad.Servers...), w.nomad.Clients...)
+	}
+	return all
+}
+
+func (w *world) keepLogs() error {
+	var errs []error
+	for _, a := range w.agents() {
+		name := a.Name
+		if !strings.HasPrefix(name, "consul") {
+			name = "nomad-" + name
+		}
+		errs = append(errs, copyFile(a.Log, filepath.Join(w.dir, name+".log")))
+	}
+	return errors.Join(errs...)
+}
+
+func copyFile(from, to string) error {
+	in, err := os.Open(from)
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	out, err := os.Create(to)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(out, in)
+	return errors.Join(err, out.Close())
+}
+
+// watch begins to count what runs.
+func (w *world) watch(ctx context.Context) {
+	ctx, w.stopped = context.WithCancel(context.WithoutCancel(ctx))
+	w.counting.Go(func() { w.census.run(ctx) })
+}
+
+// halt ends the counting.
+func (w *world) halt() {
+	w.stopped()
+	w.counting.Wait()
+}
+
+// draw returns a number of the seed's.
+func (w *world) draw() uint64 {
+	w.randomMu.Lock()
+	defer w.randomMu.Unlock()
+	return w.random.Uint64()
+}
+
+// below draws a number from 0 to n-1.
+func (w *world) below(n int) int { return int(w.draw() % uint64(n)) }
+
+// between draws a time.
+func (w *world) between(from, to time.Duration) time.Duration {
+	return from + time.Duration(w.draw()%uint64(to-from))
+}
