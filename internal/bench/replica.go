@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 
@@ -40,7 +41,7 @@ func (w *world) startReplica(ctx context.Context, c replicaConfig) (*replica, er
 		return nil, err
 	}
 	addr := fmt.Sprintf("127.0.0.1:%d", port)
-	args := []string{"agent", "-http-addr=" + addr, "-kv-prefix=" + c.prefix + "/", "-instance=" + c.prefix,
+	args := []string{"agent", "-http-addr=" + addr, "-kv-prefix=" + c.prefix + "/", "-instance=" + strings.ReplaceAll(c.prefix, "_", "-"),
 		"-job-template=" + c.template, "-cleanup-interval=1h", "-log-level=warn"}
 	if c.template == "docker" {
 		args = append(args, "-job-var=image="+w.image)
@@ -71,7 +72,8 @@ func (w *world) startReplica(ctx context.Context, c replicaConfig) (*replica, er
 		case <-tick:
 		case <-ctx.Done():
 			_ = r.stop() // the first error says more
-			return nil, fmt.Errorf("replica %s is not healthy: %w", c.prefix, err)
+			text, _ := os.ReadFile(log.Name())
+			return nil, fmt.Errorf("replica %s is not healthy: %w; its log: %s", c.prefix, err, text)
 		}
 	}
 }

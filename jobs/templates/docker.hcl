@@ -12,6 +12,12 @@
 #
 # That opens every path of the node to everyone who may submit jobs to it, so
 # keep such nodes for sandboxes, and set Bivouac's -volume-root.
+#
+# Docker opens a container's port on the node before the container's network is
+# up. Who calls in between waits a second for ARP, and so does every start of a
+# sandbox, unless the node asks again sooner:
+#
+#   sysctl -w net.ipv4.neigh.docker0.retrans_time_ms=25
 
 variable "image" {
   description = "The image. It is pulled only where it is missing."

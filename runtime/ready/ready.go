@@ -19,11 +19,17 @@ import (
 )
 
 const (
-	minPause   = 2 * time.Millisecond  // between two tries, at first
-	maxPause   = 50 * time.Millisecond // and at last
-	lateness   = 32                    // between them, a pause is this part of the time waited: what a caller loses by it is 3 % at most
-	tryTimeout = 2 * time.Second       // one try, from connect to the last byte
-	maxBody    = 4 << 10               // bytes of an answer that are looked at
+	minPause = 2 * time.Millisecond  // between two tries, at first
+	maxPause = 50 * time.Millisecond // and at last
+	lateness = 32                    // between them, a pause is this part of the time waited: what a caller loses by it is 3 % at most
+	maxBody  = 4 << 10               // bytes of an answer that are looked at
+
+	// One try, from connect to the last byte, may take a quarter of the time
+	// waited, within these. A packet that is sent before a container's network
+	// is up is lost, and is repeated by TCP only after a second: it pays to
+	// hang up and call again.
+	minTry, maxTry = 50 * time.Millisecond, 2 * time.Second
+	tryShare       = 4
 )
 
 // Check says what counts as an answer. The zero value is content with a TCP
@@ -78,7 +84,7 @@ func (c Check) Wait(ctx context.Context, endpoint runtime.Endpoint, sessionID st
 	last := errors.New("no try was finished")
 	for began := time.Now(); ; {
 		if ctx.Err() == nil {
-			err := c.try(ctx, endpoint, sessionID)
+			err := c.try(ctx, clamp(time.Since(began)/tryShare, minTry, maxTry), endpoint, sessionID)
 			if err == nil {
 				return nil
 			}
@@ -87,7 +93,7 @@ func (c Check) Wait(ctx context.Context, endpoint runtime.Endpoint, sessionID st
 				last = err
 			}
 		}
-		pause := min(max(time.Since(began)/lateness, minPause), maxPause)
+		pause := clamp(time.Since(began)/lateness, minPause, maxPause)
 		select {
 		case <-ctx.Done():
 			return ended(ctx, endpoint, last)
@@ -103,8 +109,10 @@ func ended(ctx context.Context, endpoint runtime.Endpoint, last error) error {
 	return fmt.Errorf("wait for %s: %w", endpoint.AddrPort(), ctx.Err())
 }
 
-func (c Check) try(ctx context.Context, endpoint runtime.Endpoint, sessionID string) error {
-	ctx, cancel := context.WithTimeout(ctx, tryTimeout)
+func clamp(d, lowest, highest time.Duration) time.Duration { return min(max(d, lowest), highest) }
+
+func (c Check) try(ctx context.Context, limit time.Duration, endpoint runtime.Endpoint, sessionID string) error {
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	if c.HTTPPath == "" {
 		return c.connect(ctx, endpoint)
