@@ -71,9 +71,11 @@ func bivouac() rules {
 		support: []string{
 			"internal/arch",
 			"internal/bench/...",
+			"internal/chaos/...",
 			"internal/e2e/...",
 			"internal/fakeruntime",
 			"internal/httpapi/apitest",
+			"internal/simulate/...",
 			"internal/stack/...",
 			"internal/storetest",
 			"runtime/conformance/...",
