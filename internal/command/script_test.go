@@ -38,6 +38,7 @@ func TestScripts(t *testing.T) {
 			env.Setenv("XDG_CACHE_HOME", env.WorkDir+"/cache")
 			env.Setenv("ADDR", addr)
 			env.Setenv("BIVOUAC_ADDR", "http://"+addr)
+			env.Setenv("GORACE", "atexit_sleep_ms=0") // else each command takes a second to end under -race
 			env.Setenv("CHAT", uuid.NewString())
 			env.Setenv("CHAT2", uuid.NewString())
 			return os.Mkdir(env.WorkDir+"/volume", 0o700)
