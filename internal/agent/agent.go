@@ -74,6 +74,7 @@ func Run(ctx context.Context, c config.Config, env Environment) error {
 	if err != nil {
 		return err
 	}
+	base = withFailpoints(base)
 	sessions, err := scheduler.New(scheduler.Config{
 		Store:           base.store,
 		Locker:          base.locker,

@@ -16,14 +16,16 @@ type fault struct {
 	provoke func(ctx context.Context) error
 }
 
-// between faults of one lane lie pauses of so long.
-const (
-	minPause = 500 * time.Millisecond
-	maxPause = 2500 * time.Millisecond
-)
+// lane is faults that come one after the other, beside those of other lanes. The
+// pauses are such that a full run has each fault more than 20 times, and that
+// most of the time not everything is broken.
+type lane struct {
+	faults   []fault
+	from, to time.Duration // pause before a fault
+}
 
 // stir lets callers ask and faults come for a time, and returns when all faults
-// have ended and all callers have their answers.
+// have ended and all callers are gone.
 func (w *world) stir(ctx context.Context, d time.Duration) error {
 	until := time.Now().Add(d)
 	asking, enough := context.WithCancel(ctx)
@@ -32,30 +34,36 @@ func (w *world) stir(ctx context.Context, d time.Duration) error {
 	random := rand.New(rand.NewPCG(w.draw(), w.draw()))
 	callers.Go(func() error { w.load.run(asking, w.plan.workers, random); return nil })
 	lanes, lanesCtx := errgroup.WithContext(ctx)
-	for _, lane := range w.lanes() {
-		lanes.Go(func() error { return w.provokeAll(lanesCtx, lane, until) })
+	for _, l := range w.lanes() {
+		lanes.Go(func() error { return w.provokeAll(lanesCtx, l, until) })
 	}
 	err := lanes.Wait()
+	if err == nil { // the last one finds all in the middle of something
+		err = w.provoke(ctx, w.replicaFaults(w.replicas[w.below(replicas)])[0])
+	}
 	enough()
 	_ = callers.Wait() // it returns no error
 	return err
 }
 
-// lanes are faults that may come beside each other. Those of one lane come one
-// after the other.
-func (w *world) lanes() [][]fault {
-	lanes := [][]fault{w.consulFaults(), w.nomadServerFaults(), w.nomadClientFaults(), w.sandboxFaults()}
+func (w *world) lanes() []lane {
+	lanes := []lane{
+		{w.consulFaults(), 5 * time.Second, 12 * time.Second},
+		{w.nomadServerFaults(), 7 * time.Second, 15 * time.Second},
+		{w.nomadClientFaults(), 7 * time.Second, 16 * time.Second},
+		{w.sandboxFaults(), 5 * time.Second, 14 * time.Second},
+	}
 	for _, r := range w.replicas {
-		lanes = append(lanes, w.replicaFaults(r))
+		lanes = append(lanes, lane{w.replicaFaults(r), 3 * time.Second, 10 * time.Second})
 	}
 	return lanes
 }
 
 // provokeAll provokes the faults of one lane until a time.
-func (w *world) provokeAll(ctx context.Context, lane []fault, until time.Time) error {
+func (w *world) provokeAll(ctx context.Context, l lane, until time.Time) error {
 	for ctx.Err() == nil {
-		pause(ctx, w.between(minPause, maxPause))
-		f, ok := w.choose(lane, time.Until(until))
+		pause(ctx, w.between(l.from, l.to))
+		f, ok := w.choose(l.faults, time.Until(until))
 		if !ok || ctx.Err() != nil {
 			return nil
 		}
@@ -79,10 +87,10 @@ func (w *world) provoke(ctx context.Context, f fault) error {
 }
 
 // choose draws a fault of those that came least often and fit into what is left.
-func (w *world) choose(lane []fault, left time.Duration) (fault, bool) {
+func (w *world) choose(faults []fault, left time.Duration) (fault, bool) {
 	var fit []fault
 	least := 0
-	for _, f := range lane {
+	for _, f := range faults {
 		if f.lasts > left {
 			continue
 		}

@@ -44,7 +44,8 @@ const (
 	probeEach = 200 * time.Millisecond
 )
 
-// run lets callers ask until ctx ends, and returns when all have their answers.
+// run lets callers ask until ctx ends. Then all of them are gone at once, whatever
+// they wait for.
 func (l *load) run(ctx context.Context, workers int, random *rand.Rand) {
 	l.serve(true)
 	var all sync.WaitGroup
@@ -52,7 +53,7 @@ func (l *load) run(ctx context.Context, workers int, random *rand.Rand) {
 		own := rand.New(rand.NewPCG(random.Uint64(), random.Uint64()))
 		all.Go(func() {
 			for ctx.Err() == nil {
-				l.ask(own)
+				l.ask(ctx, own)
 				pause(ctx, time.Duration(150+own.IntN(700))*time.Millisecond)
 			}
 		})
@@ -61,7 +62,7 @@ func (l *load) run(ctx context.Context, workers int, random *rand.Rand) {
 		own := rand.New(rand.NewPCG(random.Uint64(), random.Uint64()))
 		all.Go(func() {
 			for ctx.Err() == nil {
-				_ = l.get(r, l.chats[own.IntN(len(l.chats))], time.Second) // it is noted
+				_ = l.get(ctx, r, l.chats[own.IntN(len(l.chats))], time.Second) // it is noted
 				pause(ctx, probeEach)
 			}
 		})
@@ -85,7 +86,7 @@ func (l *load) serve(more bool) {
 }
 
 // ask makes one request to a replica, and to another where that fails.
-func (l *load) ask(random *rand.Rand) {
+func (l *load) ask(ctx context.Context, random *rand.Rand) {
 	// The first chats are restless, the others keep their sessions for long.
 	i := random.IntN(len(l.chats))
 	chat, calm := l.chats[i], i >= len(l.chats)/2
@@ -100,23 +101,23 @@ func (l *load) ask(random *rand.Rand) {
 	var try func(*replica) error
 	switch n := random.IntN(100); {
 	case n < 40:
-		try = func(r *replica) error { return l.create(r, chat, in, limit) }
+		try = func(r *replica) error { return l.create(ctx, r, chat, in, limit) }
 	case n < 45:
 		in.AgentID = "agent-2"
-		try = func(r *replica) error { return l.create(r, chat, in, limit) }
+		try = func(r *replica) error { return l.create(ctx, r, chat, in, limit) }
 	case n < 65:
-		try = func(r *replica) error { return l.get(r, chat, limit) }
+		try = func(r *replica) error { return l.get(ctx, r, chat, limit) }
 	case n < 77:
-		try = func(r *replica) error { return l.renew(r, chat, in.TTL, limit) }
+		try = func(r *replica) error { return l.renew(ctx, r, chat, in.TTL, limit) }
 	case n < 95 && (!calm || n < 79):
-		try = func(r *replica) error { return l.delete(r, chat, limit) }
+		try = func(r *replica) error { return l.delete(ctx, r, chat, limit) }
 	default:
-		try = func(r *replica) error { return l.cleanup(r, limit) }
+		try = func(r *replica) error { return l.cleanup(ctx, r, limit) }
 	}
 	first := random.IntN(len(l.replicas))
 	for n := range tries {
 		err := try(l.replicas[(first+n)%len(l.replicas)])
-		if !worthAnother(err) {
+		if !worthAnother(err) || ctx.Err() != nil {
 			return
 		}
 	}
@@ -137,8 +138,8 @@ func worthAnother(err error) bool {
 }
 
 // call makes one request and notes it.
-func (l *load) call(r *replica, changes bool, limit time.Duration, text string, f func(context.Context) (string, error)) error {
-	ctx, cancel := context.WithTimeout(context.Background(), limit)
+func (l *load) call(ctx context.Context, r *replica, changes bool, limit time.Duration, text string, f func(context.Context) (string, error)) error {
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	l.asked.Add(1)
 	l.inFlight.Add(1)
@@ -172,9 +173,9 @@ func codeOf(err error) wire.Code {
 	return ""
 }
 
-func (l *load) create(r *replica, chat uuid.UUID, in apiclient.CreateInput, limit time.Duration) error {
+func (l *load) create(ctx context.Context, r *replica, chat uuid.UUID, in apiclient.CreateInput, limit time.Duration) error {
 	op := "create chat " + chat.String() + " on " + r.name
-	return l.call(r, true, limit, "create chat "+chat.String()+" for "+in.AgentID, func(ctx context.Context) (string, error) {
+	return l.call(ctx, r, true, limit, "create chat "+chat.String()+" for "+in.AgentID, func(ctx context.Context) (string, error) {
 		start := time.Now()
 		res, err := r.api.Create(ctx, chat, in)
 		end := time.Now()
@@ -206,8 +207,8 @@ func (l *load) create(r *replica, chat uuid.UUID, in apiclient.CreateInput, limi
 	})
 }
 
-func (l *load) get(r *replica, chat uuid.UUID, limit time.Duration) error {
-	return l.call(r, false, limit, "get chat "+chat.String(), func(ctx context.Context) (string, error) {
+func (l *load) get(ctx context.Context, r *replica, chat uuid.UUID, limit time.Duration) error {
+	return l.call(ctx, r, false, limit, "get chat "+chat.String(), func(ctx context.Context) (string, error) {
 		start := time.Now()
 		op := "get chat " + chat.String() + " on " + r.name
 		session, _, err := r.api.Get(ctx, chat, apiclient.Block{})
@@ -227,8 +228,8 @@ func (l *load) get(r *replica, chat uuid.UUID, limit time.Duration) error {
 	})
 }
 
-func (l *load) renew(r *replica, chat uuid.UUID, ttl, limit time.Duration) error {
-	return l.call(r, true, limit, "renew chat "+chat.String(), func(ctx context.Context) (string, error) {
+func (l *load) renew(ctx context.Context, r *replica, chat uuid.UUID, ttl, limit time.Duration) error {
+	return l.call(ctx, r, true, limit, "renew chat "+chat.String(), func(ctx context.Context) (string, error) {
 		start := time.Now()
 		op := "renew chat " + chat.String() + " on " + r.name
 		session, err := r.api.Renew(ctx, chat, ttl)
@@ -243,8 +244,8 @@ func (l *load) renew(r *replica, chat uuid.UUID, ttl, limit time.Duration) error
 	})
 }
 
-func (l *load) delete(r *replica, chat uuid.UUID, limit time.Duration) error {
-	return l.call(r, true, limit, "delete chat "+chat.String(), func(ctx context.Context) (string, error) {
+func (l *load) delete(ctx context.Context, r *replica, chat uuid.UUID, limit time.Duration) error {
+	return l.call(ctx, r, true, limit, "delete chat "+chat.String(), func(ctx context.Context) (string, error) {
 		start := time.Now()
 		done := l.told.deleting(chat)
 		res, err := r.api.Delete(ctx, chat)
@@ -261,8 +262,8 @@ func (l *load) delete(r *replica, chat uuid.UUID, limit time.Duration) error {
 	})
 }
 
-func (l *load) cleanup(r *replica, limit time.Duration) error {
-	return l.call(r, true, limit, "cleanup", func(ctx context.Context) (string, error) {
+func (l *load) cleanup(ctx context.Context, r *replica, limit time.Duration) error {
+	return l.call(ctx, r, true, limit, "cleanup", func(ctx context.Context) (string, error) {
 		res, err := r.api.Cleanup(ctx)
 		for _, s := range res.Cleaned {
 			l.told.cleaned(s)

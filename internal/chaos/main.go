@@ -18,6 +18,7 @@ func main() {
 	p := fullRun()
 	flag.DurationVar(&p.duration, "duration", p.duration, "how long faults are provoked, quiet periods included")
 	flag.Uint64Var(&p.seed, "seed", rand.Uint64(), "decides which faults and requests come when")
+	flag.StringVar(&p.binary, "bivouac", "", "bivouac to run; empty builds that of this source tree")
 	flag.Parse()
 	report, err := run(ctx, p)
 	if report != nil {
@@ -36,6 +37,7 @@ type plan struct {
 	stir     time.Duration // how long faults come between two quiet periods
 	chats    int
 	workers  int
+	binary   string // empty: built
 }
 
 func fullRun() plan {

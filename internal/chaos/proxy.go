@@ -35,7 +35,8 @@ type proxy struct {
 
 	mu     sync.Mutex
 	now    trouble
-	healed chan struct{} // closed while nothing is cut
+	healed chan struct{}       // closed while nothing is cut
+	spy    func(*http.Request) // told of each request that the server has answered; may be nil
 	random *rand.Rand
 }
 
@@ -184,6 +185,9 @@ func (p *proxy) RoundTrip(r *http.Request) (*http.Response, error) {
 		}
 		if err != nil {
 			return nil, err
+		}
+		if p.spy != nil {
+			p.spy(r)
 		}
 		if err := p.pass(r.Context()); err != nil {
 			_ = res.Body.Close() // the caller is gone

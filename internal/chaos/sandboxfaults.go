@@ -36,12 +36,12 @@ func (w *world) sandboxFaults() []fault {
 			return nil
 		}},
 		{"slow stop and immediate create", 20 * time.Second, w.slowStop},
-		{"sixty creates at once", 15 * time.Second, func(context.Context) error {
+		{"sixty creates at once", 15 * time.Second, func(ctx context.Context) error {
 			chat := w.chats[w.below(len(w.chats))]
 			var all sync.WaitGroup
 			for i := range burst {
 				all.Go(func() {
-					_ = w.load.create(w.replicas[i%replicas], chat, w.load.input("agent-1", 10*time.Minute), tryLimit) // it is noted
+					_ = w.load.create(ctx, w.replicas[i%replicas], chat, w.load.input("agent-1", 10*time.Minute), tryLimit) // it is noted
 				})
 			}
 			all.Wait()
@@ -79,10 +79,10 @@ func (w *world) slowStop(ctx context.Context) error {
 	defer s.signal(syscall.SIGCONT)
 	first := w.below(replicas)
 	var both sync.WaitGroup
-	both.Go(func() { _ = w.load.delete(w.replicas[first], s.chat, tryLimit) }) // it is noted
+	both.Go(func() { _ = w.load.delete(ctx, w.replicas[first], s.chat, tryLimit) }) // it is noted
 	both.Go(func() {
 		pause(ctx, w.between(0, 300*time.Millisecond))
-		_ = w.load.create(w.replicas[(first+1)%replicas], s.chat, w.load.input("agent-1", 10*time.Minute), tryLimit) // it is noted
+		_ = w.load.create(ctx, w.replicas[(first+1)%replicas], s.chat, w.load.input("agent-1", 10*time.Minute), tryLimit) // it is noted
 	})
 	both.Wait()
 	return nil

@@ -26,14 +26,14 @@ const settleLimit = 45 * time.Second
 // broken: until the next cleanup, and the stop of its sandbox.
 const cleanupDelay = 20 * time.Second
 
-// settle waits until all servers and replicas are back, and then until nothing is
-// left of what was broken. What is left after settleLimit is a violation.
+// settle waits until nothing is left of what was broken. What is left after
+// settleLimit is a violation.
 func (w *world) settle(ctx context.Context) error {
+	began := time.Now()
+	w.log.note("QUIET")
 	if err := w.back(ctx); err != nil {
 		return err
 	}
-	began := time.Now()
-	w.log.note("QUIET")
 	var left []string
 	for {
 		left = w.leftovers(ctx)
@@ -94,10 +94,16 @@ type record struct {
 
 // leftovers lists what is not settled.
 func (w *world) leftovers(ctx context.Context) []string {
+	_, left := w.survey(ctx)
+	return left
+}
+
+// survey returns the records by session, and what is not settled.
+func (w *world) survey(ctx context.Context) (map[uuid.UUID]record, []string) {
 	opts := (&consulapi.QueryOptions{RequireConsistent: true}).WithContext(ctx)
 	pairs, _, err := w.kv.KV().List(prefix, opts)
 	if err != nil {
-		return []string{"Consul cannot be read: " + err.Error()}
+		return nil, []string{"Consul cannot be read: " + err.Error()}
 	}
 	var left []string
 	records := make(map[uuid.UUID]record) // by session
@@ -152,7 +158,7 @@ func (w *world) leftovers(ctx context.Context) []string {
 	w.log.note("%d records, %d processes, %d keys", len(records), len(running), len(pairs))
 	left = append(left, w.liveJobs(ctx, records)...)
 	slices.Sort(left)
-	return left
+	return records, left
 }
 
 // liveJobs lists the jobs that run, or are about to, without a record.

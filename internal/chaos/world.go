@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -68,8 +69,7 @@ func newWorld(ctx context.Context, dir string, log *timeline, p plan) (w *world,
 	if err := os.Mkdir(volume, 0o755); err != nil {
 		return nil, err
 	}
-	binary := filepath.Join(dir, "bivouac")
-	if err := w.start(ctx, binary); err != nil {
+	if err := w.start(ctx); err != nil {
 		return nil, err
 	}
 	for range p.chats {
@@ -82,7 +82,8 @@ func newWorld(ctx context.Context, dir string, log *timeline, p plan) (w *world,
 }
 
 // start starts the servers and the replicas.
-func (w *world) start(ctx context.Context, binary string) error {
+func (w *world) start(ctx context.Context) error {
+	binary := cmp.Or(w.plan.binary, filepath.Join(w.dir, "bivouac"))
 	all, startCtx := errgroup.WithContext(ctx)
 	all.Go(func() (err error) {
 		w.consul, err = stack.StartConsul(startCtx, stack.ConsulConfig{Servers: 3, MaxHTTPConns: manyConns})
@@ -94,7 +95,9 @@ func (w *world) start(ctx context.Context, binary string) error {
 		})
 		return err
 	})
-	all.Go(func() error { return stack.BuildBivouac(startCtx, binary) })
+	if w.plan.binary == "" {
+		all.Go(func() error { return stack.BuildBivouac(startCtx, binary) })
+	}
 	if err := all.Wait(); err != nil {
 		return err
 	}
@@ -106,8 +109,6 @@ func (w *world) start(ctx context.Context, binary string) error {
 	if w.jobs, err = w.nomad.Client(); err != nil {
 		return err
 	}
-	flags := []string{"-kv-prefix=" + prefix, "-instance=" + instance, "-job-template=raw_exec",
-		"-cleanup-interval=5s", "-log-level=debug"}
 	for i := range replicas {
 		// Each has a server of its own, as agents of Consul are spread.
 		near := append(append([]string(nil), servers[i:]...), servers[:i]...)
@@ -119,7 +120,7 @@ func (w *world) start(ctx context.Context, binary string) error {
 		if err != nil {
 			return err
 		}
-		r, err := newReplica(w.dir, fmt.Sprintf("replica-%d", i), binary, consul, nomad, flags)
+		r, err := newReplica(w.dir, fmt.Sprintf("replica-%d", i), binary, consul, nomad, flags("5s"))
 		if err != nil {
 			return err
 		}
@@ -135,6 +136,12 @@ func (w *world) start(ctx context.Context, binary string) error {
 	context.AfterFunc(ctx, direct.stop)
 	w.kv, err = consulapi.NewClient(&consulapi.Config{Address: direct.addr})
 	return err
+}
+
+// flags are those of every replica.
+func flags(cleanup string) []string {
+	return []string{"-kv-prefix=" + prefix, "-instance=" + instance, "-job-template=raw_exec",
+		"-cleanup-interval=" + cleanup, "-log-level=debug"}
 }
 
 // stop ends everything. With keep the servers' logs are put with the replicas'.
