@@ -9,10 +9,9 @@ import (
 	"strconv"
 	"time"
 
-	"github.com/hashicorp/go-hclog"
-
 	"github.com/bivouac/bivouac/runtime"
 	"github.com/bivouac/bivouac/runtime/ready"
+	"github.com/hashicorp/go-hclog"
 )
 
 const (
@@ -100,13 +99,17 @@ func same(a, b runtime.Spec) bool {
 func (d *driver) awaitReady(ctx context.Context, started record) error {
 	waiting, cancel := context.WithTimeout(ctx, readyLimit)
 	defer cancel()
-	answered := make(chan error, 1)
-	go func() { answered <- d.ready.Wait(waiting, started.Endpoint, started.Spec.SessionID) }()
+	answered := make(chan struct{})
+	var err error
+	go func() {
+		defer close(answered)
+		err = d.ready.Wait(waiting, started.Endpoint, started.Spec.SessionID)
+	}()
 	look := time.NewTicker(20 * time.Millisecond)
 	defer look.Stop()
 	for {
 		select {
-		case err := <-answered:
+		case <-answered:
 			if ctx.Err() != nil {
 				return ctx.Err()
 			}

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"strconv"
 	"syscall"
 	"time"
 
@@ -56,7 +57,12 @@ func runInit(command []string) int {
 			_ = syscall.Kill(child, syscall.SIGTERM)
 		}
 	}()
-	go forward("127.0.0.1:" + os.Getenv("PORT"))
+	port, err := strconv.Atoi(os.Getenv("PORT"))
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	go forward(net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: port})
 	return reap(child)
 }
 
@@ -79,14 +85,14 @@ func reap(child int) int {
 }
 
 // forward listens as soon as the command does, and leads what comes to it.
-func forward(command string) {
+func forward(command net.TCPAddr) {
 	for wait := time.Millisecond; ; wait = min(2*wait, 50*time.Millisecond) {
-		conn, err := net.Dial("tcp", command)
+		conn, err := net.DialTCP("tcp", nil, &command)
 		if err == nil {
 			_ = conn.Close()
 			break
 		}
-		time.Sleep(wait)
+		<-time.After(wait)
 	}
 	if err := unix.Listen(portFD, maxConnections); err != nil {
 		fmt.Fprintln(os.Stderr, "listen:", err)
@@ -113,9 +119,9 @@ func forward(command string) {
 }
 
 // lead copies both ways until both sides have said all.
-func lead(outer net.Conn, command string) {
+func lead(outer net.Conn, command net.TCPAddr) {
 	defer func() { _ = outer.Close() }()
-	inner, err := net.Dial("tcp", command)
+	inner, err := net.DialTCP("tcp", nil, &command)
 	if err != nil {
 		return
 	}

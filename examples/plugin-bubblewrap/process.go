@@ -37,36 +37,66 @@ func startOf(pid int) (string, error) {
 	}
 	// The second field is a name in parentheses, which may hold anything.
 	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
-	const state, starttime = 0, 19
-	if len(fields) <= starttime || fields[state] == "Z" || fields[state] == "X" {
-		return "", os.ErrProcessDone
+	const starttime = 19
+	if len(fields) <= starttime {
+		return "", fmt.Errorf("/proc/%d/stat: %q", pid, stat)
 	}
 	return strings.TrimSpace(string(boot)) + "/" + fields[starttime], nil
 }
 
-// runs says whether the process is alive.
+// runs says whether the process is alive, or may be.
 func (p process) runs() bool {
+	fd, err := p.open()
+	switch {
+	case err != nil:
+		return true
+	case fd < 0:
+		return false
+	}
+	defer func() { _ = unix.Close(fd) }()
+	return !ended(fd, 0)
+}
+
+// open pins the process down, so that its PID cannot become another's. It
+// returns -1 where the process is gone.
+func (p process) open() (int, error) {
+	if p.PID == 0 {
+		return -1, nil
+	}
+	fd, err := unix.PidfdOpen(p.PID, 0)
+	if errors.Is(err, unix.ESRCH) {
+		return -1, nil
+	}
+	if err != nil {
+		return -1, err
+	}
 	start, err := startOf(p.PID)
-	return p.PID != 0 && err == nil && start == p.Start
+	switch {
+	case err == nil && start == p.Start:
+		return fd, nil
+	case err == nil || errors.Is(err, os.ErrNotExist):
+		return -1, unix.Close(fd)
+	}
+	return -1, errors.Join(err, unix.Close(fd))
+}
+
+// ended says whether the process ends within some milliseconds. It has ended
+// once its last thread has: a process whose state is "zombie" may still have
+// others, and with them its sockets.
+func ended(pidfd, limit int) bool {
+	fd := unix.PollFd{Fd: int32(pidfd), Events: unix.POLLIN} //nolint:gosec // the kernel's own are no larger
+	n, _ := unix.Poll([]unix.PollFd{fd}, limit)              // interrupted, it is not known to have ended
+	return n == 1
 }
 
 // end asks the process to end, kills it after grace, and returns once it is
 // seen to be gone.
 func (p process) end(ctx context.Context, grace time.Duration) error {
-	if p.PID == 0 {
-		return nil
-	}
-	fd, err := unix.PidfdOpen(p.PID, 0)
-	if errors.Is(err, unix.ESRCH) {
-		return nil
-	}
-	if err != nil {
+	fd, err := p.open()
+	if err != nil || fd < 0 {
 		return err
 	}
 	defer func() { _ = unix.Close(fd) }()
-	if !p.runs() { // looked at after the PID was pinned down
-		return nil
-	}
 	for began := time.Now(); time.Since(began) < grace && ctx.Err() == nil; {
 		// Asked again and again: a sandbox that is still being set up does not
 		// hear it.
@@ -96,16 +126,10 @@ func send(pidfd int, sig unix.Signal) error {
 
 // awaitEnd returns nil once the process has ended.
 func awaitEnd(ctx context.Context, pidfd int) error {
-	const lookAtContext = 50 // milliseconds
-	for {
-		n, err := unix.Poll([]unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}, lookAtContext)
-		switch {
-		case n == 1:
-			return nil
-		case err != nil && !errors.Is(err, unix.EINTR):
-			return err
-		case ctx.Err() != nil:
+	for !ended(pidfd, 50) {
+		if ctx.Err() != nil {
 			return ctx.Err()
 		}
 	}
+	return nil
 }

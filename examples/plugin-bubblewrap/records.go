@@ -10,9 +10,8 @@ import (
 	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/bivouac/bivouac/runtime"
+	"golang.org/x/sys/unix"
 )
 
 // record is what is known of a session ID. Its file outlives the plugin.

@@ -12,9 +12,8 @@ import (
 	"strings"
 	"syscall"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/bivouac/bivouac/runtime"
+	"golang.org/x/sys/unix"
 )
 
 // Inside a sandbox.
@@ -78,7 +77,7 @@ func (d *driver) start(spec runtime.Spec) (_ *gated, err error) {
 	if err != nil {
 		return nil, errors.Join(err, tellInfo.Close(), gate.Close(), openGate.Close())
 	}
-	cmd := exec.Command("bwrap", d.arguments(spec, port)...)
+	cmd := exec.Command("bwrap", d.arguments(spec, port)...) //nolint:noctx // it outlives the call that starts it
 	cmd.Stderr = output
 	cmd.ExtraFiles = []*os.File{tellInfo, gate, socket}  // in the order of the constants
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // the host ends the plugin's own group with it
@@ -126,7 +125,7 @@ func reserve() (*os.File, runtime.Endpoint, error) {
 	if !ok {
 		return nil, runtime.Endpoint{}, errors.Join(errors.New("not an IPv4 socket"), socket.Close())
 	}
-	return socket, runtime.Endpoint{IP: netip.AddrFrom4(loopback), Port: uint16(bound.Port)}, nil
+	return socket, runtime.Endpoint{IP: netip.AddrFrom4(loopback), Port: uint16(bound.Port)}, nil //nolint:gosec // a port fits
 }
 
 // arguments tells bwrap what the sandbox is: namespaces of its own, no

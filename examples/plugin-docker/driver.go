@@ -8,15 +8,14 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/bivouac/bivouac/runtime"
+	"github.com/bivouac/bivouac/runtime/ready"
 	"github.com/containerd/errdefs"
 	"github.com/hashicorp/go-hclog"
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/mount"
 	"github.com/moby/moby/api/types/network"
 	"github.com/moby/moby/client"
-
-	"github.com/bivouac/bivouac/runtime"
-	"github.com/bivouac/bivouac/runtime/ready"
 )
 
 const (
@@ -165,11 +164,13 @@ func (d *driver) awaitReady(ctx context.Context, sessionID, containerID string) 
 	waiting, cancel := context.WithTimeout(ctx, readyLimit)
 	defer cancel()
 	ended := d.engine.ContainerWait(waiting, containerID, client.ContainerWaitOptions{Condition: container.WaitConditionNotRunning})
-	answered := make(chan error, 1)
-	go func() { answered <- d.ready.Wait(waiting, endpointOf(running, d.config.Port), sessionID) }()
-
+	answered := make(chan struct{})
+	go func() {
+		defer close(answered)
+		err = d.ready.Wait(waiting, endpointOf(running, d.config.Port), sessionID)
+	}()
 	select {
-	case err = <-answered:
+	case <-answered:
 	case <-ended.Result:
 		cancel()
 		<-answered

@@ -8,13 +8,12 @@ import (
 	"net/netip"
 	"strconv"
 
+	"github.com/bivouac/bivouac/runtime"
 	"github.com/moby/moby/api/pkg/stdcopy"
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/events"
 	"github.com/moby/moby/api/types/network"
 	"github.com/moby/moby/client"
-
-	"github.com/bivouac/bivouac/runtime"
 )
 
 // Inspect asks for the container, and where there is none for what a Stop left.

@@ -5,12 +5,11 @@ import (
 	"iter"
 	"time"
 
+	"github.com/bivouac/bivouac/runtime"
 	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/volume"
 	"github.com/moby/moby/client"
-
-	"github.com/bivouac/bivouac/runtime"
 )
 
 // A mark says that a session ID is used up. It is an empty volume: an object

@@ -454,9 +454,17 @@ def group_runs(record):
         return False  # the ID is another's by now
     for entry in os.listdir("/proc"):
         found = stat(entry) if entry.isdigit() else None
-        if found and found[1] == pid and found[0] not in "ZX":
+        if found and found[1] == pid and not is_gone(entry, found[0]):
             return True
     return False
+
+
+def is_gone(pid, state):
+    """A zombie may still have other threads, and with them its sockets."""
+    try:
+        return state in "ZX" and len(os.listdir(f"/proc/{pid}/task")) == 1
+    except OSError:
+        return True
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ var (
 )
 
 // call makes a call to the plugin, if it is up.
-func call[T any](d *Driver, ask func(*incarnation) (T, error)) (T, error) {
+func call[T any](ctx context.Context, d *Driver, ask func(*incarnation) (T, error)) (T, error) {
 	var none T
 	inc, err := d.plugin.now()
 	if err != nil {
@@ -31,13 +31,13 @@ func call[T any](d *Driver, ask func(*incarnation) (T, error)) (T, error) {
 	}
 	answer, err := ask(inc)
 	if err != nil {
-		return none, d.plugin.wrap(inc.explain(err))
+		return none, d.plugin.wrap(inc.explain(ctx, err))
 	}
 	return answer, nil
 }
 
 // each passes on what the plugin yields, if it is up.
-func each[T any](d *Driver, ask func(*incarnation) iter.Seq2[T, error]) iter.Seq2[T, error] {
+func each[T any](ctx context.Context, d *Driver, ask func(*incarnation) iter.Seq2[T, error]) iter.Seq2[T, error] {
 	return func(yield func(T, error) bool) {
 		var none T
 		inc, err := d.plugin.now()
@@ -47,7 +47,7 @@ func each[T any](d *Driver, ask func(*incarnation) iter.Seq2[T, error]) iter.Seq
 		}
 		for item, err := range ask(inc) {
 			if err != nil {
-				yield(none, d.plugin.wrap(inc.explain(err)))
+				yield(none, d.plugin.wrap(inc.explain(ctx, err)))
 				return
 			}
 			if !yield(item, nil) {
@@ -58,8 +58,8 @@ func each[T any](d *Driver, ask func(*incarnation) iter.Seq2[T, error]) iter.Seq
 }
 
 // Info answers with the plugin's name in this Bivouac.
-func (d *Driver) Info(context.Context) (runtime.Info, error) {
-	return call(d, func(inc *incarnation) (runtime.Info, error) {
+func (d *Driver) Info(ctx context.Context) (runtime.Info, error) {
+	return call(ctx, d, func(inc *incarnation) (runtime.Info, error) {
 		info := inc.info
 		info.Name = d.plugin.spec.Name
 		return info, nil
@@ -68,7 +68,7 @@ func (d *Driver) Info(context.Context) (runtime.Info, error) {
 
 // Create refuses a sandbox that the plugin has handed out for another session.
 func (d *Driver) Create(ctx context.Context, spec runtime.Spec, progress func(runtime.Stage)) (runtime.Sandbox, error) {
-	return call(d, func(inc *incarnation) (runtime.Sandbox, error) {
+	return call(ctx, d, func(inc *incarnation) (runtime.Sandbox, error) {
 		sandbox, err := inc.driver.Create(ctx, spec, progress)
 		if err != nil {
 			return runtime.Sandbox{}, err
@@ -102,7 +102,7 @@ func (d *Driver) claim(ctx context.Context, inc *incarnation, sandbox runtime.Sa
 
 // Stop asks the plugin.
 func (d *Driver) Stop(ctx context.Context, sessionID string) error {
-	_, err := call(d, func(inc *incarnation) (struct{}, error) {
+	_, err := call(ctx, d, func(inc *incarnation) (struct{}, error) {
 		return struct{}{}, inc.driver.Stop(ctx, sessionID)
 	})
 	return err
@@ -110,7 +110,7 @@ func (d *Driver) Stop(ctx context.Context, sessionID string) error {
 
 // Delete asks the plugin.
 func (d *Driver) Delete(ctx context.Context, sessionID string) error {
-	_, err := call(d, func(inc *incarnation) (struct{}, error) {
+	_, err := call(ctx, d, func(inc *incarnation) (struct{}, error) {
 		return struct{}{}, inc.driver.Delete(ctx, sessionID)
 	})
 	if err == nil {
@@ -121,7 +121,7 @@ func (d *Driver) Delete(ctx context.Context, sessionID string) error {
 
 // Inspect asks the plugin.
 func (d *Driver) Inspect(ctx context.Context, sessionID string) (runtime.Sandbox, error) {
-	sandbox, err := call(d, func(inc *incarnation) (runtime.Sandbox, error) {
+	sandbox, err := call(ctx, d, func(inc *incarnation) (runtime.Sandbox, error) {
 		return inc.driver.Inspect(ctx, sessionID)
 	})
 	if err == nil {
@@ -132,7 +132,7 @@ func (d *Driver) Inspect(ctx context.Context, sessionID string) (runtime.Sandbox
 
 // List asks the plugin.
 func (d *Driver) List(ctx context.Context) iter.Seq2[runtime.Sandbox, error] {
-	return each(d, func(inc *incarnation) iter.Seq2[runtime.Sandbox, error] { return inc.driver.List(ctx) })
+	return each(ctx, d, func(inc *incarnation) iter.Seq2[runtime.Sandbox, error] { return inc.driver.List(ctx) })
 }
 
 // Watch waits for the plugin to be up and reports until that process ends.
@@ -141,12 +141,12 @@ func (d *Driver) Watch(ctx context.Context, changed func(runtime.Sandbox)) error
 	if err != nil {
 		return err
 	}
-	return d.plugin.wrap(inc.explain(inc.driver.Watch(ctx, changed)))
+	return d.plugin.wrap(inc.explain(ctx, inc.driver.Watch(ctx, changed)))
 }
 
 // Health tells of the plugin's process, and then what the plugin itself tells.
 func (d *Driver) Health(ctx context.Context) error {
-	_, err := call(d, func(inc *incarnation) (struct{}, error) {
+	_, err := call(ctx, d, func(inc *incarnation) (struct{}, error) {
 		return struct{}{}, inc.driver.Health(ctx)
 	})
 	return err
@@ -154,14 +154,14 @@ func (d *Driver) Health(ctx context.Context) error {
 
 // Logs asks the plugin.
 func (d *Driver) Logs(ctx context.Context, sessionID string, follow bool) iter.Seq2[runtime.LogChunk, error] {
-	return each(d, func(inc *incarnation) iter.Seq2[runtime.LogChunk, error] {
+	return each(ctx, d, func(inc *incarnation) iter.Seq2[runtime.LogChunk, error] {
 		return inc.driver.Logs(ctx, sessionID, follow)
 	})
 }
 
 // Exec asks the plugin.
 func (d *Driver) Exec(ctx context.Context, sessionID string, command []string, stdio runtime.Stdio) (int, error) {
-	return call(d, func(inc *incarnation) (int, error) {
+	return call(ctx, d, func(inc *incarnation) (int, error) {
 		return inc.driver.Exec(ctx, sessionID, command, stdio)
 	})
 }

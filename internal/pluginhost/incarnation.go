@@ -162,13 +162,13 @@ func (i *incarnation) checkHealth(ctx context.Context) error {
 
 // explain says in an error what became of the process, where a call failed
 // because it ended.
-func (i *incarnation) explain(err error) error {
+func (i *incarnation) explain(ctx context.Context, err error) error {
 	if !errors.Is(err, runtime.ErrUnavailable) {
 		return err
 	}
 	// A call fails some moments before its connection is known to be broken,
 	// and that some moments before the process can be collected.
-	ctx, cancel := context.WithTimeout(context.Background(), brokenLimit)
+	ctx, cancel := context.WithTimeout(ctx, brokenLimit)
 	defer cancel()
 	if !i.conn.WaitForStateChange(ctx, connectivity.Ready) {
 		return err
