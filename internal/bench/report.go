@@ -3,7 +3,9 @@ package main
 import (
 	"fmt"
 	"io"
+	"maps"
 	"slices"
+	"strings"
 	"text/tabwriter"
 	"time"
 )
@@ -56,26 +58,31 @@ func (r *row) against(others ...row) {
 }
 
 func (r report) print(out io.Writer) error {
-	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "PART\tWHAT\tN\tP50 ms\tP90 ms\tP99 ms\tCOUNT\tRATIO")
+	var lines strings.Builder
+	w := tabwriter.NewWriter(&lines, 0, 0, 2, ' ', 0)
+	_, _ = fmt.Fprintln(w, "PART\tWHAT\tN\tP50 ms\tP90 ms\tP99 ms\tCOUNT\tRATIO")
 	for _, row := range r {
 		count := ""
 		if row.Unit != "" {
 			count = fmt.Sprintf("%.2f %s", row.Count, row.Unit)
 		}
-		names := make([]string, 0, len(row.Ratio))
-		for name := range row.Ratio {
-			names = append(names, name)
+		names := slices.Sorted(maps.Keys(row.Ratio))
+		ratios := make([]string, len(names))
+		for i, name := range names {
+			ratios[i] = fmt.Sprintf("%.2f × %s", row.Ratio[name], name)
 		}
-		slices.Sort(names)
-		ratios := ""
-		for _, name := range names {
-			ratios += fmt.Sprintf("%.2f × %s  ", row.Ratio[name], name)
-		}
-		fmt.Fprintf(w, "%s\t%s\t%d\t%s\t%s\t%s\t%s\t%s\n", row.Part, row.What, row.N,
-			ms(row.P50), ms(row.P90), ms(row.P99), count, ratios)
+		_, _ = fmt.Fprintf(w, "%s\t%s\t%d\t%s\t%s\t%s\t%s\t%s\n", row.Part, row.What, row.N,
+			ms(row.P50), ms(row.P90), ms(row.P99), count, strings.Join(ratios, ", "))
 	}
-	return w.Flush()
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	for line := range strings.Lines(lines.String()) {
+		if _, err := fmt.Fprintln(out, strings.TrimRight(line, " \n")); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func ms(v float64) string {

@@ -29,6 +29,11 @@ const (
 	samples = 3
 	// maxSkew is how far apart the machines' clocks may be.
 	maxSkew = 5 * time.Minute
+	// slew is how much of a tick whoever writes the time down moves it towards
+	// its own machine's: slow enough that no session ends early for it, and
+	// enough that the time does not stay behind for ever where it once stood
+	// still.
+	slew = tickInterval / 100
 )
 
 // Clock is the time that all replicas agree on, however far apart the clocks of
@@ -105,49 +110,54 @@ func (c *Clock) awaitKnown(ctx context.Context) error {
 // Run follows the agreed time, and writes it down while nobody else does, until
 // ctx ends.
 func (c *Clock) Run(ctx context.Context) error {
-	var (
-		index  uint64 // of the last tick seen; 0 before the first look
-		last   tick
-		seenAt time.Time
-	)
+	var last sight
 	pause := newBackOff(100*time.Millisecond, 5*time.Second)
 	for ctx.Err() == nil {
-		err := func() error {
-			if index != 0 && time.Since(seenAt) >= c.patience(last) {
-				if err := c.tick(ctx, last); err != nil {
-					return err
-				}
-			}
-			block := scheduler.Block{Index: index}
-			if index != 0 {
-				block.Wait = max(c.patience(last)-time.Since(seenAt), 50*time.Millisecond)
-			}
-			pair, next, err := c.Store.get(ctx, c.Store.keys.clock(), block)
-			if err != nil || next == index {
-				return err
-			}
-			seen := tickOf(pair)
-			// The first tick to be seen may be of any age; only a new one is news.
-			// Our own are none, except one whose outcome we did not learn.
-			if index != 0 && !seen.at.IsZero() && (seen.by != c.id || !c.isKnown()) {
-				c.measured(seen.at.Sub(c.wall()))
-			}
-			index, last, seenAt = next, seen, time.Now()
-			return nil
-		}()
+		err := c.step(ctx, &last)
 		if err == nil {
 			pause.Reset()
 			continue
 		}
-		if ctx.Err() != nil {
-			break
-		}
-		c.Store.log.Debug("cannot follow the time", "error", err)
+		c.log.Debug("cannot follow the time", "error", err)
 		select {
 		case <-time.After(pause.NextBackOff()):
 		case <-ctx.Done():
 		}
 	}
+	return nil
+}
+
+// sight is a tick, and when it was seen.
+type sight struct {
+	tick
+	state uint64    // of Consul at that time; 0 before the first look
+	at    time.Time // on this machine's clock
+}
+
+// step writes a tick if one is due, and then waits for the next to be seen.
+func (c *Clock) step(ctx context.Context, last *sight) error {
+	block := scheduler.Block{Index: last.state}
+	if last.state != 0 {
+		due := c.patience(last.tick) - time.Since(last.at)
+		if due <= 0 {
+			if err := c.tick(ctx, last.tick); err != nil {
+				return err
+			}
+			due = c.patience(last.tick)
+		}
+		block.Wait = max(due, 50*time.Millisecond)
+	}
+	pair, state, err := c.get(ctx, c.keys.clock(), block)
+	if err != nil || state == last.state {
+		return err
+	}
+	seen := tickOf(pair)
+	// The first tick to be seen may be of any age; only a new one is news.
+	// Our own are none, except one whose outcome we did not learn.
+	if last.state != 0 && !seen.time.IsZero() && (seen.by != c.id || !c.isKnown()) {
+		c.measured(seen.time.Sub(c.wall()))
+	}
+	*last = sight{tick: seen, state: state, at: time.Now()}
 	return nil
 }
 
@@ -159,7 +169,7 @@ func (c *Clock) patience(last tick) time.Duration {
 	case c.isKnown():
 		// Not all at once, or all would think themselves the next.
 		return silence*3/4 + jitter(silence/2)
-	case last.at.IsZero():
+	case last.time.IsZero():
 		return 0 // nobody ever wrote the time down
 	default:
 		return strangerSilence
@@ -168,33 +178,33 @@ func (c *Clock) patience(last tick) time.Duration {
 
 // tick writes the time down, unless somebody else just did.
 func (c *Clock) tick(ctx context.Context, last tick) error {
-	stranger, offset := !c.isKnown(), c.offsetFrom(last)
-	now := tick{by: c.id, at: c.wall().Add(offset)}
+	offset := c.nextOffset(last)
+	now := tick{by: c.id, time: c.wall().Add(offset)}
 	ctx, cancel := context.WithTimeout(ctx, tickInterval)
 	defer cancel()
-	written, _, err := c.Store.client.KV().CAS(
-		&api.KVPair{Key: c.Store.keys.clock(), Value: []byte(now.String()), ModifyIndex: last.index},
+	written, _, err := c.client.KV().CAS(
+		&api.KVPair{Key: c.keys.clock(), Value: []byte(now.String()), ModifyIndex: last.index},
 		(&api.WriteOptions{}).WithContext(ctx))
 	if err != nil {
 		return fmt.Errorf("write the time: %w", classify(ctx, err))
 	}
-	if written && stranger {
-		c.measured(offset)
+	if written {
+		c.set(offset)
 	}
 	return nil
 }
 
-// offsetFrom returns the offset of the agreed time to this machine's. Who does
-// not know it, and heard nobody who does, goes on from the last tick where its
-// machine's time is no further from that than a clock may be off: the time may
-// stand still while nobody keeps it, and must not jump.
-func (c *Clock) offsetFrom(last tick) time.Duration {
+// nextOffset returns the offset of the next tick's time to this machine's. Who
+// does not know the time, and heard nobody who does, goes on from the last tick
+// where its machine's time is no further from that than a clock may be off: the
+// time may stand still while nobody keeps it, and must not jump.
+func (c *Clock) nextOffset(last tick) time.Duration {
 	if c.isKnown() {
 		c.mu.Lock()
 		defer c.mu.Unlock()
-		return c.offset
+		return c.offset - min(max(c.offset, -slew), slew)
 	}
-	if ahead := c.wall().Sub(last.at); ahead < 2*maxSkew {
+	if ahead := c.wall().Sub(last.time); ahead < 2*maxSkew {
 		return -ahead
 	}
 	return 0
@@ -203,11 +213,11 @@ func (c *Clock) offsetFrom(last tick) time.Duration {
 // tick is the time as one replica wrote it down.
 type tick struct {
 	by    string
-	at    time.Time
+	time  time.Time
 	index uint64 // of its key; 0 where there is none
 }
 
-func (t tick) String() string { return t.by + " " + t.at.UTC().Format(time.RFC3339Nano) }
+func (t tick) String() string { return t.by + " " + t.time.UTC().Format(time.RFC3339Nano) }
 
 // tickOf reads a tick. What is none is as if there were none: it is overwritten.
 func tickOf(pair *api.KVPair) tick {
@@ -216,7 +226,7 @@ func tickOf(pair *api.KVPair) tick {
 	}
 	by, text, _ := strings.Cut(string(pair.Value), " ")
 	if at, err := time.Parse(time.RFC3339Nano, text); err == nil {
-		return tick{by: by, at: at, index: pair.ModifyIndex}
+		return tick{by: by, time: at, index: pair.ModifyIndex}
 	}
 	return tick{index: pair.ModifyIndex}
 }
@@ -230,7 +240,7 @@ func (c *Clock) isKnown() bool {
 	}
 }
 
-// measured takes in an offset.
+// measured takes in an offset as another's tick shows it.
 func (c *Clock) measured(offset time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -238,7 +248,20 @@ func (c *Clock) measured(offset time.Duration) {
 	if len(c.recent) > samples {
 		c.recent = c.recent[1:]
 	}
-	c.offset = slices.Max(c.recent)
+	c.know(slices.Max(c.recent))
+}
+
+// set takes an offset over as it is.
+func (c *Clock) set(offset time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.recent = []time.Duration{offset}
+	c.know(offset)
+}
+
+// know is called with mu held.
+func (c *Clock) know(offset time.Duration) {
+	c.offset = offset
 	if !c.isKnown() {
 		close(c.known)
 	}

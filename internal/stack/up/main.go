@@ -118,10 +118,10 @@ func serve(ctx context.Context, consul, nomad string) error {
 		err = errors.Join(err, bivouac.Cancel())
 	}
 	end := <-ended
-	if ctx.Err() != nil {
-		return nil
+	if ctx.Err() == nil {
+		return errors.Join(err, errors.New("bivouac has ended"), end)
 	}
-	return errors.Join(err, errors.New("bivouac has ended"), end)
+	return nil // told to end, and it has
 }
 
 func startBoth(ctx context.Context) (consul *stack.Consul, nomad *stack.Nomad, err error) {
