@@ -66,6 +66,11 @@ func host(t *testing.T, plugin pluginhost.Plugin, config any) (*pluginhost.Host,
 func TestPluginDocker(t *testing.T) {
 	image := stack.DockerForTest(t)
 	plugin := pluginhost.Plugin{Name: "docker", Path: build(t, "plugin-docker")}
+	t.Cleanup(func() { // the marks that would go after an hour
+		if marks := strings.Fields(output(t, "docker", "volume", "ls", "--quiet", "--filter=label=bivouac.instance=examples")); len(marks) > 0 {
+			output(t, "docker", append([]string{"volume", "rm"}, marks...)...)
+		}
+	})
 	h, driver := host(t, plugin, map[string]any{"image": image, "ready_path": "/healthz", "memory_mib": 64})
 	conformance.Run(t, conformance.Harness{
 		Open:   func(*testing.T) runtime.Driver { return driver },
