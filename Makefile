@@ -33,6 +33,11 @@ test: ## Run all tests with the race detector; with CI=true none may be skipped
 		--post-run-command $(CURDIR)/internal/tools/gotestsum/no-skips.sh \
 		-- -race -timeout 20m $(if $(CI),-count=1) ./...)
 
+# DURATION= and SEED= choose another run than the full one.
+.PHONY: chaos
+chaos: ## Break a running Bivouac in every way for half an hour, and count what it does wrong
+	go run ./internal/chaos $(if $(DURATION),-duration=$(DURATION)) $(if $(SEED),-seed=$(SEED))
+
 .PHONY: stack
 stack: ## Run Bivouac on a real Consul and a real Nomad, until Ctrl-C
 	go build -o bin/stack ./internal/stack/up

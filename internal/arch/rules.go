@@ -72,6 +72,7 @@ func bivouac() rules {
 			"internal/arch",
 			"internal/bench/...",
 			"internal/chaos/...",
+			"internal/chaos/...",
 			"internal/e2e/...",
 			"internal/fakeruntime",
 			"internal/httpapi/apitest",

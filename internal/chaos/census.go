@@ -185,7 +185,7 @@ func (c *census) look(pid int) *sandbox {
 		return nil // most are another's, or gone
 	}
 	s := &sandbox{}
-	for _, kv := range bytes.Split(environ, []byte{0}) {
+	for kv := range bytes.SplitSeq(environ, []byte{0}) {
 		name, value, _ := strings.Cut(string(kv), "=")
 		switch name {
 		case "BIVOUAC_SESSION_ID":

@@ -50,32 +50,34 @@ func (w *world) lanes() []lane {
 	lanes := []lane{
 		{w.consulFaults(), 5 * time.Second, 12 * time.Second},
 		{w.nomadServerFaults(), 7 * time.Second, 15 * time.Second},
-		{w.nomadClientFaults(), 7 * time.Second, 16 * time.Second},
+		{w.nomadClientFaults(), 3 * time.Second, 9 * time.Second},
 		{w.sandboxFaults(), 5 * time.Second, 14 * time.Second},
 	}
 	for _, r := range w.replicas {
-		lanes = append(lanes, lane{w.replicaFaults(r), 3 * time.Second, 10 * time.Second})
+		lanes = append(lanes, lane{w.replicaFaults(r), 2 * time.Second, 7 * time.Second})
 	}
 	return lanes
 }
 
 // provokeAll provokes the faults of one lane until a time.
 func (w *world) provokeAll(ctx context.Context, l lane, until time.Time) error {
-	for ctx.Err() == nil {
+	for {
 		pause(ctx, w.between(l.from, l.to))
 		f, ok := w.choose(l.faults, time.Until(until))
-		if !ok || ctx.Err() != nil {
+		if !ok {
 			return nil
 		}
 		if err := w.provoke(ctx, f); err != nil {
 			return err
 		}
 	}
-	return nil
 }
 
 func (w *world) provoke(ctx context.Context, f fault) error {
 	w.log.note("FAULT %s begins, %d requests under way", f.name, w.load.inFlight.Load())
+	if err := ctx.Err(); err != nil {
+		return err
+	}
 	end := w.log.faults.begin(f.name, int(w.load.inFlight.Load()))
 	err := f.provoke(ctx)
 	end()

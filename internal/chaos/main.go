@@ -13,21 +13,26 @@ import (
 )
 
 func main() {
+	if err := command(); err != nil {
+		fmt.Fprintln(os.Stderr, "chaos:", err)
+		os.Exit(1)
+	}
+}
+
+func command() error {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	p := fullRun()
 	flag.DurationVar(&p.duration, "duration", p.duration, "how long faults are provoked, quiet periods included")
 	flag.Uint64Var(&p.seed, "seed", rand.Uint64(), "decides which faults and requests come when")
 	flag.StringVar(&p.binary, "bivouac", "", "bivouac to run; empty builds that of this source tree")
+	flag.BoolVar(&p.keep, "keep", false, "keep the timeline and the logs also where everything held")
 	flag.Parse()
 	report, err := run(ctx, p)
 	if report != nil {
 		fmt.Print(report)
 	}
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "chaos:", err)
-		os.Exit(1)
-	}
+	return err
 }
 
 // plan says what a run is.
@@ -38,10 +43,11 @@ type plan struct {
 	chats    int
 	workers  int
 	binary   string // empty: built
+	keep     bool   // keep the logs of a run in which everything held
 }
 
 func fullRun() plan {
-	return plan{duration: 35 * time.Minute, stir: 2 * time.Minute, chats: 20, workers: 8}
+	return plan{duration: 32 * time.Minute, stir: 165 * time.Second, chats: 20, workers: 8}
 }
 
 // run makes one run, and returns an error where something did not hold. What is
@@ -61,9 +67,12 @@ func run(ctx context.Context, p plan) (*report, error) {
 		return nil, errors.Join(err, log.close())
 	}
 	r, err := w.run(ctx)
-	err = errors.Join(err, w.stop(err != nil), log.close())
+	err = errors.Join(err, w.stop(p.keep || err != nil), log.close())
 	if err != nil {
 		return r, fmt.Errorf("%w\nseed %d; the timeline and the logs are in %s", err, p.seed, dir)
+	}
+	if p.keep {
+		return r, nil
 	}
 	return r, os.RemoveAll(dir)
 }

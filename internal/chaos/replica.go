@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -64,7 +65,7 @@ func newReplica(dir, name, binary string, consul, nomad *proxy, flags []string) 
 // start starts the process and waits until it says that it can serve.
 func (r *replica) start(ctx context.Context, more ...string) error {
 	cmd := exec.Command(r.binary, r.args...)
-	cmd.Env, cmd.Stdout, cmd.Stderr = append(r.env, more...), r.log, r.log
+	cmd.Env, cmd.Stdout, cmd.Stderr = slices.Concat(r.env, more), r.log, r.log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	started, done := make(chan error), make(chan struct{})
 	go func() {

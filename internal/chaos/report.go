@@ -114,16 +114,16 @@ func (w *world) report(took time.Duration) *report {
 	defer s.mu.Unlock()
 	var b strings.Builder
 	out := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(out, "fault\ttimes\tin flight\tduplicates\tleaks\tlosses\twrong\tlongest silence")
+	_, _ = fmt.Fprintln(out, "fault\ttimes\tin flight\tduplicates\tleaks\tlosses\twrong\tlongest silence")
 	row := func(name string, one *score) {
-		fmt.Fprintf(out, "%s\t%d\t%d\t%d\t%d\t%d\t%d\t%.1f s\n", name, one.times, one.inFlight, one.broken[duplicate],
+		_, _ = fmt.Fprintf(out, "%s\t%d\t%d\t%d\t%d\t%d\t%d\t%.1f s\n", name, one.times, one.inFlight, one.broken[duplicate],
 			one.broken[leak], one.broken[loss], one.broken[wrong], one.gap.Seconds())
 	}
 	for _, name := range slices.Sorted(maps.Keys(s.byName)) {
 		row(name, s.byName[name])
 	}
 	row("all", &s.total)
-	_ = out.Flush() // to memory
+	_ = out.Flush() // all to memory
 	fmt.Fprintf(&b, "\nSeed %d, %s. %s\n", w.plan.seed, took.Round(time.Second), w.load.summary())
 	fmt.Fprintf(&b, "Sandboxes seen in /proc: %d; scans: %d, the longest pause between two %s.\n",
 		w.census.total(), w.census.scans.Load(), time.Duration(w.census.pause.Load()).Round(time.Millisecond))

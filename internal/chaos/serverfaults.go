@@ -150,7 +150,8 @@ func (w *world) noteLostNodes(ctx context.Context) error {
 		}
 		for _, e := range node.Events {
 			if strings.Contains(e.Message, "heartbeat missed") && time.Since(e.Timestamp) < 2*time.Minute {
-				name := stub.Name[strings.Index(stub.Name, "client-"):]
+				_, name, _ := strings.Cut(stub.Name, "client-")
+				name = "client-" + name
 				w.log.note("node %s was taken for lost at %s", name, e.Timestamp.Format(time.TimeOnly))
 				w.told.lost(hazard{name, e.Timestamp})
 			}

@@ -47,7 +47,7 @@ func (t *timeline) add(text string) {
 	if len(t.recent) > 2*maxRecent {
 		t.recent = append([]string(nil), t.recent[maxRecent:]...)
 	}
-	fmt.Fprintln(t.out, line)
+	_, _ = fmt.Fprintln(t.out, line) // an error is told by close
 }
 
 // violation notes that something did not hold. about names a chat, a session or
