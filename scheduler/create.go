@@ -1,6 +1,7 @@
 package scheduler
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -19,6 +20,7 @@ type CreateCommand struct {
 	ChatID         uuid.UUID
 	AgentID        string
 	VolumeHostPath string
+	Runtime        string              // empty: whatever stands, or else the default
 	TTL            time.Duration       // 0: the default
 	Progress       func(runtime.Stage) // told the stages of a start; may be nil
 }
@@ -40,8 +42,9 @@ type CreateResult struct {
 }
 
 // Create returns the chat's session with its sandbox ready: the one that
-// stands, or a new one. A session that stands with another agent or volume
-// gives a *ConflictError. A reuse leaves the expiry as it is.
+// stands, or a new one. A session that stands with another agent or volume, or
+// on another runtime than the one named, gives a *ConflictError. A reuse leaves
+// the expiry as it is.
 func (s *Scheduler) Create(ctx context.Context, cmd CreateCommand) (CreateResult, error) {
 	if err := s.checkCreate(cmd); err != nil {
 		return CreateResult{}, err
@@ -108,12 +111,15 @@ func (s *Scheduler) reuseOrConflict(ctx context.Context, cmd CreateCommand, sess
 		spanResult(span, "conflict")
 		span.SetAttributes(attribute.String("sandbox.conflict.reason", reason))
 		count(ctx, s.metrics.create, result("conflict"), attribute.String("reason", reason))
-		s.Logger.Warn("sandbox_conflict", logArgs(session,
+		args := logArgs(session,
 			"requested_agent_id", cmd.AgentID,
 			"session_agent_id", session.AgentID,
 			"requested_volume_host_path", cmd.VolumeHostPath,
-			"session_volume_host_path", session.VolumeHostPath,
-			"reason", reason)...)
+			"session_volume_host_path", session.VolumeHostPath)
+		if cmd.Runtime != "" {
+			args = append(args, "requested_runtime", cmd.Runtime, "session_runtime", session.Runtime)
+		}
+		s.Logger.Warn("sandbox_conflict", append(args, "reason", reason)...)
 		return CreateResult{}, &ConflictError{Session: session, Reason: reason}
 	}
 	spanResult(span, string(ResultReused))
@@ -122,6 +128,9 @@ func (s *Scheduler) reuseOrConflict(ctx context.Context, cmd CreateCommand, sess
 	return CreateResult{Result: ResultReused, Session: session}, nil
 }
 
+// conflictReason names the fields in which the session is not what is asked for.
+// A create that names no runtime is content with any: what is the default may
+// differ between replicas, and change, while a session stands.
 func conflictReason(session Session, cmd CreateCommand) string {
 	var fields []string
 	if session.AgentID != cmd.AgentID {
@@ -129,6 +138,9 @@ func conflictReason(session Session, cmd CreateCommand) string {
 	}
 	if session.VolumeHostPath != cmd.VolumeHostPath {
 		fields = append(fields, "volume_host_path")
+	}
+	if cmd.Runtime != "" && session.Runtime != cmd.Runtime {
+		fields = append(fields, "runtime")
 	}
 	return strings.Join(fields, ",")
 }
@@ -140,7 +152,8 @@ func (s *Scheduler) createOrReplace(ctx context.Context, cmd CreateCommand, leas
 	default:
 		return CreateResult{}, fmt.Errorf("create: %w: %d sandboxes are being started", ErrBusy, maxStarting)
 	}
-	driver, err := s.driver(s.DefaultRuntime)
+	name := cmp.Or(cmd.Runtime, s.DefaultRuntime)
+	driver, err := s.driver(name)
 	if err != nil {
 		return CreateResult{}, fmt.Errorf("create: %w", err)
 	}
@@ -151,7 +164,7 @@ func (s *Scheduler) createOrReplace(ctx context.Context, cmd CreateCommand, leas
 		ChatID:         cmd.ChatID,
 		AgentID:        cmd.AgentID,
 		VolumeHostPath: cmd.VolumeHostPath,
-		Runtime:        s.DefaultRuntime,
+		Runtime:        name,
 		State:          StateCreating,
 	}
 	switch {

@@ -37,7 +37,7 @@ var (
 // were asked for.
 type ConflictError struct {
 	Session Session // the one that stands
-	Reason  string  // the fields that differ, by comma: "agent_id,volume_host_path"
+	Reason  string  // the fields that differ, by comma: "agent_id,volume_host_path,runtime"
 }
 
 func (e *ConflictError) Error() string {

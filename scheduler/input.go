@@ -2,7 +2,9 @@ package scheduler
 
 import (
 	"fmt"
+	"maps"
 	"path"
+	"slices"
 	"strings"
 	"time"
 	"unicode"
@@ -27,6 +29,9 @@ func (s *Scheduler) checkCreate(cmd CreateCommand) error {
 	if err := checkVolumeHostPath(cmd.VolumeHostPath, s.VolumeRoots); err != nil {
 		return err
 	}
+	if err := s.checkRuntime(cmd.Runtime); err != nil {
+		return err
+	}
 	return s.checkTTL(cmd.TTL)
 }
 
@@ -34,6 +39,14 @@ func (s *Scheduler) checkCreate(cmd CreateCommand) error {
 func checkChatID(id uuid.UUID) error {
 	if id == uuid.Nil {
 		return invalid("chat_id", "is the nil UUID")
+	}
+	return nil
+}
+
+// checkRuntime accepts an empty name, which leaves the choice to the scheduler.
+func (s *Scheduler) checkRuntime(name string) error {
+	if _, ok := s.Drivers[name]; !ok && name != "" {
+		return invalid("runtime", "is none of this Bivouac: "+strings.Join(slices.Sorted(maps.Keys(s.Drivers)), ", "))
 	}
 	return nil
 }

@@ -70,6 +70,9 @@ func TestCreate_input(t *testing.T) {
 		{"a volume above a root", volume("/"), []string{"/srv", "/data"}, "volume_host_path"},
 		{"any volume, with / as root", volume("/etc"), []string{"/"}, ""},
 
+		{"a runtime that this Bivouac has", with(func(c *scheduler.CreateCommand) { c.Runtime = "fake" }), nil, ""},
+		{"a runtime that nobody has", with(func(c *scheduler.CreateCommand) { c.Runtime = "other" }), nil, "runtime"},
+
 		{"a negative ttl", ttl(-1), nil, "ttl"},
 		{"the shortest ttl", ttl(1), nil, ""},
 		{"the longest ttl", ttl(maxTTL), nil, ""},

@@ -49,7 +49,7 @@ type Config struct {
 	Store          Store
 	Locker         Locker
 	Drivers        map[string]runtime.Driver // by name
-	DefaultRuntime string                    // a key of Drivers
+	DefaultRuntime string                    // a key of Drivers, for creates that name none
 
 	TTL             time.Duration // of a session whose create names none
 	MaxTTL          time.Duration // the longest that a caller may ask for

@@ -64,6 +64,7 @@ func New(address string, transport http.RoundTripper) (*Client, error) {
 type CreateInput struct {
 	AgentID        string
 	VolumeHostPath string
+	Runtime        string        // empty: whatever stands, or else the agent's default
 	TTL            time.Duration // 0: the agent's default
 	// Progress is told each stage of a start as it is reached, one call at a
 	// time and none after Create returned. It may be nil.
@@ -75,7 +76,9 @@ func (c *Client) Create(ctx context.Context, chatID uuid.UUID, in CreateInput) (
 	req := request{
 		method: http.MethodPut,
 		path:   sessionPath(chatID),
-		body:   wire.CreateRequest{AgentID: in.AgentID, VolumeHostPath: in.VolumeHostPath, TTL: duration(in.TTL)},
+		body: wire.CreateRequest{
+			AgentID: in.AgentID, VolumeHostPath: in.VolumeHostPath, Runtime: in.Runtime, TTL: duration(in.TTL),
+		},
 	}
 	callCtx := ctx
 	if in.Progress != nil {

@@ -82,16 +82,16 @@ func TestCreate(t *testing.T) {
 	client := start(t, a)
 	var stages []runtime.Stage
 	got, err := client.Create(t.Context(), chat, apiclient.CreateInput{
-		AgentID: "researcher", VolumeHostPath: "/srv/a", TTL: 90 * time.Minute,
+		AgentID: "researcher", VolumeHostPath: "/srv/a", Runtime: "process", TTL: 90 * time.Minute,
 		Progress: func(stage runtime.Stage) { stages = append(stages, stage) },
 	})
 	must.NoError(t, err)
 	must.Eq(t, wire.CreateAnswer{Result: "created", Session: session}, got)
 	must.Eq(t, []runtime.Stage{"placed", "started", "ready"}, stages)
 	must.Eq(t, "PUT "+sessionPath, a.request)
-	must.Eq(t, `{"agent_id":"researcher","volume_host_path":"/srv/a","ttl":"1h30m0s"}`, a.sent)
+	must.Eq(t, `{"agent_id":"researcher","volume_host_path":"/srv/a","runtime":"process","ttl":"1h30m0s"}`, a.sent)
 
-	// given nobody who wants the stages, and no TTL
+	// given nobody who wants the stages, no runtime and no TTL
 	_, err = client.Create(t.Context(), chat, apiclient.CreateInput{AgentID: "researcher", VolumeHostPath: "/srv/a"})
 	must.NoError(t, err)
 	must.Eq(t, `{"agent_id":"researcher","volume_host_path":"/srv/a"}`, a.sent)

@@ -74,6 +74,7 @@ func sessionCreateCommand(t terminal) *command {
 	c := sessionCommandOf(t, "session create", func(c *command) {
 		c.flags.StringVar(&in.AgentID, "agent-id", "", "`ID` of the agent that the chat is with. Required.")
 		c.flags.StringVar(&in.VolumeHostPath, "volume-host-path", "", "`PATH` of the volume on the machine that runs the sandbox. Required.")
+		c.flags.StringVar(&in.Runtime, "runtime", "", "`NAME` of the runtime that is to run the sandbox. (default whatever runs the session that stands, or else as the agent is configured)")
 		c.flags.DurationVar(&in.TTL, "ttl", 0, "How long the session lives unless renewed, such as 90s or 30m. (default as the agent is configured)")
 		asJSON = jsonFlag(c)
 	}, func(ctx context.Context, c *command, api *apiclient.Client, chat uuid.UUID) error {

@@ -39,6 +39,7 @@ func TestInputThatIsRefused(t *testing.T) {
 		{"an empty TTL", body(`{"ttl":""}`), "ttl"},
 		{"a TTL of nothing", body(`{"ttl":"0s"}`), "ttl is not more than zero"},
 		{"a TTL below zero", body(`{"ttl":"-1m"}`), "ttl is not more than zero"},
+		{"an empty runtime", body(`{"agent_id":"a","volume_host_path":"/srv/a","runtime":""}`), "runtime is empty"},
 		{"a field that a delete does not have", request{method: "DELETE", path: sessionURL, body: `{"ttl":"1m"}`}, "unknown field"},
 
 		{"a parameter that a delete does not have", query(remove, "index=1"), "unknown query parameter"},
@@ -80,7 +81,10 @@ func TestInputThatTheSchedulerGets(t *testing.T) {
 	must.Eq(t, `a"b`, f.create.AgentID)
 	must.Eq(t, "/srv/ä", f.create.VolumeHostPath)
 	must.Eq(t, 90*time.Minute, f.create.TTL)
+	must.Eq(t, "", f.create.Runtime)
 	must.Nil(t, f.create.Progress)
+	a.send(request{method: "PUT", path: sessionURL, body: `{"agent_id":"a","volume_host_path":"/srv/a","runtime":"mine"}`})
+	must.Eq(t, "mine", f.create.Runtime)
 
 	a.send(renew)
 	must.Eq(t, 10*time.Minute, f.ttl)

@@ -17,11 +17,16 @@ func (a *API) create(w http.ResponseWriter, r *http.Request, _ query) error {
 	if err != nil {
 		return err
 	}
-	fields, err := readFields(w, r, "agent_id", "volume_host_path", "ttl")
+	fields, err := readFields(w, r, "agent_id", "volume_host_path", "runtime", "ttl")
 	if err != nil {
 		return err
 	}
-	cmd := scheduler.CreateCommand{ChatID: chat, AgentID: fields["agent_id"], VolumeHostPath: fields["volume_host_path"]}
+	cmd := scheduler.CreateCommand{
+		ChatID: chat, AgentID: fields["agent_id"], VolumeHostPath: fields["volume_host_path"], Runtime: fields["runtime"],
+	}
+	if _, named := fields["runtime"]; named && cmd.Runtime == "" {
+		return invalid("runtime is empty")
+	}
 	if cmd.TTL, err = ttl(fields); err != nil {
 		return err
 	}

@@ -90,7 +90,8 @@ type Session struct {
 type CreateRequest struct {
 	AgentID        string `json:"agent_id"`
 	VolumeHostPath string `json:"volume_host_path"`
-	TTL            string `json:"ttl,omitempty"` // such as "30m"; empty: the default
+	Runtime        string `json:"runtime,omitempty"` // empty: whatever stands, or else the default
+	TTL            string `json:"ttl,omitempty"`     // such as "30m"; empty: the default
 }
 
 // RenewRequest is the body of a renew.
