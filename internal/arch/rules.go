@@ -77,6 +77,7 @@ func bivouac() rules {
 			"internal/fakeruntime",
 			"internal/httpapi/apitest",
 			"internal/simulate/...",
+			"internal/simulate/...",
 			"internal/stack/...",
 			"internal/storetest",
 			"runtime/conformance/...",

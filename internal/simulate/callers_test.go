@@ -1,0 +1,138 @@
+package simulate
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/bivouac/bivouac/runtime"
+	"github.com/bivouac/bivouac/scheduler"
+)
+
+// call is a request and what its caller was told.
+type call struct {
+	request
+	caller  int
+	began   time.Duration
+	ended   time.Duration
+	told    string // a result of create or delete, a state, or a kind of error
+	session string // ID of the session in the answer
+	agentOf string // the session's agent
+	expires time.Duration
+	open    bool // what it did, and whether it is over, is not known
+	err     error
+}
+
+func (c call) String() string {
+	s := fmt.Sprintf("%12v to %12v  caller %d: %v: %s", c.began, c.ended, c.caller, c.request, c.told)
+	if c.session != "" {
+		s += fmt.Sprintf(" %s (%s) until %v", c.session[:8], c.agentOf, c.expires)
+	}
+	if c.err != nil {
+		s += fmt.Sprintf(": %v", c.err)
+	}
+	return s
+}
+
+// call makes a caller's requests, one after the other.
+func (w *world) call(requests []request) {
+	caller := w.newCaller()
+	for _, r := range requests {
+		wait(w.ctx, r.after)
+		at := w.replica(r.replica)
+		if at.isDead() {
+			at = w.replica(r.replica + 1)
+		}
+		if at.isDead() {
+			continue
+		}
+		w.ask(caller, r, at)
+	}
+}
+
+func (w *world) newCaller() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.lastCaller++
+	return w.lastCaller
+}
+
+// ask makes a request of a replica, and notes what the caller is told. A caller
+// whose replica dies is told nothing.
+func (w *world) ask(caller int, r request, at *replica) {
+	ctx, cancel := context.WithCancel(w.ctx)
+	defer cancel()
+	if r.patient > 0 {
+		ctx, cancel = context.WithTimeout(ctx, r.patient)
+		defer cancel()
+	}
+	c := call{request: r, caller: caller, began: w.now()}
+	w.note("caller %d asks %s: %v", caller, at.name, r)
+	answered := make(chan call, 1)
+	w.remains.Go(func() {
+		c := c
+		w.carryOut(ctx, &c, at)
+		c.ended = w.now()
+		answered <- c
+	})
+	select {
+	case c = <-answered:
+	case <-at.died:
+		c.ended, c.told, c.open = w.now(), "nothing", true
+	}
+	w.note("caller %d is told: %s %s %v", caller, c.told, c.session, c.err)
+	w.mu.Lock()
+	w.history = append(w.history, c)
+	w.mu.Unlock()
+}
+
+func (w *world) carryOut(ctx context.Context, c *call, at *replica) {
+	chatID := w.chatIDs[c.chat]
+	var session scheduler.Session
+	switch c.kind {
+	case "create":
+		var result scheduler.CreateResult
+		result, c.err = at.scheduler.Create(ctx, scheduler.CreateCommand{
+			ChatID: chatID, AgentID: c.agent, VolumeHostPath: "/volume", TTL: c.ttl, Progress: func(runtime.Stage) {},
+		})
+		c.told, session = string(result.Result), result.Session
+		if conflict, ok := errors.AsType[*scheduler.ConflictError](c.err); ok {
+			c.told, session, c.err = "conflict", conflict.Session, nil
+		}
+	case "renew":
+		session, c.err = at.scheduler.Renew(ctx, chatID, c.ttl)
+		c.told = "renewed"
+	case "get":
+		session, _, c.err = at.scheduler.Get(ctx, chatID, scheduler.Block{})
+		c.told = string(session.State)
+	case "delete":
+		var result scheduler.DeleteResult
+		result, c.err = at.scheduler.Delete(ctx, chatID)
+		c.told = "not_found"
+		if result.Found {
+			c.told, session.SessionID = "deleted", result.SessionID
+		}
+	default:
+		panic("no such request: " + c.kind)
+	}
+	switch {
+	case c.err != nil:
+		c.told = scheduler.Kind(c.err)
+		c.open = !isAnswer(c.told)
+	case c.told != "not_found":
+		c.session, c.agentOf = session.SessionID.String(), session.AgentID
+		// By the clock that the replicas agree on, as this one knows it.
+		c.expires = w.now() + session.ExpiresAt.Sub(at.clock.Now())
+	}
+}
+
+// isAnswer says whether an error of this kind tells how the chat stands.
+func isAnswer(kind string) bool {
+	switch kind {
+	case "not_found", "expired", "not_running":
+		return true
+	default:
+		return false
+	}
+}

@@ -1,0 +1,12 @@
+// Package simulate runs replicas of Bivouac through seeded simulations: the real
+// scheduler with its background work, the real Consul store and the real Nomad
+// driver, over models of Consul and Nomad in memory, in simulated time.
+//
+// A seed decides what callers ask, what goes wrong and when, and in what order
+// all of it happens. Each run checks at every step that no chat has two live
+// processes, that what callers were told fits together (is linearizable), and
+// that some time after the last fault nothing is left over.
+//
+// All of it is tests. The package must never hold anything that the product
+// needs.
+package simulate

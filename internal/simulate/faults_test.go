@@ -1,0 +1,124 @@
+package simulate
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/bivouac/bivouac/jobs"
+)
+
+// provoke lets a fault happen and, after its time, ends it.
+func (w *world) provoke(n int, f fault) {
+	wait(w.ctx, f.at)
+	w.note("FAULT %v", f)
+	r := w.replica(f.which)
+	switch f.kind {
+	case "crash":
+		r.crash()
+		wait(w.ctx, f.lasts)
+		w.restart(n, f.which, r)
+	case "stop":
+		r.stop()
+		r.crash() // what a caller still waits for is cut off
+		wait(w.ctx, f.lasts)
+		w.restart(n, f.which, r)
+	case "pause":
+		r.host.Pause()
+		wait(w.ctx, f.lasts)
+		r.host.Resume()
+	case "cut consul", "cut nomad", "cut both":
+		if f.kind != "cut nomad" {
+			r.consul.Cut()
+		}
+		if f.kind != "cut consul" {
+			r.nomad.Cut()
+		}
+		wait(w.ctx, f.lasts)
+		r.consul.Heal()
+		r.nomad.Heal()
+	case "consul leader":
+		w.consul.LoseLeader()
+		wait(w.ctx, f.lasts/4)
+		w.consul.ElectLeader()
+	case "nomad leader":
+		w.nomad.LoseLeader()
+		wait(w.ctx, f.lasts/4)
+		w.nomad.ElectLeader()
+	case "node cut", "node agent dead":
+		w.loseNode(f)
+	case "sandbox dies":
+		if alive := w.nomad.Processes(); len(alive) > 0 {
+			p := alive[f.which%len(alive)]
+			w.died(p.Meta[jobs.MetaSessionID], f.kind)
+			w.nomad.Kill(p.AllocID)
+		}
+	case "job stopped":
+		if alive := w.nomad.Processes(); len(alive) > 0 {
+			p := alive[f.which%len(alive)]
+			w.died(p.Meta[jobs.MetaSessionID], f.kind)
+			w.nomad.StopJob(p.JobID)
+		}
+	case "no room":
+		w.nomad.SetCapacity(0)
+		wait(w.ctx, f.lasts)
+		w.nomad.SetCapacity(w.capacity)
+	case "streams break":
+		w.nomad.BreakStreams()
+	case "session destroyed":
+		if ids := w.sessionsInConsul(); len(ids) > 0 {
+			w.consul.DestroySession(ids[f.which%len(ids)])
+		}
+	case "lock deleted":
+		for key := range w.consul.Keys(locksPrefix) {
+			if !strings.HasSuffix(key, nobody) {
+				w.consul.DeleteKey(key)
+			}
+		}
+	default:
+		panic("no such fault: " + f.kind)
+	}
+}
+
+func (w *world) restart(n, which int, old *replica) {
+	i := which % len(w.replicas)
+	if w.replica(i) == old {
+		w.start(i, fmt.Sprintf("replica-%d-%c", i, 'b'+n))
+	}
+}
+
+// loseNode cuts a node off. What runs there, or starts there meanwhile, may end
+// by that.
+func (w *world) loseNode(f fault) {
+	i := f.which % w.nodes
+	id := w.nomad.NodeID(i)
+	w.mu.Lock()
+	w.cutNodes[id]++
+	w.mu.Unlock()
+	for _, p := range w.nomad.Processes() {
+		if p.NodeID == id {
+			w.died(p.Meta[jobs.MetaSessionID], f.kind)
+		}
+	}
+	w.nomad.Disconnect(i, f.kind == "node agent dead")
+	wait(w.ctx, f.lasts)
+	w.nomad.Reconnect(i)
+	w.mu.Lock()
+	w.cutNodes[id]--
+	w.mu.Unlock()
+}
+
+func (w *world) died(sessionID, why string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.deaths = append(w.deaths, death{sessionID, w.now(), why})
+}
+
+func (w *world) sessionsInConsul() []string {
+	var ids []string
+	for id := range w.consul.Sessions() {
+		ids = append(ids, id)
+	}
+	slices.Sort(ids)
+	return ids
+}

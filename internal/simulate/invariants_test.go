@@ -1,0 +1,178 @@
+package simulate
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/bivouac/bivouac/internal/simulate/network"
+	"github.com/bivouac/bivouac/internal/simulate/nomadmodel"
+	"github.com/bivouac/bivouac/jobs"
+)
+
+// Where Bivouac keeps what in Consul.
+const (
+	prefix      = "bivouac/v1/"
+	locksPrefix = prefix + "locks/"
+	nobody      = "00000000-0000-0000-0000-000000000000" // the leader's lock is named for no chat
+)
+
+// settleLimit is how long after the last fault and the last request nothing may
+// be left over.
+const settleLimit = 60 * time.Second
+
+// record is what matters here of a record.
+type record struct {
+	SessionID   string    `json:"session_id"`
+	ChatID      string    `json:"chat_id"`
+	AgentID     string    `json:"agent_id"`
+	ContainerID string    `json:"container_id"`
+	State       string    `json:"state"`
+	ExpiresAt   time.Time `json:"expires_at"`
+}
+
+// processStarted counts the chat's live processes.
+func (w *world) processStarted(p nomadmodel.Process) {
+	chat, session := p.Meta[jobs.MetaChatID], p.Meta[jobs.MetaSessionID]
+	w.mu.Lock()
+	if w.cutNodes[p.NodeID] > 0 {
+		w.deaths = append(w.deaths, death{session, w.now(), "started on a node that is cut off"})
+	}
+	w.alive[chat]++
+	n := w.alive[chat]
+	w.mu.Unlock()
+	if n > 1 {
+		w.violate("%d processes of chat %s live, the last of session %s", n, chat, session)
+	}
+}
+
+func (w *world) processEnded(p nomadmodel.Process) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.alive[p.Meta[jobs.MetaChatID]]--
+}
+
+// settle waits until nothing is left over, and is not content with less. What
+// was sent late is waited for first.
+func (w *world) settle() {
+	if w.odds.Late > 0 {
+		wait(w.ctx, w.calm+network.MaxLate-w.now())
+	}
+	began := w.now()
+	for {
+		left := w.leftOver()
+		if len(left) == 0 {
+			w.mu.Lock()
+			w.settled = w.now() - began
+			w.mu.Unlock()
+			return
+		}
+		if w.now()-began > settleLimit {
+			for _, l := range left {
+				w.violate("%v after the last fault: %s", settleLimit, l)
+			}
+			return
+		}
+		wait(w.ctx, time.Second)
+	}
+}
+
+// leftOver says what records, locks, indexes and sandboxes do not fit together.
+func (w *world) leftOver() []string {
+	var left []string
+	keys := w.consul.Keys(prefix)
+	sessions := w.consul.Sessions()
+	expected := make(map[string]bool)
+	records := make(map[string]record) // by session ID
+	for _, key := range slices.Sorted(maps.Keys(keys)) {
+		pair := keys[key]
+		switch folder, _, _ := strings.Cut(strings.TrimPrefix(key, prefix), "/"); folder {
+		case "locks":
+			if !strings.HasSuffix(key, nobody) || sessions[pair.Session] == "" {
+				left = append(left, "a lock stands: "+key)
+			}
+		case "sessions":
+			var r record
+			if err := json.Unmarshal(pair.Value, &r); err != nil {
+				left = append(left, fmt.Sprintf("%s: %v", key, err))
+				continue
+			}
+			records[r.SessionID] = r
+			for _, entry := range r.index() {
+				expected[entry] = true
+			}
+			if r.State == "creating" || r.State == "stopping" {
+				left = append(left, fmt.Sprintf("session %s is still %s", r.SessionID, r.State))
+			}
+		}
+	}
+	for key := range keys {
+		folder, _, _ := strings.Cut(strings.TrimPrefix(key, prefix), "/")
+		if slices.Contains([]string{"agents", "expiry", "flight"}, folder) && !expected[key] {
+			left = append(left, "an index entry that no record has: "+key)
+		}
+	}
+	for key := range expected {
+		if _, ok := keys[key]; !ok {
+			left = append(left, "an index entry is missing: "+key)
+		}
+	}
+	return append(left, w.unmatched(records)...)
+}
+
+// index are the keys that a record has in the indexes.
+func (r record) index() []string {
+	sum := sha256.Sum256([]byte(r.AgentID))
+	entries := []string{prefix + "agents/" + hex.EncodeToString(sum[:16]) + "/" + r.ChatID}
+	if r.State != "creating" {
+		entries = append(entries, prefix+"expiry/"+r.ExpiresAt.UTC().Format("200601021504")+"/"+r.ChatID)
+	}
+	if r.State == "creating" || r.State == "stopping" {
+		entries = append(entries, prefix+"flight/"+r.ChatID)
+	}
+	return entries
+}
+
+// unmatched compares sessions with what runs.
+func (w *world) unmatched(records map[string]record) []string {
+	var left []string
+	runs := make(map[string]nomadmodel.Process)
+	for _, p := range w.nomad.Processes() {
+		id := p.Meta[jobs.MetaSessionID]
+		runs[id] = p
+		switch r, ok := records[id]; {
+		case !ok:
+			left = append(left, "a process without a record: session "+id)
+		case r.ContainerID != p.AllocID:
+			left = append(left, fmt.Sprintf("session %s has container %s, and %s runs", id, r.ContainerID, p.AllocID))
+		case r.State != "running":
+			left = append(left, fmt.Sprintf("session %s is %s, and its process lives", id, r.State))
+		}
+	}
+	for id, r := range records {
+		if _, ok := runs[id]; r.State == "running" && !ok {
+			left = append(left, fmt.Sprintf("session %s is running, and no process is", id))
+		}
+	}
+	for id, meta := range w.nomad.Jobs() {
+		if _, ok := records[meta[jobs.MetaSessionID]]; !ok {
+			left = append(left, "a job without a record: "+id)
+		}
+	}
+	return left
+}
+
+// lastLook asks every replica how each chat stands, for the history.
+func (w *world) lastLook() {
+	caller := w.newCaller()
+	for i := range w.replicas {
+		for chat := range w.chats {
+			w.ask(caller, request{kind: "get", chat: chat, replica: i}, w.replica(i))
+		}
+	}
+}

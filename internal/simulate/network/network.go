@@ -1,0 +1,314 @@
+// Package network carries the requests of simulated replicas to models of
+// servers, and lets happen to them what happens to requests: they are late, get
+// lost, arrive after their sender gave up, or their answers never arrive.
+//
+// What happens to a request follows from a seed, from who asks what and how
+// often it asked that before. So goroutines that run at the same instant do not
+// change each other's fate, whichever goes first. The package must never know
+// what the requests are about.
+package network
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"hash/fnv"
+	"io"
+	"math/rand/v2"
+	"net/http"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+)
+
+// Server answers requests. ctx ends when the connection does.
+type Server interface {
+	Serve(ctx context.Context, req *http.Request, body []byte) *http.Response
+}
+
+// Odds are the chances, from 0 to 1, that something happens to a request.
+type Odds struct {
+	LoseRequest float64 // it does not arrive
+	LoseReply   float64 // it is applied and the answer does not arrive
+	Late        float64 // it arrives up to MaxLate late, and is applied also where nobody waits any more
+	LateReply   float64 // the answer comes up to 10 s late
+	Fail        float64 // the server says 500 and applies nothing
+	Busy        float64 // the server says 429 and applies nothing
+}
+
+// MaxLate is how late a request may arrive.
+const MaxLate = 30 * time.Second
+
+// Network connects hosts with servers.
+type Network struct {
+	ctx   context.Context // ends with the simulation
+	seed  uint64
+	trace func(host, event string)
+
+	mu     sync.Mutex
+	asked  map[string]uint64 // how often, by who and what
+	odds   Odds
+	digest uint64
+}
+
+// New returns a network that works until ctx ends. trace is told of each
+// request; nil for nobody.
+func New(ctx context.Context, seed uint64, trace func(host, event string)) *Network {
+	return &Network{ctx: ctx, seed: seed, trace: trace, asked: make(map[string]uint64)}
+}
+
+// SetOdds decides what happens to requests from now on.
+func (n *Network) SetOdds(odds Odds) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.odds = odds
+}
+
+// Digest tells two simulations apart in which anything was asked or answered at
+// another time.
+func (n *Network) Digest() uint64 {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.digest
+}
+
+// Rand returns randomness for what is named, another one each time.
+func (n *Network) Rand(name string) *rand.Rand {
+	n.mu.Lock()
+	count := n.asked[name]
+	n.asked[name]++
+	n.mu.Unlock()
+	h := fnv.New64a()
+	_, _ = io.WriteString(h, name)
+	return rand.New(rand.NewPCG(n.seed^h.Sum64(), count)) //nolint:gosec // to be foreseen is what it is for
+}
+
+func (n *Network) note(host, event string) {
+	h := fnv.New64a()
+	_, _ = io.WriteString(h, host+event+strconv.FormatInt(time.Now().UnixNano(), 36))
+	n.mu.Lock()
+	n.digest += h.Sum64() // a sum, since what happens at one instant has no order
+	n.mu.Unlock()
+	if n.trace != nil {
+		n.trace(host, event)
+	}
+}
+
+// ErrReset is what a sender gets whose connection broke.
+var ErrReset = errors.New("connection reset by peer")
+
+// Link is a host's way to one server. It is an [http.RoundTripper].
+type Link struct {
+	net    *Network
+	host   *Host
+	server Server
+
+	mu     sync.Mutex
+	healed chan struct{} // not nil while the link is cut; closed when it is not
+}
+
+// Link returns the host's way to a server.
+func (n *Network) Link(host *Host, server Server) *Link {
+	return &Link{net: n, host: host, server: server}
+}
+
+// Cut lets nothing through, in either direction, until Heal. What is sent
+// meanwhile may arrive then.
+func (l *Link) Cut() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.healed == nil {
+		l.healed = make(chan struct{})
+	}
+}
+
+// Heal ends a Cut.
+func (l *Link) Heal() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.healed != nil {
+		close(l.healed)
+		l.healed = nil
+	}
+}
+
+func (l *Link) cut() <-chan struct{} {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.healed
+}
+
+// pass waits while the link is cut, and says whether it never was.
+func (l *Link) pass() bool {
+	clean := true
+	for {
+		healed := l.cut()
+		if healed == nil {
+			return clean
+		}
+		clean = false
+		select {
+		case <-healed:
+		case <-l.net.ctx.Done():
+			return false
+		}
+	}
+}
+
+// RoundTrip implements [http.RoundTripper].
+func (l *Link) RoundTrip(req *http.Request) (*http.Response, error) {
+	var body []byte
+	if req.Body != nil {
+		var err error
+		if body, err = io.ReadAll(req.Body); err != nil {
+			return nil, err
+		}
+		req.Body.Close()
+	}
+	what := label(req, body)
+	rng := l.net.Rand(l.host.Name + " " + what)
+	ctx := req.Context()
+	if slept := l.host.awaitRunning(l.net.ctx); slept && ctx.Err() != nil && rng.IntN(2) == 0 {
+		return nil, ctx.Err() // it noticed before it sent anything
+	}
+	if l.host.isDead() {
+		return l.nothing(ctx)
+	}
+
+	answered := make(chan *http.Response, 1) // nil: the connection broke
+	connection, hangUp := context.WithCancel(l.net.ctx)
+	go l.carry(connection, req, body, what, rng, answered)
+	var resp *http.Response
+	select {
+	case resp = <-answered:
+	case <-ctx.Done():
+	}
+	l.host.awaitRunning(l.net.ctx)
+	switch {
+	case l.host.isDead():
+		hangUp()
+		return l.nothing(ctx)
+	case resp == nil && ctx.Err() != nil:
+		hangUp()
+		return nil, ctx.Err()
+	case resp == nil:
+		hangUp()
+		return nil, ErrReset
+	}
+	resp.Request = req
+	resp.Body = &connBody{link: l, ctx: ctx, from: resp.Body, hangUp: hangUp}
+	return resp, nil
+}
+
+// nothing is what a host sees that is no more: time passes for what is left of
+// it, so that it can be cleared away.
+func (l *Link) nothing(ctx context.Context) (*http.Response, error) {
+	select {
+	case <-ctx.Done():
+	case <-l.net.ctx.Done():
+	}
+	return nil, ErrReset
+}
+
+// carry takes a request to the server and the answer back. It goes on when the
+// sender has given up.
+func (l *Link) carry(connection context.Context, req *http.Request, body []byte, what string, rng *rand.Rand, answered chan<- *http.Response) {
+	odds := l.oddsNow()
+	there, back := latency(rng), latency(rng)
+	lost, lostReply := rng.Float64() < odds.LoseRequest, rng.Float64() < odds.LoseReply
+	if rng.Float64() < odds.Late {
+		there += time.Duration(rng.Int64N(int64(MaxLate)))
+	}
+	if rng.Float64() < odds.LateReply {
+		back += time.Duration(rng.Int64N(int64(10 * time.Second)))
+	}
+	refused := 0
+	switch r := rng.Float64(); {
+	case r < odds.Fail:
+		refused = http.StatusInternalServerError
+	case r < odds.Fail+odds.Busy:
+		refused = http.StatusTooManyRequests
+	}
+	survives := rng.IntN(2) == 0 // a cut
+
+	sleep(l.net.ctx, there)
+	clean := l.pass()
+	if lost || !clean && !survives || l.net.ctx.Err() != nil {
+		l.net.note(l.host.Name, what+" is lost")
+		sleep(l.net.ctx, back+time.Duration(rng.Int64N(int64(3*time.Second))))
+		answered <- nil
+		return
+	}
+	var resp *http.Response
+	if refused != 0 {
+		resp = Text(refused, http.StatusText(refused))
+	} else {
+		resp = l.server.Serve(connection, req, body)
+	}
+	l.net.note(l.host.Name, what+" "+strconv.Itoa(resp.StatusCode)+l.outcome(resp, lostReply))
+	sleep(l.net.ctx, back)
+	if clean := l.pass(); lostReply || !clean && !survives {
+		resp.Body.Close()
+		resp = nil
+	}
+	answered <- resp
+}
+
+func (l *Link) outcome(resp *http.Response, lost bool) string {
+	switch {
+	case lost:
+		return ", and the reply is lost"
+	case l.net.trace != nil && resp.StatusCode >= 400 && resp.StatusCode != http.StatusNotFound:
+		text, err := io.ReadAll(resp.Body)
+		if err != nil {
+			return err.Error()
+		}
+		resp.Body = io.NopCloser(bytes.NewReader(text))
+		return " " + string(text)
+	default:
+		return ""
+	}
+}
+
+func (l *Link) oddsNow() Odds {
+	l.net.mu.Lock()
+	defer l.net.mu.Unlock()
+	return l.net.odds
+}
+
+// latency is that of a healthy network. It is never the same twice, so that no
+// two things that follow from requests happen at one instant.
+func latency(rng *rand.Rand) time.Duration {
+	return 50*time.Microsecond + time.Duration(rng.ExpFloat64()*float64(700*time.Microsecond))
+}
+
+// label says what a request asks, without what is made up anew for each.
+func label(req *http.Request, body []byte) string {
+	what := req.Method + " " + req.URL.Path
+	if query := req.URL.Query(); query.Has("purge") {
+		what += " purge=" + query.Get("purge")
+	}
+	if strings.HasSuffix(req.URL.Path, "/txn") {
+		for range 2 { // the first two keys and verbs say what kind it is
+			for _, field := range []string{`"Verb":"`, `"Key":"`} {
+				if _, rest, ok := bytes.Cut(body, []byte(field)); ok {
+					value, _, _ := bytes.Cut(rest, []byte(`"`))
+					what += " " + string(value)
+					body = rest
+				}
+			}
+		}
+	}
+	return what
+}
+
+// sleep waits, or until ctx ends.
+func sleep(ctx context.Context, d time.Duration) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+}

@@ -1,0 +1,153 @@
+package simulate
+
+import (
+	"context"
+	"net/http"
+	"sync"
+	"time"
+
+	consulapi "github.com/hashicorp/consul/api"
+	"github.com/hashicorp/go-hclog"
+	nomadapi "github.com/hashicorp/nomad/api"
+	metricnoop "go.opentelemetry.io/otel/metric/noop"
+	tracenoop "go.opentelemetry.io/otel/trace/noop"
+
+	"github.com/bivouac/bivouac/internal/consul"
+	"github.com/bivouac/bivouac/internal/simulate/network"
+	"github.com/bivouac/bivouac/runtime"
+	"github.com/bivouac/bivouac/runtime/nomad"
+	"github.com/bivouac/bivouac/scheduler"
+)
+
+// replica is one process of Bivouac, put together as the agent does it.
+type replica struct {
+	name      string
+	host      *network.Host
+	consul    *network.Link
+	nomad     *network.Link
+	clock     *consul.Clock
+	scheduler *scheduler.Scheduler
+	died      chan struct{} // closed when it crashes
+	stop      func()        // ends it in order, and waits
+	crash     func()        // ends it at once
+}
+
+// start starts the i-th replica.
+func (w *world) start(i int, name string) {
+	r := &replica{name: name, host: network.NewHost(name), died: make(chan struct{})}
+	r.consul, r.nomad = w.net.Link(r.host, w.consul), w.net.Link(r.host, w.nomad)
+	log := w.logger(name)
+	consulClient, err := consulapi.NewClient(&consulapi.Config{HttpClient: &http.Client{Transport: r.consul}})
+	if err != nil {
+		panic(err)
+	}
+	nomadClient, err := nomadapi.NewClient(&nomadapi.Config{HttpClient: &http.Client{Transport: r.nomad}})
+	if err != nil {
+		panic(err)
+	}
+	store := consul.New(consulClient, consul.Config{Name: name, Logger: log.Named("consul")})
+	r.clock = consul.NewClock(store, func() time.Time { return time.Now().Add(w.skews[i]) })
+	driver, err := nomad.New(nomad.Config{
+		Client: nomadClient, Template: w.template, Instance: instance, Logger: log.Named("nomad"), Dial: w.dial,
+	})
+	if err != nil {
+		panic(err)
+	}
+	r.scheduler, err = scheduler.New(scheduler.Config{
+		Store:           r.clock,
+		Locker:          r.clock,
+		Drivers:         map[string]runtime.Driver{"nomad": driver},
+		DefaultRuntime:  "nomad",
+		TTL:             w.ttl,
+		MaxTTL:          time.Hour,
+		CleanupInterval: w.cleanupInterval,
+		Logger:          log,
+		Meter:           metricnoop.Meter{},
+		Tracer:          tracenoop.Tracer{},
+		Now:             r.clock.Now,
+	})
+	if err != nil {
+		panic(err)
+	}
+	w.supervise(r, i, []func(context.Context){
+		func(ctx context.Context) { _ = store.Run(ctx) },
+		func(ctx context.Context) { _ = r.clock.Run(ctx) },
+		func(ctx context.Context) { _ = driver.Run(ctx) },
+		func(ctx context.Context) { r.scheduler.Run(ctx) },
+	})
+	w.mu.Lock()
+	w.replicas[i] = r
+	w.mu.Unlock()
+	w.note("%s starts", name)
+}
+
+// supervise runs a replica's parts. A clean end stops the last first.
+func (w *world) supervise(r *replica, i int, parts []func(context.Context)) {
+	var cancels []context.CancelFunc
+	var dones []*sync.WaitGroup
+	for n, part := range parts {
+		ctx, cancel := context.WithCancel(context.Background())
+		done := new(sync.WaitGroup)
+		// They begin one after the other, and no two replicas at one instant.
+		w.remains.Add(1)
+		done.Go(func() {
+			defer w.remains.Done()
+			wait(ctx, time.Duration(1+n+17*i)*37*time.Microsecond)
+			part(ctx)
+		})
+		cancels, dones = append(cancels, cancel), append(dones, done)
+	}
+	stopped := make(chan struct{}) // to wait for a sync.Once would hold up the bubble's time
+	stopping := sync.OnceFunc(func() {
+		go func() {
+			defer close(stopped)
+			for n := len(parts) - 1; n >= 0; n-- {
+				cancels[n]()
+				dones[n].Wait()
+			}
+		}()
+	})
+	r.stop = func() {
+		stopping()
+		<-stopped
+	}
+	r.crash = sync.OnceFunc(func() {
+		r.host.Kill()
+		close(r.died)
+		for _, cancel := range cancels {
+			cancel()
+		}
+	})
+}
+
+func (r *replica) isDead() bool {
+	select {
+	case <-r.died:
+		return true
+	default:
+		return false
+	}
+}
+
+func (w *world) replica(i int) *replica {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.replicas[i%len(w.replicas)]
+}
+
+// logger writes into the trace of a run that is watched.
+func (w *world) logger(name string) hclog.Logger {
+	if !w.verbose {
+		return hclog.NewNullLogger()
+	}
+	return hclog.New(&hclog.LoggerOptions{
+		Name: name, Level: hclog.Debug, Output: writer{w}, DisableTime: true,
+	})
+}
+
+type writer struct{ w *world }
+
+func (w writer) Write(line []byte) (int, error) {
+	w.w.note("%s", line[:max(len(line)-1, 0)])
+	return len(line), nil
+}

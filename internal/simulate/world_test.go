@@ -1,0 +1,185 @@
+package simulate
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"strconv"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/bivouac/bivouac/internal/simulate/consulmodel"
+	"github.com/bivouac/bivouac/internal/simulate/network"
+	"github.com/bivouac/bivouac/internal/simulate/nomadmodel"
+	"github.com/bivouac/bivouac/jobs"
+)
+
+const instance = "simulation"
+
+// template is a job template such as users have. What it runs is left to the
+// model.
+const template = `
+ready {
+  port    = "http"
+  timeout = "12s"
+}
+
+job {
+  datacenters = ["*"]
+
+  group "sandbox" {
+    network {
+      port "http" {}
+    }
+
+    task "sandbox" {
+      driver       = "raw_exec"
+      kill_timeout = "5s"
+
+      config {
+        command = "sandbox"
+      }
+    }
+  }
+}
+`
+
+// world is one run.
+type world struct {
+	plan
+	template *jobs.Template
+	verbose  bool
+	began    time.Time
+	ctx      context.Context // of the network and the servers: ends last
+	net      *network.Network
+	consul   *consulmodel.Server
+	nomad    *nomadmodel.Server
+	chatIDs  []uuid.UUID
+
+	// remains are goroutines of replicas, crashed ones too: time stands still
+	// for them once the run has returned.
+	remains sync.WaitGroup
+
+	mu         sync.Mutex
+	replicas   []*replica // by number; one that was restarted takes its place
+	lastCaller int
+	history    []call
+	deaths     []death
+	cutNodes   map[string]int // by node ID: how many faults cut it off
+	alive      map[string]int // live processes, by chat
+	settled    time.Duration  // how long that took
+	violations []string
+	trace      []string
+}
+
+// death is a sandbox's end, or loss, that no caller asked for.
+type death struct {
+	sessionID string
+	at        time.Duration
+	why       string
+}
+
+// run carries out a plan, in a bubble of simulated time.
+func run(t *testing.T, p plan, template *jobs.Template, verbose bool) *world {
+	ctx, cancel := context.WithCancel(t.Context())
+	w := &world{
+		plan: p, template: template, verbose: verbose, ctx: ctx, began: time.Now(),
+		cutNodes: make(map[string]int), alive: make(map[string]int),
+	}
+	var trace func(host, event string)
+	if verbose {
+		trace = func(host, event string) { w.note("%s: %s", host, event) }
+	}
+	w.net = network.New(ctx, p.seed, trace)
+	w.consul = consulmodel.New(p.expire)
+	config := nomadmodel.Config{
+		Nodes: p.nodes, Capacity: p.capacity, Slow: p.slowNomad, Rand: w.net.Rand,
+		Started: w.processStarted, Ended: w.processEnded,
+	}
+	if verbose {
+		config.Trace = func(event string) { w.note("nomad: %s", event) }
+	}
+	w.nomad = nomadmodel.New(ctx, config)
+	for i := range p.chats {
+		w.chatIDs = append(w.chatIDs, uuid.NewSHA1(uuid.NameSpaceURL, []byte(strconv.Itoa(i))))
+	}
+	w.replicas = make([]*replica, p.hosts)
+	for i := range p.hosts {
+		w.start(i, fmt.Sprintf("replica-%d", i))
+	}
+
+	w.net.SetOdds(p.odds)
+	var all sync.WaitGroup
+	for _, requests := range p.callers {
+		all.Go(func() { w.call(requests) })
+	}
+	for i, f := range p.faults {
+		all.Go(func() { w.provoke(i, f) })
+	}
+	all.Go(func() {
+		wait(ctx, p.calm)
+		w.net.SetOdds(network.Odds{})
+	})
+	all.Wait()
+	w.settle()
+	w.lastLook()
+
+	for _, r := range w.replicas {
+		r.stop()
+	}
+	w.consul.Close()
+	cancel()
+	w.remains.Wait()
+	return w
+}
+
+func wait(ctx context.Context, d time.Duration) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+}
+
+func (w *world) now() time.Duration { return time.Since(w.began) }
+
+func (w *world) note(format string, args ...any) {
+	if !w.verbose {
+		return
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.trace = append(w.trace, fmt.Sprintf("%12v  %s", w.now(), fmt.Sprintf(format, args...)))
+}
+
+func (w *world) violate(format string, args ...any) {
+	text := fmt.Sprintf(format, args...)
+	w.note("VIOLATION: %s", text)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.violations = append(w.violations, fmt.Sprintf("at %v: %s", w.now(), text))
+}
+
+// dial reaches the port of a sandbox's process.
+func (w *world) dial(_ context.Context, _, address string) (net.Conn, error) {
+	_, text, err := net.SplitHostPort(address)
+	if err != nil {
+		return nil, err
+	}
+	port, err := strconv.Atoi(text)
+	if err != nil {
+		return nil, err
+	}
+	if !w.nomad.Answers(port) {
+		return nil, fmt.Errorf("dial %s: connection refused", address)
+	}
+	ours, theirs := net.Pipe()
+	if err := theirs.Close(); err != nil {
+		return nil, err
+	}
+	return ours, nil
+}
