@@ -56,6 +56,7 @@ func (c *Config) check() error {
 	if c.JobTemplate == "" {
 		refuse("job_template", "it is empty")
 	}
+	c.checkPlugins(refuse)
 	if strings.Trim(c.KVPrefix, "/") == "" || strings.Contains(c.KVPrefix, "//") {
 		refuse("kv_prefix", "%q is not a path of folders", c.KVPrefix)
 	}

@@ -27,6 +27,8 @@ type Config struct {
 	VolumeRoots     []string
 	JobTemplate     string
 	JobVars         map[string]string
+	PluginDir       string
+	Plugins         []Plugin
 	KVPrefix        string
 	Instance        string
 	LogLevel        string
@@ -81,13 +83,14 @@ type key struct {
 func (c *Config) keys() []key {
 	return []key{
 		{"http_addr", "http-addr", &c.HTTPAddr, "`HOST:PORT` to serve the API on. It must be loopback: there is no authentication yet."},
-		{"runtime", "runtime", &c.Runtime, "`NAME` of what runs sandboxes: nomad, or process with -dev."},
+		{"runtime", "runtime", &c.Runtime, "`NAME` of what runs the sandboxes of creates that name no runtime: nomad, or process with -dev, or a plugin."},
 		{"ttl", "ttl", &c.TTL, "`DURATION` that a session lives whose create does not say."},
 		{"max_ttl", "max-ttl", &c.MaxTTL, "`DURATION` that a create or a renew may ask for at most."},
 		{"cleanup_interval", "cleanup-interval", &c.CleanupInterval, "`DURATION` between two looks for sessions that have expired."},
 		{"volume_roots", "volume-root", &c.VolumeRoots, "`FOLDER` at or below which volumes must lie; any folder where none is named. May be repeated."},
 		{"job_template", "job-template", &c.JobTemplate, "`NAME|FILE` of the job template: docker, exec, raw_exec, or a file."},
 		{"job_vars", "job-var", &c.JobVars, "`NAME=VALUE` of a variable of the job template. May be repeated."},
+		{"plugin_dir", "plugin-dir", &c.PluginDir, "`FOLDER` of the plugins. Those run that have a plugin block in a configuration file."},
 		{"kv_prefix", "kv-prefix", &c.KVPrefix, "`PREFIX` of all keys in Consul's KV store."},
 		{"instance", "instance", &c.Instance, "`NAME` of this Bivouac, where several share a Nomad. Replicas that work together share the name."},
 		{"log_level", "log-level", &c.LogLevel, "`LEVEL` of the log: trace, debug, info, warn or error."},
@@ -120,7 +123,8 @@ func (c *Config) setBy(name, origin string) {
 }
 
 // Public is the configuration as it may be shown to anybody: without tokens,
-// and without the values of job variables, which may be secrets as well.
+// and without the values of job variables and what plugins are given, which may
+// be secrets as well.
 func (c *Config) Public() map[string]any {
 	public := map[string]any{"dev": c.Dev}
 	for _, k := range c.keys() {
@@ -135,6 +139,7 @@ func (c *Config) Public() map[string]any {
 		}
 		public[name] = block
 	}
+	public["plugin"] = c.publicPlugins()
 	return public
 }
 

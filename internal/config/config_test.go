@@ -92,6 +92,58 @@ func TestJSONSaysTheSame(t *testing.T) {
 	must.Eq(t, "t", c.Consul.Token)
 }
 
+func TestPlugins(t *testing.T) {
+	for name, text := range map[string]string{
+		"a.hcl": `
+plugin_dir = "/opt/plugins"
+plugin "docker" {
+  args   = ["-v"]
+  env    = { DOCKER_HOST = "unix:///run/docker.sock" }
+  sha256 = "` + strings.Repeat("ab", 32) + `"
+  config {
+    image  = "busybox"
+    limits = { memory = 64, ports = [80, 443] }
+    quiet  = true
+  }
+}
+plugin "mine" {
+  path = "/home/me/mine"
+}
+`,
+		"a.json": `{"plugin_dir": "/opt/plugins", "plugin": {
+  "docker": {"args": ["-v"], "env": {"DOCKER_HOST": "unix:///run/docker.sock"}, "sha256": "` + strings.Repeat("ab", 32) + `",
+             "config": {"image": "busybox", "limits": {"memory": 64, "ports": [80, 443]}, "quiet": true}},
+  "mine": {"path": "/home/me/mine"}}}`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			c, err := load(t, "-config", write(t, name, text), "-runtime=docker")
+			must.NoError(t, err)
+			must.Eq(t, "/opt/plugins", c.PluginDir)
+			must.Eq(t, []Plugin{{
+				Name:   "docker",
+				Args:   []string{"-v"},
+				Env:    map[string]string{"DOCKER_HOST": "unix:///run/docker.sock"},
+				Config: []byte(`{"image":"busybox","limits":{"memory":64,"ports":[80,443]},"quiet":true}`),
+				SHA256: strings.Repeat("ab", 32),
+			}, {
+				Name: "mine",
+				Path: "/home/me/mine",
+			}}, c.Plugins)
+			must.Eq[any](t, map[string]any{
+				"docker": map[string]any{"path": "", "sha256": strings.Repeat("ab", 32), "env": []string{"DOCKER_HOST"}},
+				"mine":   map[string]any{"path": "/home/me/mine", "sha256": "", "env": []string{}},
+			}, c.Public()["plugin"])
+		})
+	}
+}
+
+func TestAPluginStandsInOneFile(t *testing.T) {
+	first := write(t, "a.hcl", "plugin \"x\" { path = \"/x\" }")
+	second := write(t, "b.hcl", "\nplugin \"x\" { path = \"/y\" }")
+	_, err := load(t, "-config", first, "-config", second)
+	must.ErrorContains(t, err, second+`:2: Plugin stands twice: plugin "x" stands at `+first+":1 already.")
+}
+
 func TestNothingSaid(t *testing.T) {
 	c, err := load(t)
 	must.NoError(t, err)
@@ -156,6 +208,15 @@ func TestWrongFilesAreRefusedWithTheirLine(t *testing.T) {
 		{"a.hcl", "vault {\n}", `a.hcl:1: Unsupported block type`},
 		{"a.hcl", "ttl = \"${now}\"", `a.hcl:1: `},
 		{"a.hcl", "ttl = ", `a.hcl:1: `},
+		{"a.hcl", "\nplugin {\n}", `a.hcl:2: Missing name for plugin`},
+		{"a.hcl", "\nplugin \"a b\" {\n}", `a.hcl:2: plugin.a b: "a b" is not 1 to 64 of a-z, 0-9 and -`},
+		{"a.hcl", "plugin \"nomad\" {\n}", `a.hcl:1: plugin.nomad: nomad is a runtime of Bivouac itself`},
+		{"a.hcl", "plugin \"x\" {\n}", `a.hcl:1: plugin.x: it has no path, and there is no plugin_dir`},
+		{"a.hcl", "plugin \"x\" {\n  pth = \"/x\"\n}", `a.hcl:2: Unsupported argument`},
+		{"a.hcl", "plugin \"x\" {\n  path = \"/x\"\n  sha256 = \"ab\"\n}", `a.hcl:3: plugin.x.sha256: "ab" is not 64 hex digits`},
+		{"a.hcl", "plugin \"x\" {\n  path = \"/x\"\n  config {\n    a = b\n  }\n}", `a.hcl:4: Variables not allowed`},
+		{"a.hcl", "plugin \"x\" {\n  path = \"/x\"\n  config {\n}\n  config {\n  }\n}", `a.hcl:5: Configuration stands twice`},
+		{"a.json", "{\"plugin\": {\n\"x\": {\n\"pth\": \"/x\"}}}", `a.json:3: Extraneous JSON object property`},
 		{"a.json", "{\n\"tlt\": \"1h\"}", `a.json:2: Extraneous JSON object property`},
 		{"a.json", "{\n\"ttl\": \"soon\"}", `a.json:2: Wrong value: ttl`},
 		{"a.json", "{", `a.json:1: `},

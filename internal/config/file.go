@@ -113,7 +113,11 @@ func (c *Config) decode(body hcl.Body) hcl.Diagnostics {
 	for name := range maps.Keys(blocks) {
 		schema.Blocks = append(schema.Blocks, hcl.BlockHeaderSchema{Type: name})
 	}
+	schema.Blocks = append(schema.Blocks, hcl.BlockHeaderSchema{Type: "plugin", LabelNames: []string{"name"}})
 	diags := c.decodeKeys(body, schema, "", c.keys(), func(block *hcl.Block) hcl.Diagnostics {
+		if block.Type == "plugin" {
+			return c.decodePlugin(block)
+		}
 		return c.decodeKeys(block.Body, hcl.BodySchema{}, block.Type+".", blocks[block.Type], nil)
 	})
 	return diags

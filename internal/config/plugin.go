@@ -1,0 +1,133 @@
+package config
+
+import (
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"regexp"
+	"slices"
+
+	"github.com/hashicorp/hcl/v2"
+	"github.com/zclconf/go-cty/cty"
+	ctyjson "github.com/zclconf/go-cty/cty/json"
+)
+
+// Plugin is a runtime that is a program of its own.
+type Plugin struct {
+	Name   string // of the runtime, and of its file in PluginDir
+	Path   string // empty: in PluginDir
+	Args   []string
+	Env    map[string]string
+	Config json.RawMessage // an object; nil where nothing is said
+	SHA256 string          // in hex; empty: any file
+}
+
+// maxPlugins is more than anybody has a use for.
+const maxPlugins = 32
+
+var (
+	pluginForm = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,63}$`)
+	// builtIn are the runtimes that are part of Bivouac.
+	builtIn = []string{"nomad", "process"}
+)
+
+func (p *Plugin) keys() []key {
+	return []key{
+		{name: "path", target: &p.Path},
+		{name: "args", target: &p.Args},
+		{name: "env", target: &p.Env},
+		{name: "sha256", target: &p.SHA256},
+	}
+}
+
+// decodePlugin reads a plugin's block. Two of one name are a mistake, also in
+// different files: whoever reads one of them must not miss the other.
+func (c *Config) decodePlugin(block *hcl.Block) hcl.Diagnostics {
+	p := Plugin{Name: block.Labels[0]}
+	origin := "plugin." + p.Name
+	if first, again := c.origins[origin]; again {
+		return hcl.Diagnostics{{
+			Severity: hcl.DiagError,
+			Summary:  "Plugin stands twice",
+			Detail:   fmt.Sprintf("plugin %q stands at %s already.", p.Name, first),
+			Subject:  block.DefRange.Ptr(),
+		}}
+	}
+	c.setBy(origin, position(block.DefRange))
+	schema := hcl.BodySchema{Blocks: []hcl.BlockHeaderSchema{{Type: "config"}}}
+	diags := c.decodeKeys(block.Body, schema, origin+".", p.keys(), func(block *hcl.Block) hcl.Diagnostics {
+		if p.Config != nil {
+			return hcl.Diagnostics{{
+				Severity: hcl.DiagError,
+				Summary:  "Configuration stands twice",
+				Detail:   fmt.Sprintf("plugin %q has one config block.", p.Name),
+				Subject:  block.DefRange.Ptr(),
+			}}
+		}
+		var diags hcl.Diagnostics
+		p.Config, diags = decodeObject(block.Body)
+		return diags
+	})
+	c.Plugins = append(c.Plugins, p)
+	return diags
+}
+
+// decodeObject makes JSON of a block with any attributes.
+func decodeObject(body hcl.Body) (json.RawMessage, hcl.Diagnostics) {
+	attrs, diags := body.JustAttributes()
+	values := map[string]cty.Value{}
+	for name, attr := range attrs {
+		value, more := attr.Expr.Value(nil)
+		diags = append(diags, more...)
+		values[name] = value
+	}
+	if diags.HasErrors() {
+		return nil, diags
+	}
+	text, err := ctyjson.SimpleJSONValue{Value: cty.ObjectVal(values)}.MarshalJSON()
+	if err != nil {
+		return nil, append(diags, &hcl.Diagnostic{
+			Severity: hcl.DiagError,
+			Summary:  "Wrong value",
+			Detail:   fmt.Sprintf("config cannot be JSON: %v.", err),
+			Subject:  body.MissingItemRange().Ptr(),
+		})
+	}
+	return text, diags
+}
+
+// checkPlugins refuses plugins that are wrong whatever their files are.
+func (c *Config) checkPlugins(refuse func(name, format string, args ...any)) {
+	if len(c.Plugins) > maxPlugins {
+		refuse("plugin."+c.Plugins[maxPlugins].Name, "these are more than %d plugins", maxPlugins)
+	}
+	for _, p := range c.Plugins {
+		origin := "plugin." + p.Name
+		switch {
+		case !pluginForm.MatchString(p.Name):
+			refuse(origin, "%q is not 1 to 64 of a-z, 0-9 and -", p.Name)
+		case slices.Contains(builtIn, p.Name):
+			refuse(origin, "%s is a runtime of Bivouac itself", p.Name)
+		case p.Path == "" && c.PluginDir == "":
+			refuse(origin, "it has no path, and there is no plugin_dir to find it in")
+		}
+		if sum, err := hex.DecodeString(p.SHA256); p.SHA256 != "" && (err != nil || len(sum) != 32) {
+			refuse(origin+".sha256", "%q is not 64 hex digits", p.SHA256)
+		}
+	}
+}
+
+// publicPlugins says of plugins what may be shown to anybody. Arguments,
+// variables and configuration may be secrets.
+func (c *Config) publicPlugins() map[string]any {
+	public := map[string]any{}
+	for _, p := range c.Plugins {
+		public[p.Name] = map[string]any{
+			"path":   p.Path,
+			"sha256": p.SHA256,
+			"env":    append([]string{}, slices.Sorted(maps.Keys(p.Env))...),
+		}
+	}
+	return public
+}
