@@ -19,6 +19,7 @@ import (
 	"github.com/shoenig/test/must"
 	"github.com/shoenig/test/wait"
 
+	"github.com/bivouac/bivouac/internal/httpapi/apitest"
 	"github.com/bivouac/bivouac/internal/httpapi/wire"
 	"github.com/bivouac/bivouac/internal/stack"
 )
@@ -31,7 +32,8 @@ type world struct {
 	consul   *consul.Client
 	prefix   string
 	instance string
-	volume   string // a folder with a file hello.txt in it
+	volume   string       // a folder with a file hello.txt in it
+	api      *http.Client // holds every answer against the API's document
 	env      []string
 	flags    []string
 }
@@ -51,6 +53,7 @@ func newWorld(t *testing.T, template string, flags ...string) *world {
 		prefix:   prefix,
 		instance: strings.ToLower(strings.TrimSuffix(prefix, "/")),
 		volume:   t.TempDir(),
+		api:      &http.Client{Transport: apitest.New(t, nil), Timeout: callLimit},
 		env:      append(os.Environ(), "CONSUL_HTTP_ADDR="+c.Addr(), "NOMAD_ADDR=http://"+n.Addr()),
 	}
 	must.NoError(t, os.WriteFile(filepath.Join(w.volume, "hello.txt"), []byte("from the host"), 0o644))
@@ -66,6 +69,7 @@ func newWorld(t *testing.T, template string, flags ...string) *world {
 // replica is one running bivouac agent.
 type replica struct {
 	t    *testing.T
+	api  *http.Client
 	url  string
 	cmd  *exec.Cmd
 	gone chan struct{}
@@ -101,7 +105,7 @@ func (w *world) launch() *replica {
 	cmd := exec.Command(binary, append([]string{"agent", "-http-addr=" + addr}, w.flags...)...)
 	cmd.Env, cmd.Stdout, cmd.Stderr = w.env, log, log
 	must.NoError(w.t, cmd.Start())
-	r := &replica{t: w.t, url: "http://" + addr, cmd: cmd, gone: make(chan struct{})}
+	r := &replica{t: w.t, api: w.api, url: "http://" + addr, cmd: cmd, gone: make(chan struct{})}
 	go func() {
 		defer close(r.gone)
 		_ = cmd.Wait() // how it ended is for the test to ask
@@ -151,7 +155,7 @@ func (r *replica) try(method, path string, body any) (status int, answer []byte,
 	if body != nil {
 		req.Header.Set("Content-Type", "application/json")
 	}
-	resp, err := client.Do(req)
+	resp, err := r.api.Do(req)
 	if err != nil {
 		return 0, nil, err
 	}
@@ -160,7 +164,8 @@ func (r *replica) try(method, path string, body any) (status int, answer []byte,
 	return resp.StatusCode, answer, err
 }
 
-var client = &http.Client{Timeout: 3 * time.Minute}
+// callLimit is far beyond what any call takes.
+const callLimit = 3 * time.Minute
 
 // call makes one request, which must be answered with the given status, and
 // decodes the answer.
@@ -201,7 +206,7 @@ func page(t *testing.T, s wire.Session, path string) (string, error) {
 	must.NotNil(t, s.Endpoint)
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+s.Endpoint.AddrPort().String()+path, nil)
 	must.NoError(t, err)
-	resp, err := client.Do(req)
+	resp, err := (&http.Client{Timeout: 10 * time.Second}).Do(req)
 	if err != nil {
 		return "", err
 	}

@@ -28,7 +28,7 @@ const (
 	// waited, within these. A packet that is sent before a container's network
 	// is up is lost, and is repeated by TCP only after a second: it pays to
 	// hang up and call again.
-	minTry, maxTry = 50 * time.Millisecond, 2 * time.Second
+	minTry, maxTry = 100 * time.Millisecond, 2 * time.Second
 	tryShare       = 4
 )
 
@@ -89,7 +89,7 @@ func (c Check) Wait(ctx context.Context, endpoint runtime.Endpoint, sessionID st
 				return nil
 			}
 			// A try that ctx itself cut short says nothing about the sandbox.
-			if ctx.Err() == nil {
+			if !ending(ctx) {
 				last = err
 			}
 		}
@@ -100,6 +100,13 @@ func (c Check) Wait(ctx context.Context, endpoint runtime.Endpoint, sessionID st
 		case <-time.After(pause):
 		}
 	}
+}
+
+// ending says whether ctx has ended or is at its deadline, which connections
+// keep by a timer of their own.
+func ending(ctx context.Context) bool {
+	deadline, ok := ctx.Deadline()
+	return ctx.Err() != nil || ok && !time.Now().Before(deadline)
 }
 
 func ended(ctx context.Context, endpoint runtime.Endpoint, last error) error {
