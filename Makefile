@@ -20,7 +20,7 @@ help: ## Print what can be made
 # -buildvcs writes the commit into the binary where there is one.
 .PHONY: build
 build: ## Build bin/bivouac
-	go build -buildvcs=auto -o bin/bivouac ./cmd/bivouac
+	CGO_ENABLED=0 go build -buildvcs=auto -o bin/bivouac ./cmd/bivouac
 
 .PHONY: dev
 dev: build ## Run an agent that needs neither Nomad nor Consul, until Ctrl-C
