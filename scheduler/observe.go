@@ -24,6 +24,8 @@ func (s *Scheduler) observe(ctx context.Context, session Session) Session {
 	case errors.Is(err, runtime.ErrNotFound):
 		session.State, session.Reason = StateLost, "the runtime no longer knows the sandbox"
 	case err != nil:
+	case sandbox.State == runtime.StateStarting && sandbox.ContainerID == "":
+		// The driver's view is older than the record, which names what started.
 	case sandbox.ContainerID != session.ContainerID:
 		session.State, session.Reason = StateLost, "another sandbox stands in its place: "+sandbox.ContainerID
 	case sandbox.State == runtime.StateDead:
