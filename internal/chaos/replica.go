@@ -42,7 +42,7 @@ const (
 )
 
 func newReplica(dir, name, binary string, consul, nomad *proxy, flags []string) (*replica, error) {
-	port, err := stack.FreePort(0)
+	port, err := replicaPort()
 	if err != nil {
 		return nil, err
 	}
@@ -60,6 +60,28 @@ func newReplica(dir, name, binary string, consul, nomad *proxy, flags []string) 
 		args: append([]string{"agent", "-http-addr=" + addr}, flags...),
 		env:  append(os.Environ(), "CONSUL_HTTP_ADDR="+consul.addr, "NOMAD_ADDR=http://"+nomad.addr),
 	}, nil
+}
+
+// Replicas listen below the ports that outgoing connections and package stack's
+// agents take: a replica that is down must find its port free when it is back.
+const (
+	firstPort = 4800
+	lastPort  = 9800
+)
+
+var portsTaken atomic.Int32 // by this process
+
+// replicaPort returns a port that nobody listens on and no other replica of this
+// process has.
+func replicaPort() (int, error) {
+	start := os.Getpid() * 64
+	for range lastPort - firstPort {
+		port := firstPort + (start+int(portsTaken.Add(1)))%(lastPort-firstPort)
+		if free, err := stack.FreePort(port); err == nil && free == port {
+			return port, nil
+		}
+	}
+	return 0, errors.New("no port is free for a replica")
 }
 
 // start starts the process and waits until it says that it can serve.
@@ -94,12 +116,15 @@ func (r *replica) ready(ctx context.Context) error {
 		try, cancelTry := context.WithTimeout(ctx, 2*time.Second)
 		_, err := r.api.Health(try)
 		cancelTry()
+		select {
+		case <-r.done: // whoever may have answered is another
+			return fmt.Errorf("%s ended by itself", r.name)
+		default:
+		}
 		if err == nil {
 			return nil
 		}
 		select {
-		case <-r.done:
-			return fmt.Errorf("%s ended by itself", r.name)
 		case <-ctx.Done():
 			return fmt.Errorf("%s is not ready: %w: %w", r.name, ctx.Err(), err)
 		case <-time.After(50 * time.Millisecond):

@@ -58,26 +58,26 @@ type world struct {
 	stopped  context.CancelFunc
 }
 
-func newWorld(ctx context.Context, dir string, log *timeline, p plan) (w *world, err error) {
-	w = &world{plan: p, dir: dir, log: log, random: rand.New(rand.NewPCG(p.seed, 0)), out: make(chan struct{}, replicas-1), stopped: func() {}}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, w.stop(true))
-		}
-	}()
-	volume := filepath.Join(dir, "volume")
-	if err := os.Mkdir(volume, 0o755); err != nil {
-		return nil, err
-	}
-	if err := w.start(ctx); err != nil {
-		return nil, err
+func newWorld(ctx context.Context, dir string, log *timeline, p plan) (*world, error) {
+	w := &world{
+		plan: p, dir: dir, log: log, told: newLedger(log),
+		random:  rand.New(rand.NewPCG(p.seed, 0)),
+		out:     make(chan struct{}, replicas-1),
+		stopped: func() {},
 	}
 	for range p.chats {
 		w.chats = append(w.chats, uuid.New())
 	}
-	w.told = newLedger(log)
 	w.census = newCensus(w.chats, log, w.told)
-	w.load = &load{replicas: w.replicas, chats: w.chats, volume: volume, told: w.told, log: log}
+	w.load = &load{chats: w.chats, volume: filepath.Join(dir, "volume"), told: w.told, log: log}
+	err := os.Mkdir(w.load.volume, 0o755)
+	if err == nil {
+		err = w.start(ctx)
+	}
+	if err != nil {
+		return nil, errors.Join(err, w.stop(true))
+	}
+	w.load.replicas = w.replicas
 	return w, nil
 }
 
