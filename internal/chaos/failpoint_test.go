@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -95,6 +96,7 @@ type victim struct {
 	died time.Time
 	took time.Duration
 	left string // what is not as it should be yet
+	by   string // who settled it
 }
 
 // look is what there was at a time.
@@ -107,7 +109,7 @@ type look struct {
 // A replica that is killed at any step leaves something that others settle.
 func TestReplicaKilledAtEachStepIsSettledByOthers(t *testing.T) {
 	ctx := t.Context()
-	w := failpointWorld(t)
+	w := testWorld(t)
 	survivor := w.survivor(t, "survivor-0", "1h")
 	victims := w.victims(t)
 	w.census = newCensus(w.chats, w.log, w.told)
@@ -159,6 +161,7 @@ func TestReplicaKilledAtEachStepIsSettledByOthers(t *testing.T) {
 
 	// then what each left in flight is settled within the limit, …
 	settling.Wait()
+	w.nameSettlers(t, victims)
 	t.Logf("\n%s", table(victims))
 	must.False(t, t.Failed())
 	for _, v := range victims {
@@ -179,7 +182,7 @@ func TestReplicaKilledAtEachStepIsSettledByOthers(t *testing.T) {
 	must.Eq(t, 0, w.log.violations(), must.Sprint(w.log.worst()))
 }
 
-func failpointWorld(t *testing.T) *world {
+func testWorld(t *testing.T) *world {
 	dir := t.TempDir()
 	log, err := newTimeline(dir)
 	must.NoError(t, err)
@@ -361,12 +364,45 @@ func (w *world) unsettled(v *victim, records map[uuid.UUID]record, left []string
 	return ""
 }
 
+// nameSettlers finds out from the replicas' logs who settled what each left.
+func (w *world) nameSettlers(t *testing.T, victims []*victim) {
+	logs, err := filepath.Glob(filepath.Join(w.dir, "*.log"))
+	must.NoError(t, err)
+	settled, cleaned := make(map[string]bool), make(map[string]bool)
+	for _, name := range logs {
+		text, err := os.ReadFile(name)
+		must.NoError(t, err)
+		for line := range strings.Lines(string(text)) {
+			_, rest, _ := strings.Cut(line, "chat_id=")
+			chat, _, _ := strings.Cut(rest, " ")
+			switch {
+			case strings.Contains(line, "sandbox_settled: "):
+				settled[chat] = true
+			case strings.Contains(line, "sandbox_cleaned: "):
+				cleaned[chat] = true
+			}
+		}
+	}
+	for _, v := range victims {
+		switch chat := v.chat.String(); {
+		case settled[chat]:
+			v.by = "another replica, which finds it in flight"
+		case cleaned[chat]:
+			v.by = "another replica's cleanup"
+		case v.took < time.Second:
+			v.by = "nothing was left"
+		default:
+			v.by = "Consul, which ends the lock"
+		}
+	}
+}
+
 func table(victims []*victim) string {
 	var b strings.Builder
 	out := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
-	_, _ = fmt.Fprintln(out, "operation\tkilled at\tthen the chat has\tsettled after\t")
+	_, _ = fmt.Fprintln(out, "operation\tkilled at\tthen the chat has\tsettled after\tby\t")
 	for _, v := range victims {
-		_, _ = fmt.Fprintf(out, "%s\t%s\t%s\t%.1f s\t%s\n", v.operation, v.point, v.then, v.took.Seconds(), v.left)
+		_, _ = fmt.Fprintf(out, "%s\t%s\t%s\t%.1f s\t%s\t%s\n", v.operation, v.point, v.then, v.took.Seconds(), v.by, v.left)
 	}
 	_ = out.Flush() // all to memory
 	return b.String()

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -25,7 +26,19 @@ type ledger struct {
 	hazards   []hazard
 	suspects  []suspect
 	confirmed map[string]bool // what was reported already
+	ends      map[cause]int   // why sandboxes ended that callers had been told of
 }
+
+// cause is why a session may have ended.
+type cause string
+
+const (
+	noCause    cause = "no cause"
+	expiry     cause = "expired"
+	deleted    cause = "deleted"
+	hit        cause = "hit by a fault"
+	nodeWasOut cause = "with a node that Nomad took for lost"
+)
 
 // told is a session as callers know it.
 type told struct {
@@ -62,13 +75,15 @@ type suspect struct {
 	told *told
 	at   time.Time
 	text string
+
+	ended bool // its sandbox was seen to end
 }
 
 func newLedger(log *timeline) *ledger {
 	return &ledger{
 		log: log, chats: make(map[uuid.UUID][]*told), sessions: make(map[uuid.UUID]*told),
 		nodes: make(map[uuid.UUID]string), doomed: make(map[uuid.UUID]time.Time),
-		deletions: make(map[uuid.UUID][]*deletion), confirmed: make(map[string]bool),
+		deletions: make(map[uuid.UUID][]*deletion), confirmed: make(map[string]bool), ends: make(map[cause]int),
 	}
 }
 
@@ -105,7 +120,7 @@ func (l *ledger) saw(a answer) {
 	}
 	switch s.State {
 	case "dead", "lost", "stopping":
-		l.suspects = append(l.suspects, suspect{wrong, t, a.end, fmt.Sprintf("%s says that session %s is %s: %s", a.op, s.SessionID, s.State, s.Reason)})
+		l.suspects = append(l.suspects, suspect{wrong, t, a.end, fmt.Sprintf("%s says that session %s is %s: %s", a.op, s.SessionID, s.State, s.Reason), false})
 	case "running":
 	default:
 		l.wrong(t, "%s tells of session %s in state %q", a.op, s.SessionID, s.State)
@@ -126,7 +141,7 @@ func (l *ledger) missing(start, end time.Time, chat, but uuid.UUID, text string)
 	for _, t := range l.chats[chat] {
 		if t.session != but && !t.missed && t.first.Before(start) {
 			t.missed = true
-			l.suspects = append(l.suspects, suspect{loss, t, end, text})
+			l.suspects = append(l.suspects, suspect{loss, t, end, text, false})
 		}
 	}
 }
@@ -209,7 +224,7 @@ func (l *ledger) ended(s *sandbox, at time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if t := l.sessions[s.session]; t != nil {
-		l.suspects = append(l.suspects, suspect{loss, t, at, fmt.Sprintf("the sandbox of session %s ended", s.session)})
+		l.suspects = append(l.suspects, suspect{loss, t, at, fmt.Sprintf("the sandbox of session %s ended", s.session), true})
 	}
 }
 
@@ -218,7 +233,7 @@ func (l *ledger) silent(a answer, at time.Time, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	t := l.sessions[a.session.SessionID]
-	l.suspects = append(l.suspects, suspect{wrong, t, at, fmt.Sprintf("%s told of session %s, and its sandbox does not answer: %v", a.op, t.session, err)})
+	l.suspects = append(l.suspects, suspect{wrong, t, at, fmt.Sprintf("%s told of session %s, and its sandbox does not answer: %v", a.op, t.session, err), false})
 }
 
 // judge decides on what was suspected.
@@ -226,7 +241,11 @@ func (l *ledger) judge() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, s := range l.suspects {
-		if !l.excused(s.told, s.at) {
+		cause := l.cause(s.told, s.at)
+		if s.ended {
+			l.ends[cause]++
+		}
+		if cause == noCause {
 			l.report(s.kind, s.told, "%s, for no reason (chat %s, told to expire at %s)", s.text, s.told.chat, s.told.expires.Format(time.TimeOnly))
 		}
 	}
@@ -245,26 +264,37 @@ func (l *ledger) judge() {
 // expirySlack is how far the replicas' time may be ahead of ours.
 const expirySlack = 2 * time.Second
 
-// excused says whether a session may have ended by a time.
-func (l *ledger) excused(t *told, at time.Time) bool {
-	if !at.Before(t.expires.Add(-expirySlack)) {
-		return true
-	}
+// cause says why a session may have ended by a time.
+func (l *ledger) cause(t *told, at time.Time) cause {
 	if doomed, ok := l.doomed[t.session]; ok && !at.Before(doomed) {
-		return true
+		return hit
 	}
 	for _, d := range l.deletions[t.chat] {
 		if !at.Before(d.start) && !d.end.Before(t.created.Add(-expirySlack)) {
-			return true
+			return deleted
 		}
+	}
+	if !at.Before(t.expires.Add(-expirySlack)) {
+		return expiry
 	}
 	node, known := l.nodes[t.session]
 	for _, h := range l.hazards {
 		if (!known || h.node == node) && at.After(h.at.Add(-time.Second)) && at.Before(h.at.Add(2*time.Minute)) && t.created.Before(h.at) {
-			return true
+			return nodeWasOut
 		}
 	}
-	return false
+	return noCause
+}
+
+// howTheyEnded counts the sandboxes that ended by why they did.
+func (l *ledger) howTheyEnded() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var parts []string
+	for _, c := range []cause{deleted, expiry, hit, nodeWasOut, noCause} {
+		parts = append(parts, fmt.Sprintf("%d %s", l.ends[c], c))
+	}
+	return strings.Join(parts, ", ")
 }
 
 func (l *ledger) wrong(t *told, format string, args ...any) { l.report(wrong, t, format, args...) }

@@ -127,6 +127,7 @@ func (w *world) report(took time.Duration) *report {
 	fmt.Fprintf(&b, "\nSeed %d, %s. %s\n", w.plan.seed, took.Round(time.Second), w.load.summary())
 	fmt.Fprintf(&b, "Sandboxes seen in /proc: %d; scans: %d, the longest pause between two %s.\n",
 		w.census.total(), w.census.scans.Load(), time.Duration(w.census.pause.Load()).Round(time.Millisecond))
+	fmt.Fprintf(&b, "Sandboxes that callers had been told of and that ended: %s.\n", w.told.howTheyEnded())
 	settled := slices.SortedFunc(slices.Values(w.settled), cmp.Compare[time.Duration])
 	if len(settled) > 0 {
 		fmt.Fprintf(&b, "Settled %d times after the last fault, in %.1f s at the median and %.1f s at most (limit %s).\n",
