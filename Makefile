@@ -38,6 +38,11 @@ test: ## Run all tests with the race detector; with CI=true none may be skipped
 chaos: ## Break a running Bivouac in every way for half an hour, and count what it does wrong
 	go run ./internal/chaos $(if $(DURATION),-duration=$(DURATION)) $(if $(SEED),-seed=$(SEED))
 
+RUNS ?= 10000
+.PHONY: simulate
+simulate: ## Run RUNS simulations of replicas under faults, from seed FROM on; SEED=n shows one
+	SEED=$(SEED) FROM=$(FROM) RUNS=$(RUNS) go test -count=1 -timeout 60m -v -run TestSimulations ./internal/simulate
+
 .PHONY: stack
 stack: ## Run Bivouac on a real Consul and a real Nomad, until Ctrl-C
 	go build -o bin/stack ./internal/stack/up

@@ -18,6 +18,67 @@ import (
 // defaultRuns is how many seeds "go test" tries; "make simulate" tries more.
 const defaultRuns = 300
 
+// TestSimulations runs the seeds from FROM on, RUNS of them, or the one that
+// SEED names, which it then tells all about.
+func TestSimulations(t *testing.T) {
+	first, runs := number(t, "FROM", 1), number(t, "RUNS", defaultRuns)
+	watched := os.Getenv("SEED") != ""
+	if watched {
+		first, runs = number(t, "SEED", 1), 1
+	}
+	if runs > chunk {
+		share(t, first, runs)
+		return
+	}
+	// With one processor goroutines run in one order. Other runs go in other
+	// processes, as a seed decides all randomness of a process.
+	t.Cleanup(func(n int) func() { return func() { runtime.GOMAXPROCS(n) } }(runtime.GOMAXPROCS(1)))
+	template, err := jobs.Parse("simulation.hcl", []byte(template), nil)
+	must.NoError(t, err)
+	sum := newTally()
+	for seed := first; seed < first+runs; seed++ {
+		t.Run(fmt.Sprintf("seed=%d", seed), func(t *testing.T) {
+			w := simulate(t, seed, template, watched)
+			sum.count(w)
+			for _, line := range w.trace {
+				t.Log(line)
+			}
+			if watched || len(w.violations) > 0 {
+				t.Log(w.report())
+			}
+			if len(w.violations) > 0 {
+				t.Errorf("seed %d failed; to watch it: make simulate SEED=%d", seed, seed)
+			}
+		})
+	}
+	sum.write(t)
+}
+
+// TestSeedDecidesAll runs a few seeds twice: everything must happen at the same
+// times again, or a failure could not be looked at.
+func TestSeedDecidesAll(t *testing.T) {
+	t.Cleanup(func(n int) func() { return func() { runtime.GOMAXPROCS(n) } }(runtime.GOMAXPROCS(1)))
+	template, err := jobs.Parse("simulation.hcl", []byte(template), nil)
+	must.NoError(t, err)
+	for seed := range uint64(10) {
+		t.Run(fmt.Sprintf("seed=%d", seed), func(t *testing.T) {
+			first, again := simulate(t, seed, template, false), simulate(t, seed, template, true)
+			must.Eq(t, first.net.Digest(), again.net.Digest())
+		})
+	}
+}
+
+// simulate carries out the run of a seed.
+func simulate(t *testing.T, seed uint64, template *jobs.Template, watched bool) *world {
+	cryptotest.SetGlobalRandom(t, seed)
+	var w *world
+	synctest.Test(t, func(t *testing.T) { w = run(t, newPlan(seed), template, watched) })
+	for _, chat := range w.checkHistory() {
+		w.violations = append(w.violations, fmt.Sprintf("chat %d: no order of events explains what callers were told", chat))
+	}
+	return w
+}
+
 // number reads a number from the environment.
 func number(t *testing.T, name string, otherwise uint64) uint64 {
 	t.Helper()
@@ -30,50 +91,13 @@ func number(t *testing.T, name string, otherwise uint64) uint64 {
 	return n
 }
 
-// simulate carries out the run of a seed.
-func simulate(t *testing.T, seed uint64, template *jobs.Template, verbose bool) *world {
-	cryptotest.SetGlobalRandom(t, seed)
-	var w *world
-	synctest.Test(t, func(t *testing.T) { w = run(t, newPlan(seed), template, verbose) })
-	for _, chat := range w.checkHistory() {
-		w.violations = append(w.violations, fmt.Sprintf("chat %d: no order of events explains what callers were told", chat))
-	}
-	return w
-}
-
-func TestSimulations(t *testing.T) {
-	runtime.GOMAXPROCS(1) // for one order of events; other runs go in other processes
-	template, err := jobs.Parse("simulation.hcl", []byte(template), nil)
-	must.NoError(t, err)
-	first, runs := number(t, "FROM", 1), number(t, "RUNS", defaultRuns)
-	verbose := os.Getenv("SEED") != ""
-	if verbose {
-		first, runs = number(t, "SEED", 1), 1
-	}
-	for seed := first; seed < first+runs; seed++ {
-		t.Run(fmt.Sprintf("seed=%d", seed), func(t *testing.T) {
-			w := simulate(t, seed, template, verbose)
-			if verbose {
-				fmt.Println(strings.Join(w.trace, "\n"))
-			}
-			if verbose || len(w.violations) > 0 {
-				t.Log(w.report())
-			}
-			if len(w.violations) > 0 {
-				t.Fail()
-			}
-		})
-	}
-}
-
 // report tells what happened in a run.
 func (w *world) report() string {
 	var out strings.Builder
-	fmt.Fprintf(&out, "seed %d: %d replicas, %d nodes of %d, digest %016x\n",
-		w.seed, w.hosts, w.nodes, w.capacity, w.net.Digest())
+	fmt.Fprintf(&out, "seed %d: %d replicas, %d nodes with room for %d each\n", w.seed, w.hosts, w.nodes, w.capacity)
 	fmt.Fprintf(&out, "odds %+v, settled in %v\n", w.odds, w.settled)
 	for _, f := range w.faults {
-		fmt.Fprintf(&out, "fault %v\n", f)
+		fmt.Fprintf(&out, "fault: %v\n", f)
 	}
 	for _, d := range w.deaths {
 		fmt.Fprintf(&out, "%12v  session %s: %s\n", d.at, d.sessionID, d.why)
