@@ -1,5 +1,5 @@
 // Package agent makes a running replica out of a configuration: it puts the
-// store, the runtime driver, the scheduler and the API together, starts them,
+// store, the runtime drivers, the scheduler and the API together, starts them,
 // and stops them in order.
 //
 // It is where all of Bivouac meets, and the only package that may know all of
@@ -21,7 +21,6 @@ import (
 	"github.com/bivouac/bivouac/internal/httpapi"
 	"github.com/bivouac/bivouac/internal/httpapi/wire"
 	"github.com/bivouac/bivouac/internal/version"
-	"github.com/bivouac/bivouac/runtime"
 	"github.com/bivouac/bivouac/scheduler"
 )
 
@@ -44,12 +43,16 @@ type Environment struct {
 // Validate finds what is wrong with a configuration as far as that can be seen
 // without starting anything.
 func Validate(c config.Config) error {
-	if err := checkRuntime(c); err != nil || c.Dev {
+	if err := checkRuntime(c); err != nil {
 		return err
+	}
+	_, pluginErr := newPluginHost(c, hclog.NewNullLogger())
+	if c.Dev {
+		return pluginErr
 	}
 	_, storeErr := newConsul(c, hclog.NewNullLogger())
 	_, runtimeErr := newNomad(c, hclog.NewNullLogger())
-	return errors.Join(storeErr, runtimeErr)
+	return errors.Join(storeErr, runtimeErr, pluginErr)
 }
 
 // Run runs a replica until ctx ends, and then returns nil once all of it has
@@ -78,7 +81,7 @@ func Run(ctx context.Context, c config.Config, env Environment) error {
 	sessions, err := scheduler.New(scheduler.Config{
 		Store:           base.store,
 		Locker:          base.locker,
-		Drivers:         map[string]runtime.Driver{c.Runtime: base.driver},
+		Drivers:         base.drivers,
 		DefaultRuntime:  c.Runtime,
 		TTL:             c.TTL,
 		MaxTTL:          c.MaxTTL,
@@ -92,25 +95,35 @@ func Run(ctx context.Context, c config.Config, env Environment) error {
 	if err != nil {
 		return fmt.Errorf("agent: %w", err)
 	}
-	self, err := describe(ctx, c, base.driver)
-	if err != nil {
-		return err
-	}
+	self := describe(c)
 	api := httpapi.New(httpapi.Config{
 		Sessions: sessions,
 		Checks:   base.checks,
 		Metrics:  telemetry.handler,
 		Self:     self,
+		Runtimes: func(ctx context.Context) []wire.Runtime { return describeRuntimes(ctx, base.drivers) },
 		Logger:   log.Named("http"),
 	})
 
+	serving := make(chan struct{})
 	parts := append([]part{{"telemetry", telemetry.run}}, base.parts...)
 	parts = append(parts,
 		part{"scheduler", func(ctx context.Context) error { sessions.Run(ctx); return nil }},
-		part{"http", func(ctx context.Context) error { return serve(ctx, api.Server(), listener, log) }},
+		part{"http", func(ctx context.Context) error {
+			if base.prepare != nil {
+				base.prepare(ctx)
+			}
+			close(serving)
+			return serve(ctx, api.Server(), listener, log)
+		}},
 	)
 	if c.Dev {
 		parts = append(parts, part{"guide", func(ctx context.Context) error {
+			select {
+			case <-serving:
+			case <-ctx.Done():
+				return nil
+			}
 			return guide(ctx, env, listener.Addr().String(), base.volume)
 		}})
 	}
@@ -123,18 +136,9 @@ func Run(ctx context.Context, c config.Config, env Environment) error {
 	return nil
 }
 
-func describe(ctx context.Context, c config.Config, driver runtime.Driver) (wire.SelfAnswer, error) {
-	info, err := driver.Info(ctx)
-	if err != nil {
-		return wire.SelfAnswer{}, fmt.Errorf("agent: runtime %s: %w", c.Runtime, err)
-	}
+func describe(c config.Config) wire.SelfAnswer {
 	build := version.Get()
-	return wire.SelfAnswer{
-		Version:  build.Version,
-		Revision: build.Revision,
-		Config:   c.Public(),
-		Runtimes: []wire.Runtime{{Name: info.Name, Version: info.Version}},
-	}, nil
+	return wire.SelfAnswer{Version: build.Version, Revision: build.Revision, Config: c.Public()}
 }
 
 // serve serves until ctx ends, and then lets requests finish within drainLimit.

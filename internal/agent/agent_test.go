@@ -125,3 +125,32 @@ func TestQuote(t *testing.T) {
 		must.Eq(t, want, quote(text))
 	}
 }
+
+func TestTheRuntimeIsOneThatTheAgentHas(t *testing.T) {
+	mine := []config.Plugin{{Name: "mine", Path: "/mine"}}
+	for _, test := range []struct {
+		name    string
+		dev     bool
+		runtime string
+		plugins []config.Plugin
+		refused bool
+	}{
+		{"nomad", false, "nomad", nil, false},
+		{"processes, whose records would be shared", false, "process", nil, true},
+		{"processes with -dev", true, "process", nil, false},
+		{"nomad with -dev, whose records would end first", true, "nomad", nil, true},
+		{"a plugin", false, "mine", mine, false},
+		{"a plugin with -dev", true, "mine", mine, false},
+		{"a plugin without its block", false, "mine", nil, true},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			err := checkRuntime(config.Config{Dev: test.dev, Runtime: test.runtime, Plugins: test.plugins})
+			must.Eq(t, test.refused, err != nil)
+		})
+	}
+}
+
+func TestAnAgentOfDevHasAnInstanceOfItsOwn(t *testing.T) {
+	must.Eq(t, "dev-127-0-0-1-4747", devInstance("127.0.0.1:4747"))
+	must.Eq(t, "dev-1-4747", devInstance("[::1]:4747"))
+}

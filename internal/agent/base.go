@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"slices"
+	"strings"
 	"time"
 
 	consulapi "github.com/hashicorp/consul/api"
@@ -23,19 +25,29 @@ import (
 
 // base is what the scheduler stands on.
 type base struct {
-	store  scheduler.Store
-	locker scheduler.Locker
-	now    func() time.Time
-	driver runtime.Driver
-	checks []httpapi.Check
-	parts  []part
-	volume string // of -dev: a folder to give to a sandbox
+	store   scheduler.Store
+	locker  scheduler.Locker
+	now     func() time.Time
+	drivers map[string]runtime.Driver
+	checks  []httpapi.Check
+	parts   []part
+	prepare func(ctx context.Context) // while the parts run, before anything is asked of them; may be nil
+	volume  string                    // of -dev: a folder to give to a sandbox
 }
 
 func newBase(ctx context.Context, c config.Config, log hclog.Logger) (base, error) {
 	if err := checkRuntime(c); err != nil {
 		return base{}, err
 	}
+	b, err := newBuiltIn(ctx, c, log)
+	if err != nil {
+		return base{}, err
+	}
+	return withPlugins(b, c, log)
+}
+
+// newBuiltIn is a base with what is part of Bivouac itself.
+func newBuiltIn(ctx context.Context, c config.Config, log hclog.Logger) (base, error) {
 	if c.Dev {
 		return newDevBase(ctx, c, log)
 	}
@@ -50,25 +62,32 @@ func newBase(ctx context.Context, c config.Config, log hclog.Logger) (base, erro
 	}
 	clock := consul.NewClock(store, time.Now)
 	return base{
-		store:  clock,
-		locker: clock,
-		now:    clock.Now,
-		driver: driver,
-		checks: []httpapi.Check{{Name: "consul", Run: store.Health}, {Name: "nomad", Run: driver.Health}},
-		parts:  []part{{"consul", store.Run}, {"clock", clock.Run}, {"nomad", driver.Run}},
+		store:   clock,
+		locker:  clock,
+		now:     clock.Now,
+		drivers: map[string]runtime.Driver{nomadName: driver},
+		checks:  []httpapi.Check{{Name: "consul", Run: store.Health}, {Name: "nomad", Run: driver.Health}},
+		parts:   []part{{"consul", store.Run}, {"clock", clock.Run}, {"nomad", driver.Run}},
 	}, nil
 }
 
+// nomadName is the runtime of an agent without -dev.
+const nomadName = "nomad"
+
 // checkRuntime keeps apart what must not be mixed: sandboxes of one machine
 // alone and records that all replicas share, or records that end with the agent
-// and sandboxes that do not.
+// and sandboxes that do not. Plugins go with either.
 func checkRuntime(c config.Config) error {
-	want := "nomad"
+	known := []string{nomadName}
 	if c.Dev {
-		want = process.Name
+		known = []string{process.Name}
 	}
-	if c.Runtime != want {
-		return fmt.Errorf("agent: runtime is %q: the runtime is %q with -dev and %q without", c.Runtime, process.Name, "nomad")
+	for _, p := range c.Plugins {
+		known = append(known, p.Name)
+	}
+	if !slices.Contains(known, c.Runtime) {
+		return fmt.Errorf("agent: runtime is %q, and this agent has: %s. It is %q with -dev and %q without; others are plugins, each with a block in a configuration file",
+			c.Runtime, strings.Join(known, ", "), process.Name, nomadName)
 	}
 	return nil
 }

@@ -18,6 +18,7 @@ import (
 	"github.com/bivouac/bivouac/internal/config"
 	"github.com/bivouac/bivouac/internal/memory"
 	"github.com/bivouac/bivouac/internal/process"
+	"github.com/bivouac/bivouac/runtime"
 )
 
 // endLimit is how long the sandboxes of -dev may take to end together.
@@ -52,11 +53,11 @@ func newDevBase(ctx context.Context, c config.Config, log hclog.Logger) (base, e
 	}
 	store := memory.NewStore()
 	return base{
-		store:  store,
-		locker: memory.NewLocker(store),
-		now:    time.Now,
-		driver: driver,
-		volume: volume,
+		store:   store,
+		locker:  memory.NewLocker(store),
+		now:     time.Now,
+		drivers: map[string]runtime.Driver{process.Name: driver},
+		volume:  volume,
 		parts: []part{{"sandboxes", func(ctx context.Context) error {
 			<-ctx.Done()
 			return errors.Join(endAll(context.WithoutCancel(ctx), driver), driver.Close())
@@ -82,7 +83,7 @@ func makeVolume(dir string) error {
 }
 
 // endAll deletes every sandbox of the driver.
-func endAll(ctx context.Context, driver *process.Driver) error {
+func endAll(ctx context.Context, driver runtime.Driver) error {
 	ctx, cancel := context.WithTimeout(ctx, endLimit)
 	defer cancel()
 	var all errgroup.Group

@@ -14,16 +14,18 @@ import (
 )
 
 // withFailpoints puts a failpoint before and after each effect that the scheduler
-// has: all of them pass the locker, its leases, or the driver.
+// has: all of them pass the locker, its leases, or a driver.
 func withFailpoints(b base) base {
 	b.locker = failingLocker{b.locker}
-	driver := failingDriver{b.driver}
-	b.driver = driver
-	if w, ok := driver.Driver.(runtime.Watcher); ok {
-		b.driver = struct {
-			failingDriver
-			runtime.Watcher
-		}{driver, w}
+	for name, driver := range b.drivers {
+		failing := failingDriver{driver}
+		b.drivers[name] = failing
+		if w, ok := driver.(runtime.Watcher); ok {
+			b.drivers[name] = struct {
+				failingDriver
+				runtime.Watcher
+			}{failing, w}
+		}
 	}
 	return b
 }

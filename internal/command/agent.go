@@ -7,7 +7,9 @@ import (
 	"github.com/bivouac/bivouac/internal/agent"
 	"github.com/bivouac/bivouac/internal/config"
 	"github.com/bivouac/bivouac/internal/demosandbox"
+	"github.com/bivouac/bivouac/internal/process"
 	"github.com/bivouac/bivouac/internal/version"
+	"github.com/bivouac/bivouac/runtime/plugin"
 )
 
 func agentCommand(t terminal) *command {
@@ -91,5 +93,18 @@ BIVOUAC_WORKSPACE. It listens on 127.0.0.1, or on the IP in BIVOUAC_BIND.`
 	settings := demosandbox.FromEnv(t.getenv)
 	c.flags.StringVar(&settings.Addr, "addr", settings.Addr, "`HOST:PORT` to listen on.")
 	c.run = func(ctx context.Context, _ []string) error { return demosandbox.Run(ctx, settings) }
+	return c
+}
+
+func pluginProcessCommand(t terminal) *command {
+	c := newCommand(t, "plugin-process")
+	c.synopsis = "Serve the runtime process as a plugin"
+	c.about = `Runs sandboxes as processes of this machine. An agent with -dev starts it;
+it is of no use by itself.`
+	c.example = "$ bivouac plugin inspect bivouac plugin-process"
+	c.run = func(context.Context, []string) error {
+		plugin.Serve(process.NewPlugin(plugin.NewLogger().Named("process")))
+		return nil
+	}
 	return c
 }

@@ -35,10 +35,14 @@ const (
 func Main() int {
 	t := terminal{program: os.Args[0], out: os.Stdout, err: os.Stderr, getenv: os.Getenv}
 	c := cli.CLI{
-		Name:        "bivouac",
-		Version:     version.Get().String(),
-		Args:        os.Args[1:],
-		Commands:    commands(t),
+		Name:     "bivouac",
+		Version:  version.Get().String(),
+		Args:     os.Args[1:],
+		Commands: commands(t),
+
+		// Programs call these.
+		HiddenCommands: []string{"plugin-process"},
+
 		HelpFunc:    cli.BasicHelpFunc("bivouac"),
 		HelpWriter:  t.out,
 		ErrorWriter: t.err,
@@ -77,6 +81,7 @@ func commands(t terminal) map[string]cli.CommandFactory {
 		cleanupCommand(t),
 		versionCommand(t),
 		demoSandboxCommand(t),
+		pluginProcessCommand(t),
 	} {
 		all[c.name] = func() (cli.Command, error) { return c, nil }
 	}

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"regexp"
 	"strconv"
 	"testing"
@@ -15,12 +16,18 @@ import (
 	"github.com/google/uuid"
 	"github.com/rogpeppe/go-internal/testscript"
 
+	"github.com/bivouac/bivouac/internal/process"
 	"github.com/bivouac/bivouac/internal/stack"
+	"github.com/bivouac/bivouac/runtime/plugin"
 )
 
 // The test binary is also the program that the scripts run.
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"bivouac": func() { os.Exit(Main()) }})
+	testscript.Main(m, map[string]func(){
+		"bivouac": func() { os.Exit(Main()) },
+		// A plugin as somebody else would write it.
+		"mine": func() { plugin.Serve(process.NewPlugin(plugin.NewLogger())) },
+	})
 }
 
 func TestScripts(t *testing.T) {
@@ -38,7 +45,10 @@ func TestScripts(t *testing.T) {
 			env.Setenv("XDG_CACHE_HOME", env.WorkDir+"/cache")
 			env.Setenv("ADDR", addr)
 			env.Setenv("BIVOUAC_ADDR", "http://"+addr)
-			env.Setenv("GORACE", "atexit_sleep_ms=0") // else each command takes a second to end under -race
+			env.Setenv("GORACE", "atexit_sleep_ms=0")           // else each command takes a second to end under -race
+			if path, err := exec.LookPath("mine"); err == nil { // beside bivouac, where testscript puts both
+				env.Setenv("PLUGINS", filepath.Dir(path))
+			}
 			env.Setenv("CHAT", uuid.NewString())
 			env.Setenv("CHAT2", uuid.NewString())
 			return os.Mkdir(env.WorkDir+"/volume", 0o700)

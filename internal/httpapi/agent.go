@@ -69,8 +69,10 @@ func run(ctx context.Context, check Check) (err error) {
 	return check.Run(ctx)
 }
 
-func (a *API) self(w http.ResponseWriter, _ *http.Request, _ query) error {
-	return writeJSON(w, http.StatusOK, a.config.Self)
+func (a *API) self(w http.ResponseWriter, r *http.Request, _ query) error {
+	self := a.config.Self
+	self.Runtimes = a.config.Runtimes(r.Context())
+	return writeJSON(w, http.StatusOK, self)
 }
 
 func (a *API) metrics(w http.ResponseWriter, r *http.Request, _ query) error {

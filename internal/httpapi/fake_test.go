@@ -152,9 +152,9 @@ func testConfig(sessions httpapi.Sessions, out io.Writer) httpapi.Config {
 			w.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
 			_, _ = io.WriteString(w, "sandbox_active_count 3\n")
 		}),
-		Self: wire.SelfAnswer{
-			Version: "1.2.3", Revision: "abc", Config: map[string]any{"ttl": "30m"},
-			Runtimes: []wire.Runtime{{Name: "process", Version: "1.2.3"}},
+		Self: wire.SelfAnswer{Version: "1.2.3", Revision: "abc", Config: map[string]any{"ttl": "30m"}},
+		Runtimes: func(context.Context) []wire.Runtime {
+			return []wire.Runtime{{Name: "process", Version: "1.2.3"}, {Name: "mine"}}
 		},
 		Logger: hclog.New(&hclog.LoggerOptions{Output: out, Level: hclog.Trace}),
 	}

@@ -31,7 +31,8 @@ type Config struct {
 	Sessions Sessions
 	Checks   []Check         // none: always healthy
 	Metrics  http.Handler    // serves /v1/metrics
-	Self     wire.SelfAnswer // served as it is: it must hold no secrets
+	Self     wire.SelfAnswer // served as it is, but for Runtimes: it must hold no secrets
+	Runtimes func(ctx context.Context) []wire.Runtime
 	Logger   hclog.Logger
 }
 
@@ -47,9 +48,6 @@ type API struct {
 
 // New returns the API. It starts nothing.
 func New(config Config) *API {
-	if config.Self.Runtimes == nil {
-		config.Self.Runtimes = []wire.Runtime{} // an empty list, not null
-	}
 	stopping, stop := context.WithCancel(context.Background())
 	a := &API{
 		config:   config,

@@ -160,5 +160,5 @@ type SelfAnswer struct {
 // Runtime is a runtime driver that a replica has.
 type Runtime struct {
 	Name    string `json:"name"`
-	Version string `json:"version"`
+	Version string `json:"version"` // empty while it is a plugin that is not up
 }
