@@ -101,7 +101,7 @@ func pluginProcessCommand(t terminal) *command {
 	c.synopsis = "Serve the runtime process as a plugin"
 	c.about = `Runs sandboxes as processes of this machine. An agent with -dev starts it;
 it is of no use by itself.`
-	c.example = "$ bivouac plugin inspect bivouac plugin-process"
+	c.example = "$ bivouac plugin-process"
 	c.run = func(context.Context, []string) error {
 		plugin.Serve(process.NewPlugin(plugin.NewLogger().Named("process")))
 		return nil

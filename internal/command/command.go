@@ -33,7 +33,7 @@ const (
 // Main runs the program with the arguments of this process and returns what it
 // exits with.
 func Main() int {
-	t := terminal{program: os.Args[0], out: os.Stdout, err: os.Stderr, getenv: os.Getenv}
+	t := terminal{program: os.Args[0], in: os.Stdin, out: os.Stdout, err: os.Stderr, getenv: os.Getenv}
 	c := cli.CLI{
 		Name:     "bivouac",
 		Version:  version.Get().String(),
@@ -61,6 +61,7 @@ func Main() int {
 // terminal is where a command runs.
 type terminal struct {
 	program  string // as it was called
+	in       io.Reader
 	out, err io.Writer
 	getenv   func(string) string
 }
@@ -79,6 +80,7 @@ func commands(t terminal) map[string]cli.CommandFactory {
 		sessionCommand(t), sessionCreateCommand(t), sessionGetCommand(t), sessionListCommand(t),
 		sessionRenewCommand(t), sessionDeleteCommand(t), sessionWatchCommand(t),
 		cleanupCommand(t),
+		pluginCommand(t), pluginListCommand(t), pluginInspectCommand(t), pluginRunCommand(t),
 		versionCommand(t),
 		demoSandboxCommand(t),
 		pluginProcessCommand(t),

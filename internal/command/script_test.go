@@ -25,10 +25,13 @@ import (
 func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){
 		"bivouac": func() { os.Exit(Main()) },
-		// A plugin as somebody else would write it.
-		"mine": func() { plugin.Serve(process.NewPlugin(plugin.NewLogger())) },
+		// Plugins as somebody else would write them.
+		"mine":  servePlugin,
+		"other": servePlugin,
 	})
 }
+
+func servePlugin() { plugin.Serve(process.NewPlugin(plugin.NewLogger())) }
 
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/bivouac/bivouac/internal/httpapi/wire"
+	"github.com/bivouac/bivouac/runtime"
 )
 
 func showJSON(w io.Writer, v any) error {
@@ -96,3 +97,49 @@ func orDash(text string) string {
 }
 
 func moment(t time.Time) string { return t.UTC().Format(time.RFC3339) }
+
+func showPlugins(w io.Writer, plugins []pluginAnswer) error {
+	var b strings.Builder
+	b.WriteString("NAME\tCONFIGURED\tVERSION\tABILITIES\tERROR\n")
+	for _, p := range plugins {
+		info := runtime.Info{}
+		if p.Info != nil {
+			info = *p.Info
+		}
+		fmt.Fprintf(&b, "%s\t%t\t%s\t%s\t%s\n", p.Name, p.Configured, orDash(info.Version), abilities(info), orDash(p.Error))
+	}
+	return showTable(w, b.String())
+}
+
+func showPlugin(w io.Writer, info runtime.Info) error {
+	if err := showTable(w, fmt.Sprintf("Name\t%s\nVersion\t%s\nAbilities\t%s\n", info.Name, info.Version, abilities(info))); err != nil {
+		return err
+	}
+	if len(info.ConfigSchema) == 0 {
+		_, err := fmt.Fprintln(w, "\nIt takes no configuration.")
+		return err
+	}
+	_, err := fmt.Fprintf(w, "\nThe schema of its configuration:\n\n%s\n", info.ConfigSchema)
+	return err
+}
+
+func abilities(info runtime.Info) string {
+	var all []string
+	for _, ability := range info.Abilities {
+		all = append(all, string(ability))
+	}
+	return orDash(strings.Join(all, ","))
+}
+
+func showSandboxes(w io.Writer, sandboxes []runtime.Sandbox) error {
+	var b strings.Builder
+	b.WriteString("SESSION\tSTATE\tENDPOINT\tCONTAINER\tREASON\n")
+	for _, s := range sandboxes {
+		endpoint := "-"
+		if s.Endpoint.IsValid() {
+			endpoint = s.Endpoint.AddrPort().String()
+		}
+		fmt.Fprintf(&b, "%s\t%s\t%s\t%s\t%s\n", s.SessionID, s.State, endpoint, orDash(s.ContainerID), orDash(s.Reason))
+	}
+	return showTable(w, b.String())
+}

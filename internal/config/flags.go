@@ -22,13 +22,25 @@ type setting struct{ flag, value string }
 // Register adds the flags to a flag set. A value that is wrong by itself is
 // refused when the command line is parsed.
 func (f *Flags) Register(set *flag.FlagSet) {
+	f.register(set, func(key) bool { return true })
+	set.BoolVar(&f.dev, "dev", false, "Run without Nomad and Consul: records in memory, sandboxes as processes of this machine. All ends with the agent.")
+}
+
+// RegisterPlugins adds only those flags that say which plugins there are.
+func (f *Flags) RegisterPlugins(set *flag.FlagSet) {
+	f.register(set, func(k key) bool { return k.name == "plugin_dir" })
+}
+
+func (f *Flags) register(set *flag.FlagSet, wanted func(key) bool) {
 	set.Func("config", "`FILE|DIR` to read, HCL or JSON. May be repeated; later ones count more.", func(path string) error {
 		f.paths = append(f.paths, path)
 		return nil
 	})
-	set.BoolVar(&f.dev, "dev", false, "Run without Nomad and Consul: records in memory, sandboxes as processes of this machine. All ends with the agent.")
 	defaults := Default()
 	for _, k := range defaults.keys() {
+		if !wanted(k) {
+			continue
+		}
 		take := func(value string) error {
 			// Into a configuration that nobody uses: it is tried, not set.
 			if err := setText(k.target, value); err != nil {

@@ -28,8 +28,9 @@ type incarnation struct {
 	info    runtime.Info
 }
 
-// incarnate starts a process of the plugin, within timings.start.
-func (p *plugin) incarnate(ctx context.Context) (*incarnation, error) {
+// incarnate starts a process of the plugin and sets it up, within
+// timings.start.
+func (p *plugin) incarnate(ctx context.Context, setUp func(*incarnation, context.Context, *plugin) error) (*incarnation, error) {
 	path, err := p.spec.file(p.dir)
 	if err != nil {
 		return nil, err
@@ -51,7 +52,7 @@ func (p *plugin) incarnate(ctx context.Context) (*incarnation, error) {
 
 	// go-plugin's calls know no context. Each of them ends with the process.
 	stopKilling := context.AfterFunc(ctx, inc.process.kill)
-	err = inc.setUp(ctx, p)
+	err = setUp(inc, ctx, p)
 	if !stopKilling() && err == nil {
 		err = context.Cause(ctx)
 	}
@@ -68,6 +69,21 @@ var errStartLimit = errors.New("the start took too long")
 
 // setUp brings a fresh process to where it can be asked for sandboxes.
 func (i *incarnation) setUp(ctx context.Context, p *plugin) error {
+	if err := i.meet(ctx, p); err != nil {
+		return err
+	}
+	if err := checkConfig(i.info, p.spec.Config); err != nil {
+		return err
+	}
+	err := i.driver.Configure(ctx, runtime.Config{Instance: p.instance, JSON: p.spec.Config})
+	if err != nil && !errors.Is(err, errors.ErrUnsupported) {
+		return fmt.Errorf("configure: %w", err)
+	}
+	return nil
+}
+
+// meet connects to a fresh process and asks it who it is.
+func (i *incarnation) meet(ctx context.Context, _ *plugin) error {
 	protocol, err := i.client.Client()
 	if err != nil {
 		return err
@@ -83,17 +99,8 @@ func (i *incarnation) setUp(ctx context.Context, p *plugin) error {
 	if i.driver, err = wire.NewClient(ctx, i.conn); err != nil {
 		return err
 	}
-	if i.info, err = i.driver.Info(ctx); err != nil {
-		return err
-	}
-	if err := checkConfig(i.info, p.spec.Config); err != nil {
-		return err
-	}
-	err = i.driver.Configure(ctx, runtime.Config{Instance: p.instance, JSON: p.spec.Config})
-	if err != nil && !errors.Is(err, errors.ErrUnsupported) {
-		return fmt.Errorf("configure: %w", err)
-	}
-	return nil
+	i.info, err = i.driver.Info(ctx)
+	return err
 }
 
 // whyNot finds the cause behind the error of a start that failed.

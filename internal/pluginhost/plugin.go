@@ -116,7 +116,7 @@ func (p *plugin) run(ctx context.Context) {
 // live is one life of the plugin, from its start to its end. It returns why it
 // ended.
 func (p *plugin) live(ctx context.Context, restarts int) error {
-	inc, err := p.incarnate(ctx)
+	inc, err := p.incarnate(ctx, (*incarnation).setUp)
 	if err != nil {
 		return err
 	}

@@ -1,0 +1,227 @@
+package command
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/bivouac/bivouac/internal/pluginhost"
+	"github.com/bivouac/bivouac/runtime"
+)
+
+// handLimit is how long a request that was typed in may take.
+const handLimit = 5 * time.Minute
+
+func pluginRunCommand(t terminal) *command {
+	c := newCommand(t, "plugin run")
+	c.args = "PLUGIN"
+	c.synopsis = "Run a plugin by itself and drive it by hand"
+	c.about = `Runs the plugin as an agent would, and takes requests from standard input,
+one a line, until its end or Ctrl-C:
+
+  create [VOLUME [CHAT_ID]]   a new session; prints its SESSION_ID
+  inspect SESSION_ID
+  list
+  stop SESSION_ID
+  delete SESSION_ID
+  info
+  health
+
+What the plugin logs is shown. Sandboxes live on when it ends, as they do when
+an agent ends: the next run with the same -instance finds them. Exits with 1
+where a request failed.`
+	c.example = `$ echo create /srv/chats/1 | bivouac plugin run -plugin-config='{"image":"busybox"}' ./my-runtime`
+	flags := newPluginFlags(c)
+	settings := c.flags.String("plugin-config", "", "`JSON` object that the plugin is configured with. (default as its block says)")
+	instance := c.flags.String("instance", "plugin-run", "`NAME` that the plugin is told as that of its Bivouac.")
+	level := c.flags.String("log-level", "info", "`LEVEL` of the log: trace, debug, info, warn or error.")
+	c.run = func(ctx context.Context, args []string) error {
+		p, dir, err := flags.find(args[0])
+		if err != nil {
+			return err
+		}
+		if *settings != "" {
+			p.Config = json.RawMessage(*settings)
+		}
+		log := hclog.New(&hclog.LoggerOptions{Name: "bivouac", Level: hclog.LevelFromString(*level), Output: c.err})
+		host := pluginhost.Config{Dir: dir, Plugins: []pluginhost.Plugin{p}, Instance: *instance, Logger: log}
+		return withPlugin(ctx, host, func(ctx context.Context, d runtime.Driver) error {
+			return hand{c, d}.takeAll(ctx, c.in)
+		})
+	}
+	return c
+}
+
+// withPlugin runs the one plugin of a host for as long as use takes.
+func withPlugin(ctx context.Context, config pluginhost.Config, use func(context.Context, runtime.Driver) error) error {
+	host, err := pluginhost.New(config)
+	if err != nil {
+		return err
+	}
+	running, end := context.WithCancel(context.WithoutCancel(ctx))
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		host.Run(running)
+	}()
+	defer func() {
+		end()
+		<-done
+	}()
+	if err := host.AwaitStart(ctx); err != nil {
+		return err
+	}
+	return use(ctx, host.Drivers()[config.Plugins[0].Name])
+}
+
+// hand drives a driver by requests that a person types in.
+type hand struct {
+	*command
+	driver runtime.Driver
+}
+
+var errRequestFailed = errors.New("some requests failed")
+
+// takeAll carries out the requests of in, one a line. A read that nobody ends
+// does not keep it from returning when ctx ends; it goes with the process.
+func (h hand) takeAll(ctx context.Context, in io.Reader) error {
+	lines := make(chan string)
+	go func() {
+		defer close(lines)
+		for scanner := bufio.NewScanner(in); scanner.Scan(); {
+			select {
+			case lines <- scanner.Text():
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+	var failed error
+	for {
+		select {
+		case <-ctx.Done():
+			return failed
+		case line, ok := <-lines:
+			if !ok {
+				return failed
+			}
+			if err := h.take(ctx, strings.Fields(line)); err != nil {
+				h.tell("Error: %v", err)
+				failed = errRequestFailed
+			}
+		}
+	}
+}
+
+func (h hand) take(ctx context.Context, words []string) error {
+	if len(words) == 0 {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, handLimit)
+	defer cancel()
+	if len(words) == 1 {
+		words = append(words, "")
+	}
+	switch request, arg := words[0], words[1]; request {
+	case "create":
+		return h.create(ctx, words[1:])
+	case "list":
+		return h.list(ctx)
+	case "info":
+		info, err := h.driver.Info(ctx)
+		return h.show(err, func() error { return showPlugin(h.out, info) })
+	case "health":
+		err := h.health(ctx)
+		return h.show(err, func() error { return h.say("healthy") })
+	case "inspect", "stop", "delete":
+		if arg == "" {
+			return fmt.Errorf("%s: SESSION_ID is missing", request)
+		}
+		return h.look(ctx, request, arg)
+	default:
+		return fmt.Errorf("%q is none of create, inspect, list, stop, delete, info, health", request)
+	}
+}
+
+// show shows an answer, unless there was an error.
+func (h hand) show(err error, answer func() error) error {
+	if err != nil {
+		return err
+	}
+	return answer()
+}
+
+func (h hand) say(format string, args ...any) error {
+	_, err := fmt.Fprintf(h.out, format+"\n", args...)
+	return err
+}
+
+func (h hand) create(ctx context.Context, words []string) error {
+	now := time.Now().UTC()
+	spec := runtime.Spec{
+		SessionID: uuid.NewString(), ChatID: uuid.NewString(), AgentID: "plugin-run",
+		VolumeHostPath: words[0], CreatedAt: now, ExpiresAt: now.Add(time.Hour),
+	}
+	if spec.VolumeHostPath == "" {
+		volume, err := os.MkdirTemp("", "bivouac-volume-")
+		if err != nil {
+			return err
+		}
+		spec.VolumeHostPath = volume
+	}
+	if len(words) > 1 {
+		chat, err := uuid.Parse(words[1])
+		if err != nil {
+			return fmt.Errorf("CHAT_ID %q is not a UUID", words[1])
+		}
+		spec.ChatID = chat.String()
+	}
+	sandbox, err := h.driver.Create(ctx, spec, func(stage runtime.Stage) {
+		h.tell("%8s  %s", time.Since(now).Round(time.Millisecond), stage)
+	})
+	if err != nil {
+		// As an agent does. What is left where that fails, list shows.
+		return errors.Join(err, h.driver.Delete(ctx, spec.SessionID))
+	}
+	return showSandboxes(h.out, []runtime.Sandbox{sandbox})
+}
+
+func (h hand) list(ctx context.Context) error {
+	var all []runtime.Sandbox
+	for sandbox, err := range h.driver.List(ctx) {
+		if err != nil {
+			return err
+		}
+		all = append(all, sandbox)
+	}
+	return showSandboxes(h.out, all)
+}
+
+func (h hand) look(ctx context.Context, request, sessionID string) error {
+	switch request {
+	case "stop":
+		err := h.driver.Stop(ctx, sessionID)
+		return h.show(err, func() error { return h.say("stopped") })
+	case "delete":
+		err := h.driver.Delete(ctx, sessionID)
+		return h.show(err, func() error { return h.say("deleted") })
+	}
+	sandbox, err := h.driver.Inspect(ctx, sessionID)
+	return h.show(err, func() error { return showSandboxes(h.out, []runtime.Sandbox{sandbox}) })
+}
+
+func (h hand) health(ctx context.Context) error {
+	if checker, ok := h.driver.(runtime.HealthChecker); ok {
+		return checker.Health(ctx)
+	}
+	return nil
+}
