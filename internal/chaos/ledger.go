@@ -51,6 +51,7 @@ type told struct {
 	made          bool      // a create said that it made it
 	deleted       time.Time // when a delete said that it is gone
 	missed        bool      // it was found to be gone
+	ended         time.Time // when its sandbox was seen to have ended
 }
 
 // deletion is a request that may end whatever session the chat has while it is
@@ -224,6 +225,7 @@ func (l *ledger) ended(s *sandbox, at time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if t := l.sessions[s.session]; t != nil {
+		t.ended = at
 		l.suspects = append(l.suspects, suspect{loss, t, at, fmt.Sprintf("the sandbox of session %s ended", s.session), true})
 	}
 }
@@ -264,8 +266,12 @@ func (l *ledger) judge() {
 // expirySlack is how far the replicas' time may be ahead of ours.
 const expirySlack = 2 * time.Second
 
-// cause says why a session may have ended by a time.
+// cause says why a session may have ended by a time. What is said of one whose
+// sandbox had ended before has the cause of that.
 func (l *ledger) cause(t *told, at time.Time) cause {
+	if !t.ended.IsZero() && t.ended.Before(at) {
+		at = t.ended
+	}
 	if doomed, ok := l.doomed[t.session]; ok && !at.Before(doomed) {
 		return hit
 	}
