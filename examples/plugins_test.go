@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -73,11 +74,15 @@ func TestPluginDocker(t *testing.T) {
 	})
 	h, driver := host(t, plugin, map[string]any{"image": image, "ready_path": "/healthz", "memory_mib": 64})
 	conformance.Run(t, conformance.Harness{
-		Open:   func(*testing.T) runtime.Driver { return driver },
-		Reopen: func(t *testing.T, _ runtime.Driver) runtime.Driver { return restarted(t, h, driver) },
-		Kill:   func(t *testing.T, sandbox runtime.Sandbox) { output(t, "docker", "kill", sandbox.ContainerID) },
-		Leftovers: func(t *testing.T, sessionID string) []string {
-			return strings.Fields(output(t, "docker", "ps", "--all", "--quiet", "--filter=label=bivouac.session_id="+sessionID))
+		Open:   func(context.Context) (runtime.Driver, error) { return driver, nil },
+		Reopen: restart(h),
+		Crash:  restart(h),
+		Kill: func(ctx context.Context, sandbox runtime.Sandbox) error {
+			return exec.CommandContext(ctx, "docker", "kill", sandbox.ContainerID).Run()
+		},
+		Leftovers: func(ctx context.Context, sessionID string) ([]string, error) {
+			out, err := exec.CommandContext(ctx, "docker", "ps", "--all", "--quiet", "--filter=label=bivouac.session_id="+sessionID).Output()
+			return strings.Fields(string(out)), err
 		},
 		Demo: true,
 	})
@@ -98,28 +103,40 @@ func TestPluginBubblewrap(t *testing.T) {
 				"state_dir":  state,
 			})
 			conformance.Run(t, conformance.Harness{
-				Open:   func(*testing.T) runtime.Driver { return driver },
-				Reopen: func(t *testing.T, _ runtime.Driver) runtime.Driver { return restarted(t, h, driver) },
-				Kill:   func(t *testing.T, sandbox runtime.Sandbox) { output(t, "kill", "-KILL", pidOf(sandbox)) },
+				Open:   func(context.Context) (runtime.Driver, error) { return driver, nil },
+				Reopen: restart(h),
+				Crash:  restart(h),
+				Kill:   killProcess,
 				Demo:   true,
 			})
 		})
 	}
 }
 
-// restarted kills the plugin's process and waits for the next one.
-func restarted(t *testing.T, h *pluginhost.Host, driver runtime.Driver) runtime.Driver {
-	t.Helper()
-	before := h.Status()[0].PID
-	output(t, "kill", "-KILL", strconv.Itoa(before))
-	again := time.NewTicker(10 * time.Millisecond)
-	defer again.Stop()
-	for range again.C {
-		if now := h.Status()[0]; now.State == pluginhost.StateRunning && now.PID != before {
-			break
+// restart kills the plugin's process and waits for the next one.
+func restart(h *pluginhost.Host) func(context.Context, runtime.Driver) (runtime.Driver, error) {
+	return func(ctx context.Context, driver runtime.Driver) (runtime.Driver, error) {
+		again := time.NewTicker(10 * time.Millisecond)
+		defer again.Stop()
+		for killed := 0; ; {
+			now := h.Status()[0]
+			switch {
+			case now.State != pluginhost.StateRunning || now.PID == killed:
+			case killed != 0:
+				return driver, nil
+			default:
+				killed = now.PID
+				if err := syscall.Kill(killed, syscall.SIGKILL); err != nil {
+					return nil, err
+				}
+			}
+			select {
+			case <-ctx.Done():
+				return nil, ctx.Err()
+			case <-again.C:
+			}
 		}
 	}
-	return driver
 }
 
 func TestPluginPython(t *testing.T) {
@@ -133,15 +150,20 @@ func TestPluginPython(t *testing.T) {
 		"state_dir":  t.TempDir(),
 	})
 	conformance.Run(t, conformance.Harness{
-		Open:   func(*testing.T) runtime.Driver { return driver },
-		Reopen: func(t *testing.T, _ runtime.Driver) runtime.Driver { return restarted(t, h, driver) },
-		Kill:   func(t *testing.T, sandbox runtime.Sandbox) { output(t, "kill", "-KILL", pidOf(sandbox)) },
+		Open:   func(context.Context) (runtime.Driver, error) { return driver, nil },
+		Reopen: restart(h),
+		Crash:  restart(h),
+		Kill:   killProcess,
 		Demo:   true,
 	})
 }
 
-// pidOf is the process behind a sandbox of the examples that name it so.
-func pidOf(sandbox runtime.Sandbox) string {
-	pid, _, _ := strings.Cut(sandbox.ContainerID, "-")
-	return pid
+// killProcess kills what the examples name a sandbox by: its process.
+func killProcess(_ context.Context, sandbox runtime.Sandbox) error {
+	digits, _, _ := strings.Cut(sandbox.ContainerID, "-")
+	pid, err := strconv.Atoi(digits)
+	if err != nil {
+		return err
+	}
+	return syscall.Kill(pid, syscall.SIGKILL)
 }

@@ -42,19 +42,30 @@ func ignore(runtime.Stage) {}
 
 func TestConformance(t *testing.T) {
 	conformance.Run(t, conformance.Harness{
-		Open: func(t *testing.T) runtime.Driver { return openDriver(t, t.TempDir()) },
-		Reopen: func(t *testing.T, old runtime.Driver) runtime.Driver {
+		Open: func(context.Context) (runtime.Driver, error) { return openDriver(t, t.TempDir()), nil },
+		Reopen: func(_ context.Context, old runtime.Driver) (runtime.Driver, error) {
 			d := old.(*Driver)
-			must.NoError(t, d.Close())
-			return openDriver(t, d.dir)
+			if err := d.Close(); err != nil {
+				return nil, err
+			}
+			return openDriver(t, d.dir), nil
 		},
-		Kill: func(t *testing.T, sandbox runtime.Sandbox) {
+		Kill: func(_ context.Context, sandbox runtime.Sandbox) error {
 			pid, err := strconv.Atoi(sandbox.ContainerID)
-			must.NoError(t, err)
-			must.NoError(t, syscall.Kill(pid, syscall.SIGKILL))
+			if err != nil {
+				return err
+			}
+			return syscall.Kill(pid, syscall.SIGKILL)
 		},
-		Leftovers: func(_ *testing.T, sessionID string) []string { return processesOf(sessionID) },
-		Demo:      true,
+		Leftovers: func(_ context.Context, sessionID string) ([]string, error) { return processesOf(sessionID), nil },
+		Failing: func(context.Context) (runtime.Driver, error) {
+			return openDriver(t, t.TempDir(), "/bin/false"), nil
+		},
+		Slow: func(context.Context) (runtime.Driver, error) {
+			return openDriver(t, t.TempDir(), "/bin/sleep", "1000"), nil
+		},
+		Foreign: func(context.Context) (runtime.Driver, error) { return openDriver(t, t.TempDir()), nil },
+		Demo:    true,
 	})
 }
 

@@ -1,8 +1,8 @@
 package conformance
 
 import (
-	"context"
 	"encoding/json"
+	"errors"
 	"io"
 	"net/http"
 	"net/url"
@@ -10,43 +10,44 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strings"
 	"sync"
 
 	"github.com/google/uuid"
-	"github.com/shoenig/test/must"
 
 	"github.com/bivouac/bivouac/runtime"
 )
 
 var stages = []runtime.Stage{runtime.StagePlaced, runtime.StageStarted, runtime.StageReady}
 
+var driverName = regexp.MustCompile(`^[a-z0-9-]{1,64}$`)
+
 func saysWhoItIs(f *fixture) {
 	info, err := f.driver.Info(f.patience())
-	must.NoError(f, err)
-	must.RegexMatch(f, regexp.MustCompile(`^[a-z0-9-]{1,64}$`), info.Name)
-	must.LessEq(f, 64, len(info.Version))
+	f.noError(err, "Info")
+	f.require(driverName.MatchString(info.Name), "its name is %q", info.Name)
+	f.require(len(info.Version) <= 64, "its version has %d bytes", len(info.Version))
 }
 
 func createsASandbox(f *fixture) {
 	spec := f.spec()
 	var reached []runtime.Stage
 	sandbox, err := f.driver.Create(f.patience(), spec, func(s runtime.Stage) { reached = append(reached, s) })
-	must.NoError(f, err)
+	f.noError(err, "Create")
 
 	f.runs(spec, sandbox)
 	// The stages that are told are told once each, in their order.
 	inOrder := slices.DeleteFunc(slices.Clone(stages), func(s runtime.Stage) bool { return !slices.Contains(reached, s) })
-	must.Eq(f, inOrder, reached)
-	// All ways to look at it show the same.
-	must.Eq(f, sandbox, f.inspect(spec))
-	must.Eq(f, map[string]runtime.Sandbox{spec.SessionID: sandbox}, f.listed(spec))
+	f.require(slices.Equal(inOrder, reached), "the stages came as %q", reached)
+	same(f, sandbox, f.inspect(spec), "what Inspect shows")
+	same(f, sandbox, f.listed(spec)[spec.SessionID], "what List shows")
 }
 
 func createsOnce(f *fixture) {
 	spec := f.spec()
 	first := f.create(spec)
 	second := f.create(spec)
-	must.Eq(f, first, second)
+	same(f, first, second, "what a repeated Create returns")
 	f.runs(spec, second)
 }
 
@@ -61,7 +62,7 @@ func refusesAnotherSpec(f *fixture) {
 		other := spec
 		change(&other)
 		_, err := f.driver.Create(f.patience(), other, ignore)
-		must.ErrorIs(f, err, runtime.ErrConflict, must.Sprintf("another %s", name))
+		f.isError(err, runtime.ErrConflict, "Create with another "+name)
 	}
 	f.runs(spec, sandbox)
 }
@@ -72,31 +73,64 @@ func createsMany(f *fixture) {
 	sandboxes := make([]runtime.Sandbox, many)
 	errs := make([]error, many)
 	ctx := f.patience()
-	var all sync.WaitGroup
 	for i := range many {
 		specs[i] = f.spec()
+	}
+	var all sync.WaitGroup
+	for i := range many {
 		all.Go(func() { sandboxes[i], errs[i] = f.driver.Create(ctx, specs[i], ignore) })
 	}
 	all.Wait()
 
 	endpoints, containers := map[runtime.Endpoint]bool{}, map[string]bool{}
 	for i, sandbox := range sandboxes {
-		must.NoError(f, errs[i])
+		f.noError(errs[i], "Create beside others")
 		f.runs(specs[i], sandbox)
 		endpoints[sandbox.Endpoint], containers[sandbox.ContainerID] = true, true
 	}
-	must.MapLen(f, many, endpoints)
-	must.MapLen(f, many, containers)
-	must.MapLen(f, many, f.listed(specs...))
+	same(f, many, len(endpoints), "different endpoints")
+	same(f, many, len(containers), "different containers")
+	same(f, many, len(f.listed(specs...)), "sandboxes listed")
 
 	for i := range many {
 		all.Go(func() { errs[i] = f.driver.Delete(ctx, specs[i].SessionID) })
 	}
 	all.Wait()
 	for i := range many {
-		must.NoError(f, errs[i])
+		f.noError(errs[i], "Delete beside others")
 	}
-	must.MapEmpty(f, f.listed(specs...))
+	same(f, 0, len(f.listed(specs...)), "sandboxes listed after their Deletes")
+}
+
+// inspectsTheStarting looks at each stage: Inspect is the one call that the host
+// makes beside a Create of the same session.
+func inspectsTheStarting(f *fixture) {
+	spec := f.spec()
+	type look struct {
+		sandbox runtime.Sandbox
+		err     error
+	}
+	looks := make([]look, len(stages))
+	ctx := f.patience()
+	var looking sync.WaitGroup
+	sandbox, err := f.driver.Create(ctx, spec, func(reached runtime.Stage) {
+		if i := slices.Index(stages, reached); i >= 0 {
+			looking.Go(func() { looks[i].sandbox, looks[i].err = f.driver.Inspect(ctx, spec.SessionID) })
+		}
+	})
+	looking.Wait()
+	f.noError(err, "Create")
+	for _, seen := range looks {
+		switch {
+		case seen == (look{}), errors.Is(seen.err, runtime.ErrNotFound): // a stage that it does not tell, or too early
+			continue
+		}
+		f.noError(seen.err, "Inspect during a Create")
+		same(f, spec.SessionID, seen.sandbox.SessionID, "the session that Inspect shows during a Create")
+		f.require(seen.sandbox.State == runtime.StateStarting || seen.sandbox.State == runtime.StateRunning,
+			"Inspect during a Create says %s", seen.sandbox.State)
+	}
+	f.runs(spec, sandbox)
 }
 
 // carriesOddNames: what a spec may hold by its rules reaches the sandbox as it
@@ -110,75 +144,56 @@ func carriesOddNames(f *fixture) {
 			spec := sub.spec()
 			spec.AgentID = name
 			spec.VolumeHostPath = filepath.Join(spec.VolumeHostPath, name)
-			must.NoError(sub, os.Mkdir(spec.VolumeHostPath, 0o755))
-			sandbox := sub.create(spec)
-			sub.runs(spec, sandbox)
-			sub.delete(spec)
-			sub.isGone(spec)
+			sub.works(spec)
 		})
 	}
 }
 
+// takesLongNames: names as long as a spec allows, and a path that is long but
+// still one that Linux takes.
+func takesLongNames(f *fixture) {
+	spec := f.spec()
+	spec.AgentID = strings.Repeat("é", 128)
+	for room := 1000 - len(spec.VolumeHostPath); room > 1; room = 1000 - len(spec.VolumeHostPath) {
+		spec.VolumeHostPath = filepath.Join(spec.VolumeHostPath, strings.Repeat("p", min(room-1, 255)))
+	}
+	f.works(spec)
+}
+
+// works takes a spec, whose volume is still to be made, through a sandbox's life.
+func (f *fixture) works(spec runtime.Spec) {
+	f.noError(os.MkdirAll(spec.VolumeHostPath, 0o755), "make a volume")
+	sandbox := f.create(spec)
+	f.runs(spec, sandbox)
+	f.delete(spec)
+	f.isGone(spec)
+}
+
 // wasToldTruth asks a demo sandbox whom it serves, and for a file of the volume.
 func (f *fixture) wasToldTruth(spec runtime.Spec, sandbox runtime.Sandbox) {
-	f.Helper()
 	var told struct {
 		SessionID string `json:"session_id"`
 		ChatID    string `json:"chat_id"`
 		AgentID   string `json:"agent_id"`
 	}
-	must.NoError(f, json.Unmarshal(f.ask(sandbox, "/"), &told))
-	must.Eq(f, spec.SessionID, told.SessionID)
-	must.Eq(f, spec.ChatID, told.ChatID)
-	must.Eq(f, spec.AgentID, told.AgentID)
+	f.noError(json.Unmarshal(f.ask(sandbox, "/"), &told), "what the sandbox tells of itself")
+	same(f, spec.SessionID, told.SessionID, "the session that the sandbox was told")
+	same(f, spec.ChatID, told.ChatID, "the chat that the sandbox was told")
+	same(f, spec.AgentID, told.AgentID, "the agent that the sandbox was told")
 
 	const name = "from the host.txt"
-	must.NoError(f, os.WriteFile(filepath.Join(spec.VolumeHostPath, name), []byte(spec.SessionID), 0o644))
-	must.Eq(f, spec.SessionID, string(f.ask(sandbox, "/workspace/"+url.PathEscape(name))))
+	f.noError(os.WriteFile(filepath.Join(spec.VolumeHostPath, name), []byte(spec.SessionID), 0o644), "write to the volume")
+	same(f, spec.SessionID, string(f.ask(sandbox, "/workspace/"+url.PathEscape(name))), "the volume's file in the sandbox")
 }
 
 func (f *fixture) ask(sandbox runtime.Sandbox, path string) []byte {
-	f.Helper()
 	request, err := http.NewRequestWithContext(f.patience(), http.MethodGet, "http://"+sandbox.Endpoint.AddrPort().String()+path, nil)
-	must.NoError(f, err)
+	f.noError(err, "ask the sandbox")
 	response, err := http.DefaultClient.Do(request)
-	must.NoError(f, err)
-	body, err := io.ReadAll(response.Body)
-	must.NoError(f, err)
-	must.NoError(f, response.Body.Close())
-	must.Eq(f, http.StatusOK, response.StatusCode)
+	f.noError(err, "ask the sandbox")
+	defer response.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(response.Body, 1<<20))
+	f.noError(err, "ask the sandbox")
+	same(f, http.StatusOK, response.StatusCode, "the status of the sandbox's answer to "+path)
 	return body
-}
-
-// leavesNothingOfTheGivenUp: whoever waits for a create may give it up at any
-// stage, and a delete then leaves nothing.
-func leavesNothingOfTheGivenUp(f *fixture) {
-	f.sub("before it began", func(sub *fixture) {
-		ctx, cancel := context.WithCancel(sub.patience())
-		cancel()
-		sub.givesUp(ctx, ignore)
-	})
-	for _, stage := range stages {
-		f.sub(string(stage), func(sub *fixture) {
-			ctx, cancel := context.WithCancel(sub.patience())
-			defer cancel()
-			sub.givesUp(ctx, func(reached runtime.Stage) {
-				if reached == stage {
-					cancel()
-				}
-			})
-		})
-	}
-}
-
-func (f *fixture) givesUp(ctx context.Context, progress func(runtime.Stage)) {
-	f.Helper()
-	spec := f.spec()
-	// It may also have been quicker.
-	if _, err := f.driver.Create(ctx, spec, progress); err != nil {
-		must.ErrorIs(f, err, context.Canceled)
-	}
-	f.delete(spec)
-	f.isGone(spec)
-	f.refusesCreate(spec)
 }

@@ -2,13 +2,10 @@ package conformance
 
 import (
 	"context"
-	"errors"
 	"slices"
-	"sync"
 	"time"
 
 	"github.com/google/uuid"
-	"github.com/shoenig/test/must"
 
 	"github.com/bivouac/bivouac/runtime"
 )
@@ -20,7 +17,7 @@ func stopsForGood(f *fixture) {
 	f.stop(spec)
 	f.isDead(f.inspect(spec), sandbox.Endpoint)
 	// It is listed until it is deleted, so that nobody forgets to.
-	must.MapContainsKey(f, f.listed(spec), spec.SessionID)
+	f.require(len(f.listed(spec)) == 1, "List leaves out a sandbox that is stopped and not deleted")
 	f.refusesCreate(spec)
 	f.stop(spec)
 	f.isDead(f.inspect(spec), sandbox.Endpoint)
@@ -41,7 +38,7 @@ func deletesWithoutTrace(f *fixture) {
 		f.stop(spec)
 		f.isGone(spec)
 	}
-	must.False(f, answers(endpoint))
+	f.isSilent(endpoint)
 }
 
 // stopsTheUnknown: after a crash a Stop or Delete may come before the Create
@@ -57,45 +54,37 @@ func stopsTheUnknown(f *fixture) {
 	}
 }
 
+// findsNothing also asks for an ID that begins as that of a sandbox does.
 func findsNothing(f *fixture) {
-	_, err := f.driver.Inspect(f.patience(), uuid.NewString())
-	must.ErrorIs(f, err, runtime.ErrNotFound)
+	spec := f.spec()
+	f.create(spec)
+	for _, unknown := range []string{uuid.NewString(), neighbour(spec.SessionID)} {
+		_, err := f.driver.Inspect(f.patience(), unknown)
+		f.isError(err, runtime.ErrNotFound, "Inspect of an unknown ID")
+	}
 }
 
-// letsStopOvertake: a Stop that returned has ended the sandbox for good, also
-// when a Create of another caller is under way.
-func letsStopOvertake(f *fixture) {
-	for _, stage := range stages[:2] {
-		f.sub(string(stage), func(sub *fixture) {
-			spec := sub.spec()
-			ctx := sub.patience()
-			var stopping sync.WaitGroup
-			var stopErr error
-			overtake := sync.OnceFunc(func() {
-				stopping.Go(func() { stopErr = sub.driver.Stop(ctx, spec.SessionID) })
-			})
-			created, err := sub.driver.Create(ctx, spec, func(reached runtime.Stage) {
-				if reached == stage {
-					overtake()
-				}
-			})
-			overtake() // for a driver that cannot see the stage
-			stopping.Wait()
-			must.NoError(sub, stopErr)
-			if err == nil {
-				must.False(sub, answers(created.Endpoint))
-			}
-			sub.refusesCreate(spec)
-			switch found, err := sub.driver.Inspect(ctx, spec.SessionID); {
-			case errors.Is(err, runtime.ErrNotFound):
-			default:
-				must.NoError(sub, err)
-				must.Eq(sub, runtime.StateDead, found.State)
-			}
-			sub.delete(spec)
-			sub.isGone(spec)
-		})
+// neighbour returns the ID that differs in its last digit alone.
+func neighbour(id string) string {
+	last := "0"
+	if id[len(id)-1] == '0' {
+		last = "1"
 	}
+	return id[:len(id)-1] + last
+}
+
+func leavesOthersAlone(f *fixture) {
+	bystander := f.spec()
+	sandbox := f.create(bystander)
+	for _, ended := range []runtime.Spec{f.spec(), {SessionID: neighbour(bystander.SessionID)}} {
+		if ended.ChatID != "" {
+			f.create(ended)
+		}
+		f.stop(ended)
+		f.delete(ended)
+	}
+	same(f, sandbox, f.inspect(bystander), "what Inspect shows of a sandbox that nobody ended")
+	f.runs(bystander, sandbox)
 }
 
 func endsAListEarly(f *fixture) {
@@ -103,17 +92,17 @@ func endsAListEarly(f *fixture) {
 	f.create(f.spec())
 	seen := 0
 	for _, err := range f.driver.List(f.patience()) {
-		must.NoError(f, err)
+		f.noError(err, "List")
 		seen++
 		break
 	}
-	must.Eq(f, 1, seen)
+	same(f, 1, seen, "sandboxes seen of a list")
 }
 
 func seesADeath(f *fixture) {
 	spec := f.spec()
 	sandbox := f.create(spec)
-	f.harness.Kill(f.T, sandbox)
+	f.noError(f.harness.Kill(f.ctx, sandbox), "kill the sandbox")
 	f.isDead(f.eventuallyDead(spec), sandbox.Endpoint)
 	f.stop(spec)
 	f.delete(spec)
@@ -123,7 +112,6 @@ func seesADeath(f *fixture) {
 // eventuallyDead asks until the sandbox is seen dead, for as long as patience
 // lasts.
 func (f *fixture) eventuallyDead(spec runtime.Spec) runtime.Sandbox {
-	f.Helper()
 	again := time.NewTicker(20 * time.Millisecond)
 	defer again.Stop()
 	for ctx := f.patience(); ; {
@@ -133,7 +121,7 @@ func (f *fixture) eventuallyDead(spec runtime.Spec) runtime.Sandbox {
 		}
 		select {
 		case <-ctx.Done():
-			must.NoError(f, ctx.Err(), must.Sprintf("still %s", sandbox.State))
+			f.require(false, "a sandbox that was killed is still %s after %s", sandbox.State, patience)
 		case <-again.C:
 		}
 	}
@@ -141,13 +129,14 @@ func (f *fixture) eventuallyDead(spec runtime.Spec) runtime.Sandbox {
 
 func reportsADeath(f *fixture) {
 	info, err := f.driver.Info(f.patience())
-	must.NoError(f, err)
+	f.noError(err, "Info")
 	watcher, ok := f.driver.(runtime.Watcher)
 	if !ok || !slices.Contains(runtime.Abilities(f.driver, info), runtime.AbilityWatch) {
-		return // it has promised no reports
+		f.fail(doesNotApply("the driver has no Watch"))
 	}
 	spec := f.spec()
 	ctx, cancel := context.WithCancel(f.patience())
+	defer cancel()
 	reports := make(chan runtime.Sandbox)
 	ended := make(chan error, 1)
 	go func() {
@@ -159,39 +148,17 @@ func reportsADeath(f *fixture) {
 		})
 	}()
 	sandbox := f.create(spec)
-	f.harness.Kill(f.T, sandbox)
+	f.noError(f.harness.Kill(f.ctx, sandbox), "kill the sandbox")
 	for reported := false; !reported; {
 		select {
 		case changed := <-reports:
 			reported = changed.SessionID == spec.SessionID && changed.State == runtime.StateDead
+		case err := <-ended:
+			f.require(false, "Watch ended before its context: %v", err)
 		case <-ctx.Done():
-			must.NoError(f, ctx.Err())
+			f.require(false, "Watch did not tell of a death within %s", patience)
 		}
 	}
 	cancel()
-	must.ErrorIs(f, <-ended, context.Canceled)
-}
-
-// outlivesARestart: what a driver knew it knows again.
-func outlivesARestart(f *fixture) {
-	running, stopped, deleted, unknown := f.spec(), f.spec(), f.spec(), f.spec()
-	sandbox := f.create(running)
-	f.create(stopped)
-	f.stop(stopped)
-	f.create(deleted)
-	f.delete(deleted)
-	f.stop(unknown)
-
-	f.driver = f.harness.Reopen(f.T, f.driver)
-	must.Eq(f, sandbox, f.inspect(running))
-	must.Eq(f, sandbox, f.create(running))
-	f.runs(running, sandbox)
-	must.Eq(f, runtime.StateDead, f.inspect(stopped).State)
-	for _, spec := range []runtime.Spec{stopped, deleted, unknown} {
-		f.refusesCreate(spec)
-	}
-	f.stop(running)
-	f.isDead(f.inspect(running), sandbox.Endpoint)
-	f.delete(running)
-	f.isGone(running)
+	f.isError(<-ended, context.Canceled, "Watch whose context ended")
 }

@@ -1,6 +1,9 @@
 package nomad_test
 
 import (
+	"context"
+	"errors"
+	"net/http"
 	"os"
 	"path/filepath"
 	"testing"
@@ -37,32 +40,41 @@ func TestConformance_exec(t *testing.T) {
 		"volume_root": n.VolumeDir,
 	})
 	must.NoError(t, err)
-	conform(t, template, func(t *testing.T) string {
+	conform(t, template, func(context.Context) (string, error) {
 		dir := filepath.Join(n.VolumeDir, uuid.NewString())
-		must.NoError(t, os.Mkdir(dir, 0o755)) // for the user nobody
-		return dir
+		return dir, os.Mkdir(dir, 0o755) // for the user nobody
 	})
 }
 
 // conform runs the suite on the shared Nomad.
-func conform(t *testing.T, template *jobs.Template, volume func(*testing.T) string) {
+func conform(t *testing.T, template *jobs.Template, volume func(context.Context) (string, error)) {
 	client, err := stack.NomadForTest(t).Client()
 	must.NoError(t, err)
 	driver := open(t, client, template, "test-"+uuid.NewString())
 	conformance.Run(t, conformance.Harness{
-		Open: func(*testing.T) runtime.Driver { return driver.Driver },
-		Kill: func(t *testing.T, sandbox runtime.Sandbox) {
-			opts := (&api.QueryOptions{}).WithContext(within(t, 10*time.Second))
+		Open: func(context.Context) (runtime.Driver, error) { return driver.Driver, nil },
+		Kill: func(ctx context.Context, sandbox runtime.Sandbox) error {
+			ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+			defer cancel()
+			opts := (&api.QueryOptions{}).WithContext(ctx)
 			alloc, _, err := client.Allocations().Info(sandbox.ContainerID, opts)
-			must.NoError(t, err)
-			must.NoError(t, client.Allocations().Signal(alloc, opts, "sandbox", "SIGKILL"))
-		},
-		Leftovers: func(t *testing.T, sessionID string) []string {
-			job, _, err := client.Jobs().Info(jobs.ID(sessionID), nil)
-			if err != nil || job.Meta[jobs.MetaTombstone] != "" {
-				return nil
+			if err != nil {
+				return err
 			}
-			return []string{"job " + *job.ID}
+			return client.Allocations().Signal(alloc, opts, "sandbox", "SIGKILL")
+		},
+		Leftovers: func(ctx context.Context, sessionID string) ([]string, error) {
+			job, _, err := client.Jobs().Info(jobs.ID(sessionID), (&api.QueryOptions{}).WithContext(ctx))
+			if unexpected, ok := errors.AsType[api.UnexpectedResponseError](err); ok && unexpected.StatusCode() == http.StatusNotFound {
+				return nil, nil
+			}
+			if err != nil {
+				return nil, err
+			}
+			if job.Meta[jobs.MetaTombstone] != "" {
+				return nil, nil
+			}
+			return []string{"job " + *job.ID}, nil
 		},
 		Volume: volume,
 		Demo:   true,

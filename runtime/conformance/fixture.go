@@ -1,0 +1,240 @@
+package conformance
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/bivouac/bivouac/runtime"
+)
+
+// patience bounds each call. It is generous: the suite is not about speed.
+const patience = 60 * time.Second
+
+// fixture is one check's driver and the words to speak of it. Its methods end
+// the check where they do not find what they should; so they are called from
+// the check's own goroutine alone.
+type fixture struct {
+	ctx     context.Context
+	harness Harness
+	driver  runtime.Driver
+	made    []runtime.Spec
+	folders []string
+	cancels []context.CancelFunc
+}
+
+// failure ends a check. withFixture catches it.
+type failure struct{ error }
+
+// doesNotApply ends a check that turns out to have no object.
+type doesNotApply string
+
+func (d doesNotApply) Error() string { return string(d) }
+
+// withFixture runs a check and says why it failed.
+func withFixture(ctx context.Context, h Harness, check func(*fixture)) error {
+	driver, err := h.Open(ctx)
+	if err != nil {
+		return fmt.Errorf("open the driver: %w", err)
+	}
+	return (&fixture{ctx: ctx, harness: h, driver: driver}).attempt(check)
+}
+
+// attempt runs a check, and deletes and removes what it made.
+func (f *fixture) attempt(check func(*fixture)) (err error) {
+	defer func() { err = errors.Join(err, f.cleanUp()) }()
+	defer func() {
+		switch caught := recover().(type) {
+		case nil:
+		case failure:
+			err = caught.error
+		default:
+			panic(caught)
+		}
+	}()
+	check(f)
+	return nil
+}
+
+func (f *fixture) cleanUp() error {
+	var problems []error
+	for _, spec := range f.made {
+		if err := f.driver.Delete(f.patience(), spec.SessionID); err != nil {
+			problems = append(problems, fmt.Errorf("delete after the check: %w", err))
+		}
+	}
+	for _, cancel := range f.cancels {
+		cancel()
+	}
+	for _, folder := range f.folders {
+		problems = append(problems, os.RemoveAll(folder))
+	}
+	return errors.Join(problems...)
+}
+
+// sub runs a part of the check by itself.
+func (f *fixture) sub(name string, check func(*fixture)) {
+	sub := &fixture{ctx: f.ctx, harness: f.harness, driver: f.driver}
+	err := sub.attempt(check)
+	f.driver = sub.driver // it may have been replaced
+	f.noError(err, name)
+}
+
+func (f *fixture) fail(err error) { panic(failure{err}) }
+
+// require ends the check unless ok.
+func (f *fixture) require(ok bool, format string, args ...any) {
+	if !ok {
+		f.fail(fmt.Errorf(format, args...))
+	}
+}
+
+func (f *fixture) noError(err error, what string) {
+	if err != nil {
+		f.fail(fmt.Errorf("%s: %w", what, err))
+	}
+}
+
+func (f *fixture) isError(err, want error, what string) {
+	if err == nil {
+		f.fail(fmt.Errorf("%s: it succeeded, and must fail with %q", what, want))
+	}
+	if !errors.Is(err, want) {
+		f.fail(fmt.Errorf("%s: it must fail with %q, and failed with: %w", what, want, err))
+	}
+}
+
+// same ends the check where two looks at a thing differ.
+func same[T comparable](f *fixture, want, got T, what string) {
+	f.require(want == got, "%s: %+v, and must be %+v", what, got, want)
+}
+
+func (f *fixture) volume() string {
+	if f.harness.Volume != nil {
+		folder, err := f.harness.Volume(f.ctx)
+		f.noError(err, "make a volume")
+		return folder
+	}
+	folder, err := os.MkdirTemp("", "bivouac-conformance-")
+	f.noError(err, "make a volume")
+	f.folders = append(f.folders, folder)
+	return folder
+}
+
+// spec is of a fresh session, whose sandbox is deleted after the check.
+func (f *fixture) spec() runtime.Spec {
+	now := time.Now().UTC()
+	spec := runtime.Spec{
+		SessionID:      uuid.NewString(),
+		ChatID:         uuid.NewString(),
+		AgentID:        "agent-1",
+		VolumeHostPath: f.volume(),
+		CreatedAt:      now,
+		ExpiresAt:      now.Add(time.Hour),
+	}
+	f.made = append(f.made, spec)
+	return spec
+}
+
+func (f *fixture) patience() context.Context {
+	ctx, cancel := context.WithTimeout(f.ctx, patience)
+	f.cancels = append(f.cancels, cancel)
+	return ctx
+}
+
+func ignore(runtime.Stage) {}
+
+func (f *fixture) create(spec runtime.Spec) runtime.Sandbox {
+	sandbox, err := f.driver.Create(f.patience(), spec, ignore)
+	f.noError(err, "Create")
+	return sandbox
+}
+
+// refusesCreate: the session ID is used up.
+func (f *fixture) refusesCreate(spec runtime.Spec) {
+	_, err := f.driver.Create(f.patience(), spec, ignore)
+	f.isError(err, runtime.ErrConflict, "Create after a Stop or Delete")
+}
+
+func (f *fixture) stop(spec runtime.Spec) {
+	f.noError(f.driver.Stop(f.patience(), spec.SessionID), "Stop")
+}
+
+func (f *fixture) delete(spec runtime.Spec) {
+	f.noError(f.driver.Delete(f.patience(), spec.SessionID), "Delete")
+}
+
+func (f *fixture) inspect(spec runtime.Spec) runtime.Sandbox {
+	sandbox, err := f.driver.Inspect(f.patience(), spec.SessionID)
+	f.noError(err, "Inspect")
+	return sandbox
+}
+
+// listed returns the sandboxes of these specs that are listed, by session ID.
+// Others may stand in the list as well: of other tests, or from before.
+func (f *fixture) listed(specs ...runtime.Spec) map[string]runtime.Sandbox {
+	found := map[string]runtime.Sandbox{}
+	for sandbox, err := range f.driver.List(f.patience()) {
+		f.noError(err, "List")
+		for _, spec := range specs {
+			if sandbox.SessionID == spec.SessionID {
+				_, twice := found[spec.SessionID]
+				f.require(!twice, "List: session %s is listed twice", spec.SessionID)
+				found[spec.SessionID] = sandbox
+			}
+		}
+	}
+	return found
+}
+
+// isGone: nothing is left of the sandbox, as far as anybody can tell.
+func (f *fixture) isGone(spec runtime.Spec) {
+	_, err := f.driver.Inspect(f.patience(), spec.SessionID)
+	f.isError(err, runtime.ErrNotFound, "Inspect after a Delete")
+	f.require(len(f.listed(spec)) == 0, "List: it shows a sandbox that was deleted")
+	if f.harness.Leftovers != nil {
+		left, err := f.harness.Leftovers(f.ctx, spec.SessionID)
+		f.noError(err, "look for what is left")
+		f.require(len(left) == 0, "after a Delete there is left: %s", strings.Join(left, ", "))
+	}
+}
+
+// runs: the sandbox is the one of the spec, and its endpoint answers.
+func (f *fixture) runs(spec runtime.Spec, sandbox runtime.Sandbox) {
+	same(f, spec.SessionID, sandbox.SessionID, "the sandbox's session")
+	same(f, spec.ChatID, sandbox.ChatID, "the sandbox's chat")
+	same(f, runtime.StateRunning, sandbox.State, "the sandbox's state")
+	f.require(sandbox.ContainerID != "", "the sandbox has no container ID")
+	f.require(sandbox.Endpoint.IsValid(), "the sandbox has no endpoint")
+	f.require(f.answers(sandbox.Endpoint), "the sandbox does not answer at %s", sandbox.Endpoint.AddrPort())
+	if f.harness.Demo {
+		f.wasToldTruth(spec, sandbox)
+	}
+}
+
+// isDead: nothing of the sandbox runs, and it is said why.
+func (f *fixture) isDead(sandbox runtime.Sandbox, endpoint runtime.Endpoint) {
+	same(f, runtime.StateDead, sandbox.State, "the state of a sandbox that has ended")
+	f.require(strings.TrimSpace(sandbox.Reason) != "", "a dead sandbox gives no reason")
+	f.isSilent(endpoint)
+}
+
+func (f *fixture) isSilent(endpoint runtime.Endpoint) {
+	f.require(!f.answers(endpoint), "a sandbox that has ended still answers at %s", endpoint.AddrPort())
+}
+
+func (f *fixture) answers(endpoint runtime.Endpoint) bool {
+	ctx, cancel := context.WithTimeout(f.ctx, 5*time.Second)
+	defer cancel()
+	conn, err := new(net.Dialer).DialContext(ctx, "tcp", endpoint.AddrPort().String())
+	if err != nil {
+		return false
+	}
+	return conn.Close() == nil
+}

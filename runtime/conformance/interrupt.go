@@ -1,0 +1,224 @@
+package conformance
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"github.com/bivouac/bivouac/runtime"
+)
+
+// soon is how long a call may still take once its context has ended. The
+// contract says a second; the rest is for slow machines.
+const soon = 10 * time.Second
+
+// leavesNothingOfTheGivenUp: whoever waits for a create may give it up at any
+// stage, and a delete then leaves nothing.
+func leavesNothingOfTheGivenUp(f *fixture) {
+	f.sub("before it began", func(sub *fixture) {
+		ctx, cancel := context.WithCancel(sub.patience())
+		cancel()
+		sub.givesUp(ctx, ignore)
+	})
+	for _, stage := range stages {
+		f.sub("when it was "+string(stage), func(sub *fixture) {
+			ctx, cancel := context.WithCancel(sub.patience())
+			defer cancel()
+			sub.givesUp(ctx, func(reached runtime.Stage) {
+				if reached == stage {
+					cancel()
+				}
+			})
+		})
+	}
+}
+
+func (f *fixture) givesUp(ctx context.Context, progress func(runtime.Stage)) {
+	spec := f.spec()
+	// It may also have been quicker.
+	if _, err := f.driver.Create(ctx, spec, progress); err != nil {
+		f.isError(err, context.Canceled, "Create whose context ended")
+	}
+	f.delete(spec)
+	f.isGone(spec)
+	f.refusesCreate(spec)
+}
+
+// letsStopOvertake: a Stop that returned has ended the sandbox for good, also
+// when a Create of another caller is under way.
+func letsStopOvertake(f *fixture) {
+	for _, stage := range stages[:2] {
+		f.sub("when it was "+string(stage), func(sub *fixture) {
+			spec := sub.spec()
+			ctx := sub.patience()
+			var stopping sync.WaitGroup
+			var stopErr error
+			overtake := sync.OnceFunc(func() {
+				stopping.Go(func() { stopErr = sub.driver.Stop(ctx, spec.SessionID) })
+			})
+			created, err := sub.driver.Create(ctx, spec, func(reached runtime.Stage) {
+				if reached == stage {
+					overtake()
+				}
+			})
+			overtake() // for a driver that cannot see the stage
+			stopping.Wait()
+			sub.noError(stopErr, "Stop during a Create")
+			if err == nil {
+				sub.isSilent(created.Endpoint)
+			}
+			sub.refusesCreate(spec)
+			found, err := sub.driver.Inspect(ctx, spec.SessionID)
+			if !errors.Is(err, runtime.ErrNotFound) {
+				sub.noError(err, "Inspect after a Stop")
+				same(sub, runtime.StateDead, found.State, "the state of a sandbox that was stopped")
+			}
+			sub.delete(spec)
+			sub.isGone(spec)
+		})
+	}
+}
+
+// outlivesARestart: what a driver knew it knows again.
+func outlivesARestart(f *fixture) {
+	running, stopped, deleted, unknown := f.spec(), f.spec(), f.spec(), f.spec()
+	sandbox := f.create(running)
+	f.create(stopped)
+	f.stop(stopped)
+	f.create(deleted)
+	f.delete(deleted)
+	f.stop(unknown)
+
+	var err error
+	f.driver, err = f.harness.Reopen(f.ctx, f.driver)
+	f.noError(err, "restart the driver")
+	same(f, sandbox, f.inspect(running), "what Inspect shows after a restart")
+	same(f, sandbox, f.listed(running)[running.SessionID], "what List shows after a restart")
+	same(f, sandbox, f.create(running), "what a repeated Create returns after a restart")
+	f.runs(running, sandbox)
+	same(f, runtime.StateDead, f.inspect(stopped).State, "the state of a stopped sandbox after a restart")
+	for _, spec := range []runtime.Spec{stopped, deleted, unknown} {
+		f.refusesCreate(spec)
+	}
+	f.stop(running)
+	f.isDead(f.inspect(running), sandbox.Endpoint)
+	f.delete(running)
+	f.isGone(running)
+}
+
+// diesInACreate kills the driver at each stage and then goes both ways: the
+// Create is repeated, or it is undone.
+func diesInACreate(f *fixture) {
+	for _, stage := range stages {
+		f.sub("when it was "+string(stage)+", then repeated", func(sub *fixture) {
+			spec := sub.spec()
+			sub.dies(spec, stage)
+			sandbox, err := sub.driver.Create(sub.patience(), spec, ignore)
+			if err == nil {
+				sub.runs(spec, sandbox)
+				same(sub, sandbox, sub.listed(spec)[spec.SessionID], "what List shows")
+			}
+			sub.delete(spec)
+			sub.isGone(spec)
+			if err == nil {
+				sub.isSilent(sandbox.Endpoint)
+			}
+		})
+		f.sub("when it was "+string(stage)+", then deleted", func(sub *fixture) {
+			spec := sub.spec()
+			created := sub.dies(spec, stage)
+			// It is found, or it was undone.
+			found, err := sub.driver.Inspect(sub.patience(), spec.SessionID)
+			if !errors.Is(err, runtime.ErrNotFound) {
+				sub.noError(err, "Inspect after a crash")
+			}
+			sub.delete(spec)
+			sub.isGone(spec)
+			sub.refusesCreate(spec)
+			for _, endpoint := range []runtime.Endpoint{created.Endpoint, found.Endpoint} {
+				if endpoint.IsValid() {
+					sub.isSilent(endpoint)
+				}
+			}
+		})
+	}
+}
+
+// dies kills the driver when a Create has reached the stage, or has returned.
+func (f *fixture) dies(spec runtime.Spec, stage runtime.Stage) runtime.Sandbox {
+	var dying sync.WaitGroup
+	var after runtime.Driver
+	var crashErr error
+	before := f.driver
+	crash := sync.OnceFunc(func() {
+		dying.Go(func() { after, crashErr = f.harness.Crash(f.ctx, before) })
+	})
+	// Whether it succeeds or fails is chance.
+	created, _ := before.Create(f.patience(), spec, func(reached runtime.Stage) {
+		if reached == stage {
+			crash()
+		}
+	})
+	crash()
+	dying.Wait()
+	f.noError(crashErr, "kill the driver")
+	f.driver = after
+	return created
+}
+
+func tellsOfFailure(f *fixture) {
+	f.with(f.harness.Failing, func(sub *fixture) {
+		spec := sub.spec()
+		_, err := sub.driver.Create(sub.patience(), spec, ignore)
+		sub.isError(err, runtime.ErrNotReady, "Create of a sandbox that fails")
+		found, err := sub.driver.Inspect(sub.patience(), spec.SessionID)
+		if !errors.Is(err, runtime.ErrNotFound) {
+			sub.noError(err, "Inspect of a sandbox that failed")
+			sub.require(found.State != runtime.StateRunning, "Inspect says that a sandbox runs that has failed")
+		}
+		sub.delete(spec)
+		sub.isGone(spec)
+		sub.refusesCreate(spec)
+	})
+}
+
+// givesUpTheSlow: a sandbox that runs and does not answer holds nobody up.
+func givesUpTheSlow(f *fixture) {
+	f.with(f.harness.Slow, func(sub *fixture) {
+		spec := sub.spec()
+		ctx, cancel := context.WithTimeout(sub.ctx, time.Second)
+		defer cancel()
+		_, err := sub.driver.Create(ctx, spec, ignore)
+		sub.isError(err, context.DeadlineExceeded, "Create of a sandbox that does not answer")
+		deadline, _ := ctx.Deadline()
+		late := time.Since(deadline)
+		sub.require(late < soon, "Create returned %s after its context had ended", late.Round(time.Millisecond))
+		found, err := sub.driver.Inspect(sub.patience(), spec.SessionID)
+		if !errors.Is(err, runtime.ErrNotFound) {
+			sub.noError(err, "Inspect of a sandbox that does not answer")
+			sub.require(found.State != runtime.StateRunning, "Inspect says that a sandbox runs that has never answered")
+		}
+		sub.delete(spec)
+		sub.isGone(spec)
+	})
+}
+
+func passesOverTheForeign(f *fixture) {
+	f.with(f.harness.Foreign, func(foreign *fixture) {
+		spec := foreign.spec()
+		sandbox := foreign.create(spec)
+		f.require(len(f.listed(spec)) == 0, "List shows a sandbox of another Bivouac")
+		foreign.runs(spec, sandbox)
+	})
+}
+
+// with runs a part of the check on another driver.
+func (f *fixture) with(open func(context.Context) (runtime.Driver, error), check func(*fixture)) {
+	driver, err := open(f.ctx)
+	f.noError(err, "open another driver")
+	other := &fixture{ctx: f.ctx, harness: f.harness, driver: driver}
+	if err := other.attempt(check); err != nil {
+		f.fail(err)
+	}
+}
