@@ -73,8 +73,8 @@ func TestCheck_judges_each_arrow(t *testing.T) {
 		{"product to a test server", "internal/memory", "net/http/httptest", "exists for tests"},
 		{"product to a testing library", "internal/memory", "github.com/shoenig/test/must", "exists for tests"},
 		{"product to the stack", "internal/command", root + "/internal/stack", "exists for tests"},
-		{"product to the conformance suite", "internal/agent", root + "/runtime/conformance", "exists for tests"},
-		{"test support to testing", "runtime/conformance", "testing", ""},
+		{"the conformance suite to the command that offers it", "internal/command", root + "/runtime/conformance", ""},
+		{"test support to testing", "internal/stack", "testing", ""},
 		{"test support to anything", "internal/stack", root + "/internal/agent", ""},
 	}
 	for _, test := range tests {

@@ -80,7 +80,6 @@ func bivouac() rules {
 			"internal/simulate/...",
 			"internal/stack/...",
 			"internal/storetest",
-			"runtime/conformance/...",
 		},
 		testing: []string{
 			"testing/...",

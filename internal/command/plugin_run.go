@@ -54,7 +54,7 @@ where a request failed.`
 		}
 		log := hclog.New(&hclog.LoggerOptions{Name: "bivouac", Level: hclog.LevelFromString(*level), Output: c.err})
 		host := pluginhost.Config{Dir: dir, Plugins: []pluginhost.Plugin{p}, Instance: *instance, Logger: log}
-		return withPlugin(ctx, host, func(ctx context.Context, d runtime.Driver) error {
+		return withPlugin(ctx, host, func(_ *pluginhost.Host, d runtime.Driver) error {
 			return hand{c, d}.takeAll(ctx, c.in)
 		})
 	}
@@ -62,7 +62,7 @@ where a request failed.`
 }
 
 // withPlugin runs the one plugin of a host for as long as use takes.
-func withPlugin(ctx context.Context, config pluginhost.Config, use func(context.Context, runtime.Driver) error) error {
+func withPlugin(ctx context.Context, config pluginhost.Config, use func(*pluginhost.Host, runtime.Driver) error) error {
 	host, err := pluginhost.New(config)
 	if err != nil {
 		return err
@@ -80,7 +80,7 @@ func withPlugin(ctx context.Context, config pluginhost.Config, use func(context.
 	if err := host.AwaitStart(ctx); err != nil {
 		return err
 	}
-	return use(ctx, host.Drivers()[config.Plugins[0].Name])
+	return use(host, host.Drivers()[config.Plugins[0].Name])
 }
 
 // hand drives a driver by requests that a person types in.
