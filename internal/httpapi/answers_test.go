@@ -185,7 +185,7 @@ func TestListsAreNeverNull(t *testing.T) {
 func TestAdviceToComeBack(t *testing.T) {
 	cases := []struct {
 		err   error
-		after string // seconds; empty: none
+		after string // in seconds, or nothing
 	}{
 		{scheduler.ErrBusy, "1"},
 		{scheduler.ErrLockTimeout, "1"},

@@ -151,7 +151,7 @@ func TestStagesAreNotForHTTP10(t *testing.T) {
 	a := start(t, f)
 	conn, err := net.Dial("tcp", strings.TrimPrefix(a.url, "http://"))
 	must.NoError(t, err)
-	defer conn.Close()
+	t.Cleanup(func() { _ = conn.Close() })
 	_, err = fmt.Fprintf(conn, "PUT %s HTTP/1.0\r\nContent-Type: application/json\r\nX-Bivouac-Stages: true\r\nContent-Length: %d\r\n\r\n%s",
 		sessionURL, len(goodCreate), goodCreate)
 	must.NoError(t, err)
@@ -179,7 +179,7 @@ func TestBlockingReadsAreBounded(t *testing.T) {
 	for range 128 {
 		watchers.Go(func() {
 			res, _ := a.send(blocking)
-			if res.StatusCode != 200 {
+			if res.StatusCode != http.StatusOK {
 				t.Errorf("a watcher is answered with %d", res.StatusCode)
 			}
 		})
@@ -372,7 +372,7 @@ func TestCallerWhoDoesNotReadIsNotWaitedFor(t *testing.T) {
 	overTime(t, &fake{}, func(t *testing.T, conn net.Conn) {
 		_, err := fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: localhost\r\n\r\n", sessionURL)
 		must.NoError(t, err)
-		time.Sleep(time.Minute) // of the bubble: over the limit of a write
+		<-time.After(time.Minute) // of the bubble: over the limit of a write
 		_, err = http.ReadResponse(bufio.NewReader(conn), nil)
 		must.ErrorIs(t, err, io.ErrUnexpectedEOF)
 	})

@@ -210,11 +210,11 @@ func checkRequestID(res *http.Response, body []byte) []string {
 func texts(errs []*problems.ValidationError) []string {
 	var out []string
 	for _, err := range errs {
-		text := err.Message + ": " + err.Reason
+		parts := []string{err.Message, err.Reason}
 		for _, inner := range err.SchemaValidationErrors {
-			text += "; " + inner.Error()
+			parts = append(parts, inner.Error())
 		}
-		out = append(out, text)
+		out = append(out, strings.Join(parts, "; "))
 	}
 	return out
 }

@@ -98,7 +98,7 @@ func TestRecorderNoticesADeviation(t *testing.T) {
 
 func TestRecorderSaysWhatItSaw(t *testing.T) {
 	recorder := apitest.New(t, answering{200, http.Header{"X-Request-Id": {"r1"}}, deleted})
-	req, err := http.NewRequestWithContext(t.Context(), "DELETE", "http://127.0.0.1"+session, http.NoBody)
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodDelete, "http://127.0.0.1"+session, http.NoBody)
 	must.NoError(t, err)
 	_, err = recorder.RoundTrip(req)
 	must.NoError(t, err)
