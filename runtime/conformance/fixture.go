@@ -32,10 +32,10 @@ type fixture struct {
 // failure ends a check. withFixture catches it.
 type failure struct{ error }
 
-// doesNotApply ends a check that turns out to have no object.
-type doesNotApply string
+// notApplicableError ends a check that turns out to have no object.
+type notApplicableError string
 
-func (d doesNotApply) Error() string { return string(d) }
+func (e notApplicableError) Error() string { return string(e) }
 
 // withFixture runs a check and says why it failed.
 func withFixture(ctx context.Context, h Harness, check func(*fixture)) error {
@@ -103,10 +103,10 @@ func (f *fixture) noError(err error, what string) {
 
 func (f *fixture) isError(err, want error, what string) {
 	if err == nil {
-		f.fail(fmt.Errorf("%s: it succeeded, and must fail with %q", what, want))
+		f.fail(fmt.Errorf("%s: it succeeded, and must fail with %q", what, want.Error()))
 	}
 	if !errors.Is(err, want) {
-		f.fail(fmt.Errorf("%s: it must fail with %q, and failed with: %w", what, want, err))
+		f.fail(fmt.Errorf("%s: it must fail with %q, and failed with: %w", what, want.Error(), err))
 	}
 }
 

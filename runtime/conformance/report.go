@@ -69,7 +69,7 @@ func (r requirement) try(ctx context.Context, h Harness) Result {
 		return result
 	}
 	err := withFixture(ctx, h, r.check)
-	if reason, skipped := errors.AsType[doesNotApply](err); skipped {
+	if reason, skipped := errors.AsType[notApplicableError](err); skipped {
 		result.Verdict, result.Reason = Skip, string(reason)
 	} else if err != nil {
 		result.Verdict, result.Reason = Fail, err.Error()

@@ -132,7 +132,7 @@ func reportsADeath(f *fixture) {
 	f.noError(err, "Info")
 	watcher, ok := f.driver.(runtime.Watcher)
 	if !ok || !slices.Contains(runtime.Abilities(f.driver, info), runtime.AbilityWatch) {
-		f.fail(doesNotApply("the driver has no Watch"))
+		f.fail(notApplicableError("the driver has no Watch"))
 	}
 	spec := f.spec()
 	ctx, cancel := context.WithCancel(f.patience())
