@@ -78,7 +78,9 @@ func killDuring(t *testing.T, h *pluginhost.Host, after time.Duration, call func
 	killing.Wait()
 }
 
-// processesOf finds the processes that bear a session ID.
+// processesOf finds the processes that bear a session ID in their environment.
+// TODO: bwrap bears it in its arguments and is not counted yet. It is left
+// behind where the plugin is killed before it has recorded its process.
 func processesOf(t *testing.T, sessionID string) []string {
 	environs, err := filepath.Glob("/proc/[0-9]*/environ")
 	must.NoError(t, err)
