@@ -64,7 +64,7 @@ func (f fault) String() string {
 const period = 30 * time.Second
 
 func newPlan(seed uint64) plan {
-	rng := rand.New(rand.NewPCG(seed, 0)) //nolint:gosec // to be foreseen is what it is for
+	rng := rand.New(rand.NewPCG(seed, 0))
 	p := plan{
 		seed:            seed,
 		hosts:           2 + rng.IntN(2),

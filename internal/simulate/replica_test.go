@@ -3,6 +3,7 @@ package simulate
 import (
 	"context"
 	"net/http"
+	"slices"
 	"sync"
 	"time"
 
@@ -101,8 +102,8 @@ func (w *world) supervise(r *replica, i int, parts []func(context.Context)) {
 	stopping := sync.OnceFunc(func() {
 		go func() {
 			defer close(stopped)
-			for n := len(parts) - 1; n >= 0; n-- {
-				cancels[n]()
+			for n, cancel := range slices.Backward(cancels) {
+				cancel()
 				dones[n].Wait()
 			}
 		}()

@@ -90,9 +90,9 @@ func (s *tally) String() string {
 	var out strings.Builder
 	w := tabwriter.NewWriter(&out, 0, 0, 2, ' ', 0)
 	table := func(title string, counts map[string]int) {
-		fmt.Fprintf(w, "\n%s\ttimes\n", title)
+		_, _ = fmt.Fprintf(w, "\n%s\ttimes\n", title)
 		for _, what := range slices.Sorted(maps.Keys(counts)) {
-			fmt.Fprintf(w, "%s\t%d\n", what, counts[what])
+			_, _ = fmt.Fprintf(w, "%s\t%d\n", what, counts[what])
 		}
 	}
 	table("runs with", s.Faults)
@@ -115,7 +115,7 @@ func share(t *testing.T, first, runs uint64) {
 		file := filepath.Join(dir, fmt.Sprint(from))
 		files = append(files, file)
 		g.Go(func() error {
-			cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestSimulations$", "-test.timeout=30m") //nolint:gosec // this program
+			cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestSimulations$", "-test.timeout=30m")
 			cmd.Env = append(os.Environ(), "GOGC=400", fmt.Sprintf("FROM=%d", from),
 				fmt.Sprintf("RUNS=%d", min(chunk, first+runs-from)), tallyFile+"="+file)
 			out, err := cmd.CombinedOutput()
@@ -128,7 +128,7 @@ func share(t *testing.T, first, runs uint64) {
 	_ = g.Wait() // its functions return no error
 	sum := newTally()
 	for _, file := range files {
-		data, err := os.ReadFile(file) //nolint:gosec // from the test's own folder
+		data, err := os.ReadFile(file)
 		if err != nil {
 			continue // that process has failed, and said why
 		}

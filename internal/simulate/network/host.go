@@ -135,7 +135,7 @@ func (s *Stream) Write(data []byte) bool {
 	case s.lines <- data:
 		return true
 	default:
-		s.Close()
+		_ = s.Close() // nothing that could fail
 		return false
 	}
 }

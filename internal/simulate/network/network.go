@@ -81,7 +81,7 @@ func (n *Network) Rand(name string) *rand.Rand {
 	n.mu.Unlock()
 	h := fnv.New64a()
 	_, _ = io.WriteString(h, name)
-	return rand.New(rand.NewPCG(n.seed^h.Sum64(), count)) //nolint:gosec // to be foreseen is what it is for
+	return rand.New(rand.NewPCG(n.seed^h.Sum64(), count))
 }
 
 func (n *Network) note(host, event string) {
@@ -285,22 +285,23 @@ func latency(rng *rand.Rand) time.Duration {
 
 // label says what a request asks, without what is made up anew for each.
 func label(req *http.Request, body []byte) string {
-	what := req.Method + " " + req.URL.Path
+	var what strings.Builder
+	what.WriteString(req.Method + " " + req.URL.Path)
 	if query := req.URL.Query(); query.Has("purge") {
-		what += " purge=" + query.Get("purge")
+		what.WriteString(" purge=" + query.Get("purge"))
 	}
 	if strings.HasSuffix(req.URL.Path, "/txn") {
 		for range 2 { // the first two keys and verbs say what kind it is
 			for _, field := range []string{`"Verb":"`, `"Key":"`} {
 				if _, rest, ok := bytes.Cut(body, []byte(field)); ok {
 					value, _, _ := bytes.Cut(rest, []byte(`"`))
-					what += " " + string(value)
+					what.WriteString(" " + string(value))
 					body = rest
 				}
 			}
 		}
 	}
-	return what
+	return what.String()
 }
 
 // sleep waits, or until ctx ends.

@@ -253,7 +253,7 @@ func (s *Server) allocsOf(jobID string) []*alloc {
 	}
 	slices.SortFunc(allocs, func(a, b *alloc) int {
 		if a.CreateIndex != b.CreateIndex {
-			return int(a.CreateIndex) - int(b.CreateIndex) //nolint:gosec // small numbers
+			return int(a.CreateIndex) - int(b.CreateIndex)
 		}
 		return slices.Compare([]byte(a.ID), []byte(b.ID))
 	})
