@@ -185,16 +185,15 @@ func (s *Server) serveRead(ctx context.Context, key string, req *http.Request) *
 		defer timer.Stop()
 		timeout = timer.C
 	}
+	read := func() (*http.Response, uint64, <-chan struct{}) {
+		if query.Has("keys") {
+			return s.listKeys(key, query.Get("separator"))
+		}
+		return s.getKey(key)
+	}
 	missing := false
 	for {
-		var resp *http.Response
-		var index uint64
-		var changed <-chan struct{}
-		if query.Has("keys") {
-			resp, index, changed = s.listKeys(key, query.Get("separator"))
-		} else {
-			resp, index, changed = s.getKey(key)
-		}
+		resp, index, changed := read()
 		// A change from missing to missing is none.
 		if after == 0 || index > after && (!missing || resp.StatusCode != http.StatusNotFound) {
 			return resp
@@ -202,11 +201,12 @@ func (s *Server) serveRead(ctx context.Context, key string, req *http.Request) *
 		missing = missing || resp.StatusCode == http.StatusNotFound
 		select {
 		case <-changed:
+			continue
 		case <-timeout:
-			return resp
 		case <-ctx.Done():
-			return resp
 		}
+		resp, _, _ = read()
+		return resp
 	}
 }
 

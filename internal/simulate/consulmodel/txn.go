@@ -58,7 +58,7 @@ func (s *Server) serveTxn(body []byte) *http.Response {
 			continue
 		}
 		for _, p := range pairs {
-			if !isRead(op.KV.Verb) { // what was written is not sent back
+			if !sendsValue(op.KV.Verb) {
 				p = &pair{
 					Key: p.Key, CreateIndex: p.CreateIndex, ModifyIndex: p.ModifyIndex,
 					LockIndex: p.LockIndex, Flags: p.Flags, Session: p.Session,
@@ -93,6 +93,10 @@ func isRead(verb api.KVOp) bool {
 	}
 }
 
+func sendsValue(verb api.KVOp) bool {
+	return verb == api.KVGet || verb == api.KVGetOrEmpty || verb == api.KVGetTree
+}
+
 // apply carries out one operation, and returns the pairs that it answers with.
 func (s *Server) apply(op *api.KVTxnOp) ([]*pair, error) {
 	stands := s.kv[op.Key]
@@ -107,10 +111,10 @@ func (s *Server) apply(op *api.KVTxnOp) ([]*pair, error) {
 		return s.below(op.Key), nil
 	case api.KVCheckIndex:
 		if stands == nil {
-			return nil, fmt.Errorf("key %q doesn't exist", op.Key)
+			return nil, fmt.Errorf("failed to check index, key %q doesn't exist", op.Key)
 		}
 		if stands.ModifyIndex != op.Index {
-			return nil, fmt.Errorf("current modify index %d is different than index %d for key %q", stands.ModifyIndex, op.Index, op.Key)
+			return nil, fmt.Errorf("failed index check for key %q, current modify index %d != %d", op.Key, stands.ModifyIndex, op.Index)
 		}
 		return []*pair{stands}, nil
 	case api.KVCheckNotExists:
@@ -144,7 +148,7 @@ func (s *Server) apply(op *api.KVTxnOp) ([]*pair, error) {
 // lock gives a key to a session, which may have it already.
 func (s *Server) lock(next *pair, session string) ([]*pair, error) {
 	if s.sessions[session] == nil {
-		return nil, fmt.Errorf("failed session lookup: invalid session %q", session)
+		return nil, fmt.Errorf("invalid session %q", session)
 	}
 	next.Session = session
 	switch stands := s.kv[next.Key]; {

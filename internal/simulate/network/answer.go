@@ -23,3 +23,21 @@ func Text(status int, text string) *http.Response {
 	resp.Header.Set("Content-Type", "text/plain; charset=utf-8")
 	return resp
 }
+
+// Direct is a way to a server on which nothing happens to requests.
+type Direct struct{ Server Server }
+
+// RoundTrip implements [http.RoundTripper].
+func (d Direct) RoundTrip(req *http.Request) (*http.Response, error) {
+	var body []byte
+	if req.Body != nil {
+		defer req.Body.Close()
+		var err error
+		if body, err = io.ReadAll(req.Body); err != nil {
+			return nil, err
+		}
+	}
+	resp := d.Server.Serve(req.Context(), req, body)
+	resp.Request = req
+	return resp, nil
+}

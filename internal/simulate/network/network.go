@@ -84,14 +84,15 @@ func (n *Network) Rand(name string) *rand.Rand {
 	return rand.New(rand.NewPCG(n.seed^h.Sum64(), count))
 }
 
-func (n *Network) note(host, event string) {
+// note takes down that something happened. Details are for whoever watches.
+func (n *Network) note(host, event string, details ...string) {
 	h := fnv.New64a()
 	_, _ = io.WriteString(h, host+event+strconv.FormatInt(time.Now().UnixNano(), 36))
 	n.mu.Lock()
 	n.digest += h.Sum64() // a sum, since what happens at one instant has no order
 	n.mu.Unlock()
 	if n.trace != nil {
-		n.trace(host, event)
+		n.trace(host, event+strings.Join(details, ""))
 	}
 }
 
@@ -246,7 +247,7 @@ func (l *Link) carry(connection context.Context, req *http.Request, body []byte,
 	} else {
 		resp = l.server.Serve(connection, req, body)
 	}
-	l.net.note(l.host.Name, what+" "+strconv.Itoa(resp.StatusCode)+l.outcome(resp, lostReply))
+	l.net.note(l.host.Name, what+" "+strconv.Itoa(resp.StatusCode), l.outcome(resp, lostReply))
 	sleep(l.net.ctx, back)
 	if clean := l.pass(); lostReply || !clean && !survives {
 		resp.Body.Close()
