@@ -2,8 +2,10 @@ package simulate
 
 import (
 	"fmt"
+	"maps"
 	"os"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -54,23 +56,21 @@ func TestSimulations(t *testing.T) {
 	sum.write(t)
 }
 
-// TestSeedReplays runs a few seeds again: everything must happen at the same
-// times, or a failure could not be looked at. What falls on one instant may come
-// in either order, now and then, so a replay may take more than one try.
+// TestSeedReplays runs a few seeds again and again: most runs of a seed must go
+// alike to the nanosecond, or a failure could not be looked at. What falls on one
+// instant may come in either order, so now and then one goes its own way.
 func TestSeedReplays(t *testing.T) {
 	t.Cleanup(func(n int) func() { return func() { runtime.GOMAXPROCS(n) } }(runtime.GOMAXPROCS(1)))
 	template, err := jobs.Parse("simulation.hcl", []byte(template), nil)
 	must.NoError(t, err)
-	const tries = 10
+	const replays = 12
 	for seed := range uint64(10) {
 		t.Run(fmt.Sprintf("seed=%d", seed), func(t *testing.T) {
-			first := simulate(t, seed, template, false).net.Digest()
-			for range tries {
-				if simulate(t, seed, template, true).net.Digest() == first {
-					return
-				}
+			alike := make(map[uint64]int)
+			for n := range replays {
+				alike[simulate(t, seed, template, n%2 == 0).net.Digest()]++
 			}
-			t.Errorf("none of %d replays went as the first run", tries)
+			must.Greater(t, replays/2, slices.Max(slices.Collect(maps.Values(alike))), must.Sprint(alike))
 		})
 	}
 }
