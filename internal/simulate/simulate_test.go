@@ -2,10 +2,8 @@ package simulate
 
 import (
 	"fmt"
-	"maps"
 	"os"
 	"runtime"
-	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -54,25 +52,6 @@ func TestSimulations(t *testing.T) {
 		})
 	}
 	sum.write(t)
-}
-
-// TestSeedReplays runs a few seeds again and again: most runs of a seed must go
-// alike to the nanosecond, or a failure could not be looked at. What falls on one
-// instant may come in either order, so now and then one goes its own way.
-func TestSeedReplays(t *testing.T) {
-	t.Cleanup(func(n int) func() { return func() { runtime.GOMAXPROCS(n) } }(runtime.GOMAXPROCS(1)))
-	template, err := jobs.Parse("simulation.hcl", []byte(template), nil)
-	must.NoError(t, err)
-	const replays = 12
-	for seed := range uint64(10) {
-		t.Run(fmt.Sprintf("seed=%d", seed), func(t *testing.T) {
-			alike := make(map[uint64]int)
-			for n := range replays {
-				alike[simulate(t, seed, template, n%2 == 0).net.Digest()]++
-			}
-			must.Greater(t, replays/2, slices.Max(slices.Collect(maps.Values(alike))), must.Sprint(alike))
-		})
-	}
 }
 
 // simulate carries out the run of a seed.
