@@ -29,11 +29,11 @@ type census struct {
 	pause atomic.Int64 // the longest between two scans, in ns
 
 	pids   map[int]*process // of all processes that were there at the last scan
-	double map[string]bool  // pairs of sessions that were seen together
+	double map[string]bool  // sandboxes that were seen together
 
 	mu   sync.Mutex
-	live map[uuid.UUID]*sandbox // by session
-	seen map[uuid.UUID]bool     // all sessions ever
+	live map[uuid.UUID]*sandbox // by allocation
+	seen map[uuid.UUID]bool     // all allocations ever
 }
 
 // process is one of this machine's, a sandbox's or not.
@@ -42,9 +42,11 @@ type process struct {
 	sandbox *sandbox // nil: not one
 }
 
-// sandbox is what runs for one session.
+// sandbox is one allocation with processes. A session has one, and a second one
+// for the same session is a second sandbox.
 type sandbox struct {
 	session, chat uuid.UUID
+	alloc         uuid.UUID
 	node          string // "client-0"
 	pids          []int
 }
@@ -111,10 +113,10 @@ func (c *census) scan() {
 		if !isAlive(pid) {
 			continue
 		}
-		s := live[p.sandbox.session]
+		s := live[p.sandbox.alloc]
 		if s == nil {
-			s = &sandbox{session: p.sandbox.session, chat: p.sandbox.chat, node: p.sandbox.node}
-			live[s.session] = s
+			s = &sandbox{session: p.sandbox.session, chat: p.sandbox.chat, alloc: p.sandbox.alloc, node: p.sandbox.node}
+			live[s.alloc] = s
 		}
 		s.pids = append(s.pids, pid)
 	}
@@ -134,7 +136,7 @@ func (c *census) compare(live map[uuid.UUID]*sandbox, began time.Time) {
 	byChat := make(map[uuid.UUID][]*sandbox)
 	for id, s := range live {
 		if before[id] == nil {
-			c.log.note("process chat %s session %s runs on %s, pids %v", s.chat, id, s.node, s.pids)
+			c.log.note("process chat %s session %s runs as %s on %s, pids %v", s.chat, s.session, id, s.node, s.pids)
 			c.told.runs(s)
 		}
 		c.told.alive(s, began)
@@ -142,7 +144,7 @@ func (c *census) compare(live map[uuid.UUID]*sandbox, began time.Time) {
 	}
 	for id, s := range before {
 		if live[id] == nil {
-			c.log.note("process chat %s session %s is gone from %s", s.chat, id, s.node)
+			c.log.note("process chat %s session %s is gone as %s from %s", s.chat, s.session, id, s.node)
 			c.told.ended(s, began)
 		}
 	}
@@ -168,7 +170,7 @@ func (c *census) doubt(chat uuid.UUID, several []*sandbox) {
 	}
 	var names []string
 	for _, s := range still {
-		names = append(names, fmt.Sprintf("%s on %s, pids %v", s.session, s.node, s.pids))
+		names = append(names, fmt.Sprintf("session %s as %s on %s, pids %v", s.session, s.alloc, s.node, s.pids))
 	}
 	slices.Sort(names)
 	key := strings.Join(names, "; ")
@@ -192,6 +194,8 @@ func (c *census) look(pid int) *sandbox {
 			s.session, err = uuid.Parse(value)
 		case "BIVOUAC_CHAT_ID":
 			s.chat, err = uuid.Parse(value)
+		case "NOMAD_ALLOC_ID":
+			s.alloc, err = uuid.Parse(value)
 		case "NOMAD_ALLOC_DIR":
 			s.node = nodeIn(value)
 		}
@@ -226,10 +230,15 @@ func isAlive(pid int) bool {
 	return i >= 0 && i+2 < len(stat) && stat[i+2] != 'Z' && stat[i+2] != 'X'
 }
 
+// running returns what runs, by session.
 func (c *census) running() map[uuid.UUID]*sandbox {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.live
+	bySession := make(map[uuid.UUID]*sandbox)
+	for _, s := range c.live {
+		bySession[s.session] = s
+	}
+	return bySession
 }
 
 func (c *census) total() int {

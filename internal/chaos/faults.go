@@ -13,6 +13,7 @@ import (
 type fault struct {
 	name    string
 	lasts   time.Duration // at most, usually: it does not begin where that does not fit
+	places  chan struct{} // how many of the kind there may be at a time; nil: any
 	provoke func(ctx context.Context) error
 }
 
@@ -74,10 +75,17 @@ func (w *world) provokeAll(ctx context.Context, l lane, until time.Time) error {
 }
 
 func (w *world) provoke(ctx context.Context, f fault) error {
-	w.log.note("FAULT %s begins, %d requests under way", f.name, w.load.inFlight.Load())
+	if f.places != nil {
+		select {
+		case f.places <- struct{}{}:
+			defer func() { <-f.places }()
+		case <-ctx.Done():
+		}
+	}
 	if err := ctx.Err(); err != nil {
 		return err
 	}
+	w.log.note("FAULT %s begins, %d requests under way", f.name, w.load.inFlight.Load())
 	end := w.log.faults.begin(f.name, int(w.load.inFlight.Load()))
 	err := f.provoke(ctx)
 	end()

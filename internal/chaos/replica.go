@@ -31,8 +31,8 @@ type replica struct {
 	env    []string
 	log    *os.File
 
-	process *os.Process
-	done    chan struct{} // closed once the process is gone
+	cmd  *exec.Cmd
+	done chan struct{} // closed once the process is gone
 }
 
 // The limits of waiting for a replica.
@@ -104,7 +104,7 @@ func (r *replica) start(ctx context.Context, more ...string) error {
 	if err := <-started; err != nil {
 		return fmt.Errorf("start %s: %w", r.name, err)
 	}
-	r.process, r.done = cmd.Process, done
+	r.cmd, r.done = cmd, done
 	return r.ready(ctx)
 }
 
@@ -133,7 +133,7 @@ func (r *replica) ready(ctx context.Context) error {
 }
 
 func (r *replica) signal(sig syscall.Signal) error {
-	if err := r.process.Signal(sig); err != nil {
+	if err := r.cmd.Process.Signal(sig); err != nil {
 		return fmt.Errorf("send %v to %s: %w", sig, r.name, err)
 	}
 	return nil
@@ -148,13 +148,17 @@ func (r *replica) kill() error {
 	return nil
 }
 
-// stop asks the process to end, and kills it where it does not in time.
+// stop asks the process to end, and kills it where it does not in time. It returns
+// an error where the process did not say that it ended well.
 func (r *replica) stop() error {
 	if err := r.signal(syscall.SIGTERM); err != nil {
 		return err
 	}
 	select {
 	case <-r.done:
+		if !r.cmd.ProcessState.Success() {
+			return fmt.Errorf("%s was told to stop, and ended with %s", r.name, r.cmd.ProcessState)
+		}
 		return nil
 	case <-time.After(stopLimit):
 		return errors.Join(fmt.Errorf("%s did not end within %s of SIGTERM", r.name, stopLimit), r.kill())
@@ -163,7 +167,7 @@ func (r *replica) stop() error {
 
 func (r *replica) close() error {
 	var err error
-	if r.process != nil {
+	if r.cmd != nil {
 		select {
 		case <-r.done:
 		default:

@@ -13,15 +13,11 @@ const pastTTL = 25 * time.Second
 
 // replicaFaults are what one replica suffers. One of the three is always spared.
 func (w *world) replicaFaults(r *replica) []fault {
-	spared := func(f func(context.Context) error) func(context.Context) error {
-		return func(ctx context.Context) error {
-			w.out <- struct{}{}
-			defer func() { <-w.out }()
-			return errors.Join(f(ctx), r.ready(ctx))
-		}
+	suffers := func(name string, lasts time.Duration, f func(context.Context) error) fault {
+		return fault{name, lasts, w.out, func(ctx context.Context) error { return errors.Join(f(ctx), r.ready(ctx)) }}
 	}
-	troubled := func(p *proxy, t trouble, from, to time.Duration) func(context.Context) error {
-		return spared(func(ctx context.Context) error {
+	troubled := func(name string, p *proxy, t trouble, from, to time.Duration) fault {
+		return suffers(name, to+5*time.Second, func(ctx context.Context) error {
 			r.awaitBusy(ctx)
 			p.trouble(t)
 			defer p.trouble(trouble{})
@@ -31,7 +27,7 @@ func (w *world) replicaFaults(r *replica) []fault {
 	}
 	lossy := trouble{loseReply: 0.25, loseRequest: 0.1, late: 0.15}
 	return []fault{
-		{"replica killed", 15 * time.Second, spared(func(ctx context.Context) error {
+		suffers("replica killed", 15*time.Second, func(ctx context.Context) error {
 			r.awaitBusy(ctx)
 			pause(ctx, w.between(0, 200*time.Millisecond))
 			if err := r.kill(); err != nil {
@@ -39,8 +35,8 @@ func (w *world) replicaFaults(r *replica) []fault {
 			}
 			pause(ctx, w.between(0, 4*time.Second))
 			return r.start(ctx)
-		})},
-		{"replica paused past 2 x TTL", 35 * time.Second, spared(func(ctx context.Context) error {
+		}),
+		suffers("replica paused past 2 x TTL", 35*time.Second, func(ctx context.Context) error {
 			r.awaitBusy(ctx)
 			pause(ctx, w.between(0, 200*time.Millisecond))
 			if err := r.signal(syscall.SIGSTOP); err != nil {
@@ -48,20 +44,20 @@ func (w *world) replicaFaults(r *replica) []fault {
 			}
 			pause(ctx, pastTTL)
 			return r.signal(syscall.SIGCONT)
-		})},
-		{"replica told to stop", 20 * time.Second, spared(func(ctx context.Context) error {
+		}),
+		suffers("replica told to stop", 20*time.Second, func(ctx context.Context) error {
 			r.awaitBusy(ctx)
 			if err := r.stop(); err != nil {
-				return err
+				w.log.violation(wrong, r.name, "%v", err)
 			}
 			return r.start(ctx)
-		})},
-		{"replica cut off from Consul", 30 * time.Second, troubled(r.consul, trouble{cut: true}, 12*time.Second, 24*time.Second)},
-		{"replica cut off from Nomad", 20 * time.Second, troubled(r.nomad, trouble{cut: true}, 5*time.Second, 14*time.Second)},
-		{"replies of Consul lost or late", 15 * time.Second, troubled(r.consul, lossy, 5*time.Second, 9*time.Second)},
-		{"replies of Nomad lost or late", 15 * time.Second, troubled(r.nomad, lossy, 5*time.Second, 9*time.Second)},
-		{"429 from Consul", 10 * time.Second, troubled(r.consul, trouble{refuse: 0.7}, 4*time.Second, 7*time.Second)},
-		{"429 from Nomad", 10 * time.Second, troubled(r.nomad, trouble{refuse: 0.7}, 4*time.Second, 7*time.Second)},
+		}),
+		troubled("replica cut off from Consul", r.consul, trouble{cut: true}, 12*time.Second, 24*time.Second),
+		troubled("replica cut off from Nomad", r.nomad, trouble{cut: true}, 5*time.Second, 14*time.Second),
+		troubled("replies of Consul lost or late", r.consul, lossy, 5*time.Second, 9*time.Second),
+		troubled("replies of Nomad lost or late", r.nomad, lossy, 5*time.Second, 9*time.Second),
+		troubled("429 from Consul", r.consul, trouble{refuse: 0.7}, 4*time.Second, 7*time.Second),
+		troubled("429 from Nomad", r.nomad, trouble{refuse: 0.7}, 4*time.Second, 7*time.Second),
 	}
 }
 

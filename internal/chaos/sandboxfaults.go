@@ -16,13 +16,13 @@ const burst = 60
 // sandboxFaults are what happens to sandboxes, and to single chats.
 func (w *world) sandboxFaults() []fault {
 	return []fault{
-		{"sandbox killed", 3 * time.Second, func(context.Context) error {
+		{"sandbox killed", 3 * time.Second, nil, func(context.Context) error {
 			if s := w.victim(); s != nil {
 				s.signal(syscall.SIGKILL)
 			}
 			return nil
 		}},
-		{"job stopped by an operator", 10 * time.Second, func(ctx context.Context) error {
+		{"job stopped by an operator", 10 * time.Second, nil, func(ctx context.Context) error {
 			s := w.victim()
 			if s == nil {
 				return nil
@@ -35,8 +35,8 @@ func (w *world) sandboxFaults() []fault {
 			}
 			return nil
 		}},
-		{"slow stop and immediate create", 20 * time.Second, w.slowStop},
-		{"sixty creates at once", 15 * time.Second, func(ctx context.Context) error {
+		{"slow stop and immediate create", 20 * time.Second, nil, w.slowStop},
+		{"sixty creates at once", 15 * time.Second, nil, func(ctx context.Context) error {
 			chat := w.chats[w.below(len(w.chats))]
 			var all sync.WaitGroup
 			for i := range burst {

@@ -17,14 +17,14 @@ import (
 // consulFaults are what happens to Consul, and to what is in it.
 func (w *world) consulFaults() []fault {
 	return []fault{
-		{"Consul leader killed", 25 * time.Second, func(ctx context.Context) error {
+		{"Consul leader killed", 25 * time.Second, nil, func(ctx context.Context) error {
 			leader, err := w.consul.Leader(ctx)
 			if err != nil {
 				return err
 			}
 			return w.revive(ctx, w.between(2*time.Second, 6*time.Second), leader)
 		}},
-		{"Consul quorum lost", 30 * time.Second, func(ctx context.Context) error {
+		{"Consul quorum lost", 30 * time.Second, nil, func(ctx context.Context) error {
 			spared := w.below(len(w.consul.Servers))
 			var killed []*stack.Agent
 			for i, s := range w.consul.Servers {
@@ -34,8 +34,8 @@ func (w *world) consulFaults() []fault {
 			}
 			return w.revive(ctx, w.between(3*time.Second, 7*time.Second), killed...)
 		}},
-		{"lock key deleted", 5 * time.Second, w.deleteLock},
-		{"Consul session destroyed", 5 * time.Second, w.destroySession},
+		{"lock key deleted", 5 * time.Second, nil, w.deleteLock},
+		{"Consul session destroyed", 5 * time.Second, nil, w.destroySession},
 	}
 }
 
@@ -97,17 +97,17 @@ func (w *world) destroySession(ctx context.Context) error {
 func (w *world) nomadServerFaults() []fault {
 	server := w.nomad.Servers[0]
 	return []fault{
-		{"Nomad server killed", 30 * time.Second, func(ctx context.Context) error {
+		{"Nomad server killed", 30 * time.Second, nil, func(ctx context.Context) error {
 			return errors.Join(w.revive(ctx, w.between(0, 4*time.Second), server), w.noteLostNodes(ctx))
 		}},
-		{"Nomad server paused", 20 * time.Second, func(ctx context.Context) error {
+		{"Nomad server paused", 20 * time.Second, nil, func(ctx context.Context) error {
 			if err := server.Pause(); err != nil {
 				return err
 			}
 			pause(ctx, w.between(4*time.Second, 13*time.Second))
 			return errors.Join(server.Resume(), server.WaitReady(ctx), w.noteLostNodes(ctx))
 		}},
-		{"no capacity, and capacity back", 15 * time.Second, func(ctx context.Context) error {
+		{"no capacity, and capacity back", 15 * time.Second, nil, func(ctx context.Context) error {
 			if err := w.eligible(ctx, false); err != nil {
 				return err
 			}
@@ -164,10 +164,10 @@ func (w *world) noteLostNodes(ctx context.Context) error {
 func (w *world) nomadClientFaults() []fault {
 	one := func() *stack.Agent { return w.nomad.Clients[w.below(len(w.nomad.Clients))] }
 	return []fault{
-		{"Nomad client killed", 30 * time.Second, func(ctx context.Context) error {
+		{"Nomad client killed", 30 * time.Second, nil, func(ctx context.Context) error {
 			return errors.Join(w.revive(ctx, w.between(0, 3*time.Second), one()), w.noteLostNodes(ctx))
 		}},
-		{"node cut off and back", 45 * time.Second, func(ctx context.Context) error {
+		{"node cut off and back", 45 * time.Second, nil, func(ctx context.Context) error {
 			client := one()
 			if err := client.Pause(); err != nil {
 				return err
