@@ -1,3 +1,5 @@
+//go:build faults
+
 package consulmodel_test
 
 import (

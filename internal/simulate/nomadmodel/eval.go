@@ -130,7 +130,7 @@ func replaces(spec *api.Job) bool {
 func (s *Server) place(e *eval, j *job) *alloc {
 	var free []*node
 	for _, n := range s.nodes {
-		if n.ready && s.used(n) < n.room {
+		if n.ready && s.used(n) < n.room && fits(j.spec) {
 			free = append(free, n)
 		}
 	}
@@ -155,6 +155,15 @@ func (s *Server) place(e *eval, j *job) *alloc {
 	return a
 }
 
+// nodeMemory is what a node has, in MB. Allocations are not counted by what they
+// ask for, but one that asks for more than all of it finds no room.
+const nodeMemory = 100_000
+
+func fits(spec *api.Job) bool {
+	ask := spec.TaskGroups[0].Tasks[0].Resources
+	return ask == nil || ask.MemoryMB == nil || *ask.MemoryMB <= nodeMemory
+}
+
 // used is how many allocations a node has, as the servers see it.
 func (s *Server) used(n *node) int {
 	used := 0
@@ -172,10 +181,11 @@ func (s *Server) block(e *eval) *eval {
 	b.TriggeredBy, b.PreviousEval = "queued-allocs", e.ID
 	b.set("blocked", s.index)
 	e.BlockedEval = b.ID
-	e.FailedTGAllocs = map[string]*api.AllocationMetric{"sandbox": {
+	b.FailedTGAllocs = map[string]*api.AllocationMetric{"sandbox": {
 		NodesEvaluated: len(s.nodes), NodesExhausted: len(s.nodes),
 		DimensionExhausted: map[string]int{"memory": len(s.nodes)},
 	}}
+	e.FailedTGAllocs = b.FailedTGAllocs
 	s.trace("no room for %s", e.JobID)
 	return b
 }

@@ -109,7 +109,11 @@ func (s *Server) stop(r *run) {
 	if t := r.spec.TaskGroups[0].Tasks[0].KillTimeout; t != nil {
 		kill = *t
 	}
-	s.after("kill", time.Millisecond, kill, func() { s.end(r, false) })
+	least := time.Millisecond
+	if s.KillAtLast {
+		least = kill
+	}
+	s.after("kill", least, kill, func() { s.end(r, false) })
 }
 
 // end is the end of a process.

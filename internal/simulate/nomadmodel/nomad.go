@@ -34,6 +34,9 @@ type Config struct {
 	Rand func(name string) *rand.Rand
 	// Slow makes Nomad decide late: placements take seconds and not milliseconds.
 	Slow bool
+	// KillAtLast lets every process live until the kill timeout once it is
+	// asked to stop; without it one ends at any time until then.
+	KillAtLast bool
 	// Started and Ended are told of each process, while the model is locked.
 	Started, Ended func(Process)
 	Trace          func(event string)
@@ -194,24 +197,23 @@ func (s *Server) register(spec *api.Job) (*job, *eval) {
 	j.spec, j.stop = spec, spec.Stop != nil && *spec.Stop
 	j.modifyIndex, j.jobModifyIndex = s.index, s.index
 	s.trace("job %s registered, stop=%t, index %d", *spec.ID, j.stop, s.index)
-	if j.stop {
-		j.status = "dead"
-	}
 	e := s.newEval(*spec.ID, "job-register")
 	s.publish(j.event("JobRegistered", false), e.event())
 	s.enqueue(e)
 	return j, e
 }
 
-// deregister stops a job, and with purge removes it and what is known of its
+// deregister stops a job, nil where there is none, and with purge removes it and what is known of its
 // allocations. Their processes run on until their nodes have stopped them.
 func (s *Server) deregister(id string, purge bool) *eval {
-	s.index++
 	j := s.jobs[id]
+	if j == nil {
+		return nil
+	}
+	s.index++
 	e := s.newEval(id, "job-deregister")
 	events := []event{e.event()}
 	switch {
-	case j == nil:
 	case purge:
 		s.trace("job %s purged, index %d", id, s.index)
 		delete(s.jobs, id)
@@ -234,7 +236,7 @@ func (s *Server) deregister(id string, purge bool) *eval {
 	}
 	for _, other := range s.evals {
 		if other.JobID == id && other.Status == "blocked" {
-			other.set("cancelled", s.index)
+			other.set("canceled", s.index)
 			events = append(events, other.event())
 		}
 	}

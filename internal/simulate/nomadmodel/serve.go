@@ -91,8 +91,11 @@ func (s *Server) serveDeregister(id string, purge bool) *http.Response {
 	s.commit()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	e := s.deregister(id, purge)
-	return s.answer(map[string]any{"EvalID": e.ID, "EvalCreateIndex": s.index, "JobModifyIndex": s.index})
+	answer := map[string]any{"EvalID": "", "JobModifyIndex": s.index}
+	if e := s.deregister(id, purge); e != nil {
+		answer["EvalID"], answer["EvalCreateIndex"] = e.ID, s.index
+	}
+	return s.answer(answer)
 }
 
 func (s *Server) serveRead(path, of string, req *http.Request) *http.Response {

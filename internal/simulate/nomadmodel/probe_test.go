@@ -1,0 +1,393 @@
+//go:build faults
+
+package nomadmodel_test
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/hashicorp/nomad/api"
+	"github.com/shoenig/test/must"
+
+	"github.com/bivouac/bivouac/internal/simulate/network"
+	"github.com/bivouac/bivouac/internal/simulate/nomadmodel"
+	"github.com/bivouac/bivouac/internal/stack"
+)
+
+func TestMain(m *testing.M) { os.Exit(stack.Main(m)) }
+
+// probe asks a Nomad something and writes down what it sees. Two Nomads are
+// alike in what a probe asks where it writes the same.
+type probe struct {
+	*testing.T
+	client *api.Client
+	// lives says whether the process of the job's sandbox lives; kill ends it.
+	lives func(jobID string) bool
+	kill  func(jobID string)
+	dir   string // where processes of the real one say who they are
+	seen  []string
+}
+
+// TestModelAnswersAsNomadDoes asks the model and a real Nomad the same.
+func TestModelAnswersAsNomadDoes(t *testing.T) {
+	for name, ask := range map[string]func(*probe){
+		"register":     (*probe).register,
+		"tombstone":    (*probe).tombstone,
+		"stop":         (*probe).stop,
+		"purge alive":  (*probe).purgeAlive,
+		"no room":      (*probe).noRoom,
+		"sandbox dies": (*probe).sandboxDies,
+		"missing":      (*probe).missing,
+		"events":       (*probe).events,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			real, model := realProbe(t), modelProbe(t)
+			modelled := make(chan struct{})
+			go func() {
+				defer close(modelled)
+				ask(model)
+			}()
+			ask(real)
+			<-modelled
+			must.SliceNotEmpty(t, real.seen)
+			must.Eq(t, real.seen, model.seen, must.Sprint("what Nomad says, and what the model says"))
+		})
+	}
+}
+
+func realProbe(t *testing.T) *probe {
+	client, err := stack.NomadForTest(t).Client()
+	must.NoError(t, err)
+	p := &probe{T: t, client: client, dir: t.TempDir()}
+	pid := func(jobID string) int {
+		data, err := os.ReadFile(filepath.Join(p.dir, jobID))
+		if err != nil {
+			return 0
+		}
+		var pid int
+		if _, err := fmt.Sscan(string(data), &pid); err != nil {
+			return 0
+		}
+		return pid
+	}
+	p.lives = func(jobID string) bool { n := pid(jobID); return n > 0 && syscall.Kill(n, 0) == nil }
+	p.kill = func(jobID string) { must.NoError(t, syscall.Kill(pid(jobID), syscall.SIGKILL)) }
+	return p
+}
+
+// modelProbe is of a Nomad that has room for two, and in which nothing fails by
+// chance.
+func modelProbe(t *testing.T) *probe {
+	server := nomadmodel.New(t.Context(), nomadmodel.Config{
+		Nodes: 1, Capacity: 2, KillAtLast: true,
+		Rand:    func(name string) *rand.Rand { return rand.New(rand.NewPCG(1, uint64(len(name)))) },
+		Started: func(nomadmodel.Process) {}, Ended: func(nomadmodel.Process) {},
+	})
+	client, err := api.NewClient(&api.Config{HttpClient: &http.Client{Transport: network.Direct{Server: server}}})
+	must.NoError(t, err)
+	process := func(jobID string) *nomadmodel.Process {
+		for _, p := range server.Processes() {
+			if p.JobID == jobID {
+				return &p
+			}
+		}
+		return nil
+	}
+	return &probe{
+		T: t, client: client, dir: t.TempDir(),
+		lives: func(jobID string) bool { return process(jobID) != nil },
+		kill:  func(jobID string) { server.Kill(process(jobID).AllocID) },
+	}
+}
+
+func (p *probe) see(format string, args ...any) {
+	p.seen = append(p.seen, fmt.Sprintf(format, args...))
+}
+
+// job returns a sandbox's job as Bivouac makes them. Its process takes no notice
+// of being asked to stop, so that it lives until the kill timeout.
+func (p *probe) job() *api.Job {
+	id := "probe-" + uuid.NewString()
+	script := fmt.Sprintf(`trap "" INT TERM; echo $$ > %s; while :; do sleep 0.1; done`, filepath.Join(p.dir, id))
+	task := api.NewTask("sandbox", "raw_exec")
+	task.KillTimeout = new(2 * time.Second)
+	task.Config = map[string]any{"command": "/bin/sh", "args": []string{"-c", script}}
+	task.Resources = &api.Resources{CPU: new(50), MemoryMB: new(64)}
+	task.RestartPolicy = &api.RestartPolicy{Attempts: new(0), Mode: new("fail")}
+	return &api.Job{
+		ID: new(id), Name: new(id), Type: new("batch"), Datacenters: []string{"*"}, Meta: map[string]string{"of": "a probe"},
+		TaskGroups: []*api.TaskGroup{{
+			Name: new("sandbox"), Count: new(1), Tasks: []*api.Task{task},
+			Networks:         []*api.NetworkResource{{DynamicPorts: []api.Port{{Label: "http"}}}},
+			RestartPolicy:    &api.RestartPolicy{Attempts: new(0), Mode: new("fail")},
+			ReschedulePolicy: &api.ReschedulePolicy{Attempts: new(0), Unlimited: new(false)},
+			Disconnect:       &api.DisconnectStrategy{Replace: new(false), StopOnClientAfter: new(10 * time.Second)},
+		}},
+	}
+}
+
+// first registers a job that must not stand yet, and writes down the answer.
+func (p *probe) first(job *api.Job) {
+	resp, _, err := p.client.Jobs().EnforceRegister(job, 0, nil)
+	if refusal, ok := errors.AsType[api.UnexpectedResponseError](err); ok {
+		p.see("refused with %d: %s", refusal.StatusCode(), refusal.Body())
+		return
+	}
+	p.see("registered with an evaluation: %t, error %v", resp != nil && resp.EvalID != "", err)
+}
+
+func (p *probe) deregister(id string, purge bool) {
+	eval, _, err := p.client.Jobs().Deregister(id, purge, nil)
+	p.see("deregistered with an evaluation: %t, error %v", eval != "", err)
+}
+
+// look writes down how a job stands.
+func (p *probe) look(id string) {
+	job, _, err := p.client.Jobs().Info(id, nil)
+	if refusal, ok := errors.AsType[api.UnexpectedResponseError](err); ok {
+		p.see("job: refused with %d: %s", refusal.StatusCode(), refusal.Body())
+	} else if err != nil {
+		p.see("job: %v", err)
+	} else {
+		p.see("job: stop %t, meta %v, created and registered at once %t, unchanged %t", *job.Stop, job.Meta,
+			*job.CreateIndex == *job.JobModifyIndex, *job.CreateIndex == *job.ModifyIndex)
+	}
+	for _, a := range p.allocs(id) {
+		p.see("allocation: desired %s, client %s, task %s, resources in the list %t",
+			a.DesiredStatus, a.ClientStatus, taskState(a), a.AllocatedResources != nil)
+	}
+	for _, e := range p.evals(id) {
+		p.see("evaluation: %s by %s, nothing placed %t, blocks another %t",
+			e.Status, e.TriggeredBy, len(e.FailedTGAllocs) > 0, e.BlockedEval != "")
+	}
+	p.see("process lives: %t", p.lives(id))
+}
+
+func taskState(a *api.AllocationListStub) string {
+	task := a.TaskStates["sandbox"]
+	if task == nil {
+		return "none"
+	}
+	return fmt.Sprintf("%s, failed %t, started %t", task.State, task.Failed, !task.StartedAt.IsZero())
+}
+
+func (p *probe) allocs(id string) []*api.AllocationListStub {
+	allocs, _, err := p.client.Jobs().Allocations(id, true, nil)
+	if err != nil {
+		p.see("allocations: %v", err)
+	}
+	return allocs
+}
+
+func (p *probe) evals(id string) []*api.Evaluation {
+	evals, _, err := p.client.Jobs().Evaluations(id, nil)
+	if err != nil {
+		p.see("evaluations: %v", err)
+	}
+	slices.SortFunc(evals, func(a, b *api.Evaluation) int {
+		return strings.Compare(a.TriggeredBy+a.Status, b.TriggeredBy+b.Status)
+	})
+	return evals
+}
+
+// await waits until something holds.
+func (p *probe) await(what string, holds func() bool) {
+	for deadline := time.Now().Add(20 * time.Second); !holds(); <-time.After(20 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			p.see("in vain awaited: %s", what)
+			return
+		}
+	}
+}
+
+func (p *probe) awaitClient(id, status string) {
+	p.await("allocation "+status, func() bool {
+		return slices.ContainsFunc(p.allocs(id), func(a *api.AllocationListStub) bool { return a.ClientStatus == status })
+	})
+}
+
+func (p *probe) awaitDecided(id string, evals int) {
+	p.await("decided", func() bool {
+		all := p.evals(id)
+		return len(all) >= evals && !slices.ContainsFunc(all, func(e *api.Evaluation) bool { return e.Status == "pending" })
+	})
+}
+
+func (p *probe) awaitProcess(id string, lives bool) {
+	p.await(fmt.Sprintf("process lives: %t", lives), func() bool { return p.lives(id) == lives })
+}
+
+func (p *probe) register() {
+	job := p.job()
+	p.first(job)
+	p.awaitProcess(*job.ID, true)
+	p.awaitClient(*job.ID, "running")
+	p.first(job)
+	p.look(*job.ID)
+	p.deregister(*job.ID, false)
+	p.awaitClient(*job.ID, "complete")
+	p.first(job)
+}
+
+func (p *probe) tombstone() {
+	job := p.job()
+	stone := p.job()
+	stone.ID, stone.Stop = job.ID, new(true)
+	stone.TaskGroups[0].Count, stone.TaskGroups[0].Networks, stone.TaskGroups[0].Disconnect = new(0), nil, nil
+	p.first(stone)
+	p.awaitDecided(*job.ID, 1)
+	p.look(*job.ID)
+	p.first(job)
+	p.first(stone)
+	p.deregister(*job.ID, true)
+	p.awaitDecided(*job.ID, 2)
+	p.look(*job.ID)
+}
+
+func (p *probe) stop() {
+	job := p.job()
+	p.first(job)
+	p.awaitProcess(*job.ID, true)
+	p.awaitClient(*job.ID, "running")
+	began := time.Now()
+	p.deregister(*job.ID, false)
+	p.see("it returned before the process could end: %t", time.Since(began) < time.Second)
+	p.awaitDecided(*job.ID, 2)
+	p.look(*job.ID)
+	p.awaitProcess(*job.ID, false)
+	p.see("the process lived for the kill timeout: %t", time.Since(began) >= 2*time.Second)
+	p.awaitClient(*job.ID, "complete")
+	p.look(*job.ID)
+	p.deregister(*job.ID, true)
+	p.see("allocations: %d", len(p.allocs(*job.ID)))
+}
+
+func (p *probe) purgeAlive() {
+	job := p.job()
+	p.first(job)
+	p.awaitProcess(*job.ID, true)
+	p.awaitClient(*job.ID, "running")
+	p.deregister(*job.ID, true)
+	p.see("allocations: %d, process lives: %t", len(p.allocs(*job.ID)), p.lives(*job.ID))
+	p.awaitProcess(*job.ID, false)
+}
+
+func (p *probe) noRoom() {
+	job := p.job()
+	job.TaskGroups[0].Tasks[0].Resources.MemoryMB = new(1 << 30)
+	p.first(job)
+	p.awaitDecided(*job.ID, 2)
+	p.look(*job.ID)
+	p.deregister(*job.ID, false)
+	p.await("what was blocked is given up", func() bool {
+		return slices.ContainsFunc(p.evals(*job.ID), func(e *api.Evaluation) bool { return e.Status == "canceled" })
+	})
+	p.awaitDecided(*job.ID, 3)
+	p.look(*job.ID)
+}
+
+func (p *probe) sandboxDies() {
+	job := p.job()
+	p.first(job)
+	p.awaitProcess(*job.ID, true)
+	p.awaitClient(*job.ID, "running")
+	p.kill(*job.ID)
+	p.awaitClient(*job.ID, "failed")
+	<-time.After(time.Second) // nothing is to take its place
+	p.look(*job.ID)
+	p.deregister(*job.ID, false)
+}
+
+func (p *probe) missing() {
+	id := "probe-" + uuid.NewString()
+	p.look(id)
+	p.deregister(id, false)
+	p.deregister(id, true)
+	_, _, err := p.client.Allocations().Info(uuid.NewString(), nil)
+	refusal, _ := errors.AsType[api.UnexpectedResponseError](err)
+	p.see("allocation: %d", refusal.StatusCode())
+	_, _, err = p.client.Nodes().Info(uuid.NewString(), nil)
+	refusal, _ = errors.AsType[api.UnexpectedResponseError](err)
+	p.see("node: %d", refusal.StatusCode())
+}
+
+// events follows the stream while a job lives and is purged.
+func (p *probe) events() {
+	ctx, cancel := context.WithCancel(p.Context())
+	defer cancel()
+	body, err := p.client.Raw().Response("/v1/event/stream?topic=Job&topic=Allocation&topic=Evaluation",
+		(&api.QueryOptions{}).WithContext(ctx))
+	if err != nil {
+		p.see("stream: %v", err)
+		return
+	}
+	defer body.Close()
+	lines := bufio.NewScanner(body)
+	lines.Buffer(nil, 1<<20)
+	lines.Scan()
+	p.see("first: %s", lines.Text())
+
+	job := p.job()
+	p.first(job)
+	running, complete := false, false
+	told := make(map[string]bool) // in whatever order, and how often, they come
+	for !complete && lines.Scan() {
+		var batch struct {
+			Events []struct {
+				Topic, Key string
+				FilterKeys []string
+				Payload    struct {
+					Job        *struct{ ID string }
+					Deleted    bool
+					Allocation *api.AllocationListStub
+					Evaluation *api.Evaluation
+				}
+			}
+		}
+		if err := json.Unmarshal(lines.Bytes(), &batch); err != nil {
+			p.see("event: %v", err)
+			return
+		}
+		for _, e := range batch.Events {
+			switch a := e.Payload.Allocation; {
+			case e.Topic == "Job" && e.Key == *job.ID:
+				told[fmt.Sprintf("job, names itself %t, deleted %t", e.Payload.Job.ID == e.Key, e.Payload.Deleted)] = true
+			case a != nil && a.JobID == *job.ID:
+				told[fmt.Sprintf("allocation, filed under its job %t, with resources %t",
+					slices.Contains(e.FilterKeys, *job.ID), a.AllocatedResources != nil)] = true
+				if a.ClientStatus == "running" && !running {
+					running = true
+					p.deregister(*job.ID, false)
+				}
+				complete = a.ClientStatus == "complete"
+			case e.Payload.Evaluation != nil && e.Payload.Evaluation.JobID == *job.ID:
+				told[fmt.Sprintf("evaluation %s, filed under its job %t",
+					e.Payload.Evaluation.Status, slices.Contains(e.FilterKeys, *job.ID))] = true
+			}
+		}
+	}
+	for _, what := range slices.Sorted(func(yield func(string) bool) {
+		for what := range told {
+			if !yield(what) {
+				return
+			}
+		}
+	}) {
+		p.see("%s", what)
+	}
+	p.deregister(*job.ID, true)
+}
