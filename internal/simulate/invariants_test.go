@@ -160,6 +160,9 @@ func (w *world) unmatched(records map[string]record) []string {
 		if _, ok := runs[id]; r.State == "running" && !ok {
 			left = append(left, fmt.Sprintf("session %s is running, and no process is", id))
 		}
+		if (r.State == "dead" || r.State == "lost") && !w.hasDied(id) {
+			left = append(left, fmt.Sprintf("session %s is %s, and nothing but a delete ended it", id, r.State))
+		}
 	}
 	for id, meta := range w.nomad.Jobs() {
 		if _, ok := records[meta[jobs.MetaSessionID]]; !ok {
@@ -167,6 +170,26 @@ func (w *world) unmatched(records map[string]record) []string {
 		}
 	}
 	return left
+}
+
+func (w *world) hasDied(sessionID string) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return slices.ContainsFunc(w.deaths, func(d death) bool { return d.sessionID == sessionID })
+}
+
+// checkAnswers finds callers who were told of a failure although nothing failed.
+func (w *world) checkAnswers() {
+	if len(w.faults) > 0 || w.odds != (network.Odds{}) {
+		return
+	}
+	// There may be no room, and a sandbox may fail to start.
+	expected := []string{"not_found", "expired", "not_running", "not_placed", "not_ready"}
+	for _, c := range w.history {
+		if c.err != nil && c.patient == 0 && !slices.Contains(expected, c.told) {
+			w.violate("nothing failed, and a caller is told %v", c.err)
+		}
+	}
 }
 
 // lastLook asks every replica how each chat stands, for the history.

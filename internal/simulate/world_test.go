@@ -128,6 +128,7 @@ func run(t *testing.T, p plan, template *jobs.Template, verbose bool) *world {
 	all.Wait()
 	w.settle()
 	w.lastLook()
+	w.checkAnswers()
 
 	for _, r := range w.replicas {
 		r.stop()

@@ -241,15 +241,22 @@ func (l *Link) carry(connection context.Context, req *http.Request, body []byte,
 		answered <- nil
 		return
 	}
+	if lostReply { // the connection breaks at some time, perhaps before the server is done
+		After(l.net.ctx, time.Duration(rng.ExpFloat64()*float64(50*time.Millisecond)), func() { answered <- nil })
+	}
 	var resp *http.Response
 	if refused != 0 {
 		resp = Text(refused, http.StatusText(refused))
 	} else {
 		resp = l.server.Serve(connection, req, body)
 	}
-	l.net.note(l.host.Name, what+" "+strconv.Itoa(resp.StatusCode), l.outcome(resp, lostReply))
+	l.net.note(l.host.Name, what+" "+strconv.Itoa(resp.StatusCode)+l.outcome(resp, lostReply))
+	if lostReply {
+		resp.Body.Close()
+		return
+	}
 	sleep(l.net.ctx, back)
-	if clean := l.pass(); lostReply || !clean && !survives {
+	if clean := l.pass(); !clean && !survives {
 		resp.Body.Close()
 		resp = nil
 	}
