@@ -110,20 +110,25 @@ func inspectsTheStarting(f *fixture) {
 		sandbox runtime.Sandbox
 		err     error
 	}
-	looks := make([]look, len(stages))
 	ctx := f.patience()
-	var looking sync.WaitGroup
-	sandbox, err := f.driver.Create(ctx, spec, func(reached runtime.Stage) {
-		if i := slices.Index(stages, reached); i >= 0 {
-			looking.Go(func() { looks[i].sandbox, looks[i].err = f.driver.Inspect(ctx, spec.SessionID) })
-		}
+	var (
+		looking sync.WaitGroup
+		mu      sync.Mutex
+		looks   []look
+	)
+	sandbox, err := f.driver.Create(ctx, spec, func(runtime.Stage) {
+		looking.Go(func() {
+			sandbox, err := f.driver.Inspect(ctx, spec.SessionID)
+			mu.Lock()
+			defer mu.Unlock()
+			looks = append(looks, look{sandbox, err})
+		})
 	})
 	looking.Wait()
 	f.noError(err, "Create")
 	for _, seen := range looks {
-		switch {
-		case seen == (look{}), errors.Is(seen.err, runtime.ErrNotFound): // a stage that it does not tell, or too early
-			continue
+		if errors.Is(seen.err, runtime.ErrNotFound) {
+			continue // too early
 		}
 		f.noError(seen.err, "Inspect during a Create")
 		same(f, spec.SessionID, seen.sandbox.SessionID, "the session that Inspect shows during a Create")
