@@ -101,6 +101,9 @@ func (r *Recorder) RoundTrip(req *http.Request) (*http.Response, error) {
 	if err != nil {
 		return nil, err
 	}
+	// What was sent still belongs to the transport, and the validator leaves
+	// notes on the request that it looks at.
+	req = req.Clone(req.Context())
 	req.Body = io.NopCloser(bytes.NewReader(sent))
 	res.Body = io.NopCloser(bytes.NewReader(got))
 
