@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/bivouac/bivouac/runtime"
@@ -70,6 +71,11 @@ func (w *world) ask(caller int, r request, at *replica) {
 		defer cancel()
 	}
 	c := call{request: r, caller: caller, began: w.now()}
+	w.mu.Lock()
+	w.lastAsked = max(0, slices.Index(w.replicas, at)) // one that is gone is none of them
+	close(w.asked)
+	w.asked = make(chan struct{})
+	w.mu.Unlock()
 	w.note("caller %d asks %s: %v", caller, at.name, r)
 	answered := make(chan call, 1)
 	w.remains.Go(func() {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/bivouac/bivouac/jobs"
 )
@@ -13,6 +14,12 @@ import (
 // provoke lets a fault happen and, after its time, ends it.
 func (w *world) provoke(n int, f fault) {
 	wait(w.ctx, f.at)
+	if f.into > 0 {
+		if i, ok := w.nextAsked(); ok {
+			f.which = i
+		}
+		wait(w.ctx, f.into)
+	}
 	w.note("FAULT %v", f)
 	r := w.replica(f.which)
 	switch f.kind {
@@ -79,6 +86,24 @@ func (w *world) provoke(n int, f fault) {
 		}
 	default:
 		panic("no such fault: " + f.kind)
+	}
+}
+
+// nextAsked waits for the next request of a caller and returns whom it is made
+// of. Where no more come it gives up after a while.
+func (w *world) nextAsked() (replica int, ok bool) {
+	w.mu.Lock()
+	next := w.asked
+	w.mu.Unlock()
+	patience := time.NewTimer(5 * time.Second)
+	defer patience.Stop()
+	select {
+	case <-next:
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		return w.lastAsked, true
+	case <-patience.C:
+		return 0, false
 	}
 }
 

@@ -56,10 +56,17 @@ type fault struct {
 	at, lasts time.Duration
 	kind      string
 	which     int
+	// into is how long after the next request of a caller it happens, and then
+	// to the replica that was asked; 0: it does not wait for one.
+	into time.Duration
 }
 
 func (f fault) String() string {
-	return fmt.Sprintf("%s %d at %v for %v", f.kind, f.which, f.at, f.lasts)
+	s := fmt.Sprintf("%s %d at %v for %v", f.kind, f.which, f.at, f.lasts)
+	if f.into > 0 {
+		s += fmt.Sprintf(", %v into the next request", f.into)
+	}
+	return s
 }
 
 // period is how long faults may begin.
@@ -154,6 +161,9 @@ func (p plan) newFault(rng *rand.Rand) fault {
 		lasts: between(rng, 100*time.Millisecond, 8*time.Second),
 		kind:  kinds[rng.IntN(len(kinds))],
 		which: rng.IntN(12),
+	}
+	if rng.IntN(2) == 0 {
+		f.into = time.Duration(rng.ExpFloat64() * float64(700*time.Millisecond))
 	}
 	if rng.IntN(2) == 0 { // long enough to outlast locks and heartbeats
 		f.lasts = between(rng, 8*time.Second, 40*time.Second)

@@ -68,6 +68,8 @@ type world struct {
 	mu         sync.Mutex
 	replicas   []*replica // by number; one that was restarted takes its place
 	lastCaller int
+	lastAsked  int           // number of a replica
+	asked      chan struct{} // closed at the next request
 	history    []call
 	deaths     []death
 	cutNodes   map[string]int // by node ID: how many faults cut it off
@@ -89,7 +91,7 @@ func run(t *testing.T, p plan, template *jobs.Template, verbose bool) *world {
 	ctx, cancel := context.WithCancel(t.Context())
 	w := &world{
 		plan: p, template: template, verbose: verbose, ctx: ctx, began: time.Now(),
-		cutNodes: make(map[string]int), alive: make(map[string]int),
+		asked: make(chan struct{}), cutNodes: make(map[string]int), alive: make(map[string]int),
 	}
 	var trace func(host, event string)
 	if verbose {
