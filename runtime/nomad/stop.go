@@ -111,12 +111,15 @@ var errUnderWay = errors.New("the stop is under way")
 // stopStep does what is next in stopping a job, and returns nil only where a
 // fresh look at Nomad left nothing to do and showed nothing that runs.
 func (d *Driver) stopStep(ctx context.Context, sessionID, jobID string) (state, error) {
-	if s, current := d.cache.get(jobID); current && s.known && s.whole && !s.job.Stop {
+	before, current := d.cache.get(jobID)
+	if current && before.known && before.whole && !before.job.Stop {
 		return state{}, d.deregister(ctx, sessionID, jobID)
 	}
-	// A decision that is under way may still place the sandbox. When none is
-	// pending and the job is stopped, then the allocations that there are
-	// then are all.
+	// A decision that is under way may still place the sandbox, also one that
+	// waited for room: that one is not pending even while it is made. Nomad
+	// makes the decisions about a job one after another. So once the job was
+	// stopped, and then no decision is pending, that on the stop is made, and
+	// the allocations that there are then are all.
 	evals, err := d.readEvals(ctx, jobID)
 	if err != nil {
 		return state{}, err
@@ -129,6 +132,8 @@ func (d *Driver) stopStep(ctx context.Context, sessionID, jobID string) (state, 
 		return state{}, d.layTombstone(ctx, sessionID)
 	case !s.job.Stop:
 		return state{}, d.deregister(ctx, sessionID, jobID)
+	case !before.job.Stop:
+		return state{}, errors.New("somebody else has just stopped the job")
 	case slices.ContainsFunc(evals, isPending):
 		return state{}, errors.New("the stop is not yet decided on in Nomad")
 	default:
