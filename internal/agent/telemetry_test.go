@@ -2,9 +2,12 @@ package agent
 
 import (
 	"context"
+	"errors"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 
@@ -12,6 +15,8 @@ import (
 	"github.com/shoenig/test/must"
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/metric"
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/types/known/emptypb"
 )
 
 // end sends what is left, as at the end of an agent.
@@ -55,35 +60,71 @@ func TestMetricsKeepTheirNames(t *testing.T) {
 }
 
 func TestTracesGoWhereTheEnvironmentSays(t *testing.T) {
-	var sent atomic.Int32
+	var sent, sentByGRPC atomic.Int32
 	collector := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/v1/traces" {
 			sent.Add(1)
 		}
 	}))
 	defer collector.Close()
+	grpcCollector := startGRPCCollector(t, &sentByGRPC)
 	for _, test := range []struct {
-		name string
-		env  map[string]string
-		want int32
+		name                         string
+		endpoint, tracesEndpoint     string
+		exporter, protocol, disabled string
+		wantSent, wantByGRPC         int32
+		wantErr                      string
 	}{
-		{"nowhere, if it says nothing", nil, 0},
-		{"to a collector", map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": collector.URL}, 1},
-		{"to a collector of traces", map[string]string{"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": collector.URL + "/v1/traces"}, 1},
-		{"nowhere, if it says so", map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": collector.URL, "OTEL_TRACES_EXPORTER": "none"}, 0},
-		{"nowhere, if all is off", map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": collector.URL, "OTEL_SDK_DISABLED": "true"}, 0},
+		{name: "nowhere, if it says nothing"},
+		{name: "to a collector", endpoint: collector.URL, wantSent: 1},
+		{name: "to a collector of traces", tracesEndpoint: collector.URL + "/v1/traces", wantSent: 1},
+		{name: "to a collector that speaks gRPC", endpoint: grpcCollector, protocol: "grpc", wantByGRPC: 1},
+		{name: "nowhere, if it says so", endpoint: collector.URL, exporter: "none"},
+		{name: "nowhere, if all is off", endpoint: collector.URL, disabled: "true"},
+		{name: "not by what is unknown", exporter: "console", wantErr: `OTEL_TRACES_EXPORTER is "console"`},
+		{name: "not in a way that is unknown", endpoint: collector.URL, protocol: "http/json", wantErr: `OTEL_EXPORTER_OTLP_PROTOCOL is "http/json"`},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			for _, name := range []string{"OTEL_SDK_DISABLED", "OTEL_TRACES_EXPORTER", "OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"} {
-				t.Setenv(name, test.env[name])
-			}
+			t.Setenv("OTEL_SDK_DISABLED", test.disabled)
+			t.Setenv("OTEL_TRACES_EXPORTER", test.exporter)
+			t.Setenv("OTEL_EXPORTER_OTLP_ENDPOINT", test.endpoint)
+			t.Setenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", test.tracesEndpoint)
+			t.Setenv("OTEL_EXPORTER_OTLP_PROTOCOL", test.protocol)
+			t.Setenv("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "")
 			sent.Store(0)
+			sentByGRPC.Store(0)
 			telemetry, err := newTelemetry(t.Context(), hclog.NewNullLogger())
+			if test.wantErr != "" {
+				must.ErrorContains(t, err, test.wantErr)
+				return
+			}
 			must.NoError(t, err)
 			_, span := telemetry.tracer.Start(t.Context(), "usecase.create_sandbox")
 			span.End()
 			end(t, telemetry)
-			must.Eq(t, test.want, sent.Load())
+			must.Eq(t, test.wantSent, sent.Load())
+			must.Eq(t, test.wantByGRPC, sentByGRPC.Load())
 		})
 	}
+}
+
+// startGRPCCollector starts a collector that counts how often it gets spans,
+// and returns its URL.
+func startGRPCCollector(t *testing.T, sent *atomic.Int32) string {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	must.NoError(t, err)
+	server := grpc.NewServer(grpc.UnknownServiceHandler(func(_ any, stream grpc.ServerStream) error {
+		if method, _ := grpc.MethodFromServerStream(stream); method == "/opentelemetry.proto.collector.trace.v1.TraceService/Export" {
+			sent.Add(1)
+		}
+		// An empty message takes any other in, and is one of any kind.
+		return errors.Join(stream.RecvMsg(&emptypb.Empty{}), stream.SendMsg(&emptypb.Empty{}))
+	}))
+	var serving sync.WaitGroup
+	serving.Go(func() { _ = server.Serve(listener) }) // until it is stopped
+	t.Cleanup(func() {
+		server.Stop()
+		serving.Wait()
+	})
+	return "http://" + listener.Addr().String()
 }
