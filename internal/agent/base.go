@@ -15,6 +15,7 @@ import (
 
 	"github.com/bivouac/bivouac/internal/config"
 	"github.com/bivouac/bivouac/internal/consul"
+	"github.com/bivouac/bivouac/internal/failpoint"
 	"github.com/bivouac/bivouac/internal/httpapi"
 	"github.com/bivouac/bivouac/internal/process"
 	"github.com/bivouac/bivouac/jobs"
@@ -60,7 +61,7 @@ func newBuiltIn(ctx context.Context, c config.Config, log hclog.Logger) (base, e
 	if err != nil {
 		return base{}, err
 	}
-	clock := consul.NewClock(store, time.Now)
+	clock := consul.NewClock(store, failpoint.Wall)
 	return base{
 		store:   clock,
 		locker:  clock,

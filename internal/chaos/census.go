@@ -221,13 +221,24 @@ func nodeIn(path string) string {
 
 // isAlive says whether a process is there, and not only its remains.
 func isAlive(pid int) bool {
+	state := stateOf(pid)
+	return state != gone && state != 'Z' && state != 'X'
+}
+
+// gone is the state of a process that is not there.
+const gone = 0
+
+// stateOf is the state of a process as ps shows it.
+func stateOf(pid int) byte {
 	stat, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
 	if err != nil {
-		return false
+		return gone
 	}
 	// See proc_pid_stat(5): the state follows the name, which may hold anything.
-	i := bytes.LastIndexByte(stat, ')')
-	return i >= 0 && i+2 < len(stat) && stat[i+2] != 'Z' && stat[i+2] != 'X'
+	if i := bytes.LastIndexByte(stat, ')'); i >= 0 && i+2 < len(stat) {
+		return stat[i+2]
+	}
+	return gone
 }
 
 // running returns what runs, by session.

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -142,7 +141,7 @@ func TestReplicaKilledAtEachStepIsSettledByOthers(t *testing.T) {
 			}
 		}
 	}
-	var others []*victim
+	var cleaners, others []*victim
 	for _, v := range victims {
 		if v.operation != "cleanup" {
 			others = append(others, v)
@@ -150,6 +149,11 @@ func TestReplicaKilledAtEachStepIsSettledByOthers(t *testing.T) {
 		}
 		w.prepare(t, survivor, v)
 		w.die(t, v)
+		cleaners = append(cleaners, v)
+	}
+	last := cleaners[len(cleaners)-1].died
+	for _, v := range cleaners {
+		v.died = last // until then another may have died with this one's chat in its hands
 		settling.Go(func() { settle(v) })
 	}
 	w.survivor(t, "survivor-1", "5s") // … and one that cleans up what they leave,
@@ -197,9 +201,7 @@ func testWorld(t *testing.T) *world {
 	w.jobs, err = nomad.Client()
 	must.NoError(t, err)
 	w.load = &load{volume: dir, log: log, told: w.told}
-	build := exec.CommandContext(t.Context(), "go", "build", "-tags=failpoints", "-o", w.plan.binary, "../../cmd/bivouac")
-	out, err := build.CombinedOutput()
-	must.NoError(t, err, must.Sprint(string(out)))
+	must.NoError(t, stack.BuildBivouac(t.Context(), w.plan.binary, "failpoints"))
 	return w
 }
 
@@ -238,13 +240,11 @@ func (w *world) victims(t *testing.T) []*victim {
 			var env []string
 			switch s.point {
 			case registered:
-				v.nomad.spy = v.killedBy(func(r *http.Request) bool {
-					return r.Method == http.MethodPut && r.URL.Path == "/v1/jobs"
-				})
+				v.nomad.tell(v.killedBy(jobSent))
 			case deregistered:
-				v.nomad.spy = v.killedBy(func(r *http.Request) bool {
+				v.nomad.tell(v.killedBy(func(r *http.Request, _ []byte) bool {
 					return r.Method == http.MethodDelete && strings.HasPrefix(r.URL.Path, "/v1/job/")
-				})
+				}))
 			default:
 				env = append(env, fmt.Sprintf("BIVOUAC_FAILPOINT=kill %s %s", s.point, v.chat))
 			}
@@ -264,9 +264,9 @@ func (w *world) victims(t *testing.T) []*victim {
 
 // killedBy kills the replica once Nomad has answered a request, before the
 // replica has the answer.
-func (v *victim) killedBy(it func(*http.Request) bool) func(*http.Request) {
-	return func(r *http.Request) {
-		if it(r) {
+func (v *victim) killedBy(at moment) spy {
+	return func(r *http.Request, body []byte) {
+		if at(r, body) {
 			_ = v.signal(syscall.SIGKILL) // it may be dead already
 			<-v.done
 		}
@@ -294,8 +294,8 @@ func (w *world) prepare(t *testing.T, survivor *replica, v *victim) {
 	case ended:
 		s := w.awaitProcess(t.Context(), v.old.SessionID)
 		s.signal(syscall.SIGKILL)
-		for index := uint64(0); ; { // until the session is known to have ended
-			session, next, err := survivor.api.Get(t.Context(), v.chat, apiclient.Block{Index: index, Wait: time.Second})
+		for index := uint64(0); ; { // until the victim knows that the sandbox has ended
+			session, next, err := v.api.Get(t.Context(), v.chat, apiclient.Block{Index: index, Wait: time.Second})
 			if err != nil {
 				t.Errorf("prepare %s: %v", v.operation, err)
 				return
@@ -391,7 +391,7 @@ func (w *world) nameSettlers(t *testing.T, victims []*victim) {
 			v.by = "another replica, which finds it in flight"
 		case cleaned[chat]:
 			v.by = "another replica's cleanup"
-		case v.took < time.Second:
+		case v.took < 3*time.Second: // sooner than any lock ends
 			v.by = "nothing was left"
 		default:
 			v.by = "Consul, which ends the lock"

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"time"
@@ -17,9 +18,13 @@ type fault struct {
 	provoke func(ctx context.Context) error
 }
 
+// errMissed is what provoking ends with where there was nothing to hit. It does
+// not count.
+var errMissed = errors.New("it hit nothing")
+
 // lane is faults that come one after the other, beside those of other lanes. The
-// pauses are such that a full run has each fault more than 20 times, and that
-// most of the time not everything is broken.
+// pauses are such that a full run has each fault 20 times in little more than
+// half an hour, and that most of the time not everything is broken.
 type lane struct {
 	faults   []fault
 	from, to time.Duration // pause before a fault
@@ -88,9 +93,10 @@ func (w *world) provoke(ctx context.Context, f fault) error {
 	w.log.note("FAULT %s begins, %d requests under way", f.name, w.load.inFlight.Load())
 	end := w.log.faults.begin(f.name, int(w.load.inFlight.Load()))
 	err := f.provoke(ctx)
-	end()
+	missed := errors.Is(err, errMissed)
+	end(!missed)
 	w.log.note("FAULT %s is over", f.name)
-	if err != nil && ctx.Err() == nil {
+	if err != nil && !missed && ctx.Err() == nil {
 		return fmt.Errorf("%s: %w", f.name, err)
 	}
 	return nil
@@ -119,4 +125,34 @@ func (w *world) choose(faults []fault, left time.Duration) (fault, bool) {
 		return fault{}, false
 	}
 	return rare[w.below(len(rare))], true
+}
+
+// rarest names the fault that came least often, and says how often.
+func (w *world) rarest() (name string, times int) {
+	for _, l := range w.lanes() {
+		for _, f := range l.faults {
+			if n := w.log.faults.times(f.name); name == "" || n < times {
+				name, times = f.name, n
+			}
+		}
+	}
+	return name, times
+}
+
+// patience is how long something may be out before the suite gives up.
+const patience = 3 * time.Minute
+
+// patiently tries until it works, as what is asked may be out just then.
+func patiently(ctx context.Context, try func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	for {
+		one, cancelOne := context.WithTimeout(ctx, 10*time.Second)
+		err := try(one)
+		cancelOne()
+		if err == nil || ctx.Err() != nil {
+			return err
+		}
+		pause(ctx, 100*time.Millisecond)
+	}
 }

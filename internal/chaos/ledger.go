@@ -15,7 +15,8 @@ import (
 // ledger is what callers were told, and what was done that ends sessions. What
 // contradicts it is a violation.
 type ledger struct {
-	log *timeline
+	log   *timeline
+	clock clock
 
 	mu        sync.Mutex
 	chats     map[uuid.UUID][]*told
@@ -44,15 +45,20 @@ const (
 type told struct {
 	session, chat uuid.UUID
 	agent         string
-	created       time.Time
-	expires       time.Time // the latest that anybody was told …
+	created       time.Time // by this machine's clock, about
+	expires       time.Time // by the agreed time: the latest that anybody was told …
 	expiresTold   time.Time // … and when
 	first         time.Time // when it was first told
 	made          bool      // a create said that it made it
 	deleted       time.Time // when a delete said that it is gone
 	missed        bool      // it was found to be gone
-	ended         time.Time // when its sandbox was seen to have ended
+	ended         instant   // when its sandbox was seen to have ended
 }
+
+// instant is a time by this machine's clock, and by that of the replicas.
+type instant struct{ at, agreed time.Time }
+
+func (l *ledger) instant(at time.Time) instant { return instant{at, l.clock.agreed(at)} }
 
 // deletion is a request that may end whatever session the chat has while it is
 // under way.
@@ -74,7 +80,7 @@ type hazard struct {
 type suspect struct {
 	kind violation
 	told *told
-	at   time.Time
+	when instant
 	text string
 
 	ended bool // its sandbox was seen to end
@@ -103,7 +109,7 @@ func (l *ledger) saw(a answer) {
 	s := a.session
 	t := l.sessions[s.SessionID]
 	if t == nil {
-		t = &told{session: s.SessionID, chat: s.ChatID, agent: s.AgentID, created: s.CreatedAt, first: a.end}
+		t = &told{session: s.SessionID, chat: s.ChatID, agent: s.AgentID, created: l.clock.ours(s.CreatedAt), first: a.end}
 		l.sessions[s.SessionID] = t
 		l.chats[s.ChatID] = append(l.chats[s.ChatID], t)
 	}
@@ -121,7 +127,7 @@ func (l *ledger) saw(a answer) {
 	}
 	switch s.State {
 	case "dead", "lost", "stopping":
-		l.suspects = append(l.suspects, suspect{wrong, t, a.end, fmt.Sprintf("%s says that session %s is %s: %s", a.op, s.SessionID, s.State, s.Reason), false})
+		l.suspects = append(l.suspects, suspect{wrong, t, l.instant(a.end), fmt.Sprintf("%s says that session %s is %s: %s", a.op, s.SessionID, s.State, s.Reason), false})
 	case "running":
 	default:
 		l.wrong(t, "%s tells of session %s in state %q", a.op, s.SessionID, s.State)
@@ -142,7 +148,7 @@ func (l *ledger) missing(start, end time.Time, chat, but uuid.UUID, text string)
 	for _, t := range l.chats[chat] {
 		if t.session != but && !t.missed && t.first.Before(start) {
 			t.missed = true
-			l.suspects = append(l.suspects, suspect{loss, t, end, text, false})
+			l.suspects = append(l.suspects, suspect{loss, t, l.instant(end), text, false})
 		}
 	}
 }
@@ -180,7 +186,7 @@ func (l *ledger) cleaned(s wire.Session) {
 	if t == nil {
 		return
 	}
-	if now := time.Now(); now.Before(t.expires.Add(-expirySlack)) {
+	if now := l.clock.agreed(time.Now()); now.Before(t.expires.Add(-expirySlack)) {
 		l.wrong(t, "a cleanup ended session %s, which was told to expire at %s", t.session, t.expires)
 	}
 	if t.deleted.IsZero() {
@@ -225,8 +231,8 @@ func (l *ledger) ended(s *sandbox, at time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if t := l.sessions[s.session]; t != nil {
-		t.ended = at
-		l.suspects = append(l.suspects, suspect{loss, t, at, fmt.Sprintf("the sandbox of session %s ended", s.session), true})
+		t.ended = l.instant(at)
+		l.suspects = append(l.suspects, suspect{loss, t, t.ended, fmt.Sprintf("the sandbox of session %s ended", s.session), true})
 	}
 }
 
@@ -235,7 +241,7 @@ func (l *ledger) silent(a answer, at time.Time, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	t := l.sessions[a.session.SessionID]
-	l.suspects = append(l.suspects, suspect{wrong, t, at, fmt.Sprintf("%s told of session %s, and its sandbox does not answer: %v", a.op, t.session, err), false})
+	l.suspects = append(l.suspects, suspect{wrong, t, l.instant(at), fmt.Sprintf("%s told of session %s, and its sandbox does not answer: %v", a.op, t.session, err), false})
 }
 
 // judge decides on what was suspected.
@@ -243,7 +249,7 @@ func (l *ledger) judge() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, s := range l.suspects {
-		cause := l.cause(s.told, s.at)
+		cause := l.cause(s.told, s.when)
 		if s.ended {
 			l.ends[cause]++
 		}
@@ -263,15 +269,16 @@ func (l *ledger) judge() {
 	}
 }
 
-// expirySlack is how far the replicas' time may be ahead of ours.
-const expirySlack = 2 * time.Second
+// expirySlack is how far a replica's time may be ahead of what we take for it.
+const expirySlack = 3 * time.Second
 
 // cause says why a session may have ended by a time. What is said of one whose
 // sandbox had ended before has the cause of that.
-func (l *ledger) cause(t *told, at time.Time) cause {
-	if !t.ended.IsZero() && t.ended.Before(at) {
-		at = t.ended
+func (l *ledger) cause(t *told, when instant) cause {
+	if !t.ended.at.IsZero() && t.ended.at.Before(when.at) {
+		when = t.ended
 	}
+	at := when.at
 	if doomed, ok := l.doomed[t.session]; ok && !at.Before(doomed) {
 		return hit
 	}
@@ -280,7 +287,7 @@ func (l *ledger) cause(t *told, at time.Time) cause {
 			return deleted
 		}
 	}
-	if !at.Before(t.expires.Add(-expirySlack)) {
+	if !when.agreed.Before(t.expires.Add(-expirySlack)) {
 		return expiry
 	}
 	node, known := l.nodes[t.session]

@@ -12,10 +12,19 @@ import (
 	"time"
 )
 
+// errBroken is what a run ends with in which something did not hold. Any other
+// error is trouble of the suite's own, and says nothing of Bivouac.
+var errBroken = errors.New("something did not hold")
+
 func main() {
-	if err := command(); err != nil {
+	err := command()
+	switch {
+	case errors.Is(err, errBroken):
 		fmt.Fprintln(os.Stderr, "chaos:", err)
 		os.Exit(1)
+	case err != nil:
+		fmt.Fprintln(os.Stderr, "chaos: the suite itself could not go on, which says nothing of Bivouac:", err)
+		os.Exit(2)
 	}
 }
 
@@ -24,8 +33,9 @@ func command() error {
 	defer stop()
 	p := fullRun()
 	flag.DurationVar(&p.duration, "duration", p.duration, "how long faults are provoked, quiet periods included")
+	flag.IntVar(&p.times, "times", p.times, "how often each fault is provoked at least; the run goes on until then, at most for twice its duration")
 	flag.Uint64Var(&p.seed, "seed", rand.Uint64(), "decides which faults and requests come when")
-	flag.StringVar(&p.binary, "bivouac", "", "bivouac to run; empty builds that of this source tree")
+	flag.StringVar(&p.binary, "bivouac", "", "bivouac to run, built with the tag failpoints; empty builds that of this source tree")
 	flag.BoolVar(&p.keep, "keep", false, "keep the timeline and the logs also where everything held")
 	flag.Parse()
 	report, err := run(ctx, p)
@@ -39,15 +49,17 @@ func command() error {
 type plan struct {
 	seed     uint64
 	duration time.Duration
+	times    int           // how often each fault comes at least
 	stir     time.Duration // how long faults come between two quiet periods
 	chats    int
 	workers  int
+	burst    int    // callers that want one chat's sandbox at once
 	binary   string // empty: built
 	keep     bool   // keep the logs of a run in which everything held
 }
 
 func fullRun() plan {
-	return plan{duration: 32 * time.Minute, stir: 165 * time.Second, chats: 20, workers: 8}
+	return plan{duration: 32 * time.Minute, times: 20, stir: 165 * time.Second, chats: 20, workers: 8, burst: 500}
 }
 
 // run makes one run, and returns an error where something did not hold. What is
@@ -75,34 +87,4 @@ func run(ctx context.Context, p plan) (*report, error) {
 		return r, nil
 	}
 	return r, os.RemoveAll(dir)
-}
-
-// run stirs and settles in turn until the time is over.
-func (w *world) run(ctx context.Context) (*report, error) {
-	began := time.Now()
-	w.watch(ctx)
-	err := w.cycles(ctx, began.Add(w.plan.duration))
-	w.halt()
-	r := w.report(time.Since(began))
-	if n := w.log.violations(); n > 0 {
-		err = errors.Join(err, fmt.Errorf("%d violations:\n%s", n, w.log.worst()))
-	}
-	return r, err
-}
-
-func (w *world) cycles(ctx context.Context, end time.Time) error {
-	for round := 1; time.Now().Before(end) && ctx.Err() == nil; round++ {
-		w.log.note("round %d", round)
-		if err := w.stir(ctx, min(w.plan.stir, time.Until(end))); err != nil {
-			return fmt.Errorf("round %d: %w", round, err)
-		}
-		if ctx.Err() != nil {
-			break
-		}
-		if err := w.settle(ctx); err != nil {
-			return fmt.Errorf("round %d: %w", round, err)
-		}
-		fmt.Fprintf(os.Stderr, "chaos: %s\n", w.progress(round))
-	}
-	return ctx.Err()
 }

@@ -36,9 +36,13 @@ type proxy struct {
 	mu     sync.Mutex
 	now    trouble
 	healed chan struct{}       // closed while nothing is cut
-	spy    func(*http.Request) // told of each request that the server has answered; may be nil
+	spy    spy                 // may be nil
 	random *rand.Rand
 }
+
+// spy is told of each request that the server has carried out, before the answer
+// goes on.
+type spy func(r *http.Request, body []byte)
 
 func newProxy(servers []string, seed uint64) (*proxy, error) {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
@@ -87,6 +91,19 @@ func (p *proxy) trouble(t trouble) {
 		close(p.healed)
 	}
 	p.now = t
+}
+
+// tell has a spy told from now on, nil for none.
+func (p *proxy) tell(s spy) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.spy = s
+}
+
+func (p *proxy) spied() spy {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.spy
 }
 
 // fate is what happens to one request.
@@ -186,8 +203,8 @@ func (p *proxy) RoundTrip(r *http.Request) (*http.Response, error) {
 		if err != nil {
 			return nil, err
 		}
-		if p.spy != nil {
-			p.spy(r)
+		if spy := p.spied(); spy != nil && res.StatusCode == http.StatusOK {
+			spy(r, body)
 		}
 		if err := p.pass(r.Context()); err != nil {
 			_ = res.Body.Close() // the caller is gone

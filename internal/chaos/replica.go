@@ -26,6 +26,7 @@ type replica struct {
 	nomad  *proxy
 	busy   atomic.Int32 // requests under way that change something
 
+	clock  time.Duration // by how much its machine's clock is ahead; from its next start on
 	binary string
 	args   []string
 	env    []string
@@ -37,7 +38,7 @@ type replica struct {
 
 // The limits of waiting for a replica.
 const (
-	readyLimit = 60 * time.Second
+	readyLimit = 3 * time.Minute
 	stopLimit  = 50 * time.Second // the agent's own is 45 s
 )
 
@@ -87,7 +88,8 @@ func replicaPort() (int, error) {
 // start starts the process and waits until it says that it can serve.
 func (r *replica) start(ctx context.Context, more ...string) error {
 	cmd := exec.Command(r.binary, r.args...)
-	cmd.Env, cmd.Stdout, cmd.Stderr = slices.Concat(r.env, more), r.log, r.log
+	cmd.Env = append(slices.Concat(r.env, more), "BIVOUAC_CLOCK_OFFSET="+r.clock.String())
+	cmd.Stdout, cmd.Stderr = r.log, r.log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	started, done := make(chan error), make(chan struct{})
 	go func() {
@@ -108,6 +110,9 @@ func (r *replica) start(ctx context.Context, more ...string) error {
 	return r.ready(ctx)
 }
 
+// errEnded is that a replica is gone which nobody ended.
+var errEnded = errors.New("it ended by itself")
+
 // ready waits until the replica says that it can serve.
 func (r *replica) ready(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, readyLimit)
@@ -118,7 +123,7 @@ func (r *replica) ready(ctx context.Context) error {
 		cancelTry()
 		select {
 		case <-r.done: // whoever may have answered is another
-			return fmt.Errorf("%s ended by itself", r.name)
+			return fmt.Errorf("%s: %w: %s", r.name, errEnded, r.cmd.ProcessState)
 		default:
 		}
 		if err == nil {

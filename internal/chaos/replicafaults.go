@@ -2,19 +2,39 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
+	"net/http"
+	"strings"
+	"sync"
 	"syscall"
 	"time"
+
+	"github.com/google/uuid"
+	consulapi "github.com/hashicorp/consul/api"
+	"golang.org/x/sync/errgroup"
 )
 
-// pastTTL is longer than twice the TTL of a replica's Consul session: after that
-// its locks are another's.
-const pastTTL = 25 * time.Second
+const (
+	// sessionTTL is that of a replica's Consul session.
+	sessionTTL = 10 * time.Second
+	// pastTTL is longer than twice that: after it a replica's locks are another's.
+	pastTTL = 2*sessionTTL + 4*time.Second
+	// farOff is how far a replica's clock may be from the right time, either
+	// way: two of them are up to 5 minutes apart.
+	farOff = 150 * time.Second
+)
 
 // replicaFaults are what one replica suffers. One of the three is always spared.
 func (w *world) replicaFaults(r *replica) []fault {
 	suffers := func(name string, lasts time.Duration, f func(context.Context) error) fault {
-		return fault{name, lasts, w.out, func(ctx context.Context) error { return errors.Join(f(ctx), r.ready(ctx)) }}
+		return fault{name, lasts, w.out, func(ctx context.Context) error {
+			err := f(ctx)
+			if readyErr := w.recovered(ctx, r, r.ready(ctx)); readyErr != nil {
+				return readyErr
+			}
+			return err
+		}}
 	}
 	troubled := func(name string, p *proxy, t trouble, from, to time.Duration) fault {
 		return suffers(name, to+5*time.Second, func(ctx context.Context) error {
@@ -25,26 +45,25 @@ func (w *world) replicaFaults(r *replica) []fault {
 			return nil
 		})
 	}
+	holderPaused := func(before string, p *proxy, at moment, ask func(context.Context, *replica, uuid.UUID)) fault {
+		return suffers("replica paused past 2 x TTL before "+before, 40*time.Second, func(ctx context.Context) error {
+			return w.pauseAt(ctx, r, p, at, ask)
+		})
+	}
 	lossy := trouble{loseReply: 0.25, loseRequest: 0.1, late: 0.15}
 	return []fault{
-		suffers("replica killed", 15*time.Second, func(ctx context.Context) error {
-			r.awaitBusy(ctx)
-			pause(ctx, w.between(0, 200*time.Millisecond))
-			if err := r.kill(); err != nil {
-				return err
-			}
-			pause(ctx, w.between(0, 4*time.Second))
-			return r.start(ctx)
+		suffers("replica killed", 15*time.Second, func(ctx context.Context) error { return w.killAndStart(ctx, r) }),
+		suffers("replica killed, back with its clock off", 15*time.Second, func(ctx context.Context) error {
+			r.clock = w.between(-farOff, farOff)
+			w.log.note("the clock of %s is off by %s", r.name, r.clock)
+			return w.killAndStart(ctx, r)
 		}),
-		suffers("replica paused past 2 x TTL", 35*time.Second, func(ctx context.Context) error {
-			r.awaitBusy(ctx)
-			pause(ctx, w.between(0, 200*time.Millisecond))
-			if err := r.signal(syscall.SIGSTOP); err != nil {
-				return err
-			}
-			pause(ctx, pastTTL)
-			return r.signal(syscall.SIGCONT)
+		suffers("replica paused for less than the TTL", 15*time.Second, func(ctx context.Context) error {
+			return w.pauseReplica(ctx, r, w.between(time.Second, sessionTTL-time.Second))
 		}),
+		holderPaused("register", r.consul, recorded("creating"), w.recreate),
+		holderPaused("the last write", r.nomad, jobSent, w.recreate),
+		holderPaused("a stop", r.consul, recorded("stopping"), w.createAndDelete),
 		suffers("replica told to stop", 20*time.Second, func(ctx context.Context) error {
 			r.awaitBusy(ctx)
 			if err := r.stop(); err != nil {
@@ -52,7 +71,7 @@ func (w *world) replicaFaults(r *replica) []fault {
 			}
 			return r.start(ctx)
 		}),
-		troubled("replica cut off from Consul", r.consul, trouble{cut: true}, 12*time.Second, 24*time.Second),
+		troubled("replica cut off from Consul", r.consul, trouble{cut: true}, 12*time.Second, 22*time.Second),
 		troubled("replica cut off from Nomad", r.nomad, trouble{cut: true}, 5*time.Second, 14*time.Second),
 		troubled("replies of Consul lost or late", r.consul, lossy, 5*time.Second, 9*time.Second),
 		troubled("replies of Nomad lost or late", r.nomad, lossy, 5*time.Second, 9*time.Second),
@@ -61,10 +80,135 @@ func (w *world) replicaFaults(r *replica) []fault {
 	}
 }
 
+// recovered passes on how a replica is, and starts it again where it ended by
+// itself, which it must not.
+func (w *world) recovered(ctx context.Context, r *replica, err error) error {
+	if !errors.Is(err, errEnded) {
+		return err
+	}
+	w.log.violation(wrong, r.name, "%v", err)
+	return r.start(ctx)
+}
+
 // awaitBusy waits until the replica is in the middle of something, or for a while.
 func (r *replica) awaitBusy(ctx context.Context) {
 	limit := time.Now().Add(3 * time.Second)
 	for r.busy.Load() == 0 && ctx.Err() == nil && time.Now().Before(limit) {
 		pause(ctx, 2*time.Millisecond)
+	}
+}
+
+func (w *world) killAndStart(ctx context.Context, r *replica) error {
+	r.awaitBusy(ctx)
+	pause(ctx, w.between(0, 200*time.Millisecond))
+	if err := r.kill(); err != nil {
+		return err
+	}
+	pause(ctx, w.between(0, 4*time.Second))
+	return r.start(ctx)
+}
+
+func (w *world) pauseReplica(ctx context.Context, r *replica, d time.Duration) error {
+	r.awaitBusy(ctx)
+	pause(ctx, w.between(0, 200*time.Millisecond))
+	if err := r.signal(syscall.SIGSTOP); err != nil {
+		return err
+	}
+	pause(ctx, d)
+	return r.signal(syscall.SIGCONT)
+}
+
+// pauseAt pauses the replica past the end of its locks at a moment of an operation
+// of its own, which ask brings about: the server has carried out a request, and
+// the replica does not have the answer yet.
+func (w *world) pauseAt(ctx context.Context, r *replica, p *proxy, at moment, ask func(context.Context, *replica, uuid.UUID)) error {
+	var once sync.Once
+	reached := make(chan error, 1)
+	p.tell(func(req *http.Request, body []byte) {
+		if at(req, body) {
+			once.Do(func() { reached <- r.halt() })
+		}
+	})
+	defer p.tell(nil)
+	var asking errgroup.Group
+	asking.Go(func() error { ask(ctx, r, w.chats[w.below(len(w.chats)/2)]); return nil })
+	defer func() { _ = asking.Wait() }() // it returns no error
+	select {
+	case err := <-reached:
+		if err != nil {
+			return err
+		}
+	case <-time.After(8 * time.Second):
+		once.Do(func() { reached <- errMissed })
+		if err := <-reached; err != nil {
+			return err
+		}
+	}
+	pause(ctx, pastTTL)
+	return r.signal(syscall.SIGCONT)
+}
+
+// halt pauses the replica and returns when it stands.
+func (r *replica) halt() error {
+	if err := r.signal(syscall.SIGSTOP); err != nil {
+		return err
+	}
+	for stateOf(r.cmd.Process.Pid) != 'T' {
+		select {
+		case <-r.done:
+			return errMissed
+		case <-time.After(time.Millisecond):
+		}
+	}
+	return nil
+}
+
+// recreate has a chat's session made anew by the replica. What comes of it is noted.
+func (w *world) recreate(ctx context.Context, r *replica, chat uuid.UUID) {
+	_ = w.load.delete(ctx, w.another(r), chat, tryLimit)
+	_ = w.load.create(ctx, r, chat, w.load.input("agent-1", 10*time.Minute), tryLimit)
+}
+
+// createAndDelete has a chat's session deleted by the replica. What comes of it is
+// noted.
+func (w *world) createAndDelete(ctx context.Context, r *replica, chat uuid.UUID) {
+	_ = w.load.create(ctx, w.another(r), chat, w.load.input("agent-1", 10*time.Minute), tryLimit)
+	_ = w.load.delete(ctx, r, chat, tryLimit)
+}
+
+// another draws another replica.
+func (w *world) another(than *replica) *replica {
+	for {
+		if r := w.replicas[w.below(replicas)]; r != than {
+			return r
+		}
+	}
+}
+
+// moment is one in a replica's operations, known by a request that it made.
+type moment func(r *http.Request, body []byte) bool
+
+// jobSent is when Nomad has a job.
+func jobSent(r *http.Request, _ []byte) bool {
+	return r.Method == http.MethodPut && r.URL.Path == "/v1/jobs"
+}
+
+// recorded is when Consul has a record of a session in a state.
+func recorded(state string) moment {
+	return func(r *http.Request, body []byte) bool {
+		var ops consulapi.TxnOps
+		if r.Method != http.MethodPut || r.URL.Path != "/v1/txn" || json.Unmarshal(body, &ops) != nil {
+			return false
+		}
+		for _, op := range ops {
+			if op.KV == nil || !strings.HasPrefix(op.KV.Key, prefix+"v1/sessions/") {
+				continue
+			}
+			var rec record
+			if json.Unmarshal(op.KV.Value, &rec) == nil && rec.State == state {
+				return true
+			}
+		}
+		return false
 	}
 }

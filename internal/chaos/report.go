@@ -44,8 +44,9 @@ func newScores() *scores {
 	return &scores{byName: make(map[string]*score), total: score{broken: make(map[violation]int)}}
 }
 
-// begin counts a fault, and returns what notes its end.
-func (s *scores) begin(name string, inFlight int) (end func()) {
+// begin counts a fault, and returns what notes its end. One that hit nothing does
+// not count.
+func (s *scores) begin(name string, inFlight int) (end func(hit bool)) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	one := s.named(name)
@@ -54,9 +55,15 @@ func (s *scores) begin(name string, inFlight int) (end func()) {
 	one.active++
 	s.total.times++
 	s.total.inFlight += inFlight
-	return func() {
+	return func(hit bool) {
 		s.mu.Lock()
 		defer s.mu.Unlock()
+		if !hit {
+			one.times--
+			one.inFlight -= inFlight
+			s.total.times--
+			s.total.inFlight -= inFlight
+		}
 		one.active--
 		one.endedAt = time.Now()
 	}
@@ -114,7 +121,7 @@ func (w *world) report(took time.Duration) *report {
 	defer s.mu.Unlock()
 	var b strings.Builder
 	out := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
-	_, _ = fmt.Fprintln(out, "fault\ttimes\tin flight\tduplicates\tleaks\tlosses\twrong\tlongest silence")
+	_, _ = fmt.Fprintf(out, "fault\ttimes provoked\toperations in flight\tduplicates\tleaks after %.0f s\tlosses\twrong answers\tlongest time without service\n", settleLimit.Seconds())
 	row := func(name string, one *score) {
 		_, _ = fmt.Fprintf(out, "%s\t%d\t%d\t%d\t%d\t%d\t%d\t%.1f s\n", name, one.times, one.inFlight, one.broken[duplicate],
 			one.broken[leak], one.broken[loss], one.broken[wrong], one.gap.Seconds())

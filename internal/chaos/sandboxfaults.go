@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"sync"
 	"syscall"
@@ -10,36 +11,36 @@ import (
 	nomadapi "github.com/hashicorp/nomad/api"
 )
 
-// burst is how many callers want one chat's sandbox at once.
-const burst = 60
-
 // sandboxFaults are what happens to sandboxes, and to single chats.
 func (w *world) sandboxFaults() []fault {
 	return []fault{
 		{"sandbox killed", 3 * time.Second, nil, func(context.Context) error {
-			if s := w.victim(); s != nil {
-				s.signal(syscall.SIGKILL)
+			s := w.victim()
+			if s == nil {
+				return errMissed
 			}
+			s.signal(syscall.SIGKILL)
 			return nil
 		}},
 		{"job stopped by an operator", 10 * time.Second, nil, func(ctx context.Context) error {
 			s := w.victim()
 			if s == nil {
-				return nil
+				return errMissed
 			}
 			ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 			defer cancel()
 			_, _, err := w.jobs.Jobs().Deregister("bivouac-"+s.session.String(), false, (&nomadapi.WriteOptions{}).WithContext(ctx))
 			if err != nil {
-				w.log.note("the operator cannot stop session %s: %v", s.session, err) // Nomad is out, too
+				w.log.note("the operator cannot stop session %s: %v", s.session, err)
+				return errMissed // most likely Nomad is out
 			}
 			return nil
 		}},
 		{"slow stop and immediate create", 20 * time.Second, nil, w.slowStop},
-		{"sixty creates at once", 15 * time.Second, nil, func(ctx context.Context) error {
+		{fmt.Sprintf("%d creates at once on one chat", w.plan.burst), 15 * time.Second, nil, func(ctx context.Context) error {
 			chat := w.chats[w.below(len(w.chats))]
 			var all sync.WaitGroup
-			for i := range burst {
+			for i := range w.plan.burst {
 				all.Go(func() {
 					_ = w.load.create(ctx, w.replicas[i%replicas], chat, w.load.input("agent-1", 10*time.Minute), tryLimit) // it is noted
 				})
@@ -73,7 +74,7 @@ func (w *world) victim() *sandbox {
 func (w *world) slowStop(ctx context.Context) error {
 	s := w.victim()
 	if s == nil {
-		return nil
+		return errMissed
 	}
 	s.signal(syscall.SIGSTOP) // it cannot take any other signal than SIGKILL
 	defer s.signal(syscall.SIGCONT)

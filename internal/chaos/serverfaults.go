@@ -18,11 +18,22 @@ import (
 func (w *world) consulFaults() []fault {
 	return []fault{
 		{"Consul leader killed", 25 * time.Second, nil, func(ctx context.Context) error {
-			leader, err := w.consul.Leader(ctx)
+			leader, err := w.leader(ctx)
 			if err != nil {
 				return err
 			}
 			return w.revive(ctx, w.between(2*time.Second, 6*time.Second), leader)
+		}},
+		{"Consul leader paused", 25 * time.Second, nil, func(ctx context.Context) error {
+			leader, err := w.leader(ctx)
+			if err != nil {
+				return err
+			}
+			if err := leader.Pause(); err != nil {
+				return err
+			}
+			pause(ctx, w.between(4*time.Second, 12*time.Second))
+			return errors.Join(leader.Resume(), leader.WaitReady(ctx))
 		}},
 		{"Consul quorum lost", 30 * time.Second, nil, func(ctx context.Context) error {
 			spared := w.below(len(w.consul.Servers))
@@ -60,12 +71,23 @@ func (w *world) revive(ctx context.Context, after time.Duration, agents ...*stac
 	return nil
 }
 
+func (w *world) leader(ctx context.Context) (leader *stack.Agent, err error) {
+	err = patiently(ctx, func(ctx context.Context) error {
+		leader, err = w.consul.Leader(ctx)
+		return err
+	})
+	return leader, err
+}
+
 // deleteLock deletes the lock key of an operation that is under way.
 func (w *world) deleteLock(ctx context.Context) error {
 	limit := time.Now().Add(4 * time.Second)
 	for time.Now().Before(limit) && ctx.Err() == nil {
-		keys, _, err := w.kv.KV().Keys(prefix+"v1/locks/", "", (&consulapi.QueryOptions{}).WithContext(ctx))
-		if err != nil {
+		var keys []string
+		if err := patiently(ctx, func(ctx context.Context) (err error) {
+			keys, _, err = w.kv.KV().Keys(prefix+"v1/locks/", "", (&consulapi.QueryOptions{}).WithContext(ctx))
+			return err
+		}); err != nil {
 			return err
 		}
 		for _, key := range keys {
@@ -73,24 +95,34 @@ func (w *world) deleteLock(ctx context.Context) error {
 				continue // the leader's
 			}
 			w.log.note("delete %s", key)
-			_, err := w.kv.KV().Delete(key, (&consulapi.WriteOptions{}).WithContext(ctx))
-			return err
+			return patiently(ctx, func(ctx context.Context) error {
+				_, err := w.kv.KV().Delete(key, (&consulapi.WriteOptions{}).WithContext(ctx))
+				return err
+			})
 		}
 		pause(ctx, 5*time.Millisecond)
 	}
-	return nil
+	return errMissed
 }
 
 // destroySession ends the Consul session of a replica, and all its locks.
 func (w *world) destroySession(ctx context.Context) error {
-	sessions, _, err := w.kv.Session().List((&consulapi.QueryOptions{}).WithContext(ctx))
-	if err != nil || len(sessions) == 0 {
+	var sessions []*consulapi.SessionEntry
+	if err := patiently(ctx, func(ctx context.Context) (err error) {
+		sessions, _, err = w.kv.Session().List((&consulapi.QueryOptions{}).WithContext(ctx))
 		return err
+	}); err != nil {
+		return err
+	}
+	if len(sessions) == 0 {
+		return errMissed
 	}
 	id := sessions[w.below(len(sessions))].ID
 	w.log.note("destroy Consul session %s", id)
-	_, err = w.kv.Session().Destroy(id, (&consulapi.WriteOptions{}).WithContext(ctx))
-	return err
+	return patiently(ctx, func(ctx context.Context) error {
+		_, err := w.kv.Session().Destroy(id, (&consulapi.WriteOptions{}).WithContext(ctx))
+		return err
+	})
 }
 
 // nomadServerFaults are what happens to Nomad's server and its view of the nodes.
@@ -117,15 +149,16 @@ func (w *world) nomadServerFaults() []fault {
 	}
 }
 
-// eligible says whether the nodes take sandboxes. It is tried again for as long
-// as Nomad has no leader.
+// eligible says whether the nodes take sandboxes.
 func (w *world) eligible(ctx context.Context, yes bool) error {
-	nodes, err := w.nodes(ctx)
-	for _, node := range nodes {
-		_, toggleErr := w.jobs.Nodes().ToggleEligibility(node.ID, yes, (&nomadapi.WriteOptions{}).WithContext(ctx))
-		err = errors.Join(err, toggleErr)
-	}
-	return err
+	return patiently(ctx, func(ctx context.Context) error {
+		nodes, err := w.nodes(ctx)
+		for _, node := range nodes {
+			_, toggleErr := w.jobs.Nodes().ToggleEligibility(node.ID, yes, (&nomadapi.WriteOptions{}).WithContext(ctx))
+			err = errors.Join(err, toggleErr)
+		}
+		return err
+	})
 }
 
 func (w *world) nodes(ctx context.Context) ([]*nomadapi.NodeListStub, error) {
@@ -139,6 +172,10 @@ func (w *world) nodes(ctx context.Context) ([]*nomadapi.NodeListStub, error) {
 // noteLostNodes notes which nodes Nomad took for lost of late: when such a node is
 // back it ends what ran there, and that is Nomad's doing.
 func (w *world) noteLostNodes(ctx context.Context) error {
+	return patiently(ctx, w.tryNoteLostNodes)
+}
+
+func (w *world) tryNoteLostNodes(ctx context.Context) error {
 	nodes, err := w.nodes(ctx)
 	if err != nil {
 		return err
@@ -149,7 +186,7 @@ func (w *world) noteLostNodes(ctx context.Context) error {
 			return fmt.Errorf("read node: %w", err)
 		}
 		for _, e := range node.Events {
-			if strings.Contains(e.Message, "heartbeat missed") && time.Since(e.Timestamp) < 2*time.Minute {
+			if strings.Contains(e.Message, "heartbeat missed") && time.Since(e.Timestamp) < 6*time.Minute {
 				_, name, _ := strings.Cut(stub.Name, "client-")
 				name = "client-" + name
 				w.log.note("node %s was taken for lost at %s", name, e.Timestamp.Format(time.TimeOnly))

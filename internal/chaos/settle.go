@@ -70,17 +70,23 @@ func (w *world) back(ctx context.Context) error {
 		r.consul.trouble(trouble{})
 		r.nomad.trouble(trouble{})
 	}
-	var all errgroup.Group
+	var servers errgroup.Group
 	for _, a := range w.agents() {
-		all.Go(func() error { return a.WaitReady(ctx) })
+		servers.Go(func() error { return a.WaitReady(ctx) })
 	}
-	for _, r := range w.replicas {
-		all.Go(func() error { return r.ready(ctx) })
-	}
-	if err := all.Wait(); err != nil {
+	if err := servers.Wait(); err != nil {
 		return fmt.Errorf("not back after the last fault: %w", err)
 	}
-	return nil
+	for _, r := range w.replicas {
+		err := w.recovered(ctx, r, r.ready(ctx))
+		if err != nil && ctx.Err() == nil {
+			w.log.violation(wrong, r.name, "all servers are back: %v", err)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return w.noteLostNodes(ctx)
 }
 
 // record is what is read of a session's record in Consul.
@@ -136,7 +142,7 @@ func (w *world) survey(ctx context.Context) (map[uuid.UUID]record, []string) {
 			left = append(left, "index entry without a record: "+key)
 		}
 	}
-	running := w.census.running()
+	running, now := w.census.running(), w.told.clock.agreed(time.Now())
 	for id, r := range records {
 		_, runs := running[id]
 		switch {
@@ -146,8 +152,8 @@ func (w *world) survey(ctx context.Context) (map[uuid.UUID]record, []string) {
 			left = append(left, fmt.Sprintf("process whose record says %s (%s): chat %s session %s", r.State, r.Reason, r.ChatID, id))
 		case r.State == "lost":
 			left = append(left, fmt.Sprintf("lost while all nodes are there: chat %s session %s (%s)", r.ChatID, id, r.Reason))
-		case time.Since(r.ExpiresAt) > cleanupDelay:
-			left = append(left, fmt.Sprintf("expired %s ago: chat %s session %s", time.Since(r.ExpiresAt).Round(time.Second), r.ChatID, id))
+		case now.Sub(r.ExpiresAt) > cleanupDelay:
+			left = append(left, fmt.Sprintf("expired %s ago: chat %s session %s", now.Sub(r.ExpiresAt).Round(time.Second), r.ChatID, id))
 		}
 	}
 	for id, s := range running {

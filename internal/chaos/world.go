@@ -91,12 +91,13 @@ func (w *world) start(ctx context.Context) error {
 	})
 	all.Go(func() (err error) {
 		w.nomad, err = stack.StartNomad(startCtx, stack.NomadConfig{
-			Servers: 1, Clients: 2, MaxHTTPConns: manyConns, HeartbeatGrace: heartbeatGrace, MinHeartbeatTTL: heartbeat,
+			Servers: 1, Clients: 2, Drivers: []string{"raw_exec"},
+			MaxHTTPConns: manyConns, HeartbeatGrace: heartbeatGrace, MinHeartbeatTTL: heartbeat,
 		})
 		return err
 	})
 	if w.plan.binary == "" {
-		all.Go(func() error { return stack.BuildBivouac(startCtx, binary) })
+		all.Go(func() error { return stack.BuildBivouac(startCtx, binary, "failpoints") })
 	}
 	if err := all.Wait(); err != nil {
 		return err
@@ -199,10 +200,11 @@ func copyFile(from, to string) error {
 	return errors.Join(err, out.Close(), in.Close())
 }
 
-// watch begins to count what runs.
+// watch begins to count what runs, and to follow the agreed time.
 func (w *world) watch(ctx context.Context) {
 	ctx, w.stopped = context.WithCancel(context.WithoutCancel(ctx))
 	w.counting.Go(func() { w.census.run(ctx) })
+	w.counting.Go(func() { w.told.clock.follow(ctx, w.kv.KV()) })
 }
 
 // halt ends the counting.

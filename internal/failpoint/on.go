@@ -6,6 +6,7 @@ import (
 	"os"
 	"strings"
 	"syscall"
+	"time"
 )
 
 // Hit kills or pauses this process where the environment asks for it at this
@@ -20,4 +21,13 @@ func Hit(point, chat string) {
 		sig = syscall.SIGSTOP
 	}
 	_ = syscall.Kill(os.Getpid(), sig) // if it fails, the test waits in vain
+}
+
+// Wall returns the time that this process is to take for its machine's.
+func Wall() time.Time {
+	offset, err := time.ParseDuration(os.Getenv("BIVOUAC_CLOCK_OFFSET"))
+	if err != nil { // most likely none was asked for
+		return time.Now()
+	}
+	return time.Now().Add(offset)
 }

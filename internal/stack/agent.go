@@ -16,7 +16,8 @@ import (
 
 // Limits of waiting. They are generous: a busy machine is no failure.
 const (
-	startLimit = 60 * time.Second // from start until ready
+	startLimit = 3 * time.Minute  // from start until ready
+	askLimit   = 5 * time.Second  // for one answer on the way there
 	stopLimit  = 15 * time.Second // from SIGTERM until SIGKILL
 	askEvery   = 25 * time.Millisecond
 )
@@ -95,7 +96,7 @@ func (a *Agent) Start() (err error) {
 }
 
 // WaitReady returns once the agent can be used. It fails as soon as the process
-// is gone, with the end of its log.
+// is gone, or after 3 minutes, with the end of its log.
 func (a *Agent) WaitReady(ctx context.Context) error {
 	if a.done == nil {
 		return fmt.Errorf("stack: %s was never started", a.Name)
@@ -105,7 +106,9 @@ func (a *Agent) WaitReady(ctx context.Context) error {
 	tick := time.NewTicker(askEvery)
 	defer tick.Stop()
 	for {
-		err := a.ready(ctx)
+		try, cancelTry := context.WithTimeout(ctx, askLimit)
+		err := a.ready(try)
+		cancelTry()
 		if err == nil {
 			return nil
 		}

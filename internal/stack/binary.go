@@ -37,7 +37,7 @@ func binary(ctx context.Context, name string) (string, error) {
 		return path, nil
 	}
 	path, err := cached(name+"-"+strings.TrimPrefix(version, "v"), func(out string) error {
-		return goBuild(ctx, dir, pkg, out)
+		return goBuild(ctx, dir, pkg, out, nil)
 	})
 	if err != nil {
 		return "", fmt.Errorf("stack: build %s %s: %w", name, version, err)
@@ -118,8 +118,8 @@ func cached(name string, build func(out string) error) (string, error) {
 }
 
 // goBuild builds a package of the module in dir.
-func goBuild(ctx context.Context, dir, pkg, out string, env ...string) error {
-	cmd := exec.CommandContext(ctx, "go", "build", "-o", out, pkg)
+func goBuild(ctx context.Context, dir, pkg, out string, tags []string, env ...string) error {
+	cmd := exec.CommandContext(ctx, "go", "build", "-tags="+strings.Join(tags, ","), "-o", out, pkg)
 	cmd.Dir = dir
 	cmd.Env = append(os.Environ(), "GOWORK=off")
 	cmd.Env = append(cmd.Env, env...)

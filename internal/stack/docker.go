@@ -74,13 +74,13 @@ func importImage(ctx context.Context, name string, program []byte) error {
 }
 
 // BuildBivouac builds cmd/bivouac of this source tree to the file out, as a
-// static binary that runs in an empty file system too.
-func BuildBivouac(ctx context.Context, out string) error {
+// static binary that runs in an empty file system too. Build tags may be given.
+func BuildBivouac(ctx context.Context, out string, tags ...string) error {
 	root, err := moduleRoot(ctx)
 	if err != nil {
 		return fmt.Errorf("stack: build bivouac: %w", err)
 	}
-	if err := goBuild(ctx, root, "./cmd/bivouac", out, "CGO_ENABLED=0"); err != nil {
+	if err := goBuild(ctx, root, "./cmd/bivouac", out, tags, "CGO_ENABLED=0"); err != nil {
 		return fmt.Errorf("stack: build bivouac: %w", err)
 	}
 	return nil

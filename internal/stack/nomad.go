@@ -21,6 +21,9 @@ type NomadConfig struct {
 	Servers, Clients int
 	// HTTPPort is the first server's, 0 for any free one.
 	HTTPPort int
+	// Drivers are those without which a client is not ready; nil for all that
+	// this machine allows.
+	Drivers []string
 	// MaxHTTPConns is how many connections an agent takes from one client
 	// address, 0 for Nomad's default of 100.
 	MaxHTTPConns int
@@ -47,8 +50,9 @@ type Nomad struct {
 }
 
 // StartNomad starts a Nomad and returns when it can be used: it has a leader,
-// every client is ready, and each has the drivers that this machine allows:
-// raw_exec always, exec as root, docker where an engine answers.
+// every client is ready, and each has the drivers asked for, or else those that
+// this machine allows: raw_exec always, exec as root, docker where an engine
+// answers.
 func StartNomad(ctx context.Context, cfg NomadConfig) (*Nomad, error) {
 	bin, err := NomadBinary(ctx)
 	if err != nil {
@@ -79,12 +83,9 @@ func (n *Nomad) add(ctx context.Context, bin string, cfg NomadConfig) error {
 			return err
 		}
 	}
-	drivers := []string{"raw_exec"}
-	if os.Geteuid() == 0 {
-		drivers = append(drivers, "exec")
-	}
-	if DockerEngine(ctx) == nil {
-		drivers = append(drivers, "docker")
+	drivers := cfg.Drivers
+	if drivers == nil {
+		drivers = allDrivers(ctx)
 	}
 	agents, err := cfg.agents(n.group.ports)
 	if err != nil {
@@ -100,6 +101,18 @@ func (n *Nomad) add(ctx context.Context, bin string, cfg NomadConfig) error {
 		}
 	}
 	return nil
+}
+
+// allDrivers lists the drivers that this machine allows.
+func allDrivers(ctx context.Context) []string {
+	drivers := []string{"raw_exec"}
+	if os.Geteuid() == 0 {
+		drivers = append(drivers, "exec")
+	}
+	if DockerEngine(ctx) == nil {
+		drivers = append(drivers, "docker")
+	}
+	return drivers
 }
 
 func (n *Nomad) addAgent(bin string, config nomadAgent, drivers []string) error {

@@ -1,0 +1,63 @@
+package main
+
+import (
+	"context"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	consulapi "github.com/hashicorp/consul/api"
+)
+
+// clock is the time that the replicas agree on, which is not this machine's where
+// their clocks are off.
+type clock struct {
+	mu     sync.Mutex
+	recent []time.Duration // how far the agreed time was ahead, at the last ticks
+}
+
+// clockSamples is how many of the last ticks count. Where the time stood still for
+// a while, some replicas may go by the later time for a few ticks.
+const clockSamples = 20
+
+// agreed returns the latest that it may be for a replica at a time of this machine.
+func (c *clock) agreed(at time.Time) time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.recent) == 0 {
+		return at
+	}
+	return at.Add(slices.Max(c.recent))
+}
+
+// ours returns this machine's time at an agreed time of late.
+func (c *clock) ours(agreed time.Time) time.Time { return agreed.Add(-c.agreed(agreed).Sub(agreed)) }
+
+// follow reads the agreed time whenever it is written down, until ctx ends.
+func (c *clock) follow(ctx context.Context, kv *consulapi.KV) {
+	var index uint64
+	for ctx.Err() == nil {
+		pair, meta, err := kv.Get(prefix+"v1/clock", (&consulapi.QueryOptions{WaitIndex: index, WaitTime: 5 * time.Second}).WithContext(ctx))
+		if err != nil || pair == nil {
+			pause(ctx, 200*time.Millisecond) // Consul is out, or it is early
+			continue
+		}
+		if meta.LastIndex != index && index != 0 { // the first may be of any age
+			c.take(string(pair.Value))
+		}
+		index = meta.LastIndex
+	}
+}
+
+func (c *clock) take(tick string) {
+	_, text, _ := strings.Cut(tick, " ")
+	at, err := time.Parse(time.RFC3339Nano, text)
+	if err != nil {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.recent = append(c.recent, time.Until(at))
+	c.recent = c.recent[max(0, len(c.recent)-clockSamples):]
+}

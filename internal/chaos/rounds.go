@@ -1,0 +1,51 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+)
+
+// run stirs and settles in turn until the time is over.
+func (w *world) run(ctx context.Context) (*report, error) {
+	began := time.Now()
+	w.watch(ctx)
+	err := w.cycles(ctx, began.Add(w.plan.duration))
+	w.halt()
+	r := w.report(time.Since(began))
+	if n := w.log.violations(); n > 0 {
+		err = errors.Join(fmt.Errorf("%w: %d violations:\n%s", errBroken, n, w.log.worst()), err)
+	}
+	return r, err
+}
+
+// lastRound is how long the faults come at least, so that the long ones do.
+const lastRound = time.Minute
+
+func (w *world) cycles(ctx context.Context, end time.Time) error {
+	patience := end.Add(w.plan.duration)
+	for round := 1; ctx.Err() == nil; round++ {
+		name, times := w.rarest()
+		switch now := time.Now(); {
+		case now.Before(end):
+		case times >= w.plan.times:
+			return nil
+		case now.After(patience):
+			return fmt.Errorf("%s came only %d times", name, times)
+		}
+		w.log.note("round %d", round)
+		if err := w.stir(ctx, min(w.plan.stir, max(lastRound, time.Until(end)))); err != nil {
+			return fmt.Errorf("round %d: %w", round, err)
+		}
+		if ctx.Err() != nil {
+			break
+		}
+		if err := w.settle(ctx); err != nil {
+			return fmt.Errorf("round %d: %w", round, err)
+		}
+		fmt.Fprintf(os.Stderr, "chaos: %s\n", w.progress(round))
+	}
+	return ctx.Err()
+}
