@@ -25,10 +25,10 @@ func (d *Driver) whoEnded(s state, alloc *api.AllocationListStub) string {
 	switch {
 	case alloc.PreemptedByAllocation != "":
 		return "preempted by allocation " + alloc.PreemptedByAllocation
+	case strings.Contains(alloc.DesiredDescription, "node is down"): // the job is stopped after that
+		return "node " + nodeName(alloc) + " was lost"
 	case s.job.Stop:
 		return d.whoStopped(s)
-	case strings.Contains(alloc.DesiredDescription, "node is down"):
-		return "node " + nodeName(alloc) + " was lost"
 	case alloc.DesiredDescription != "":
 		return "stopped by an operator in Nomad: " + alloc.DesiredDescription
 	default:

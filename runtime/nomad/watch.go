@@ -52,8 +52,9 @@ func trouble(s runtime.Sandbox) runtime.State {
 	return ""
 }
 
-// guard stops jobs that would be more than one sandbox: with a second
-// allocation, or registered once more over their stop.
+// guard stops jobs that are more than one sandbox, or may become so: with a
+// second allocation, with one that Nomad gave up, or registered once more over
+// their stop.
 func (d *Driver) guard(ctx context.Context) {
 	f, done := d.cache.subscribe()
 	defer done()
@@ -85,14 +86,21 @@ func (d *Driver) guard(ctx context.Context) {
 
 // surplus says why a job has to be stopped, if it has to.
 //
-// Nomad makes a second allocation where the first was stopped and not the job:
-// by an operator, a drain, or a preemption. The first is not coming back, so
-// that stopping the job ends nothing but the second.
+// Nomad gives an allocation up, and not the job, where an operator stops it, a
+// node drains or is lost, or another job preempts it. The allocation is not
+// coming back, even if its process lives on a lost node. But the next evaluation
+// of the job, whatever calls for it, places a second one: at once, or after
+// stop_on_client_after where the node was lost before it told that the first
+// one runs. So the job is stopped before that. It ends nothing that Nomad would
+// not end.
 func surplus(s state) string {
-	live := 0
+	live, givenUp := 0, 0
 	for _, alloc := range s.allocs {
 		if isLive(alloc) {
 			live++
+		}
+		if alloc.DesiredStatus != api.AllocDesiredStatusRun {
+			givenUp++
 		}
 	}
 	switch {
@@ -102,6 +110,8 @@ func surplus(s state) string {
 		return "its job was registered anew"
 	case len(s.allocs) > 1 && live > 0:
 		return "Nomad made a second allocation"
+	case givenUp > 0:
+		return "Nomad gave its allocation up"
 	default:
 		return ""
 	}
