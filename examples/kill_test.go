@@ -1,10 +1,8 @@
 package examples_test
 
 import (
-	"bytes"
 	"context"
 	"os"
-	"path/filepath"
 	"strconv"
 	"sync"
 	"syscall"
@@ -15,81 +13,107 @@ import (
 	"github.com/shoenig/test/must"
 
 	"github.com/bivouac/bivouac/internal/pluginhost"
-	"github.com/bivouac/bivouac/internal/stack"
 	"github.com/bivouac/bivouac/runtime"
 )
 
-// killedCreates is how often a plugin is killed in a create. The variable
+// killedCreates is how often each plugin is killed in a create. The variable
 // KILLED_CREATES of the environment asks for more.
-const killedCreates = 20
+const killedCreates = 10
 
-// Given a plugin that is killed at some moment of each create, when the next
-// process of it is asked to delete the session, then nothing runs of it.
-func TestPluginBubblewrap_killed_in_creates(t *testing.T) {
+func TestPluginDocker_killed_in_creates(t *testing.T)     { killInCreates(t, docker(t)) }
+func TestPluginBubblewrap_killed_in_creates(t *testing.T) { killInCreates(t, bubblewrap(t, nil)) }
+func TestPluginPython_killed_in_creates(t *testing.T)     { killInCreates(t, python(t)) }
+
+// killInCreates: given a plugin that is killed in a create, early at first and
+// then later and later, when the next process of it is asked to delete the
+// session, then nothing is left of it. Every other time the create is repeated
+// first, and makes no second sandbox.
+func killInCreates(t *testing.T, e example) {
 	times := killedCreates
 	if more := os.Getenv("KILLED_CREATES"); more != "" {
 		var err error
 		times, err = strconv.Atoi(more)
 		must.NoError(t, err)
 	}
-	bivouac := filepath.Join(t.TempDir(), "bivouac")
-	must.NoError(t, stack.BuildBivouac(t.Context(), bivouac))
-	plugin := pluginhost.Plugin{Name: "bubblewrap", Path: build(t, "plugin-bubblewrap")}
-	config := map[string]any{
-		"command": []string{bivouac, "demo-sandbox"}, "ready_path": "/healthz",
-		"read_only": []string{bivouac}, "state_dir": t.TempDir(),
-	}
 	volume := t.TempDir()
+	whole := timeOfACreate(t, e, volume)
+	killed, leaked, doubled := 0, 0, 0
 	for i := range times {
-		now := time.Now()
-		spec := runtime.Spec{
-			SessionID: uuid.NewString(), ChatID: uuid.NewString(), AgentID: "agent-1",
-			VolumeHostPath: volume, CreatedAt: now, ExpiresAt: now.Add(time.Hour),
-		}
-		t.Run("create "+strconv.Itoa(i), func(t *testing.T) {
-			h, driver := host(t, plugin, config)
-			killDuring(t, h, time.Duration(i)*5*time.Millisecond, func() {
-				_, _ = driver.Create(t.Context(), spec, func(runtime.Stage) {}) // it may have been quicker
+		spec := newSpec(volume)
+		t.Run("killed in create "+strconv.Itoa(i), func(t *testing.T) {
+			h, driver := host(t, e.plugin, "examples")
+			err := killDuring(h, whole*time.Duration(i)/time.Duration(times), func() error {
+				_, err := driver.Create(t.Context(), spec, ignore)
+				return err
 			})
+			if err != nil { // else it was quicker
+				killed++
+			}
 		})
-		t.Run("delete "+strconv.Itoa(i), func(t *testing.T) { // a host anew starts the plugin without a pause
-			_, driver := host(t, plugin, config)
+		t.Run("nothing is left of create "+strconv.Itoa(i), func(t *testing.T) {
+			_, driver := host(t, e.plugin, "examples") // of a new host: it starts the plugin at once
+			if i%2 == 1 {
+				_, _ = driver.Create(t.Context(), spec, ignore) // it may succeed or fail
+				running, err := e.runs(t.Context(), spec.SessionID)
+				must.NoError(t, err)
+				if len(running) > 1 {
+					doubled++
+					t.Errorf("after a repeat there run: %q", running)
+				}
+			}
 			must.NoError(t, driver.Delete(t.Context(), spec.SessionID))
+			left, err := e.left(t.Context(), spec.SessionID)
+			must.NoError(t, err)
+			if len(left) > 0 {
+				leaked++
+				t.Errorf("after a delete there is left: %q", left)
+			}
 			for sandbox, err := range driver.List(t.Context()) {
 				must.NoError(t, err)
 				must.NotEq(t, spec.SessionID, sandbox.SessionID)
 			}
-			must.SliceEmpty(t, processesOf(t, spec.SessionID))
 		})
 	}
+	t.Logf("%s: %d creates, killed in the middle of %d, over the %s that one takes: %d leaked, %d doubled",
+		e.plugin.Name, times, killed, whole.Round(time.Millisecond), leaked, doubled)
+}
+
+func newSpec(volume string) runtime.Spec {
+	now := time.Now()
+	return runtime.Spec{
+		SessionID: uuid.NewString(), ChatID: uuid.NewString(), AgentID: "agent-1",
+		VolumeHostPath: volume, CreatedAt: now, ExpiresAt: now.Add(time.Hour),
+	}
+}
+
+func ignore(runtime.Stage) {}
+
+// timeOfACreate is that of the second one: the first is slower.
+func timeOfACreate(t *testing.T, e example, volume string) (whole time.Duration) {
+	t.Run("creates that nobody kills", func(t *testing.T) {
+		_, driver := host(t, e.plugin, "examples")
+		for range 2 {
+			spec := newSpec(volume)
+			began := time.Now()
+			_, err := driver.Create(t.Context(), spec, ignore)
+			whole = time.Since(began)
+			must.NoError(t, err)
+			must.NoError(t, driver.Delete(t.Context(), spec.SessionID))
+		}
+	})
+	return whole
 }
 
 // killDuring kills the plugin's process some time after call has begun.
-func killDuring(t *testing.T, h *pluginhost.Host, after time.Duration, call func()) {
+func killDuring(h *pluginhost.Host, after time.Duration, call func() error) error {
 	pid := h.Status()[0].PID
+	ctx, cancel := context.WithTimeout(context.Background(), after)
+	defer cancel()
 	var killing sync.WaitGroup
 	killing.Go(func() {
-		ctx, cancel := context.WithTimeout(t.Context(), after%(150*time.Millisecond))
-		defer cancel()
 		<-ctx.Done()
 		_ = syscall.Kill(pid, syscall.SIGKILL)
 	})
-	call()
-	killing.Wait()
-}
-
-// processesOf finds the processes that bear a session ID in their environment.
-// TODO: bwrap bears it in its arguments and is not counted yet. It is left
-// behind where the plugin is killed before it has recorded its process.
-func processesOf(t *testing.T, sessionID string) []string {
-	environs, err := filepath.Glob("/proc/[0-9]*/environ")
-	must.NoError(t, err)
-	var found []string
-	for _, path := range environs {
-		environ, err := os.ReadFile(path)
-		if err == nil && bytes.Contains(environ, []byte(sessionID)) {
-			found = append(found, path)
-		}
-	}
-	return found
+	defer killing.Wait()
+	return call()
 }

@@ -5,7 +5,7 @@ package examples_test
 import (
 	"context"
 	"encoding/json"
-	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -13,9 +13,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
-	"github.com/hashicorp/go-hclog"
 	"github.com/shoenig/test/must"
 
 	"github.com/bivouac/bivouac/internal/pluginhost"
@@ -25,6 +23,116 @@ import (
 )
 
 func TestMain(m *testing.M) { os.Exit(stack.Main(m)) }
+
+// example is a plugin, and what a test can see and do behind its back.
+type example struct {
+	plugin pluginhost.Plugin
+	kill   func(context.Context, runtime.Sandbox) error
+	// left names all that there is of a session, but for marks that it was
+	// ended, and runs what of that is a sandbox of its own.
+	left func(ctx context.Context, sessionID string) ([]string, error)
+	runs func(ctx context.Context, sessionID string) ([]string, error)
+}
+
+func TestPluginDocker(t *testing.T)     { conform(t, docker(t)) }
+func TestPluginBubblewrap(t *testing.T) { conform(t, bubblewrap(t, nil)) }
+func TestPluginPython(t *testing.T)     { conform(t, python(t)) }
+
+func TestPluginBubblewrap_with_network(t *testing.T) {
+	conform(t, bubblewrap(t, map[string]any{"network": true}))
+}
+
+func conform(t *testing.T, e example) {
+	h, driver := host(t, e.plugin, "examples")
+	_, foreign := host(t, e.plugin, "examples-other")
+	conformance.Run(t, conformance.Harness{
+		Open:      func(context.Context) (runtime.Driver, error) { return driver, nil },
+		Foreign:   func(context.Context) (runtime.Driver, error) { return foreign, nil },
+		Reopen:    restart(h),
+		Crash:     restart(h),
+		Kill:      e.kill,
+		Leftovers: e.left,
+		Demo:      true,
+	})
+}
+
+func docker(t *testing.T) example {
+	image := stack.DockerForTest(t)
+	t.Cleanup(func() { // the marks that would go after an hour
+		for _, instance := range []string{"examples", "examples-other"} {
+			if marks := strings.Fields(output(t, "docker", "volume", "ls", "--quiet", "--filter=label=bivouac.instance="+instance)); len(marks) > 0 {
+				output(t, "docker", append([]string{"volume", "rm"}, marks...)...)
+			}
+		}
+	})
+	containers := func(ctx context.Context, sessionID string) ([]string, error) {
+		out, err := exec.CommandContext(ctx, "docker", "ps", "--all", "--quiet", "--filter=label=bivouac.session_id="+sessionID).Output()
+		return strings.Fields(string(out)), err
+	}
+	return example{
+		plugin: pluginhost.Plugin{
+			Name: "docker", Path: build(t, "plugin-docker"),
+			Config: object(t, map[string]any{"image": image, "ready_path": "/healthz", "memory_mib": 64}),
+		},
+		kill: func(ctx context.Context, sandbox runtime.Sandbox) error {
+			return exec.CommandContext(ctx, "docker", "kill", sandbox.ContainerID).Run()
+		},
+		left: containers,
+		runs: containers,
+	}
+}
+
+func bubblewrap(t *testing.T, settings map[string]any) example {
+	command := demo(t)
+	config := map[string]any{"read_only": command[:1]}
+	maps.Copy(config, settings)
+	return processes(t, pluginhost.Plugin{Name: "bubblewrap", Path: build(t, "plugin-bubblewrap")}, command, config)
+}
+
+func python(t *testing.T) example {
+	program, err := filepath.Abs("plugin-python/plugin.py")
+	must.NoError(t, err)
+	return processes(t, pluginhost.Plugin{Name: "python", Path: program}, demo(t), map[string]any{})
+}
+
+// processes is an example whose sandboxes are processes of this machine.
+func processes(t *testing.T, plugin pluginhost.Plugin, command []string, config map[string]any) example {
+	state := t.TempDir()
+	config["command"], config["ready_path"], config["state_dir"] = command, "/healthz", state
+	plugin.Config = object(t, config)
+	return example{
+		plugin: plugin,
+		kill: func(_ context.Context, sandbox runtime.Sandbox) error {
+			digits, _, _ := strings.Cut(sandbox.ContainerID, "-")
+			pid, err := strconv.Atoi(digits)
+			if err != nil {
+				return err
+			}
+			return syscall.Kill(pid, syscall.SIGKILL)
+		},
+		left: func(_ context.Context, sessionID string) ([]string, error) {
+			left := processesOf(sessionID, "")
+			files, err := filepath.Glob(filepath.Join(state, "*", sessionID+".*"))
+			for _, file := range files {
+				if mark := filepath.Ext(file); mark != ".json" && mark != ".lock" {
+					left = append(left, file)
+				}
+			}
+			return left, err
+		},
+		runs: func(_ context.Context, sessionID string) ([]string, error) {
+			return processesOf(sessionID, command[0]), nil
+		},
+	}
+}
+
+// demo returns the command of a demo sandbox.
+func demo(t *testing.T) []string {
+	t.Helper()
+	bivouac := filepath.Join(t.TempDir(), "bivouac")
+	must.NoError(t, stack.BuildBivouac(t.Context(), bivouac))
+	return []string{bivouac, "demo-sandbox"}
+}
 
 // build builds the module in a folder and returns the program.
 func build(t *testing.T, folder string) string {
@@ -41,129 +149,9 @@ func output(t *testing.T, name string, args ...string) string {
 	return strings.TrimSpace(string(out))
 }
 
-// host runs a plugin until the test ends, and returns its driver.
-func host(t *testing.T, plugin pluginhost.Plugin, config any) (*pluginhost.Host, runtime.Driver) {
+func object(t *testing.T, value any) json.RawMessage {
 	t.Helper()
-	var err error
-	plugin.Config, err = json.Marshal(config)
+	text, err := json.Marshal(value)
 	must.NoError(t, err)
-	logger := hclog.New(&hclog.LoggerOptions{Output: t.Output(), Level: hclog.Info})
-	h, err := pluginhost.New(pluginhost.Config{Plugins: []pluginhost.Plugin{plugin}, Instance: "examples", Logger: logger})
-	must.NoError(t, err)
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		h.Run(ctx)
-	}()
-	t.Cleanup(func() {
-		cancel()
-		<-done
-	})
-	must.NoError(t, h.AwaitStart(t.Context()))
-	return h, h.Drivers()[plugin.Name]
-}
-
-func TestPluginDocker(t *testing.T) {
-	image := stack.DockerForTest(t)
-	plugin := pluginhost.Plugin{Name: "docker", Path: build(t, "plugin-docker")}
-	t.Cleanup(func() { // the marks that would go after an hour
-		if marks := strings.Fields(output(t, "docker", "volume", "ls", "--quiet", "--filter=label=bivouac.instance=examples")); len(marks) > 0 {
-			output(t, "docker", append([]string{"volume", "rm"}, marks...)...)
-		}
-	})
-	h, driver := host(t, plugin, map[string]any{"image": image, "ready_path": "/healthz", "memory_mib": 64})
-	conformance.Run(t, conformance.Harness{
-		Open:   func(context.Context) (runtime.Driver, error) { return driver, nil },
-		Reopen: restart(h),
-		Crash:  restart(h),
-		Kill: func(ctx context.Context, sandbox runtime.Sandbox) error {
-			return exec.CommandContext(ctx, "docker", "kill", sandbox.ContainerID).Run()
-		},
-		Leftovers: func(ctx context.Context, sessionID string) ([]string, error) {
-			out, err := exec.CommandContext(ctx, "docker", "ps", "--all", "--quiet", "--filter=label=bivouac.session_id="+sessionID).Output()
-			return strings.Fields(string(out)), err
-		},
-		Demo: true,
-	})
-}
-
-func TestPluginBubblewrap(t *testing.T) {
-	bivouac := filepath.Join(t.TempDir(), "bivouac")
-	must.NoError(t, stack.BuildBivouac(t.Context(), bivouac))
-	state := t.TempDir()
-	plugin := pluginhost.Plugin{Name: "bubblewrap", Path: build(t, "plugin-bubblewrap")}
-	for _, network := range []bool{false, true} {
-		t.Run(fmt.Sprintf("network %v", network), func(t *testing.T) {
-			h, driver := host(t, plugin, map[string]any{
-				"command":    []string{bivouac, "demo-sandbox"},
-				"ready_path": "/healthz",
-				"read_only":  []string{bivouac},
-				"network":    network,
-				"state_dir":  state,
-			})
-			conformance.Run(t, conformance.Harness{
-				Open:   func(context.Context) (runtime.Driver, error) { return driver, nil },
-				Reopen: restart(h),
-				Crash:  restart(h),
-				Kill:   killProcess,
-				Demo:   true,
-			})
-		})
-	}
-}
-
-// restart kills the plugin's process and waits for the next one.
-func restart(h *pluginhost.Host) func(context.Context, runtime.Driver) (runtime.Driver, error) {
-	return func(ctx context.Context, driver runtime.Driver) (runtime.Driver, error) {
-		again := time.NewTicker(10 * time.Millisecond)
-		defer again.Stop()
-		for killed := 0; ; {
-			now := h.Status()[0]
-			switch {
-			case now.State != pluginhost.StateRunning || now.PID == killed:
-			case killed != 0:
-				return driver, nil
-			default:
-				killed = now.PID
-				if err := syscall.Kill(killed, syscall.SIGKILL); err != nil {
-					return nil, err
-				}
-			}
-			select {
-			case <-ctx.Done():
-				return nil, ctx.Err()
-			case <-again.C:
-			}
-		}
-	}
-}
-
-func TestPluginPython(t *testing.T) {
-	bivouac := filepath.Join(t.TempDir(), "bivouac")
-	must.NoError(t, stack.BuildBivouac(t.Context(), bivouac))
-	program, err := filepath.Abs("plugin-python/plugin.py")
-	must.NoError(t, err)
-	h, driver := host(t, pluginhost.Plugin{Name: "python", Path: program}, map[string]any{
-		"command":    []string{bivouac, "demo-sandbox"},
-		"ready_path": "/healthz",
-		"state_dir":  t.TempDir(),
-	})
-	conformance.Run(t, conformance.Harness{
-		Open:   func(context.Context) (runtime.Driver, error) { return driver, nil },
-		Reopen: restart(h),
-		Crash:  restart(h),
-		Kill:   killProcess,
-		Demo:   true,
-	})
-}
-
-// killProcess kills what the examples name a sandbox by: its process.
-func killProcess(_ context.Context, sandbox runtime.Sandbox) error {
-	digits, _, _ := strings.Cut(sandbox.ContainerID, "-")
-	pid, err := strconv.Atoi(digits)
-	if err != nil {
-		return err
-	}
-	return syscall.Kill(pid, syscall.SIGKILL)
+	return text
 }

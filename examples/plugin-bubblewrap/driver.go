@@ -78,7 +78,10 @@ func (d *driver) begin(ctx context.Context, spec runtime.Spec) (record, error) {
 	if err := d.records.save(spec.SessionID, started); err != nil {
 		return record{}, err
 	}
-	waiting, err := d.start(spec)
+	waiting, err := d.start(ctx, spec)
+	if ctx.Err() != nil && err != nil {
+		return record{}, ctx.Err()
+	}
 	if err != nil {
 		return record{}, fmt.Errorf("%w: %w", runtime.ErrNotReady, err)
 	}
@@ -118,7 +121,7 @@ func (d *driver) awaitReady(ctx context.Context, started record) error {
 			if !started.Process.runs() {
 				cancel()
 				<-answered
-				return fmt.Errorf("%w: its process has ended: %s", runtime.ErrNotReady, d.lastWords(started.Spec.SessionID))
+				return fmt.Errorf("%w: its process has ended: %s", runtime.ErrNotReady, d.records.lastWords(started.Spec.SessionID))
 			}
 		}
 	}
@@ -173,8 +176,13 @@ func (d *driver) end(ctx context.Context, sessionID string, then func(*record)) 
 	if err := known.Process.end(ctx, stopGrace); err != nil {
 		return fmt.Errorf("%w: end process %d: %w", runtime.ErrUnavailable, known.Process.PID, err)
 	}
+	// There may also be one that a plugin had no time to write down. It ends by
+	// itself: nobody lets it run.
+	if err := d.records.awaitSilence(ctx, sessionID); err != nil {
+		return fmt.Errorf("%w: wait for the end of bwrap: %w", runtime.ErrUnavailable, err)
+	}
 	then(&known)
-	return errors.Join(d.records.save(sessionID, known), d.forgetOutput(sessionID))
+	return errors.Join(d.records.save(sessionID, known), d.records.removeOutput(sessionID))
 }
 
 // Inspect reads the record and looks at the process.

@@ -32,6 +32,7 @@ func runInit(command []string) int {
 		return 1
 	}
 	_ = gate.Close()
+	_ = unix.Close(earFD)
 	unix.CloseOnExec(portFD)
 
 	path, err := exec.LookPath(command[0])

@@ -77,7 +77,8 @@ func (r records) load(sessionID string) (record, error) {
 	return found, nil
 }
 
-// save replaces a record in one step. The caller holds the lock.
+// save replaces a record in one step, and returns once it is on the disk. The
+// caller holds the lock.
 func (r records) save(sessionID string, changed record) error {
 	path, err := r.path(sessionID)
 	if err != nil {
@@ -87,7 +88,12 @@ func (r records) save(sessionID string, changed record) error {
 	if err != nil {
 		return err
 	}
-	if err := os.WriteFile(path+".new", content, 0o600); err != nil {
+	file, err := os.OpenFile(path+".new", os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = file.Write(content)
+	if err := errors.Join(err, file.Sync(), file.Close()); err != nil {
 		return err
 	}
 	return os.Rename(path+".new", path+".json")

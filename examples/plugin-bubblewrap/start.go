@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -9,7 +10,6 @@ import (
 	"os"
 	"os/exec"
 	"strconv"
-	"strings"
 	"syscall"
 
 	"github.com/bivouac/bivouac/runtime"
@@ -28,6 +28,7 @@ const (
 	infoFD = iota + 3 // bwrap tells the first process's PID
 	gateFD            // the first process reads its permission to go on
 	portFD            // the socket of the sandbox's endpoint, not listening yet
+	earFD             // the other end of infoFD, for nobody to read
 )
 
 // gated is a sandbox that is set up and whose command waits for permission. If
@@ -47,7 +48,7 @@ func (g *gated) letRun() error {
 func (g *gated) close() { _ = g.gate.Close() }
 
 // start sets a sandbox up, as far as the gate.
-func (d *driver) start(spec runtime.Spec) (_ *gated, err error) {
+func (d *driver) start(ctx context.Context, spec runtime.Spec) (_ *gated, err error) {
 	socket, endpoint, err := reserve()
 	if err != nil {
 		return nil, err
@@ -73,13 +74,16 @@ func (d *driver) start(spec runtime.Spec) (_ *gated, err error) {
 	if err != nil {
 		return nil, errors.Join(err, tellInfo.Close())
 	}
-	output, err := os.Create(d.output(spec.SessionID))
+	output, err := d.records.openOutput(ctx, spec.SessionID)
 	if err != nil {
 		return nil, errors.Join(err, tellInfo.Close(), gate.Close(), openGate.Close())
 	}
 	cmd := exec.Command("bwrap", d.arguments(spec, port)...) //nolint:noctx // it outlives the call that starts it
 	cmd.Stderr = output
-	cmd.ExtraFiles = []*os.File{tellInfo, gate, socket}  // in the order of the constants
+	// In the order of the constants. bwrap has both ends of info: where nobody
+	// is left to read, its write would kill it, and its child would wait for it
+	// for ever.
+	cmd.ExtraFiles = []*os.File{tellInfo, gate, socket, info}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // the host ends the plugin's own group with it
 	err = cmd.Start()
 	err = errors.Join(err, tellInfo.Close(), gate.Close(), output.Close())
@@ -100,7 +104,7 @@ func (d *driver) start(spec runtime.Spec) (_ *gated, err error) {
 		first, err = find(told.PID)
 	}
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("bwrap: %w: %s", err, d.lastWords(spec.SessionID)), openGate.Close())
+		return nil, errors.Join(fmt.Errorf("bwrap: %w: %s", err, d.records.lastWords(spec.SessionID)), openGate.Close())
 	}
 	return &gated{process: first, endpoint: endpoint, gate: openGate}, nil
 }
@@ -167,22 +171,4 @@ func (d *driver) arguments(spec runtime.Spec, port int) []string {
 	}
 	args = append(args, "--remount-ro", "/", "--", initPath, initArg)
 	return append(args, d.config.Command...)
-}
-
-// output is the file with what bwrap says when it fails.
-func (d *driver) output(sessionID string) string { return d.records.dir + "/" + sessionID + ".stderr" }
-
-func (d *driver) lastWords(sessionID string) string {
-	content, err := os.ReadFile(d.output(sessionID))
-	if err != nil || len(content) == 0 {
-		return "it said nothing"
-	}
-	return strings.TrimSpace(string(content[max(0, len(content)-1000):]))
-}
-
-func (d *driver) forgetOutput(sessionID string) error {
-	if err := os.Remove(d.output(sessionID)); !errors.Is(err, os.ErrNotExist) {
-		return err
-	}
-	return nil
 }

@@ -241,8 +241,9 @@ CONFIG_SCHEMA = {
 
 # The shell waits for a line before it becomes the command. If the plugin ends
 # before it has written down which process this is, the line never comes and the
-# command never runs.
-GATE = 'read -r go || exit 1; exec "$@" </dev/null'
+# command never runs. The shell has the session's lock as its standard error: so
+# until it has become the command or ended, nobody else can do a thing.
+GATE = 'read -r go || exit 1; exec "$@" </dev/null 2>&1'
 
 
 class Driver:
@@ -285,7 +286,7 @@ class Driver:
     def begin(self, spec, context):
         """Starts a sandbox's process, or finds that it was started."""
         wanted = {name: getattr(spec, name) for name in ("session_id", "chat_id", "agent_id", "volume_host_path")}
-        with self.locked(spec.session_id):
+        with self.locked(spec.session_id) as lock:
             record = self.load(spec.session_id)
             if record.get("ended"):
                 raise conflict(f"session {spec.session_id} was stopped")
@@ -301,7 +302,7 @@ class Driver:
                 ["/bin/sh", "-c", GATE, "sandbox", *self.command],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
+                stderr=lock,
                 start_new_session=True,  # the host ends the plugin's own process group with it
                 env={
                     "PATH": os.environ["PATH"],
@@ -403,7 +404,7 @@ class Driver:
         """Keeps all others away from a session, also other processes."""
         with open(self.file(session_id, ".lock"), "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
+            yield lock
 
     def load(self, session_id):
         try:
@@ -413,7 +414,10 @@ class Driver:
 
     def save(self, session_id, record):
         new = self.file(session_id, ".new")
-        new.write_text(json.dumps(record))
+        with open(new, "w") as file:
+            file.write(json.dumps(record))
+            file.flush()
+            os.fsync(file.fileno())
         new.replace(self.file(session_id, ".json"))
 
     def file(self, session_id, suffix):
