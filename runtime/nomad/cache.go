@@ -21,7 +21,8 @@ type cache struct {
 	mu      sync.Mutex
 	entries map[string]*entry
 	feeds   map[*feed]struct{}
-	current bool // the event stream is up, and what came before it was read
+	current bool   // the event stream is up, and what came before it was read
+	breaks  uint64 // how often it was lost
 }
 
 type entry struct {
@@ -61,15 +62,25 @@ func (c *cache) get(jobID string) (s state, current bool) {
 }
 
 func (c *cache) isCurrent() bool {
+	current, _ := c.stream()
+	return current
+}
+
+// stream says whether the event stream is up, and how often it was lost. Where
+// that number is as it was, no event was missed in between.
+func (c *cache) stream() (current bool, breaks uint64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.current
+	return c.current, c.breaks
 }
 
 // setCurrent says whether the event stream is up, and makes everybody look.
 func (c *cache) setCurrent(current bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.current && !current {
+		c.breaks++
+	}
 	c.current = current
 	for _, e := range c.entries {
 		e.wake()

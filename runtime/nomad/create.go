@@ -28,10 +28,11 @@ func (d *Driver) Create(ctx context.Context, spec runtime.Spec, progress func(ru
 	}
 	w, done := d.cache.await(*job.ID)
 	defer done()
+	_, breaks := d.cache.stream()
 	if err := d.register(ctx, job, spec); err != nil {
 		return runtime.Sandbox{}, err
 	}
-	start := &launch{driver: d, spec: spec, jobID: *job.ID, progress: progress, changed: w.C}
+	start := &launch{driver: d, spec: spec, jobID: *job.ID, breaks: breaks, progress: progress, changed: w.C}
 	return start.untilReady(ctx)
 }
 
@@ -79,6 +80,7 @@ type launch struct {
 	driver   *Driver
 	spec     runtime.Spec
 	jobID    string
+	breaks   uint64 // of the event stream, before the registration
 	progress func(runtime.Stage)
 	changed  <-chan struct{}
 
@@ -87,43 +89,24 @@ type launch struct {
 	answer chan error // of that; it never blocks the one who answers
 }
 
-const (
-	// readEvery is how often Nomad is asked while there are no events.
-	readEvery = 250 * time.Millisecond
-	// readLimit bounds one such look.
-	readLimit = 2 * time.Second
-)
-
 // untilReady waits for the sandbox.
 func (l *launch) untilReady(ctx context.Context) (runtime.Sandbox, error) {
 	l.told, l.answer = make(map[runtime.Stage]bool), make(chan error, 1)
 	limit := l.driver.template.Ready().Timeout
 	readyCtx, cancel := context.WithTimeout(ctx, limit)
-	var probe sync.WaitGroup
-	defer probe.Wait()
+	var beside sync.WaitGroup
+	defer beside.Wait()
 	defer cancel()
+	lookedOut := make(chan error, 1)
+	beside.Go(func() { lookedOut <- l.lookOut(readyCtx) })
 
-	last := errors.New("no allocation yet")
-	missed := false // whether events may have been missed
 	for {
-		s, current := l.driver.cache.get(l.jobID)
-		if !current || missed {
-			// Where Nomad cannot be asked now, the sandbox may still answer.
-			err := l.readAgain(readyCtx)
-			if missed = !current || err != nil; err != nil {
-				last = err
-			}
-			s, _ = l.driver.cache.get(l.jobID)
-		}
+		s, _ := l.driver.cache.get(l.jobID)
 		if err := l.failure(s); err != nil {
 			return runtime.Sandbox{}, err
 		}
-		if err := l.advance(readyCtx, s, &probe); err != nil {
+		if err := l.advance(readyCtx, s, &beside); err != nil {
 			return runtime.Sandbox{}, err
-		}
-		var poll <-chan time.Time
-		if missed {
-			poll = time.After(readEvery)
 		}
 		select {
 		case err := <-l.answer:
@@ -132,12 +115,12 @@ func (l *launch) untilReady(ctx context.Context) (runtime.Sandbox, error) {
 			}
 			return l.ready(ctx)
 		case <-readyCtx.Done():
+			last := <-lookedOut
 			if l.asked != "" { // the probe ends too, and knows what went wrong last
 				last = <-l.answer
 			}
 			return runtime.Sandbox{}, l.tooLate(ctx, limit, fmt.Errorf("%w: %w", readyCtx.Err(), last))
 		case <-l.changed:
-		case <-poll:
 		}
 	}
 }
@@ -146,7 +129,7 @@ func (l *launch) untilReady(ctx context.Context) (runtime.Sandbox, error) {
 // it is known.
 func (l *launch) advance(ctx context.Context, s state, probe *sync.WaitGroup) error {
 	alloc := s.sandboxAlloc()
-	if alloc == nil {
+	if alloc == nil || alloc.AllocatedResources == nil { // some lists leave them out: they are on their way
 		return nil
 	}
 	if l.asked == "" {
@@ -164,17 +147,6 @@ func (l *launch) advance(ctx context.Context, s state, probe *sync.WaitGroup) er
 		l.tell(runtime.StageStarted)
 	}
 	return nil
-}
-
-// readAgain reads what events would have told.
-func (l *launch) readAgain(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, readLimit)
-	defer cancel()
-	if _, err := l.driver.readEvals(ctx, l.jobID); err != nil {
-		return err
-	}
-	_, err := l.driver.read(ctx, l.jobID)
-	return err
 }
 
 func (l *launch) tell(stage runtime.Stage) {

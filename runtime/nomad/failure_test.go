@@ -95,15 +95,15 @@ func TestCreate_tells_why_there_is_no_sandbox(t *testing.T) {
 	}
 	for _, tc := range cases {
 		t.Run(tc.name, func(t *testing.T) {
-			r := openShared(t, templateOf(t, "20s", tc.body))
+			r := openShared(t, templateOf(t, patience.String(), tc.body))
 			spec := newSpec(t, r)
 			start := time.Now()
-			_, err := r.Create(within(t, 15*time.Second), spec, ignore)
+			_, err := r.Create(patiently(t), spec, ignore)
 			t.Logf("after %v: %v", time.Since(start).Round(time.Millisecond), err)
 			must.ErrorIs(t, err, tc.is)
 			must.ErrorContains(t, err, tc.says)
 
-			must.NoError(t, r.Delete(within(t, 15*time.Second), spec.SessionID))
+			must.NoError(t, r.Delete(patiently(t), spec.SessionID))
 			_, err = r.Inspect(t.Context(), spec.SessionID)
 			must.ErrorIs(t, err, runtime.ErrNotFound)
 			_, _, err = r.client.Jobs().Info(jobs.ID(spec.SessionID), nil)
@@ -114,8 +114,8 @@ func TestCreate_tells_why_there_is_no_sandbox(t *testing.T) {
 
 func TestCreate_tells_that_an_image_is_missing(t *testing.T) {
 	stack.DockerForTest(t)
-	r := openShared(t, templateOf(t, "60s", task("docker", `image = "127.0.0.1:1/no/such:image"`, "")))
-	_, err := r.Create(within(t, time.Minute), newSpec(t, r), ignore)
+	r := openShared(t, templateOf(t, patience.String(), task("docker", `image = "127.0.0.1:1/no/such:image"`, "")))
+	_, err := r.Create(patiently(t), newSpec(t, r), ignore)
 	must.ErrorIs(t, err, runtime.ErrNotReady)
 	must.ErrorContains(t, err, "no/such:image")
 }
@@ -124,14 +124,14 @@ func TestCreate_tells_that_an_image_is_missing(t *testing.T) {
 // the caller can tell that it was time that ran out.
 func TestCreate_gives_up_after_the_template_s_limit(t *testing.T) {
 	r := openShared(t, templateOf(t, "1s", task("raw_exec", shell("exec sleep 100"), "")))
-	_, err := r.Create(within(t, time.Minute), newSpec(t, r), ignore)
+	_, err := r.Create(patiently(t), newSpec(t, r), ignore)
 	must.ErrorIs(t, err, runtime.ErrNotReady)
 	must.ErrorIs(t, err, context.DeadlineExceeded)
 	must.ErrorContains(t, err, "connection refused")
 }
 
 func TestCreate_ends_with_its_caller(t *testing.T) {
-	r := openShared(t, templateOf(t, "60s", task("raw_exec", shell("exec sleep 100"), "")))
+	r := openShared(t, templateOf(t, patience.String(), task("raw_exec", shell("exec sleep 100"), "")))
 	ctx, cancel := context.WithCancel(t.Context())
 	_, err := r.Create(ctx, newSpec(t, r), func(runtime.Stage) { cancel() })
 	must.ErrorIs(t, err, context.Canceled)
@@ -145,7 +145,7 @@ func TestCreate_is_not_taken_in_by_a_foreign_process(t *testing.T) {
 	// A demo sandbox that was told another session's ID.
 	impostor := task("raw_exec", shell("BIVOUAC_SESSION_ID=other BIVOUAC_WORKSPACE=/tmp exec "+self+" demo-sandbox"), "")
 	r := openShared(t, templateOf(t, "2s", impostor))
-	_, err = r.Create(within(t, time.Minute), newSpec(t, r), ignore)
+	_, err = r.Create(patiently(t), newSpec(t, r), ignore)
 	must.ErrorIs(t, err, runtime.ErrNotReady)
 	must.ErrorContains(t, err, "something else has this port")
 }
@@ -155,7 +155,7 @@ func TestCreate_refuses_a_job_that_Nomad_rejects(t *testing.T) {
 	r := openShared(t, templateOf(t, "2s", task("raw_exec", shell("exec sleep 100"), `constraint {
 		operator = "no such operator"
 	}`)))
-	_, err := r.Create(within(t, time.Minute), newSpec(t, r), ignore)
+	_, err := r.Create(patiently(t), newSpec(t, r), ignore)
 	must.ErrorIs(t, err, runtime.ErrInvalid)
 }
 
@@ -179,7 +179,7 @@ func TestCreate_delivers_what_looks_like_interpolation(t *testing.T) {
 			spec.VolumeHostPath = filepath.Join(spec.VolumeHostPath, "%{ if true }$: $")
 			must.NoError(t, os.Mkdir(spec.VolumeHostPath, 0o755))
 			must.NoError(t, os.WriteFile(filepath.Join(spec.VolumeHostPath, "file"), []byte("seen"), 0o644))
-			sandbox, err := r.Create(within(t, time.Minute), spec, ignore)
+			sandbox, err := r.Create(patiently(t), spec, ignore)
 			must.NoError(t, err)
 			var told map[string]string
 			must.NoError(t, json.Unmarshal(get(t, sandbox, "/"), &told))
@@ -194,7 +194,7 @@ func TestCreate_delivers_what_looks_like_interpolation(t *testing.T) {
 
 func get(t *testing.T, sandbox runtime.Sandbox, path string) []byte {
 	t.Helper()
-	req, err := http.NewRequestWithContext(within(t, 10*time.Second), http.MethodGet, "http://"+sandbox.Endpoint.AddrPort().String()+path, nil)
+	req, err := http.NewRequestWithContext(patiently(t), http.MethodGet, "http://"+sandbox.Endpoint.AddrPort().String()+path, nil)
 	must.NoError(t, err)
 	resp, err := http.DefaultClient.Do(req)
 	must.NoError(t, err)

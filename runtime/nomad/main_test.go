@@ -47,12 +47,16 @@ type replica struct {
 	instance string
 }
 
+// patience is how long these tests wait for what Nomad does, and for what they
+// expect at once, too: a machine that is busy with other things takes its time.
+const patience = 2 * time.Minute
+
 // rawExec returns the raw_exec template, running this binary.
 func rawExec(t testing.TB, variables map[string]string) *jobs.Template {
 	t.Helper()
 	self, err := os.Executable()
 	must.NoError(t, err)
-	all := map[string]string{"command": self}
+	all := map[string]string{"command": self, "ready_timeout": patience.String()}
 	maps.Copy(all, variables)
 	template, err := jobs.Load("raw_exec", all)
 	must.NoError(t, err)
@@ -109,15 +113,16 @@ func newSpec(t testing.TB, r replica) runtime.Spec {
 		ExpiresAt:      now.Add(time.Hour),
 	}
 	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
 		defer cancel()
 		must.NoError(t, r.Delete(ctx, spec.SessionID))
 	})
 	return spec
 }
 
-func within(t testing.TB, d time.Duration) context.Context {
-	ctx, cancel := context.WithTimeout(t.Context(), d)
+// patiently returns a context that ends with the test, or with our patience.
+func patiently(t testing.TB) context.Context {
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	t.Cleanup(cancel)
 	return ctx
 }

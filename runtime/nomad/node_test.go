@@ -18,7 +18,7 @@ import (
 // cluster is a Nomad whose client can be lost within seconds.
 func cluster(t *testing.T) (*stack.Nomad, replica) {
 	t.Helper()
-	n, err := stack.StartNomad(within(t, 2*time.Minute), stack.NomadConfig{
+	n, err := stack.StartNomad(patiently(t), stack.NomadConfig{
 		Servers: 1, Clients: 1, HeartbeatGrace: time.Second, MinHeartbeatTTL: time.Second,
 	})
 	must.NoError(t, err)
@@ -52,7 +52,7 @@ func TestStop_waits_for_a_lost_node(t *testing.T) {
 	must.True(t, answers(sandbox.Endpoint))
 
 	stopped := make(chan error, 1)
-	go func() { stopped <- r.Stop(within(t, time.Minute), spec.SessionID) }()
+	go func() { stopped <- r.Stop(patiently(t), spec.SessionID) }()
 	must.NoError(t, n.Clients[0].Start())
 	must.NoError(t, <-stopped)
 	must.False(t, answers(sandbox.Endpoint))
@@ -72,7 +72,7 @@ func TestStop_does_not_wait_for_a_node_that_was_removed(t *testing.T) {
 	alloc, _, err := r.client.Allocations().Info(sandbox.ContainerID, nil)
 	must.NoError(t, err)
 	stopped := make(chan error, 1)
-	go func() { stopped <- r.Stop(within(t, time.Minute), spec.SessionID) }()
+	go func() { stopped <- r.Stop(patiently(t), spec.SessionID) }()
 	_, _, err = r.client.Nodes().Purge(alloc.NodeID, &api.QueryOptions{})
 	must.NoError(t, err)
 	must.NoError(t, <-stopped)

@@ -2,7 +2,6 @@ package nomad_test
 
 import (
 	"testing"
-	"time"
 
 	"github.com/hashicorp/nomad/api"
 	"github.com/shoenig/test/must"
@@ -14,7 +13,7 @@ import (
 func create(t *testing.T, r replica) (runtime.Spec, runtime.Sandbox) {
 	t.Helper()
 	spec := newSpec(t, r)
-	sandbox, err := r.Create(within(t, 30*time.Second), spec, ignore)
+	sandbox, err := r.Create(patiently(t), spec, ignore)
 	must.NoError(t, err)
 	return spec, sandbox
 }
@@ -62,9 +61,9 @@ func TestGuard_stops_a_second_allocation(t *testing.T) {
 	job, _, err := r.client.Jobs().Info(jobs.ID(spec.SessionID), nil)
 	must.NoError(t, err)
 	must.True(t, *job.Stop)
-	_, err = r.Create(within(t, 10*time.Second), spec, ignore)
+	_, err = r.Create(patiently(t), spec, ignore)
 	must.ErrorIs(t, err, runtime.ErrConflict)
-	must.NoError(t, r.Stop(within(t, 20*time.Second), spec.SessionID))
+	must.NoError(t, r.Stop(patiently(t), spec.SessionID))
 	allocs, _, err := r.client.Jobs().Allocations(jobs.ID(spec.SessionID), true, nil)
 	must.NoError(t, err)
 	for _, alloc := range allocs {
@@ -77,9 +76,9 @@ func TestGuard_stops_a_second_allocation(t *testing.T) {
 // that is stopped.
 func TestGuard_stops_what_overwrites_a_tombstone(t *testing.T) {
 	r := openShared(t, rawExec(t, nil))
-	must.NoError(t, r.Current(within(t, 10*time.Second)))
+	must.NoError(t, r.Current(patiently(t)))
 	spec := newSpec(t, r)
-	must.NoError(t, r.Stop(within(t, 10*time.Second), spec.SessionID))
+	must.NoError(t, r.Stop(patiently(t), spec.SessionID))
 	reports := watch(t, r)
 
 	late, err := r.template.Job(spec, r.instance)
@@ -89,7 +88,7 @@ func TestGuard_stops_what_overwrites_a_tombstone(t *testing.T) {
 
 	dead := awaitReport(t, reports, spec.SessionID, runtime.StateDead)
 	must.NotEq(t, "", dead.Reason)
-	must.NoError(t, r.Stop(within(t, 20*time.Second), spec.SessionID))
+	must.NoError(t, r.Stop(patiently(t), spec.SessionID))
 }
 
 func TestList_leaves_out_what_is_not_ours(t *testing.T) {
@@ -98,7 +97,7 @@ func TestList_leaves_out_what_is_not_ours(t *testing.T) {
 	other := openShared(t, rawExec(t, nil))
 	create(t, other)
 	tombstone := newSpec(t, r)
-	must.NoError(t, r.Stop(within(t, 10*time.Second), tombstone.SessionID))
+	must.NoError(t, r.Stop(patiently(t), tombstone.SessionID))
 
 	damaged := r.template.Tombstone("damaged-"+ours.SessionID, r.instance)
 	damaged.Meta = nil
@@ -134,8 +133,8 @@ func TestStop_holds_for_other_replicas(t *testing.T) {
 	one := openShared(t, rawExec(t, nil))
 	two := open(t, one.client, one.template, one.instance)
 	spec, _ := create(t, one)
-	must.NoError(t, two.Stop(within(t, 20*time.Second), spec.SessionID))
-	_, err := one.Create(within(t, 10*time.Second), spec, ignore)
+	must.NoError(t, two.Stop(patiently(t), spec.SessionID))
+	_, err := one.Create(patiently(t), spec, ignore)
 	must.ErrorIs(t, err, runtime.ErrConflict)
 	found, err := one.Inspect(t.Context(), spec.SessionID)
 	must.NoError(t, err)

@@ -16,6 +16,7 @@ import (
 	"github.com/shoenig/test/must"
 
 	"github.com/bivouac/bivouac/internal/stack"
+	"github.com/bivouac/bivouac/jobs"
 	"github.com/bivouac/bivouac/runtime"
 )
 
@@ -27,7 +28,8 @@ type proxy struct {
 
 	mu       sync.Mutex
 	fault    func(w http.ResponseWriter, r *http.Request) (handled bool)
-	requests []string // method and path; streams and signs of life left out
+	events   func(piece []byte) (lost bool) // sees each piece of a stream
+	requests []string                       // method and path; streams and signs of life left out
 	streams  map[int]context.CancelFunc
 	opened   int
 }
@@ -53,6 +55,7 @@ func (p *proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if r.URL.Path == "/v1/event/stream" {
 		ctx, cancel := context.WithCancel(r.Context())
 		r = r.WithContext(ctx)
+		w = streamWriter{w, p}
 		p.opened++
 		p.streams[p.opened] = cancel
 	} else if r.URL.Query().Get("per_page") != "1" {
@@ -68,6 +71,31 @@ func (p *proxy) setFault(fault func(http.ResponseWriter, *http.Request) bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.fault = fault
+}
+
+// setEvents lets see look at what streams bring.
+func (p *proxy) setEvents(see func(piece []byte) (lost bool)) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.events = see
+}
+
+// streamWriter passes a stream on, except for what is lost.
+type streamWriter struct {
+	http.ResponseWriter
+	proxy *proxy
+}
+
+func (w streamWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+func (w streamWriter) Write(piece []byte) (int, error) {
+	w.proxy.mu.Lock()
+	see := w.proxy.events
+	w.proxy.mu.Unlock()
+	if see != nil && see(piece) {
+		return len(piece), nil
+	}
+	return w.ResponseWriter.Write(piece)
 }
 
 func (p *proxy) breakStreams() {
@@ -90,12 +118,12 @@ func (p *proxy) take() []string {
 
 // openThrough starts a replica behind a proxy and waits until its event stream
 // is up.
-func openThrough(t *testing.T, p *proxy) replica {
+func openThrough(t *testing.T, p *proxy, template *jobs.Template) replica {
 	t.Helper()
 	client, err := api.NewClient(&api.Config{Address: p.URL})
 	must.NoError(t, err)
-	r := open(t, client, rawExec(t, nil), "test-"+uuid.NewString())
-	must.NoError(t, r.Current(within(t, 10*time.Second)))
+	r := open(t, client, template, "test-"+uuid.NewString())
+	must.NoError(t, r.Current(patiently(t)))
 	return r
 }
 
@@ -115,11 +143,11 @@ func count(requests []string, request string) (n int) {
 // A create costs one write and no read, and looking at the sandbox nothing.
 func TestRequests_while_the_event_stream_is_up(t *testing.T) {
 	p := newProxy(t)
-	r := openThrough(t, p)
+	r := openThrough(t, p, rawExec(t, nil))
 	spec := newSpec(t, r)
 	p.take()
 
-	_, err := r.Create(within(t, 30*time.Second), spec, ignore)
+	_, err := r.Create(patiently(t), spec, ignore)
 	must.NoError(t, err)
 	must.Eq(t, []string{"PUT /v1/jobs"}, p.take())
 
@@ -134,7 +162,7 @@ func TestRequests_while_the_event_stream_is_up(t *testing.T) {
 // handed out.
 func TestCreate_finds_out_what_became_of_a_registration(t *testing.T) {
 	p := newProxy(t)
-	r := openThrough(t, p)
+	r := openThrough(t, p, rawExec(t, nil))
 	p.setFault(func(_ http.ResponseWriter, req *http.Request) bool {
 		if isRegister(req) {
 			p.forward.ServeHTTP(httptest.NewRecorder(), req)
@@ -144,7 +172,7 @@ func TestCreate_finds_out_what_became_of_a_registration(t *testing.T) {
 	})
 	spec := newSpec(t, r)
 	p.take()
-	sandbox, err := r.Create(within(t, 30*time.Second), spec, ignore)
+	sandbox, err := r.Create(patiently(t), spec, ignore)
 	must.NoError(t, err)
 	must.Eq(t, runtime.StateRunning, sandbox.State)
 	must.Eq(t, 1, count(p.take(), "PUT /v1/jobs"))
@@ -153,13 +181,13 @@ func TestCreate_finds_out_what_became_of_a_registration(t *testing.T) {
 // The registration itself is lost: it is not repeated blindly.
 func TestCreate_does_not_repeat_a_registration(t *testing.T) {
 	p := newProxy(t)
-	r := openThrough(t, p)
+	r := openThrough(t, p, rawExec(t, nil))
 	p.setFault(func(w http.ResponseWriter, req *http.Request) bool {
 		return isRegister(req) && drop(w, req)
 	})
 	spec := newSpec(t, r)
 	p.take()
-	_, err := r.Create(within(t, 30*time.Second), spec, ignore)
+	_, err := r.Create(patiently(t), spec, ignore)
 	must.ErrorIs(t, err, runtime.ErrUnavailable)
 	must.Eq(t, 1, count(p.take(), "PUT /v1/jobs"))
 	p.setFault(nil)
@@ -168,9 +196,9 @@ func TestCreate_does_not_repeat_a_registration(t *testing.T) {
 // Nomad turns most requests away for a while: nothing is dropped for that.
 func TestStop_outlasts_a_storm_of_429(t *testing.T) {
 	p := newProxy(t)
-	r := openThrough(t, p)
+	r := openThrough(t, p, rawExec(t, nil))
 	spec := newSpec(t, r)
-	_, err := r.Create(within(t, 30*time.Second), spec, ignore)
+	_, err := r.Create(patiently(t), spec, ignore)
 	must.NoError(t, err)
 
 	var mu sync.Mutex
@@ -185,7 +213,7 @@ func TestStop_outlasts_a_storm_of_429(t *testing.T) {
 		return true
 	})
 	p.breakStreams()
-	must.NoError(t, r.Stop(within(t, time.Minute), spec.SessionID))
+	must.NoError(t, r.Stop(patiently(t), spec.SessionID))
 	p.setFault(nil)
 	stopped, err := r.Inspect(t.Context(), spec.SessionID)
 	must.NoError(t, err)
@@ -196,9 +224,9 @@ func TestStop_outlasts_a_storm_of_429(t *testing.T) {
 // meantime is noticed once they are back.
 func TestDriver_does_without_events(t *testing.T) {
 	p := newProxy(t)
-	r := openThrough(t, p)
+	r := openThrough(t, p, rawExec(t, nil))
 	before := newSpec(t, r)
-	_, err := r.Create(within(t, 30*time.Second), before, ignore)
+	_, err := r.Create(patiently(t), before, ignore)
 	must.NoError(t, err)
 	deaths := watch(t, r)
 
@@ -207,9 +235,9 @@ func TestDriver_does_without_events(t *testing.T) {
 	})
 	p.breakStreams()
 	during := newSpec(t, r)
-	_, err = r.Create(within(t, 30*time.Second), during, ignore)
+	_, err = r.Create(patiently(t), during, ignore)
 	must.NoError(t, err)
-	must.NoError(t, r.Stop(within(t, 30*time.Second), during.SessionID))
+	must.NoError(t, r.Stop(patiently(t), during.SessionID))
 	found, err := r.Inspect(t.Context(), during.SessionID)
 	must.NoError(t, err)
 	must.Eq(t, runtime.StateDead, found.State)
@@ -228,14 +256,14 @@ func TestDriver_does_without_events(t *testing.T) {
 // Doubt is not death: while Nomad cannot be asked, nothing is said of a sandbox.
 func TestInspect_knows_nothing_without_Nomad(t *testing.T) {
 	p := newProxy(t)
-	r := openThrough(t, p)
+	r := openThrough(t, p, rawExec(t, nil))
 	spec := newSpec(t, r)
-	_, err := r.Create(within(t, 30*time.Second), spec, ignore)
+	_, err := r.Create(patiently(t), spec, ignore)
 	must.NoError(t, err)
 	p.setFault(drop)
 	p.breakStreams()
 	for {
-		_, err := r.Inspect(within(t, 10*time.Second), spec.SessionID)
+		_, err := r.Inspect(patiently(t), spec.SessionID)
 		if err != nil { // the broken stream was noticed
 			must.ErrorIs(t, err, runtime.ErrUnavailable)
 			break
@@ -256,7 +284,7 @@ func TestInspect_knows_nothing_without_Nomad(t *testing.T) {
 // watch reports changes until the test ends.
 func watch(t *testing.T, r replica) <-chan runtime.Sandbox {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	reports := make(chan runtime.Sandbox, 100)
 	ended := make(chan error, 1)
 	go func() {

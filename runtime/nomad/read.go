@@ -94,8 +94,13 @@ func (d *Driver) readEvals(ctx context.Context, jobID string) ([]*api.Evaluation
 
 // Inspect implements [runtime.Driver].
 func (d *Driver) Inspect(ctx context.Context, sessionID string) (runtime.Sandbox, error) {
-	s, err := d.look(ctx, jobs.ID(sessionID))
-	if err != nil {
+	limited, cancel := context.WithTimeout(ctx, askLimit)
+	defer cancel()
+	s, err := d.look(limited, jobs.ID(sessionID))
+	switch {
+	case err != nil && limited.Err() != nil && ctx.Err() == nil:
+		return runtime.Sandbox{}, fmt.Errorf("nomad: inspect: %w: no answer within %v", runtime.ErrUnavailable, askLimit)
+	case err != nil:
 		return runtime.Sandbox{}, err
 	}
 	sandbox, ok := d.sandbox(s)

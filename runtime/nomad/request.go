@@ -20,11 +20,17 @@ const (
 	// many connections. With the pauses that is about ten seconds.
 	maxTries = 16
 	maxPause = time.Second
+	// How long Nomad may take for an answer. A connection that leads nowhere
+	// is noticed by that, and the next request opens another.
+	askLimit  = 10 * time.Second
+	tellLimit = 30 * time.Second
 )
 
 // ask makes a request that reads, with default consistency: the leader answers.
 func (d *Driver) ask(ctx context.Context, request func(*api.QueryOptions) error) error {
 	return whileBusy(ctx, func() error {
+		ctx, cancel := context.WithTimeout(ctx, askLimit)
+		defer cancel()
 		return request((&api.QueryOptions{Namespace: d.namespace}).WithContext(ctx))
 	})
 }
@@ -32,6 +38,8 @@ func (d *Driver) ask(ctx context.Context, request func(*api.QueryOptions) error)
 // tell makes a request that writes.
 func (d *Driver) tell(ctx context.Context, request func(*api.WriteOptions) error) error {
 	return whileBusy(ctx, func() error {
+		ctx, cancel := context.WithTimeout(ctx, tellLimit)
+		defer cancel()
 		return request((&api.WriteOptions{Namespace: d.namespace}).WithContext(ctx))
 	})
 }

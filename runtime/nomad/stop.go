@@ -71,9 +71,19 @@ func (d *Driver) stop(ctx context.Context, sessionID string) (state, error) {
 	jobID := jobs.ID(sessionID)
 	w, done := d.cache.await(jobID)
 	defer done()
+	// A job that is seen to stand is stopped without a look before. After that
+	// only looks count: the events of it may be late.
+	seen, current := d.cache.get(jobID)
+	stands := current && seen.known && seen.whole && !seen.job.Stop
 	var why error // why it has not ended yet
 	for pause := minLook; ; pause = min(2*pause, maxLook) {
-		s, err := d.stopStep(ctx, sessionID, jobID)
+		var s state
+		var err error
+		if stands {
+			err, stands = d.deregister(ctx, sessionID, jobID), false
+		} else {
+			s, err = d.stopStep(ctx, sessionID, jobID)
+		}
 		if err == nil {
 			return s, nil
 		}
@@ -111,10 +121,7 @@ var errUnderWay = errors.New("the stop is under way")
 // stopStep does what is next in stopping a job, and returns nil only where a
 // fresh look at Nomad left nothing to do and showed nothing that runs.
 func (d *Driver) stopStep(ctx context.Context, sessionID, jobID string) (state, error) {
-	before, current := d.cache.get(jobID)
-	if current && before.known && before.whole && !before.job.Stop {
-		return state{}, d.deregister(ctx, sessionID, jobID)
-	}
+	before, _ := d.cache.get(jobID)
 	// A decision that is under way may still place the sandbox, also one that
 	// waited for room: that one is not pending even while it is made. Nomad
 	// makes the decisions about a job one after another. So once the job was
