@@ -46,13 +46,16 @@ func Validate(c config.Config) error {
 	if err := checkRuntime(c); err != nil {
 		return err
 	}
-	_, pluginErr := newPluginHost(c, hclog.NewNullLogger())
-	if c.Dev {
-		return pluginErr
+	_, err := newPluginHost(c, hclog.NewNullLogger())
+	if !c.Dev {
+		_, storeErr := newConsul(c, hclog.NewNullLogger())
+		err = errors.Join(storeErr, err)
 	}
-	_, storeErr := newConsul(c, hclog.NewNullLogger())
-	_, runtimeErr := newNomad(c, hclog.NewNullLogger())
-	return errors.Join(storeErr, runtimeErr, pluginErr)
+	if usesNomad(c) {
+		_, runtimeErr := newNomad(c, hclog.NewNullLogger())
+		err = errors.Join(err, runtimeErr)
+	}
+	return err
 }
 
 // Run runs a replica until ctx ends, and then returns nil once all of it has
@@ -73,7 +76,7 @@ func Run(ctx context.Context, c config.Config, env Environment) error {
 	if err != nil {
 		return err
 	}
-	base, err := newBase(ctx, c, log)
+	base, err := newBase(c, log)
 	if err != nil {
 		return err
 	}
@@ -105,27 +108,34 @@ func Run(ctx context.Context, c config.Config, env Environment) error {
 		Logger:   log.Named("http"),
 	})
 
-	serving := make(chan struct{})
-	parts := append([]part{{"telemetry", telemetry.run}}, base.parts...)
-	parts = append(parts,
-		part{"scheduler", func(ctx context.Context) error { sessions.Run(ctx); return nil }},
-		part{"http", func(ctx context.Context) error {
-			if base.prepare != nil {
-				base.prepare(ctx)
-			}
-			close(serving)
-			return serve(ctx, api.Server(), listener, log)
-		}},
-	)
-	if c.Dev {
-		parts = append(parts, part{"guide", func(ctx context.Context) error {
+	prepared := make(chan struct{})
+	oncePrepared := func(run func(context.Context) error) func(context.Context) error {
+		return func(ctx context.Context) error {
 			select {
-			case <-serving:
+			case <-prepared:
+				return run(ctx)
 			case <-ctx.Done():
 				return nil
 			}
+		}
+	}
+	parts := append([]part{{"telemetry", telemetry.run}}, base.parts...)
+	parts = append(parts,
+		part{"start", func(ctx context.Context) error {
+			if err := base.prepare(ctx); err != nil {
+				return err
+			}
+			close(prepared)
+			<-ctx.Done()
+			return nil
+		}},
+		part{"scheduler", oncePrepared(func(ctx context.Context) error { sessions.Run(ctx); return nil })},
+		part{"http", oncePrepared(func(ctx context.Context) error { return serve(ctx, api.Server(), listener, log) })},
+	)
+	if c.Dev {
+		parts = append(parts, part{"guide", oncePrepared(func(ctx context.Context) error {
 			return guide(ctx, env, listener.Addr().String(), base.volume)
-		}})
+		})})
 	}
 	log.Info("agent_started", "version", self.Version, "revision", self.Revision,
 		"http_addr", listener.Addr().String(), "runtime", c.Runtime, "instance", c.Instance)

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"flag"
 	"io"
 	"net"
 	"net/http"
@@ -146,6 +147,52 @@ func TestTheRuntimeIsOneThatTheAgentHas(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			err := checkRuntime(config.Config{Dev: test.dev, Runtime: test.runtime, Plugins: test.plugins})
 			must.Eq(t, test.refused, err != nil)
+		})
+	}
+}
+
+func TestWhatAnAgentCannotServeWithout(t *testing.T) {
+	const mine = `plugin "mine" { path = "/mine" }`
+	for _, test := range []struct {
+		name     string
+		flags    []string
+		file     string
+		nomad    string          // as the environment says
+		optional map[string]bool // of each part that health asks
+	}{
+		{"nomad", nil, "", "", map[string]bool{"consul": false, "nomad": false}},
+		{"nomad, with a plugin beside it", nil, mine, "", map[string]bool{"consul": false, "nomad": false, "plugin.mine": true}},
+		{"a plugin, and nothing names nomad", []string{"-runtime=mine"}, mine, "", map[string]bool{"consul": false, "plugin.mine": false}},
+		{"a plugin, with nomad's address in the environment", []string{"-runtime=mine"}, mine, "http://127.0.0.1:4646",
+			map[string]bool{"consul": false, "nomad": true, "plugin.mine": false}},
+		{"a plugin, with a block for nomad", []string{"-runtime=mine"}, mine + "\nnomad {}", "",
+			map[string]bool{"consul": false, "nomad": true, "plugin.mine": false}},
+		{"a plugin, with a job template", []string{"-runtime=mine", "-job-template=raw_exec"}, mine, "",
+			map[string]bool{"consul": false, "nomad": true, "plugin.mine": false}},
+		{"processes", []string{"-dev"}, mine, "http://127.0.0.1:4646", map[string]bool{"plugin.process": false, "plugin.mine": true}},
+		{"processes in process", []string{"-dev", "-in-process"}, "", "", map[string]bool{}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Setenv("NOMAD_ADDR", test.nomad)
+			t.Setenv("HOME", t.TempDir())
+			t.Setenv("XDG_CACHE_HOME", t.TempDir())
+			file := filepath.Join(t.TempDir(), "a.hcl")
+			must.NoError(t, os.WriteFile(file, []byte(test.file), 0o600))
+			var flags config.Flags
+			set := flag.NewFlagSet("agent", flag.ContinueOnError)
+			flags.Register(set)
+			must.NoError(t, set.Parse(append(test.flags, "-config="+file)))
+			c, err := flags.Load()
+			must.NoError(t, err)
+
+			b, err := newBase(c, hclog.NewNullLogger())
+			must.NoError(t, err)
+			optional := map[string]bool{}
+			for _, check := range b.checks {
+				optional[check.Name] = check.Optional
+			}
+			must.Eq(t, test.optional, optional)
+			must.NoError(t, Validate(c))
 		})
 	}
 }

@@ -32,48 +32,72 @@ type base struct {
 	drivers map[string]runtime.Driver
 	checks  []httpapi.Check
 	parts   []part
-	prepare func(ctx context.Context) // while the parts run, before anything is asked of them; may be nil
-	volume  string                    // of -dev: a folder to give to a sandbox
+	prepare func(ctx context.Context) error // is called while the parts run, before anything is asked of them
+	volume  string                          // of -dev: a folder to give to a sandbox
 }
 
-func newBase(ctx context.Context, c config.Config, log hclog.Logger) (base, error) {
+func newBase(c config.Config, log hclog.Logger) (base, error) {
 	if err := checkRuntime(c); err != nil {
 		return base{}, err
 	}
-	b, err := newBuiltIn(ctx, c, log)
+	host, err := newPluginHost(c, log)
 	if err != nil {
 		return base{}, err
 	}
-	return withPlugins(b, c, log)
+	b, err := newBuiltIn(c, log)
+	if err != nil {
+		return base{}, err
+	}
+	b.prepare = func(context.Context) error { return nil }
+	b.addPlugins(host, c)
+	if c.Dev {
+		b.endWithAgent(host, log)
+	}
+	return b, nil
 }
 
 // newBuiltIn is a base with what is part of Bivouac itself.
-func newBuiltIn(ctx context.Context, c config.Config, log hclog.Logger) (base, error) {
+func newBuiltIn(c config.Config, log hclog.Logger) (base, error) {
 	if c.Dev {
-		return newDevBase(ctx, c, log)
+		return newDevBase(c, log)
 	}
 	// Neither is asked anything yet: either may come up after the agent does.
 	store, err := newConsul(c, log)
 	if err != nil {
 		return base{}, err
 	}
-	driver, err := newNomad(c, log)
-	if err != nil {
-		return base{}, err
-	}
 	clock := consul.NewClock(store, failpoint.Wall)
-	return base{
+	b := base{
 		store:   clock,
 		locker:  clock,
 		now:     clock.Now,
-		drivers: map[string]runtime.Driver{nomadName: driver},
-		checks:  []httpapi.Check{{Name: "consul", Run: store.Health}, {Name: "nomad", Run: driver.Health}},
-		parts:   []part{{"consul", store.Run}, {"clock", clock.Run}, {"nomad", driver.Run}},
-	}, nil
+		drivers: map[string]runtime.Driver{},
+		checks:  []httpapi.Check{{Name: "consul", Run: store.Health}},
+		parts:   []part{{"consul", store.Run}, {"clock", clock.Run}},
+	}
+	if usesNomad(c) {
+		driver, err := newNomad(c, log)
+		if err != nil {
+			return base{}, err
+		}
+		b.drivers[nomadName] = driver
+		b.checks = append(b.checks, httpapi.Check{Name: nomadName, Run: driver.Health, Optional: c.Runtime != nomadName})
+		b.parts = append(b.parts, part{"nomad", driver.Run})
+	}
+	return b, nil
 }
 
 // nomadName is the runtime of an agent without -dev.
 const nomadName = "nomad"
+
+// usesNomad says whether Nomad is one of the agent's runtimes: it is the default,
+// or something is said about it. An agent of plugins alone needs no Nomad.
+func usesNomad(c config.Config) bool {
+	if c.Dev {
+		return false
+	}
+	return c.Runtime == nomadName || c.Says("nomad", "job_template", "job_vars") || os.Getenv("NOMAD_ADDR") != ""
+}
 
 // checkRuntime keeps apart what must not be mixed: sandboxes of one machine
 // alone and records that all replicas share, or records that end with the agent

@@ -3,31 +3,28 @@ package agent
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"text/template"
 	"time"
 
 	"github.com/google/uuid"
 	"github.com/hashicorp/go-hclog"
-	"golang.org/x/sync/errgroup"
 
 	"github.com/bivouac/bivouac/internal/config"
 	"github.com/bivouac/bivouac/internal/memory"
+	"github.com/bivouac/bivouac/internal/pluginhost"
 	"github.com/bivouac/bivouac/internal/process"
 	"github.com/bivouac/bivouac/runtime"
 )
 
-// endLimit is how long the sandboxes of -dev may take to end together.
-const endLimit = 10 * time.Second
-
 // newDevBase needs no other program: records stand in memory, sandboxes are
-// processes of this machine. Both end with the agent. What an agent at the same
-// address left behind that was killed is ended first.
-func newDevBase(ctx context.Context, c config.Config, log hclog.Logger) (base, error) {
+// processes of this machine, by a plugin unless they are asked for in-process.
+// Both end with the agent.
+func newDevBase(c config.Config, log hclog.Logger) (base, error) {
 	dir, err := devDir(c.HTTPAddr)
 	if err != nil {
 		return base{}, err
@@ -36,33 +33,69 @@ func newDevBase(ctx context.Context, c config.Config, log hclog.Logger) (base, e
 	if err := makeVolume(volume); err != nil {
 		return base{}, fmt.Errorf("agent: %w", err)
 	}
-	self, err := os.Executable()
+	store := memory.NewStore()
+	b := base{
+		store:   store,
+		locker:  memory.NewLocker(store),
+		now:     time.Now,
+		drivers: map[string]runtime.Driver{},
+		volume:  volume,
+	}
+	if !c.InProcess {
+		return b, nil
+	}
+	settings, err := newDevSettings(c.HTTPAddr)
 	if err != nil {
-		return base{}, fmt.Errorf("agent: find this program: %w", err)
+		return base{}, err
 	}
 	driver, err := process.New(process.Config{
-		Dir:     filepath.Join(dir, "sandboxes"),
-		Command: []string{self, "demo-sandbox"},
+		// Where a plugin has it: what one of the two leaves, the other ends.
+		Dir:     filepath.Join(settings.Dir, devInstance(c.HTTPAddr)),
+		Command: settings.Command,
 		Logger:  log.Named("process"),
 	})
 	if err != nil {
 		return base{}, fmt.Errorf("agent: %w", err)
 	}
-	if err := endAll(ctx, driver); err != nil {
-		return base{}, errors.Join(fmt.Errorf("agent: end what an earlier agent left: %w", err), driver.Close())
+	b.drivers[process.Name] = driver
+	b.parts = []part{{"runtime process", func(ctx context.Context) error {
+		<-ctx.Done()
+		return driver.Close()
+	}}}
+	return b, nil
+}
+
+// devPlugin is the runtime process as a plugin: this very program.
+func devPlugin(addr string) (pluginhost.Plugin, error) {
+	settings, err := newDevSettings(addr)
+	if err != nil {
+		return pluginhost.Plugin{}, err
 	}
-	store := memory.NewStore()
-	return base{
-		store:   store,
-		locker:  memory.NewLocker(store),
-		now:     time.Now,
-		drivers: map[string]runtime.Driver{process.Name: driver},
-		volume:  volume,
-		parts: []part{{"sandboxes", func(ctx context.Context) error {
-			<-ctx.Done()
-			return errors.Join(endAll(context.WithoutCancel(ctx), driver), driver.Close())
-		}}},
+	text, err := json.Marshal(settings)
+	if err != nil {
+		return pluginhost.Plugin{}, fmt.Errorf("agent: %w", err)
+	}
+	return pluginhost.Plugin{
+		Name: process.Name, Path: settings.Command[0], Args: []string{"plugin-process"}, Env: process.Environment(), Config: text,
 	}, nil
+}
+
+// devSettings is what the runtime process is told, as its plugin reads it.
+type devSettings struct {
+	Dir     string   `json:"dir"`
+	Command []string `json:"command"`
+}
+
+func newDevSettings(addr string) (devSettings, error) {
+	dir, err := devDir(addr)
+	if err != nil {
+		return devSettings{}, err
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return devSettings{}, fmt.Errorf("agent: find this program: %w", err)
+	}
+	return devSettings{Dir: filepath.Join(dir, "sandboxes"), Command: []string{self, "demo-sandbox"}}, nil
 }
 
 // devDir is the folder for what an agent at this address has to remember.
@@ -74,29 +107,18 @@ func devDir(addr string) (string, error) {
 	return filepath.Join(cache, "bivouac", "dev", strings.NewReplacer(":", "_", "[", "", "]", "").Replace(addr)), nil
 }
 
+// devInstance names an agent of -dev to its drivers. It ends all sandboxes of
+// its name, so the name is that of no other agent of this machine.
+func devInstance(addr string) string {
+	return "dev-" + strings.Trim(regexp.MustCompile(`[^a-z0-9]+`).ReplaceAllString(addr, "-"), "-")
+}
+
 func makeVolume(dir string) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
 	const text = "This folder is the volume of the sandbox that bivouac agent -dev offers to make.\n"
 	return os.WriteFile(filepath.Join(dir, "README"), []byte(text), 0o600)
-}
-
-// endAll deletes every sandbox of the driver.
-func endAll(ctx context.Context, driver runtime.Driver) error {
-	ctx, cancel := context.WithTimeout(ctx, endLimit)
-	defer cancel()
-	var all errgroup.Group
-	all.SetLimit(16)
-	var listErr error
-	for sandbox, err := range driver.List(ctx) {
-		if err != nil {
-			listErr = err
-			break
-		}
-		all.Go(func() error { return driver.Delete(ctx, sandbox.SessionID) })
-	}
-	return errors.Join(listErr, all.Wait())
 }
 
 const guideText = `

@@ -34,9 +34,12 @@ func supervise(ctx context.Context, parts []part, stopLimit time.Duration) error
 		all[i] = running{p.name, cancel, make(chan error, 1)}
 		go func() {
 			err := p.run(partCtx)
-			if partCtx.Err() == nil { // nobody asked it to end
-				err = errors.Join(errors.New("it ended by itself"), err)
-			} else if errors.Is(err, context.Canceled) {
+			switch {
+			case partCtx.Err() == nil && err == nil: // nobody asked it to end
+				err = errors.New("it ended by itself")
+			case partCtx.Err() == nil:
+				err = fmt.Errorf("it ended by itself: %w", err)
+			case errors.Is(err, context.Canceled):
 				err = nil
 			}
 			all[i].done <- err

@@ -34,8 +34,22 @@ func TestMain(m *testing.M) {
 func servePlugin() { plugin.Serve(process.NewPlugin(plugin.NewLogger())) }
 
 func TestScripts(t *testing.T) {
+	for _, test := range []struct {
+		name      string
+		inProcess bool // how agents of -dev run the runtime process
+		scripts   testscript.Params
+	}{
+		{"by a plugin", false, testscript.Params{Dir: "testdata"}},
+		{"in process", true, testscript.Params{Files: []string{"testdata/dev.txtar", "testdata/leftovers.txtar"}}},
+	} {
+		t.Run(test.name, func(t *testing.T) { runScripts(t, test.scripts, test.inProcess) })
+	}
+}
+
+func runScripts(t *testing.T, scripts testscript.Params, inProcess bool) {
 	testscript.Run(t, testscript.Params{
-		Dir:                 "testdata",
+		Dir:                 scripts.Dir,
+		Files:               scripts.Files,
 		RequireExplicitExec: true,
 		RequireUniqueNames:  true,
 		Setup: func(env *testscript.Env) error {
@@ -47,6 +61,8 @@ func TestScripts(t *testing.T) {
 			env.Setenv("HOME", env.WorkDir)
 			env.Setenv("XDG_CACHE_HOME", env.WorkDir+"/cache")
 			env.Setenv("ADDR", addr)
+			env.Setenv("IN_PROCESS", strconv.FormatBool(inProcess))
+			env.Setenv("OTHERWISE", strconv.FormatBool(!inProcess))
 			env.Setenv("BIVOUAC_ADDR", "http://"+addr)
 			env.Setenv("GORACE", "atexit_sleep_ms=0")           // else each command takes a second to end under -race
 			if path, err := exec.LookPath("mine"); err == nil { // beside bivouac, where testscript puts both

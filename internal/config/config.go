@@ -18,6 +18,9 @@ type Config struct {
 	// Dev asks for an agent that needs nothing else: records in memory,
 	// sandboxes as processes of this machine.
 	Dev bool
+	// InProcess asks an agent of -dev to link the driver of its sandboxes in,
+	// which is else a plugin.
+	InProcess bool
 
 	HTTPAddr        string // host:port, loopback only
 	Runtime         string
@@ -83,7 +86,7 @@ type key struct {
 func (c *Config) keys() []key {
 	return []key{
 		{"http_addr", "http-addr", &c.HTTPAddr, "`HOST:PORT` to serve the API on. It must be loopback: there is no authentication yet."},
-		{"runtime", "runtime", &c.Runtime, "`NAME` of what runs the sandboxes of creates that name no runtime: nomad, or process with -dev, or a plugin."},
+		{"runtime", "runtime", &c.Runtime, "`NAME` of what runs the sandboxes of creates that name no runtime: nomad, or process with -dev, or a plugin. With a plugin no Nomad is needed, unless a nomad block, NOMAD_ADDR or a job template names one."},
 		{"ttl", "ttl", &c.TTL, "`DURATION` that a session lives whose create does not say."},
 		{"max_ttl", "max-ttl", &c.MaxTTL, "`DURATION` that a create or a renew may ask for at most."},
 		{"cleanup_interval", "cleanup-interval", &c.CleanupInterval, "`DURATION` between two looks for sessions that have expired."},
@@ -122,11 +125,17 @@ func (c *Config) setBy(name, origin string) {
 	c.origins[name] = origin
 }
 
+// Says whether a file or a flag sets any of these keys, or has any of these
+// blocks.
+func (c *Config) Says(names ...string) bool {
+	return slices.ContainsFunc(names, func(name string) bool { return c.origins[name] != "" })
+}
+
 // Public is the configuration as it may be shown to anybody: without tokens,
 // and without the values of job variables and what plugins are given, which may
 // be secrets as well.
 func (c *Config) Public() map[string]any {
-	public := map[string]any{"dev": c.Dev}
+	public := map[string]any{"dev": c.Dev, "in_process": c.InProcess}
 	for _, k := range c.keys() {
 		public[k.name] = shown(k)
 	}

@@ -153,6 +153,36 @@ func TestNothingSaid(t *testing.T) {
 	must.NoError(t, err)
 	must.True(t, dev.Dev)
 	must.Eq(t, "process", dev.Runtime)
+	must.False(t, dev.InProcess)
+}
+
+func TestInProcessGoesWithDevAlone(t *testing.T) {
+	dev, err := load(t, "-dev", "-in-process")
+	must.NoError(t, err)
+	must.True(t, dev.InProcess)
+	_, err = load(t, "-in-process")
+	must.ErrorContains(t, err, "-in-process goes with -dev alone")
+}
+
+func TestWhatIsSaid(t *testing.T) {
+	for _, test := range []struct {
+		name string
+		args []string
+		want bool
+	}{
+		{"by nobody", nil, false},
+		{"of something else", []string{"-ttl=1m", "-config", write(t, "a.hcl", "consul {}")}, false},
+		{"by a flag", []string{"-job-template=exec"}, true},
+		{"in a file", []string{"-config", write(t, "a.json", `{"job_template": "exec"}`)}, true},
+		{"by an empty block", []string{"-config", write(t, "a.hcl", "nomad {}")}, true},
+		{"by a block in JSON", []string{"-config", write(t, "a.json", `{"nomad": {"region": "global"}}`)}, true},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			c, err := load(t, test.args...)
+			must.NoError(t, err)
+			must.Eq(t, test.want, c.Says("nomad", "job_template"))
+		})
+	}
 }
 
 func TestLaterCountsMore(t *testing.T) {

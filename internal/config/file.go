@@ -118,6 +118,7 @@ func (c *Config) decode(body hcl.Body) hcl.Diagnostics {
 		if block.Type == "plugin" {
 			return c.decodePlugin(block)
 		}
+		c.setBy(block.Type, position(block.DefRange))
 		return c.decodeKeys(block.Body, hcl.BodySchema{}, block.Type+".", blocks[block.Type], nil)
 	})
 	return diags

@@ -19,8 +19,9 @@ var OpenAPI []byte
 
 // Check asks one part that the agent needs whether it is there.
 type Check struct {
-	Name string
-	Run  func(ctx context.Context) error // returns as soon as ctx ends
+	Name     string
+	Run      func(ctx context.Context) error // returns as soon as ctx ends
+	Optional bool                            // it is told where it fails, and the agent can serve all the same
 }
 
 // checkLimit is how long a health check may take.
@@ -44,7 +45,9 @@ func (a *API) health(w http.ResponseWriter, r *http.Request, _ query) error {
 			continue
 		}
 		body.Checks[check.Name] = wire.Check{Status: wire.StatusFailing, Error: errs[i].Error()}
-		failing = append(failing, check.Name)
+		if !check.Optional {
+			failing = append(failing, check.Name)
+		}
 	}
 	if failing == nil {
 		return writeJSON(w, http.StatusOK, body)

@@ -256,6 +256,7 @@ func TestHealthNamesWhatIsFailing(t *testing.T) {
 			{Name: "store", Run: func(context.Context) error { return nil }},
 			{Name: "slow", Run: func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }},
 			{Name: "broken", Run: func(context.Context) error { panic("oh") }},
+			{Name: "extra", Run: func(context.Context) error { return errors.New("refused") }, Optional: true},
 		}
 	})
 	began := time.Now()
@@ -268,6 +269,16 @@ func TestHealthNamesWhatIsFailing(t *testing.T) {
 		"store":  {Status: "ok"},
 		"slow":   {Status: "failing", Error: "context deadline exceeded"},
 		"broken": {Status: "failing", Error: "panic: oh"},
+		"extra":  {Status: "failing", Error: "refused"},
 	}, answer.Checks)
 	must.Eq(t, "failing: slow, broken", answer.Error.Message)
+}
+
+func TestAnAgentIsHealthyWithoutWhatItCanDoWithout(t *testing.T) {
+	a := start(t, &fake{}, func(c *httpapi.Config) {
+		c.Checks = []httpapi.Check{{Name: "extra", Run: func(context.Context) error { return errors.New("refused") }, Optional: true}}
+	})
+	res, body := a.send(health)
+	must.Eq(t, 200, res.StatusCode)
+	must.Eq(t, `{"status":"ok","checks":{"extra":{"status":"failing","error":"refused"}}}`, strings.TrimSpace(body))
 }

@@ -180,14 +180,23 @@ func (d *Driver) startGated(ctx context.Context, r record) (*exec.Cmd, *os.File,
 	return cmd, open, nil
 }
 
-// environment is all that a sandbox gets of ours: what any program needs, but
-// no tokens.
-func environment(r record) []string {
-	var env []string
+// Environment is all that a sandbox gets of this process's environment: what any
+// program needs, but no tokens.
+func Environment() map[string]string {
+	env := map[string]string{}
 	for _, name := range []string{"PATH", "HOME", "LANG", "TMPDIR"} {
 		if value, ok := os.LookupEnv(name); ok {
-			env = append(env, name+"="+value)
+			env[name] = value
 		}
+	}
+	return env
+}
+
+// environment is the whole of a sandbox's.
+func environment(r record) []string {
+	var env []string
+	for name, value := range Environment() {
+		env = append(env, name+"="+value)
 	}
 	return append(env,
 		"PORT="+strconv.Itoa(int(r.Port)),

@@ -35,6 +35,7 @@ const Name = "process"
 const (
 	readyLimit = 30 * time.Second // from the start of the process to its first answer
 	stopGrace  = 5 * time.Second  // from SIGTERM to SIGKILL
+	lockLimit  = time.Second      // for a driver that was killed to be gone
 )
 
 // Config is what a Driver is made from. All fields are required.
@@ -102,16 +103,27 @@ func New(config Config) (*Driver, error) {
 }
 
 // lockDir makes sure that no other driver uses the folder. The lock ends with
-// the process that holds it, however that ends.
+// the process that holds it, however that ends; one that was killed a moment ago
+// may still be ending.
 func lockDir(dir string) (*os.File, error) {
 	lock, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("process: %w", err)
 	}
-	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
-		return nil, errors.Join(fmt.Errorf("process: %s is used by another Bivouac: %w", dir, err), lock.Close())
+	again := time.NewTicker(10 * time.Millisecond)
+	defer again.Stop()
+	limit := time.After(lockLimit)
+	for {
+		err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+		if err == nil {
+			return lock, nil
+		}
+		select {
+		case <-again.C:
+		case <-limit:
+			return nil, errors.Join(fmt.Errorf("process: %s is used by another Bivouac: %w", dir, err), lock.Close())
+		}
 	}
-	return lock, nil
 }
 
 // Close gives the folder up. Sandboxes live on: to end them, delete them first.

@@ -1,0 +1,95 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/bivouac/bivouac/internal/pluginhost"
+	"github.com/bivouac/bivouac/internal/process"
+	"github.com/bivouac/bivouac/runtime"
+)
+
+// endLimit is how long the sandboxes of -dev may take to end together.
+const endLimit = 10 * time.Second
+
+// endWithAgent has the sandboxes of all runtimes end with the agent, since their
+// records do. What an agent at the same address left that was killed is ended
+// before anything is served.
+func (b *base) endWithAgent(host *pluginhost.Host, log hclog.Logger) {
+	drivers := maps.Clone(b.drivers)
+	b.prepare = func(ctx context.Context) error {
+		_ = host.AwaitStart(ctx) // the host tells of those that failed, and so does what follows
+		failed := endEach(ctx, drivers)
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if err := failed[process.Name]; err != nil {
+			return fmt.Errorf("end what an earlier agent left: %w", err)
+		}
+		// What another runtime that does not come up has left is in nobody's
+		// way: sessions of this agent have IDs of their own.
+		for name, err := range failed {
+			log.Warn("leftovers_not_ended", "runtime", name, "error", err)
+		}
+		return nil
+	}
+	b.parts = append(b.parts, part{"sandboxes", func(ctx context.Context) error {
+		<-ctx.Done()
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), endLimit)
+		defer cancel()
+		drivers := maps.Clone(drivers)
+		for _, p := range host.Status() {
+			if p.Info.Name == "" { // it was never up, so it has none of this agent's
+				delete(drivers, p.Name)
+			}
+		}
+		host.AwaitReturn(ctx)
+		return errors.Join(slices.Collect(maps.Values(endEach(ctx, drivers)))...)
+	}})
+}
+
+// endEach deletes every sandbox of the drivers within endLimit, and returns what
+// failed, by the driver's name.
+func endEach(ctx context.Context, drivers map[string]runtime.Driver) map[string]error {
+	ctx, cancel := context.WithTimeout(ctx, endLimit)
+	defer cancel()
+	var (
+		all    sync.WaitGroup
+		mu     sync.Mutex
+		failed = map[string]error{}
+	)
+	for name, driver := range drivers {
+		all.Go(func() {
+			if err := endAll(ctx, driver); err != nil {
+				mu.Lock()
+				defer mu.Unlock()
+				failed[name] = fmt.Errorf("runtime %s: %w", name, err)
+			}
+		})
+	}
+	all.Wait()
+	return failed
+}
+
+// endAll deletes every sandbox of the driver.
+func endAll(ctx context.Context, driver runtime.Driver) error {
+	var all errgroup.Group
+	all.SetLimit(16)
+	var listErr error
+	for sandbox, err := range driver.List(ctx) {
+		if err != nil {
+			listErr = err
+			break
+		}
+		all.Go(func() error { return driver.Delete(ctx, sandbox.SessionID) })
+	}
+	return errors.Join(listErr, all.Wait())
+}
