@@ -8,7 +8,8 @@ var (
 	ErrNotPlaced = errors.New("not placed")
 	// ErrNotFound: no such sandbox.
 	ErrNotFound = errors.New("sandbox not found")
-	// ErrConflict: the session ID stands for another spec, or was stopped.
+	// ErrConflict: the session ID stands for another spec, was stopped, or what
+	// bears it is not this Bivouac's and is left alone.
 	ErrConflict = errors.New("session ID already used")
 	// ErrNotReady: the sandbox failed to start, or did not answer in time.
 	ErrNotReady = errors.New("sandbox not ready")

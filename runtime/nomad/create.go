@@ -55,12 +55,15 @@ func (d *Driver) register(ctx context.Context, job *api.Job, spec runtime.Spec) 
 	case !s.known:
 		return failed(ctx, "register job", err)
 	default:
-		return fit(s, spec)
+		return d.fit(s, spec)
 	}
 }
 
 // fit says whether a job that stands is the one that spec asks for.
-func fit(s state, spec runtime.Spec) error {
+func (d *Driver) fit(s state, spec runtime.Spec) error {
+	if err := d.notForeign(s); err != nil {
+		return err
+	}
 	var why string
 	switch {
 	case s.job.Stop:
@@ -182,8 +185,8 @@ func (l *launch) failure(s state) error {
 		return fmt.Errorf("nomad: session %s: %w: it was deleted", l.spec.SessionID, runtime.ErrConflict)
 	case !s.known:
 		return nil // its own events are on their way
-	case fit(s, l.spec) != nil:
-		return fit(s, l.spec)
+	case l.driver.fit(s, l.spec) != nil:
+		return l.driver.fit(s, l.spec)
 	case alloc == nil:
 		if eval := s.unplaced(); eval != nil {
 			return fmt.Errorf("nomad: %w: %s", runtime.ErrNotPlaced, whyUnplaced(eval))

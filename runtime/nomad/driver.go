@@ -12,8 +12,8 @@
 //   - A job that is registered once more, over its stop, is stopped again.
 //
 // The package must never know of sessions' records, locks or expiry. It changes
-// nothing in Nomad that does not bear its instance's name, except what Stop and
-// Delete name.
+// nothing in Nomad that does not bear its instance's name and the ID of the
+// session that the job is named for.
 package nomad
 
 import (

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/nomad/api"
 
 	"github.com/bivouac/bivouac/jobs"
@@ -22,7 +23,8 @@ const (
 	// Pauses before the stream is opened again.
 	minReopen = 50 * time.Millisecond
 	maxReopen = 5 * time.Second
-	listPage  = 500 // entries of a list per request
+	tellEvery = time.Minute // how often an outage is told of that goes on
+	listPage  = 500         // entries of a list per request
 	// verifyEvery is how often the leader is asked for a sign of life. A server
 	// that lost the others still sends heartbeats, but no more news.
 	verifyEvery = 10 * time.Second
@@ -31,6 +33,7 @@ const (
 // follow keeps the event stream open until ctx ends.
 func (d *Driver) follow(ctx context.Context) error {
 	pause := minReopen
+	var told time.Time // when it was last told that there is no stream
 	for {
 		wasCurrent, err := d.followOnce(ctx)
 		d.cache.setCurrent(false)
@@ -38,9 +41,13 @@ func (d *Driver) follow(ctx context.Context) error {
 			return ctx.Err()
 		}
 		if wasCurrent {
-			pause = minReopen
+			pause, told = minReopen, time.Time{}
 		}
-		d.logger.Warn("nomad_stream_lost", "error", err, "again_in", pause)
+		level := hclog.Debug
+		if time.Since(told) >= tellEvery {
+			level, told = hclog.Warn, time.Now()
+		}
+		d.logger.Log(level, "nomad_stream_lost", "error", err, "again_in", pause)
 		if !sleep(ctx, jitter(pause)) {
 			return ctx.Err()
 		}

@@ -193,29 +193,45 @@ func TestCreate_does_not_repeat_a_registration(t *testing.T) {
 	p.setFault(nil)
 }
 
-// Nomad turns most requests away for a while: nothing is dropped for that.
-func TestStop_outlasts_a_storm_of_429(t *testing.T) {
+// busyFor turns every request away for a while, as Nomad does with too many
+// connections from one address, or what stands in front of it.
+func busyFor(d time.Duration) func(http.ResponseWriter, *http.Request) bool {
+	over := time.Now().Add(d)
+	return func(w http.ResponseWriter, _ *http.Request) bool {
+		if time.Now().After(over) {
+			return false
+		}
+		w.Header().Set("Retry-After", "1")
+		w.WriteHeader(http.StatusTooManyRequests)
+		return true
+	}
+}
+
+// Nomad turns everything away for a while: nothing is dropped for that.
+func TestDriver_outlasts_a_storm_of_429(t *testing.T) {
 	p := newProxy(t)
 	r := openThrough(t, p, rawExec(t, nil))
 	spec := newSpec(t, r)
-	_, err := r.Create(patiently(t), spec, ignore)
-	must.NoError(t, err)
+	storm := func() {
+		p.setFault(busyFor(4 * time.Second))
+		p.breakStreams()
+	}
 
-	var mu sync.Mutex
-	refusals := 0
-	p.setFault(func(w http.ResponseWriter, _ *http.Request) bool {
-		mu.Lock()
-		defer mu.Unlock()
-		if refusals++; refusals%4 == 0 {
-			return false
-		}
-		w.WriteHeader(http.StatusTooManyRequests)
-		return true
-	})
-	p.breakStreams()
+	storm()
+	p.take()
+	sandbox, err := r.Create(patiently(t), spec, ignore)
+	must.NoError(t, err)
+	must.Eq(t, runtime.StateRunning, sandbox.State)
+	must.Less(t, 20, count(p.take(), "PUT /v1/jobs"), must.Sprint("it knocks with pauses"))
+
+	storm()
+	found, err := r.Inspect(patiently(t), spec.SessionID)
+	must.NoError(t, err)
+	must.Eq(t, sandbox.ContainerID, found.ContainerID)
+
+	storm()
 	must.NoError(t, r.Stop(patiently(t), spec.SessionID))
-	p.setFault(nil)
-	stopped, err := r.Inspect(t.Context(), spec.SessionID)
+	stopped, err := r.Inspect(patiently(t), spec.SessionID)
 	must.NoError(t, err)
 	must.Eq(t, runtime.StateDead, stopped.State)
 }

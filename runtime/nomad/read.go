@@ -103,6 +103,9 @@ func (d *Driver) Inspect(ctx context.Context, sessionID string) (runtime.Sandbox
 	case err != nil:
 		return runtime.Sandbox{}, err
 	}
+	if err := d.notForeign(s); err != nil {
+		return runtime.Sandbox{}, err
+	}
 	sandbox, ok := d.sandbox(s)
 	if !ok {
 		return runtime.Sandbox{}, fmt.Errorf("nomad: session %s: %w", sessionID, runtime.ErrNotFound)
@@ -159,14 +162,11 @@ func (d *Driver) listJobs(ctx context.Context, index *uint64) iter.Seq2[*api.Job
 }
 
 // isOurs says whether a job with Bivouac's prefix is this instance's. One that
-// is nobody's, or contradicts itself, is left alone and logged.
+// is nobody's, or contradicts itself, is logged.
 func (d *Driver) isOurs(job *api.JobListStub) bool {
-	sessionID, _ := sessionOf(job.ID)
-	switch {
-	case job.Meta[jobs.MetaInstance] == "" || job.Meta[jobs.MetaSessionID] != sessionID:
-		d.logger.Warn("nomad_job_skipped", "job_id", job.ID, "reason", "its meta is not that of a sandbox")
-		return false
-	default:
-		return job.Meta[jobs.MetaInstance] == d.instance
+	why := d.foreign(job.ID, job.Meta)
+	if why != "" && job.Meta[jobs.MetaInstance] == d.instance || job.Meta[jobs.MetaInstance] == "" {
+		d.logger.Warn("nomad_job_skipped", "job_id", job.ID, "reason", why)
 	}
+	return why == ""
 }

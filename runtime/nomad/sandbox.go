@@ -13,7 +13,7 @@ import (
 // sandbox returns a job's state as the host sees it; ok is false where there is
 // no sandbox.
 func (d *Driver) sandbox(s state) (sandbox runtime.Sandbox, ok bool) {
-	if !s.known || s.job.tombstone() {
+	if !s.known || s.job.tombstone() || d.notForeign(s) != nil {
 		return runtime.Sandbox{}, false
 	}
 	sandbox = runtime.Sandbox{

@@ -21,6 +21,9 @@ import (
 // lost can report nothing: Stop waits for it until ctx ends, unless an operator
 // removes the node from Nomad, which counts as its end.
 //
+// A job of that name that is not this instance's is left alone, and Stop returns
+// ErrConflict.
+//
 // A session ID that Nomad does not know gets a tombstone: a stopped job of that
 // ID, which runs nothing, and over which no first registration succeeds. Nomad
 // removes it with its next collection of garbage after 4 hours (job_gc_threshold).
@@ -74,7 +77,7 @@ func (d *Driver) stop(ctx context.Context, sessionID string) (state, error) {
 	// A job that is seen to stand is stopped without a look before. After that
 	// only looks count: the events of it may be late.
 	seen, current := d.cache.get(jobID)
-	stands := current && seen.known && seen.whole && !seen.job.Stop
+	stands := current && seen.known && seen.whole && !seen.job.Stop && d.notForeign(seen) == nil
 	var why error // why it has not ended yet
 	for pause := minLook; ; pause = min(2*pause, maxLook) {
 		var s state
@@ -84,8 +87,8 @@ func (d *Driver) stop(ctx context.Context, sessionID string) (state, error) {
 		} else {
 			s, err = d.stopStep(ctx, sessionID, jobID)
 		}
-		if err == nil {
-			return s, nil
+		if err == nil || errors.Is(err, runtime.ErrConflict) {
+			return s, err
 		}
 		if ctx.Err() == nil || why == nil {
 			why = err
@@ -137,6 +140,8 @@ func (d *Driver) stopStep(ctx context.Context, sessionID, jobID string) (state, 
 		return state{}, err
 	case !s.known:
 		return state{}, d.layTombstone(ctx, sessionID)
+	case d.notForeign(s) != nil:
+		return state{}, d.notForeign(s)
 	case !s.job.Stop:
 		return state{}, d.deregister(ctx, sessionID, jobID)
 	case !before.job.Stop:

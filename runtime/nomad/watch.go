@@ -67,7 +67,7 @@ func (d *Driver) guard(ctx context.Context) {
 		for jobID := range f.take() {
 			s, _ := d.cache.get(jobID)
 			why := surplus(s)
-			if why == "" {
+			if why == "" || d.notForeign(s) != nil {
 				continue
 			}
 			d.logger.Warn("nomad_surplus_stopped", "job_id", jobID, "session_id", s.job.Meta[jobs.MetaSessionID], "reason", why)

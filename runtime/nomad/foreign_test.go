@@ -1,0 +1,86 @@
+package nomad_test
+
+import (
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/hashicorp/nomad/api"
+	"github.com/shoenig/test/must"
+	"github.com/shoenig/test/wait"
+
+	"github.com/bivouac/bivouac/jobs"
+	"github.com/bivouac/bivouac/runtime"
+)
+
+// A job bears the name of a session's and is not this Bivouac's, or was damaged
+// by hand. It is told of, never listed, never stopped, and never handed out.
+func TestForeignJobs_are_left_alone(t *testing.T) {
+	damages := map[string]func(meta map[string]string) map[string]string{
+		"no meta": func(map[string]string) map[string]string { return nil },
+		"another instance": func(meta map[string]string) map[string]string {
+			meta[jobs.MetaInstance] = "another-bivouac"
+			return meta
+		},
+		"another session": func(meta map[string]string) map[string]string {
+			meta[jobs.MetaSessionID] = uuid.NewString()
+			return meta
+		},
+		"no session": func(meta map[string]string) map[string]string {
+			delete(meta, jobs.MetaSessionID)
+			return meta
+		},
+	}
+	for name, damage := range damages {
+		t.Run(name, func(t *testing.T) {
+			r := openShared(t, rawExec(t, nil))
+			must.NoError(t, r.Current(patiently(t)))
+			ours, _ := create(t, r)
+			spec := runtime.Spec{
+				SessionID: uuid.NewString(), ChatID: uuid.NewString(), AgentID: "agent-1",
+				VolumeHostPath: t.TempDir(), CreatedAt: time.Now(), ExpiresAt: time.Now().Add(time.Hour),
+			}
+			job, err := r.template.Job(spec, r.instance)
+			must.NoError(t, err)
+			job.Meta = damage(job.Meta)
+			_, _, err = r.client.Jobs().Register(job, nil)
+			must.NoError(t, err)
+			t.Cleanup(func() {
+				_, _, err := r.client.Jobs().Deregister(*job.ID, true, nil)
+				must.NoError(t, err)
+			})
+
+			_, err = r.Create(patiently(t), spec, ignore)
+			must.ErrorIs(t, err, runtime.ErrConflict)
+			must.ErrorContains(t, err, *job.ID)
+			_, err = r.Inspect(patiently(t), spec.SessionID)
+			must.ErrorIs(t, err, runtime.ErrConflict)
+			must.ErrorContains(t, err, *job.ID)
+			must.ErrorIs(t, r.Stop(patiently(t), spec.SessionID), runtime.ErrConflict)
+			must.ErrorIs(t, r.Delete(patiently(t), spec.SessionID), runtime.ErrConflict)
+
+			// Registered once more it would, were it ours, be stopped by the guard.
+			_, _, err = r.client.Jobs().Register(job, nil)
+			must.NoError(t, err)
+			must.Eq(t, []string{ours.SessionID}, listed(t, r))
+			must.Wait(t, wait.InitialSuccess(wait.Timeout(patience), wait.Gap(50*time.Millisecond), wait.BoolFunc(func() bool {
+				allocs, _, err := r.client.Jobs().Allocations(*job.ID, false, nil)
+				must.NoError(t, err)
+				return len(allocs) == 1 && allocs[0].ClientStatus == api.AllocClientStatusRunning
+			})), must.Sprint("it runs"))
+			standing, _, err := r.client.Jobs().Info(*job.ID, nil)
+			must.NoError(t, err)
+			must.False(t, *standing.Stop)
+		})
+	}
+}
+
+func listed(t *testing.T, r replica) []string {
+	t.Helper()
+	var ids []string
+	for sandbox, err := range r.List(patiently(t)) {
+		must.NoError(t, err)
+		ids = append(ids, sandbox.SessionID)
+	}
+	return ids
+}
