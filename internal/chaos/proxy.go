@@ -35,8 +35,8 @@ type proxy struct {
 
 	mu     sync.Mutex
 	now    trouble
-	healed chan struct{}       // closed while nothing is cut
-	spy    spy                 // may be nil
+	healed chan struct{} // closed while nothing is cut
+	spy    spy           // may be nil
 	random *rand.Rand
 }
 

@@ -123,7 +123,7 @@ func (r *replica) ready(ctx context.Context) error {
 		cancelTry()
 		select {
 		case <-r.done: // whoever may have answered is another
-			return fmt.Errorf("%s: %w: %s", r.name, errEnded, r.cmd.ProcessState)
+			return fmt.Errorf("%s: %w: %s\n%s", r.name, errEnded, r.cmd.ProcessState, r.lastWords())
 		default:
 		}
 		if err == nil {
@@ -135,6 +135,15 @@ func (r *replica) ready(ctx context.Context) error {
 		case <-time.After(50 * time.Millisecond):
 		}
 	}
+}
+
+// lastWords are the end of the replica's log.
+func (r *replica) lastWords() string {
+	text, err := os.ReadFile(r.log.Name())
+	if err != nil {
+		return err.Error()
+	}
+	return string(text[max(0, len(text)-2000):])
 }
 
 func (r *replica) signal(sig syscall.Signal) error {

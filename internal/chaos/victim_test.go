@@ -1,0 +1,276 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"text/tabwriter"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/shoenig/test/must"
+
+	"github.com/bivouac/bivouac/internal/apiclient"
+	"github.com/bivouac/bivouac/internal/httpapi/wire"
+)
+
+// victim is a replica that is killed at one step of an operation on one chat.
+type victim struct {
+	*replica
+	operation, before string
+	step
+	chat uuid.UUID
+	old  wire.Session // that stood before
+	died time.Time
+	took time.Duration
+	left string // what is not as it should be yet
+	by   string // who settled it
+}
+
+// look is what there was at a time.
+type look struct {
+	began   time.Time
+	records map[uuid.UUID]record
+	left    []string
+}
+
+// stepLimit bounds what comes before a replica is dead.
+const stepLimit = 90 * time.Second
+
+// lookOn looks again and again at what there is, and returns the last look.
+func (w *world) lookOn(t *testing.T) (last func() *look) {
+	ctx, enough := context.WithCancel(t.Context())
+	var now atomic.Pointer[look]
+	var looking sync.WaitGroup
+	looking.Go(func() {
+		for ctx.Err() == nil {
+			next := &look{began: time.Now()}
+			next.records, next.left = w.survey(ctx)
+			now.Store(next)
+			pause(ctx, 200*time.Millisecond)
+		}
+	})
+	t.Cleanup(looking.Wait)
+	t.Cleanup(enough)
+	return now.Load
+}
+
+// awaitSettled looks on until what the victim left is settled, or for longer than
+// that may take from a time on.
+func (w *world) awaitSettled(t *testing.T, v *victim, from time.Time, last func() *look) {
+	v.left = "not looked at"
+	for v.left != "" && t.Context().Err() == nil {
+		if now := last(); now != nil && now.began.After(v.died) {
+			v.took, v.left = now.began.Sub(v.died), w.unsettled(v, now.records, now.left)
+			if now.began.Sub(from) > settleLimit {
+				return
+			}
+		}
+		pause(t.Context(), 50*time.Millisecond)
+	}
+}
+
+// victims makes a replica for each step.
+func (w *world) victims(t *testing.T) []*victim {
+	var all []*victim
+	for _, op := range operations {
+		for _, s := range op.steps {
+			v := &victim{operation: op.name, before: op.before, step: s, chat: uuid.New()}
+			name := strings.NewReplacer(" ", "-", ":", "-").Replace(op.name + "-" + s.point)
+			v.replica = w.replica(t, name, "1h")
+			switch s.point {
+			case registered:
+				v.nomad.tell(v.killedBy(func(r *http.Request, body []byte) bool {
+					return jobSent(r, body) && bytes.Contains(body, []byte(v.chat.String()))
+				}))
+			case deregistered:
+				v.nomad.tell(v.killedBy(func(r *http.Request, _ []byte) bool {
+					return r.Method == http.MethodDelete && r.URL.Path == "/v1/job/bivouac-"+v.old.SessionID.String()
+				}))
+			default:
+				v.env = append(v.env, fmt.Sprintf("BIVOUAC_FAILPOINT=kill %s %s", s.point, v.chat))
+			}
+			all = append(all, v)
+			w.chats = append(w.chats, v.chat)
+		}
+	}
+	return all
+}
+
+// killedBy kills the replica once Nomad has answered a request, before the
+// replica has the answer.
+func (v *victim) killedBy(at moment) spy {
+	return func(r *http.Request, body []byte) {
+		if at(r, body) {
+			_ = v.signal(syscall.SIGKILL) // it may be dead already
+			<-v.done
+		}
+	}
+}
+
+// each does something with all victims at once.
+func each(t *testing.T, victims []*victim, do func(context.Context, *victim) error) {
+	ctx, cancel := context.WithTimeout(t.Context(), stepLimit)
+	defer cancel()
+	var all sync.WaitGroup
+	for _, v := range victims {
+		all.Go(func() {
+			if err := do(ctx, v); err != nil {
+				t.Errorf("%s, to be killed at %s: %v", v.operation, v.point, err)
+			}
+		})
+	}
+	all.Wait()
+	must.False(t, t.Failed())
+}
+
+// prepare gives the victim's chat what it has before the operation.
+func (w *world) prepare(ctx context.Context, survivor *replica, v *victim) error {
+	if v.before == fresh {
+		return nil
+	}
+	ttl := time.Hour
+	if v.before == expired {
+		ttl = time.Second
+	}
+	res, err := survivor.api.Create(ctx, v.chat, w.load.input("agent-1", ttl))
+	if err != nil {
+		return err
+	}
+	v.old = res.Session
+	switch v.before {
+	case expired:
+		pause(ctx, time.Until(v.old.ExpiresAt)+100*time.Millisecond)
+	case ended:
+		w.awaitProcess(ctx, v.old.SessionID).signal(syscall.SIGKILL)
+	}
+	return nil
+}
+
+// begin starts the victim, and waits until it knows what its chat has. Before all
+// is prepared it would settle what it finds in flight, and be killed in that.
+func (v *victim) begin(ctx context.Context) error {
+	if err := v.start(ctx); err != nil || v.before != ended {
+		return err
+	}
+	for index := uint64(0); ; {
+		session, next, err := v.api.Get(ctx, v.chat, apiclient.Block{Index: index, Wait: time.Second})
+		if err != nil || session.State == "dead" {
+			return err
+		}
+		index = next
+	}
+}
+
+func (w *world) awaitProcess(ctx context.Context, session uuid.UUID) *sandbox {
+	for ctx.Err() == nil {
+		if s := w.census.running()[session]; s != nil {
+			return s
+		}
+		pause(ctx, scanEvery)
+	}
+	return &sandbox{}
+}
+
+// die has the victim carry out its operation, and waits until it is dead.
+func (w *world) die(ctx context.Context, v *victim) error {
+	err := v.signal(0) // it is there
+	if err != nil {
+		return err
+	}
+	switch v.operation {
+	case "create", "replace":
+		_, err = v.api.Create(ctx, v.chat, w.load.input("agent-1", time.Hour))
+	case "delete":
+		_, err = v.api.Delete(ctx, v.chat)
+	case "renew":
+		_, err = v.api.Renew(ctx, v.chat, 2*time.Hour)
+	case "cleanup":
+		_, err = v.api.Cleanup(ctx)
+	}
+	if _, answered := errors.AsType[*apiclient.Error](err); err == nil || answered || ctx.Err() != nil {
+		return fmt.Errorf("it was not killed: %v", err)
+	}
+	<-v.done
+	v.died = time.Now()
+	return nil
+}
+
+// unsettled says what of a victim's chat is not as it should be.
+func (w *world) unsettled(v *victim, records map[uuid.UUID]record, left []string) string {
+	for _, l := range left {
+		if strings.Contains(l, v.chat.String()) || records == nil {
+			return l
+		}
+	}
+	has := nothing
+	for id, r := range records {
+		switch {
+		case r.ChatID != v.chat:
+		case r.State != "running":
+			has = oldRecord
+		case id == v.old.SessionID:
+			has = oldSession
+		default:
+			has = newSession
+		}
+	}
+	if has != v.then {
+		return "the chat has: " + has
+	}
+	return ""
+}
+
+// nameSettlers finds out from the replicas' logs who settled what each left.
+func (w *world) nameSettlers(t *testing.T, victims []*victim) {
+	logs, err := filepath.Glob(filepath.Join(w.dir, "*.log"))
+	must.NoError(t, err)
+	settled, cleaned := make(map[string]string), make(map[string]string) // by chat
+	for _, name := range logs {
+		text, err := os.ReadFile(name)
+		must.NoError(t, err)
+		who := strings.TrimSuffix(filepath.Base(name), ".log")
+		for line := range strings.Lines(string(text)) {
+			_, rest, _ := strings.Cut(line, "chat_id=")
+			chat, _, _ := strings.Cut(rest, " ")
+			switch {
+			case strings.Contains(line, "sandbox_settled: "):
+				settled[chat] = who
+			case strings.Contains(line, "sandbox_cleaned: "):
+				cleaned[chat] = who
+			}
+		}
+	}
+	for _, v := range victims {
+		switch chat := v.chat.String(); {
+		case settled[chat] != "":
+			v.by = settled[chat] + ", which finds it in flight"
+		case cleaned[chat] != "":
+			v.by = cleaned[chat] + ", which cleans up"
+		case v.took < 3*time.Second: // sooner than any lock ends
+			v.by = "nothing was left"
+		default:
+			v.by = "Consul, which ends the lock"
+		}
+	}
+}
+
+func table(victims []*victim) string {
+	var b strings.Builder
+	out := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
+	_, _ = fmt.Fprintln(out, "operation\tkilled at\tthen the chat has\tsettled after\tby\t")
+	for _, v := range victims {
+		_, _ = fmt.Fprintf(out, "%s\t%s\t%s\t%.1f s\t%s\t%s\n", v.operation, v.point, v.then, v.took.Seconds(), v.by, v.left)
+	}
+	_ = out.Flush() // all to memory
+	return b.String()
+}

@@ -1,0 +1,51 @@
+package main
+
+import (
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/shoenig/test/must"
+
+	"github.com/bivouac/bivouac/internal/stack"
+)
+
+func testWorld(t *testing.T) *world {
+	dir := t.TempDir()
+	log, err := newTimeline(dir)
+	must.NoError(t, err)
+	t.Cleanup(func() { must.NoError(t, log.close()) })
+	consul, _ := stack.ConsulForTest(t)
+	nomad := stack.NomadForTest(t)
+	w := &world{plan: plan{binary: filepath.Join(dir, "bivouac")}, dir: dir, log: log, told: newLedger(log), stopped: func() {}}
+	w.kv, err = consul.Client()
+	must.NoError(t, err)
+	w.jobs, err = nomad.Client()
+	must.NoError(t, err)
+	w.load = &load{volume: dir, log: log, told: w.told}
+	must.NoError(t, stack.BuildBivouac(t.Context(), w.plan.binary, "failpoints"))
+	return w
+}
+
+// replica makes a replica that is not yet started.
+func (w *world) replica(t *testing.T, name, cleanup string) *replica {
+	consul, err := newProxy([]string{strings.TrimPrefix(w.consulAddr(t), "http://")}, 0)
+	must.NoError(t, err)
+	nomad, err := newProxy([]string{strings.TrimPrefix(w.jobs.Address(), "http://")}, 0)
+	must.NoError(t, err)
+	r, err := newReplica(w.dir, name, w.plan.binary, consul, nomad, flags(cleanup))
+	must.NoError(t, err)
+	t.Cleanup(func() { must.NoError(t, r.close()) })
+	return r
+}
+
+func (w *world) consulAddr(t *testing.T) string {
+	c, _ := stack.ConsulForTest(t)
+	return c.Addr()
+}
+
+func (w *world) survivor(t *testing.T, name, cleanup string) *replica {
+	r := w.replica(t, name, cleanup)
+	must.NoError(t, r.start(t.Context()))
+	return r
+}
