@@ -41,14 +41,26 @@ func groupRuns(pgid int) bool {
 func groupCarries(pgid int, sessionID string) bool {
 	variable := []byte("BIVOUAC_SESSION_ID=" + sessionID)
 	return slices.ContainsFunc(groupMembers(pgid), func(pid int) bool {
-		environ, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "environ"))
-		if err != nil {
-			return false
-		}
-		return slices.ContainsFunc(bytes.Split(environ, []byte{0}), func(v []byte) bool {
+		return slices.ContainsFunc(bytes.Split(environ(pid), []byte{0}), func(v []byte) bool {
 			return bytes.Equal(v, variable)
 		})
 	})
+}
+
+// environ returns a process's environment, nil where it cannot be read. A first
+// thread that has ended has none any more; the others have.
+func environ(pid int) []byte {
+	threads, err := os.ReadDir(filepath.Join("/proc", strconv.Itoa(pid), "task"))
+	if err != nil {
+		return nil
+	}
+	for _, thread := range threads {
+		text, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "task", thread.Name(), "environ"))
+		if err == nil && len(text) > 0 {
+			return text
+		}
+	}
+	return nil
 }
 
 func groupMembers(pgid int) []int {
@@ -75,6 +87,8 @@ type stat struct {
 }
 
 // readStat returns false where the process does not run: it is gone or a zombie.
+// One whose first thread alone has ended shows as a zombie too, and runs for as
+// long as it has others.
 func readStat(pid int) (stat, bool) {
 	text, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "stat"))
 	if err != nil {
@@ -83,13 +97,14 @@ func readStat(pid int) (stat, bool) {
 	// The second field is the program's name in parentheses. It may hold
 	// anything, so the others are counted from its end.
 	_, rest, _ := strings.Cut(string(text[bytes.LastIndexByte(text, ')')+1:]), " ")
-	const state, pgrp, starttime = 0, 2, 19
+	const state, pgrp, numThreads, starttime = 0, 2, 17, 19
 	fields := strings.Fields(rest)
-	if len(fields) <= starttime || fields[state] == "Z" || fields[state] == "X" {
+	if len(fields) <= starttime {
 		return stat{}, false
 	}
-	pgid, err := strconv.Atoi(fields[pgrp])
-	if err != nil {
+	pgid, pgidErr := strconv.Atoi(fields[pgrp])
+	threads, threadsErr := strconv.Atoi(fields[numThreads])
+	if pgidErr != nil || threadsErr != nil || fields[state] == "X" || fields[state] == "Z" && threads <= 1 {
 		return stat{}, false
 	}
 	return stat{pgid: pgid, start: fields[starttime]}, true

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	goruntime "runtime"
+	"slices"
 	"syscall"
 	"testing"
 	"time"
@@ -15,11 +17,24 @@ import (
 	"github.com/bivouac/bivouac/runtime"
 )
 
+// endFirstThread is the argument for a sandbox whose first thread ends, while the
+// others serve on.
+const endFirstThread = "end-first-thread"
+
+func init() { //nolint:gochecknoinits // later it is too late to choose the thread
+	if slices.Contains(os.Args, endFirstThread) {
+		goruntime.LockOSThread() // main runs on the first thread
+	}
+}
+
 // The test binary is also the sandbox that the tests run, and the agent that
 // they kill.
 func TestMain(m *testing.M) {
 	var err error
 	switch {
+	case slices.Contains(os.Args, endFirstThread):
+		go func() { _ = demosandbox.Run(context.Background(), demosandbox.FromEnv(os.Getenv)) }() // until it is killed
+		_, _, err = syscall.Syscall(syscall.SYS_EXIT, 0, 0, 0)
 	case os.Getenv("BIVOUAC_SESSION_ID") != "":
 		err = demosandbox.Run(context.Background(), demosandbox.FromEnv(os.Getenv))
 	case os.Getenv("TEST_DIR") != "":

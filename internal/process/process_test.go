@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -16,6 +17,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/hashicorp/go-hclog"
 	"github.com/shoenig/test/must"
+	"github.com/shoenig/test/wait"
 
 	"github.com/bivouac/bivouac/runtime"
 	"github.com/bivouac/bivouac/runtime/conformance"
@@ -163,6 +165,39 @@ func TestChildrenEndWithTheLeader(t *testing.T) {
 	_, err := d.Create(t.Context(), spec, ignore)
 	must.ErrorContains(t, err, "exit code 4")
 	must.SliceEmpty(t, processesOf(spec.SessionID))
+}
+
+func TestASandboxLivesWhileOneOfItsThreadsDoes(t *testing.T) {
+	for name, next := range map[string]func(*testing.T, *Driver) *Driver{
+		"for the driver that started it": func(_ *testing.T, d *Driver) *Driver { return d },
+		"for the next one": func(t *testing.T, d *Driver) *Driver {
+			must.NoError(t, d.Close())
+			return openDriver(t, d.dir)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			// Given a sandbox whose first thread has ended, so that the kernel
+			// calls the process a zombie.
+			d := openDriver(t, t.TempDir(), os.Args[0], endFirstThread)
+			spec := runtime.Spec{SessionID: uuid.NewString(), VolumeHostPath: t.TempDir()}
+			created, err := d.Create(t.Context(), spec, ignore)
+			must.NoError(t, err)
+			must.Wait(t, wait.InitialSuccess(wait.Gap(time.Millisecond), wait.Timeout(10*time.Second), wait.BoolFunc(func() bool {
+				status, err := os.ReadFile("/proc/" + created.ContainerID + "/status")
+				return err == nil && bytes.Contains(status, []byte("State:\tZ (zombie)"))
+			})))
+
+			// Then it is one that runs, and can be ended.
+			d = next(t, d)
+			found, err := d.Inspect(t.Context(), spec.SessionID)
+			must.NoError(t, err)
+			must.Eq(t, created, found)
+			must.NoError(t, d.Delete(t.Context(), spec.SessionID))
+			conn, err := net.Dial("tcp", created.Endpoint.AddrPort().String())
+			must.ErrorIs(t, err, syscall.ECONNREFUSED)
+			must.Nil(t, conn)
+		})
+	}
 }
 
 func TestSandboxesGetNoSecrets(t *testing.T) {
