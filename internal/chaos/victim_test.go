@@ -198,7 +198,7 @@ func (w *world) die(ctx context.Context, v *victim) error {
 		_, err = v.api.Cleanup(ctx)
 	}
 	if _, answered := errors.AsType[*apiclient.Error](err); err == nil || answered || ctx.Err() != nil {
-		return fmt.Errorf("it was not killed: %v", err)
+		return errors.Join(errors.New("it was not killed"), err)
 	}
 	<-v.done
 	v.died = time.Now()
