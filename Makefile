@@ -33,10 +33,11 @@ test: ## Run all tests with the race detector; with CI=true none may be skipped
 		--post-run-command $(CURDIR)/internal/tools/gotestsum/no-skips.sh \
 		-- -race -timeout 20m $(if $(CI),-count=1) ./...)
 
-# DURATION= and SEED= choose another run than the full one.
+# DURATION= and SEED= choose another run than the full one, in which each fault
+# comes at least 20 times.
 .PHONY: chaos
 chaos: ## Break a running Bivouac in every way for half an hour, and count what it does wrong
-	go run ./internal/chaos $(if $(DURATION),-duration=$(DURATION)) $(if $(SEED),-seed=$(SEED))
+	go run ./internal/chaos $(if $(DURATION),-duration=$(DURATION) -times=0) $(if $(SEED),-seed=$(SEED))
 
 RUNS ?= 10000
 .PHONY: simulate

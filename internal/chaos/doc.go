@@ -8,6 +8,9 @@
 // the processes of sandboxes are counted in /proc, whatever any record says. At
 // intervals the faults stop, and what was broken has to settle within a limit.
 //
+// A full run has each fault at least 20 times. Whatever keeps the suite itself from
+// going on ends the run, and is told apart from what did not hold.
+//
 // Faults, callers and pauses are drawn from a seed. As real processes run, the
 // same seed gives the same draws and not the same run.
 //
@@ -15,7 +18,12 @@
 // through, which holds back requests and answers, loses them, or lets them arrive
 // late. A node is cut off in two halves: its agent is paused, so that the servers
 // take it for lost while its sandboxes live; and the Nomad server is paused, so
-// that the agents live without servers.
+// that the agents live without servers: sandboxes then end on their own, as they do
+// where the network parts. A replica's clock is set off by a failpoint, the only one
+// that this command uses; the tests of this package use those that kill.
+//
+// Plugins are not part of it: what their crashes leave is shown by the tests of
+// internal/pluginhost and examples.
 //
 // It knows Bivouac by its API, its keys in Consul and its jobs in Nomad, as an
 // operator does, and must never import what makes decisions there.
