@@ -54,33 +54,45 @@ where a request failed.`
 		}
 		log := hclog.New(&hclog.LoggerOptions{Name: "bivouac", Level: hclog.LevelFromString(*level), Output: c.err})
 		host := pluginhost.Config{Dir: dir, Plugins: []pluginhost.Plugin{p}, Instance: *instance, Logger: log}
-		return withPlugin(ctx, host, func(_ *pluginhost.Host, d runtime.Driver) error {
-			return hand{c, d}.takeAll(ctx, c.in)
-		})
+		running, err := startPlugin(ctx, host)
+		if err != nil {
+			return err
+		}
+		defer running.end()
+		return hand{c, running.driver}.takeAll(ctx, c.in)
 	}
 	return c
 }
 
-// withPlugin runs the one plugin of a host for as long as use takes.
-func withPlugin(ctx context.Context, config pluginhost.Config, use func(*pluginhost.Host, runtime.Driver) error) error {
+// runningPlugin is a host with one plugin, which is up.
+type runningPlugin struct {
+	host   *pluginhost.Host
+	driver runtime.Driver
+	end    func() // waits until the plugin's process is gone; may be called again
+}
+
+// startPlugin starts the one plugin of a host. It runs until end is called,
+// whatever becomes of ctx.
+func startPlugin(ctx context.Context, config pluginhost.Config) (*runningPlugin, error) {
 	host, err := pluginhost.New(config)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	running, end := context.WithCancel(context.WithoutCancel(ctx))
+	running, stop := context.WithCancel(context.WithoutCancel(ctx))
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
 		host.Run(running)
 	}()
-	defer func() {
-		end()
+	end := func() {
+		stop()
 		<-done
-	}()
-	if err := host.AwaitStart(ctx); err != nil {
-		return err
 	}
-	return use(host, host.Drivers()[config.Plugins[0].Name])
+	if err := host.AwaitStart(ctx); err != nil {
+		end()
+		return nil, err
+	}
+	return &runningPlugin{host: host, driver: host.Drivers()[config.Plugins[0].Name], end: end}, nil
 }
 
 // hand drives a driver by requests that a person types in.

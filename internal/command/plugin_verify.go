@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"syscall"
-	"time"
 
 	"github.com/hashicorp/go-hclog"
 
@@ -43,46 +42,53 @@ one is not met.`
 		host := pluginhost.Config{Dir: dir, Plugins: []pluginhost.Plugin{p}, Instance: "plugin-verify", Logger: log}
 		other := host
 		other.Instance = "plugin-verify-other"
-		return withPlugin(ctx, host, func(h *pluginhost.Host, d runtime.Driver) error {
-			return withPlugin(ctx, other, func(_ *pluginhost.Host, foreign runtime.Driver) error {
-				restart := func(ctx context.Context, _ runtime.Driver) (runtime.Driver, error) { return d, restart(ctx, h) }
-				kept, err := conformance.Verify(ctx, conformance.Harness{
-					Open:    func(context.Context) (runtime.Driver, error) { return d, nil },
-					Foreign: func(context.Context) (runtime.Driver, error) { return foreign, nil },
-					Reopen:  restart,
-					Crash:   restart,
-					Demo:    *demo,
-				}, c.out)
-				if err == nil && !kept {
-					return errNotConforming
-				}
-				return err
-			})
-		})
+		verified, err := startPlugin(ctx, host)
+		if err != nil {
+			return err
+		}
+		defer func() { verified.end() }() // the one that runs then
+		foreign, err := startPlugin(ctx, other)
+		if err != nil {
+			return err
+		}
+		defer foreign.end()
+		restart := func(ctx context.Context, _ runtime.Driver) (runtime.Driver, error) {
+			next, err := crash(ctx, verified, host)
+			if err != nil {
+				return nil, err
+			}
+			verified = next
+			return next.driver, nil
+		}
+		kept, err := conformance.Verify(ctx, conformance.Harness{
+			Open:    func(context.Context) (runtime.Driver, error) { return verified.driver, nil },
+			Foreign: func(context.Context) (runtime.Driver, error) { return foreign.driver, nil },
+			Reopen:  restart,
+			Crash:   restart,
+			Demo:    *demo,
+		}, c.out)
+		if err == nil && !kept {
+			return errNotConforming
+		}
+		return err
 	}
 	return c
 }
 
-// restart kills the process of a host's one plugin, and waits for the next.
-func restart(ctx context.Context, host *pluginhost.Host) error {
-	before := host.Status()[0]
-	if before.PID == 0 {
-		return errors.New("the plugin is not up, so it cannot be killed")
+// crash kills the plugin's process and starts the next one in a host anew: the
+// old host would pause before it, the longer the more often it has crashed.
+func crash(ctx context.Context, p *runningPlugin, config pluginhost.Config) (*runningPlugin, error) {
+	pid := p.host.Status()[0].PID
+	if pid == 0 {
+		return nil, errors.New("the plugin is not up, so it cannot be killed")
 	}
-	if err := syscall.Kill(before.PID, syscall.SIGKILL); err != nil {
-		return fmt.Errorf("kill the plugin: %w", err)
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+		return nil, fmt.Errorf("kill the plugin: %w", err)
 	}
-	look := time.NewTicker(10 * time.Millisecond)
-	defer look.Stop()
-	for {
-		now := host.Status()[0]
-		if now.State == pluginhost.StateRunning && now.Restarts > before.Restarts {
-			return nil
-		}
-		select {
-		case <-look.C:
-		case <-ctx.Done():
-			return fmt.Errorf("the plugin did not come up again: %w: %s", ctx.Err(), now.Reason)
-		}
+	p.end()
+	next, err := startPlugin(ctx, config)
+	if err != nil {
+		return nil, fmt.Errorf("the plugin did not come up again: %w", err)
 	}
+	return next, nil
 }
