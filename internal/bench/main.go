@@ -3,11 +3,14 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
 	"os/signal"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"syscall"
 	"time"
 
@@ -27,11 +30,28 @@ func run() (err error) {
 	rounds := flag.Int("rounds", 30, "rounds of each measurement")
 	standing := flag.Int("records", 50_000, "records that stand in the larger of two stores")
 	out := flag.String("json", "", "file to write the results to")
+	only := flag.String("run", "", "regular expression: measure only the parts whose names match")
 	flag.Parse()
-
-	w, err := newWorld(ctx)
+	wanted, err := regexp.Compile(*only)
 	if err != nil {
 		return err
+	}
+
+	w := &world{}
+	parts := []part{
+		{"one caller, raw_exec", true, func(ctx context.Context) (report, error) { return w.latency(ctx, "raw_exec", *rounds) }},
+		{"one caller, docker", true, func(ctx context.Context) (report, error) { return w.latency(ctx, "docker", *rounds) }},
+		{"many callers", true, w.throughput},
+		{"records standing", true, func(ctx context.Context) (report, error) { return w.standing(ctx, *rounds, *standing) }},
+		{"requests", true, w.requests},
+		{"plugin", false, func(ctx context.Context) (report, error) { return w.plugin(ctx, *rounds) }},
+	}
+	parts = slices.DeleteFunc(parts, func(p part) bool { return !wanted.MatchString(p.name) })
+	if len(parts) == 0 {
+		return fmt.Errorf("no part's name matches %q", *only)
+	}
+	if err := w.start(ctx, slices.ContainsFunc(parts, func(p part) bool { return p.servers })); err != nil {
+		return errors.Join(err, w.stop())
 	}
 	defer func() {
 		if stopErr := w.stop(); err == nil {
@@ -40,16 +60,7 @@ func run() (err error) {
 	}()
 
 	var all report
-	for _, part := range []struct {
-		name string
-		run  func(context.Context) (report, error)
-	}{
-		{"one caller, raw_exec", func(ctx context.Context) (report, error) { return w.latency(ctx, "raw_exec", *rounds) }},
-		{"one caller, docker", func(ctx context.Context) (report, error) { return w.latency(ctx, "docker", *rounds) }},
-		{"many callers", w.throughput},
-		{"records standing", func(ctx context.Context) (report, error) { return w.standing(ctx, *rounds, *standing) }},
-		{"requests", w.requests},
-	} {
+	for _, part := range parts {
 		fmt.Fprintf(os.Stderr, "measuring: %s\n", part.name)
 		r, err := part.run(ctx)
 		if err != nil {
@@ -70,6 +81,13 @@ func run() (err error) {
 	return os.WriteFile(*out, append(text, '\n'), 0o644)
 }
 
+// part is one of the things that are measured.
+type part struct {
+	name    string
+	servers bool // it needs Nomad and Consul
+	run     func(context.Context) (report, error)
+}
+
 // world is what is measured: servers, templates and the command itself.
 type world struct {
 	dir    string
@@ -83,23 +101,15 @@ type world struct {
 // which all callers of the benchmark are.
 const manyConns = 4000
 
-func newWorld(ctx context.Context) (*world, error) {
-	dir, err := os.MkdirTemp("", "bivouac-bench-")
-	if err != nil {
-		return nil, err
-	}
-	w := &world{dir: dir, binary: filepath.Join(dir, "bivouac")}
-	if err := w.start(ctx); err != nil {
-		_ = w.stop() // the first error says more
-		return nil, err
-	}
-	return w, nil
-}
-
-func (w *world) start(ctx context.Context) (err error) {
+// start builds the command, and starts the servers where they are needed.
+func (w *world) start(ctx context.Context, servers bool) (err error) {
 	ctx, cancel := context.WithTimeout(ctx, 20*time.Minute)
 	defer cancel()
-	if err := stack.BuildBivouac(ctx, w.binary); err != nil {
+	if w.dir, err = os.MkdirTemp("", "bivouac-bench-"); err != nil {
+		return err
+	}
+	w.binary = filepath.Join(w.dir, "bivouac")
+	if err := stack.BuildBivouac(ctx, w.binary); err != nil || !servers {
 		return err
 	}
 	if err := stack.DockerEngine(ctx); err != nil {

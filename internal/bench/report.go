@@ -39,7 +39,7 @@ func percentile(sorted []time.Duration, p int) float64 {
 		return 0
 	}
 	rank := (len(sorted)*p + 99) / 100
-	return float64(sorted[max(rank, 1)-1].Microseconds()) / 1000
+	return float64(sorted[max(rank, 1)-1].Nanoseconds()) / 1e6
 }
 
 // against adds the ratio of a row to others.
@@ -88,6 +88,9 @@ func (r report) print(out io.Writer) error {
 func ms(v float64) string {
 	if v == 0 {
 		return ""
+	}
+	if v < 0.1 {
+		return fmt.Sprintf("%.4f", v)
 	}
 	return fmt.Sprintf("%.1f", v)
 }

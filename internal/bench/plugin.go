@@ -1,0 +1,240 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/bivouac/bivouac/internal/pluginhost"
+	"github.com/bivouac/bivouac/internal/process"
+	"github.com/bivouac/bivouac/runtime"
+)
+
+const (
+	pluginPart = "plugin"
+	// createsPerRound and inspectsPerCreate are many, as they are quick and what
+	// is looked for is a small difference.
+	createsPerRound   = 10
+	inspectsPerCreate = 20
+	crashes           = 10
+)
+
+// plugin measures what it costs to run a driver as a plugin: the same driver is
+// linked in and run as a plugin, and each creates and inspects in turns. Then how
+// long the plugin is away when it is killed, and how much memory it takes.
+func (w *world) plugin(ctx context.Context, rounds int) (report, error) {
+	command := []string{w.binary, "demo-sandbox"}
+	linked, err := process.New(process.Config{
+		Dir: filepath.Join(w.dir, "linked-in"), Command: command, Logger: hclog.NewNullLogger(),
+	})
+	if err != nil {
+		return nil, err
+	}
+	spec, err := w.pluginSpec(command)
+	if err != nil {
+		return nil, err
+	}
+	served, err := startPlugin(ctx, spec)
+	if err != nil {
+		return nil, errors.Join(err, linked.Close())
+	}
+	rows, err := w.besidePlugin(ctx, linked, served.driver, rounds*createsPerRound)
+	if err == nil {
+		var memory report
+		memory, err = served.memory()
+		rows = append(rows, memory...)
+	}
+	served.end()
+	if err := errors.Join(err, linked.Close()); err != nil {
+		return nil, err
+	}
+	restarts, err := w.restarts(ctx, spec)
+	return append(rows, restarts...), err
+}
+
+// side is one of two drivers that are compared.
+type side struct {
+	name   string
+	driver runtime.Driver
+}
+
+// besidePlugin creates and inspects sandboxes by both drivers in turns.
+func (w *world) besidePlugin(ctx context.Context, linked, served runtime.Driver, creates int) (report, error) {
+	volume, err := w.volume()
+	if err != nil {
+		return nil, err
+	}
+	first, second := side{"linked in", linked}, side{"through a plugin", served}
+	times := stopwatch{}
+	for i := range creates + 1 { // the first one warms up
+		if i == 1 {
+			clear(times)
+		}
+		if err := inTurns(ctx, times, volume, first, second); err != nil {
+			return nil, err
+		}
+		first, second = second, first
+	}
+	var out report
+	for _, what := range []string{"create", "inspect"} {
+		base := timed(pluginPart, what+" linked in", times[what+" linked in"])
+		through := timed(pluginPart, what+" through a plugin", times[what+" through a plugin"])
+		through.against(base)
+		through.Count, through.Unit = through.P50-base.P50, "ms more at p50"
+		out = append(out, base, through)
+	}
+	return out, nil
+}
+
+// inTurns has each side create a sandbox, and then inspect it some times.
+func inTurns(ctx context.Context, times stopwatch, volume string, sides ...side) (err error) {
+	ids := make([]string, len(sides))
+	for i, s := range sides {
+		ids[i] = uuid.NewString()
+		defer func() { err = errors.Join(err, s.driver.Delete(context.WithoutCancel(ctx), ids[i])) }()
+		if err := times.time("create "+s.name, func() error { return createBy(ctx, s.driver, ids[i], volume) }); err != nil {
+			return err
+		}
+	}
+	for range inspectsPerCreate {
+		for i, s := range sides {
+			if err := times.time("inspect "+s.name, func() error { return inspectBy(ctx, s.driver, ids[i]) }); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func createBy(ctx context.Context, d runtime.Driver, id, volume string) error {
+	now := time.Now()
+	_, err := d.Create(ctx, runtime.Spec{SessionID: id, ChatID: uuid.NewString(), AgentID: "bench",
+		VolumeHostPath: volume, CreatedAt: now, ExpiresAt: now.Add(time.Hour)}, func(runtime.Stage) {})
+	return err
+}
+
+func inspectBy(ctx context.Context, d runtime.Driver, id string) error {
+	_, err := d.Inspect(ctx, id)
+	return err
+}
+
+// restarts measures how long no call succeeds after the plugin was killed. Each
+// time in a host anew, which has seen no crash before, and with a sandbox that
+// the next process has to find again.
+func (w *world) restarts(ctx context.Context, spec pluginhost.Plugin) (report, error) {
+	volume, err := w.volume()
+	if err != nil {
+		return nil, err
+	}
+	times := stopwatch{}
+	for range crashes {
+		p, err := startPlugin(ctx, spec)
+		if err != nil {
+			return nil, err
+		}
+		id := uuid.NewString()
+		err = createBy(ctx, p.driver, id, volume)
+		if err == nil {
+			err = times.time("restart", func() error { return p.crash(ctx, id) })
+		}
+		err = errors.Join(err, p.driver.Delete(context.WithoutCancel(ctx), id))
+		p.end()
+		if err != nil {
+			return nil, err
+		}
+	}
+	return report{timed(pluginPart, "kill -9 until the next call succeeds", times["restart"])}, nil
+}
+
+// pluginSpec is this Bivouac's own driver of processes as a plugin.
+func (w *world) pluginSpec(command []string) (pluginhost.Plugin, error) {
+	config, err := json.Marshal(map[string]any{"dir": filepath.Join(w.dir, "served"), "command": command})
+	return pluginhost.Plugin{
+		Name: process.Name, Path: w.binary, Args: []string{"plugin-process"}, Env: process.Environment(), Config: config,
+	}, err
+}
+
+// runningPlugin is a plugin in a host of its own.
+type runningPlugin struct {
+	host   *pluginhost.Host
+	driver runtime.Driver
+	end    func()
+}
+
+func startPlugin(ctx context.Context, spec pluginhost.Plugin) (*runningPlugin, error) {
+	host, err := pluginhost.New(pluginhost.Config{
+		Plugins: []pluginhost.Plugin{spec}, Instance: "bench", Logger: hclog.NewNullLogger(),
+	})
+	if err != nil {
+		return nil, err
+	}
+	runCtx, stop := context.WithCancel(context.WithoutCancel(ctx))
+	var running sync.WaitGroup
+	running.Go(func() { host.Run(runCtx) })
+	p := &runningPlugin{host: host, driver: host.Drivers()[spec.Name], end: func() {
+		stop()
+		running.Wait()
+	}}
+	if err := host.AwaitStart(ctx); err != nil {
+		p.end()
+		return nil, err
+	}
+	return p, nil
+}
+
+// crash kills the plugin and returns once it answers again.
+func (p *runningPlugin) crash(ctx context.Context, id string) error {
+	before := p.host.Status()[0]
+	if err := syscall.Kill(before.PID, syscall.SIGKILL); err != nil {
+		return err
+	}
+	again := time.NewTicker(time.Millisecond)
+	defer again.Stop()
+	for {
+		err := inspectBy(ctx, p.driver, id)
+		if err == nil && p.host.Status()[0].Restarts > before.Restarts {
+			return nil
+		}
+		if err != nil && !errors.Is(err, runtime.ErrUnavailable) {
+			return err
+		}
+		select {
+		case <-again.C:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// memory is what the plugin's process has in RAM: all of it, and without what
+// it has of files, which processes of the same program share.
+func (p *runningPlugin) memory() (report, error) {
+	status, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(p.host.Status()[0].PID), "status"))
+	if err != nil {
+		return nil, err
+	}
+	var out report
+	for _, memory := range []struct{ field, what string }{
+		{"VmRSS:", "memory of the plugin's process"},
+		{"RssAnon:", "memory that it shares with nobody"},
+	} {
+		_, rest, _ := bytes.Cut(status, []byte(memory.field))
+		var kib float64
+		if _, err := fmt.Sscan(string(rest), &kib); err != nil {
+			return nil, fmt.Errorf("%s of the process: %w", memory.field, err)
+		}
+		out = append(out, row{Part: pluginPart, What: memory.what, N: 1, Count: kib / 1024, Unit: "MiB"})
+	}
+	return out, nil
+}
