@@ -1,6 +1,8 @@
 // Package demosandbox is a small sandbox to try Bivouac out with: an HTTP
 // server that says whom it serves and shows its workspace.
 //
+// It can be told to fail, to try runtimes out with; see [Obey].
+//
 // It knows what every sandbox knows, its environment, and must never know of
 // the agent, the API or any runtime.
 package demosandbox
@@ -58,26 +60,41 @@ func Run(ctx context.Context, config Config) error {
 		return fmt.Errorf("demo-sandbox: open workspace: %w", err)
 	}
 	defer workspace.Close()
+	release, err := Obey(ctx, workspace, config.SessionID)
+	if err != nil {
+		return fmt.Errorf("demo-sandbox: %w", err)
+	}
+	defer release()
 
 	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", config.Addr)
 	if err != nil {
 		return fmt.Errorf("demo-sandbox: %w", err)
 	}
+	ctx, exit := context.WithCancelCause(ctx)
+	defer exit(nil)
 	server := &http.Server{
-		Handler:           Handler(config, workspace),
+		Handler:           Handler(config, workspace, func() { exit(errToldToExit) }),
 		ReadHeaderTimeout: 10 * time.Second,
 		IdleTimeout:       time.Minute,
 	}
 	defer context.AfterFunc(ctx, func() { _ = server.Close() })()
-	if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+	err = server.Serve(listener)
+	if errors.Is(err, http.ErrServerClosed) {
+		err = nil
+	}
+	if errors.Is(context.Cause(ctx), errToldToExit) {
+		err = errToldToExit
+	}
+	if err != nil {
 		return fmt.Errorf("demo-sandbox: %w", err)
 	}
 	return nil
 }
 
-// Handler answers /, /healthz and /workspace/. Nothing outside workspace can
-// be reached through it, by symbolic links neither.
-func Handler(config Config, workspace *os.Root) http.Handler {
+// Handler answers /, /healthz and /workspace/, and calls exit for a POST to
+// /exit. Nothing outside workspace can be reached through it, by symbolic links
+// neither.
+func Handler(config Config, workspace *os.Root, exit func()) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
@@ -93,6 +110,7 @@ func Handler(config Config, workspace *os.Root) http.Handler {
 		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 		_, _ = w.Write([]byte(config.SessionID))
 	})
+	mux.HandleFunc("POST /exit", func(http.ResponseWriter, *http.Request) { exit() })
 	mux.Handle("GET /workspace/", http.StripPrefix("/workspace", http.FileServerFS(workspace.FS())))
 	return mux
 }

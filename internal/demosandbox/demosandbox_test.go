@@ -23,7 +23,7 @@ func TestHandler(t *testing.T) {
 	root, err := os.OpenRoot(workspace)
 	must.NoError(t, err)
 	t.Cleanup(func() { must.NoError(t, root.Close()) })
-	handler := Handler(Config{SessionID: "s-1", ChatID: "c-1", AgentID: `a "quoted"`}, root)
+	handler := Handler(Config{SessionID: "s-1", ChatID: "c-1", AgentID: `a "quoted"`}, root, func() {})
 
 	for _, test := range []struct {
 		name, method, path string
@@ -85,4 +85,51 @@ func TestRunEndsAtOnce(t *testing.T) {
 func TestRunNeedsItsWorkspace(t *testing.T) {
 	err := Run(t.Context(), Config{Addr: "127.0.0.1:0", Workspace: filepath.Join(t.TempDir(), "missing")})
 	must.ErrorIs(t, err, os.ErrNotExist)
+}
+
+func TestRunExitsWhenItIsTold(t *testing.T) {
+	// Given a running sandbox, and nobody who knows yet where.
+	workspace, err := os.OpenRoot(t.TempDir())
+	must.NoError(t, err)
+	t.Cleanup(func() { must.NoError(t, workspace.Close()) })
+	exited := false
+	answer := httptest.NewRecorder()
+
+	// When it is told to exit, then it does.
+	Handler(Config{}, workspace, func() { exited = true }).ServeHTTP(answer, httptest.NewRequest(http.MethodPost, "/exit", nil))
+	must.True(t, exited)
+}
+
+func TestObey(t *testing.T) {
+	for _, test := range []struct {
+		name    string
+		order   string
+		refused error
+	}{
+		{"runs where it is told nothing", "", nil},
+		{"fails where it is told to", "exit\n", errToldToExit},
+		{"hangs where it is told to, until its end", "hang", context.Canceled},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			workspace, err := os.OpenRoot(t.TempDir())
+			must.NoError(t, err)
+			t.Cleanup(func() { must.NoError(t, workspace.Close()) })
+			must.NoError(t, workspace.WriteFile(".demo-sandbox-s-1", []byte(test.order), 0o600))
+			ctx, cancel := context.WithCancel(t.Context())
+			cancel()
+
+			release, err := Obey(ctx, workspace, "s-1")
+			must.ErrorIs(t, err, test.refused)
+			if err != nil {
+				return
+			}
+			// Only one of a session runs at a time.
+			_, err = Obey(ctx, workspace, "s-1")
+			must.ErrorIs(t, err, errSecond)
+			release()
+			release, err = Obey(ctx, workspace, "s-1")
+			must.NoError(t, err)
+			release()
+		})
+	}
 }

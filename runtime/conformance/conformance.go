@@ -12,10 +12,24 @@
 //
 // A program calls [Verify], which prints a report. The package is part of the
 // product, so it imports no testing library.
+//
+// # The demo sandbox
+//
+// With Harness.Demo the suite needs no hook to make a sandbox fail, and sees more
+// of each. What runs then has to
+//
+//   - answer GET / with a JSON object of session_id, chat_id and agent_id, as its
+//     environment says, and GET /workspace/FILE with a file of the volume;
+//   - end with an error at a POST to /exit;
+//   - look in the volume for a file .demo-sandbox-SESSION_ID when it starts. Where
+//     there is one, it opens it, locks it with flock(2) for as long as it runs,
+//     and ends with an error where another has the lock. If the file says "exit"
+//     it ends with an error, if "hang" it runs on without ever listening.
 package conformance
 
 import (
 	"context"
+	"time"
 
 	"github.com/bivouac/bivouac/runtime"
 )
@@ -51,7 +65,7 @@ type Harness struct {
 	// being used again does not count.
 	Leftovers func(ctx context.Context, sessionID string) ([]string, error)
 
-	// Failing opens a driver whose sandboxes end at once.
+	// Failing opens a driver whose sandboxes end at once, with an error.
 	Failing func(ctx context.Context) (runtime.Driver, error)
 
 	// Slow opens a driver whose sandboxes run and do not answer.
@@ -60,16 +74,22 @@ type Harness struct {
 	// Foreign opens a driver of another Bivouac on the same machine or engine.
 	Foreign func(ctx context.Context) (runtime.Driver, error)
 
-	// Demo says that what runs is bivouac demo-sandbox, or answers as that
-	// does: then the suite asks each sandbox what it was told.
+	// Demo says that what runs is bivouac demo-sandbox, or behaves as that does.
+	// Then the suite asks each sandbox what it was told, looks at whether it runs
+	// without asking the driver, and needs neither Kill nor Failing nor Slow. See
+	// "The demo sandbox" in the package's documentation.
 	Demo bool
+
+	// Patience bounds each call. Zero means a minute: the suite is not about
+	// speed.
+	Patience time.Duration
 }
 
 // requirement is one thing that every driver must do.
 type requirement struct {
 	name     string
 	requires string               // in words for the driver's author
-	without  func(Harness) string // the hook that is missing, "" if none
+	without  func(Harness) string // what is missing for the check, "" if nothing
 	check    func(*fixture)
 }
 
@@ -102,17 +122,39 @@ func requirements() []requirement {
 	}
 }
 
-func nothing(Harness) string        { return "" }
-func needsKill(h Harness) string    { return missing(h.Kill == nil, "Kill") }
-func needsReopen(h Harness) string  { return missing(h.Reopen == nil, "Reopen") }
-func needsCrash(h Harness) string   { return missing(h.Crash == nil, "Crash") }
-func needsFailing(h Harness) string { return missing(h.Failing == nil, "Failing") }
-func needsSlow(h Harness) string    { return missing(h.Slow == nil, "Slow") }
-func needsForeign(h Harness) string { return missing(h.Foreign == nil, "Foreign") }
+func nothing(Harness) string { return "" }
 
-func missing(isNil bool, hook string) string {
-	if isNil {
-		return hook
+func needsKill(h Harness) string {
+	return orDemo(h, h.Kill == nil, "a sandbox that ends by itself", "Kill")
+}
+
+func needsFailing(h Harness) string {
+	return orDemo(h, h.Failing == nil, "a sandbox that fails at its start", "Failing")
+}
+
+func needsSlow(h Harness) string {
+	return orDemo(h, h.Slow == nil, "a sandbox that does not answer", "Slow")
+}
+
+func needsReopen(h Harness) string {
+	return missing(h.Reopen == nil, "a way to restart the driver: hook Reopen")
+}
+
+func needsCrash(h Harness) string {
+	return missing(h.Crash == nil, "a way to kill the driver in the middle of a call: hook Crash")
+}
+
+func needsForeign(h Harness) string {
+	return missing(h.Foreign == nil, "a driver of another Bivouac beside this one: hook Foreign")
+}
+
+func orDemo(h Harness, isNil bool, what, hook string) string {
+	return missing(isNil && !h.Demo, what+": run bivouac demo-sandbox in the sandboxes and say so (-demo, Demo), or give the hook "+hook)
+}
+
+func missing(isMissing bool, what string) string {
+	if isMissing {
+		return "to check this takes " + what
 	}
 	return ""
 }

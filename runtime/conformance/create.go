@@ -1,11 +1,7 @@
 package conformance
 
 import (
-	"encoding/json"
 	"errors"
-	"io"
-	"net/http"
-	"net/url"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -168,37 +164,9 @@ func takesLongNames(f *fixture) {
 // works takes a spec, whose volume is still to be made, through a sandbox's life.
 func (f *fixture) works(spec runtime.Spec) {
 	f.noError(os.MkdirAll(spec.VolumeHostPath, 0o755), "make a volume")
+	f.giveOrder(spec)
 	sandbox := f.create(spec)
 	f.runs(spec, sandbox)
 	f.delete(spec)
 	f.isGone(spec)
-}
-
-// wasToldTruth asks a demo sandbox whom it serves, and for a file of the volume.
-func (f *fixture) wasToldTruth(spec runtime.Spec, sandbox runtime.Sandbox) {
-	var told struct {
-		SessionID string `json:"session_id"`
-		ChatID    string `json:"chat_id"`
-		AgentID   string `json:"agent_id"`
-	}
-	f.noError(json.Unmarshal(f.ask(sandbox, "/"), &told), "what the sandbox tells of itself")
-	same(f, spec.SessionID, told.SessionID, "the session that the sandbox was told")
-	same(f, spec.ChatID, told.ChatID, "the chat that the sandbox was told")
-	same(f, spec.AgentID, told.AgentID, "the agent that the sandbox was told")
-
-	const name = "from the host.txt"
-	f.noError(os.WriteFile(filepath.Join(spec.VolumeHostPath, name), []byte(spec.SessionID), 0o644), "write to the volume")
-	same(f, spec.SessionID, string(f.ask(sandbox, "/workspace/"+url.PathEscape(name))), "the volume's file in the sandbox")
-}
-
-func (f *fixture) ask(sandbox runtime.Sandbox, path string) []byte {
-	request, err := http.NewRequestWithContext(f.patience(), http.MethodGet, "http://"+sandbox.Endpoint.AddrPort().String()+path, nil)
-	f.noError(err, "ask the sandbox")
-	response, err := http.DefaultClient.Do(request)
-	f.noError(err, "ask the sandbox")
-	defer response.Body.Close()
-	body, err := io.ReadAll(io.LimitReader(response.Body, 1<<20))
-	f.noError(err, "ask the sandbox")
-	same(f, http.StatusOK, response.StatusCode, "the status of the sandbox's answer to "+path)
-	return body
 }

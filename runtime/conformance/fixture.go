@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"runtime/debug"
 	"strings"
 	"time"
 
@@ -14,9 +15,6 @@ import (
 	"github.com/bivouac/bivouac/runtime"
 )
 
-// patience bounds each call. It is generous: the suite is not about speed.
-const patience = 60 * time.Second
-
 // fixture is one check's driver and the words to speak of it. Its methods end
 // the check where they do not find what they should; so they are called from
 // the check's own goroutine alone.
@@ -24,6 +22,7 @@ type fixture struct {
 	ctx     context.Context
 	harness Harness
 	driver  runtime.Driver
+	order   string // what the demo sandboxes are told to do
 	made    []runtime.Spec
 	folders []string
 	cancels []context.CancelFunc
@@ -54,8 +53,8 @@ func (f *fixture) attempt(check func(*fixture)) (err error) {
 		case nil:
 		case failure:
 			err = caught.error
-		default:
-			panic(caught)
+		default: // most likely the driver's fault, and then one of this check alone
+			err = fmt.Errorf("panic: %v\n%s", caught, debug.Stack())
 		}
 	}()
 	check(f)
@@ -139,11 +138,20 @@ func (f *fixture) spec() runtime.Spec {
 		ExpiresAt:      now.Add(time.Hour),
 	}
 	f.made = append(f.made, spec)
+	f.giveOrder(spec)
 	return spec
 }
 
+// limit is how long a call may take.
+func (f *fixture) limit() time.Duration {
+	if f.harness.Patience > 0 {
+		return f.harness.Patience
+	}
+	return time.Minute
+}
+
 func (f *fixture) patience() context.Context {
-	ctx, cancel := context.WithTimeout(f.ctx, patience)
+	ctx, cancel := context.WithTimeout(f.ctx, f.limit())
 	f.cancels = append(f.cancels, cancel)
 	return ctx
 }
@@ -164,10 +172,12 @@ func (f *fixture) refusesCreate(spec runtime.Spec) {
 
 func (f *fixture) stop(spec runtime.Spec) {
 	f.noError(f.driver.Stop(f.patience(), spec.SessionID), "Stop")
+	f.hasEnded(spec)
 }
 
 func (f *fixture) delete(spec runtime.Spec) {
 	f.noError(f.driver.Delete(f.patience(), spec.SessionID), "Delete")
+	f.hasEnded(spec)
 }
 
 func (f *fixture) inspect(spec runtime.Spec) runtime.Sandbox {

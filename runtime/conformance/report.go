@@ -64,8 +64,8 @@ func (r Result) print(out io.Writer) error {
 func (r requirement) try(ctx context.Context, h Harness) Result {
 	began := time.Now()
 	result := Result{Name: r.name, Requires: r.requires, Verdict: Pass}
-	if hook := r.without(h); hook != "" {
-		result.Verdict, result.Reason = Skip, "it cannot be checked here: the harness has no "+hook
+	if reason := r.without(h); reason != "" {
+		result.Verdict, result.Reason = Skip, reason
 		return result
 	}
 	err := withFixture(ctx, h, r.check)

@@ -4,39 +4,47 @@ import (
 	"context"
 	"fmt"
 	"iter"
-	"maps"
 	"net"
-	"slices"
+	"net/http"
+	"os"
 	"strconv"
 	"sync"
+	"time"
 
+	"github.com/bivouac/bivouac/internal/demosandbox"
 	"github.com/bivouac/bivouac/runtime"
+	"github.com/bivouac/bivouac/runtime/ready"
 )
 
 // machine is where the sandboxes of sound drivers run. It outlasts them.
 type machine struct {
 	mu        sync.Mutex
 	made      int
-	sandboxes map[string]*listening
+	sandboxes map[string]*running
 	ended     map[string]bool
-}
-
-// listening is a sandbox: a listener that accepts and hangs up.
-type listening struct {
-	runtime.Sandbox
-	spec     runtime.Spec
-	listener net.Listener
+	watchers  map[chan runtime.Sandbox]bool
 }
 
 func newMachine() *machine {
-	return &machine{sandboxes: map[string]*listening{}, ended: map[string]bool{}}
+	return &machine{sandboxes: map[string]*running{}, ended: map[string]bool{}, watchers: map[chan runtime.Sandbox]bool{}}
+}
+
+// running is a demo sandbox on a goroutine.
+type running struct {
+	runtime.Sandbox
+	spec     runtime.Spec
+	instance string
+	end      context.CancelFunc
+	up       chan struct{} // closed once it has its endpoint
+	gone     chan struct{} // closed once nothing of it runs
 }
 
 // sound is a driver that does all that is required. The wrong drivers are it
 // with one method replaced.
 type sound struct {
-	m    *machine
-	dead context.Context // ends as the driver's process does
+	m        *machine
+	instance string
+	dead     context.Context // ends as the driver's process does
 }
 
 func (sound) Info(context.Context) (runtime.Info, error) {
@@ -47,51 +55,124 @@ func (d sound) Create(ctx context.Context, spec runtime.Spec, progress func(runt
 	if err := ctx.Err(); err != nil {
 		return runtime.Sandbox{}, err
 	}
-	sandbox, err := d.m.start(spec)
+	standing, err := d.start(spec)
 	if err != nil {
 		return runtime.Sandbox{}, err
 	}
-	for _, stage := range []runtime.Stage{runtime.StagePlaced, runtime.StageStarted, runtime.StageReady} {
+	reach := func(stage runtime.Stage) error {
 		progress(stage)
-		if err := ctx.Err(); err != nil {
+		if d.dead.Err() != nil {
+			return runtime.ErrUnavailable
+		}
+		return ctx.Err()
+	}
+	for _, stage := range []runtime.Stage{runtime.StagePlaced, runtime.StageStarted} {
+		if err := reach(stage); err != nil {
 			return runtime.Sandbox{}, err
 		}
-		if d.dead.Err() != nil {
-			return runtime.Sandbox{}, runtime.ErrUnavailable
-		}
 	}
-	return sandbox, nil
+	if err := d.awaitReady(ctx, standing); err != nil {
+		return runtime.Sandbox{}, err
+	}
+	d.m.mu.Lock()
+	if standing.State == runtime.StateStarting {
+		standing.State = runtime.StateRunning
+	}
+	made := standing.Sandbox
+	d.m.mu.Unlock()
+	return made, reach(runtime.StageReady)
 }
 
-func (m *machine) start(spec runtime.Spec) (runtime.Sandbox, error) {
+// start runs a sandbox, or finds that it runs.
+func (d sound) start(spec runtime.Spec) (*running, error) {
+	d.m.mu.Lock()
+	defer d.m.mu.Unlock()
+	if d.m.ended[spec.SessionID] {
+		return nil, runtime.ErrConflict
+	}
+	if standing, ok := d.m.sandboxes[spec.SessionID]; ok {
+		if standing.spec != spec {
+			return nil, runtime.ErrConflict
+		}
+		return standing, nil
+	}
+	d.m.made++
+	ctx, end := context.WithCancel(context.Background())
+	s := &running{spec: spec, instance: d.instance, end: end, up: make(chan struct{}), gone: make(chan struct{})}
+	s.Sandbox = runtime.Sandbox{
+		SessionID: spec.SessionID, ChatID: spec.ChatID, ContainerID: strconv.Itoa(d.m.made), State: runtime.StateStarting,
+	}
+	d.m.sandboxes[spec.SessionID] = s
+	go func() {
+		err := d.m.run(ctx, s)
+		d.m.note(s, err)
+	}()
+	return s, nil
+}
+
+// run is a sandbox's life.
+func (m *machine) run(ctx context.Context, s *running) error {
+	workspace, err := os.OpenRoot(s.spec.VolumeHostPath)
+	if err != nil {
+		return err
+	}
+	defer workspace.Close()
+	release, err := demosandbox.Obey(ctx, workspace, s.spec.SessionID)
+	if err != nil {
+		return err
+	}
+	defer release()
+	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", "127.0.0.1:0")
+	if err != nil {
+		return err
+	}
+	at := listener.Addr().(*net.TCPAddr).AddrPort()
+	m.mu.Lock()
+	s.Endpoint = runtime.Endpoint{IP: at.Addr().Unmap(), Port: at.Port()}
+	m.mu.Unlock()
+	close(s.up)
+	told := demosandbox.Config{SessionID: s.spec.SessionID, ChatID: s.spec.ChatID, AgentID: s.spec.AgentID}
+	server := &http.Server{Handler: demosandbox.Handler(told, workspace, s.end), ReadHeaderTimeout: time.Minute}
+	defer context.AfterFunc(ctx, func() { _ = server.Close() })()
+	return server.Serve(listener)
+}
+
+// note tells of the end of a sandbox.
+func (m *machine) note(s *running, why error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.ended[spec.SessionID] {
-		return runtime.Sandbox{}, runtime.ErrConflict
+	s.State = runtime.StateDead
+	if s.Reason == "" {
+		s.Reason = fmt.Sprint("it ended: ", why)
 	}
-	if standing, ok := m.sandboxes[spec.SessionID]; ok {
-		if standing.spec != spec {
-			return runtime.Sandbox{}, runtime.ErrConflict
+	close(s.gone)
+	for watcher := range m.watchers {
+		select {
+		case watcher <- s.Sandbox:
+		default: // it may miss one
 		}
-		return standing.Sandbox, nil
 	}
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return runtime.Sandbox{}, fmt.Errorf("%w: %w", runtime.ErrNotPlaced, err)
-	}
+}
+
+func (sound) awaitReady(ctx context.Context, s *running) error {
+	waiting, cancel := context.WithCancel(ctx)
+	defer cancel()
+	answered := make(chan error, 1)
 	go func() {
-		for conn, err := listener.Accept(); err == nil; conn, err = listener.Accept() {
-			_ = conn.Close()
+		select {
+		case <-s.up:
+			answered <- ready.Check{HTTPPath: "/healthz", WantSessionID: true}.Wait(waiting, s.Endpoint, s.spec.SessionID)
+		case <-waiting.Done():
 		}
 	}()
-	at := listener.Addr().(*net.TCPAddr).AddrPort()
-	m.made++
-	made := &listening{spec: spec, listener: listener, Sandbox: runtime.Sandbox{
-		SessionID: spec.SessionID, ChatID: spec.ChatID, ContainerID: strconv.Itoa(m.made),
-		Endpoint: runtime.Endpoint{IP: at.Addr().Unmap(), Port: at.Port()}, State: runtime.StateRunning,
-	}}
-	m.sandboxes[spec.SessionID] = made
-	return made.Sandbox, nil
+	select {
+	case err := <-answered:
+		return err
+	case <-s.gone:
+		return fmt.Errorf("%w: %s", runtime.ErrNotReady, s.Reason)
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 func (d sound) Stop(_ context.Context, sessionID string) error {
@@ -109,23 +190,16 @@ func (d sound) Delete(_ context.Context, sessionID string) error {
 
 func (m *machine) end(sessionID, reason string) {
 	m.mu.Lock()
-	defer m.mu.Unlock()
 	m.ended[sessionID] = true
-	if s, ok := m.sandboxes[sessionID]; ok {
-		s.die(reason)
+	s, ok := m.sandboxes[sessionID]
+	if ok && s.Reason == "" {
+		s.Reason = reason
 	}
-}
-
-func (s *listening) die(reason string) {
-	_ = s.listener.Close()
-	s.State, s.Reason = runtime.StateDead, reason
-}
-
-func (m *machine) kill(_ context.Context, sandbox runtime.Sandbox) error {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.sandboxes[sandbox.SessionID].die("killed")
-	return nil
+	m.mu.Unlock()
+	if ok {
+		s.end()
+		<-s.gone
+	}
 }
 
 func (d sound) Inspect(_ context.Context, sessionID string) (runtime.Sandbox, error) {
@@ -139,13 +213,42 @@ func (d sound) Inspect(_ context.Context, sessionID string) (runtime.Sandbox, er
 
 func (d sound) List(context.Context) iter.Seq2[runtime.Sandbox, error] {
 	return func(yield func(runtime.Sandbox, error) bool) {
-		d.m.mu.Lock()
-		all := slices.Collect(maps.Values(d.m.sandboxes))
-		d.m.mu.Unlock()
-		for _, s := range all {
-			if shown, err := d.Inspect(context.Background(), s.SessionID); err == nil && !yield(shown, nil) {
+		for _, shown := range d.m.all(func(s *running) bool { return s.instance == d.instance }) {
+			if !yield(shown, nil) {
 				return
 			}
+		}
+	}
+}
+
+func (m *machine) all(which func(*running) bool) []runtime.Sandbox {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var all []runtime.Sandbox
+	for _, s := range m.sandboxes {
+		if which(s) {
+			all = append(all, s.Sandbox)
+		}
+	}
+	return all
+}
+
+func (d sound) Watch(ctx context.Context, changed func(runtime.Sandbox)) error {
+	news := make(chan runtime.Sandbox, 100)
+	d.m.mu.Lock()
+	d.m.watchers[news] = true
+	d.m.mu.Unlock()
+	defer func() {
+		d.m.mu.Lock()
+		defer d.m.mu.Unlock()
+		delete(d.m.watchers, news)
+	}()
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case s := <-news:
+			changed(s)
 		}
 	}
 }

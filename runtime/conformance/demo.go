@@ -1,0 +1,111 @@
+package conformance
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"syscall"
+
+	"github.com/bivouac/bivouac/runtime"
+)
+
+// What a demo sandbox can be told to do.
+const (
+	orderRun  = ""
+	orderExit = "exit"
+	orderHang = "hang"
+)
+
+func orderFile(spec runtime.Spec) string {
+	return filepath.Join(spec.VolumeHostPath, ".demo-sandbox-"+spec.SessionID)
+}
+
+// giveOrder tells a demo sandbox that is to be made what to do.
+func (f *fixture) giveOrder(spec runtime.Spec) {
+	if f.harness.Demo {
+		f.noError(os.WriteFile(orderFile(spec), []byte(f.order), 0o644), "tell the sandbox what to do")
+	}
+}
+
+// hasEnded: no demo sandbox of the spec runs, whatever its driver says. A running
+// one has a lock on its orders.
+func (f *fixture) hasEnded(spec runtime.Spec) {
+	if !f.harness.Demo {
+		return
+	}
+	file, err := os.Open(orderFile(spec))
+	if errors.Is(err, fs.ErrNotExist) {
+		return // the check gave no volume to this one
+	}
+	f.noError(err, "look whether the sandbox runs")
+	defer func() { _ = file.Close() }()
+	err = syscall.Flock(int(file.Fd()), syscall.LOCK_SH|syscall.LOCK_NB)
+	f.require(!errors.Is(err, syscall.EWOULDBLOCK), "a sandbox of the session still runs: it has %s locked", file.Name())
+	f.noError(err, "look whether the sandbox runs")
+}
+
+// kill ends a sandbox without its driver.
+func (f *fixture) kill(sandbox runtime.Sandbox) {
+	if f.harness.Kill != nil {
+		f.noError(f.harness.Kill(f.ctx, sandbox), "kill the sandbox")
+		return
+	}
+	f.noError(f.tellToExit(sandbox), "tell the sandbox to exit")
+}
+
+func (f *fixture) tellToExit(sandbox runtime.Sandbox) error {
+	request, err := http.NewRequestWithContext(f.patience(), http.MethodPost, urlOf(sandbox, "/exit"), nil)
+	if err != nil {
+		return err
+	}
+	request.Close = true // no connection of another sandbox that had the port
+	response, err := http.DefaultClient.Do(request)
+	if err != nil {
+		return nil // it was quicker to end than to answer
+	}
+	defer response.Body.Close()
+	if response.StatusCode != http.StatusOK {
+		return fmt.Errorf("it answered %s", response.Status)
+	}
+	return nil
+}
+
+func urlOf(sandbox runtime.Sandbox, path string) string {
+	return "http://" + sandbox.Endpoint.AddrPort().String() + path
+}
+
+// wasToldTruth asks a demo sandbox whom it serves, and for a file of the volume.
+func (f *fixture) wasToldTruth(spec runtime.Spec, sandbox runtime.Sandbox) {
+	var told struct {
+		SessionID string `json:"session_id"`
+		ChatID    string `json:"chat_id"`
+		AgentID   string `json:"agent_id"`
+	}
+	f.noError(json.Unmarshal(f.ask(sandbox, "/"), &told), "what the sandbox tells of itself")
+	same(f, spec.SessionID, told.SessionID, "the session that the sandbox was told")
+	same(f, spec.ChatID, told.ChatID, "the chat that the sandbox was told")
+	same(f, spec.AgentID, told.AgentID, "the agent that the sandbox was told")
+
+	const name = "from the host.txt"
+	f.noError(os.WriteFile(filepath.Join(spec.VolumeHostPath, name), []byte(spec.SessionID), 0o644), "write to the volume")
+	same(f, spec.SessionID, string(f.ask(sandbox, "/workspace/"+url.PathEscape(name))), "the volume's file in the sandbox")
+}
+
+func (f *fixture) ask(sandbox runtime.Sandbox, path string) []byte {
+	request, err := http.NewRequestWithContext(f.patience(), http.MethodGet, urlOf(sandbox, path), nil)
+	f.noError(err, "ask the sandbox")
+	request.Close = true // as above
+	response, err := http.DefaultClient.Do(request)
+	f.noError(err, "ask the sandbox")
+	defer response.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(response.Body, 1<<20))
+	f.noError(err, "ask the sandbox")
+	same(f, http.StatusOK, response.StatusCode, "the status of the sandbox's answer to "+path)
+	return body
+}

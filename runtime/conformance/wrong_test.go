@@ -1,0 +1,442 @@
+package conformance_test
+
+import (
+	"context"
+	"errors"
+	"iter"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/bivouac/bivouac/runtime"
+)
+
+func faults() []fault {
+	return []fault{
+		{"has no proper name", func(d sound) runtime.Driver { return nameless{d} }, []string{
+			"says who it is",
+		}},
+		{"tells stages twice", func(d sound) runtime.Driver { return shouts{d} }, []string{
+			"creates a sandbox that answers",
+		}},
+		{"makes a second sandbox", func(d sound) runtime.Driver { return doubles{d} }, []string{
+			"creates once however often it is asked", "outlives a restart",
+		}},
+		{"takes another spec", func(d sound) runtime.Driver { return takesAnySpec{d} }, []string{
+			"refuses another spec for the same ID",
+		}},
+		{"gives all sandboxes one name", func(d sound) runtime.Driver { return namesakes{d} }, []string{
+			"creates many at a time",
+		}},
+		{"does not know at its first look", func(d sound) runtime.Driver { return looksTwice{d, new(sync.Map)} }, []string{
+			"creates a sandbox that answers", "may be inspected while it starts", "stops for good", "leaves others alone",
+			"lets a stop overtake a create", "outlives a restart",
+		}},
+		{"trims what it passes on", func(d sound) runtime.Driver { return trims{d} }, []string{
+			"carries odd names unharmed",
+		}},
+		{"takes no long names", func(d sound) runtime.Driver { return cuts{d} }, []string{
+			"takes the longest names",
+		}},
+		{"stops in name alone", func(d sound) runtime.Driver { return stopsInName{d} }, []string{
+			"stops for good", "deletes without a trace", "leaves others alone", "lets a stop overtake a create", "outlives a restart",
+		}},
+		{"lets a create come after a stop", func(d sound) runtime.Driver { return restarts{d} }, []string{
+			"stops for good", "stops what it has never seen", "lets a stop overtake a create", "outlives a restart",
+		}},
+		{"fails to stop the unknown", func(d sound) runtime.Driver { return neverStopped{d} }, []string{
+			"stops what it has never seen", "leaves others alone", "outlives a restart",
+		}},
+		{"forgets what it deleted", func(d sound) runtime.Driver { return reopens{d} }, []string{
+			"deletes without a trace", "stops what it has never seen", "leaves nothing of a create that was given up",
+			"outlives a restart", "leaks nothing when it dies in a create", "tells of a sandbox that fails",
+		}},
+		{"finds by the beginning of an ID", func(d sound) runtime.Driver { return findsPrefixes{d} }, []string{
+			"does not find what is not there",
+		}},
+		{"stops by the beginning of an ID", func(d sound) runtime.Driver { return stopsPrefixes{d} }, []string{
+			"leaves others alone",
+		}},
+		{"does not tell that a create was given up", func(d sound) runtime.Driver { return swallows{d} }, []string{
+			"leaves nothing of a create that was given up",
+		}},
+		{"lists none that run", func(d sound) runtime.Driver { return listsTheDead{d} }, []string{
+			"creates a sandbox that answers", "creates many at a time", "ends a list early", "outlives a restart", "leaks nothing when it dies in a create",
+		}},
+		{"lists on when nobody looks", func(d sound) runtime.Driver { return insists{d} }, []string{
+			"ends a list early",
+		}},
+		{"says not why a sandbox died", func(d sound) runtime.Driver { return mute{d} }, []string{
+			"stops for good", "sees a sandbox die", "outlives a restart",
+		}},
+		{"forgets its sandboxes at a restart", func(d sound) runtime.Driver { return forgets{d, new(sync.Map)} }, []string{
+			"outlives a restart",
+		}},
+		{"writes down what it made when it is asked again", func(d sound) runtime.Driver { return writesLate{d, new(pending)} }, []string{
+			"leaks nothing when it dies in a create",
+		}},
+		{"takes a failure for an outage", func(d sound) runtime.Driver { return blamesOthers{d} }, []string{
+			"tells of a sandbox that fails",
+		}},
+		{"says ready before the sandbox answers", func(d sound) runtime.Driver { return hasty{d} }, []string{
+			"tells of a sandbox that fails", "gives up on a slow sandbox",
+		}},
+		{"lists all there is", func(d sound) runtime.Driver { return listsAll{d} }, []string{
+			"passes over what is not its own",
+		}},
+	}
+}
+
+func slowFaults() []fault {
+	return []fault{
+		{"takes no notice of a death", func(d sound) runtime.Driver { return optimist{d, new(sync.Map)} }, []string{
+			"sees a sandbox die",
+		}},
+		{"misses deaths", func(d sound) runtime.Driver { return asleep{d} }, []string{
+			"reports a death to a watcher",
+		}},
+		{"waits on when nobody waits for it", func(d sound) runtime.Driver { return stubborn{d} }, []string{
+			"gives up on a slow sandbox",
+		}},
+	}
+}
+
+// The wrong drivers: each a sound one with one fault.
+type (
+	nameless      struct{ sound }
+	shouts        struct{ sound }
+	doubles       struct{ sound }
+	takesAnySpec  struct{ sound }
+	namesakes     struct{ sound }
+	trims         struct{ sound }
+	cuts          struct{ sound }
+	stopsInName   struct{ sound }
+	restarts      struct{ sound }
+	neverStopped  struct{ sound }
+	reopens       struct{ sound }
+	findsPrefixes struct{ sound }
+	stopsPrefixes struct{ sound }
+	swallows      struct{ sound }
+	listsTheDead  struct{ sound }
+	insists       struct{ sound }
+	mute          struct{ sound }
+	blamesOthers  struct{ sound }
+	hasty         struct{ sound }
+	listsAll      struct{ sound }
+	asleep        struct{ sound }
+	stubborn      struct{ sound }
+	looksTwice    struct {
+		sound
+		looked *sync.Map // session IDs
+	}
+	forgets struct {
+		sound
+		known *sync.Map // session IDs
+	}
+	optimist struct {
+		sound
+		running *sync.Map // sandboxes by session ID
+	}
+	writesLate struct {
+		sound
+		pending *pending
+	}
+)
+
+func (nameless) Info(context.Context) (runtime.Info, error) {
+	return runtime.Info{Name: "No Name"}, nil
+}
+
+func (d shouts) Create(ctx context.Context, spec runtime.Spec, progress func(runtime.Stage)) (runtime.Sandbox, error) {
+	return d.sound.Create(ctx, spec, func(s runtime.Stage) { progress(s); progress(s) })
+}
+
+// Create makes another sandbox for a repeat, and ends the first.
+func (d doubles) Create(ctx context.Context, spec runtime.Spec, progress func(runtime.Stage)) (runtime.Sandbox, error) {
+	d.m.mu.Lock()
+	standing, ok := d.m.sandboxes[spec.SessionID]
+	again := ok && standing.State == runtime.StateRunning && standing.spec == spec && !d.m.ended[spec.SessionID]
+	if again {
+		delete(d.m.sandboxes, spec.SessionID)
+	}
+	d.m.mu.Unlock()
+	if again {
+		standing.end()
+		<-standing.gone
+	}
+	return d.sound.Create(ctx, spec, progress)
+}
+
+func (d takesAnySpec) Create(ctx context.Context, spec runtime.Spec, progress func(runtime.Stage)) (runtime.Sandbox, error) {
+	d.m.mu.Lock()
+	if standing, ok := d.m.sandboxes[spec.SessionID]; ok {
+		standing.spec = spec
+		standing.ChatID = spec.ChatID
+	}
+	d.m.mu.Unlock()
+	made, err := d.sound.Create(ctx, spec, progress)
+	return made, err
+}
+
+func (d namesakes) Create(ctx context.Context, spec runtime.Spec, progress func(runtime.Stage)) (runtime.Sandbox, error) {
+	made, err := d.sound.Create(ctx, spec, progress)
+	made.ContainerID = "sandbox"
+	return made, err
+}
+
+func (d namesakes) Inspect(ctx context.Context, sessionID string) (runtime.Sandbox, error) {
+	found, err := d.sound.Inspect(ctx, sessionID)
+	found.ContainerID = "sandbox"
+	return found, err
+}
+
+func (d namesakes) List(ctx context.Context) iter.Seq2[runtime.Sandbox, error] {
+	return func(yield func(runtime.Sandbox, error) bool) {
+		for s, err := range d.sound.List(ctx) {
+			s.ContainerID = "sandbox"
+			if !yield(s, err) {
+				return
+			}
+		}
+	}
+}
+
+func (d looksTwice) Inspect(ctx context.Context, sessionID string) (runtime.Sandbox, error) {
+	found, err := d.sound.Inspect(ctx, sessionID)
+	if _, looked := d.looked.LoadOrStore(sessionID, true); !looked && err == nil {
+		found.State, found.Reason = runtime.StateLost, "not looked at yet"
+	}
+	return found, err
+}
+
+func (d trims) Create(ctx context.Context, spec runtime.Spec, progress func(runtime.Stage)) (runtime.Sandbox, error) {
+	spec.AgentID = strings.TrimSpace(spec.AgentID)
+	return d.sound.Create(ctx, spec, progress)
+}
+
+func (d cuts) Create(ctx context.Context, spec runtime.Spec, progress func(runtime.Stage)) (runtime.Sandbox, error) {
+	if len(spec.AgentID) > 63 {
+		return runtime.Sandbox{}, runtime.ErrInvalid
+	}
+	return d.sound.Create(ctx, spec, progress)
+}
+
+// Stop says dead, and lets it run.
+func (d stopsInName) Stop(_ context.Context, sessionID string) error {
+	d.m.mu.Lock()
+	defer d.m.mu.Unlock()
+	d.m.ended[sessionID] = true
+	if s, ok := d.m.sandboxes[sessionID]; ok {
+		s.State, s.Reason = runtime.StateDead, "stopped"
+	}
+	return nil
+}
+
+func (d restarts) Stop(ctx context.Context, sessionID string) error {
+	err := d.sound.Stop(ctx, sessionID)
+	d.m.mu.Lock()
+	defer d.m.mu.Unlock()
+	delete(d.m.ended, sessionID)
+	return err
+}
+
+func (d neverStopped) Stop(ctx context.Context, sessionID string) error {
+	d.m.mu.Lock()
+	_, known := d.m.sandboxes[sessionID]
+	known = known || d.m.ended[sessionID]
+	d.m.mu.Unlock()
+	if !known {
+		return runtime.ErrNotFound
+	}
+	return d.sound.Stop(ctx, sessionID)
+}
+
+func (d reopens) Delete(ctx context.Context, sessionID string) error {
+	err := d.sound.Delete(ctx, sessionID)
+	d.m.mu.Lock()
+	defer d.m.mu.Unlock()
+	delete(d.m.ended, sessionID)
+	return err
+}
+
+// resolve finds a sandbox as an engine does that takes the beginning of an ID.
+func (m *machine) resolve(id string) string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for known := range m.sandboxes {
+		if known[:len(known)-1] == id[:len(id)-1] {
+			return known
+		}
+	}
+	return id
+}
+
+func (d findsPrefixes) Inspect(ctx context.Context, id string) (runtime.Sandbox, error) {
+	return d.sound.Inspect(ctx, d.m.resolve(id))
+}
+
+func (d stopsPrefixes) Stop(ctx context.Context, id string) error {
+	return d.sound.Stop(ctx, d.m.resolve(id))
+}
+
+// Create that was given up looks as any failure.
+func (d swallows) Create(ctx context.Context, spec runtime.Spec, progress func(runtime.Stage)) (runtime.Sandbox, error) {
+	sandbox, err := d.sound.Create(ctx, spec, progress)
+	if errors.Is(err, context.Canceled) {
+		err = runtime.ErrNotReady
+	}
+	return sandbox, err
+}
+
+func (d listsTheDead) List(ctx context.Context) iter.Seq2[runtime.Sandbox, error] {
+	return func(yield func(runtime.Sandbox, error) bool) {
+		for s, err := range d.sound.List(ctx) {
+			if s.State == runtime.StateDead && !yield(s, err) {
+				return
+			}
+		}
+	}
+}
+
+func (d insists) List(ctx context.Context) iter.Seq2[runtime.Sandbox, error] {
+	return func(yield func(runtime.Sandbox, error) bool) {
+		for s, err := range d.sound.List(ctx) {
+			yield(s, err)
+		}
+	}
+}
+
+func (d mute) Inspect(ctx context.Context, sessionID string) (runtime.Sandbox, error) {
+	found, err := d.sound.Inspect(ctx, sessionID)
+	found.Reason = ""
+	return found, err
+}
+
+func (d forgets) Create(ctx context.Context, spec runtime.Spec, progress func(runtime.Stage)) (runtime.Sandbox, error) {
+	d.known.Store(spec.SessionID, true)
+	return d.sound.Create(ctx, spec, progress)
+}
+
+func (d forgets) Inspect(ctx context.Context, sessionID string) (runtime.Sandbox, error) {
+	if _, known := d.known.Load(sessionID); !known {
+		return runtime.Sandbox{}, runtime.ErrNotFound
+	}
+	return d.sound.Inspect(ctx, sessionID)
+}
+
+// pending is what a driver has made and not written down. It is lost when the
+// driver dies.
+type pending struct {
+	mu   sync.Mutex
+	made map[string]*running
+}
+
+// writeDown makes what was made known to other processes of the driver.
+func (d writesLate) writeDown() sound {
+	d.pending.mu.Lock()
+	defer d.pending.mu.Unlock()
+	d.m.mu.Lock()
+	defer d.m.mu.Unlock()
+	for id, made := range d.pending.made {
+		if d.dead.Err() == nil {
+			d.m.sandboxes[id] = made
+		}
+	}
+	d.pending.made = nil
+	return d.sound
+}
+
+func (d writesLate) Create(ctx context.Context, spec runtime.Spec, progress func(runtime.Stage)) (runtime.Sandbox, error) {
+	sandbox, err := d.writeDown().Create(ctx, spec, progress)
+	d.pending.mu.Lock()
+	defer d.pending.mu.Unlock()
+	d.m.mu.Lock()
+	defer d.m.mu.Unlock()
+	if made, ok := d.m.sandboxes[spec.SessionID]; ok {
+		delete(d.m.sandboxes, spec.SessionID)
+		if d.pending.made == nil {
+			d.pending.made = map[string]*running{}
+		}
+		d.pending.made[spec.SessionID] = made
+	}
+	return sandbox, err
+}
+
+func (d writesLate) Stop(ctx context.Context, sessionID string) error {
+	return d.writeDown().Stop(ctx, sessionID)
+}
+
+func (d writesLate) Delete(ctx context.Context, sessionID string) error {
+	return d.writeDown().Delete(ctx, sessionID)
+}
+
+func (d writesLate) Inspect(ctx context.Context, sessionID string) (runtime.Sandbox, error) {
+	return d.writeDown().Inspect(ctx, sessionID)
+}
+
+func (d writesLate) List(ctx context.Context) iter.Seq2[runtime.Sandbox, error] {
+	return d.writeDown().List(ctx)
+}
+
+func (d blamesOthers) Create(ctx context.Context, spec runtime.Spec, progress func(runtime.Stage)) (runtime.Sandbox, error) {
+	sandbox, err := d.sound.Create(ctx, spec, progress)
+	if errors.Is(err, runtime.ErrNotReady) {
+		err = runtime.ErrUnavailable
+	}
+	return sandbox, err
+}
+
+// Create takes a sandbox for ready that has not come up, whether it still may or
+// not.
+func (d hasty) Create(ctx context.Context, spec runtime.Spec, progress func(runtime.Stage)) (runtime.Sandbox, error) {
+	sandbox, err := d.sound.Create(ctx, spec, progress)
+	if errors.Is(err, runtime.ErrNotReady) || errors.Is(err, context.DeadlineExceeded) {
+		return d.Inspect(ctx, spec.SessionID)
+	}
+	return sandbox, err
+}
+
+func (d listsAll) List(context.Context) iter.Seq2[runtime.Sandbox, error] {
+	return func(yield func(runtime.Sandbox, error) bool) {
+		for _, shown := range d.m.all(func(*running) bool { return true }) {
+			if !yield(shown, nil) {
+				return
+			}
+		}
+	}
+}
+
+// Inspect says of a sandbox that ran once that it runs, unless it was ended.
+func (d optimist) Inspect(ctx context.Context, sessionID string) (runtime.Sandbox, error) {
+	found, err := d.sound.Inspect(ctx, sessionID)
+	d.m.mu.Lock()
+	defer d.m.mu.Unlock()
+	if found.State == runtime.StateRunning {
+		d.running.Store(sessionID, found)
+	} else if ran, ok := d.running.Load(sessionID); ok && !d.m.ended[sessionID] {
+		return ran.(runtime.Sandbox), nil
+	}
+	return found, err
+}
+
+func (d optimist) Create(ctx context.Context, spec runtime.Spec, progress func(runtime.Stage)) (runtime.Sandbox, error) {
+	made, err := d.sound.Create(ctx, spec, progress)
+	if err == nil {
+		d.running.Store(spec.SessionID, made)
+	}
+	return made, err
+}
+
+func (asleep) Watch(ctx context.Context, _ func(runtime.Sandbox)) error {
+	<-ctx.Done()
+	return ctx.Err()
+}
+
+// Create comes back a second after its context has ended.
+func (d stubborn) Create(ctx context.Context, spec runtime.Spec, progress func(runtime.Stage)) (runtime.Sandbox, error) {
+	sandbox, err := d.sound.Create(ctx, spec, progress)
+	if errors.Is(err, context.DeadlineExceeded) {
+		<-time.After(time.Second)
+	}
+	return sandbox, err
+}
