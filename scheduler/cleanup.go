@@ -7,6 +7,8 @@ import (
 
 	"go.opentelemetry.io/otel/attribute"
 	"golang.org/x/sync/errgroup"
+
+	"github.com/bivouac/bivouac/runtime"
 )
 
 // maxCleanup bounds one pass of CleanupExpired. What is left is for the next.
@@ -116,7 +118,7 @@ func (s *Scheduler) endIfExpired(ctx context.Context, listed Session) (*Session,
 	if err != nil {
 		return nil, fmt.Errorf("cleanup: %w", err)
 	}
-	if err := s.end(ctx, lease, driver.Stop); err != nil {
+	if err := s.end(ctx, lease, driver, runtime.Driver.Stop); err != nil {
 		return nil, fmt.Errorf("cleanup: %w", err)
 	}
 	return &found, nil

@@ -46,15 +46,6 @@ type CreateResult struct {
 // on another runtime than the one named, gives a *ConflictError. A reuse leaves
 // the expiry as it is.
 func (s *Scheduler) Create(ctx context.Context, cmd CreateCommand) (CreateResult, error) {
-	if err := s.checkCreate(cmd); err != nil {
-		return CreateResult{}, err
-	}
-	if cmd.TTL == 0 {
-		cmd.TTL = s.TTL
-	}
-	if cmd.Progress == nil {
-		cmd.Progress = func(runtime.Stage) {}
-	}
 	ctx, span := s.startSpan(ctx, "usecase.create_sandbox", chatAttr(cmd.ChatID),
 		attribute.String("agent.id", cmd.AgentID),
 		attribute.String("volume.host_path", cmd.VolumeHostPath))
@@ -64,12 +55,23 @@ func (s *Scheduler) Create(ctx context.Context, cmd CreateCommand) (CreateResult
 	if err != nil && !errors.Is(err, ErrConflict) {
 		spanError(span, err)
 		count(ctx, s.metrics.create, result("error"))
-		s.Logger.Error("sandbox_create_failed", "chat_id", cmd.ChatID.String(), "error", Kind(err), "detail", err)
+		if !errors.Is(err, ErrInvalid) { // else anybody could fill the log
+			s.Logger.Error("sandbox_create_failed", "chat_id", cmd.ChatID.String(), "error", Kind(err), "detail", err)
+		}
 	}
 	return res, err
 }
 
 func (s *Scheduler) create(ctx context.Context, cmd CreateCommand, span trace.Span) (CreateResult, error) {
+	if err := s.checkCreate(cmd); err != nil {
+		return CreateResult{}, err
+	}
+	if cmd.TTL == 0 {
+		cmd.TTL = s.TTL
+	}
+	if cmd.Progress == nil {
+		cmd.Progress = func(runtime.Stage) {}
+	}
 	// Most creates find their session standing. A linearizable read settles
 	// those without the lock.
 	current, _, err := s.Store.Get(ctx, cmd.ChatID, Block{})
@@ -212,13 +214,16 @@ func (s *Scheduler) stopPrevious(ctx context.Context, lease Lease, previous Sess
 	if err != nil {
 		return err
 	}
+	if err := checkChat(ctx, driver, previous); err != nil {
+		return err
+	}
 	spanPreviousSession(span, previous)
 	span.SetAttributes(attribute.String("sandbox.new_session.id", newID.String()))
 	s.Logger.Info("sandbox_replaced", logArgs(previous, "reason", previous.Reason)...)
 	if err := markStopping(ctx, lease); err != nil {
 		return err
 	}
-	return stop(ctx, driver.Stop, previous)
+	return stop(ctx, driver, runtime.Driver.Stop, previous)
 }
 
 // markStopping writes down that the lease's session is about to be stopped.
@@ -302,5 +307,8 @@ func (s *Scheduler) undoIntent(ctx context.Context, intent Session) error {
 	if err != nil {
 		return err
 	}
-	return stop(ctx, driver.Delete, intent)
+	if err := checkChat(ctx, driver, intent); err != nil {
+		return err
+	}
+	return stop(ctx, driver, runtime.Driver.Delete, intent)
 }

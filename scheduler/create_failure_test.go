@@ -199,7 +199,7 @@ func TestCreate_whatCannotBeUndoneIsSettled(t *testing.T) {
 			w.effects.heal()
 			must.NoError(t, w.SettleInFlight(t.Context()))
 			must.Eq(t, outcome{
-				Effects: []string{"list in flight", "lock", "driver.delete", "remove + release"},
+				Effects: []string{"list in flight", "lock", "driver.inspect", "driver.delete", "remove + release"},
 				Metrics: []string{"sandbox.active.count 0"},
 				Logs:    []string{"info sandbox_settled chat_id=chat-a session_id=s1 container_id= state=creating"},
 			}, w.outcome("", nil))
@@ -265,27 +265,27 @@ func TestCreate_aReplaceThatFailsStartsNothing(t *testing.T) {
 			name:    "the intent to stop cannot be written",
 			fault:   fails("write stopping", scheduler.ErrUnavailable),
 			kind:    "store_unavailable",
-			effects: []string{"write stopping", "release"},
+			effects: []string{"driver.inspect", "write stopping", "release"},
 			record:  "chat-a s1 running container-1 12:30:00",
 			running: []string{"chat-a s1"},
 		}, {
 			name:    "the stop fails",
 			fault:   fails("driver.stop", runtime.ErrUnavailable),
 			kind:    "runtime_unavailable",
-			effects: []string{"write stopping", "driver.stop", "release"},
+			effects: []string{"driver.inspect", "write stopping", "driver.stop", "release"},
 			record:  "chat-a s1 stopping container-1 12:30:00",
 			running: []string{"chat-a s1"},
 		}, {
 			name:    "the stop's answer is lost",
 			fault:   failsAfter("driver.stop", runtime.ErrUnavailable),
 			kind:    "runtime_unavailable",
-			effects: []string{"write stopping", "driver.stop", "release"},
+			effects: []string{"driver.inspect", "write stopping", "driver.stop", "release"},
 			record:  "chat-a s1 stopping container-1 12:30:00",
 		}, {
 			name:    "the lock is lost before the stop",
 			fault:   lockLost("driver.stop"),
 			kind:    "lock_lost",
-			effects: []string{"write stopping", "driver.stop", "release"},
+			effects: []string{"driver.inspect", "write stopping", "driver.stop", "release"},
 			record:  "chat-a s1 stopping container-1 12:30:00",
 			running: []string{"chat-a s1"},
 		},

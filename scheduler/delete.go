@@ -6,6 +6,8 @@ import (
 
 	"github.com/google/uuid"
 	"go.opentelemetry.io/otel/trace"
+
+	"github.com/bivouac/bivouac/runtime"
 )
 
 // DeleteResult says what a delete ended. Found is false where the chat had no
@@ -20,9 +22,6 @@ type DeleteResult struct {
 // Delete ends the chat's session and returns once nothing of its sandbox runs
 // and its record is gone.
 func (s *Scheduler) Delete(ctx context.Context, chatID uuid.UUID) (DeleteResult, error) {
-	if err := checkChatID(chatID); err != nil {
-		return DeleteResult{}, err
-	}
 	ctx, span := s.startSpan(ctx, "usecase.delete_sandbox", chatAttr(chatID))
 	defer span.End()
 
@@ -51,6 +50,9 @@ func (s *Scheduler) Delete(ctx context.Context, chatID uuid.UUID) (DeleteResult,
 
 // delete returns the session that it found, also where it then failed.
 func (s *Scheduler) delete(ctx context.Context, chatID uuid.UUID, span trace.Span) (*Session, error) {
+	if err := checkChatID(chatID); err != nil {
+		return nil, err
+	}
 	lease, err := s.Locker.Lock(ctx, chatID, LockWait)
 	if err != nil {
 		return nil, fmt.Errorf("delete: %w", err)
@@ -69,7 +71,7 @@ func (s *Scheduler) delete(ctx context.Context, chatID uuid.UUID, span trace.Spa
 	if err != nil {
 		return &found, fmt.Errorf("delete: %w", err)
 	}
-	if err := s.end(ctx, lease, driver.Delete); err != nil {
+	if err := s.end(ctx, lease, driver, runtime.Driver.Delete); err != nil {
 		return &found, fmt.Errorf("delete: %w", err)
 	}
 	return &found, nil
@@ -77,14 +79,17 @@ func (s *Scheduler) delete(ctx context.Context, chatID uuid.UUID, span trace.Spa
 
 // end stops the lease's sandbox by the given method of its driver and removes
 // the record and the lock, in this order.
-func (s *Scheduler) end(ctx context.Context, lease Lease, by func(context.Context, string) error) error {
+func (s *Scheduler) end(ctx context.Context, lease Lease, driver runtime.Driver, by ending) error {
 	session := *lease.Session()
+	if err := checkChat(ctx, driver, session); err != nil {
+		return err
+	}
 	if session.State != StateCreating { // an intent to create says enough
 		if err := markStopping(ctx, lease); err != nil {
 			return err
 		}
 	}
-	if err := stop(ctx, by, session); err != nil {
+	if err := stop(ctx, driver, by, session); err != nil {
 		return err
 	}
 	if err := write(ctx, lease, nil, Release); err != nil {

@@ -165,6 +165,9 @@ func (m *model) observe(chat uuid.UUID) modelSession {
 	return s
 }
 
+// inspect is a look at a sandbox that is to be stopped.
+func (m *model) inspect(chat uuid.UUID) string { return m.try(chat, "driver.inspect", func() {}) }
+
 func (m *model) stop(chat uuid.UUID, session string) string {
 	return m.try(chat, "driver.stop", func() {
 		if s := m.sandboxes[session]; s != nil && s.runs {

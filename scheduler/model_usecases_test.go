@@ -42,10 +42,15 @@ func (m *model) create(cmd scheduler.CreateCommand) (result, kind string) {
 
 	result = "created"
 	if current := m.records[chat]; current != nil && current.state == scheduler.StateCreating {
-		kind = m.delete(chat, current.name)
+		if kind = m.inspect(chat); kind == "" {
+			kind = m.delete(chat, current.name)
+		}
 	} else if current != nil {
 		result = "replaced"
 		seen := m.observe(chat)
+		if kind = m.inspect(chat); kind != "" {
+			return "", kind
+		}
 		m.log("info", "sandbox_replaced", named(chat, seen, "reason", seen.reason)...)
 		if kind = m.markStopping(chat); kind == "" {
 			kind = m.stop(chat, current.name)
@@ -144,6 +149,9 @@ func (m *model) abandon(chat uuid.UUID, end func(uuid.UUID, string) string, s mo
 // end stops a session's sandbox and then removes its record.
 func (m *model) end(chat uuid.UUID, stop func(uuid.UUID, string) string) string {
 	s := m.records[chat]
+	if kind := m.inspect(chat); kind != "" {
+		return kind
+	}
 	if s.state != scheduler.StateCreating {
 		if kind := m.markStopping(chat); kind != "" {
 			return kind

@@ -23,7 +23,11 @@ func (s *Scheduler) observe(ctx context.Context, session Session) Session {
 	switch {
 	case errors.Is(err, runtime.ErrNotFound):
 		session.State, session.Reason = StateLost, "the runtime no longer knows the sandbox"
+	case errors.Is(err, runtime.ErrConflict):
+		session.State, session.Reason = StateLost, err.Error()
 	case err != nil:
+	case isOfAnotherChat(sandbox, session):
+		session.State, session.Reason = StateLost, "the session is that of another chat: "+sandbox.ChatID
 	case sandbox.State == runtime.StateStarting && sandbox.ContainerID == "":
 		// The driver's view is older than the record, which names what started.
 	case sandbox.ContainerID != session.ContainerID:

@@ -1,9 +1,11 @@
 package scheduler
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -31,56 +33,65 @@ const (
 // of the nil UUID: no chat has that one, since create refuses it. Being the only
 // one saves work and is no condition of correctness: each change is made under
 // its chat's lock, after looking again.
-func (s *Scheduler) lead(ctx context.Context) {
+func (s *Scheduler) lead(ctx context.Context) error {
 	lease, err := s.Locker.Lock(ctx, uuid.Nil, reconcileInterval)
+	if errors.Is(err, ErrLockTimeout) {
+		return nil // another one leads
+	}
 	if err != nil {
-		if !errors.Is(err, ErrLockTimeout) && ctx.Err() == nil {
-			s.Logger.Warn("lead_failed", "error", Kind(err), "detail", err)
-		}
-		return
+		return err
 	}
 	defer s.release(ctx, lease)
 	ctx, done := whileHeld(ctx, lease)
 	defer done()
 	s.Logger.Debug("leading")
-	r := reconciler{s: s, orphans: make(map[string]time.Time)}
+	var reconcilers []*reconciler
+	for name, driver := range s.Drivers {
+		reconcilers = append(reconcilers, &reconciler{s: s, name: name, driver: driver})
+	}
 	_ = every(ctx, reconcileInterval, func(ctx context.Context) { // it only ends with ctx
-		for name, driver := range s.Drivers {
-			if err := r.pass(ctx, name, driver); err != nil && ctx.Err() == nil {
-				s.Logger.Warn("reconcile_failed", "runtime", name, "error", Kind(err), "detail", err)
+		for _, r := range reconcilers {
+			if err := r.pass(ctx); err != nil && ctx.Err() == nil {
+				s.Logger.Warn("reconcile_failed", "runtime", r.name, "error", Kind(err), "detail", err)
 			}
 		}
 	})
+	return nil
 }
 
-// reconciler compares records with sandboxes, both ways.
+// reconciler compares records with one driver's sandboxes, both ways.
 type reconciler struct {
-	s       *Scheduler
-	orphans map[string]time.Time // session ID of each sandbox without a record: when it was first seen so
-	known   map[string]bool      // session IDs of the sandboxes that had a record at some pass
+	s      *Scheduler
+	name   string
+	driver runtime.Driver
+
+	// Of the last pass, by session ID:
+	orphans  map[string]time.Time // sandboxes without a record: when they were first seen so
+	known    map[string]bool      // sandboxes that had a record at some pass
+	inFlight map[string]bool      // sessions in flight
 }
 
-// pass makes one comparison for one driver. It acts only on what two complete
-// reads say: where one fails it changes nothing.
-func (r *reconciler) pass(ctx context.Context, name string, driver runtime.Driver) error {
+// pass makes one comparison. It acts only on what two complete reads say: where
+// one fails it changes nothing.
+func (r *reconciler) pass(ctx context.Context) error {
 	sandboxes := make(map[string]runtime.Sandbox)
-	for sandbox, err := range driver.List(ctx) {
+	for sandbox, err := range r.driver.List(ctx) {
 		if err != nil {
 			return fmt.Errorf("list sandboxes: %w", err)
 		}
 		sandboxes[sandbox.SessionID] = sandbox
 	}
-	recorded, err := r.noteChanges(ctx, name, sandboxes)
+	recorded, err := r.noteChanges(ctx, sandboxes)
 	if err != nil {
 		return err
 	}
-	return r.stopOrphans(ctx, driver, sandboxes, recorded)
+	return r.stopOrphans(ctx, sandboxes, recorded)
 }
 
 // noteChanges goes through the driver's sessions, records what became of their
 // sandboxes, and returns the session IDs on record.
-func (r *reconciler) noteChanges(ctx context.Context, name string, sandboxes map[string]runtime.Sandbox) (map[string]bool, error) {
-	recorded := make(map[string]bool)
+func (r *reconciler) noteChanges(ctx context.Context, sandboxes map[string]runtime.Sandbox) (map[string]bool, error) {
+	recorded, inFlight := make(map[string]bool), make(map[string]bool)
 	query := Query{PerPage: MaxPerPage}
 	for {
 		page, err := r.s.Store.List(ctx, query)
@@ -90,7 +101,12 @@ func (r *reconciler) noteChanges(ctx context.Context, name string, sandboxes map
 		for _, session := range page.Sessions {
 			id := session.SessionID.String()
 			recorded[id] = true
-			if session.Runtime != name {
+			if session.Runtime != r.name {
+				continue
+			}
+			inFlight[id] = !session.Settled()
+			if r.isOverdue(session) {
+				r.catchUp(ctx, session)
 				continue
 			}
 			sandbox, ok := sandboxes[id]
@@ -102,14 +118,35 @@ func (r *reconciler) noteChanges(ctx context.Context, name string, sandboxes map
 			}
 		}
 		if page.NextToken == "" {
+			r.inFlight = inFlight
 			return recorded, nil
 		}
 		query.NextToken = page.NextToken
 	}
 }
 
+// isOverdue says whether a session should have been settled or cleaned up by
+// now: what the store lists of those may lack one, as by a damaged index.
+func (r *reconciler) isOverdue(session Session) bool {
+	if !session.Settled() {
+		return r.inFlight[session.SessionID.String()]
+	}
+	return session.Expired(r.s.Now().Add(-max(reconcileInterval, 2*r.s.CleanupInterval)))
+}
+
+// catchUp does what is overdue, if it still is under the chat's lock.
+func (r *reconciler) catchUp(ctx context.Context, session Session) {
+	if session.Settled() {
+		_, _ = r.s.cleanupOne(ctx, session) // it has logged and counted its error
+		return
+	}
+	if err := r.s.settle(ctx, session); err != nil && ctx.Err() == nil {
+		r.s.Logger.Warn("sandbox_settle_failed", logArgs(session, "error", Kind(err), "detail", err)...)
+	}
+}
+
 // stopOrphans stops sandboxes that have been without a record for a while.
-func (r *reconciler) stopOrphans(ctx context.Context, driver runtime.Driver, sandboxes map[string]runtime.Sandbox, recorded map[string]bool) error {
+func (r *reconciler) stopOrphans(ctx context.Context, sandboxes map[string]runtime.Sandbox, recorded map[string]bool) error {
 	now := r.s.Now()
 	seen, known := make(map[string]time.Time), make(map[string]bool)
 	var due []runtime.Sandbox
@@ -139,8 +176,11 @@ func (r *reconciler) stopOrphans(ctx context.Context, driver runtime.Driver, san
 	if len(recorded) == 0 && (forgotten > 0 || len(due) > maxKills) {
 		return fmt.Errorf("%w: no record at all and %d sandboxes run: standing still", ErrUnavailable, len(due))
 	}
+	slices.SortFunc(due, func(a, b runtime.Sandbox) int { // the oldest orphans first
+		return cmp.Or(seen[a.SessionID].Compare(seen[b.SessionID]), cmp.Compare(a.SessionID, b.SessionID))
+	})
 	for _, sandbox := range due[:min(len(due), maxKills)] {
-		if err := r.stopOrphan(ctx, driver, sandbox); err != nil && ctx.Err() == nil {
+		if err := r.stopOrphan(ctx, sandbox); err != nil && ctx.Err() == nil {
 			r.s.Logger.Warn("sandbox_orphan_failed", "session_id", sandbox.SessionID,
 				"container_id", sandbox.ContainerID, "error", Kind(err), "detail", err)
 		}
@@ -150,7 +190,7 @@ func (r *reconciler) stopOrphans(ctx context.Context, driver runtime.Driver, san
 
 // stopOrphan stops one sandbox, if under its chat's lock there is still no
 // record of it.
-func (r *reconciler) stopOrphan(ctx context.Context, driver runtime.Driver, sandbox runtime.Sandbox) error {
+func (r *reconciler) stopOrphan(ctx context.Context, sandbox runtime.Sandbox) error {
 	chatID, err := uuid.Parse(sandbox.ChatID)
 	if err != nil {
 		return fmt.Errorf("%w: chat ID %q of a sandbox: %w", ErrInvalid, sandbox.ChatID, err)
@@ -165,7 +205,7 @@ func (r *reconciler) stopOrphan(ctx context.Context, driver runtime.Driver, sand
 	if current := lease.Session(); current != nil && current.SessionID.String() == sandbox.SessionID {
 		return nil
 	}
-	if err := driver.Delete(ctx, sandbox.SessionID); err != nil {
+	if err := r.driver.Delete(ctx, sandbox.SessionID); err != nil {
 		return runtimeError(ctx, "stop an orphan", err)
 	}
 	r.s.Logger.Info("sandbox_orphan_stopped", "chat_id", sandbox.ChatID,

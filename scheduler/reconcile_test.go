@@ -9,6 +9,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/shoenig/test/must"
 
+	"github.com/bivouac/bivouac/internal/fakeruntime"
 	"github.com/bivouac/bivouac/runtime"
 	"github.com/bivouac/bivouac/scheduler"
 )
@@ -31,6 +32,27 @@ func TestRun_stopsSandboxesThatHaveNoRecord(t *testing.T) {
 
 		must.Eq(t, []string{"chat-a s1"}, w.running())
 		must.Eq(t, []string{"chat-a s1 running"}, w.reasons())
+		stop()
+	})
+}
+
+// Each runtime's sandboxes are looked at for themselves.
+func TestRun_stopsOrphansOfEveryRuntime(t *testing.T) {
+	second := fakeruntime.New("second")
+	several := func(c *scheduler.Config) {
+		c.Drivers = map[string]runtime.Driver{"fake": c.Drivers["fake"], "second": second}
+	}
+	inBubbleWith(t, several, func(t *testing.T, w *world) {
+		w.given(created(createA))
+		stop := run(t, w.Scheduler)
+		pass(time.Second)
+		w.driver.Plant(orphanOf(chatB))
+		second.Plant(orphanOf(chatC))
+
+		pass(2 * time.Minute)
+
+		must.Eq(t, []string{"chat-a s1"}, w.running())
+		must.SliceEmpty(t, second.Running())
 		stop()
 	})
 }

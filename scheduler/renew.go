@@ -1,7 +1,9 @@
 package scheduler
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -14,15 +16,6 @@ import (
 // the chat has no session, ErrExpired where it is too late, and ErrNotRunning
 // where the sandbox has ended.
 func (s *Scheduler) Renew(ctx context.Context, chatID uuid.UUID, ttl time.Duration) (Session, error) {
-	if err := checkChatID(chatID); err != nil {
-		return Session{}, err
-	}
-	if err := s.checkTTL(ttl); err != nil {
-		return Session{}, err
-	}
-	if ttl == 0 {
-		ttl = s.TTL
-	}
 	ctx, span := s.startSpan(ctx, "usecase.renew_sandbox", chatAttr(chatID))
 	defer span.End()
 
@@ -31,7 +24,9 @@ func (s *Scheduler) Renew(ctx context.Context, chatID uuid.UUID, ttl time.Durati
 		err = fmt.Errorf("renew: %w", err)
 		spanError(span, err)
 		count(ctx, s.metrics.renew, result("error"))
-		s.Logger.Warn("sandbox_renew_failed", "chat_id", chatID.String(), "error", Kind(err), "detail", err)
+		if !errors.Is(err, ErrInvalid) { // else anybody could fill the log
+			s.Logger.Warn("sandbox_renew_failed", "chat_id", chatID.String(), "error", Kind(err), "detail", err)
+		}
 		return Session{}, err
 	}
 	spanResult(span, "renewed")
@@ -41,6 +36,13 @@ func (s *Scheduler) Renew(ctx context.Context, chatID uuid.UUID, ttl time.Durati
 }
 
 func (s *Scheduler) renew(ctx context.Context, chatID uuid.UUID, ttl time.Duration, span trace.Span) (Session, error) {
+	if err := checkChatID(chatID); err != nil {
+		return Session{}, err
+	}
+	if err := s.checkTTL(ttl); err != nil {
+		return Session{}, err
+	}
+	ttl = cmp.Or(ttl, s.TTL)
 	lease, err := s.Locker.Lock(ctx, chatID, LockWait)
 	if err != nil {
 		return Session{}, err

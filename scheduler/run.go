@@ -2,7 +2,7 @@ package scheduler
 
 import (
 	"context"
-	"errors"
+	"slices"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -14,8 +14,15 @@ import (
 // flight.
 const settleInterval = 5 * time.Second
 
-// watchRetry is the pause after a driver's watch ended with an error.
-const watchRetry = time.Second
+// The pause before something is begun again that ended: the first, and what it
+// grows to while it goes on failing.
+const (
+	minRetry = time.Second
+	maxRetry = 15 * time.Second
+)
+
+// tellEvery is how often a failure is logged that goes on.
+const tellEvery = time.Minute
 
 // Run does the background work until ctx ends: it cleans up what has expired,
 // settles what dead replicas left in flight, notes what happens to sandboxes,
@@ -24,11 +31,13 @@ const watchRetry = time.Second
 func (s *Scheduler) Run(ctx context.Context) {
 	var g errgroup.Group
 	g.Go(func() error { return every(ctx, s.CleanupInterval, s.cleanupPass) })
-	g.Go(func() error { return every(ctx, settleInterval, s.settlePass) })
-	g.Go(func() error { return every(ctx, watchRetry, s.lead) })
+	g.Go(func() error { return every(ctx, settleInterval, s.settlePass()) })
+	g.Go(func() error { return s.again(ctx, "lead_failed", nil, s.lead) })
 	for name, driver := range s.Drivers {
 		if w, ok := driver.(runtime.Watcher); ok {
-			g.Go(func() error { return every(ctx, watchRetry, func(ctx context.Context) { s.watch(ctx, name, w) }) })
+			g.Go(func() error {
+				return s.again(ctx, "watch_failed", []any{"runtime", name}, func(ctx context.Context) error { return s.watch(ctx, w) })
+			})
 		}
 	}
 	_ = g.Wait() // every only ends with ctx
@@ -52,14 +61,52 @@ func (s *Scheduler) cleanupPass(ctx context.Context) {
 	_, _ = s.CleanupExpired(ctx) // it has logged and counted its errors
 }
 
-func (s *Scheduler) settlePass(ctx context.Context) {
-	if err := s.SettleInFlight(ctx); err != nil && ctx.Err() == nil {
-		s.Logger.Warn("settle_failed", "error", Kind(err), "detail", err)
+func (s *Scheduler) settlePass() func(context.Context) {
+	trouble := complaint{s: s, event: "settle_failed"}
+	return func(ctx context.Context) { trouble.note(ctx, s.SettleInFlight(ctx)) }
+}
+
+// again calls f, which takes long, anew whenever it ends, until ctx ends.
+func (s *Scheduler) again(ctx context.Context, event string, args []any, f func(context.Context) error) error {
+	trouble := complaint{s: s, event: event, args: args}
+	for pause := minRetry; ctx.Err() == nil; {
+		began := time.Now()
+		err := f(ctx)
+		trouble.note(ctx, err)
+		if err == nil || time.Since(began) > maxRetry {
+			pause = minRetry
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(pause):
+		}
+		pause = min(2*pause, maxRetry)
+	}
+	return nil
+}
+
+// complaint logs what goes on failing when it begins to, and then rarely, so
+// that an outage does not fill the log.
+type complaint struct {
+	s     *Scheduler
+	event string
+	args  []any
+	told  time.Time // zero: all is well
+}
+
+func (c *complaint) note(ctx context.Context, err error) {
+	switch {
+	case err == nil:
+		c.told = time.Time{}
+	case ctx.Err() != nil: // nobody wants it any more
+	case time.Since(c.told) >= tellEvery:
+		c.told = time.Now()
+		c.s.Logger.Warn(c.event, append(slices.Clone(c.args), "error", Kind(err), "detail", err)...)
 	}
 }
 
 // watch notes what a driver reports until its watch ends.
-func (s *Scheduler) watch(ctx context.Context, name string, w runtime.Watcher) {
+func (s *Scheduler) watch(ctx context.Context, w runtime.Watcher) error {
 	var g errgroup.Group
 	g.SetLimit(workers)
 	err := w.Watch(ctx, func(changed runtime.Sandbox) {
@@ -72,7 +119,5 @@ func (s *Scheduler) watch(ctx context.Context, name string, w runtime.Watcher) {
 		})
 	})
 	_ = g.Wait() // its functions return no error
-	if err != nil && ctx.Err() == nil && !errors.Is(err, context.Canceled) {
-		s.Logger.Warn("watch_failed", "runtime", name, "error", Kind(err), "detail", err)
-	}
+	return err
 }

@@ -20,8 +20,13 @@ import (
 // the end of such a test is a failure of it.
 func inBubble(t *testing.T, test func(*testing.T, *world)) {
 	t.Helper()
+	inBubbleWith(t, func(*scheduler.Config) {}, test)
+}
+
+func inBubbleWith(t *testing.T, configure func(*scheduler.Config), test func(*testing.T, *world)) {
+	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		test(t, newWorld(t, func(c *scheduler.Config) { c.Now = time.Now }))
+		test(t, newWorld(t, func(c *scheduler.Config) { c.Now = time.Now }, configure))
 	})
 }
 
@@ -204,6 +209,40 @@ func TestRun_goesOnAfterFailures(t *testing.T) {
 		pass(defaultTTL + 15*time.Second)
 		must.SliceEmpty(t, w.records())
 		must.SliceEmpty(t, w.warnings())
+		stop()
+	})
+}
+
+// An outage is told of when it begins and then once a minute, and tried again
+// with growing pauses; once it is over, all goes on soon.
+func TestRun_anOutageDoesNotFillTheLog(t *testing.T) {
+	inBubble(t, func(t *testing.T, w *world) {
+		w.given(created(createA))
+		for _, name := range []string{"list expired", "list in flight", "lock"} {
+			w.effects.fail(name, scheduler.ErrUnavailable)
+		}
+		stop := run(t, w.Scheduler)
+		pass(10*time.Minute + time.Second)
+		told := make(map[string]int)
+		for _, warning := range w.warnings() {
+			told[warning]++
+		}
+		must.MapContainsKey(t, told, "lead_failed error=store_unavailable")
+		must.LessEq(t, 11, told["lead_failed error=store_unavailable"])
+		must.LessEq(t, 11, told["settle_failed error=store_unavailable"])
+		locks := 0
+		for _, effect := range w.effects.taken() {
+			if effect == "lock" {
+				locks++
+			}
+		}
+		must.LessEq(t, 50, locks)
+
+		w.effects.heal()
+		orphan := w.driver.Plant(orphanOf(chatB))
+		pass(15*time.Second + time.Minute)
+		must.SliceNotContains(t, w.running(), "chat-b "+orphan.SessionID, must.Sprint("it leads again"))
+		must.Eq(t, []string{"chat-a s1"}, w.running())
 		stop()
 	})
 }

@@ -146,13 +146,6 @@ func runtimeError(ctx context.Context, op string, err error) error {
 	return fmt.Errorf("%s: %w", op, err)
 }
 
-// stop ends a sandbox by the given method of its driver, within stopLimit.
-func stop(ctx context.Context, end func(context.Context, string) error, session Session) error {
-	limited, cancel := context.WithTimeout(ctx, stopLimit)
-	defer cancel()
-	return runtimeError(ctx, "stop the sandbox", end(limited, session.SessionID.String()))
-}
-
 // write writes through the lease.
 func write(ctx context.Context, lease Lease, next *Session, then Then) error {
 	return lockLost(ctx, lease.Write(ctx, next, then))

@@ -6,6 +6,8 @@ import (
 	"fmt"
 
 	"golang.org/x/sync/errgroup"
+
+	"github.com/bivouac/bivouac/runtime"
 )
 
 // SettleInFlight undoes the starts and finishes the stops that somebody began
@@ -55,7 +57,7 @@ func (s *Scheduler) settle(ctx context.Context, listed Session) error {
 	if err != nil {
 		return err
 	}
-	if err := s.end(ctx, lease, driver.Delete); err != nil {
+	if err := s.end(ctx, lease, driver, runtime.Driver.Delete); err != nil {
 		return err
 	}
 	s.Logger.Info("sandbox_settled", logArgs(found, "state", found.State)...)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"testing"
 
+	"github.com/google/uuid"
 	"github.com/shoenig/test/must"
 	"go.opentelemetry.io/otel/trace"
 
@@ -39,6 +40,40 @@ func TestTelemetry_whereSessionsCannotBeCountedTheGaugeHasNoValue(t *testing.T) 
 	lines, err := w.seen.takeMetrics()
 	must.ErrorIs(t, err, scheduler.ErrUnavailable)
 	must.SliceEmpty(t, lines)
+}
+
+// A use case that refuses its input is an error like any other to those who
+// watch, except that its caller alone is told what was wrong.
+func TestTelemetry_inputThatIsRefusedIsCountedToo(t *testing.T) {
+	invalid := createA
+	invalid.AgentID = ""
+	for name, call := range map[string]func(*world) error{
+		"create": func(w *world) error {
+			_, err := w.Create(context.Background(), invalid)
+			return err
+		},
+		"renew": func(w *world) error {
+			_, err := w.Renew(context.Background(), chatA, -1)
+			return err
+		},
+		"delete": func(w *world) error {
+			_, err := w.Delete(context.Background(), uuid.Nil)
+			return err
+		},
+	} {
+		w := newWorld(t)
+		got := w.outcome("", call(w))
+		must.Eq(t, "error invalid", got.Result)
+		must.SliceEmpty(t, got.Effects)
+		must.Len(t, 1, got.Spans)
+		must.Eq(t, "usecase."+name+"_sandbox", got.Spans[0].Name)
+		must.Eq(t, "error", got.Spans[0].Attrs["sandbox.result"])
+		must.Eq(t, "invalid", got.Spans[0].Error)
+		must.SliceContains(t, got.Metrics, "sandbox."+name+".total{result=error} 1")
+		if name != "delete" {
+			must.SliceEmpty(t, got.Logs)
+		}
+	}
 }
 
 func TestTelemetry_spansStandInTheirCallersTrace(t *testing.T) {

@@ -1,0 +1,43 @@
+package scheduler
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/bivouac/bivouac/runtime"
+)
+
+// ending is a method of a driver that ends a sandbox: [runtime.Driver.Stop] or
+// [runtime.Driver.Delete].
+type ending func(driver runtime.Driver, ctx context.Context, sessionID string) error
+
+// stop ends a sandbox, within stopLimit.
+func stop(ctx context.Context, driver runtime.Driver, end ending, session Session) error {
+	limited, cancel := context.WithTimeout(ctx, stopLimit)
+	defer cancel()
+	return runtimeError(ctx, "stop the sandbox", end(driver, limited, session.SessionID.String()))
+}
+
+// checkChat returns nil where a recorded session's sandbox may be stopped. One
+// that serves another chat may not, whatever the record says, since somebody
+// edited that: it gives ErrDamaged.
+func checkChat(ctx context.Context, driver runtime.Driver, session Session) error {
+	limited, cancel := context.WithTimeout(ctx, stopLimit)
+	defer cancel()
+	sandbox, err := driver.Inspect(limited, session.SessionID.String())
+	switch {
+	case errors.Is(err, runtime.ErrNotFound):
+		return nil
+	case err != nil:
+		return runtimeError(ctx, "look at the sandbox that is to be stopped", err)
+	case isOfAnotherChat(sandbox, session):
+		return fmt.Errorf("%w: session %s in the record of chat %s is that of chat %s: it is left alone",
+			ErrDamaged, session.SessionID, session.ChatID, sandbox.ChatID)
+	}
+	return nil
+}
+
+func isOfAnotherChat(sandbox runtime.Sandbox, session Session) bool {
+	return sandbox.ChatID != session.ChatID.String()
+}
