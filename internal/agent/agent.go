@@ -129,7 +129,11 @@ func Run(ctx context.Context, c config.Config, env Environment) error {
 			<-ctx.Done()
 			return nil
 		}},
-		part{"scheduler", oncePrepared(func(ctx context.Context) error { sessions.Run(ctx); return nil })},
+		part{"scheduler", oncePrepared(func(ctx context.Context) error {
+			base.awaitPlugins(ctx)
+			sessions.Run(ctx)
+			return nil
+		})},
 		part{"http", oncePrepared(func(ctx context.Context) error { return serve(ctx, api.Server(), listener, log) })},
 	)
 	if c.Dev {

@@ -17,6 +17,7 @@ import (
 	"github.com/bivouac/bivouac/internal/consul"
 	"github.com/bivouac/bivouac/internal/failpoint"
 	"github.com/bivouac/bivouac/internal/httpapi"
+	"github.com/bivouac/bivouac/internal/pluginhost"
 	"github.com/bivouac/bivouac/internal/process"
 	"github.com/bivouac/bivouac/jobs"
 	"github.com/bivouac/bivouac/runtime"
@@ -33,7 +34,8 @@ type base struct {
 	checks  []httpapi.Check
 	parts   []part
 	prepare func(ctx context.Context) error // is called while the parts run, before anything is asked of them
-	volume  string                          // of -dev: a folder to give to a sandbox
+	plugins *pluginhost.Host
+	volume  string // of -dev: a folder to give to a sandbox
 }
 
 func newBase(c config.Config, log hclog.Logger) (base, error) {

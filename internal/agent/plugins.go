@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"time"
 
 	"github.com/hashicorp/go-hclog"
 
@@ -42,6 +43,7 @@ func newPluginHost(c config.Config, log hclog.Logger) (*pluginhost.Host, error) 
 // addPlugins adds the plugins' runtimes to a base. A plugin that is not the
 // default runtime is in health, and the agent can serve without it.
 func (b *base) addPlugins(host *pluginhost.Host, c config.Config) {
+	b.plugins = host
 	drivers := host.Drivers()
 	if len(drivers) == 0 {
 		return
@@ -51,6 +53,17 @@ func (b *base) addPlugins(host *pluginhost.Host, c config.Config) {
 		b.drivers[name] = driver
 		b.checks = append(b.checks, httpapi.Check{Name: "plugin." + name, Run: driver.Health, Optional: name != c.Runtime})
 	}
+}
+
+// pluginPatience is how long background work waits for plugins to come up.
+const pluginPatience = 5 * time.Second
+
+// awaitPlugins lets background work begin with plugins that are up: its first
+// look at what is there would be wasted on them, and the next is a minute later.
+func (b *base) awaitPlugins(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, pluginPatience)
+	defer cancel()
+	_ = b.plugins.AwaitStart(ctx) // the host tells of those that failed
 }
 
 // describeRuntimes tells which runtimes there are. The version of a plugin is
