@@ -137,9 +137,9 @@ type State string
 // The states. A driver that cannot tell whether a sandbox runs says lost.
 const (
 	StateStarting State = "starting" // on its way, not ready yet
-	StateRunning  State = "running"
-	StateDead     State = "dead" // nothing of it runs: seen, not assumed
-	StateLost     State = "lost" // out of reach: it may run or not
+	StateRunning  State = "running"  // it runs; whether it was ever ready, its Create has said
+	StateDead     State = "dead"     // nothing of it runs: seen, not assumed
+	StateLost     State = "lost"     // out of reach: it may run or not
 )
 
 // Sandbox is one sandbox as its driver sees it.

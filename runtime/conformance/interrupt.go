@@ -195,10 +195,10 @@ func givesUpTheSlow(f *fixture) {
 		deadline, _ := ctx.Deadline()
 		late := time.Since(deadline)
 		sub.require(late < sub.soon(), "Create returned %s after its context had ended", late.Round(time.Millisecond))
-		found, err := sub.driver.Inspect(sub.patience(), spec.SessionID)
-		if !errors.Is(err, runtime.ErrNotFound) {
+		if _, err := sub.driver.Inspect(sub.patience(), spec.SessionID); !errors.Is(err, runtime.ErrNotFound) {
+			// It may say running: a driver that keeps nothing cannot tell
+			// whether the sandbox was ever ready.
 			sub.noError(err, "Inspect of a sandbox that does not answer")
-			sub.require(found.State != runtime.StateRunning, "Inspect says that a sandbox runs that has never answered")
 		}
 		sub.delete(spec)
 		sub.isGone(spec)

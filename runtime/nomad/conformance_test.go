@@ -51,8 +51,10 @@ func conform(t *testing.T, template *jobs.Template, volume func(context.Context)
 	client, err := stack.NomadForTest(t).Client()
 	must.NoError(t, err)
 	driver := open(t, client, template, "test-"+uuid.NewString())
+	foreign := open(t, client, template, "test-"+uuid.NewString())
 	conformance.Run(t, conformance.Harness{
-		Open: func(context.Context) (runtime.Driver, error) { return driver.Driver, nil },
+		Open:    func(context.Context) (runtime.Driver, error) { return driver.Driver, nil },
+		Foreign: func(context.Context) (runtime.Driver, error) { return foreign.Driver, nil },
 		Kill: func(ctx context.Context, sandbox runtime.Sandbox) error {
 			ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 			defer cancel()
