@@ -1,11 +1,13 @@
 package consul
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -96,7 +98,8 @@ func (s *Store) tryLock(ctx context.Context, h *hold, chatID uuid.UUID) (*Lease,
 }
 
 // awaitFree returns when it is worth trying again to take the chat's lock key,
-// or when ctx ends. It does not poll while another session holds the key.
+// or when ctx ends. It does not poll while another session holds the key, unless
+// too many locks are waited for.
 func (s *Store) awaitFree(ctx context.Context, h *hold, chatID uuid.UUID, pause time.Duration) error {
 	pair, index, err := s.get(ctx, s.keys.lock(chatID), scheduler.Block{})
 	if err != nil {
@@ -106,20 +109,28 @@ func (s *Store) awaitFree(ctx context.Context, h *hold, chatID uuid.UUID, pause 
 		// Freed since, or under the lock-delay of a session that ended; or our
 		// own session is gone, which a renewal will tell.
 		s.session.look()
-		select {
-		case <-time.After(pause):
-			return nil
-		case <-ctx.Done():
-			return ctx.Err()
-		}
+		return sleep(ctx, pause)
 	}
-	if err := s.parked.Acquire(ctx, 1); err != nil {
-		return err
+	if !s.awaited.TryAcquire(1) {
+		return sleep(ctx, jitter(crowdedPause))
 	}
-	defer s.parked.Release(1)
+	defer s.awaited.Release(1)
 	until, _ := ctx.Deadline()
 	_, _, err = s.get(ctx, s.keys.lock(chatID), scheduler.Block{Index: index, Wait: time.Until(until)})
 	return err
+}
+
+// crowdedPause is after what time a lock is tried again where too many are
+// waited for already to be told of this one.
+const crowdedPause = time.Second
+
+func sleep(ctx context.Context, d time.Duration) error {
+	select {
+	case <-time.After(d):
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 // stray is a lock that an operation may have left in Consul: its request may
@@ -152,7 +163,11 @@ func (s *Store) clearStrays(ctx context.Context, h *hold) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, renewTimeout) // renewing goes first
 	defer cancel()
-	for id, left := range strays {
+	oldestFirst := func(a, b string) int {
+		return cmp.Or(strays[a].since.Compare(strays[b].since), cmp.Compare(a, b))
+	}
+	for _, id := range slices.SortedFunc(maps.Keys(strays), oldestFirst) {
+		left := strays[id]
 		if err := s.clearStray(ctx, id, left.key); err != nil {
 			s.log.Debug("cannot clear a lock that was left behind", "key", left.key, "error", err)
 			return

@@ -144,6 +144,11 @@ func (k *keeper) keep(ctx context.Context, h *hold) {
 	next := time.NewTimer(renewInterval)
 	defer next.Stop()
 	for {
+		select { // first: there is nothing left to renew it for
+		case <-drained:
+			return
+		default:
+		}
 		select {
 		case <-stop:
 			stop, drained, limit = nil, h.drain(), time.After(drainLimit)
@@ -156,6 +161,10 @@ func (k *keeper) keep(ctx context.Context, h *hold) {
 			return
 		case <-next.C:
 		case <-k.wake:
+		}
+		select { // one look is enough for both
+		case <-k.wake:
+		default:
 		}
 		stands, err := k.renew(renewing, h)
 		switch {

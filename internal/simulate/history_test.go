@@ -14,22 +14,40 @@ import (
 type chatState struct {
 	session string // ID; unknown where a create may have made one that nobody was told of
 	agent   string
-	ended   bool   // its sandbox may be gone, or its time over: it may be replaced or vanish
-	deleted string // where there is no session: ID of the one that was deleted
+	until   time.Duration // when it expires; anytime where a renewal may have changed that
+	ended   bool          // its sandbox may be gone: it may be replaced or vanish
+	deleted string        // where there is no session: ID of the one that was deleted
 }
 
-const unknown = "unknown"
-
-// mayBeOver says whether there may be no session any more, or one that is to be
-// replaced.
-func (s chatState) mayBeOver() bool { return s.session == "" || s.ended || s.session == unknown }
-
-// isEnd is an event that ends a session, at some time after it happened: the
-// sandbox died, or its time is over.
-type isEnd struct{ session string }
+const (
+	unknown = "unknown"
+	anytime = time.Duration(-1)
+)
 
 // skewLimit is how far replicas may be apart in when a session expires.
 const skewLimit = 3 * time.Second
+
+// by is when all that a call does is done.
+func (c call) by() time.Duration {
+	if c.open {
+		return math.MaxInt64
+	}
+	return c.ended
+}
+
+// mayBeOver says whether, by the end of a call, there may be no session any
+// more, or one that is to be replaced.
+func (s chatState) mayBeOver(by time.Duration) bool {
+	return s.session == "" || s.session == unknown || s.ended || s.until == anytime || s.until-skewLimit <= by
+}
+
+// mayStand says whether, at the beginning of a call, the session may be valid.
+func (s chatState) mayStand(at time.Duration) bool {
+	return !s.ended && (s.until == anytime || at <= s.until+skewLimit)
+}
+
+// isEnd is the end of a sandbox, at some time after what caused it.
+type isEnd struct{ session string }
 
 // checkHistory returns the chats for which no order of all that was asked and
 // happened explains what callers were told.
@@ -47,30 +65,18 @@ func (w *world) checkHistory() []int {
 // operations are what was asked about a chat and what happened to its sessions.
 func (w *world) operations(chat int) []porcupine.Operation {
 	var ops []porcupine.Operation
-	until := make(map[string]time.Duration)
 	for _, c := range w.history {
 		if c.chat != chat {
 			continue
 		}
-		op := porcupine.Operation{ClientId: c.caller, Input: c, Output: c, Call: int64(c.began), Return: int64(c.ended)}
-		if c.open {
-			op.Return = math.MaxInt64
-		}
-		ops = append(ops, op)
-		if c.session != "" && c.told != "deleted" {
-			until[c.session] = max(until[c.session], c.expires)
-		}
-	}
-	end := func(session string, at time.Duration) {
 		ops = append(ops, porcupine.Operation{
-			ClientId: 1000 + len(ops), Input: isEnd{session}, Call: int64(at), Return: math.MaxInt64,
+			ClientId: c.caller, Input: c, Output: c, Call: int64(c.began), Return: int64(c.by()),
 		})
 	}
-	for session, expires := range until {
-		end(session, max(0, expires-skewLimit))
-	}
 	for _, d := range w.deaths {
-		end(d.sessionID, d.at)
+		ops = append(ops, porcupine.Operation{
+			ClientId: 1000 + len(ops), Input: isEnd{d.sessionID}, Call: int64(d.at), Return: math.MaxInt64,
+		})
 	}
 	return ops
 }
@@ -115,7 +121,10 @@ func (s chatState) end(session string) []chatState {
 // the session in the answer was told of it: then it is no unknown one.
 func (s chatState) step(c call, made bool) []chatState {
 	is := s.session == c.session || s.session == unknown && !made
-	this := chatState{session: c.session, agent: c.agentOf, ended: s.ended}
+	this := chatState{session: c.session, agent: c.agentOf, until: c.expires, ended: s.ended}
+	if s.session == c.session && c.told != "renewed" && (s.until-c.expires).Abs() <= skewLimit {
+		this.until = s.until // as whoever set it was told, and not as another clock shows it
+	}
 	switch c.kind {
 	case "create":
 		return s.create(c, is, this)
@@ -124,28 +133,34 @@ func (s chatState) step(c call, made bool) []chatState {
 		case c.open || c.told == "creating":
 			return []chatState{s}
 		case c.told == "not_found":
-			return s.ifOver(chatState{})
+			return s.ifOver(c, chatState{})
 		case is:
 			return []chatState{this}
+		case c.told == "stopping" && c.session == s.deleted: // by a delete that is still under way
+			return []chatState{s}
 		}
 	case "renew":
 		switch {
-		case c.open:
-			return []chatState{s}
-		case c.told == "renewed" && is && !s.ended:
+		case c.open: // it may have been renewed
+			renewed := s
+			renewed.until = anytime
+			return []chatState{s, renewed}
+		case c.told == "renewed" && is && s.mayStand(c.began):
 			return []chatState{this}
 		case c.told == "not_found":
-			return s.ifOver(chatState{})
+			return s.ifOver(c, chatState{})
 		case c.told == "expired", c.told == "not_running":
-			return s.ifOver(s)
+			return s.ifOver(c, s)
 		}
 	case "delete":
 		switch {
 		case c.open: // begun, it is finished by somebody else
-			return []chatState{s, {deleted: s.session}, {session: s.session, agent: s.agent, ended: true}}
+			ended := s
+			ended.ended = true
+			return []chatState{s, {deleted: s.session}, ended}
 		case c.told == "not_found":
-			return s.ifOver(chatState{})
-		case is, !made && s.mayBeOver(): // also an intent, which nobody was told of
+			return s.ifOver(c, chatState{})
+		case is, !made && s.mayBeOver(c.by()): // also an intent, which nobody was told of
 			return []chatState{{deleted: c.session}}
 		case c.session == s.deleted: // by two at a time, one of which took over from the other
 			return []chatState{s}
@@ -155,32 +170,33 @@ func (s chatState) step(c call, made bool) []chatState {
 }
 
 func (s chatState) create(c call, is bool, this chatState) []chatState {
+	made := chatState{session: c.session, agent: c.agent, until: c.expires}
 	switch c.told {
 	case "created":
-		return s.ifOver(chatState{session: c.session, agent: c.agent})
+		return s.ifOver(c, made)
 	case "replaced":
 		if s.session != "" {
-			return s.ifOver(chatState{session: c.session, agent: c.agent})
+			return s.ifOver(c, made)
 		}
 	case "reused":
-		if is && !s.ended && (s.agent == c.agent || s.session == unknown) {
+		if is && s.mayStand(c.began) && (s.agent == c.agent || s.session == unknown) {
 			return []chatState{this}
 		}
 	case "conflict":
-		if is && !s.ended && c.agentOf != c.agent {
+		if is && s.mayStand(c.began) && c.agentOf != c.agent {
 			return []chatState{this}
 		}
 	default: // it failed, or it is not known what became of it
-		if s.mayBeOver() {
-			return []chatState{s, {}, {session: unknown, agent: c.agent}}
+		if s.mayBeOver(c.by()) {
+			return []chatState{s, {}, {session: unknown, agent: c.agent, until: anytime}}
 		}
 		return []chatState{s}
 	}
 	return nil
 }
 
-func (s chatState) ifOver(next chatState) []chatState {
-	if s.mayBeOver() {
+func (s chatState) ifOver(c call, next chatState) []chatState {
+	if s.mayBeOver(c.by()) {
 		return []chatState{next}
 	}
 	return nil

@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/google/uuid"
 	consulapi "github.com/hashicorp/consul/api"
 	"github.com/hashicorp/go-hclog"
 	nomadapi "github.com/hashicorp/nomad/api"
@@ -56,9 +57,10 @@ func (w *world) start(i int, name string) {
 	if err != nil {
 		panic(err)
 	}
+	turns := turns{r.clock, w.net, name}
 	r.scheduler, err = scheduler.New(scheduler.Config{
-		Store:           r.clock,
-		Locker:          r.clock,
+		Store:           turns,
+		Locker:          turns,
 		Drivers:         map[string]runtime.Driver{"nomad": driver},
 		DefaultRuntime:  "nomad",
 		TTL:             w.ttl,
@@ -153,4 +155,42 @@ type writer struct{ w *world }
 func (w writer) Write(line []byte) (int, error) {
 	w.w.note("%s", line[:max(len(line)-1, 0)])
 	return len(line), nil
+}
+
+// turns is a replica's store, whose callers come in turns: not at one instant,
+// as the ticks of its background work do. In what order timers of one instant
+// fire, the runtime leaves to chance.
+type turns struct {
+	*consul.Clock
+	net  *network.Network
+	name string
+}
+
+func (t turns) await(ctx context.Context, what string) {
+	wait(ctx, network.Latency(t.net.Rand(t.name+" "+what)))
+}
+
+func (t turns) Lock(ctx context.Context, chatID uuid.UUID, wait time.Duration) (scheduler.Lease, error) {
+	t.await(ctx, "locks "+chatID.String())
+	return t.Clock.Lock(ctx, chatID, wait)
+}
+
+func (t turns) Get(ctx context.Context, chatID uuid.UUID, block scheduler.Block) (*scheduler.Session, uint64, error) {
+	t.await(ctx, "gets "+chatID.String())
+	return t.Clock.Get(ctx, chatID, block)
+}
+
+func (t turns) List(ctx context.Context, query scheduler.Query) (scheduler.Page, error) {
+	t.await(ctx, "lists")
+	return t.Clock.List(ctx, query)
+}
+
+func (t turns) Expired(ctx context.Context, now time.Time, limit int) ([]scheduler.Session, error) {
+	t.await(ctx, "looks for expired")
+	return t.Clock.Expired(ctx, now, limit)
+}
+
+func (t turns) InFlight(ctx context.Context) ([]scheduler.Session, error) {
+	t.await(ctx, "looks for what is in flight")
+	return t.Clock.InFlight(ctx)
 }

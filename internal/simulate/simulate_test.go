@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"runtime/debug"
 	"strconv"
 	"strings"
 	"testing"
@@ -59,6 +60,8 @@ func TestSimulations(t *testing.T) {
 // simulate carries out the run of a seed.
 func simulate(t *testing.T, seed uint64, template *jobs.Template, watched bool) *world {
 	cryptotest.SetGlobalRandom(t, seed)
+	// The garbage collector's goroutines would come between those of a run.
+	defer debug.SetGCPercent(debug.SetGCPercent(-1))
 	var w *world
 	synctest.Test(t, func(t *testing.T) { w = run(t, newPlan(seed), template, watched) })
 	for _, chat := range w.checkHistory() {

@@ -2,6 +2,8 @@ package nomad
 
 import (
 	"context"
+	"maps"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -141,12 +143,12 @@ func (c *cache) subscribe() (f *feed, done func()) {
 	}
 }
 
-// take returns the changed jobs since the last call.
-func (f *feed) take() map[string]struct{} {
+// take returns the changed jobs since the last call, in order.
+func (f *feed) take() []string {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	changed := f.changed
-	f.changed = make(map[string]struct{})
+	changed := slices.Sorted(maps.Keys(f.changed))
+	clear(f.changed)
 	return changed
 }
 

@@ -22,7 +22,7 @@ func (d *Driver) Watch(ctx context.Context, changed func(runtime.Sandbox)) error
 			return ctx.Err()
 		case <-f.C:
 		}
-		for jobID := range f.take() {
+		for _, jobID := range f.take() {
 			s, _ := d.cache.get(jobID)
 			before, seen := last[jobID]
 			sandbox, ok := d.sandbox(s)
@@ -64,7 +64,7 @@ func (d *Driver) guard(ctx context.Context) {
 			return
 		case <-f.C:
 		}
-		for jobID := range f.take() {
+		for _, jobID := range f.take() {
 			s, _ := d.cache.get(jobID)
 			why := surplus(s)
 			if why == "" || d.notForeign(s) != nil {

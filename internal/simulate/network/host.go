@@ -58,8 +58,9 @@ func (h *Host) isDead() bool {
 	}
 }
 
-// awaitRunning waits while the host is paused, and says whether it was.
-func (h *Host) awaitRunning(ctx context.Context) (slept bool) {
+// awaitRunning waits while the host is paused, and says whether it was. After
+// that it goes on in its turn: at one instant no two do.
+func (h *Host) awaitRunning(ctx context.Context, turn time.Duration) (slept bool) {
 	for {
 		h.mu.Lock()
 		resumed := h.resumed
@@ -70,6 +71,7 @@ func (h *Host) awaitRunning(ctx context.Context) (slept bool) {
 		slept = true
 		select {
 		case <-resumed:
+			sleep(ctx, turn)
 		case <-h.dead:
 			return slept
 		case <-ctx.Done():
@@ -81,6 +83,7 @@ func (h *Host) awaitRunning(ctx context.Context) (slept bool) {
 // connBody is a response's body as the host reads it.
 type connBody struct {
 	link   *Link
+	turn   time.Duration
 	ctx    context.Context // the request's
 	from   io.ReadCloser
 	hangUp context.CancelFunc
@@ -88,13 +91,13 @@ type connBody struct {
 
 func (b *connBody) Read(p []byte) (int, error) {
 	n, err := b.from.Read(p)
-	b.link.host.awaitRunning(b.link.net.ctx)
+	b.link.host.awaitRunning(b.link.net.ctx, b.turn)
 	switch {
 	case b.ctx.Err() != nil:
 		return 0, b.ctx.Err()
 	case b.link.host.isDead():
 		return 0, ErrReset
-	case !b.link.pass():
+	case !b.link.pass(b.turn):
 		return 0, ErrReset
 	default:
 		return n, err

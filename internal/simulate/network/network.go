@@ -140,8 +140,9 @@ func (l *Link) cut() <-chan struct{} {
 	return l.healed
 }
 
-// pass waits while the link is cut, and says whether it never was.
-func (l *Link) pass() bool {
+// pass waits while the link is cut, and says whether it never was. After that it
+// goes on in its turn, as after a pause.
+func (l *Link) pass(turn time.Duration) bool {
 	clean := true
 	for {
 		healed := l.cut()
@@ -151,6 +152,7 @@ func (l *Link) pass() bool {
 		clean = false
 		select {
 		case <-healed:
+			sleep(l.net.ctx, turn)
 		case <-l.net.ctx.Done():
 			return false
 		}
@@ -169,8 +171,12 @@ func (l *Link) RoundTrip(req *http.Request) (*http.Response, error) {
 	}
 	what := label(req, body)
 	rng := l.net.Rand(l.host.Name + " " + what)
+	turn := Latency(rng)
 	ctx := req.Context()
-	if slept := l.host.awaitRunning(l.net.ctx); slept && ctx.Err() != nil && rng.IntN(2) == 0 {
+	if sleep(ctx, Latency(rng)); ctx.Err() != nil { // of what happens at one instant, giving up comes first
+		return nil, ctx.Err()
+	}
+	if slept := l.host.awaitRunning(l.net.ctx, turn); slept && ctx.Err() != nil && rng.IntN(2) == 0 {
 		return nil, ctx.Err() // it noticed before it sent anything
 	}
 	if l.host.isDead() {
@@ -185,7 +191,7 @@ func (l *Link) RoundTrip(req *http.Request) (*http.Response, error) {
 	case resp = <-answered:
 	case <-ctx.Done():
 	}
-	l.host.awaitRunning(l.net.ctx)
+	l.host.awaitRunning(l.net.ctx, turn)
 	switch {
 	case l.host.isDead():
 		hangUp()
@@ -198,7 +204,7 @@ func (l *Link) RoundTrip(req *http.Request) (*http.Response, error) {
 		return nil, ErrReset
 	}
 	resp.Request = req
-	resp.Body = &connBody{link: l, ctx: ctx, from: resp.Body, hangUp: hangUp}
+	resp.Body = &connBody{link: l, turn: turn, ctx: ctx, from: resp.Body, hangUp: hangUp}
 	return resp, nil
 }
 
@@ -216,7 +222,7 @@ func (l *Link) nothing(ctx context.Context) (*http.Response, error) {
 // sender has given up.
 func (l *Link) carry(connection context.Context, req *http.Request, body []byte, what string, rng *rand.Rand, answered chan<- *http.Response) {
 	odds := l.oddsNow()
-	there, back := latency(rng), latency(rng)
+	there, back := Latency(rng), Latency(rng)
 	lost, lostReply := rng.Float64() < odds.LoseRequest, rng.Float64() < odds.LoseReply
 	if rng.Float64() < odds.Late {
 		there += time.Duration(rng.Int64N(int64(MaxLate)))
@@ -232,9 +238,10 @@ func (l *Link) carry(connection context.Context, req *http.Request, body []byte,
 		refused = http.StatusTooManyRequests
 	}
 	survives := rng.IntN(2) == 0 // a cut
+	turn := Latency(rng)
 
 	sleep(l.net.ctx, there)
-	clean := l.pass()
+	clean := l.pass(turn)
 	if lost || !clean && !survives || l.net.ctx.Err() != nil {
 		l.net.note(l.host.Name, what+" is lost")
 		sleep(l.net.ctx, back+time.Duration(rng.Int64N(int64(3*time.Second))))
@@ -256,7 +263,7 @@ func (l *Link) carry(connection context.Context, req *http.Request, body []byte,
 		return
 	}
 	sleep(l.net.ctx, back)
-	if clean := l.pass(); !clean && !survives {
+	if clean := l.pass(turn); !clean && !survives {
 		resp.Body.Close()
 		resp = nil
 	}
@@ -285,9 +292,9 @@ func (l *Link) oddsNow() Odds {
 	return l.net.odds
 }
 
-// latency is that of a healthy network. It is never the same twice, so that no
+// Latency is that of a healthy network. It is never the same twice, so that no
 // two things that follow from requests happen at one instant.
-func latency(rng *rand.Rand) time.Duration {
+func Latency(rng *rand.Rand) time.Duration {
 	return 50*time.Microsecond + time.Duration(rng.ExpFloat64()*float64(700*time.Microsecond))
 }
 

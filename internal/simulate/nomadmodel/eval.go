@@ -37,6 +37,9 @@ func (s *Server) enqueue(e *eval) {
 // deciding is marked by a snapshot index.
 func (e *eval) deciding() bool { return e.SnapshotIndex != 0 }
 
+// isDue says whether it is time for an evaluation that was put off.
+func (e *eval) isDue() bool { return !e.WaitUntil.After(time.Now()) }
+
 // decide looks at a job as it stands now, and acts on that a little later.
 func (s *Server) decide(e *eval) {
 	most := 12 * time.Millisecond
@@ -49,9 +52,8 @@ func (s *Server) decide(e *eval) {
 			s.next(e.JobID)
 			return
 		}
-		j := s.jobs[e.JobID]
-		wanted := j != nil && !j.stop && *j.spec.TaskGroups[0].Count > 0
-		s.after("plan", time.Millisecond, most, func() { s.carryOut(e, j, wanted) })
+		d := s.look(e)
+		s.after("plan", time.Millisecond, most, func() { s.carryOut(e, d) })
 	})
 }
 
@@ -63,7 +65,7 @@ func (s *Server) next(jobID string) {
 			if e.deciding() {
 				return
 			}
-			if oldest == nil || e.CreateIndex < oldest.CreateIndex || e.CreateIndex == oldest.CreateIndex && e.ID < oldest.ID {
+			if e.isDue() && (oldest == nil || e.CreateIndex < oldest.CreateIndex || e.CreateIndex == oldest.CreateIndex && e.ID < oldest.ID) {
 				oldest = e
 			}
 		}
@@ -73,8 +75,52 @@ func (s *Server) next(jobID string) {
 	}
 }
 
-// carryOut makes the allocations what an evaluation decided.
-func (s *Server) carryOut(e *eval, j *job, wanted bool) {
+// decision is what follows from an evaluation.
+type decision struct {
+	job     *job
+	stop    []*alloc // the job is stopped
+	lost    []*alloc // and so to be stopped
+	unknown []*alloc // to be lost with the next decision
+	place   bool
+	delay   time.Duration // not 0: look again after that, and place none before
+}
+
+// look decides. Nothing replaces an allocation that ended by itself. One that
+// the servers gave up no longer counts, also where its process lives, and so
+// every evaluation after that replaces it.
+func (s *Server) look(e *eval) decision {
+	d := decision{job: s.jobs[e.JobID]}
+	wanted := d.job != nil && !d.job.stop && *d.job.spec.TaskGroups[0].Count > 0
+	standing := 0
+	for _, a := range s.allocsOf(e.JobID) {
+		gone := !a.node.ready && !a.terminal()
+		switch {
+		case a.DesiredStatus != api.AllocDesiredStatusRun:
+			if gone {
+				d.lost = append(d.lost, a)
+			}
+		case a.terminal():
+			standing++
+		case !wanted && gone, gone && replaces(a.job):
+			d.lost = append(d.lost, a)
+		case !wanted:
+			d.stop = append(d.stop, a)
+		case a.ClientStatus == api.AllocClientStatusUnknown, gone && a.ClientStatus == api.AllocClientStatusPending:
+			d.lost = append(d.lost, a)
+			d.delay = replaceAfter(a.job)
+		case gone:
+			d.unknown = append(d.unknown, a)
+			standing++
+		default:
+			standing++
+		}
+	}
+	d.place = wanted && standing == 0 && d.delay == 0
+	return d
+}
+
+// carryOut makes the allocations what was decided.
+func (s *Server) carryOut(e *eval, d decision) {
 	defer s.next(e.JobID)
 	if e.Status != "pending" {
 		return
@@ -82,48 +128,71 @@ func (s *Server) carryOut(e *eval, j *job, wanted bool) {
 	s.index++
 	e.set("complete", s.index)
 	events := []event{}
-	switch {
-	case !wanted:
-		for _, a := range s.allocsOf(e.JobID) {
-			if a.DesiredStatus == api.AllocDesiredStatusRun && !a.terminal() {
-				a.DesiredStatus, a.ModifyIndex = api.AllocDesiredStatusStop, s.index
-				events = append(events, a.event())
-				s.tell(a, false)
-			}
-		}
-		if j := s.jobs[e.JobID]; j != nil && j.stop && j.status != "dead" {
-			j.status, j.modifyIndex = "dead", s.index
-		}
-	case s.needsAlloc(e.JobID):
-		if a := s.place(e, j); a != nil {
+	for _, a := range d.stop {
+		a.DesiredStatus, a.ModifyIndex = api.AllocDesiredStatusStop, s.index
+		events = append(events, a.event())
+		s.tell(a, false)
+	}
+	for _, a := range d.lost {
+		a.DesiredStatus, a.DesiredDescription = api.AllocDesiredStatusStop, "alloc is lost since its node is down"
+		a.ClientStatus, a.ModifyIndex = api.AllocClientStatusLost, s.index
+		s.trace("allocation %s is lost", a.ID)
+		events = append(events, a.event())
+		s.tell(a, false)
+	}
+	for _, a := range d.unknown {
+		a.ClientStatus, a.ModifyIndex = api.AllocClientStatusUnknown, s.index
+		events = append(events, a.event())
+	}
+	// An evaluation that was itself put off has no other follow it.
+	if len(d.unknown) > 0 {
+		events = append(events, s.putOff(e.JobID, "max-disconnect-timeout", 0).event())
+	} else if d.delay > 0 && e.WaitUntil.IsZero() {
+		events = append(events, s.putOff(e.JobID, "alloc-failure", d.delay).event())
+	}
+	if d.place {
+		if a := s.place(e, d.job); a != nil {
 			events = append(events, a.event())
-			j.status, j.modifyIndex = "running", s.index
+			d.job.status, d.job.modifyIndex = "running", s.index
 		} else {
 			events = append(events, s.block(e).event())
 		}
 	}
+	if j := s.jobs[e.JobID]; j != nil && j.stop && j.status != "dead" {
+		j.status, j.modifyIndex = "dead", s.index
+	}
 	s.publish(append(events, e.event())...)
 }
 
-// needsAlloc says whether a job that should run has no allocation that counts.
-// One that failed counts, as there is no rescheduling; one whose node was lost
-// counts where the job says so.
-func (s *Server) needsAlloc(jobID string) bool {
-	for _, a := range s.allocsOf(jobID) {
-		switch {
-		case a.DesiredStatus != api.AllocDesiredStatusRun && a.ClientStatus != api.AllocClientStatusLost:
-		case a.ClientStatus == api.AllocClientStatusLost && replaces(a.job):
-		default:
-			return false
+// putOff makes an evaluation that is decided on after a delay.
+func (s *Server) putOff(jobID, trigger string, delay time.Duration) *eval {
+	e := s.newEval(jobID, trigger)
+	e.WaitUntil = time.Now().Add(delay)
+	s.after("put off", delay, delay, func() {
+		if e.Status == "pending" {
+			s.enqueue(e)
 		}
-	}
-	return true
+	})
+	return e
 }
 
-// replaces says whether Nomad starts another allocation for one on a lost node.
+// replaces says whether Nomad at once starts another allocation for one on a
+// lost node.
 func replaces(spec *api.Job) bool {
 	d := spec.TaskGroups[0].Disconnect
 	return d == nil || d.StopOnClientAfter == nil || d.Replace == nil || *d.Replace
+}
+
+// replaceAfter is when Nomad replaces a lost allocation that it never saw
+// running: by then its client should have stopped it.
+func replaceAfter(spec *api.Job) time.Duration {
+	kill := 5 * time.Second
+	for _, t := range spec.TaskGroups[0].Tasks {
+		if t.KillTimeout != nil {
+			kill = max(kill, *t.KillTimeout)
+		}
+	}
+	return *spec.TaskGroups[0].Disconnect.StopOnClientAfter + kill
 }
 
 // place makes an allocation, nil where there is no room.

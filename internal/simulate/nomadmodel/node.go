@@ -223,21 +223,20 @@ func (s *Server) lose(n *node) {
 	s.trace("%s is lost", n.name)
 	s.index++
 	n.ready = false
-	for _, a := range sortedByID(s.allocs) {
-		if a.node != n || a.terminal() {
-			continue
-		}
-		a.ClientStatus, a.ModifyIndex = api.AllocClientStatusLost, s.index
-		a.DesiredStatus, a.DesiredDescription = api.AllocDesiredStatusStop, "alloc is lost since its node is down"
-		s.publish(a.event())
-		s.enqueueUpdate(a.JobID)
-	}
+	s.evaluate(n)
 }
 
-func (s *Server) enqueueUpdate(jobID string) {
-	e := s.newEval(jobID, "node-update")
-	s.publish(e.event())
-	s.enqueue(e)
+// evaluate has the servers decide about each job that may run on a node.
+func (s *Server) evaluate(n *node) {
+	asked := make(map[string]bool)
+	for _, a := range sortedByID(s.allocs) {
+		if a.node == n && !a.terminal() && !asked[a.JobID] {
+			asked[a.JobID] = true
+			e := s.newEval(a.JobID, "node-update")
+			s.publish(e.event())
+			s.enqueue(e)
+		}
+	}
 }
 
 // Reconnect brings a node back. It hears what it missed, and tells what became
@@ -250,8 +249,13 @@ func (s *Server) Reconnect(i int) {
 		return
 	}
 	s.trace("%s is back", n.name)
+	wasReady := n.ready
 	n.connected, n.down, n.ready = true, false, true
 	n.agent++
+	if !wasReady {
+		s.index++
+		s.evaluate(n)
+	}
 	for _, a := range sortedByID(s.allocs) {
 		if a.node == n {
 			s.tell(a, false)
