@@ -24,11 +24,16 @@ func pluginVerifyCommand(t terminal) *command {
 package runtime/conformance with it, as a Go author's own tests do. It makes
 some dozens of sandboxes, ten at a time, kills the plugin now and then, and
 deletes what it made. Prints a verdict on each requirement. Exits with 1 where
-one is not met.`
-	c.example = `$ bivouac plugin verify -plugin-config='{"image":"busybox"}' ./my-runtime`
+one is not met.
+
+With -demo all requirements are checked: the sandboxes then run
+bivouac demo-sandbox, which fails when it is told to, and shows without the
+plugin whether it runs. It takes its orders from a file in the volume, so that
+must be mounted from this machine.`
+	c.example = `$ bivouac plugin verify -demo -plugin-config='{"command":["/usr/bin/bivouac","demo-sandbox"]}' ./my-runtime`
 	flags := newPluginFlags(c)
 	settings := c.flags.String("plugin-config", "", "`JSON` object that the plugin is configured with. (default as its block says)")
-	demo := c.flags.Bool("demo", false, "What runs in the sandboxes is bivouac demo-sandbox: ask each what it was told.")
+	demo := c.flags.Bool("demo", false, "What runs in the sandboxes is bivouac demo-sandbox.")
 	level := c.flags.String("log-level", "off", "`LEVEL` of the log: trace, debug, info, warn, error or off.")
 	c.run = func(ctx context.Context, args []string) error {
 		p, dir, err := flags.find(args[0])

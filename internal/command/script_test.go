@@ -26,12 +26,18 @@ func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){
 		"bivouac": func() { os.Exit(Main()) },
 		// Plugins as somebody else would write them.
-		"mine":  servePlugin,
-		"other": servePlugin,
+		"mine":   servePlugin,
+		"other":  servePlugin,
+		"sloppy": func() { plugin.Serve(sloppy{process.NewPlugin(plugin.NewLogger())}) },
 	})
 }
 
 func servePlugin() { plugin.Serve(process.NewPlugin(plugin.NewLogger())) }
+
+// sloppy does not stop what it is asked to stop.
+type sloppy struct{ *process.Plugin }
+
+func (sloppy) Stop(context.Context, string) error { return nil }
 
 func TestScripts(t *testing.T) {
 	for _, test := range []struct {
