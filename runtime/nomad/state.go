@@ -143,9 +143,17 @@ func (s state) allEnded() bool { return !slices.ContainsFunc(s.allocs, isLive) }
 func isLive(alloc *api.AllocationListStub) bool { return !hasEnded(alloc) }
 
 // hasEnded says whether the allocation's client has seen all of its tasks end.
-// Statuses that the servers set by themselves, lost and unknown, do not count.
+// Lost and unknown are statuses that the servers set by themselves, and mean
+// nothing: they may even come over the client's last word, if a decision about
+// its node was slow. What it said of the tasks stays.
 func hasEnded(alloc *api.AllocationListStub) bool {
-	if alloc.ClientStatus != api.AllocClientStatusComplete && alloc.ClientStatus != api.AllocClientStatusFailed {
+	switch alloc.ClientStatus {
+	case api.AllocClientStatusComplete, api.AllocClientStatusFailed:
+	case api.AllocClientStatusLost, api.AllocClientStatusUnknown:
+		if len(alloc.TaskStates) == 0 {
+			return false
+		}
+	default:
 		return false
 	}
 	for _, task := range alloc.TaskStates {

@@ -133,7 +133,7 @@ func (s *Server) carryOut(e *eval, d decision) {
 		events = append(events, a.event())
 		s.tell(a, false)
 	}
-	for _, a := range d.lost {
+	for _, a := range d.lost { // also where it ended meanwhile; its tasks' states stay
 		a.DesiredStatus, a.DesiredDescription = api.AllocDesiredStatusStop, "alloc is lost since its node is down"
 		a.ClientStatus, a.ModifyIndex = api.AllocClientStatusLost, s.index
 		s.trace("allocation %s is lost", a.ID)
