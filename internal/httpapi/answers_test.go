@@ -90,6 +90,7 @@ func TestEveryDocumentedAnswerIsGiven(t *testing.T) {
 		{"renew that comes too late", failing(scheduler.ErrExpired), renew, 409, "expired"},
 		{"renew of a session whose sandbox ended", failing(scheduler.ErrNotRunning), renew, 409, "not_running"},
 		{"renew from a form", fine, asForm(renew), 415, "unsupported_media_type"},
+		{"renew among too many", failing(scheduler.ErrBusy), renew, 429, "busy"},
 		{"renew that meets a fault", failing(errors.New("oops")), renew, 500, "internal"},
 		{"renew without a store", failing(down), renew, 503, "store_unavailable"},
 
@@ -98,6 +99,7 @@ func TestEveryDocumentedAnswerIsGiven(t *testing.T) {
 		{"delete that is misspelt", fine, misspelt(remove), 400, "invalid"},
 		{"delete for a foreign host", fine, foreign(remove), 403, "forbidden_host"},
 		{"delete with a form", fine, asForm(remove), 415, "unsupported_media_type"},
+		{"delete among too many", failing(scheduler.ErrBusy), remove, 429, "busy"},
 		{"delete that meets a fault", failing(runtime.ErrNotFound), remove, 500, "internal"},
 		{"delete without a runtime", failing(runtime.ErrUnavailable), remove, 503, "runtime_unavailable"},
 
@@ -105,6 +107,7 @@ func TestEveryDocumentedAnswerIsGiven(t *testing.T) {
 		{"cleanup that is misspelt", fine, misspelt(cleanup), 400, "invalid"},
 		{"cleanup for a foreign host", fine, foreign(cleanup), 403, "forbidden_host"},
 		{"cleanup from a form", fine, asForm(cleanup), 415, "unsupported_media_type"},
+		{"cleanup among too many", failing(scheduler.ErrBusy), cleanup, 429, "busy"},
 		{"cleanup that meets a fault", failing(errors.New("oops")), cleanup, 500, "internal"},
 		{"cleanup without a store", failing(down), cleanup, 503, "store_unavailable"},
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"runtime/debug"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -41,6 +42,7 @@ type API struct {
 	config   Config
 	mux      *http.ServeMux
 	csrf     *http.CrossOriginProtection
+	requests chan struct{} // one token for each request about sessions in flight
 	watchers chan struct{} // one token for each blocking read in flight
 	stopping context.Context
 	stop     context.CancelFunc
@@ -53,6 +55,7 @@ func New(config Config) *API {
 		config:   config,
 		mux:      http.NewServeMux(),
 		csrf:     http.NewCrossOriginProtection(),
+		requests: make(chan struct{}, maxRequests),
 		watchers: make(chan struct{}, maxWatchers),
 		stopping: stopping,
 		stop:     stop,
@@ -84,7 +87,8 @@ const (
 	idleLimit    = 2 * time.Minute
 	maxHeader    = 32 << 10 // bytes
 	maxBody      = 64 << 10 // bytes
-	maxWatchers  = 128      // blocking reads at a time
+	maxRequests  = 1024     // requests about sessions at a time; with their bodies that is 64 MiB at most
+	maxWatchers  = 128      // of them, blocking reads
 	maxRequestID = 128      // bytes
 )
 
@@ -123,8 +127,28 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		fail(ans, err)
 		return
 	}
+	leave, err := a.enter(r)
+	if err != nil {
+		fail(ans, err)
+		return
+	}
+	defer leave()
 	ctx := propagation.TraceContext{}.Extract(r.Context(), propagation.HeaderCarrier(r.Header))
 	a.mux.ServeHTTP(ans, r.WithContext(ctx))
+}
+
+// enter takes one of the places for requests about sessions, if there is one.
+// Whoever asks how the agent is needs none: that it is busy is not that it is ill.
+func (a *API) enter(r *http.Request) (leave func(), err error) {
+	if !strings.HasPrefix(r.URL.Path, "/v1/sessions") && r.URL.Path != "/v1/cleanup" {
+		return func() {}, nil
+	}
+	select {
+	case a.requests <- struct{}{}:
+		return func() { <-a.requests }, nil
+	default:
+		return nil, fmt.Errorf("%w: %d already", scheduler.ErrBusy, maxRequests)
+	}
 }
 
 func (a *API) recovered(ans *answer, cause any) {
