@@ -2,7 +2,10 @@ package command
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"os"
+	"time"
 
 	"github.com/bivouac/bivouac/internal/agent"
 	"github.com/bivouac/bivouac/internal/config"
@@ -103,8 +106,23 @@ func pluginProcessCommand(t terminal) *command {
 it is of no use by itself.`
 	c.example = "$ bivouac plugin-process"
 	c.run = func(context.Context, []string) error {
-		plugin.Serve(process.NewPlugin(plugin.NewLogger().Named("process")))
-		return nil
+		served := make(chan struct{})
+		go func() {
+			defer close(served)
+			plugin.Serve(process.NewPlugin(plugin.NewLogger().Named("process")))
+		}()
+		// Linux ends it when the agent is killed. Elsewhere it would live on, and
+		// keep the folder that the next agent needs.
+		look := time.NewTicker(200 * time.Millisecond)
+		defer look.Stop()
+		for agent := os.Getppid(); os.Getppid() == agent; {
+			select {
+			case <-served:
+				return nil
+			case <-look.C:
+			}
+		}
+		return errors.New("the agent has ended")
 	}
 	return c
 }
