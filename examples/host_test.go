@@ -8,7 +8,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/shoenig/test/must"
@@ -17,50 +16,54 @@ import (
 	"github.com/bivouac/bivouac/runtime"
 )
 
-// host runs a plugin until the test ends, and returns its driver.
-func host(t *testing.T, plugin pluginhost.Plugin, instance string) (*pluginhost.Host, runtime.Driver) {
+// process is a plugin that runs in a host of its own.
+type process struct {
+	plugin   pluginhost.Plugin
+	instance string
+	host     *pluginhost.Host
+	driver   runtime.Driver
+	end      func() // the host, and with it the plugin; not its sandboxes
+}
+
+// start runs a plugin until the test ends, or until it is ended.
+func start(t *testing.T, plugin pluginhost.Plugin, instance string) *process {
 	t.Helper()
-	logger := hclog.New(&hclog.LoggerOptions{Output: t.Output(), Level: hclog.Info})
-	h, err := pluginhost.New(pluginhost.Config{Plugins: []pluginhost.Plugin{plugin}, Instance: instance, Logger: logger})
-	must.NoError(t, err)
-	ctx, cancel := context.WithCancel(context.Background())
+	p := &process{plugin: plugin, instance: instance}
+	must.NoError(t, p.start(t.Context(), hclog.New(&hclog.LoggerOptions{Output: t.Output(), Level: hclog.Info})))
+	t.Cleanup(func() { p.end() }) // the one that runs then
+	return p
+}
+
+func (p *process) start(ctx context.Context, logger hclog.Logger) error {
+	host, err := pluginhost.New(pluginhost.Config{Plugins: []pluginhost.Plugin{p.plugin}, Instance: p.instance, Logger: logger})
+	if err != nil {
+		return err
+	}
+	running, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		h.Run(ctx)
+		host.Run(running)
 	}()
-	t.Cleanup(func() {
+	p.host, p.driver = host, host.Drivers()[p.plugin.Name]
+	p.end = func() {
 		cancel()
 		<-done
-	})
-	must.NoError(t, h.AwaitStart(t.Context()))
-	return h, h.Drivers()[plugin.Name]
+	}
+	return host.AwaitStart(ctx)
 }
 
-// restart kills the plugin's process and waits for the next one.
-func restart(h *pluginhost.Host) func(context.Context, runtime.Driver) (runtime.Driver, error) {
-	return func(ctx context.Context, driver runtime.Driver) (runtime.Driver, error) {
-		again := time.NewTicker(10 * time.Millisecond)
-		defer again.Stop()
-		for killed := 0; ; {
-			now := h.Status()[0]
-			switch {
-			case now.State != pluginhost.StateRunning || now.PID == killed:
-			case killed != 0:
-				return driver, nil
-			default:
-				killed = now.PID
-				if err := syscall.Kill(killed, syscall.SIGKILL); err != nil {
-					return nil, err
-				}
-			}
-			select {
-			case <-ctx.Done():
-				return nil, ctx.Err()
-			case <-again.C:
-			}
-		}
+func (p *process) kill() error { return syscall.Kill(p.host.Status()[0].PID, syscall.SIGKILL) }
+
+// crash kills the plugin and starts it in a host anew, which does not pause
+// before that as the old one would.
+func (p *process) crash(ctx context.Context, _ runtime.Driver) (runtime.Driver, error) {
+	if err := p.kill(); err != nil {
+		return nil, err
 	}
+	p.end()
+	err := p.start(ctx, hclog.NewNullLogger())
+	return p.driver, err
 }
 
 // processesOf describes the processes that bear a session ID in their arguments

@@ -2,17 +2,16 @@ package examples_test
 
 import (
 	"context"
+	"errors"
 	"os"
 	"strconv"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
 	"github.com/google/uuid"
 	"github.com/shoenig/test/must"
 
-	"github.com/bivouac/bivouac/internal/pluginhost"
 	"github.com/bivouac/bivouac/runtime"
 )
 
@@ -41,9 +40,9 @@ func killInCreates(t *testing.T, e example) {
 	for i := range times {
 		spec := newSpec(volume)
 		t.Run("killed in create "+strconv.Itoa(i), func(t *testing.T) {
-			h, driver := host(t, e.plugin, "examples")
-			err := killDuring(h, whole*time.Duration(i)/time.Duration(times), func() error {
-				_, err := driver.Create(t.Context(), spec, ignore)
+			p := start(t, e.plugin, "examples")
+			err := killDuring(p, whole*time.Duration(i)/time.Duration(times), func() error {
+				_, err := p.driver.Create(t.Context(), spec, ignore)
 				return err
 			})
 			if err != nil { // else it was quicker
@@ -51,7 +50,7 @@ func killInCreates(t *testing.T, e example) {
 			}
 		})
 		t.Run("nothing is left of create "+strconv.Itoa(i), func(t *testing.T) {
-			_, driver := host(t, e.plugin, "examples") // of a new host: it starts the plugin at once
+			driver := start(t, e.plugin, "examples").driver
 			if i%2 == 1 {
 				_, _ = driver.Create(t.Context(), spec, ignore) // it may succeed or fail
 				running, err := e.runs(t.Context(), spec.SessionID)
@@ -91,7 +90,7 @@ func ignore(runtime.Stage) {}
 // timeOfACreate is that of the second one: the first is slower.
 func timeOfACreate(t *testing.T, e example, volume string) (whole time.Duration) {
 	t.Run("creates that nobody kills", func(t *testing.T) {
-		_, driver := host(t, e.plugin, "examples")
+		driver := start(t, e.plugin, "examples").driver
 		for range 2 {
 			spec := newSpec(volume)
 			began := time.Now()
@@ -105,15 +104,16 @@ func timeOfACreate(t *testing.T, e example, volume string) (whole time.Duration)
 }
 
 // killDuring kills the plugin's process some time after call has begun.
-func killDuring(h *pluginhost.Host, after time.Duration, call func() error) error {
-	pid := h.Status()[0].PID
+func killDuring(p *process, after time.Duration, call func() error) error {
 	ctx, cancel := context.WithTimeout(context.Background(), after)
 	defer cancel()
 	var killing sync.WaitGroup
+	var failed error
 	killing.Go(func() {
 		<-ctx.Done()
-		_ = syscall.Kill(pid, syscall.SIGKILL)
+		failed = p.kill()
 	})
-	defer killing.Wait()
-	return call()
+	err := call()
+	killing.Wait()
+	return errors.Join(err, failed)
 }

@@ -43,13 +43,12 @@ func TestPluginBubblewrap_with_network(t *testing.T) {
 }
 
 func conform(t *testing.T, e example) {
-	h, driver := host(t, e.plugin, "examples")
-	_, foreign := host(t, e.plugin, "examples-other")
+	own, foreign := start(t, e.plugin, "examples"), start(t, e.plugin, "examples-other")
 	conformance.Run(t, conformance.Harness{
-		Open:      func(context.Context) (runtime.Driver, error) { return driver, nil },
-		Foreign:   func(context.Context) (runtime.Driver, error) { return foreign, nil },
-		Reopen:    restart(h),
-		Crash:     restart(h),
+		Open:      func(context.Context) (runtime.Driver, error) { return own.driver, nil },
+		Foreign:   func(context.Context) (runtime.Driver, error) { return foreign.driver, nil },
+		Reopen:    own.crash,
+		Crash:     own.crash,
 		Kill:      e.kill,
 		Leftovers: e.left,
 		Demo:      true,
