@@ -42,7 +42,7 @@ chaos: ## Break a running Bivouac in every way for half an hour, and count what 
 RUNS ?= 10000
 .PHONY: simulate
 simulate: ## Run RUNS simulations of replicas under faults, from seed FROM on; SEED=n shows one
-	SEED=$(SEED) FROM=$(FROM) RUNS=$(RUNS) go test -tags faults -count=1 -timeout 60m -v -run TestSimulations ./internal/simulate
+	SEED=$(SEED) FROM=$(FROM) RUNS=$(RUNS) go test -count=1 -timeout 60m -v -run TestSimulations ./internal/simulate
 
 .PHONY: stack
 stack: ## Run Bivouac on a real Consul and a real Nomad, until Ctrl-C

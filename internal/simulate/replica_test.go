@@ -1,5 +1,3 @@
-//go:build faults
-
 package simulate
 
 import (
@@ -11,7 +9,6 @@ import (
 
 	"github.com/google/uuid"
 	consulapi "github.com/hashicorp/consul/api"
-	"github.com/hashicorp/go-hclog"
 	nomadapi "github.com/hashicorp/nomad/api"
 	metricnoop "go.opentelemetry.io/otel/metric/noop"
 	tracenoop "go.opentelemetry.io/otel/trace/noop"
@@ -40,7 +37,7 @@ type replica struct {
 func (w *world) start(i int, name string) {
 	r := &replica{name: name, host: network.NewHost(name), died: make(chan struct{})}
 	r.consul, r.nomad = w.net.Link(r.host, w.consul), w.net.Link(r.host, w.nomad)
-	log := w.logger(name)
+	log := w.newLogger(name)
 	consulClient, err := consulapi.NewClient(&consulapi.Config{HttpClient: &http.Client{Transport: r.consul}})
 	if err != nil {
 		panic(err)
@@ -138,23 +135,6 @@ func (w *world) replica(i int) *replica {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.replicas[i%len(w.replicas)]
-}
-
-// logger writes into the trace of a run that is watched.
-func (w *world) logger(name string) hclog.Logger {
-	if !w.verbose {
-		return hclog.NewNullLogger()
-	}
-	return hclog.New(&hclog.LoggerOptions{
-		Name: name, Level: hclog.Debug, Output: writer{w}, DisableTime: true,
-	})
-}
-
-type writer struct{ w *world }
-
-func (w writer) Write(line []byte) (int, error) {
-	w.w.note("%s", line[:max(len(line)-1, 0)])
-	return len(line), nil
 }
 
 // turns is a replica's store, whose callers come in turns: not at one instant,

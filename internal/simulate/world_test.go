@@ -1,5 +1,3 @@
-//go:build faults
-
 package simulate
 
 import (
@@ -53,7 +51,6 @@ job {
 type world struct {
 	plan
 	template *jobs.Template
-	verbose  bool
 	began    time.Time
 	ctx      context.Context // of the network and the servers: ends last
 	net      *network.Network
@@ -76,7 +73,7 @@ type world struct {
 	alive      map[string]int // live processes, by chat
 	settled    time.Duration  // how long that took
 	violations []string
-	trace      []string
+	trace      []event
 }
 
 // death is a sandbox's end, or loss, that no caller asked for.
@@ -87,24 +84,17 @@ type death struct {
 }
 
 // run carries out a plan, in a bubble of simulated time.
-func run(t *testing.T, p plan, template *jobs.Template, verbose bool) *world {
+func run(t *testing.T, p plan, template *jobs.Template) *world {
 	ctx, cancel := context.WithCancel(t.Context())
 	w := &world{
-		plan: p, template: template, verbose: verbose, ctx: ctx, began: time.Now(),
+		plan: p, template: template, ctx: ctx, began: time.Now(),
 		asked: make(chan struct{}), cutNodes: make(map[string]int), alive: make(map[string]int),
 	}
-	var trace func(host, event string)
-	if verbose {
-		trace = func(host, event string) { w.note("%s: %s", host, event) }
-	}
-	w.net = network.New(ctx, p.seed, trace)
+	w.net = network.New(ctx, p.seed, func(host, event string) { w.note("%s: %s", host, event) })
 	w.consul = consulmodel.New(p.expire)
 	config := nomadmodel.Config{
 		Nodes: p.nodes, Capacity: p.capacity, Slow: p.slowNomad, Rand: w.net.Rand,
-		Started: w.processStarted, Ended: w.processEnded,
-	}
-	if verbose {
-		config.Trace = func(event string) { w.note("nomad: %s", event) }
+		Started: w.processStarted, Ended: w.processEnded, Trace: func(event string) { w.note("nomad: %s", event) },
 	}
 	w.nomad = nomadmodel.New(ctx, config)
 	for i := range p.chats {
@@ -153,12 +143,9 @@ func wait(ctx context.Context, d time.Duration) {
 func (w *world) now() time.Duration { return time.Since(w.began) }
 
 func (w *world) note(format string, args ...any) {
-	if !w.verbose {
-		return
-	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.trace = append(w.trace, fmt.Sprintf("%12v  %s", w.now(), fmt.Sprintf(format, args...)))
+	w.trace = append(w.trace, event{w.now(), format, args})
 }
 
 func (w *world) violate(format string, args ...any) {

@@ -1,5 +1,3 @@
-//go:build faults
-
 package consulmodel_test
 
 import (

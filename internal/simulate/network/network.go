@@ -46,14 +46,13 @@ type Network struct {
 	seed  uint64
 	trace func(host, event string)
 
-	mu     sync.Mutex
-	asked  map[string]uint64 // how often, by who and what
-	odds   Odds
-	digest uint64
+	mu    sync.Mutex
+	asked map[string]uint64 // how often, by who and what
+	odds  Odds
 }
 
 // New returns a network that works until ctx ends. trace is told of each
-// request; nil for nobody.
+// request.
 func New(ctx context.Context, seed uint64, trace func(host, event string)) *Network {
 	return &Network{ctx: ctx, seed: seed, trace: trace, asked: make(map[string]uint64)}
 }
@@ -65,14 +64,6 @@ func (n *Network) SetOdds(odds Odds) {
 	n.odds = odds
 }
 
-// Digest tells two simulations apart in which anything was asked or answered at
-// another time.
-func (n *Network) Digest() uint64 {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	return n.digest
-}
-
 // Rand returns randomness for what is named, another one each time.
 func (n *Network) Rand(name string) *rand.Rand {
 	n.mu.Lock()
@@ -82,18 +73,6 @@ func (n *Network) Rand(name string) *rand.Rand {
 	h := fnv.New64a()
 	_, _ = io.WriteString(h, name)
 	return rand.New(rand.NewPCG(n.seed^h.Sum64(), count))
-}
-
-// note takes down that something happened. Details are for whoever watches.
-func (n *Network) note(host, event string, details ...string) {
-	h := fnv.New64a()
-	_, _ = io.WriteString(h, host+event+strconv.FormatInt(time.Now().UnixNano(), 36))
-	n.mu.Lock()
-	n.digest += h.Sum64() // a sum, since what happens at one instant has no order
-	n.mu.Unlock()
-	if n.trace != nil {
-		n.trace(host, event+strings.Join(details, ""))
-	}
 }
 
 // ErrReset is what a sender gets whose connection broke.
@@ -243,7 +222,7 @@ func (l *Link) carry(connection context.Context, req *http.Request, body []byte,
 	sleep(l.net.ctx, there)
 	clean := l.pass(turn)
 	if lost || !clean && !survives || l.net.ctx.Err() != nil {
-		l.net.note(l.host.Name, what+" is lost")
+		l.net.trace(l.host.Name, what+" is lost")
 		sleep(l.net.ctx, back+time.Duration(rng.Int64N(int64(3*time.Second))))
 		answered <- nil
 		return
@@ -257,7 +236,7 @@ func (l *Link) carry(connection context.Context, req *http.Request, body []byte,
 	} else {
 		resp = l.server.Serve(connection, req, body)
 	}
-	l.net.note(l.host.Name, what+" "+strconv.Itoa(resp.StatusCode)+l.outcome(resp, lostReply))
+	l.net.trace(l.host.Name, what+" "+strconv.Itoa(resp.StatusCode)+l.outcome(resp, lostReply))
 	if lostReply {
 		resp.Body.Close()
 		return
@@ -274,7 +253,7 @@ func (l *Link) outcome(resp *http.Response, lost bool) string {
 	switch {
 	case lost:
 		return ", and the reply is lost"
-	case l.net.trace != nil && resp.StatusCode >= 400 && resp.StatusCode != http.StatusNotFound:
+	case resp.StatusCode >= 400 && resp.StatusCode != http.StatusNotFound:
 		text, err := io.ReadAll(resp.Body)
 		if err != nil {
 			return err.Error()
