@@ -19,15 +19,11 @@ import (
 // KILLED_CREATES of the environment asks for more.
 const killedCreates = 10
 
-func TestPluginDocker_killed_in_creates(t *testing.T)     { killInCreates(t, docker(t)) }
-func TestPluginBubblewrap_killed_in_creates(t *testing.T) { killInCreates(t, bubblewrap(t, nil)) }
-func TestPluginPython_killed_in_creates(t *testing.T)     { killInCreates(t, python(t)) }
-
-// killInCreates: given a plugin that is killed in a create, early at first and
+// isKilledInCreates: given a plugin that is killed in a create, early at first and
 // then later and later, when the next process of it is asked to delete the
 // session, then nothing is left of it. Every other time the create is repeated
 // first, and makes no second sandbox.
-func killInCreates(t *testing.T, e example) {
+func (e example) isKilledInCreates(t *testing.T) {
 	times := killedCreates
 	if more := os.Getenv("KILLED_CREATES"); more != "" {
 		var err error
@@ -35,12 +31,12 @@ func killInCreates(t *testing.T, e example) {
 		must.NoError(t, err)
 	}
 	volume := t.TempDir()
-	whole := timeOfACreate(t, e, volume)
+	whole := e.timeOfACreate(t, volume)
 	killed, leaked, doubled := 0, 0, 0
 	for i := range times {
 		spec := newSpec(volume)
 		t.Run("killed in create "+strconv.Itoa(i), func(t *testing.T) {
-			p := start(t, e.plugin, "examples")
+			p := start(t, e.plugin, instance)
 			err := killDuring(p, whole*time.Duration(i)/time.Duration(times), func() error {
 				_, err := p.driver.Create(t.Context(), spec, ignore)
 				return err
@@ -50,7 +46,7 @@ func killInCreates(t *testing.T, e example) {
 			}
 		})
 		t.Run("nothing is left of create "+strconv.Itoa(i), func(t *testing.T) {
-			driver := start(t, e.plugin, "examples").driver
+			driver := start(t, e.plugin, instance).driver
 			if i%2 == 1 {
 				_, _ = driver.Create(t.Context(), spec, ignore) // it may succeed or fail
 				running, err := e.runs(t.Context(), spec.SessionID)
@@ -88,9 +84,9 @@ func newSpec(volume string) runtime.Spec {
 func ignore(runtime.Stage) {}
 
 // timeOfACreate is that of the second one: the first is slower.
-func timeOfACreate(t *testing.T, e example, volume string) (whole time.Duration) {
+func (e example) timeOfACreate(t *testing.T, volume string) (whole time.Duration) {
 	t.Run("creates that nobody kills", func(t *testing.T) {
-		driver := start(t, e.plugin, "examples").driver
+		driver := start(t, e.plugin, instance).driver
 		for range 2 {
 			spec := newSpec(volume)
 			began := time.Now()

@@ -5,7 +5,6 @@ package examples_test
 import (
 	"context"
 	"encoding/json"
-	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -34,16 +33,41 @@ type example struct {
 	runs func(ctx context.Context, sessionID string) ([]string, error)
 }
 
-func TestPluginDocker(t *testing.T)     { conform(t, docker(t)) }
-func TestPluginBubblewrap(t *testing.T) { conform(t, bubblewrap(t, nil)) }
-func TestPluginPython(t *testing.T)     { conform(t, python(t)) }
+// The Bivouacs that the tests are.
+const instance, otherInstance = "examples", "examples-other"
 
-func TestPluginBubblewrap_with_network(t *testing.T) {
-	conform(t, bubblewrap(t, map[string]any{"network": true}))
+func TestPluginDocker(t *testing.T) {
+	t.Parallel()
+	e := docker(t)
+	t.Run("conforms", e.conforms)
+	t.Run("is killed in creates", e.isKilledInCreates)
 }
 
-func conform(t *testing.T, e example) {
-	own, foreign := start(t, e.plugin, "examples"), start(t, e.plugin, "examples-other")
+func TestPluginBubblewrap(t *testing.T) {
+	t.Parallel()
+	bivouac := buildBivouac(t)
+	config := map[string]any{"command": []string{bivouac, "demo-sandbox"}, "read_only": []string{bivouac}}
+	e := ofProcesses(t, pluginhost.Plugin{Name: "bubblewrap", Path: build(t, "plugin-bubblewrap")}, bivouac, config)
+	t.Run("conforms", e.conforms)
+	t.Run("is killed in creates", e.isKilledInCreates)
+	config["network"] = true
+	e = ofProcesses(t, e.plugin, bivouac, config)
+	t.Run("conforms with a network", e.conforms)
+}
+
+func TestPluginPython(t *testing.T) {
+	t.Parallel()
+	program, err := filepath.Abs("plugin-python/plugin.py")
+	must.NoError(t, err)
+	bivouac := buildBivouac(t)
+	config := map[string]any{"command": []string{bivouac, "demo-sandbox"}}
+	e := ofProcesses(t, pluginhost.Plugin{Name: "python", Path: program}, bivouac, config)
+	t.Run("conforms", e.conforms)
+	t.Run("is killed in creates", e.isKilledInCreates)
+}
+
+func (e example) conforms(t *testing.T) {
+	own, foreign := start(t, e.plugin, instance), start(t, e.plugin, otherInstance)
 	conformance.Run(t, conformance.Harness{
 		Open:      func(context.Context) (runtime.Driver, error) { return own.driver, nil },
 		Foreign:   func(context.Context) (runtime.Driver, error) { return foreign.driver, nil },
@@ -55,11 +79,12 @@ func conform(t *testing.T, e example) {
 	})
 }
 
+// docker is the example whose sandboxes are containers.
 func docker(t *testing.T) example {
 	image := stack.DockerForTest(t)
 	t.Cleanup(func() { // the marks that would go after an hour
-		for _, instance := range []string{"examples", "examples-other"} {
-			if marks := strings.Fields(output(t, "docker", "volume", "ls", "--quiet", "--filter=label=bivouac.instance="+instance)); len(marks) > 0 {
+		for _, bivouac := range []string{instance, otherInstance} {
+			if marks := strings.Fields(output(t, "docker", "volume", "ls", "--quiet", "--filter=label=bivouac.instance="+bivouac)); len(marks) > 0 {
 				output(t, "docker", append([]string{"volume", "rm"}, marks...)...)
 			}
 		}
@@ -81,23 +106,11 @@ func docker(t *testing.T) example {
 	}
 }
 
-func bubblewrap(t *testing.T, settings map[string]any) example {
-	command := demo(t)
-	config := map[string]any{"read_only": command[:1]}
-	maps.Copy(config, settings)
-	return processes(t, pluginhost.Plugin{Name: "bubblewrap", Path: build(t, "plugin-bubblewrap")}, command, config)
-}
-
-func python(t *testing.T) example {
-	program, err := filepath.Abs("plugin-python/plugin.py")
-	must.NoError(t, err)
-	return processes(t, pluginhost.Plugin{Name: "python", Path: program}, demo(t), map[string]any{})
-}
-
-// processes is an example whose sandboxes are processes of this machine.
-func processes(t *testing.T, plugin pluginhost.Plugin, command []string, config map[string]any) example {
+// ofProcesses is an example whose sandboxes are processes of this machine, which
+// run a program.
+func ofProcesses(t *testing.T, plugin pluginhost.Plugin, program string, config map[string]any) example {
 	state := t.TempDir()
-	config["command"], config["ready_path"], config["state_dir"] = command, "/healthz", state
+	config["ready_path"], config["state_dir"] = "/healthz", state
 	plugin.Config = object(t, config)
 	return example{
 		plugin: plugin,
@@ -120,17 +133,16 @@ func processes(t *testing.T, plugin pluginhost.Plugin, command []string, config 
 			return left, err
 		},
 		runs: func(_ context.Context, sessionID string) ([]string, error) {
-			return processesOf(sessionID, command[0]), nil
+			return processesOf(sessionID, program), nil
 		},
 	}
 }
 
-// demo returns the command of a demo sandbox.
-func demo(t *testing.T) []string {
+func buildBivouac(t *testing.T) string {
 	t.Helper()
 	bivouac := filepath.Join(t.TempDir(), "bivouac")
 	must.NoError(t, stack.BuildBivouac(t.Context(), bivouac))
-	return []string{bivouac, "demo-sandbox"}
+	return bivouac
 }
 
 // build builds the module in a folder and returns the program.
