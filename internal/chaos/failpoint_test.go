@@ -2,9 +2,8 @@ package main
 
 import (
 	"context"
-	"sync"
+	"slices"
 	"testing"
-	"time"
 
 	"github.com/shoenig/test/must"
 )
@@ -25,13 +24,23 @@ const (
 	expired = "expired" // a session that has expired
 )
 
-// operations are what a replica is killed in the middle of: what the chat has
-// before, and each of its steps with what the chat has once that is settled.
-var operations = []struct {
+// operation is what a replica is hit in the middle of: what the chat has before,
+// and each of its steps with what the chat has once that is settled.
+type operation struct {
 	name   string
 	before string
 	steps  []step
-}{
+}
+
+// cleanup goes through all chats, the others are about one.
+var cleanup = operation{"cleanup", expired, []step{
+	{"lock:after", nothing}, {"write-stopping:before", nothing}, {"write-stopping:after", nothing},
+	{"stop:before", nothing}, {deregistered, nothing}, {"stop:after", nothing},
+	{"remove:before", nothing}, {"remove:after", nothing},
+}}
+
+// operations are all the others.
+var operations = []operation{
 	{"create", fresh, []step{
 		{"lock:before", nothing}, {"lock:after", nothing},
 		{"write-creating:before", nothing}, {"write-creating:after", nothing},
@@ -49,11 +58,6 @@ var operations = []struct {
 		{"lock:before", oldSession}, {"lock:after", oldSession},
 		{"write-stopping:before", oldSession}, {"write-stopping:after", nothing},
 		{"delete:before", nothing}, {deregistered, nothing}, {"delete:after", nothing},
-		{"remove:before", nothing}, {"remove:after", nothing},
-	}},
-	{"cleanup", expired, []step{
-		{"lock:after", nothing}, {"write-stopping:before", nothing}, {"write-stopping:after", nothing},
-		{"stop:before", nothing}, {deregistered, nothing}, {"stop:after", nothing},
 		{"remove:before", nothing}, {"remove:after", nothing},
 	}},
 	{"renew", stands, []step{
@@ -75,42 +79,25 @@ const (
 func TestReplicaKilledAtEachStepIsSettledByOthers(t *testing.T) {
 	w := testWorld(t)
 	survivor := w.survivor(t, "survivor-0", "1h")
-	victims := w.victims(t)
-	w.census = newCensus(w.chats, w.log, w.told)
-	w.watch(t.Context())
-	t.Cleanup(w.halt)
+	cleaners, others := w.victims(t, kill, cleanup), w.victims(t, kill, operations...)
+	victims := slices.Concat(others, cleaners)
 	now := w.lookOn(t)
+	prepare := func(ctx context.Context, v *victim) error { return w.prepare(ctx, survivor, v) }
 
 	// Given replicas that are killed in the middle of a cleanup, one after the
 	// other, since each cleans up whatever has expired …
-	prepare := func(ctx context.Context, v *victim) error { return w.prepare(ctx, survivor, v) }
-	begin := func(ctx context.Context, v *victim) error { return v.begin(ctx) }
-	settle := func(victims []*victim) {
-		last := time.Now() // until now another may have died with this one's chat in its hands
-		var all sync.WaitGroup
-		for _, v := range victims {
-			all.Go(func() { w.awaitSettled(t, v, last, now) })
-		}
-		all.Wait()
-	}
-	var cleaners, others []*victim
-	for _, v := range victims {
-		if v.operation != "cleanup" {
-			others = append(others, v)
-			continue
-		}
-		cleaners = append(cleaners, v)
+	for _, v := range cleaners {
 		for _, do := range []func(context.Context, *victim) error{prepare, begin, w.die} {
 			each(t, []*victim{v}, do)
 		}
 	}
 	w.survivor(t, "survivor-1", "5s") // … and one that cleans up what they leave,
-	settle(cleaners)
+	w.awaitSettled(t, cleaners, now)
 	// and then replicas that are killed in all other operations, all at once,
 	each(t, others, prepare)
 	each(t, others, begin)
 	each(t, others, w.die)
-	settle(others)
+	w.awaitSettled(t, others, now)
 	w.nameSettlers(t, victims)
 	t.Logf("\n%s", table(victims))
 
@@ -121,14 +108,10 @@ func TestReplicaKilledAtEachStepIsSettledByOthers(t *testing.T) {
 				// then what it left in flight is settled within the limit, …
 				must.Eq(t, "", v.left)
 				// and a create gives the chat one sandbox.
-				res, err := survivor.api.Create(t.Context(), v.chat, w.load.input("agent-1", time.Hour))
-				must.NoError(t, err)
-				must.NoError(t, w.load.knock(res.Session))
+				session := w.createsOne(t, survivor, v)
 				if v.then == oldSession {
-					must.Eq(t, v.old.SessionID, res.Session.SessionID)
+					must.Eq(t, v.old.SessionID, session)
 				}
-				_, err = survivor.api.Delete(t.Context(), v.chat)
-				must.NoError(t, err)
 			})
 		}
 	})

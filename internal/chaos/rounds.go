@@ -21,9 +21,6 @@ func (w *world) run(ctx context.Context) (*report, error) {
 	return r, err
 }
 
-// lastRound is how long the faults come at least, so that the long ones do.
-const lastRound = time.Minute
-
 func (w *world) cycles(ctx context.Context, end time.Time) error {
 	patience := end.Add(w.plan.duration)
 	for round := 1; ctx.Err() == nil; round++ {
@@ -36,7 +33,7 @@ func (w *world) cycles(ctx context.Context, end time.Time) error {
 			return fmt.Errorf("%s came only %d times", name, times)
 		}
 		w.log.note("round %d", round)
-		if err := w.stir(ctx, min(w.plan.stir, max(lastRound, time.Until(end)))); err != nil {
+		if err := w.stir(ctx, w.plan.stir); err != nil {
 			return fmt.Errorf("round %d: %w", round, err)
 		}
 		if ctx.Err() != nil {

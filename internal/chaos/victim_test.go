@@ -34,7 +34,19 @@ type victim struct {
 	took time.Duration
 	left string // what is not as it should be yet
 	by   string // who settled it
+
+	answered chan struct{} // closed once its caller has an answer:
+	session  uuid.UUID     // the session that this tells of
+	err      error
 }
+
+// blow is what hits a victim, by its name as a failpoint.
+type blow string
+
+const (
+	kill blow = "kill"
+	halt blow = "pause"
+)
 
 // look is what there was at a time.
 type look struct {
@@ -48,6 +60,9 @@ const stepLimit = 90 * time.Second
 
 // lookOn looks again and again at what there is, and returns the last look.
 func (w *world) lookOn(t *testing.T) (last func() *look) {
+	w.census = newCensus(w.chats, w.log, w.told)
+	w.watch(t.Context())
+	t.Cleanup(w.halt)
 	ctx, enough := context.WithCancel(t.Context())
 	var now atomic.Pointer[look]
 	var looking sync.WaitGroup
@@ -64,23 +79,31 @@ func (w *world) lookOn(t *testing.T) (last func() *look) {
 	return now.Load
 }
 
-// awaitSettled looks on until what the victim left is settled, or for longer than
-// that may take from a time on.
-func (w *world) awaitSettled(t *testing.T, v *victim, from time.Time, last func() *look) {
-	v.left = "not looked at"
-	for v.left != "" && t.Context().Err() == nil {
-		if now := last(); now != nil && now.began.After(v.died) {
-			v.took, v.left = now.began.Sub(v.died), w.unsettled(v, now.records, now.left)
-			if now.began.Sub(from) > settleLimit {
-				return
+// awaitSettled looks on until what the victims left is settled, or for longer than
+// that may take from now on: until now one may have died with another's chat in its
+// hands.
+func (w *world) awaitSettled(t *testing.T, victims []*victim, last func() *look) {
+	from := time.Now()
+	var all sync.WaitGroup
+	for _, v := range victims {
+		all.Go(func() {
+			for v.left = "not looked at"; v.left != "" && t.Context().Err() == nil; pause(t.Context(), 50*time.Millisecond) {
+				now := last()
+				if now == nil || now.began.Before(v.died) {
+					continue
+				}
+				v.took, v.left = now.began.Sub(v.died), w.unsettled(v, now.records, now.left)
+				if now.began.Sub(from) > settleLimit {
+					return
+				}
 			}
-		}
-		pause(t.Context(), 50*time.Millisecond)
+		})
 	}
+	all.Wait()
 }
 
-// victims makes a replica for each step.
-func (w *world) victims(t *testing.T) []*victim {
+// victims makes a replica for each step of some operations, that is hit there.
+func (w *world) victims(t *testing.T, b blow, operations ...operation) []*victim {
 	var all []*victim
 	for _, op := range operations {
 		for _, s := range op.steps {
@@ -89,15 +112,15 @@ func (w *world) victims(t *testing.T) []*victim {
 			v.replica = w.replica(t, name, "1h")
 			switch s.point {
 			case registered:
-				v.nomad.tell(v.killedBy(func(r *http.Request, body []byte) bool {
+				v.nomad.tell(v.hitBy(b, func(r *http.Request, body []byte) bool {
 					return jobSent(r, body) && bytes.Contains(body, []byte(v.chat.String()))
 				}))
 			case deregistered:
-				v.nomad.tell(v.killedBy(func(r *http.Request, _ []byte) bool {
+				v.nomad.tell(v.hitBy(b, func(r *http.Request, _ []byte) bool {
 					return r.Method == http.MethodDelete && r.URL.Path == "/v1/job/bivouac-"+v.old.SessionID.String()
 				}))
 			default:
-				v.env = append(v.env, fmt.Sprintf("BIVOUAC_FAILPOINT=kill %s %s", s.point, v.chat))
+				v.env = append(v.env, fmt.Sprintf("BIVOUAC_FAILPOINT=%s %s %s", b, s.point, v.chat))
 			}
 			all = append(all, v)
 			w.chats = append(w.chats, v.chat)
@@ -106,11 +129,16 @@ func (w *world) victims(t *testing.T) []*victim {
 	return all
 }
 
-// killedBy kills the replica once Nomad has answered a request, before the
-// replica has the answer.
-func (v *victim) killedBy(at moment) spy {
+// hitBy has the replica hit once Nomad has carried out a request, before the replica
+// has the answer.
+func (v *victim) hitBy(b blow, at moment) spy {
+	var once sync.Once
 	return func(r *http.Request, body []byte) {
-		if at(r, body) {
+		switch {
+		case !at(r, body):
+		case b == halt:
+			once.Do(func() { _ = v.halt() }) // if it fails, the test waits in vain
+		default:
 			_ = v.signal(syscall.SIGKILL) // it may be dead already
 			<-v.done
 		}
@@ -125,7 +153,7 @@ func each(t *testing.T, victims []*victim, do func(context.Context, *victim) err
 	for _, v := range victims {
 		all.Go(func() {
 			if err := do(ctx, v); err != nil {
-				t.Errorf("%s, to be killed at %s: %v", v.operation, v.point, err)
+				t.Errorf("%s, to be hit at %s: %v", v.operation, v.point, err)
 			}
 		})
 	}
@@ -157,8 +185,8 @@ func (w *world) prepare(ctx context.Context, survivor *replica, v *victim) error
 }
 
 // begin starts the victim, and waits until it knows what its chat has. Before all
-// is prepared it would settle what it finds in flight, and be killed in that.
-func (v *victim) begin(ctx context.Context) error {
+// is prepared it would settle what it finds in flight, and be hit in that.
+func begin(ctx context.Context, v *victim) error {
 	if err := v.start(ctx); err != nil || v.before != ended {
 		return err
 	}
@@ -187,16 +215,7 @@ func (w *world) die(ctx context.Context, v *victim) error {
 	if err != nil {
 		return err
 	}
-	switch v.operation {
-	case "create", "replace":
-		_, err = v.api.Create(ctx, v.chat, w.load.input("agent-1", time.Hour))
-	case "delete":
-		_, err = v.api.Delete(ctx, v.chat)
-	case "renew":
-		_, err = v.api.Renew(ctx, v.chat, 2*time.Hour)
-	case "cleanup":
-		_, err = v.api.Cleanup(ctx)
-	}
+	_, err = w.ask(ctx, v)
 	if _, answered := errors.AsType[*apiclient.Error](err); err == nil || answered || ctx.Err() != nil {
 		return errors.Join(errors.New("it was not killed"), err)
 	}
@@ -205,29 +224,61 @@ func (w *world) die(ctx context.Context, v *victim) error {
 	return nil
 }
 
+// ask has the victim carry out its operation, and returns the session that the
+// answer tells of.
+func (w *world) ask(ctx context.Context, v *victim) (uuid.UUID, error) {
+	switch v.operation {
+	case "create", "replace":
+		res, err := v.api.Create(ctx, v.chat, w.load.input("agent-1", time.Hour))
+		return res.Session.SessionID, err
+	case "delete":
+		res, err := v.api.Delete(ctx, v.chat)
+		return res.SessionID, err
+	case "renew":
+		session, err := v.api.Renew(ctx, v.chat, 2*time.Hour)
+		return session.SessionID, err
+	default:
+		_, err := v.api.Cleanup(ctx)
+		return uuid.Nil, err
+	}
+}
+
 // unsettled says what of a victim's chat is not as it should be.
 func (w *world) unsettled(v *victim, records map[uuid.UUID]record, left []string) string {
+	if l := v.leftover(records, left); l != "" {
+		return l
+	}
+	has, _ := v.has(records)
+	if has != v.then {
+		return "the chat has: " + has
+	}
+	return ""
+}
+
+// leftover is what of the victim's chat is not as it may be for long.
+func (v *victim) leftover(records map[uuid.UUID]record, left []string) string {
 	for _, l := range left {
 		if strings.Contains(l, v.chat.String()) || records == nil {
 			return l
 		}
 	}
-	has := nothing
+	return ""
+}
+
+// has says what the victim's chat has, and by which session.
+func (v *victim) has(records map[uuid.UUID]record) (string, uuid.UUID) {
 	for id, r := range records {
 		switch {
 		case r.ChatID != v.chat:
 		case r.State != "running":
-			has = oldRecord
+			return oldRecord, id
 		case id == v.old.SessionID:
-			has = oldSession
+			return oldSession, id
 		default:
-			has = newSession
+			return newSession, id
 		}
 	}
-	if has != v.then {
-		return "the chat has: " + has
-	}
-	return ""
+	return nothing, uuid.Nil
 }
 
 // nameSettlers finds out from the replicas' logs who settled what each left.
@@ -264,13 +315,27 @@ func (w *world) nameSettlers(t *testing.T, victims []*victim) {
 	}
 }
 
+// table is what a test came to, with what the victims answered in the end where any
+// did.
 func table(victims []*victim) string {
 	var b strings.Builder
 	out := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
-	_, _ = fmt.Fprintln(out, "operation\tkilled at\tthen the chat has\tsettled after\tby\t")
+	_, _ = fmt.Fprintln(out, "operation\thit at\tthen the chat has\tsettled after\tby\tthen it answers")
 	for _, v := range victims {
-		_, _ = fmt.Fprintf(out, "%s\t%s\t%s\t%.1f s\t%s\t%s\n", v.operation, v.point, v.then, v.took.Seconds(), v.by, v.left)
+		_, _ = fmt.Fprintf(out, "%s\t%s\t%s\t%.1f s\t%s\t%s\n", v.operation, v.point, v.then, v.took.Seconds(), v.by, v.answer())
 	}
 	_ = out.Flush() // all to memory
 	return b.String()
+}
+
+// answer is what the caller of the victim's operation was told, if anything.
+func (v *victim) answer() string {
+	switch {
+	case v.answered == nil:
+		return ""
+	case v.err != nil:
+		return describe(v.err)
+	default:
+		return "done"
+	}
 }

@@ -4,7 +4,9 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
+	"github.com/google/uuid"
 	"github.com/shoenig/test/must"
 
 	"github.com/bivouac/bivouac/internal/stack"
@@ -42,6 +44,17 @@ func (w *world) replica(t *testing.T, name, cleanup string) *replica {
 func (w *world) consulAddr(t *testing.T) string {
 	c, _ := stack.ConsulForTest(t)
 	return c.Addr()
+}
+
+// createsOne holds a create of the victim's chat to giving it a sandbox that
+// answers, returns its session, and deletes it.
+func (w *world) createsOne(t *testing.T, survivor *replica, v *victim) uuid.UUID {
+	res, err := survivor.api.Create(t.Context(), v.chat, w.load.input("agent-1", time.Hour))
+	must.NoError(t, err)
+	must.NoError(t, w.load.knock(res.Session))
+	_, err = survivor.api.Delete(t.Context(), v.chat)
+	must.NoError(t, err)
+	return res.Session.SessionID
 }
 
 func (w *world) survivor(t *testing.T, name, cleanup string) *replica {
