@@ -51,8 +51,14 @@ func (b *base) endWithAgent(host *pluginhost.Host, log hclog.Logger) {
 				delete(drivers, p.Name)
 			}
 		}
-		host.AwaitReturn(ctx)
-		return errors.Join(slices.Collect(maps.Values(endEach(ctx, drivers)))...)
+		var failed map[string]error
+		for range 2 { // a plugin may crash in the midst of it
+			host.AwaitReturn(ctx)
+			if failed = endEach(ctx, drivers); len(failed) == 0 {
+				break
+			}
+		}
+		return errors.Join(slices.Collect(maps.Values(failed))...)
 	}})
 }
 

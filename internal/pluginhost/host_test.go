@@ -225,13 +225,8 @@ func comesBack(t *testing.T, d *Driver) {
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
 	for {
-		inc, err := d.plugin.await(ctx)
+		_, err := d.plugin.await(ctx)
 		must.NoError(t, err)
-		select {
-		case <-inc.process.exited:
-			continue // its end is not noted yet
-		default:
-		}
 		_, err = d.Inspect(ctx, "nobody")
 		if errors.Is(err, runtime.ErrNotFound) {
 			return
@@ -276,6 +271,24 @@ func TestCrash_IsFollowedByANewConfiguredLife(t *testing.T) {
 		must.ErrorContains(t, driver.Health(t.Context()), `configuration {"slots":5}`)
 		must.Eq(t, n+1, host.Status()[0].Restarts)
 	}
+}
+
+func TestCrash_IsWaitedOutWhereThePluginWasUpOnce(t *testing.T) {
+	// Given a plugin that crashed, beside one that never was up.
+	limits := quick
+	limits.minPause = 200 * time.Millisecond
+	host, _ := run(t, limits, plays(t, "good"), Plugin{Name: "never", Path: "/no/such/file"})
+	must.ErrorContains(t, host.AwaitStart(t.Context()), `plugin "never"`)
+	driver := host.Drivers()["good"]
+	_, err := create(t, driver, specOf("s1", volumeCrash))
+	must.ErrorIs(t, err, runtime.ErrUnavailable)
+
+	// When the host is asked to wait, then the first one answers, and the second
+	// one is not waited for.
+	host.AwaitReturn(t.Context())
+	_, err = driver.Inspect(t.Context(), "s1")
+	must.ErrorIs(t, err, runtime.ErrNotFound)
+	must.Eq(t, 1, host.Status()[0].Restarts)
 }
 
 // awaitState waits until the host's only plugin is in a state.

@@ -201,7 +201,7 @@ func (p *plugin) await(ctx context.Context) (*incarnation, error) {
 		p.mu.Lock()
 		up, changed := p.up, p.changed
 		p.mu.Unlock()
-		if up != nil {
+		if up != nil && !up.process.gone() { // its end may not have been noted yet
 			return up, nil
 		}
 		select {

@@ -198,6 +198,16 @@ func (p *process) wasKilled() bool {
 	return ok && status.Signal() == syscall.SIGKILL
 }
 
+// gone says whether the process has ended.
+func (p *process) gone() bool {
+	select {
+	case <-p.exited:
+		return true
+	default:
+		return false
+	}
+}
+
 // awaitEnd returns once the process has ended, or after limit.
 func (p *process) awaitEnd(limit time.Duration) {
 	select {
