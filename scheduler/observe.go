@@ -38,6 +38,9 @@ func (s *Scheduler) observe(ctx context.Context, session Session) Session {
 		session.State, session.Reason = StateLost, sandbox.Reason
 	default:
 		session.State, session.Reason = StateRunning, ""
+		if sandbox.Endpoint.IsValid() { // where it is reached is its driver's word
+			session.Endpoint = sandbox.Endpoint
+		}
 	}
 	return session
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -11,6 +12,8 @@ import (
 	"github.com/google/uuid"
 	"github.com/shoenig/test/must"
 	"github.com/shoenig/test/wait"
+
+	"github.com/bivouac/bivouac/scheduler"
 )
 
 // machine is a replica on a machine whose clock is off.
@@ -37,7 +40,7 @@ func (c *cluster) joinClock(t *testing.T, off time.Duration) *machine {
 			return errors.New("not yet")
 		}
 		return nil
-	}), wait.Timeout(30*time.Second), wait.Gap(10*time.Millisecond)), must.Sprint("the time is known"))
+	}), wait.Timeout(patience), wait.Gap(10*time.Millisecond)), must.Sprint("the time is known"))
 	return m
 }
 
@@ -52,7 +55,7 @@ func TestReplicasAgreeOnTheTime(t *testing.T) {
 				}
 			}
 			return nil
-		}), wait.Timeout(30*time.Second), wait.Gap(10*time.Millisecond)))
+		}), wait.Timeout(patience), wait.Gap(10*time.Millisecond)))
 	}
 
 	// Given a first replica, whose time is everybody's.
@@ -80,6 +83,39 @@ func TestReplicasAgreeOnTheTime(t *testing.T) {
 	}
 	fifth := c.joinClock(t, -5*time.Minute)
 	must.False(t, fifth.Now().Before(last.Add(-tickInterval)))
+}
+
+// Given machines whose clocks are ten minutes apart, then a session ends on all
+// replicas when its time is over, and on none sooner or later.
+func TestSessionEndsOnAllReplicasAtOneTime(t *testing.T) {
+	const life, slack = 6 * time.Second, 2 * time.Second
+	c := open(t)
+	machines := []*machine{c.joinClock(t, 5*time.Minute), c.joinClock(t, -5*time.Minute), c.joinClock(t, 0)}
+	for i, creator := range machines {
+		session := freshSession()
+		began := time.Now()
+		session.CreatedAt = creator.Now()
+		session.ExpiresAt = session.CreatedAt.Add(life)
+		put(t, creator, session)
+
+		ended := make([]bool, len(machines))
+		for slices.Contains(ended, false) {
+			for j, m := range machines {
+				before := time.Since(began)
+				expired, err := m.Expired(t.Context(), m.Now(), 10)
+				after := time.Since(began)
+				must.NoError(t, err)
+				has := slices.ContainsFunc(expired, func(s scheduler.Session) bool { return s.ChatID == session.ChatID })
+				if after < life-slack {
+					must.False(t, has, must.Sprintf("ended %v early: created on %d, seen by %d", life-after, i, j))
+				}
+				if before > life+slack {
+					must.True(t, has, must.Sprintf("lives %v too long: created on %d, seen by %d", before-life, i, j))
+				}
+				ended[j] = has
+			}
+		}
+	}
 }
 
 func TestNoLockBeforeTheTimeIsKnown(t *testing.T) {

@@ -8,6 +8,13 @@
 // nothing. What is held in Consul is only ever decided by Consul: the local
 // clock is used to stop early, never to go on.
 //
+// Whether a session has expired is judged by one clock, whatever the clocks of
+// the replicas' machines say, up to 5 minutes apart: one replica writes its time
+// to a key every second, and the others measure their offset from it as they
+// see it come; see [Clock]. Consul and Nomad do not tell the time in what they
+// answer, so there is nothing of theirs to measure against. No decision about
+// who may act depends on any clock.
+//
 // The package must never know what a record is for, or what a sandbox is.
 package consul
 
@@ -30,9 +37,11 @@ const (
 	// maxConns bounds the connections of a client from [NewClient]. Consul
 	// takes 200 from one address unless it is told otherwise.
 	maxConns = 160
-	// maxParked bounds how many of them may wait in blocking queries at a
-	// time, so that others are left for requests that are answered at once.
-	maxParked = 120
+	// maxParked bounds how many of them may wait in blocking reads at a time,
+	// and maxAwaited how many for locks that other replicas hold, so that others
+	// are left for requests that are answered at once.
+	maxParked  = 80
+	maxAwaited = 40
 )
 
 // Config says how to use Consul.
@@ -49,6 +58,7 @@ type Store struct {
 	log     hclog.Logger
 	keys    keyspace
 	parked  *semaphore.Weighted
+	awaited *semaphore.Weighted
 	chats   chatmutex.Mutex // one session may take a lock twice, one chat's mutex may not
 	session *keeper
 	buckets buckets
@@ -61,17 +71,19 @@ func New(client *api.Client, config Config) *Store {
 		prefix = DefaultPrefix
 	}
 	s := &Store{
-		client: client,
-		log:    config.Logger,
-		keys:   newKeyspace(prefix),
-		parked: semaphore.NewWeighted(maxParked),
+		client:  client,
+		log:     config.Logger,
+		keys:    newKeyspace(prefix),
+		parked:  semaphore.NewWeighted(maxParked),
+		awaited: semaphore.NewWeighted(maxAwaited),
 	}
 	s.session = newKeeper(s, config.Name)
 	return s
 }
 
-// NewClient returns a client with a bounded number of connections. It sets the
-// bounds in config's transport.
+// NewClient returns a client with a bounded number of connections, whose
+// requests fail with an error of their own where Consul is busy. It sets the
+// bounds in config's transport, and its HTTP client.
 func NewClient(config *api.Config) (*api.Client, error) {
 	if config.Transport == nil {
 		config.Transport = api.DefaultConfig().Transport
@@ -83,6 +95,7 @@ func NewClient(config *api.Config) (*api.Client, error) {
 	if err != nil {
 		return nil, fmt.Errorf("consul: %w", err)
 	}
+	config.HttpClient.Transport = busyTransport{config.HttpClient.Transport}
 	return client, nil
 }
 

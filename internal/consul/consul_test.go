@@ -5,7 +5,6 @@ import (
 	"os"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/google/uuid"
 	"github.com/hashicorp/consul/api"
@@ -87,7 +86,7 @@ func (c *cluster) MustBeEmpty(t *testing.T) {
 // waitForKeys waits until all keys together are as they should be.
 func (c *cluster) waitForKeys(t *testing.T, right func(keys []string) bool) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	var index uint64
 	for {

@@ -13,7 +13,7 @@ import (
 	"github.com/bivouac/bivouac/scheduler"
 )
 
-const patience = time.Minute
+const patience = 2 * time.Minute
 
 // behindProxy returns a cluster, a replica that reaches Consul directly, and
 // one behind a proxy, which has its session already.
@@ -148,6 +148,44 @@ func TestReadsBridgeAShortRefusal(t *testing.T) {
 		p.do(always(answer(http.StatusTooManyRequests)))
 		must.ErrorIs(t, readAgain(), scheduler.ErrUnavailable, must.Sprint(kind))
 	}
+}
+
+// Given a Consul that turns everything away for a while, as behind a limit of
+// requests, then nothing is lost for that, the replica's locks included.
+func TestStormOf429IsWaitedOut(t *testing.T) {
+	t.Parallel()
+	c, direct, proxied, p := behindProxy(t)
+	storm := func() {
+		over := time.Now().Add(3 * time.Second)
+		p.do(func(request) fault {
+			if time.Now().After(over) {
+				return nil
+			}
+			return busy
+		})
+	}
+	session := freshSession()
+	session.ExpiresAt = session.CreatedAt
+
+	storm()
+	lease := lock(t, proxied, session.ChatID)
+	storm()
+	must.NoError(t, lease.Write(t.Context(), &session, scheduler.Keep))
+	storm()
+	must.Eq(t, &session, read(t, proxied, session.ChatID))
+	storm()
+	expired, err := proxied.Expired(t.Context(), session.ExpiresAt, 10)
+	must.NoError(t, err)
+	must.Eq(t, []scheduler.Session{session}, expired)
+	storm()
+	must.NoError(t, lease.Write(t.Context(), nil, scheduler.Release))
+	must.Nil(t, read(t, direct, session.ChatID))
+	c.MustBeEmpty(t)
+}
+
+func busy(w http.ResponseWriter, _ *http.Request, _ http.Handler) {
+	w.Header().Set("Retry-After", "1")
+	w.WriteHeader(http.StatusTooManyRequests)
 }
 
 // Given a write that was applied while its reply and all that follows is lost,

@@ -119,6 +119,75 @@ func TestIndexEntriesThatNoRecordHasAreRemoved(t *testing.T) {
 	must.Eq(t, []scheduler.Session{session}, expired)
 }
 
+// Given a record whose index entries somebody removed, then it is listed and
+// locked all the same, the next write restores them, and its end leaves nothing.
+func TestRecordWhoseIndexEntriesAreGone(t *testing.T) {
+	c := open(t)
+	r := c.join(t, c.addr)
+	session := freshSession()
+	put(t, r, session)
+	indexes := []string{
+		r.keys.agent(session.AgentID) + session.ChatID.String(),
+		r.keys.bucket(bucketOf(session.ExpiresAt)) + session.ChatID.String(),
+	}
+	for _, key := range indexes {
+		_, err := c.client.KV().Delete(key, nil)
+		must.NoError(t, err)
+	}
+	all, err := r.List(t.Context(), scheduler.Query{PerPage: 10})
+	must.NoError(t, err)
+	must.Eq(t, []scheduler.Session{session}, all.Sessions)
+
+	lease := lock(t, r, session.ChatID)
+	must.NoError(t, lease.Write(t.Context(), &session, scheduler.Keep))
+	for _, key := range indexes {
+		must.True(t, c.has(t, key), must.Sprint(key))
+		_, err := c.client.KV().Delete(key, nil)
+		must.NoError(t, err)
+	}
+	must.NoError(t, lease.Write(t.Context(), nil, scheduler.Release))
+	c.MustBeEmpty(t)
+}
+
+// Given keys that are no record, index entry, lock or time of ours, though they
+// stand where such belong, then they are in nobody's way.
+func TestKeysThatAreNobodys(t *testing.T) {
+	c := open(t)
+	r := c.join(t, c.addr)
+	session := freshSession()
+	session.ExpiresAt = session.CreatedAt
+	strangers := []string{
+		r.keys.shard(0) + "x/y", r.keys.agent(session.AgentID) + "x", r.keys.bucket("tomorrow") + "x",
+		r.keys.bucket(bucketOf(session.ExpiresAt)) + "x", r.keys.flight() + "x",
+	}
+	for _, key := range strangers {
+		c.set(t, key, "\x00")
+	}
+	c.set(t, r.keys.changed(), "\x00")
+	c.set(t, r.keys.lock(session.ChatID), "a lock that no session holds")
+
+	put(t, r, session)
+	log := logged(r)
+	for _, query := range []scheduler.Query{{PerPage: 10}, {PerPage: 10, AgentID: session.AgentID}} {
+		page, err := r.List(t.Context(), query)
+		must.NoError(t, err)
+		must.Eq(t, []scheduler.Session{session}, page.Sessions)
+	}
+	expired, err := r.Expired(t.Context(), session.ExpiresAt, 10)
+	must.NoError(t, err)
+	must.Eq(t, []scheduler.Session{session}, expired)
+	_, err = r.InFlight(t.Context())
+	must.NoError(t, err)
+	_, err = r.Count(t.Context())
+	must.NoError(t, err)
+	for _, key := range strangers {
+		must.True(t, c.has(t, key), must.Sprint(key))
+		if key != r.keys.bucket("tomorrow")+"x" { // nobody reads there before its time
+			must.StrContains(t, log.String(), key)
+		}
+	}
+}
+
 // Given a record that moves on while it is compared with an index entry, then
 // the entry is not touched.
 func TestRecordThatMovesOnIsNotRepaired(t *testing.T) {

@@ -20,7 +20,9 @@ import (
 const (
 	// requestTimeout bounds one request, and all tries of one together.
 	requestTimeout = 5 * time.Second
-	// maxTries bounds how often a request is repeated that may be.
+	// maxTries bounds how often a request is made that may be repeated. Tries
+	// that Consul turned away with 429 do not count: it looked at none of them,
+	// and only asks for time.
 	maxTries = 5
 	// maxOps is how many keys one transaction reads; Consul takes 128 operations.
 	maxOps = 64
@@ -59,14 +61,17 @@ func retry[T any](ctx context.Context, request func(context.Context) (T, error))
 func retryFor[T any](ctx context.Context, limit time.Duration, request func(context.Context) (T, error)) (T, error) {
 	limited, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
+	tries := 0
 	value, err := backoff.Retry(limited, func() (T, error) {
 		value, err := request(limited)
-		if err != nil && !passing(err) {
+		if err == nil || isBusy(err) {
+			return value, err
+		}
+		if tries++; tries == maxTries || !passing(err) {
 			err = backoff.Permanent(err)
 		}
 		return value, err
-	}, backoff.WithBackOff(newBackOff(50*time.Millisecond, time.Second)),
-		backoff.WithMaxTries(maxTries), backoff.WithMaxElapsedTime(limit))
+	}, backoff.WithBackOff(newBackOff(50*time.Millisecond, time.Second)), backoff.WithMaxElapsedTime(limit))
 	if err != nil {
 		return value, classify(ctx, err)
 	}
@@ -79,9 +84,26 @@ func passing(err error) bool {
 		return false
 	}
 	if status, ok := errors.AsType[api.StatusError](err); ok {
-		return status.Code >= 500 || status.Code == http.StatusTooManyRequests
+		return status.Code >= 500
 	}
 	return true
+}
+
+// errBusy: Consul turned a request away for want of time, with 429.
+var errBusy = errors.New("consul is busy")
+
+func isBusy(err error) bool { return errors.Is(err, errBusy) }
+
+// busyTransport makes an error of the status 429. The client keeps no status of
+// a transaction that fails.
+type busyTransport struct{ http.RoundTripper }
+
+func (t busyTransport) RoundTrip(r *http.Request) (*http.Response, error) {
+	response, err := t.RoundTripper.RoundTrip(r)
+	if err == nil && response.StatusCode == http.StatusTooManyRequests {
+		return nil, errors.Join(errBusy, response.Body.Close())
+	}
+	return response, err
 }
 
 // classify says what a failed request means to the caller: that it gave up

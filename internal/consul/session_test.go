@@ -152,6 +152,39 @@ func TestWaitingForALockDoesNotPoll(t *testing.T) {
 	must.Eq(t, []string{"lock", "release", "lock", "release", "lock", "release"}, p.kinds())
 }
 
+// Given more chats that another replica holds than are waited for at a time,
+// and as many blocking reads as there may be, then each lock is had soon after
+// it is free.
+func TestManyLocksAreWaitedForAtATime(t *testing.T) {
+	c := open(t)
+	holder, waiter := c.join(t, c.addr), c.join(t, c.addr)
+	reading, stop := context.WithCancel(t.Context())
+	var reads, waits sync.WaitGroup
+	for range maxParked {
+		reads.Go(func() { _, _, _ = waiter.Get(reading, uuid.New(), scheduler.Block{Index: 1 << 50, Wait: patience}) })
+	}
+	held := make([]scheduler.Lease, maxAwaited+20)
+	for i := range held {
+		chatID := uuid.New()
+		held[i] = lock(t, holder, chatID)
+		waits.Go(func() {
+			lease, err := waiter.Lock(t.Context(), chatID, patience)
+			if err == nil {
+				err = lease.Release(t.Context())
+			}
+			if err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	for _, lease := range held {
+		must.NoError(t, lease.Release(t.Context()))
+	}
+	waits.Wait()
+	stop()
+	reads.Wait()
+}
+
 func TestBlockingReadsAreBounded(t *testing.T) {
 	c := open(t)
 	r := c.join(t, c.addr)
