@@ -307,7 +307,7 @@ func (w *world) nameSettlers(t *testing.T, victims []*victim) {
 			v.by = settled[chat] + ", which finds it in flight"
 		case cleaned[chat] != "":
 			v.by = cleaned[chat] + ", which cleans up"
-		case v.took < 3*time.Second: // sooner than any lock ends
+		case v.took < sessionTTL: // sooner than any lock ends
 			v.by = "nothing was left"
 		default:
 			v.by = "Consul, which ends the lock"
@@ -334,7 +334,7 @@ func (v *victim) answer() string {
 	case v.answered == nil:
 		return ""
 	case v.err != nil:
-		return describe(v.err)
+		return string(codeOf(v.err))
 	default:
 		return "done"
 	}
