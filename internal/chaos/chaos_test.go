@@ -15,7 +15,7 @@ const shortRun = 5 * time.Minute
 // two sandboxes, nothing is left behind, no session is lost, no answer is wrong.
 func TestChaos(t *testing.T) {
 	p := plan{
-		seed: uint64(time.Now().UnixNano()), duration: shortRun, times: 1, stir: 100 * time.Second,
+		seed: uint64(time.Now().UnixNano()), duration: shortRun, stir: 100 * time.Second,
 		chats: 12, workers: 4, burst: 60, // other tests run beside this one
 	}
 	report, err := run(t.Context(), p)

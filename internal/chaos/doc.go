@@ -18,9 +18,9 @@
 // through, which holds back requests and answers, loses them, or lets them arrive
 // late. A node is cut off in two halves: its agent is paused, so that the servers
 // take it for lost while its sandboxes live; and the Nomad server is paused, so
-// that the agents live without servers: sandboxes then end on their own, as they do
-// where the network parts. A replica's clock is set off by a failpoint, the only one
-// that this command uses; the tests of this package use those that kill.
+// that the agents live without servers. A replica's clock is set off by a failpoint,
+// the only one that this command uses; the tests of this package use those that kill
+// and pause.
 //
 // Plugins are not part of it: what their crashes leave is shown by the tests of
 // internal/pluginhost and examples.
