@@ -132,7 +132,7 @@ func reportsADeath(f *fixture) {
 	f.noError(err, "Info")
 	watcher, ok := f.driver.(runtime.Watcher)
 	if !ok || !slices.Contains(runtime.Abilities(f.driver, info), runtime.AbilityWatch) {
-		f.fail(notApplicableError("the driver has no Watch, which is left to it"))
+		f.fail(notApplicableError("the driver has no Watch, which it need not have"))
 	}
 	ctx, cancel := context.WithCancel(f.ctx)
 	defer cancel()
