@@ -44,6 +44,11 @@ RUNS ?= 10000
 simulate: ## Run RUNS simulations of replicas under faults, from seed FROM on; SEED=n shows one
 	SEED=$(SEED) FROM=$(FROM) RUNS=$(RUNS) go test -count=1 -timeout 60m -v -run TestSimulations ./internal/simulate
 
+# It fails where one is not noticed. SEEDS= is how many are tried for each.
+.PHONY: mutants
+mutants: ## Take each safeguard away, and see what seed or test notices
+	go run ./internal/simulate/mutants $(if $(SEEDS),-seeds=$(SEEDS))
+
 .PHONY: stack
 stack: ## Run Bivouac on a real Consul and a real Nomad, until Ctrl-C
 	go build -o bin/stack ./internal/stack/up

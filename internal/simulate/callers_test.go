@@ -70,9 +70,7 @@ func (w *world) ask(caller int, r request, at *replica) {
 	}
 	c := call{request: r, caller: caller, began: w.now()}
 	w.mu.Lock()
-	w.lastAsked = max(0, slices.Index(w.replicas, at)) // one that is gone is none of them
-	close(w.asked)
-	w.asked = make(chan struct{})
+	w.asked.happens(max(0, slices.Index(w.replicas, at))) // one that is gone is none of them
 	w.mu.Unlock()
 	w.note("caller %d asks %s: %v", caller, at.name, r)
 	answered := make(chan call, 1)

@@ -13,7 +13,11 @@ import (
 func (w *world) provoke(n int, f fault) {
 	wait(w.ctx, f.at)
 	if f.into > 0 {
-		if i, ok := w.nextAsked(); ok {
+		when := w.asked
+		if f.ofStart {
+			when = w.started
+		}
+		if i, ok := w.next(when); ok {
 			f.which = i
 		}
 		wait(w.ctx, f.into)
@@ -87,11 +91,24 @@ func (w *world) provoke(n int, f fault) {
 	}
 }
 
-// nextAsked waits for the next request of a caller and returns whom it is made
-// of. Where no more come it gives up after a while.
-func (w *world) nextAsked() (replica int, ok bool) {
+// occasion is something for faults to wait for. The world's mutex guards it.
+type occasion struct {
+	next  chan struct{} // closed at the next one
+	which int           // of the last one
+}
+
+func newOccasion() *occasion { return &occasion{next: make(chan struct{})} }
+
+func (o *occasion) happens(which int) {
+	o.which = which
+	close(o.next)
+	o.next = make(chan struct{})
+}
+
+// next waits for the next occasion, and gives up after a while.
+func (w *world) next(o *occasion) (which int, ok bool) {
 	w.mu.Lock()
-	next := w.asked
+	next := o.next
 	w.mu.Unlock()
 	patience := time.NewTimer(5 * time.Second)
 	defer patience.Stop()
@@ -99,7 +116,7 @@ func (w *world) nextAsked() (replica int, ok bool) {
 	case <-next:
 		w.mu.Lock()
 		defer w.mu.Unlock()
-		return w.lastAsked, true
+		return o.which, true
 	case <-patience.C:
 		return 0, false
 	}

@@ -44,6 +44,11 @@ func (w *world) processStarted(p nomadmodel.Process) {
 		w.deaths = append(w.deaths, death{session, w.now(), "started on a node that is cut off"})
 	}
 	w.alive[chat]++
+	for i := range w.nodes {
+		if w.nomad.NodeID(i) == p.NodeID {
+			w.started.happens(i)
+		}
+	}
 	n := w.alive[chat]
 	w.mu.Unlock()
 	if n > 1 {

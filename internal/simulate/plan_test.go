@@ -55,14 +55,20 @@ type fault struct {
 	kind      string
 	which     int
 	// into is how long after the next request of a caller it happens, and then
-	// to the replica that was asked; 0: it does not wait for one.
-	into time.Duration
+	// to the replica that was asked; 0: it does not wait for one. With ofStart
+	// it waits for the next start of a process, and happens to its node.
+	into    time.Duration
+	ofStart bool
 }
 
 func (f fault) String() string {
 	s := fmt.Sprintf("%s %d at %v for %v", f.kind, f.which, f.at, f.lasts)
 	if f.into > 0 {
-		s += fmt.Sprintf(", %v into the next request", f.into)
+		what := "request"
+		if f.ofStart {
+			what = "start"
+		}
+		s += fmt.Sprintf(", %v into the next %s", f.into, what)
 	}
 	return s
 }
@@ -106,11 +112,34 @@ func newPlan(seed uint64) plan {
 		p.faults = append(p.faults, f)
 		p.calm = max(p.calm, f.at+f.lasts)
 	}
+	if rng.IntN(40) == 0 {
+		p.loseNodeForLong(rng)
+	}
 	p.odds = newOdds(rng)
 	if p.odds != (network.Odds{}) {
 		p.calm = max(p.calm, period)
 	}
 	return p
+}
+
+// loseNodeForLong has the agent of a node die, perhaps before it told that a
+// sandbox runs, for longer than Nomad waits for it to stop what runs there; and
+// sessions last that long.
+func (p *plan) loseNodeForLong(rng *rand.Rand) {
+	p.nodes, p.ttl = max(p.nodes, 2), 20*time.Minute
+	for _, requests := range p.callers {
+		for i := range requests {
+			requests[i].ttl = 0
+		}
+	}
+	f := fault{
+		at:    between(rng, 0, 10*time.Second),
+		lasts: between(rng, 345*time.Second, 7*time.Minute),
+		kind:  "node agent dead",
+		into:  between(rng, time.Millisecond, 500*time.Millisecond), ofStart: true,
+	}
+	p.faults = append(p.faults, f)
+	p.calm = max(p.calm, f.at+f.lasts)
 }
 
 func between(rng *rand.Rand, least, most time.Duration) time.Duration {

@@ -65,8 +65,8 @@ type world struct {
 	mu         sync.Mutex
 	replicas   []*replica // by number; one that was restarted takes its place
 	lastCaller int
-	lastAsked  int           // number of a replica
-	asked      chan struct{} // closed at the next request
+	asked      *occasion // a request, of the replica of that number
+	started    *occasion // a process, on the node of that number
 	history    []call
 	deaths     []death
 	cutNodes   map[string]int // by node ID: how many faults cut it off
@@ -88,7 +88,7 @@ func run(t *testing.T, p plan, template *jobs.Template) *world {
 	ctx, cancel := context.WithCancel(t.Context())
 	w := &world{
 		plan: p, template: template, ctx: ctx, began: time.Now(),
-		asked: make(chan struct{}), cutNodes: make(map[string]int), alive: make(map[string]int),
+		asked: newOccasion(), started: newOccasion(), cutNodes: make(map[string]int), alive: make(map[string]int),
 	}
 	w.net = network.New(ctx, p.seed, func(host, event string) { w.note("%s: %s", host, event) })
 	w.consul = consulmodel.New(p.expire)

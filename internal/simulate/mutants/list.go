@@ -3,66 +3,73 @@ package main
 // mutants returns the safeguards, each with what takes it away.
 func mutants() []mutant {
 	const (
-		lease = "internal/consul/lease.go"
-		lock  = "internal/consul/lock.go"
-		stop  = "runtime/nomad/stop.go"
-		watch = "runtime/nomad/watch.go"
+		lease     = "internal/consul/lease.go"
+		lock      = "internal/consul/lock.go"
+		create    = "scheduler/create.go"
+		reconcile = "scheduler/reconcile.go"
+		stop      = "runtime/nomad/stop.go"
+		watch     = "runtime/nomad/watch.go"
 	)
 	return []mutant{
-		{"the fence", []change{
+		{without: "fence", changes: []change{
 			{lease, `{{Verb: api.KVCheckIndex, Key: keys.lock(l.chatID), Index: l.lockIndex}}`, `{}`},
 			{lease, `Verb: api.KVCAS, Key: keys.record(l.chatID), Index: l.index,`, `Verb: api.KVSet, Key: keys.record(l.chatID),`},
 			{lease, `Verb: api.KVDeleteCAS, Key: keys.record(l.chatID), Index: l.index}`, `Verb: api.KVDelete, Key: keys.record(l.chatID)}`},
-			{lease, `ops = append(ops, &api.KVTxnOp{Verb: api.KVDeleteCAS, Key: keys.lock(l.chatID), Index: l.lockIndex})`,
-				`ops = append(ops, &api.KVTxnOp{Verb: api.KVDelete, Key: keys.lock(l.chatID)})`},
+			{
+				lease, `ops = append(ops, &api.KVTxnOp{Verb: api.KVDeleteCAS, Key: keys.lock(l.chatID), Index: l.lockIndex})`,
+				`ops = append(ops, &api.KVTxnOp{Verb: api.KVDelete, Key: keys.lock(l.chatID)})`,
+			},
 		}},
-		{"the check of the lock in a write", []change{
-			{lease, `{{Verb: api.KVCheckIndex, Key: keys.lock(l.chatID), Index: l.lockIndex}}`, `{}`},
+		{without: "intent", changes: []change{
+			{create, `if err := write(ctx, lease, &next, Keep); err != nil {`, `if err := error(nil); err != nil {`},
 		}},
-		{"the intent to create", []change{
-			{"scheduler/create.go", `if err := write(ctx, lease, &next, Keep); err != nil {`, `if err := error(nil); err != nil {`},
-		}},
-		{"the intent to stop", []change{
-			{"scheduler/create.go", `if err := write(ctx, lease, &stopping, Keep); err != nil {`, `if err := error(nil); err != nil {`},
-		}},
-		{"settling what is in flight", []change{
-			{"scheduler/settle.go", `range inFlight {`, `range inFlight[:0] {`},
-		}},
-		{"the tombstone", []change{
+		{without: "tombstone", changes: []change{
 			{stop, `return state{}, d.layTombstone(ctx, sessionID)`, `return s, nil`},
 		}},
-		{"the wait for the end of a sandbox", []change{
+		{without: "wait for terminal", changes: []change{
 			{stop, `return s, d.running(ctx, s)`, `return s, nil`},
 		}},
-		{"the wait for what Nomad decides", []change{
-			{stop, `case slices.ContainsFunc(evals, isPending):`, `case false && slices.ContainsFunc(evals, isPending):`},
-		}},
-		{"the wait before a purge", []change{
-			{stop, `d.client.Jobs().Deregister(jobID, false, opts)`, `d.client.Jobs().Deregister(jobID, true, opts)`},
-		}},
-		{"the chat's mutex", []change{
+		{without: "chat mutex", changes: []change{
 			{lock, `unlock, err := s.chats.Lock(ctx, chatID, wait)`, `unlock, err := func() {}, error(nil)`},
 		}},
-		{"the disconnect block", []change{
+		{without: "disconnect block", changes: []change{
 			{"jobs/sandbox.go", `group.Disconnect = &api.DisconnectStrategy{Replace: new(false), StopOnClientAfter: new(stopOnClientAfter)}`, ``},
 		}},
-		{"the second look in cleanup", []change{
+		{without: "re-check in cleanup", changes: []change{
 			{"scheduler/cleanup.go", ` || !current.Expired(s.Now())`, ``},
 		}},
-		{"the guard of jobs that were registered anew", []change{
+		// More orphans at a time than the cap are not made by the faults of the
+		// simulation: only somebody who deletes records makes them.
+		{without: "kill cap", changes: []change{
+			{reconcile, `range due[:min(len(due), maxKills)]`, `range due`},
+		}, noticedBy: test{"./scheduler", "TestRun_standsStillWhereAllRecordsAreGone"}},
+
+		{without: "guard of jobs that Nomad gave up", changes: []change{
+			{watch, `case givenUp > 0:`, `case false && givenUp > 0:`},
+		}},
+		{without: "guard of jobs registered anew", changes: []change{
 			{watch, `case s.job.altered():`, `case false && s.job.altered():`},
 		}},
-		{"clearing locks that were left behind", []change{
+		{without: "wait for what Nomad decides", changes: []change{
+			{stop, `case slices.ContainsFunc(evals, isPending):`, `case false && slices.ContainsFunc(evals, isPending):`},
+		}},
+		{without: "stop before purge", changes: []change{
+			{stop, `d.client.Jobs().Deregister(jobID, false, opts)`, `d.client.Jobs().Deregister(jobID, true, opts)`},
+		}},
+		{without: "settling of what is in flight", changes: []change{
+			{"scheduler/settle.go", `range inFlight {`, `range inFlight[:0] {`},
+		}},
+		{without: "clearing of stray locks", changes: []change{
 			{lock, `h.strays[lease.id] = stray{`, `_ = stray{`},
 		}},
-		{"the local deadline of locks", []change{
-			{"internal/consul/hold.go", `return h.ended || !time.Now().Before(h.deadline)`, `return h.ended`},
-		}},
-		{"reading again after an unknown outcome", []change{
+		{without: "look after an unknown outcome", changes: []change{
 			{lease, `		applied, settleErr := l.settle(ctx)`, `		applied, settleErr := (*write)(nil), error(nil)`},
 		}},
-		{"doubt about what is not seen to start", []change{
+		{without: "doubt about what is not seen to start", changes: []change{
 			{"scheduler/observe.go", `case sandbox.State == runtime.StateStarting && sandbox.ContainerID == "":`, `case false:`},
 		}},
+		{without: "client's last word on a lost node", changes: []change{
+			{"runtime/nomad/state.go", `		if len(alloc.TaskStates) == 0 {`, `		if true || len(alloc.TaskStates) == 0 {`},
+		}, noticedBy: test{"./runtime/nomad", "TestHasEnded_believes_the_client_and_not_the_servers"}},
 	}
 }

@@ -1,5 +1,6 @@
 // Command mutants shows whether the simulation bites: it takes the safeguards of
-// Bivouac away, one at a time, and looks for a seed that fails without it.
+// Bivouac away, one at a time, and looks for a seed that fails without it. For
+// one whose loss the simulation cannot notice, it runs the test that does.
 //
 // A mutant is a change to a few places in the source, applied by the go
 // command's -overlay, so that no file is touched. One that no longer fits the
@@ -8,25 +9,19 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"os/signal"
-	"path/filepath"
-	"regexp"
+	"runtime"
 	"slices"
 	"strings"
 	"text/tabwriter"
-	"time"
-)
 
-// limit bounds the runs of one mutant. Some run in circles, which is as good as
-// any other failure.
-const limit = 5 * time.Minute
+	"golang.org/x/sync/errgroup"
+)
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
@@ -34,13 +29,14 @@ func main() {
 	stop()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "mutants:", err)
-		os.Exit(1) //nolint:forbidigo // the end of a main
+		os.Exit(1)
 	}
 }
 
+// run tries all mutants, or those that args name, and prints the table.
 func run(ctx context.Context, args []string, out io.Writer) error {
 	flags := flag.NewFlagSet("mutants", flag.ContinueOnError)
-	runs := flags.Int("runs", 500, "seeds to try for each mutant")
+	seeds := flags.Int("seeds", 3000, "how many seeds to try for each mutant")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
@@ -48,28 +44,26 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(dir)
+	rows, err := try(ctx, dir, *seeds, flags.Args())
+	if err := errors.Join(err, os.RemoveAll(dir)); err != nil {
+		return err
+	}
 
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	var survived []string
-	for _, m := range mutants() {
-		if flags.NArg() > 0 && !slices.Contains(flags.Args(), m.without) {
-			continue
+	lines := []string{"without\tnoticed by\tas"}
+	for _, r := range rows {
+		if r.by == "" {
+			survived = append(survived, r.without)
+			r.by, r.as = "NOTHING", fmt.Sprintf("it survived %d seeds", *seeds)
 		}
-		found, err := m.try(ctx, dir, *runs)
-		if err != nil {
-			return fmt.Errorf("without %s: %w", m.without, err)
-		}
-		if found == "" {
-			found = fmt.Sprintf("SURVIVED %d seeds", *runs)
-			survived = append(survived, m.without)
-		}
-		if _, err := fmt.Fprintf(w, "without %s\t%s\n", m.without, found); err != nil {
-			return err
-		}
-		if err := w.Flush(); err != nil { // a line as soon as it is known
-			return err
-		}
+		lines = append(lines, r.without+"\t"+r.by+"\t"+r.as)
+	}
+	if _, err := fmt.Fprintln(w, strings.Join(lines, "\n")); err != nil {
+		return err
+	}
+	if err := w.Flush(); err != nil {
+		return err
 	}
 	if len(survived) > 0 {
 		return fmt.Errorf("not noticed: %s", strings.Join(survived, ", "))
@@ -77,84 +71,32 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	return nil
 }
 
-// mutant is the source without one safeguard.
-type mutant struct {
-	without string
-	changes []change
-}
+// row is one line of the table.
+type row struct{ without, by, as string }
 
-// change is one place in a file, which is to stand there once.
-type change struct{ file, from, to string }
-
-var (
-	failedSeed = regexp.MustCompile(`seed=(\d+)`)
-	violated   = regexp.MustCompile(`VIOLATED (.*)`)
-)
-
-// try runs seeds until one fails, and says which and why, or returns "".
-func (m mutant) try(ctx context.Context, dir string, runs int) (string, error) {
-	overlay, err := m.overlay(dir)
-	if err != nil {
-		return "", err
+// try tries as many mutants at a time as there are processors.
+func try(ctx context.Context, dir string, seeds int, names []string) ([]row, error) {
+	chosen := mutants()
+	for _, name := range names {
+		if !slices.ContainsFunc(chosen, func(m mutant) bool { return m.without == name }) {
+			return nil, fmt.Errorf("no mutant is without the %q", name)
+		}
 	}
-	cmd := exec.CommandContext(ctx, "go", "test", "-tags", "faults", "-vet=off", "-overlay", overlay, "-count=1", //nolint:gosec // of our own making
-		"-failfast", "-timeout", limit.String(), "-run", "TestSimulations", "./internal/simulate")
-	cmd.Env = append(os.Environ(), fmt.Sprintf("RUNS=%d", min(runs, maxRuns)), "GOGC=400")
-	text, err := cmd.CombinedOutput()
-	if err == nil {
-		return "", nil
+	if len(names) > 0 {
+		chosen = slices.DeleteFunc(chosen, func(m mutant) bool { return !slices.Contains(names, m.without) })
 	}
-	seed, why := failedSeed.FindSubmatch(text), violated.FindSubmatch(text)
-	switch {
-	case ctx.Err() != nil:
-		return "", ctx.Err()
-	case seed == nil:
-		return "", fmt.Errorf("%w:\n%s", err, text)
-	case why == nil:
-		return fmt.Sprintf("seed %s: it did not come to an end", seed[1]), nil
-	default:
-		return fmt.Sprintf("seed %s: %s", seed[1], why[1]), nil
-	}
-}
-
-// maxRuns is how many seeds one process runs; see the simulation's own tests.
-const maxRuns = 500
-
-// overlay writes the changed files and what tells the go command of them.
-func (m mutant) overlay(dir string) (string, error) {
-	texts := make(map[string]string)
-	for _, c := range m.changes {
-		text, ok := texts[c.file]
-		if !ok {
-			data, err := os.ReadFile(c.file)
+	rows := make([]row, len(chosen))
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(runtime.NumCPU())
+	for i, m := range chosen {
+		g.Go(func() error {
+			by, as, err := m.try(ctx, dir, seeds)
 			if err != nil {
-				return "", err
+				return fmt.Errorf("without the %s: %w", m.without, err)
 			}
-			text = string(data)
-		}
-		if n := strings.Count(text, c.from); n != 1 {
-			return "", fmt.Errorf("%s has %d times: %s", c.file, n, c.from)
-		}
-		texts[c.file] = strings.Replace(text, c.from, c.to, 1)
+			rows[i] = row{m.without, by, as}
+			return nil
+		})
 	}
-	if len(texts) == 0 {
-		return "", errors.New("no change")
-	}
-	replaced := make(map[string]string)
-	for file, text := range texts {
-		path, err := filepath.Abs(file)
-		if err != nil {
-			return "", err
-		}
-		replaced[path] = filepath.Join(dir, strings.ReplaceAll(m.without+"-"+file, string(filepath.Separator), "-"))
-		if err := os.WriteFile(replaced[path], []byte(text), 0o600); err != nil {
-			return "", err
-		}
-	}
-	data, err := json.Marshal(map[string]any{"Replace": replaced})
-	if err != nil {
-		return "", err
-	}
-	overlay := filepath.Join(dir, m.without+".json")
-	return overlay, os.WriteFile(overlay, data, 0o600)
+	return rows, g.Wait()
 }

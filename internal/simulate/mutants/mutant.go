@@ -1,0 +1,156 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"time"
+)
+
+const (
+	// limit bounds the runs of one process. Some mutants run in circles, which
+	// is as good as any other failure.
+	limit = 5 * time.Minute
+	// chunk is how many seeds one process runs.
+	chunk = 250
+)
+
+// mutant is the source without one safeguard.
+type mutant struct {
+	without   string
+	changes   []change
+	noticedBy test // in place of the simulation
+}
+
+// change is one place in a file, which is to stand there once.
+type change struct{ file, from, to string }
+
+// test is one of a package.
+type test struct{ pkg, name string }
+
+var simulation = test{"./internal/simulate", "TestSimulations"}
+
+var (
+	failedSeed = regexp.MustCompile(`TestSimulations/seed=(\d+)`)
+	violated   = regexp.MustCompile(`VIOLATED (.*)`)
+)
+
+// try looks for a seed, or runs the test, that fails without the safeguard. It
+// returns what noticed, and as what; "" where nothing did.
+func (m mutant) try(ctx context.Context, dir string, seeds int) (by, as string, err error) {
+	dir = filepath.Join(dir, strings.ReplaceAll(m.without, " ", "-"))
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return "", "", err
+	}
+	of := simulation
+	if m.noticedBy != (test{}) {
+		of = m.noticedBy
+	}
+	bin, err := m.build(ctx, dir, of)
+	if err != nil {
+		return "", "", err
+	}
+	if of != simulation {
+		text, err := start(ctx, bin, of)
+		if err != nil {
+			return of.pkg + " " + of.name, failureOf(text, of), ctx.Err()
+		}
+		return "", "", nil
+	}
+	for first := 1; first <= seeds; first += chunk {
+		text, err := start(ctx, bin, of, fmt.Sprintf("FROM=%d", first), fmt.Sprintf("RUNS=%d", min(chunk, seeds-first+1)))
+		if err == nil {
+			continue
+		}
+		seed, why := failedSeed.FindSubmatch(text), violated.FindSubmatch(text)
+		switch {
+		case ctx.Err() != nil:
+			return "", "", ctx.Err()
+		case seed == nil:
+			return "", "", fmt.Errorf("%w:\n%s", err, text)
+		case why == nil:
+			return "seed " + string(seed[1]), "it does not come to an end", nil
+		default:
+			return "seed " + string(seed[1]), string(why[1]), nil
+		}
+	}
+	return "", "", nil
+}
+
+// build builds the tests of a package with the changes.
+func (m mutant) build(ctx context.Context, dir string, of test) (bin string, err error) {
+	overlay, err := m.overlay(dir)
+	if err != nil {
+		return "", err
+	}
+	bin = filepath.Join(dir, "mutant.test")
+	cmd := exec.CommandContext(ctx, "go", "test", "-c", "-vet=off", "-overlay", overlay, "-o", bin, of.pkg) //nolint:gosec // of our own making
+	if text, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("%w:\n%s", err, text)
+	}
+	return bin, nil
+}
+
+// start runs a test in its package's folder.
+func start(ctx context.Context, bin string, of test, env ...string) ([]byte, error) {
+	cmd := exec.CommandContext(ctx, bin, "-test.failfast", "-test.timeout="+limit.String(), "-test.run=^"+of.name+"$")
+	cmd.Dir = of.pkg
+	cmd.Env = append(os.Environ(), append(env, "SEED=")...)
+	return cmd.CombinedOutput()
+}
+
+// failureOf returns the first line of what a test complains of.
+func failureOf(text []byte, of test) string {
+	_, rest, _ := strings.Cut(string(text), "--- FAIL: "+of.name)
+	for line := range strings.Lines(rest) {
+		if line = strings.TrimSpace(line); strings.Contains(line, "_test.go:") && !strings.HasSuffix(line, ":") {
+			return line
+		}
+	}
+	return "it failed"
+}
+
+// overlay writes the changed files and what tells the go command of them.
+func (m mutant) overlay(dir string) (string, error) {
+	texts := make(map[string]string)
+	for _, c := range m.changes {
+		text, ok := texts[c.file]
+		if !ok {
+			data, err := os.ReadFile(c.file)
+			if err != nil {
+				return "", err
+			}
+			text = string(data)
+		}
+		if n := strings.Count(text, c.from); n != 1 {
+			return "", fmt.Errorf("%s has %d times: %s", c.file, n, c.from)
+		}
+		texts[c.file] = strings.Replace(text, c.from, c.to, 1)
+	}
+	if len(texts) == 0 {
+		return "", errors.New("no change")
+	}
+	replaced := make(map[string]string)
+	for file, text := range texts {
+		path, err := filepath.Abs(file)
+		if err != nil {
+			return "", err
+		}
+		replaced[path] = filepath.Join(dir, strings.ReplaceAll(file, "/", "-"))
+		if err := os.WriteFile(replaced[path], []byte(text), 0o600); err != nil {
+			return "", err
+		}
+	}
+	data, err := json.Marshal(map[string]any{"Replace": replaced})
+	if err != nil {
+		return "", err
+	}
+	overlay := filepath.Join(dir, "overlay.json")
+	return overlay, os.WriteFile(overlay, data, 0o600)
+}
