@@ -47,7 +47,7 @@ func TestModelAnswersAsConsulDoes(t *testing.T) {
 			consul, prefix := stack.ConsulForTest(t)
 			client, err := consul.Client()
 			must.NoError(t, err)
-			real := &probe{T: t, client: client, prefix: prefix}
+			consulProbe := &probe{T: t, client: client, prefix: prefix}
 
 			server := consulmodel.New(2)
 			t.Cleanup(server.Close)
@@ -60,10 +60,10 @@ func TestModelAnswersAsConsulDoes(t *testing.T) {
 				defer close(modelled)
 				ask(model)
 			}()
-			ask(real)
+			ask(consulProbe)
 			<-modelled
-			must.SliceNotEmpty(t, real.seen)
-			must.Eq(t, real.seen, model.seen, must.Sprint("what Consul says, and what the model says"))
+			must.SliceNotEmpty(t, consulProbe.seen)
+			must.Eq(t, consulProbe.seen, model.seen, must.Sprint("what Consul says, and what the model says"))
 		})
 	}
 }

@@ -90,7 +90,7 @@ func (m mutant) build(ctx context.Context, dir string, of test) (bin string, err
 		return "", err
 	}
 	bin = filepath.Join(dir, "mutant.test")
-	cmd := exec.CommandContext(ctx, "go", "test", "-c", "-vet=off", "-overlay", overlay, "-o", bin, of.pkg) //nolint:gosec // of our own making
+	cmd := exec.CommandContext(ctx, "go", "test", "-c", "-vet=off", "-overlay", overlay, "-o", bin, of.pkg)
 	if text, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("%w:\n%s", err, text)
 	}

@@ -198,9 +198,11 @@ func (s *Server) Disconnect(i int, agent bool) {
 	n.agent++
 	epoch := n.agent
 	still := func() bool { return !n.connected && n.agent == epoch }
-	// A node counts as lost after the TTL of its heartbeat, 10 to 20 s, and a
-	// grace of 10 s.
-	s.after("heartbeat", 10*time.Second, 30*time.Second, func() {
+	least, most := s.LostAfter, s.LostAfter
+	if most == 0 {
+		least, most = 10*time.Second, 30*time.Second
+	}
+	s.after("heartbeat", least, most, func() {
 		if still() {
 			s.lose(n)
 		}

@@ -34,6 +34,9 @@ type Config struct {
 	Rand func(name string) *rand.Rand
 	// Slow makes Nomad decide late: placements take seconds and not milliseconds.
 	Slow bool
+	// LostAfter is when a silent node counts as lost; 0 for any time from 10 to
+	// 30 s, as Nomad's settings have it: a TTL of 10 to 20 s, and a grace of 10.
+	LostAfter time.Duration
 	// KillAtLast lets every process live until the kill timeout once it is
 	// asked to stop; without it one ends at any time until then.
 	KillAtLast bool

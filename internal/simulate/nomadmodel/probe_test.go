@@ -2,6 +2,7 @@ package nomadmodel_test
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -11,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -32,11 +34,15 @@ func TestMain(m *testing.M) { os.Exit(stack.Main(m)) }
 type probe struct {
 	*testing.T
 	client *api.Client
-	// lives says whether the process of the job's sandbox lives; kill ends it.
-	lives func(jobID string) bool
-	kill  func(jobID string)
-	dir   string // where processes of the real one say who they are
-	seen  []string
+	// living returns the processes of the job's sandbox that live; kill ends them.
+	living func(jobID string) []int
+	kill   func(jobID string)
+	// agentDies kills the agent of the i-th node, and not what runs there;
+	// agentIsBack starts it again. Not for the Nomad that all tests share.
+	agentDies, agentIsBack func(i int)
+
+	dir  string // where processes of the real one say who they are
+	seen []string
 }
 
 // TestModelAnswersAsNomadDoes asks the model and a real Nomad the same.
@@ -53,63 +59,81 @@ func TestModelAnswersAsNomadDoes(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			real, model := realProbe(t), modelProbe(t)
-			modelled := make(chan struct{})
-			go func() {
-				defer close(modelled)
-				ask(model)
-			}()
-			ask(real)
-			<-modelled
-			must.SliceNotEmpty(t, real.seen)
-			must.Eq(t, real.seen, model.seen, must.Sprint("what Nomad says, and what the model says"))
+			compare(t, realProbe(t, stack.NomadForTest(t)), modelProbe(t, nomadmodel.Config{Nodes: 1}), ask)
 		})
 	}
 }
 
-func realProbe(t *testing.T) *probe {
-	client, err := stack.NomadForTest(t).Client()
+// compare asks both the same.
+func compare(t *testing.T, nomad, model *probe, ask func(*probe)) {
+	modelled := make(chan struct{})
+	go func() {
+		defer close(modelled)
+		ask(model)
+	}()
+	ask(nomad)
+	<-modelled
+	must.SliceNotEmpty(t, nomad.seen)
+	must.Eq(t, nomad.seen, model.seen, must.Sprint("what Nomad says, and what the model says"))
+}
+
+func realProbe(t *testing.T, nomad *stack.Nomad) *probe {
+	client, err := nomad.Client()
 	must.NoError(t, err)
 	p := &probe{T: t, client: client, dir: t.TempDir()}
-	pid := func(jobID string) int {
+	p.living = func(jobID string) []int {
 		data, err := os.ReadFile(filepath.Join(p.dir, jobID))
 		if err != nil {
-			return 0
+			return nil
 		}
-		var pid int
-		if _, err := fmt.Sscan(string(data), &pid); err != nil {
-			return 0
+		var living []int
+		for _, text := range strings.Fields(string(data)) {
+			pid, err := strconv.Atoi(text)
+			must.NoError(t, err)
+			if syscall.Kill(pid, 0) == nil {
+				living = append(living, pid)
+			}
 		}
-		return pid
+		return living
 	}
-	p.lives = func(jobID string) bool { n := pid(jobID); return n > 0 && syscall.Kill(n, 0) == nil }
-	p.kill = func(jobID string) { must.NoError(t, syscall.Kill(pid(jobID), syscall.SIGKILL)) }
+	p.kill = func(jobID string) {
+		for _, pid := range p.living(jobID) {
+			must.NoError(t, syscall.Kill(pid, syscall.SIGKILL))
+		}
+	}
 	return p
 }
 
-// modelProbe is of a Nomad that has room for two, and in which nothing fails by
-// chance.
-func modelProbe(t *testing.T) *probe {
-	server := nomadmodel.New(t.Context(), nomadmodel.Config{
-		Nodes: 1, Capacity: 2, KillAtLast: true,
-		Rand:    func(name string) *rand.Rand { return rand.New(rand.NewPCG(1, uint64(len(name)))) },
-		Started: func(nomadmodel.Process) {}, Ended: func(nomadmodel.Process) {},
-	})
+// modelProbe is of a Nomad that has room for two on a node, and in which nothing
+// fails by chance.
+func modelProbe(t *testing.T, config nomadmodel.Config) *probe {
+	config.Capacity, config.KillAtLast = 2, true
+	config.Rand = func(name string) *rand.Rand { return rand.New(rand.NewPCG(1, uint64(len(name)))) }
+	config.Started, config.Ended = func(nomadmodel.Process) {}, func(nomadmodel.Process) {}
+	config.Trace = func(string) {}
+	server := nomadmodel.New(t.Context(), config)
 	client, err := api.NewClient(&api.Config{HttpClient: &http.Client{Transport: network.Direct{Server: server}}})
 	must.NoError(t, err)
-	process := func(jobID string) *nomadmodel.Process {
-		for _, p := range server.Processes() {
-			if p.JobID == jobID {
-				return &p
+	p := &probe{T: t, client: client, dir: t.TempDir()}
+	p.living = func(jobID string) []int {
+		var living []int
+		for i, process := range server.Processes() {
+			if process.JobID == jobID {
+				living = append(living, i)
 			}
 		}
-		return nil
+		return living
 	}
-	return &probe{
-		T: t, client: client, dir: t.TempDir(),
-		lives: func(jobID string) bool { return process(jobID) != nil },
-		kill:  func(jobID string) { server.Kill(process(jobID).AllocID) },
+	p.kill = func(jobID string) {
+		for _, process := range server.Processes() {
+			if process.JobID == jobID {
+				server.Kill(process.AllocID)
+			}
+		}
 	}
+	p.agentDies = func(i int) { server.Disconnect(i, true) }
+	p.agentIsBack = server.Reconnect
+	return p
 }
 
 func (p *probe) see(format string, args ...any) {
@@ -120,7 +144,7 @@ func (p *probe) see(format string, args ...any) {
 // of being asked to stop, so that it lives until the kill timeout.
 func (p *probe) job() *api.Job {
 	id := "probe-" + uuid.NewString()
-	script := fmt.Sprintf(`trap "" INT TERM; echo $$ > %s; while :; do sleep 0.1; done`, filepath.Join(p.dir, id))
+	script := fmt.Sprintf(`trap "" INT TERM; echo $$ >> %s; while :; do sleep 0.1; done`, filepath.Join(p.dir, id))
 	task := api.NewTask("sandbox", "raw_exec")
 	task.KillTimeout = new(2 * time.Second)
 	task.Config = map[string]any{"command": "/bin/sh", "args": []string{"-c", script}}
@@ -172,7 +196,7 @@ func (p *probe) look(id string) {
 		p.see("evaluation: %s by %s, nothing placed %t, blocks another %t",
 			e.Status, e.TriggeredBy, len(e.FailedTGAllocs) > 0, e.BlockedEval != "")
 	}
-	p.see("process lives: %t", p.lives(id))
+	p.see("processes that live: %d", len(p.living(id)))
 }
 
 func taskState(a *api.AllocationListStub) string {
@@ -188,6 +212,9 @@ func (p *probe) allocs(id string) []*api.AllocationListStub {
 	if err != nil {
 		p.see("allocations: %v", err)
 	}
+	slices.SortFunc(allocs, func(a, b *api.AllocationListStub) int { // Nomad has them in no order
+		return cmp.Compare(a.CreateIndex, b.CreateIndex)
+	})
 	return allocs
 }
 
@@ -226,7 +253,7 @@ func (p *probe) awaitDecided(id string, evals int) {
 }
 
 func (p *probe) awaitProcess(id string, lives bool) {
-	p.await(fmt.Sprintf("process lives: %t", lives), func() bool { return p.lives(id) == lives })
+	p.await(fmt.Sprintf("process lives: %t", lives), func() bool { return (len(p.living(id)) > 0) == lives })
 }
 
 func (p *probe) register() {
@@ -280,7 +307,7 @@ func (p *probe) purgeAlive() {
 	p.awaitProcess(*job.ID, true)
 	p.awaitClient(*job.ID, "running")
 	p.deregister(*job.ID, true)
-	p.see("allocations: %d, process lives: %t", len(p.allocs(*job.ID)), p.lives(*job.ID))
+	p.see("allocations: %d, processes that live: %d", len(p.allocs(*job.ID)), len(p.living(*job.ID)))
 	p.awaitProcess(*job.ID, false)
 }
 

@@ -26,6 +26,8 @@ func (s *Server) Serve(ctx context.Context, req *http.Request, body []byte) *htt
 	switch {
 	case req.Method == http.MethodPut && path == "jobs":
 		return s.serveRegister(body)
+	case req.Method == http.MethodPut && path == "job" && strings.HasSuffix(of, "/evaluate"):
+		return s.serveEvaluate(strings.TrimSuffix(of, "/evaluate"))
 	case req.Method == http.MethodDelete && path == "job":
 		return s.serveDeregister(of, req.URL.Query().Get("purge") == "true")
 	case req.Method == http.MethodGet && path == "event":
@@ -96,6 +98,18 @@ func (s *Server) serveDeregister(id string, purge bool) *http.Response {
 		answer["EvalID"], answer["EvalCreateIndex"] = e.ID, s.index
 	}
 	return s.answer(answer)
+}
+
+// serveEvaluate looks at a job anew, as an operator may ask for.
+func (s *Server) serveEvaluate(id string) *http.Response {
+	s.commit()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.index++
+	e := s.newEval(id, "job-register")
+	s.publish(e.event())
+	s.enqueue(e)
+	return s.answer(map[string]any{"EvalID": e.ID, "EvalCreateIndex": s.index})
 }
 
 func (s *Server) serveRead(path, of string, req *http.Request) *http.Response {
