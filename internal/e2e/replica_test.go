@@ -3,12 +3,14 @@ package e2e
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -59,7 +61,7 @@ func newWorld(t *testing.T, template string, flags ...string) *world {
 	must.NoError(t, os.WriteFile(filepath.Join(w.volume, "hello.txt"), []byte("from the host"), 0o644))
 	must.NoError(t, os.Chmod(w.volume, 0o755))
 	w.flags = append([]string{"-kv-prefix=" + prefix, "-instance=" + w.instance, "-job-template=" + template,
-		"-cleanup-interval=1s", "-log-level=debug"}, flags...)
+		"-cleanup-interval=1s", "-log-level=debug", "-job-var=ready_timeout=" + patience.String()}, flags...)
 	if template == "docker" {
 		w.flags = append(w.flags, "-job-var=image="+stack.DockerForTest(t))
 	}
@@ -71,6 +73,7 @@ type replica struct {
 	t    *testing.T
 	api  *http.Client
 	url  string
+	log  string // the file that it logs to
 	cmd  *exec.Cmd
 	gone chan struct{}
 }
@@ -105,7 +108,7 @@ func (w *world) launch() *replica {
 	cmd := exec.Command(binary, append([]string{"agent", "-http-addr=" + addr}, w.flags...)...)
 	cmd.Env, cmd.Stdout, cmd.Stderr = w.env, log, log
 	must.NoError(w.t, cmd.Start())
-	r := &replica{t: w.t, api: w.api, url: "http://" + addr, cmd: cmd, gone: make(chan struct{})}
+	r := &replica{t: w.t, api: w.api, url: "http://" + addr, log: log.Name(), cmd: cmd, gone: make(chan struct{})}
 	go func() {
 		defer close(r.gone)
 		_ = cmd.Wait() // how it ended is for the test to ask
@@ -131,11 +134,28 @@ func (r *replica) stop(sig os.Signal) {
 	must.NoError(r.t, r.cmd.Process.Signal(sig))
 	select {
 	case <-r.gone:
-	case <-time.After(60 * time.Second):
+	case <-time.After(patience):
 		_ = r.cmd.Process.Kill() // the test fails for the reason given next
 		<-r.gone
-		r.t.Errorf("the replica did not end within 60 s of %v", sig)
+		r.t.Errorf("the replica did not end within %v of %v", patience, sig)
 	}
+}
+
+// hasLogged waits until the replica has logged a line with all of the words.
+func (r *replica) hasLogged(words ...string) {
+	r.t.Helper()
+	eventually(r.t, fmt.Sprintf("a line of the log with %q", words), func() error {
+		text, err := os.ReadFile(r.log)
+		if err != nil {
+			return err
+		}
+		for line := range strings.Lines(string(text)) {
+			if !slices.ContainsFunc(words, func(word string) bool { return !strings.Contains(line, word) }) {
+				return nil
+			}
+		}
+		return errors.New("not yet")
+	})
 }
 
 // try makes one request.
@@ -164,8 +184,12 @@ func (r *replica) try(method, path string, body any) (status int, answer []byte,
 	return resp.StatusCode, answer, err
 }
 
+// patience is how long these tests wait for what they expect within seconds: a
+// machine that is busy with other things takes its time.
+const patience = 2 * time.Minute
+
 // callLimit is far beyond what any call takes.
-const callLimit = 3 * time.Minute
+const callLimit = patience + time.Minute
 
 // call makes one request, which must be answered with the given status, and
 // decodes the answer.
@@ -206,7 +230,7 @@ func page(t *testing.T, s wire.Session, path string) (string, error) {
 	must.NotNil(t, s.Endpoint)
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+s.Endpoint.AddrPort().String()+path, nil)
 	must.NoError(t, err)
-	resp, err := (&http.Client{Timeout: 10 * time.Second}).Do(req)
+	resp, err := (&http.Client{Timeout: patience}).Do(req)
 	if err != nil {
 		return "", err
 	}
@@ -286,6 +310,6 @@ func (w *world) keys(chat string) []string {
 // eventually waits until check returns nil.
 func eventually(t *testing.T, what string, check func() error) {
 	t.Helper()
-	must.Wait(t, wait.InitialSuccess(wait.ErrorFunc(check), wait.Timeout(60*time.Second), wait.Gap(50*time.Millisecond)),
+	must.Wait(t, wait.InitialSuccess(wait.ErrorFunc(check), wait.Timeout(patience), wait.Gap(50*time.Millisecond)),
 		must.Sprint(what))
 }
