@@ -2,6 +2,7 @@ package scheduler_test
 
 import (
 	"context"
+	"strings"
 	"testing"
 	"time"
 
@@ -126,6 +127,26 @@ func TestRun_catchesUpOnWhatTheIndexesLack(t *testing.T) {
 
 		must.SliceEmpty(t, w.running())
 		must.SliceEmpty(t, w.records())
+		stop()
+	})
+}
+
+// The sandbox of a chat whose record cannot be understood is on no list of
+// records, and still no orphan.
+func TestRun_leavesTheSandboxOfADamagedRecordAlone(t *testing.T) {
+	inBubble(t, func(t *testing.T, w *world) {
+		w.given(created(createA))
+		w.driver.Plant(orphanOf(chatB))
+		w.effects.hook(effect{chatB, "lock"}, hook{before: func(context.Context) error { return scheduler.ErrDamaged }})
+		stop := run(t, w.Scheduler)
+		w.driver.Plant(orphanOf(chatC)) // which is one
+		pass(5 * time.Minute)
+		must.Eq(t, []string{"chat-a s1", "chat-b unwritten"}, w.running())
+		told := false
+		for _, warning := range w.warnings() {
+			told = told || strings.HasPrefix(warning, "sandbox_orphan_failed") && strings.HasSuffix(warning, "error=damaged_record")
+		}
+		must.True(t, told)
 		stop()
 	})
 }
