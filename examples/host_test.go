@@ -2,6 +2,7 @@ package examples_test
 
 import (
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"slices"
@@ -53,7 +54,13 @@ func (p *process) start(ctx context.Context, logger hclog.Logger) error {
 	return host.AwaitStart(ctx)
 }
 
-func (p *process) kill() error { return syscall.Kill(p.host.Status()[0].PID, syscall.SIGKILL) }
+func (p *process) kill() error {
+	pid := p.host.Status()[0].PID
+	if pid == 0 {
+		return errors.New("the plugin is not up")
+	}
+	return syscall.Kill(pid, syscall.SIGKILL)
+}
 
 // crash kills the plugin and starts it in a host anew, which does not pause
 // before that as the old one would.

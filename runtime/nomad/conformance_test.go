@@ -50,11 +50,18 @@ func TestConformance_exec(t *testing.T) {
 func conform(t *testing.T, template *jobs.Template, volume func(context.Context) (string, error)) {
 	client, err := stack.NomadForTest(t).Client()
 	must.NoError(t, err)
-	driver := open(t, client, template, "test-"+uuid.NewString())
-	foreign := open(t, client, template, "test-"+uuid.NewString())
+	own := openMortal(t, template, "test-"+uuid.NewString())
+	foreign := openMortal(t, template, "test-"+uuid.NewString())
 	conformance.Run(t, conformance.Harness{
-		Open:    func(context.Context) (runtime.Driver, error) { return driver.Driver, nil },
+		Open:    func(context.Context) (runtime.Driver, error) { return own.Driver, nil },
 		Foreign: func(context.Context) (runtime.Driver, error) { return foreign.Driver, nil },
+		// There is no Reopen: which sandboxes it has deleted, the driver knows
+		// for as long as it runs. Delete says why that is enough.
+		Crash: func(context.Context, runtime.Driver) (runtime.Driver, error) {
+			own.die()
+			own = openMortal(t, template, own.instance)
+			return own.Driver, nil
+		},
 		Kill: func(ctx context.Context, sandbox runtime.Sandbox) error {
 			ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 			defer cancel()
@@ -81,4 +88,36 @@ func conform(t *testing.T, template *jobs.Template, volume func(context.Context)
 		Volume: volume,
 		Demo:   true,
 	})
+}
+
+// mortal is a replica that can die in the middle of a call: nothing that it asks
+// for from then on reaches Nomad.
+type mortal struct {
+	replica
+	die context.CancelFunc
+}
+
+func openMortal(t *testing.T, template *jobs.Template, instance string) mortal {
+	t.Helper()
+	alive, die := context.WithCancel(context.Background())
+	t.Cleanup(die)
+	client, err := api.NewClient(&api.Config{
+		Address:    "http://" + stack.NomadForTest(t).Addr(),
+		HttpClient: &http.Client{Transport: lifeline{alive, http.DefaultTransport}},
+	})
+	must.NoError(t, err)
+	return mortal{open(t, client, template, instance), die}
+}
+
+// lifeline lets requests through until its context ends.
+type lifeline struct {
+	alive context.Context
+	http.RoundTripper
+}
+
+func (l lifeline) RoundTrip(r *http.Request) (*http.Response, error) {
+	if l.alive.Err() != nil {
+		return nil, errors.New("the replica is dead")
+	}
+	return l.RoundTripper.RoundTrip(r)
 }
