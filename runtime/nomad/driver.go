@@ -53,6 +53,7 @@ type Driver struct {
 	cache     *cache
 	ownStops  *recent // session IDs that this driver stopped
 	namespace string
+	requests  chan struct{} // one token for each request under way
 }
 
 var (
@@ -82,6 +83,7 @@ func New(config Config) (*Driver, error) {
 		cache:     newCache(config.Instance),
 		ownStops:  newRecent(maxRecent),
 		namespace: config.Template.Namespace(),
+		requests:  make(chan struct{}, maxRequests),
 	}, nil
 }
 

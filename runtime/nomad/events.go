@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"net/url"
 	"strings"
 	"time"
@@ -181,15 +182,18 @@ func (d *Driver) readAll(ctx context.Context) error {
 	}
 	params := map[string]string{"resources": "true", "task_states": "true"}
 	filter := fmt.Sprintf("JobID matches %q", "^"+jobs.IDPrefix)
-	err := d.pages(ctx, "", filter, params, func(opts *api.QueryOptions) (*api.QueryMeta, error) {
-		allocs, meta, err := d.client.Allocations().List(opts)
-		for _, alloc := range allocs {
+	var page []*api.AllocationListStub
+	read := func(opts *api.QueryOptions) (meta *api.QueryMeta, err error) {
+		page, meta, err = d.client.Allocations().List(opts)
+		return meta, err
+	}
+	for err := range d.pages(ctx, "", filter, params, read) {
+		if err != nil {
+			return fmt.Errorf("list allocations: %w", err)
+		}
+		for _, alloc := range page {
 			d.cache.updateAlloc(alloc)
 		}
-		return meta, err
-	})
-	if err != nil {
-		return fmt.Errorf("list allocations: %w", err)
 	}
 	d.cache.keepOnly(listed, index)
 	for id := range listed {
@@ -198,21 +202,23 @@ func (d *Driver) readAll(ctx context.Context) error {
 	return nil
 }
 
-// pages makes a list request page by page.
-func (d *Driver) pages(ctx context.Context, prefix, filter string, params map[string]string, page func(*api.QueryOptions) (*api.QueryMeta, error)) error {
-	token := ""
-	for {
-		err := d.ask(ctx, func(opts *api.QueryOptions) error {
-			opts.Prefix, opts.Filter, opts.PerPage, opts.NextToken = prefix, filter, listPage, token
-			opts.Params = params
-			meta, err := page(opts)
-			if err == nil {
-				token = meta.NextToken
+// pages makes a list request page by page, each of them by read, and yields nil
+// after each, or its error and then no more.
+func (d *Driver) pages(ctx context.Context, prefix, filter string, params map[string]string, read func(*api.QueryOptions) (*api.QueryMeta, error)) iter.Seq[error] {
+	return func(yield func(error) bool) {
+		for token := ""; ; {
+			err := d.ask(ctx, func(opts *api.QueryOptions) error {
+				opts.Prefix, opts.Filter, opts.PerPage, opts.NextToken = prefix, filter, listPage, token
+				opts.Params = params
+				meta, err := read(opts)
+				if err == nil {
+					token = meta.NextToken
+				}
+				return err
+			})
+			if !yield(err) || err != nil || token == "" {
+				return
 			}
-			return err
-		})
-		if err != nil || token == "" {
-			return err
 		}
 	}
 }

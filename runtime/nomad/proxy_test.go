@@ -8,6 +8,7 @@ import (
 	"net/http/httputil"
 	"net/url"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -234,6 +235,33 @@ func TestDriver_outlasts_a_storm_of_429(t *testing.T) {
 	stopped, err := r.Inspect(patiently(t), spec.SessionID)
 	must.NoError(t, err)
 	must.Eq(t, runtime.StateDead, stopped.State)
+}
+
+// However much is asked of the driver at a time, Nomad sees a bounded number of
+// requests from it.
+func TestRequests_are_bounded(t *testing.T) {
+	p := newProxy(t)
+	r := openThrough(t, p, rawExec(t, nil))
+	var now, most atomic.Int32
+	p.setFault(func(w http.ResponseWriter, req *http.Request) bool {
+		n := now.Add(1)
+		defer now.Add(-1)
+		for seen := most.Load(); n > seen && !most.CompareAndSwap(seen, n); seen = most.Load() {
+		}
+		p.forward.ServeHTTP(w, req)
+		return true
+	})
+	var askers sync.WaitGroup
+	for range 300 {
+		askers.Go(func() {
+			_, err := r.Inspect(patiently(t), uuid.NewString())
+			if !errors.Is(err, runtime.ErrNotFound) {
+				t.Error(err)
+			}
+		})
+	}
+	askers.Wait()
+	must.Between(t, 2, most.Load(), 32+1) // and a sign of life
 }
 
 // Without events all works, at the price of requests; what happened in the

@@ -2,7 +2,6 @@ package nomad
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"iter"
 
@@ -133,30 +132,29 @@ func (d *Driver) List(ctx context.Context) iter.Seq2[runtime.Sandbox, error] {
 	}
 }
 
-var errEnough = errors.New("enough")
-
 // listJobs yields the jobs of this instance, page by page. index becomes that of
 // the first page.
 func (d *Driver) listJobs(ctx context.Context, index *uint64) iter.Seq2[*api.JobListStub, error] {
 	return func(yield func(*api.JobListStub, error) bool) {
 		withMeta := &api.JobListOptions{Fields: &api.JobListFields{Meta: true}}
-		err := d.pages(ctx, jobs.IDPrefix, "", nil, func(opts *api.QueryOptions) (*api.QueryMeta, error) {
-			page, meta, err := d.client.Jobs().ListOptions(withMeta, opts)
-			if err != nil {
-				return nil, err
-			}
-			if *index == 0 {
+		var page []*api.JobListStub
+		read := func(opts *api.QueryOptions) (meta *api.QueryMeta, err error) {
+			page, meta, err = d.client.Jobs().ListOptions(withMeta, opts)
+			if err == nil && *index == 0 {
 				*index = meta.LastIndex
+			}
+			return meta, err
+		}
+		for err := range d.pages(ctx, jobs.IDPrefix, "", nil, read) {
+			if err != nil {
+				yield(nil, failed(ctx, "list jobs", err))
+				return
 			}
 			for _, job := range page {
 				if d.isOurs(job) && !yield(job, nil) {
-					return nil, errEnough
+					return
 				}
 			}
-			return meta, nil
-		})
-		if err != nil && !errors.Is(err, errEnough) {
-			yield(nil, failed(ctx, "list jobs", err))
 		}
 	}
 }

@@ -24,32 +24,32 @@ const (
 	// is noticed by that, and the next request opens another.
 	askLimit  = 10 * time.Second
 	tellLimit = 30 * time.Second
+	// maxRequests is how many requests there are at a time, beside the event
+	// stream. Nomad takes 100 connections from one address unless it is told
+	// otherwise, on which several replicas may be.
+	maxRequests = 32
 )
 
 // ask makes a request that reads, with default consistency: the leader answers.
 func (d *Driver) ask(ctx context.Context, request func(*api.QueryOptions) error) error {
-	return whileBusy(ctx, func() error {
-		ctx, cancel := context.WithTimeout(ctx, askLimit)
-		defer cancel()
+	return d.whileBusy(ctx, askLimit, func(ctx context.Context) error {
 		return request((&api.QueryOptions{Namespace: d.namespace}).WithContext(ctx))
 	})
 }
 
 // tell makes a request that writes.
 func (d *Driver) tell(ctx context.Context, request func(*api.WriteOptions) error) error {
-	return whileBusy(ctx, func() error {
-		ctx, cancel := context.WithTimeout(ctx, tellLimit)
-		defer cancel()
+	return d.whileBusy(ctx, tellLimit, func(ctx context.Context) error {
 		return request((&api.WriteOptions{Namespace: d.namespace}).WithContext(ctx))
 	})
 }
 
 // whileBusy repeats a request that Nomad turned away with 429: such a request
 // was not looked at, so repeating it is safe, a write too.
-func whileBusy(ctx context.Context, request func() error) error {
+func (d *Driver) whileBusy(ctx context.Context, limit time.Duration, request func(context.Context) error) error {
 	pause := 20 * time.Millisecond
 	for try := 1; ; try++ {
-		err := request()
+		err := d.inTurn(ctx, limit, request)
 		if statusOf(err) != http.StatusTooManyRequests || try == maxTries {
 			return err
 		}
@@ -58,6 +58,19 @@ func whileBusy(ctx context.Context, request func() error) error {
 		}
 		pause = min(2*pause, maxPause)
 	}
+}
+
+// inTurn makes a request once there is room for one more.
+func (d *Driver) inTurn(ctx context.Context, limit time.Duration, request func(context.Context) error) error {
+	select {
+	case d.requests <- struct{}{}:
+		defer func() { <-d.requests }()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	return request(ctx)
 }
 
 // jitter returns a random time between half of d and d. It draws from
