@@ -29,7 +29,7 @@ func defaultTimings() timings {
 		stop:           5 * time.Second,
 		healthInterval: 5 * time.Second,
 		healthLimit:    5 * time.Second,
-		minPause:       250 * time.Millisecond,
+		minPause:       25 * time.Millisecond,
 		maxPause:       30 * time.Second,
 		steady:         time.Minute,
 	}

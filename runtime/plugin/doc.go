@@ -120,7 +120,7 @@
 //
 // When the process ends or is killed, calls under way fail for their callers
 // with ErrUnavailable, and so do all others at once until the plugin is up
-// again. The host starts a new process after a pause of 250 ms, which doubles
+// again. The host starts a new process after a pause of 25 ms, which doubles
 // with each failure up to 30 seconds and is short again once a process ran for a
 // minute. The new process is told everything anew and knows nothing but what it
 // finds by itself; its List and Inspect must find the sandboxes of the one
