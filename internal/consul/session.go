@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/hashicorp/consul/api"
+	"github.com/hashicorp/go-hclog"
 
 	"github.com/bivouac/bivouac/scheduler"
 )
@@ -25,6 +26,8 @@ const (
 	vouchFor = sessionTTL - time.Second
 	// drainLimit is how long a clean end waits for leases to be released.
 	drainLimit = 5 * time.Second
+	// tellEvery is how often an outage is told of that goes on.
+	tellEvery = time.Minute
 )
 
 // keeper has this replica's Consul session, and makes a new one when it ends.
@@ -88,13 +91,18 @@ func (k *keeper) look() {
 
 // run keeps a session until ctx ends, and then ends it.
 func (k *keeper) run(ctx context.Context) {
-	var last string // session that may still stand in Consul
+	var last string    // session that may still stand in Consul
+	var told time.Time // when it was last told that there can be none
 	wait := newBackOff(100*time.Millisecond, 5*time.Second)
 	for ctx.Err() == nil {
 		hold, err := k.create(ctx)
 		if err != nil {
 			k.set(nil, err)
-			k.store.log.Warn("cannot create a Consul session", "error", err)
+			level := hclog.Debug
+			if time.Since(told) >= tellEvery {
+				level, told = hclog.Warn, time.Now()
+			}
+			k.store.log.Log(level, "cannot create a Consul session", "error", err)
 			select {
 			case <-time.After(wait.NextBackOff()):
 			case <-ctx.Done():
@@ -102,6 +110,7 @@ func (k *keeper) run(ctx context.Context) {
 			continue
 		}
 		wait.Reset()
+		told = time.Time{}
 		k.destroy(ctx, last) // or its locks would stand in our own way until its TTL
 		last = hold.session
 		k.store.log.Debug("created a Consul session", "session", hold.session)
