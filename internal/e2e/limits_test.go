@@ -24,7 +24,7 @@ func TestMoreCreatesThanThereIsRoomFor(t *testing.T) {
 	// Given a Nomad with room for a few sandboxes, and many creates at once.
 	w := newWorld(t, "raw_exec", "-job-var=memory=18000")
 	replicas := []*replica{w.start(), w.start()}
-	const callers = 60
+	const callers = 200
 	chats := make([]string, callers)
 	problems := make([]error, callers)
 	created := make([]bool, callers)
