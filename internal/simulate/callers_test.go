@@ -37,8 +37,7 @@ func (c call) String() string {
 }
 
 // call makes a caller's requests, one after the other.
-func (w *world) call(requests []request) {
-	caller := w.newCaller()
+func (w *world) call(caller int, requests []request) {
 	for _, r := range requests {
 		wait(w.ctx, r.after)
 		at := w.replica(r.replica)
@@ -50,13 +49,6 @@ func (w *world) call(requests []request) {
 		}
 		w.ask(caller, r, at)
 	}
-}
-
-func (w *world) newCaller() int {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.lastCaller++
-	return w.lastCaller
 }
 
 // ask makes a request of a replica, and notes what the caller is told. A caller

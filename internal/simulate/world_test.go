@@ -64,9 +64,8 @@ type world struct {
 
 	mu         sync.Mutex
 	replicas   []*replica // by number; one that was restarted takes its place
-	lastCaller int
-	asked      *occasion // a request, of the replica of that number
-	started    *occasion // a process, on the node of that number
+	asked      *occasion  // a request, of the replica of that number
+	started    *occasion  // a process, on the node of that number
 	history    []call
 	deaths     []death
 	cutNodes   map[string]int // by node ID: how many faults cut it off
@@ -107,8 +106,8 @@ func run(t *testing.T, p plan, template *jobs.Template) *world {
 
 	w.net.SetOdds(p.odds)
 	var all sync.WaitGroup
-	for _, requests := range p.callers {
-		all.Go(func() { w.call(requests) })
+	for i, requests := range p.callers {
+		all.Go(func() { w.call(1+i, requests) })
 	}
 	for i, f := range p.faults {
 		all.Go(func() { w.provoke(i, f) })

@@ -36,7 +36,7 @@ func main() {
 // run tries all mutants, or those that args name, and prints the table.
 func run(ctx context.Context, args []string, out io.Writer) error {
 	flags := flag.NewFlagSet("mutants", flag.ContinueOnError)
-	seeds := flags.Int("seeds", 3000, "how many seeds to try for each mutant")
+	seeds := flags.Int("seeds", 1500, "how many seeds to try for each mutant")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}

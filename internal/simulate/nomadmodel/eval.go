@@ -119,12 +119,10 @@ func (s *Server) look(e *eval) decision {
 	return d
 }
 
-// carryOut makes the allocations what was decided.
+// carryOut makes the allocations what was decided, also where the job was purged
+// meanwhile, and its evaluations declared complete by that.
 func (s *Server) carryOut(e *eval, d decision) {
 	defer s.next(e.JobID)
-	if e.Status != "pending" {
-		return
-	}
 	s.index++
 	e.set("complete", s.index)
 	events := []event{}
