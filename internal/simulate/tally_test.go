@@ -10,6 +10,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"text/tabwriter"
 	"time"
@@ -111,6 +112,7 @@ func share(t *testing.T, first, runs uint64) {
 	var g errgroup.Group
 	g.SetLimit(runtime.NumCPU())
 	var files []string
+	var busy atomic.Int64 // time of processors
 	for from := first; from < first+runs; from += chunk {
 		file := filepath.Join(dir, fmt.Sprint(from))
 		files = append(files, file)
@@ -119,6 +121,9 @@ func share(t *testing.T, first, runs uint64) {
 			cmd.Env = append(os.Environ(), "GOGC=400", fmt.Sprintf("FROM=%d", from),
 				fmt.Sprintf("RUNS=%d", min(chunk, first+runs-from)), tallyFile+"="+file)
 			out, err := cmd.CombinedOutput()
+			if state := cmd.ProcessState; state != nil { // it has run
+				busy.Add(int64(state.UserTime() + state.SystemTime()))
+			}
 			if err != nil {
 				t.Errorf("seeds from %d: %v\n%s", from, err, out)
 			}
@@ -136,5 +141,6 @@ func share(t *testing.T, first, runs uint64) {
 		must.NoError(t, json.Unmarshal(data, &part))
 		sum.add(&part)
 	}
-	t.Logf("%s%v on %d processors", sum, time.Since(began).Round(time.Second), runtime.NumCPU())
+	t.Logf("%s%v on %d processors, of which it used %v", sum, time.Since(began).Round(time.Second),
+		runtime.NumCPU(), time.Duration(busy.Load()).Round(time.Second))
 }

@@ -87,7 +87,7 @@ func realProbe(t *testing.T, nomad *stack.Nomad) *probe {
 			return nil
 		}
 		var living []int
-		for _, text := range strings.Fields(string(data)) {
+		for text := range strings.FieldsSeq(string(data)) {
 			pid, err := strconv.Atoi(text)
 			must.NoError(t, err)
 			if syscall.Kill(pid, 0) == nil {
