@@ -161,6 +161,9 @@ func (d *driver) awaitReady(ctx context.Context, sessionID, containerID string) 
 	if err != nil {
 		return runtime.Sandbox{}, err
 	}
+	if now := d.sandbox(running); now.State == runtime.StateDead { // and so it has no endpoint
+		return runtime.Sandbox{}, fmt.Errorf("%w: its container has ended: %s", runtime.ErrNotReady, now.Reason)
+	}
 	waiting, cancel := context.WithTimeout(ctx, readyLimit)
 	defer cancel()
 	ended := d.engine.ContainerWait(waiting, containerID, client.ContainerWaitOptions{Condition: container.WaitConditionNotRunning})
