@@ -17,8 +17,6 @@ import (
 	"os/signal"
 	"runtime"
 	"slices"
-	"strings"
-	"text/tabwriter"
 
 	"golang.org/x/sync/errgroup"
 )
@@ -33,70 +31,74 @@ func main() {
 	}
 }
 
-// run tries all mutants, or those that args name, and prints the table.
+// run tries all mutants, or those that args name, as many at a time as there are
+// processors, and prints a line on each as soon as it and those before are known.
 func run(ctx context.Context, args []string, out io.Writer) error {
 	flags := flag.NewFlagSet("mutants", flag.ContinueOnError)
 	seeds := flags.Int("seeds", 1500, "how many seeds to try for each mutant")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
+	chosen, err := choose(flags.Args())
+	if err != nil {
+		return err
+	}
 	dir, err := os.MkdirTemp("", "bivouac-mutants-")
 	if err != nil {
 		return err
 	}
-	rows, err := try(ctx, dir, *seeds, flags.Args())
-	if err := errors.Join(err, os.RemoveAll(dir)); err != nil {
-		return err
-	}
 
-	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	var survived []string
-	lines := []string{"without\tnoticed by\tas"}
-	for _, r := range rows {
-		if r.by == "" {
-			survived = append(survived, r.without)
-			r.by, r.as = "NOTHING", fmt.Sprintf("it survived %d seeds", *seeds)
-		}
-		lines = append(lines, r.without+"\t"+r.by+"\t"+r.as)
+	var g errgroup.Group
+	results := make([]chan result, len(chosen))
+	for i := range chosen {
+		results[i] = make(chan result, 1)
 	}
-	if _, err := fmt.Fprintln(w, strings.Join(lines, "\n")); err != nil {
-		return err
-	}
-	if err := w.Flush(); err != nil {
-		return err
-	}
-	if len(survived) > 0 {
-		return fmt.Errorf("not noticed: %s", strings.Join(survived, ", "))
-	}
-	return nil
-}
-
-// row is one line of the table.
-type row struct{ without, by, as string }
-
-// try tries as many mutants at a time as there are processors.
-func try(ctx context.Context, dir string, seeds int, names []string) ([]row, error) {
-	chosen := mutants()
-	for _, name := range names {
-		if !slices.ContainsFunc(chosen, func(m mutant) bool { return m.without == name }) {
-			return nil, fmt.Errorf("no mutant is without the %q", name)
-		}
-	}
-	if len(names) > 0 {
-		chosen = slices.DeleteFunc(chosen, func(m mutant) bool { return !slices.Contains(names, m.without) })
-	}
-	rows := make([]row, len(chosen))
-	g, ctx := errgroup.WithContext(ctx)
-	g.SetLimit(runtime.NumCPU())
+	g.SetLimit(1 + runtime.NumCPU()) // and the report
+	g.Go(func() error { return report(out, chosen, results) })
 	for i, m := range chosen {
 		g.Go(func() error {
-			by, as, err := m.try(ctx, dir, seeds)
-			if err != nil {
-				return fmt.Errorf("without the %s: %w", m.without, err)
-			}
-			rows[i] = row{m.without, by, as}
+			results[i] <- m.try(ctx, dir, *seeds)
 			return nil
 		})
 	}
-	return rows, g.Wait()
+	return errors.Join(g.Wait(), os.RemoveAll(dir))
+}
+
+// choose returns the mutants of these names, all where there are none.
+func choose(names []string) ([]mutant, error) {
+	all := mutants()
+	for _, name := range names {
+		if !slices.ContainsFunc(all, func(m mutant) bool { return m.without == name }) {
+			return nil, fmt.Errorf("no mutant is without the %q", name)
+		}
+	}
+	if len(names) == 0 {
+		return all, nil
+	}
+	return slices.DeleteFunc(all, func(m mutant) bool { return !slices.Contains(names, m.without) }), nil
+}
+
+// report prints the results in the order of the mutants, and fails where one was
+// not noticed, or could not be tried.
+func report(out io.Writer, chosen []mutant, results []chan result) error {
+	const columns = "%-42s  %-10s  %s\n"
+	if _, err := fmt.Fprintf(out, columns, "WITHOUT THE", "NOTICED BY", "AS"); err != nil {
+		return err
+	}
+	var errs []error
+	for i, m := range chosen {
+		r := <-results[i]
+		switch {
+		case r.err != nil:
+			errs = append(errs, fmt.Errorf("without the %s: %w", m.without, r.err))
+			r.by, r.as = "?", "it could not be tried"
+		case r.by == "":
+			errs = append(errs, fmt.Errorf("without the %s nothing was noticed", m.without))
+			r.by, r.as = "NOTHING", "it survived"
+		}
+		if _, err := fmt.Fprintf(out, columns, m.without, r.by, r.as); err != nil {
+			return err
+		}
+	}
+	return errors.Join(errs...)
 }

@@ -41,12 +41,18 @@ var (
 	violated   = regexp.MustCompile(`VIOLATED (.*)`)
 )
 
-// try looks for a seed, or runs the test, that fails without the safeguard. It
-// returns what noticed, and as what; "" where nothing did.
-func (m mutant) try(ctx context.Context, dir string, seeds int) (by, as string, err error) {
-	dir = filepath.Join(dir, strings.ReplaceAll(m.without, " ", "-"))
+// result is what noticed that a safeguard is gone, a seed or a test, and as what;
+// empty where nothing did.
+type result struct {
+	by, as string
+	err    error
+}
+
+// try looks for a seed, or runs the test, that fails without the safeguard.
+func (m mutant) try(ctx context.Context, dir string, seeds int) result {
+	dir = filepath.Join(dir, strings.NewReplacer(" ", "-", "'", "").Replace(m.without))
 	if err := os.Mkdir(dir, 0o700); err != nil {
-		return "", "", err
+		return result{err: err}
 	}
 	of := simulation
 	if m.noticedBy != (test{}) {
@@ -54,14 +60,14 @@ func (m mutant) try(ctx context.Context, dir string, seeds int) (by, as string, 
 	}
 	bin, err := m.build(ctx, dir, of)
 	if err != nil {
-		return "", "", err
+		return result{err: err}
 	}
 	if of != simulation {
 		text, err := start(ctx, bin, of)
-		if err != nil {
-			return of.pkg + " " + of.name, failureOf(text, of), ctx.Err()
+		if err == nil {
+			return result{}
 		}
-		return "", "", nil
+		return result{by: "a test", as: of.pkg + " " + of.name + ": " + failureOf(text, of), err: ctx.Err()}
 	}
 	for first := 1; first <= seeds; first += chunk {
 		text, err := start(ctx, bin, of, fmt.Sprintf("FROM=%d", first), fmt.Sprintf("RUNS=%d", min(chunk, seeds-first+1)))
@@ -71,16 +77,16 @@ func (m mutant) try(ctx context.Context, dir string, seeds int) (by, as string, 
 		seed, why := failedSeed.FindSubmatch(text), violated.FindSubmatch(text)
 		switch {
 		case ctx.Err() != nil:
-			return "", "", ctx.Err()
+			return result{err: ctx.Err()}
 		case seed == nil:
-			return "", "", fmt.Errorf("%w:\n%s", err, text)
+			return result{err: fmt.Errorf("%w:\n%s", err, text)}
 		case why == nil:
-			return "seed " + string(seed[1]), "it does not come to an end", nil
+			return result{by: "seed " + string(seed[1]), as: "it does not come to an end"}
 		default:
-			return "seed " + string(seed[1]), string(why[1]), nil
+			return result{by: "seed " + string(seed[1]), as: string(why[1])}
 		}
 	}
-	return "", "", nil
+	return result{}
 }
 
 // build builds the tests of a package with the changes.
