@@ -23,11 +23,11 @@ import (
 
 const (
 	pluginPart = "plugin"
-	// createsPerRound and inspectsPerCreate are many, as they are quick and what
-	// is looked for is a small difference.
-	createsPerRound   = 10
-	inspectsPerCreate = 20
-	crashes           = 10
+	// These are many, as the calls are quick and what is looked for is a small
+	// difference.
+	createsPerRound = 10
+	callsPerCreate  = 20
+	crashes         = 10
 )
 
 // plugin measures what it costs to run a driver as a plugin: the same driver is
@@ -87,7 +87,7 @@ func (w *world) besidePlugin(ctx context.Context, linked, served runtime.Driver,
 		first, second = second, first
 	}
 	var out report
-	for _, what := range []string{"create", "inspect"} {
+	for _, what := range []string{"create", "repeated create", "inspect"} {
 		base := timed(pluginPart, what+" linked in", times[what+" linked in"])
 		through := timed(pluginPart, what+" through a plugin", times[what+" through a plugin"])
 		through.against(base)
@@ -97,7 +97,10 @@ func (w *world) besidePlugin(ctx context.Context, linked, served runtime.Driver,
 	return out, nil
 }
 
-// inTurns has each side create a sandbox, and then inspect it some times.
+// inTurns has each side create a sandbox, and then inspect it and ask for it again
+// some times. A create takes as long as the sandbox does to start, which varies
+// by more than what is looked for; a repeated one goes the same way and has
+// nothing to start.
 func inTurns(ctx context.Context, times stopwatch, volume string, sides ...side) (err error) {
 	ids := make([]string, len(sides))
 	for i, s := range sides {
@@ -107,9 +110,12 @@ func inTurns(ctx context.Context, times stopwatch, volume string, sides ...side)
 			return err
 		}
 	}
-	for range inspectsPerCreate {
+	for range callsPerCreate {
 		for i, s := range sides {
 			if err := times.time("inspect "+s.name, func() error { return inspectBy(ctx, s.driver, ids[i]) }); err != nil {
+				return err
+			}
+			if err := times.time("repeated create "+s.name, func() error { return createBy(ctx, s.driver, ids[i], volume) }); err != nil {
 				return err
 			}
 		}
@@ -119,7 +125,7 @@ func inTurns(ctx context.Context, times stopwatch, volume string, sides ...side)
 
 func createBy(ctx context.Context, d runtime.Driver, id, volume string) error {
 	now := time.Now()
-	_, err := d.Create(ctx, runtime.Spec{SessionID: id, ChatID: uuid.NewString(), AgentID: "bench",
+	_, err := d.Create(ctx, runtime.Spec{SessionID: id, ChatID: id, AgentID: "bench",
 		VolumeHostPath: volume, CreatedAt: now, ExpiresAt: now.Add(time.Hour)}, func(runtime.Stage) {})
 	return err
 }
