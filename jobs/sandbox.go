@@ -12,7 +12,10 @@ import (
 
 // stopOnClientAfter is how long a client that lost its servers lets a sandbox
 // run on. Together with "replace = false" it keeps Nomad from starting a second
-// one elsewhere, whatever its length.
+// one elsewhere when the node is lost, whatever its length. It does not keep
+// later evaluations of the job from that, of which one comes after this time
+// where the servers never saw the first one run: the driver stops the job of an
+// allocation that was given up.
 //
 // A client counts from its last heartbeat, and a healthy one sends the next only
 // after 10 to 20 s, and later in a large cluster. So it must be well above that:
