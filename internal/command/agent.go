@@ -88,10 +88,11 @@ func demoSandboxCommand(t terminal) *command {
 	c := newCommand(t, "demo-sandbox")
 	c.synopsis = "Run a small sandbox to try Bivouac out with"
 	c.about = `Serves HTTP as a sandbox: / tells which session, chat and agent it serves,
-/workspace/ lists and serves the files of the volume, and /healthz answers
-with the session's ID. It is told all of that by its environment, as any
-sandbox is: PORT, BIVOUAC_SESSION_ID, BIVOUAC_CHAT_ID, BIVOUAC_AGENT_ID and
-BIVOUAC_WORKSPACE. It listens on 127.0.0.1, or on the IP in BIVOUAC_BIND.`
+/workspace/ lists and serves the files of the volume, /healthz answers with
+the session's ID, and a POST to /exit ends it. It is told all of that by its
+environment, as any sandbox is: PORT, BIVOUAC_SESSION_ID, BIVOUAC_CHAT_ID,
+BIVOUAC_AGENT_ID and BIVOUAC_WORKSPACE. It listens on 127.0.0.1, or on the IP
+in BIVOUAC_BIND.`
 	c.example = "$ PORT=8080 BIVOUAC_WORKSPACE=/tmp bivouac demo-sandbox"
 	settings := demosandbox.FromEnv(t.getenv)
 	c.flags.StringVar(&settings.Addr, "addr", settings.Addr, "`HOST:PORT` to listen on.")
