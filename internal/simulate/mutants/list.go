@@ -64,6 +64,10 @@ func mutants() []mutant {
 		{without: "clearing of stray locks", changes: []change{
 			{lock, `h.strays[lease.id] = stray{`, `_ = stray{`},
 		}},
+		// The fence alone keeps a record right. This saves what is done in vain.
+		{without: "local deadline of locks", changes: []change{
+			{"internal/consul/hold.go", `return h.ended || !time.Now().Before(h.deadline)`, `return h.ended`},
+		}, noticedBy: test{"./internal/consul", "TestReplicaThatIsCutOffStopsBeforeOthersBegin"}},
 		{without: "look after an unknown outcome", changes: []change{
 			{lease, `		applied, settleErr := l.settle(ctx)`, `		applied, settleErr := (*write)(nil), error(nil)`},
 		}},

@@ -119,7 +119,7 @@ func failureOf(text []byte, of test) string {
 			return line
 		}
 	}
-	return "it failed"
+	return "it does not come to an end"
 }
 
 // overlay writes the changed files and what tells the go command of them.
