@@ -102,7 +102,7 @@ func TestVerify_catches_each_fault_of_patience(t *testing.T) {
 		t.Run(fault.name, func(t *testing.T) {
 			t.Parallel()
 			h := harness(fault.wrap)
-			h.Patience = 3 * time.Second
+			h.Patience = 6 * time.Second
 			report, ok := verify(t, h)
 			must.False(t, ok)
 			must.Eq(t, fault.caught, verdicts("FAIL", report), must.Sprint(report))

@@ -432,11 +432,11 @@ func (asleep) Watch(ctx context.Context, _ func(runtime.Sandbox)) error {
 	return ctx.Err()
 }
 
-// Create comes back a second after its context has ended.
+// Create comes back three seconds after its context has ended.
 func (d stubborn) Create(ctx context.Context, spec runtime.Spec, progress func(runtime.Stage)) (runtime.Sandbox, error) {
 	sandbox, err := d.sound.Create(ctx, spec, progress)
 	if errors.Is(err, context.DeadlineExceeded) {
-		<-time.After(time.Second)
+		<-time.After(3 * time.Second)
 	}
 	return sandbox, err
 }
