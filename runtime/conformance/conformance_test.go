@@ -77,14 +77,6 @@ func TestVerify_ends_with_its_context(t *testing.T) {
 	must.False(t, ok)
 }
 
-// fault is a wrong driver, and the requirements that must fail for it, and no
-// others.
-type fault struct {
-	name   string
-	wrap   func(sound) runtime.Driver
-	caught []string
-}
-
 func TestVerify_catches_each_fault(t *testing.T) {
 	for _, fault := range faults() {
 		t.Run(fault.name, func(t *testing.T) {
