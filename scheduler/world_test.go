@@ -256,6 +256,8 @@ func lost(reason string) func(*world) {
 
 func forgotten(w *world) { w.driver.Forget(w.standing(chatA).SessionID.String()) }
 
+func lagging(w *world) { w.driver.Lag(w.standing(chatA).SessionID.String()) }
+
 func swapped(w *world) { w.driver.Swap(w.standing(chatA).SessionID.String(), "foreign-1") }
 
 // abandonedStart leaves what a replica does that dies while it starts a sandbox.

@@ -73,6 +73,11 @@ func (d *Driver) Swap(sessionID, containerID string) {
 	d.change(sessionID, func(s *sandbox) { s.ContainerID = containerID })
 }
 
+// Lag has the driver tell of a sandbox what it knew before it saw it start.
+func (d *Driver) Lag(sessionID string) {
+	d.change(sessionID, func(s *sandbox) { s.State, s.ContainerID = runtime.StateStarting, "" })
+}
+
 // Plant starts a sandbox that nobody asked this driver for.
 func (d *Driver) Plant(spec runtime.Spec) runtime.Sandbox {
 	s, err := d.start(spec)

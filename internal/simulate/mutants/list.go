@@ -68,12 +68,13 @@ func mutants() []mutant {
 		{without: "local deadline of locks", changes: []change{
 			{"internal/consul/hold.go", `return h.ended || !time.Now().Before(h.deadline)`, `return h.ended`},
 		}, noticedBy: test{"./internal/consul", "TestReplicaThatIsCutOffStopsBeforeOthersBegin"}},
+		// Without it a caller is told of doubt where there need be none.
 		{without: "look after an unknown outcome", changes: []change{
 			{lease, `		applied, settleErr := l.settle(ctx)`, `		applied, settleErr := (*write)(nil), error(nil)`},
-		}},
+		}, noticedBy: test{"./internal/consul", "TestWriteIsMadeOnceWhateverHappensToARequest"}},
 		{without: "doubt about what is not seen to start", changes: []change{
 			{"scheduler/observe.go", `case sandbox.State == runtime.StateStarting && sandbox.ContainerID == "":`, `case false:`},
-		}},
+		}, noticedBy: test{"./scheduler", "TestGet_tellsWhatTheRuntimeSees"}},
 		{without: "client's last word on a lost node", changes: []change{
 			{"runtime/nomad/state.go", `		if len(alloc.TaskStates) == 0 {`, `		if true || len(alloc.TaskStates) == 0 {`},
 		}, noticedBy: test{"./runtime/nomad", "TestHasEnded_believes_the_client_and_not_the_servers"}},
