@@ -36,7 +36,7 @@ test: ## Run all tests with the race detector; with CI=true none may be skipped
 # DURATION= and SEED= choose another run than the full one, in which each fault
 # comes at least 20 times.
 .PHONY: chaos
-chaos: ## Break a running Bivouac in every way for half an hour, and count what it does wrong
+chaos: ## Break a running Bivouac in every way for half an hour or more, and count what it does wrong
 	go run ./internal/chaos $(if $(DURATION),-duration=$(DURATION) -times=0) $(if $(SEED),-seed=$(SEED))
 
 RUNS ?= 10000

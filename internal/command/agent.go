@@ -19,8 +19,9 @@ func agentCommand(t terminal) *command {
 	c := newCommand(t, "agent")
 	c.synopsis = "Run a Bivouac agent"
 	c.about = `Runs a replica of Bivouac until it gets SIGINT or SIGTERM. Then it takes no
-more requests, finishes those under way, and exits with 0. A second signal
-ends it at once.
+more requests, finishes those under way, and exits with 0; with 1 where that
+took more than 45 s, and what is left is for the other replicas. A second
+signal ends it at once.
 
 Options count more than configuration files. How Consul and Nomad are
 reached may also be said by their own environment variables, CONSUL_HTTP_*
