@@ -140,3 +140,18 @@ func TestStop_holds_for_other_replicas(t *testing.T) {
 	must.NoError(t, err)
 	must.Eq(t, runtime.StateDead, found.State)
 }
+
+// Where two replicas are at it at once, one of them purges the job, and Nomad
+// answers the other with an error. Both have done what they were asked for.
+func TestDelete_by_two_replicas_at_once(t *testing.T) {
+	one := openShared(t, rawExec(t, nil))
+	two := open(t, one.client, one.template, one.instance)
+	for range 5 {
+		spec, _ := create(t, one)
+		must.NoError(t, one.Stop(patiently(t), spec.SessionID))
+		other := make(chan error, 1)
+		go func() { other <- two.Delete(patiently(t), spec.SessionID) }()
+		must.NoError(t, one.Delete(patiently(t), spec.SessionID))
+		must.NoError(t, <-other)
+	}
+}

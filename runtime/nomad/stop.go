@@ -56,7 +56,11 @@ func (d *Driver) Delete(ctx context.Context, sessionID string) error {
 		return err
 	})
 	if err != nil && !isNotFound(err) {
-		return failed(ctx, "purge job "+jobID, err)
+		// Where another replica is first, Nomad's log of changes says no, and its
+		// answer is no 404.
+		if s, readErr := d.read(ctx, jobID); readErr != nil || s.known {
+			return failed(ctx, "purge job "+jobID, err)
+		}
 	}
 	d.cache.purged.add(jobID)
 	d.cache.forget(jobID)
