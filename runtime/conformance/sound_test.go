@@ -104,20 +104,20 @@ func (d sound) start(spec runtime.Spec) (*running, error) {
 	}
 	d.m.sandboxes[spec.SessionID] = s
 	go func() {
-		err := d.m.run(ctx, s)
+		err := d.m.run(ctx, spec, s)
 		d.m.note(s, err)
 	}()
 	return s, nil
 }
 
 // run is a sandbox's life.
-func (m *machine) run(ctx context.Context, s *running) error {
-	workspace, err := os.OpenRoot(s.spec.VolumeHostPath)
+func (m *machine) run(ctx context.Context, spec runtime.Spec, s *running) error {
+	workspace, err := os.OpenRoot(spec.VolumeHostPath)
 	if err != nil {
 		return err
 	}
 	defer workspace.Close()
-	release, err := demosandbox.Obey(ctx, workspace, s.spec.SessionID)
+	release, err := demosandbox.Obey(ctx, workspace, spec.SessionID)
 	if err != nil {
 		return err
 	}
@@ -131,7 +131,7 @@ func (m *machine) run(ctx context.Context, s *running) error {
 	s.Endpoint = runtime.Endpoint{IP: at.Addr().Unmap(), Port: at.Port()}
 	m.mu.Unlock()
 	close(s.up)
-	told := demosandbox.Config{SessionID: s.spec.SessionID, ChatID: s.spec.ChatID, AgentID: s.spec.AgentID}
+	told := demosandbox.Config{SessionID: spec.SessionID, ChatID: spec.ChatID, AgentID: spec.AgentID}
 	server := &http.Server{Handler: demosandbox.Handler(told, workspace, s.end), ReadHeaderTimeout: time.Minute}
 	defer context.AfterFunc(ctx, func() { _ = server.Close() })()
 	return server.Serve(listener)
@@ -161,7 +161,7 @@ func (sound) awaitReady(ctx context.Context, s *running) error {
 	go func() {
 		select {
 		case <-s.up:
-			answered <- ready.Check{HTTPPath: "/healthz", WantSessionID: true}.Wait(waiting, s.Endpoint, s.spec.SessionID)
+			answered <- ready.Check{HTTPPath: "/healthz", WantSessionID: true}.Wait(waiting, s.Endpoint, s.SessionID)
 		case <-waiting.Done():
 		}
 	}()
