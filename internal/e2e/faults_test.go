@@ -155,28 +155,12 @@ func TestReplicaKilledInMidCreateIsSettledByAnother(t *testing.T) {
 	w.flags = append(w.flags, "-job-var=command=/bin/sleep", `-job-var=args=["300"]`)
 	killed, survivor := w.start(), w.start()
 	chat := uuid.NewString()
-	answered := make(chan struct{})
-	go func() {
-		defer close(answered)
-		_, _, _ = killed.try(http.MethodPut, sessionPath(chat), w.body()) // it dies with the replica
-	}()
-	eventually(t, "the sandbox runs", func() error {
-		if len(w.liveAllocs(chat)) == 0 {
-			return fmt.Errorf("no allocation yet")
-		}
-		return nil
-	})
+	answered := createUnderWay(w, killed, chat)
 	killed.stop(os.Kill)
 	<-answered
 
 	// Then the other one undoes it: no sandbox, no record, no lock is left.
-	eventually(t, "nothing is left", func() error {
-		if live, keys := len(w.liveAllocs(chat)), w.keys(chat); live > 0 || len(keys) > 0 {
-			return fmt.Errorf("%d allocations, keys %v", live, keys)
-		}
-		return nil
-	})
-	_ = call[wire.ErrorAnswer](survivor, http.MethodGet, sessionPath(chat), nil, http.StatusNotFound)
+	w.awaitNothing(survivor, chat)
 }
 
 func TestReplicaThatStartsBeforeConsul(t *testing.T) {
@@ -187,13 +171,7 @@ func TestReplicaThatStartsBeforeConsul(t *testing.T) {
 	addr := fmt.Sprintf("127.0.0.1:%d", port)
 	w.env = append(w.env, "CONSUL_HTTP_ADDR="+addr)
 	r := w.launch()
-	eventually(t, "health names Consul", func() error {
-		status, text, err := r.try(http.MethodGet, "/v1/agent/health", nil)
-		if err == nil && (status != http.StatusServiceUnavailable || !strings.Contains(string(text), "consul")) {
-			err = fmt.Errorf("status %d: %s", status, text)
-		}
-		return err
-	})
+	r.awaitFailing("consul")
 	chat := uuid.NewString()
 	refused := call[wire.ErrorAnswer](r, http.MethodPut, sessionPath(chat), w.body(), http.StatusServiceUnavailable)
 	must.Eq(t, wire.CodeStoreUnavailable, refused.Error.Code)

@@ -86,23 +86,6 @@ func (r *replica) wantsRoom(w *world, chat string) (created bool, err error) {
 	return false, nil
 }
 
-// createUnderWay begins a create and returns once its sandbox runs, with a
-// channel for its answer.
-func createUnderWay(w *world, r *replica, chat string) <-chan string {
-	answered := make(chan string, 1)
-	go func() {
-		status, text, err := r.try(http.MethodPut, sessionPath(chat), w.body())
-		answered <- fmt.Sprint(status, " ", string(text), " ", err)
-	}()
-	eventually(w.t, "the sandbox runs", func() error {
-		if len(w.liveAllocs(chat)) == 0 {
-			return fmt.Errorf("no allocation yet")
-		}
-		return nil
-	})
-	return answered
-}
-
 func TestReplicaThatIsStoppedInMidCreateFinishesIt(t *testing.T) {
 	// Given a sandbox that starts to answer when it is told to.
 	w := newWorld(t, "raw_exec")
@@ -139,13 +122,7 @@ func TestReplicaThatIsStoppedInMidCreateHandsItOver(t *testing.T) {
 	must.NoError(t, stopped.cmd.Process.Signal(syscall.SIGTERM))
 	<-stopped.gone
 	<-answered
-	eventually(t, "nothing is left", func() error {
-		if live, keys := len(w.liveAllocs(chat)), w.keys(chat); live > 0 || len(keys) > 0 {
-			return fmt.Errorf("%d allocations, keys %q", live, keys)
-		}
-		return nil
-	})
-	_ = call[wire.ErrorAnswer](other, http.MethodGet, sessionPath(chat), nil, http.StatusNotFound)
+	w.awaitNothing(other, chat)
 }
 
 func TestReplicaThatStartsBeforeNomad(t *testing.T) {
@@ -156,13 +133,7 @@ func TestReplicaThatStartsBeforeNomad(t *testing.T) {
 	addr := fmt.Sprintf("127.0.0.1:%d", port)
 	w.env = append(w.env, "NOMAD_ADDR=http://"+addr)
 	r := w.launch()
-	eventually(t, "health names Nomad", func() error {
-		status, text, err := r.try(http.MethodGet, "/v1/agent/health", nil)
-		if err == nil && (status != http.StatusServiceUnavailable || !strings.Contains(string(text), "nomad")) {
-			err = fmt.Errorf("status %d: %s", status, text)
-		}
-		return err
-	})
+	r.awaitFailing("nomad")
 	chat := uuid.NewString()
 	refused := call[wire.ErrorAnswer](r, http.MethodPut, sessionPath(chat), w.body(), http.StatusServiceUnavailable)
 	must.Eq(t, wire.CodeRuntimeUnavailable, refused.Error.Code)

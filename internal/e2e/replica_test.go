@@ -141,6 +141,18 @@ func (r *replica) stop(sig os.Signal) {
 	}
 }
 
+// awaitFailing waits until the replica's health names a part that is missing.
+func (r *replica) awaitFailing(part string) {
+	r.t.Helper()
+	eventually(r.t, "health names "+part, func() error {
+		status, text, err := r.try(http.MethodGet, "/v1/agent/health", nil)
+		if err == nil && (status != http.StatusServiceUnavailable || !strings.Contains(string(text), part)) {
+			err = fmt.Errorf("status %d: %s", status, text)
+		}
+		return err
+	})
+}
+
 // hasLogged waits until the replica has logged a line with all of the words.
 func (r *replica) hasLogged(words ...string) {
 	r.t.Helper()
@@ -305,6 +317,35 @@ func (w *world) keys(chat string) []string {
 		}
 	}
 	return keys
+}
+
+// createUnderWay begins a create and returns once its sandbox runs, with a
+// channel for its answer.
+func createUnderWay(w *world, r *replica, chat string) <-chan string {
+	answered := make(chan string, 1)
+	go func() {
+		status, text, err := r.try(http.MethodPut, sessionPath(chat), w.body())
+		answered <- fmt.Sprint(status, " ", string(text), " ", err)
+	}()
+	eventually(w.t, "the sandbox runs", func() error {
+		if len(w.liveAllocs(chat)) == 0 {
+			return fmt.Errorf("no allocation yet")
+		}
+		return nil
+	})
+	return answered
+}
+
+// awaitNothing waits until nothing of a chat is left, and a replica says so.
+func (w *world) awaitNothing(r *replica, chat string) {
+	w.t.Helper()
+	eventually(w.t, "nothing is left", func() error {
+		if live, keys := len(w.liveAllocs(chat)), w.keys(chat); live > 0 || len(keys) > 0 {
+			return fmt.Errorf("%d allocations, keys %q", live, keys)
+		}
+		return nil
+	})
+	_ = call[wire.ErrorAnswer](r, http.MethodGet, sessionPath(chat), nil, http.StatusNotFound)
 }
 
 // eventually waits until check returns nil.
