@@ -89,9 +89,11 @@ func (d *decoder) body(body *hclsyntax.Body, target reflect.Value) {
 		case !ok:
 			d.problem(attr.NameRange, "Unknown argument", "%q is not known here.", attr.Name)
 		case !f.block:
-			d.attribute(attr, target.Field(f.index))
+			d.value(attr.Expr, target.Field(f.index), false)
 		case typ.Field(f.index).Type == stringMapType:
-			d.stringMap(attr, target.Field(f.index), freeTextAllowed(typ, f.name))
+			// A block in Nomad's syntax. As an argument it may have keys that are no
+			// identifiers.
+			d.value(attr.Expr, target.Field(f.index), freeTextAllowed(typ, f.name))
 		default:
 			d.problem(attr.NameRange, "Block expected", "%q is a block here: write it without \"=\".", attr.Name)
 		}
@@ -206,10 +208,6 @@ func (d *decoder) labelled(block *hclsyntax.Block, typ reflect.Type) reflect.Val
 	return item
 }
 
-func (d *decoder) attribute(attr *hclsyntax.Attribute, target reflect.Value) {
-	d.value(attr.Expr, target, false)
-}
-
 // value evaluates expr into target and says whether it did: null sets nothing.
 // free says whether a session's free text may stand here.
 func (d *decoder) value(expr hclsyntax.Expression, target reflect.Value, free bool) bool {
@@ -279,12 +277,6 @@ func (d *decoder) noteReferences(text string) {
 	if strings.Contains(text, percentRef) {
 		d.inUse[metaPercent] = "%"
 	}
-}
-
-// stringMap fills a map that is a block in Nomad's syntax but was written as an
-// argument, which allows keys that are no identifiers.
-func (d *decoder) stringMap(attr *hclsyntax.Attribute, target reflect.Value, free bool) {
-	d.value(attr.Expr, target, free)
 }
 
 func sortedAttributes(body *hclsyntax.Body) []*hclsyntax.Attribute {

@@ -99,7 +99,7 @@ func (d *decoder) shorthand(target reflect.Value, attr *hclsyntax.Attribute) boo
 	if attr.Name == api.ConstraintDistinctProperty {
 		side = left
 	}
-	d.attribute(attr, reflect.ValueOf(side).Elem())
+	d.value(attr.Expr, reflect.ValueOf(side).Elem(), false)
 	return true
 }
 

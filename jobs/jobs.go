@@ -144,14 +144,6 @@ func read(nameOrPath string) (name string, src []byte, err error) {
 // Names returns the embedded templates.
 func Names() []string { return []string{"docker", "exec", "raw_exec"} }
 
-// Source returns the text of an embedded template, for a user to start from.
-func Source(name string) ([]byte, error) {
-	if !slices.Contains(Names(), name) {
-		return nil, fmt.Errorf("no embedded job template %q", name)
-	}
-	return embedded.ReadFile(path.Join("templates", name+".hcl"))
-}
-
 // Job returns the job of spec's sandbox. instance names the replicas that work
 // together. Its errors wrap [runtime.ErrInvalid].
 func (t *Template) Job(spec runtime.Spec, instance string) (*api.Job, error) {

@@ -234,7 +234,7 @@ func TestLoad_names_what_there_is(t *testing.T) {
 }
 
 func TestLoad_reads_a_user_s_file(t *testing.T) {
-	src, err := jobs.Source("raw_exec")
+	src, err := os.ReadFile(filepath.Join("templates", "raw_exec.hcl"))
 	must.NoError(t, err)
 	file := filepath.Join(t.TempDir(), "own.hcl")
 	must.NoError(t, os.WriteFile(file, src, 0o644))

@@ -90,7 +90,7 @@ func checkVolumeHostPath(p string, roots []string) error {
 	case strings.ContainsFunc(p, unicode.IsControl):
 		return invalid(field, "has a control character")
 	case strings.Contains(p, "${"):
-		return invalid(field, `has "${", which Nomad would interpolate`)
+		return invalid(field, `has "${", which is reserved`)
 	case !path.IsAbs(p):
 		return invalid(field, "is not absolute")
 	case path.Clean(p) != p:

@@ -57,7 +57,7 @@ func TestCreate_input(t *testing.T) {
 		{"a volume with .", volume("/data/./a"), nil, "volume_host_path"},
 		{"a volume with //", volume("/data//a"), nil, "volume_host_path"},
 		{"a volume with a trailing slash", volume("/data/a/"), nil, "volume_host_path"},
-		{"a volume that Nomad would interpolate", volume("/data/${attr.unique.hostname}"), nil, "volume_host_path"},
+		{"a volume with what is reserved", volume("/data/${attr.unique.hostname}"), nil, "volume_host_path"},
 		{"a volume with a lone dollar, a colon, a comma, a space and quotes", volume(`/data/$a:b,c d'"`), nil, ""},
 		{"a volume whose name begins with dots", volume("/data/..a"), nil, ""},
 		{"a volume with a NUL", volume("/data/a\x00"), nil, "volume_host_path"},

@@ -62,7 +62,11 @@ func (s *Scheduler) renew(ctx context.Context, chatID uuid.UUID, ttl time.Durati
 	case next.Expired(now):
 		return Session{}, fmt.Errorf("%w at %s", ErrExpired, next.ExpiresAt.Format(time.RFC3339))
 	case next.State == StateDead || next.State == StateStopping:
-		return Session{}, fmt.Errorf("%w: it is %s: %s", ErrNotRunning, next.State, next.Reason)
+		why := string(next.State)
+		if next.Reason != "" {
+			why += ": " + next.Reason
+		}
+		return Session{}, fmt.Errorf("%w: it is %s", ErrNotRunning, why)
 	}
 	if later := now.Add(ttl); later.After(next.ExpiresAt) {
 		next.ExpiresAt = later

@@ -20,7 +20,7 @@ type Session struct {
 	CreatedAt      time.Time
 	ExpiresAt      time.Time
 	State          State
-	Reason         string // why it is dead or lost; else empty
+	Reason         string // why it is, or was before its stop, dead or lost; else empty
 }
 
 // State says how far a session is.
@@ -34,7 +34,7 @@ const (
 	// known, still runs.
 	StateRunning State = "running"
 	// StateStopping is a session whose sandbox is being stopped, after which
-	// the record goes.
+	// the record goes, or makes way for the next session.
 	StateStopping State = "stopping"
 	// StateDead is a session whose sandbox ended by itself or by another's
 	// hand; Reason says how.

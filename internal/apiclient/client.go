@@ -182,13 +182,6 @@ func (c *Client) Health(ctx context.Context) (wire.HealthAnswer, error) {
 	return out, err
 }
 
-// Self describes the agent.
-func (c *Client) Self(ctx context.Context) (wire.SelfAnswer, error) {
-	var out wire.SelfAnswer
-	_, err := c.call(ctx, request{method: http.MethodGet, path: "/v1/agent/self"}, &out)
-	return out, err
-}
-
 func sessionPath(chatID uuid.UUID) string { return "/v1/sessions/" + chatID.String() }
 
 // duration leaves the field out where d is 0.

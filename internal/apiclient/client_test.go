@@ -191,18 +191,6 @@ func TestHealth(t *testing.T) {
 	must.Eq(t, a.body, any(got))
 }
 
-func TestSelf(t *testing.T) {
-	want := wire.SelfAnswer{
-		Version: "1.2.3", Revision: "abc", Config: map[string]any{"ttl": "30m"},
-		Runtimes: []wire.Runtime{{Name: "process", Version: "1.2.3"}},
-	}
-	a := &agent{status: 200, body: want}
-	got, err := start(t, a).Self(t.Context())
-	must.NoError(t, err)
-	must.Eq(t, want, got)
-	must.Eq(t, "GET /v1/agent/self", a.request)
-}
-
 func TestWhatAnErrorTells(t *testing.T) {
 	client := start(t, &agent{status: 409, body: wire.ErrorAnswer{
 		Error:   wire.Error{Code: wire.CodeConflict, Message: "agent_id differs", Reason: "agent_id", RequestID: "r1"},

@@ -49,8 +49,9 @@ const (
 // locks are for. It decides when a session has expired.
 //
 // It is a [scheduler.Store] and a [scheduler.Locker]: the one that it keeps the
-// time in, except that nobody gets a lock or a session to judge before the time
-// is known, so that nothing is ended or handed out by a clock that is wrong.
+// time in, except that nobody gets a lock or one session to judge before the
+// time is known, so that nothing is ended or handed out by a clock that is
+// wrong. Lists do not wait: whoever acts upon one takes a lock first.
 type Clock struct {
 	*Store
 	wall func() time.Time

@@ -27,7 +27,7 @@ type Sessions interface {
 	CleanupExpired(ctx context.Context) (scheduler.CleanupResult, error)
 }
 
-// Config is what the API is made from. All of it is required.
+// Config is what the API is made from. All but Checks is required.
 type Config struct {
 	Sessions Sessions
 	Checks   []Check         // none: always healthy

@@ -190,8 +190,8 @@ func (p *process) ended() error {
 func (p *process) wasKilled() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	var exit *exec.ExitError
-	if !p.killed || !errors.As(p.waitErr, &exit) {
+	exit, ok := errors.AsType[*exec.ExitError](p.waitErr)
+	if !ok || !p.killed {
 		return false
 	}
 	status, ok := exit.Sys().(syscall.WaitStatus)

@@ -26,6 +26,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/nomad/api"
 
+	"github.com/bivouac/bivouac/internal/version"
 	"github.com/bivouac/bivouac/jobs"
 	"github.com/bivouac/bivouac/runtime"
 )
@@ -116,7 +117,7 @@ func (d *Driver) Current(ctx context.Context) error {
 
 // Info implements [runtime.Driver].
 func (d *Driver) Info(context.Context) (runtime.Info, error) {
-	return runtime.Info{Name: "nomad", Version: "1"}, nil
+	return runtime.Info{Name: "nomad", Version: version.Get().Version}, nil
 }
 
 // Health implements [runtime.HealthChecker]: Nomad answers and has a leader.

@@ -160,10 +160,10 @@ func (d *Driver) listJobs(ctx context.Context, index *uint64) iter.Seq2[*api.Job
 }
 
 // isOurs says whether a job with Bivouac's prefix is this instance's. One that
-// is nobody's, or contradicts itself, is logged.
+// is nobody's, or that claims to be this instance's and is not, is logged.
 func (d *Driver) isOurs(job *api.JobListStub) bool {
 	why := d.foreign(job.ID, job.Meta)
-	if why != "" && job.Meta[jobs.MetaInstance] == d.instance || job.Meta[jobs.MetaInstance] == "" {
+	if claimed := job.Meta[jobs.MetaInstance]; why != "" && (claimed == d.instance || claimed == "") {
 		d.logger.Warn("nomad_job_skipped", "job_id", job.ID, "reason", why)
 	}
 	return why == ""

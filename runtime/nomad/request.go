@@ -105,15 +105,15 @@ func isNotFound(err error) bool { return statusOf(err) == http.StatusNotFound }
 
 // isTaken says whether a registration was refused because the job ID is in use.
 func isTaken(err error) bool {
-	var refusal api.UnexpectedResponseError
-	return errors.As(err, &refusal) && strings.Contains(refusal.Body(), "Enforcing job modify index")
+	refusal, ok := errors.AsType[api.UnexpectedResponseError](err)
+	return ok && strings.Contains(refusal.Body(), "Enforcing job modify index")
 }
 
 // isRejected says whether Nomad found fault with a job. It has no status of its
 // own for that, but always lists the faults in the same form.
 func isRejected(err error) bool {
-	var refusal api.UnexpectedResponseError
-	if !errors.As(err, &refusal) {
+	refusal, ok := errors.AsType[api.UnexpectedResponseError](err)
+	if !ok {
 		return false
 	}
 	body := refusal.Body()
@@ -127,8 +127,7 @@ func failed(ctx context.Context, doing string, err error) error {
 	if ctx.Err() != nil {
 		return fmt.Errorf("nomad: %s: %w", doing, ctx.Err())
 	}
-	var refusal api.UnexpectedResponseError
-	if errors.As(err, &refusal) && refusal.HasBody() {
+	if refusal, ok := errors.AsType[api.UnexpectedResponseError](err); ok && refusal.HasBody() {
 		err = fmt.Errorf("answer %d: %s", refusal.StatusCode(), strings.TrimSpace(refusal.Body()))
 	}
 	return fmt.Errorf("nomad: %s: %w: %w", doing, runtime.ErrUnavailable, err)
