@@ -2,6 +2,7 @@ package scheduler
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/google/uuid"
@@ -34,7 +35,9 @@ func (s *Scheduler) Delete(ctx context.Context, chatID uuid.UUID) (DeleteResult,
 		if session != nil {
 			args = logArgs(*session)
 		}
-		s.Logger.Error("sandbox_delete_failed", append(args, "error", Kind(err), "detail", err)...)
+		if !errors.Is(err, ErrInvalid) { // else anybody could fill the log
+			s.Logger.Error("sandbox_delete_failed", append(args, "error", Kind(err), "detail", err)...)
+		}
 		return DeleteResult{}, err
 	case session == nil:
 		spanResult(span, "not_found")

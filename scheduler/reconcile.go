@@ -66,7 +66,7 @@ type reconciler struct {
 	driver runtime.Driver
 
 	// Of the last pass, by session ID:
-	orphans  map[string]time.Time // sandboxes without a record: when they were first seen so
+	orphans  map[string]time.Time // sandboxes without a record: when they were first seen so, or last not to be stopped
 	known    map[string]bool      // sandboxes that had a record at some pass
 	inFlight map[string]bool      // sessions in flight
 }
@@ -176,11 +176,12 @@ func (r *reconciler) stopOrphans(ctx context.Context, sandboxes map[string]runti
 	if len(recorded) == 0 && (forgotten > 0 || len(due) > maxKills) {
 		return fmt.Errorf("%w: no record at all and %d sandboxes run: standing still", ErrUnavailable, len(due))
 	}
-	slices.SortFunc(due, func(a, b runtime.Sandbox) int { // the oldest orphans first
+	slices.SortFunc(due, func(a, b runtime.Sandbox) int { // those first that were left alone longest
 		return cmp.Or(seen[a.SessionID].Compare(seen[b.SessionID]), cmp.Compare(a.SessionID, b.SessionID))
 	})
 	for _, sandbox := range due[:min(len(due), maxKills)] {
 		if err := r.stopOrphan(ctx, sandbox); err != nil && ctx.Err() == nil {
+			seen[sandbox.SessionID] = now // after the others, which it must not keep waiting
 			r.s.Logger.Warn("sandbox_orphan_failed", "session_id", sandbox.SessionID,
 				"container_id", sandbox.ContainerID, "error", Kind(err), "detail", err)
 		}
@@ -189,7 +190,8 @@ func (r *reconciler) stopOrphans(ctx context.Context, sandboxes map[string]runti
 }
 
 // stopOrphan stops one sandbox, if under its chat's lock there is still no
-// record of it.
+// record of it. A record that names another chat's session was edited by hand,
+// and may have been this sandbox's: nothing is stopped on its word.
 func (r *reconciler) stopOrphan(ctx context.Context, sandbox runtime.Sandbox) error {
 	chatID, err := uuid.Parse(sandbox.ChatID)
 	if err != nil {
@@ -202,8 +204,19 @@ func (r *reconciler) stopOrphan(ctx context.Context, sandbox runtime.Sandbox) er
 	defer r.s.release(ctx, lease)
 	ctx, done := underLock(ctx, lease)
 	defer done()
-	if current := lease.Session(); current != nil && current.SessionID.String() == sandbox.SessionID {
-		return nil
+	ctx, cancel := context.WithTimeout(ctx, undoLimit) // not to keep the others waiting
+	defer cancel()
+	if current := lease.Session(); current != nil {
+		if current.SessionID.String() == sandbox.SessionID {
+			return nil
+		}
+		driver, err := r.s.driver(current.Runtime)
+		if err != nil {
+			return err
+		}
+		if err := checkChat(ctx, driver, *current); err != nil {
+			return err
+		}
 	}
 	if err := r.driver.Delete(ctx, sandbox.SessionID); err != nil {
 		return runtimeError(ctx, "stop an orphan", err)

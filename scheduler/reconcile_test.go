@@ -57,6 +57,49 @@ func TestRun_stopsOrphansOfEveryRuntime(t *testing.T) {
 	})
 }
 
+// A record that was edited to name another chat's session leaves its own sandbox
+// without a record. That one is not stopped for it.
+func TestRun_leavesAloneTheSandboxOfAnEditedRecord(t *testing.T) {
+	inBubble(t, func(t *testing.T, w *world) {
+		other := createA
+		other.ChatID = chatB
+		w.given(created(createA), created(other))
+		lease, err := w.peer().locker.Lock(t.Context(), chatA, 0)
+		must.NoError(t, err)
+		edited := *lease.Session()
+		session, _, err := w.Get(t.Context(), chatB, scheduler.Block{})
+		must.NoError(t, err)
+		edited.SessionID = session.SessionID
+		must.NoError(t, lease.Write(t.Context(), &edited, scheduler.Release))
+
+		stop := run(t, w.Scheduler)
+		pass(5 * time.Minute)
+
+		must.Len(t, 2, w.running())
+		must.SliceContains(t, w.warnings(), "sandbox_orphan_failed session_id=s1 container_id=container-1 error=damaged_record")
+		stop()
+	})
+}
+
+// Orphans that cannot be stopped do not keep others from being.
+func TestRun_stopsAnOrphanBehindThoseThatItCannotStop(t *testing.T) {
+	inBubble(t, func(t *testing.T, w *world) {
+		w.given(created(createA))
+		stop := run(t, w.Scheduler)
+		for range 17 {
+			stuck := orphanOf(chatC)
+			stuck.ChatID = "of no chat"
+			w.driver.Plant(stuck)
+		}
+		pass(3 * time.Minute)
+		w.driver.Plant(orphanOf(chatB))
+		pass(4 * time.Minute)
+		must.Len(t, 18, w.running())
+		must.SliceNotContains(t, w.running(), "chat-b unwritten")
+		stop()
+	})
+}
+
 func TestRun_looksAgainUnderTheLockBeforeItStopsAnOrphan(t *testing.T) {
 	inBubble(t, func(t *testing.T, w *world) {
 		stop := run(t, w.Scheduler)

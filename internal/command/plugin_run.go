@@ -107,15 +107,18 @@ var errRequestFailed = errors.New("some requests failed")
 // does not keep it from returning when ctx ends; it goes with the process.
 func (h hand) takeAll(ctx context.Context, in io.Reader) error {
 	lines := make(chan string)
+	var readErr error // good once lines is closed
 	go func() {
 		defer close(lines)
-		for scanner := bufio.NewScanner(in); scanner.Scan(); {
+		scanner := bufio.NewScanner(in)
+		for scanner.Scan() {
 			select {
 			case lines <- scanner.Text():
 			case <-ctx.Done():
 				return
 			}
 		}
+		readErr = scanner.Err()
 	}()
 	var failed error
 	for {
@@ -124,7 +127,7 @@ func (h hand) takeAll(ctx context.Context, in io.Reader) error {
 			return failed
 		case line, ok := <-lines:
 			if !ok {
-				return failed
+				return errors.Join(failed, readErr)
 			}
 			if err := h.take(ctx, strings.Fields(line)); err != nil {
 				h.tell("Error: %v", err)

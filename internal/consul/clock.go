@@ -25,7 +25,8 @@ const (
 	strangerSilence = 3 * time.Second
 	// samples is how many of the last ticks a replica goes by. A tick can come
 	// late and never early, so of several the latest time is the best; few of
-	// them, so that a step of this machine's clock is soon made up for.
+	// them, so that what a machine misses while it is suspended is soon made up
+	// for.
 	samples = 3
 	// maxSkew is how far apart the machines' clocks may be.
 	maxSkew = 5 * time.Minute
@@ -54,11 +55,12 @@ const (
 // wrong. Lists do not wait: whoever acts upon one takes a lock first.
 type Clock struct {
 	*Store
-	wall func() time.Time
-	id   string // marks our own ticks
+	wall        func() time.Time
+	began, base time.Time // when this clock was made, and what wall said then
+	id          string    // marks our own ticks
 
 	mu     sync.Mutex
-	recent []time.Duration // the last offsets measured, of the agreed time to wall
+	recent []time.Duration // the last offsets measured, of the agreed time to steady
 	offset time.Duration
 	known  chan struct{} // closed once there is an offset
 }
@@ -66,14 +68,18 @@ type Clock struct {
 // NewClock returns a clock that starts from wall, which tells this machine's
 // time. It tells the time once Run runs.
 func NewClock(store *Store, wall func() time.Time) *Clock {
-	return &Clock{Store: store, wall: wall, id: rand.Text(), known: make(chan struct{})}
+	return &Clock{Store: store, wall: wall, began: time.Now(), base: wall(), id: rand.Text(), known: make(chan struct{})}
 }
+
+// steady returns this machine's time without the steps that its clock has made
+// since: a step is no news of the agreed time.
+func (c *Clock) steady() time.Time { return c.base.Add(time.Since(c.began)) }
 
 // Now returns the agreed time, or this machine's while it is not known.
 func (c *Clock) Now() time.Time {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.wall().Add(c.offset)
+	return c.steady().Add(c.offset)
 }
 
 // Lock implements [scheduler.Locker].
@@ -156,7 +162,7 @@ func (c *Clock) step(ctx context.Context, last *sight) error {
 	// The first tick to be seen may be of any age; only a new one is news.
 	// Our own are none, except one whose outcome we did not learn.
 	if last.state != 0 && !seen.time.IsZero() && (seen.by != c.id || !c.isKnown()) {
-		c.measured(seen.time.Sub(c.wall()))
+		c.measured(seen.time.Sub(c.steady()))
 	}
 	*last = sight{tick: seen, state: state, at: time.Now()}
 	return nil
@@ -180,7 +186,7 @@ func (c *Clock) patience(last tick) time.Duration {
 // tick writes the time down, unless somebody else just did.
 func (c *Clock) tick(ctx context.Context, last tick) error {
 	offset := c.nextOffset(last)
-	now := tick{by: c.id, time: c.wall().Add(offset)}
+	now := tick{by: c.id, time: c.steady().Add(offset)}
 	ctx, cancel := context.WithTimeout(ctx, tickInterval)
 	defer cancel()
 	written, _, err := c.client.KV().CAS(
@@ -200,15 +206,16 @@ func (c *Clock) tick(ctx context.Context, last tick) error {
 // where its machine's time is no further from that than a clock may be off: the
 // time may stand still while nobody keeps it, and must not jump.
 func (c *Clock) nextOffset(last tick) time.Duration {
+	stepped := c.wall().Sub(c.steady())
 	if c.isKnown() {
 		c.mu.Lock()
 		defer c.mu.Unlock()
-		return c.offset - min(max(c.offset, -slew), slew)
+		return c.offset - min(max(c.offset-stepped, -slew), slew)
 	}
-	if ahead := c.wall().Sub(last.time); ahead < 2*maxSkew {
-		return -ahead
+	if c.wall().Sub(last.time) < 2*maxSkew {
+		return last.time.Sub(c.steady())
 	}
-	return 0
+	return stepped
 }
 
 // tick is the time as one replica wrote it down.

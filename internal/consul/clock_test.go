@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -19,17 +20,20 @@ import (
 // machine is a replica on a machine whose clock is off.
 type machine struct {
 	*Clock
+	step  func(time.Duration) // of the machine's clock
 	leave func()
 }
 
 func (c *cluster) joinClock(t *testing.T, off time.Duration) *machine {
 	t.Helper()
 	r := c.join(t, c.addr)
-	clock := NewClock(r.Store, func() time.Time { return time.Now().Add(off) })
+	var wall atomic.Int64
+	wall.Store(int64(off))
+	clock := NewClock(r.Store, func() time.Time { return time.Now().Add(time.Duration(wall.Load())) })
 	ctx, stop := context.WithCancel(context.WithoutCancel(t.Context()))
 	var running sync.WaitGroup
 	running.Go(func() { _ = clock.Run(ctx) })
-	m := &machine{Clock: clock, leave: func() {
+	m := &machine{Clock: clock, step: func(d time.Duration) { wall.Add(int64(d)) }, leave: func() {
 		stop()
 		running.Wait()
 		r.leave()
@@ -83,6 +87,31 @@ func TestReplicasAgreeOnTheTime(t *testing.T) {
 	}
 	fifth := c.joinClock(t, -5*time.Minute)
 	must.False(t, fifth.Now().Before(last.Add(-tickInterval)))
+}
+
+// Whoever sets the clock of a machine moves nobody's time: neither where the
+// machine writes the time down, nor where it follows.
+func TestTimeDoesNotJumpWithAMachinesClock(t *testing.T) {
+	c := open(t)
+	machines := []*machine{c.joinClock(t, 0), c.joinClock(t, 0)}
+	var index uint64
+	awaitTick := func() {
+		_, next, err := machines[0].get(t.Context(), machines[0].keys.clock(), scheduler.Block{Index: index, Wait: patience})
+		must.NoError(t, err)
+		index = next
+	}
+	for i, m := range machines {
+		for _, step := range []time.Duration{4 * time.Minute, -4 * time.Minute} {
+			m.step(step)
+			for tick := range 2 * samples {
+				for j, other := range machines {
+					must.Between(t, -time.Second, time.Until(other.Now()), time.Second,
+						must.Sprintf("machine %d stepped by %v; machine %d, tick %d", i, step, j, tick))
+				}
+				awaitTick()
+			}
+		}
+	}
 }
 
 // Given machines whose clocks are ten minutes apart, then a session ends on all

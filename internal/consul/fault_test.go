@@ -255,33 +255,6 @@ func TestWriteThatArrivesLateChangesNothing(t *testing.T) {
 	must.NoError(t, next.Write(t.Context(), nil, scheduler.Release))
 }
 
-// Given a caller who leaves while its lock is being taken, then nobody holds it.
-func TestLockThatNobodyWaitsForAnyMoreIsCleared(t *testing.T) {
-	c, direct, proxied, p := behindProxy(t)
-	chatID := uuid.New()
-	ctx, giveUp := context.WithCancel(t.Context())
-	p.do(first(1, "lock", func(w http.ResponseWriter, r *http.Request, consul http.Handler) {
-		giveUp()
-		loseReply(w, r.WithContext(context.WithoutCancel(r.Context())), consul)
-	}))
-	_, err := proxied.Lock(ctx, chatID, patience)
-	must.ErrorIs(t, err, context.Canceled)
-	must.NoError(t, lock(t, direct, chatID).Release(t.Context()))
-	c.MustBeEmpty(t)
-}
-
-// Given a release that could not be made, then it is made up for later.
-func TestLockThatCouldNotBeReleasedIsCleared(t *testing.T) {
-	c, direct, proxied, p := behindProxy(t)
-	chatID := uuid.New()
-	lease := lock(t, proxied, chatID)
-	p.do(first(maxTries, "release", loseRequest))
-	must.ErrorIs(t, lease.Release(t.Context()), scheduler.ErrUnavailable)
-	must.NoError(t, lease.Release(t.Context()))
-	must.NoError(t, lock(t, direct, chatID).Release(t.Context()))
-	c.MustBeEmpty(t)
-}
-
 func TestAnswersOfSomethingElseAreNotTakenForConsuls(t *testing.T) {
 	_, _, proxied, p := behindProxy(t)
 	p.do(always(answer(http.StatusNotFound)))

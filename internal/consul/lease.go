@@ -29,9 +29,11 @@ type Lease struct {
 	chatID    uuid.UUID
 	id        string
 	lockIndex uint64
-	lost      chan struct{} // closed by hold
-	unlock    func()        // the chat's mutex in this replica
-	released  bool
+	// unanswered: a request for the lock got no answer, and may yet arrive.
+	unanswered bool
+	lost       chan struct{} // closed by hold
+	unlock     func()        // the chat's mutex in this replica
+	released   bool
 
 	session *scheduler.Session // nil: no record
 	index   uint64             // the record's ModifyIndex, 0 where there is none
@@ -93,7 +95,7 @@ func (l *Lease) write(ctx context.Context, w *write) error {
 		case err == nil:
 			return l.adopt(w, pairs)
 		case errors.Is(err, errRolledBack) && len(l.doubts) == 0:
-			l.hold.lose(l)
+			l.lose()
 			return fmt.Errorf("%w: %w", scheduler.ErrLockLost, err)
 		case !errors.Is(err, errRolledBack) && !slices.Contains(l.doubts, w):
 			l.doubts = append(l.doubts, w)
@@ -215,7 +217,7 @@ func (l *Lease) settle(ctx context.Context) (*write, error) {
 		}
 	}
 	if locked.ModifyIndex != l.lockIndex || stands.ModifyIndex != l.index {
-		l.hold.lose(l)
+		l.lose()
 		l.doubts = nil
 		return nil, fmt.Errorf("%w: while a write was unanswered", scheduler.ErrLockLost)
 	}
@@ -260,10 +262,20 @@ func (l *Lease) giveUp(ctx context.Context) error {
 	return err
 }
 
+// lose gives up a lock under which somebody else wrote. Its key may still stand,
+// where it was the record that was written.
+func (l *Lease) lose() {
+	l.hold.lose(l)
+	l.store.abandon(l.hold, l)
+}
+
 // end lets the next operation of this replica have the chat.
 func (l *Lease) end() {
 	l.released = true
 	l.hold.remove(l)
+	if l.unanswered {
+		l.store.abandon(l.hold, l)
+	}
 	if l.unlock != nil {
 		l.unlock()
 	}

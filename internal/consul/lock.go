@@ -69,12 +69,18 @@ func (s *Store) tryLock(ctx context.Context, h *hold, chatID uuid.UUID) (*Lease,
 	}
 	lockKey, recordKey := s.keys.lock(chatID), s.keys.record(chatID)
 	// Repeated by the same lease it changes nothing.
-	pairs, err := s.retryTxn(ctx,
-		&api.KVTxnOp{Verb: api.KVLock, Key: lockKey, Value: []byte(lease.id), Session: h.session},
-		&api.KVTxnOp{Verb: api.KVGetOrEmpty, Key: recordKey})
+	pairs, err := retry(ctx, func(ctx context.Context) ([]*api.KVPair, error) {
+		pairs, err := s.txn(ctx,
+			&api.KVTxnOp{Verb: api.KVLock, Key: lockKey, Value: []byte(lease.id), Session: h.session},
+			&api.KVTxnOp{Verb: api.KVGetOrEmpty, Key: recordKey})
+		if err != nil && !isBusy(err) && !errors.Is(err, errRolledBack) {
+			lease.unanswered = true
+		}
+		return pairs, err
+	})
 	if err != nil {
 		h.remove(lease)
-		if !errors.Is(err, errRolledBack) {
+		if lease.unanswered {
 			s.abandon(h, lease) // a try may have been applied, or will be
 		}
 		return nil, err
@@ -161,7 +167,11 @@ func (s *Store) clearStrays(ctx context.Context, h *hold) {
 	if len(strays) == 0 {
 		return
 	}
-	ctx, cancel := context.WithTimeout(ctx, renewTimeout) // renewing goes first
+	until := h.until() // renewing goes first, and so does telling that the hold is over
+	if limit := time.Now().Add(renewTimeout); limit.Before(until) {
+		until = limit
+	}
+	ctx, cancel := context.WithDeadline(ctx, until)
 	defer cancel()
 	oldestFirst := func(a, b string) int {
 		return cmp.Or(strays[a].since.Compare(strays[b].since), cmp.Compare(a, b))

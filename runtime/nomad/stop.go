@@ -18,8 +18,9 @@ import (
 //
 // It returns once the job is stopped, no decision about it is under way in
 // Nomad, and the client of each allocation has reported its end. A node that is
-// lost can report nothing: Stop waits for it until ctx ends, unless an operator
-// removes the node from Nomad, which counts as its end.
+// lost can report nothing, so that nobody knows when it will: Stop does not wait
+// for it, and returns ErrUnavailable. An operator who removes the node from Nomad
+// says that what ran there has ended.
 //
 // A job of that name that is not this instance's is left alone, and Stop returns
 // ErrConflict.
@@ -91,8 +92,11 @@ func (d *Driver) stop(ctx context.Context, sessionID string) (state, error) {
 		} else {
 			s, err = d.stopStep(ctx, sessionID, jobID)
 		}
-		if err == nil || errors.Is(err, runtime.ErrConflict) {
+		switch {
+		case err == nil || errors.Is(err, runtime.ErrConflict):
 			return s, err
+		case errors.Is(err, errOutOfReach):
+			return state{}, fmt.Errorf("nomad: stop session %s: %w: %w", sessionID, runtime.ErrUnavailable, err)
 		}
 		if ctx.Err() == nil || why == nil {
 			why = err
@@ -122,8 +126,12 @@ func (d *Driver) awaitRest(ctx context.Context, jobID string, w *waiter, wait ti
 	}
 }
 
-// errUnderWay: something was done, and has to be looked at.
-var errUnderWay = errors.New("the stop is under way")
+var (
+	// errUnderWay: something was done, and has to be looked at.
+	errUnderWay = errors.New("the stop is under way")
+	// errOutOfReach: all is done that can be while a node is lost.
+	errOutOfReach = errors.New("nobody can tell whether it has ended")
+)
 
 // stopStep does what is next in stopping a job, and returns nil only where a
 // fresh look at Nomad left nothing to do and showed nothing that runs.
@@ -187,6 +195,7 @@ func (d *Driver) layTombstone(ctx context.Context, sessionID string) error {
 // running returns an error that says what of a stopped job may still run.
 func (d *Driver) running(ctx context.Context, s state) error {
 	var what []string
+	outOfReach := true
 	for _, alloc := range s.allocs {
 		if hasEnded(alloc) {
 			continue
@@ -200,16 +209,26 @@ func (d *Driver) running(ctx context.Context, s state) error {
 		}
 		_, why := d.stateOf(state{job: s.job}, alloc)
 		what = append(what, "allocation "+alloc.ID+": "+why)
+		outOfReach = outOfReach && isOutOfReach(alloc)
 	}
-	if len(what) > 0 {
-		return errors.New(strings.Join(what, "; "))
+	switch why := strings.Join(what, "; "); {
+	case len(what) == 0:
+		return nil
+	case outOfReach:
+		return fmt.Errorf("%w: %s", errOutOfReach, why)
+	default:
+		return errors.New(why)
 	}
-	return nil
+}
+
+// isOutOfReach says whether Nomad cannot reach the allocation's node.
+func isOutOfReach(alloc *api.AllocationListStub) bool {
+	return alloc.ClientStatus == api.AllocClientStatusLost || alloc.ClientStatus == api.AllocClientStatusUnknown
 }
 
 // isNodeGone says whether an operator removed a lost allocation's node.
 func (d *Driver) isNodeGone(ctx context.Context, alloc *api.AllocationListStub) (bool, error) {
-	if alloc.ClientStatus != api.AllocClientStatusLost && alloc.ClientStatus != api.AllocClientStatusUnknown {
+	if !isOutOfReach(alloc) {
 		return false, nil
 	}
 	err := d.ask(ctx, func(opts *api.QueryOptions) error {
