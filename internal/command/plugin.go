@@ -1,9 +1,11 @@
 package command
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -64,13 +66,18 @@ func (f *pluginFlags) all() (named, others []pluginhost.Plugin, dir string, err 
 }
 
 // find returns the plugin that is meant by PLUGIN: a path if there is a slash in
-// it, and else a name.
+// it, and else a name. A block for that file counts for both.
 func (f *pluginFlags) find(plugin string) (pluginhost.Plugin, string, error) {
 	named, others, dir, err := f.all()
 	if err != nil {
 		return pluginhost.Plugin{}, "", err
 	}
 	if strings.ContainsRune(plugin, filepath.Separator) {
+		for _, p := range named {
+			if isFile(cmp.Or(p.Path, filepath.Join(dir, p.Name)), plugin) {
+				return p, dir, nil
+			}
+		}
 		return pluginhost.Plugin{Name: nameOf(plugin), Path: plugin}, dir, nil
 	}
 	for _, p := range slices.Concat(named, others) {
@@ -79,6 +86,22 @@ func (f *pluginFlags) find(plugin string) (pluginhost.Plugin, string, error) {
 		}
 	}
 	return pluginhost.Plugin{}, "", fmt.Errorf("no plugin %q: it is neither a path, such as ./%s, nor in -plugin-dir, nor has it a block in a -config", plugin, plugin)
+}
+
+// isFile says whether both paths lead to one file.
+func isFile(a, b string) bool {
+	infoA, errA := os.Stat(a)
+	infoB, errB := os.Stat(b)
+	return errA == nil && errB == nil && os.SameFile(infoA, infoB)
+}
+
+// pluginLogger returns the log of a command that drives a plugin.
+func pluginLogger(level string, out io.Writer) (hclog.Logger, error) {
+	known := hclog.LevelFromString(level)
+	if known == hclog.NoLevel {
+		return nil, fmt.Errorf("-log-level=%q is none of trace, debug, info, warn, error and off", level)
+	}
+	return hclog.New(&hclog.LoggerOptions{Name: "bivouac", Level: known, Output: out}), nil
 }
 
 // nameOf makes a runtime's name of a path.

@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/google/uuid"
-	"github.com/hashicorp/go-hclog"
 
 	"github.com/bivouac/bivouac/internal/pluginhost"
 	"github.com/bivouac/bivouac/runtime"
@@ -52,7 +51,10 @@ where a request failed.`
 		if *settings != "" {
 			p.Config = json.RawMessage(*settings)
 		}
-		log := hclog.New(&hclog.LoggerOptions{Name: "bivouac", Level: hclog.LevelFromString(*level), Output: c.err})
+		log, err := pluginLogger(*level, c.err)
+		if err != nil {
+			return err
+		}
 		host := pluginhost.Config{Dir: dir, Plugins: []pluginhost.Plugin{p}, Instance: *instance, Logger: log}
 		running, err := startPlugin(ctx, host)
 		if err != nil {

@@ -7,8 +7,6 @@ import (
 	"fmt"
 	"syscall"
 
-	"github.com/hashicorp/go-hclog"
-
 	"github.com/bivouac/bivouac/internal/pluginhost"
 	"github.com/bivouac/bivouac/runtime"
 	"github.com/bivouac/bivouac/runtime/conformance"
@@ -43,7 +41,10 @@ must be mounted from this machine.`
 		if *settings != "" {
 			p.Config = json.RawMessage(*settings)
 		}
-		log := hclog.New(&hclog.LoggerOptions{Name: "bivouac", Level: hclog.LevelFromString(*level), Output: c.err})
+		log, err := pluginLogger(*level, c.err)
+		if err != nil {
+			return err
+		}
 		host := pluginhost.Config{Dir: dir, Plugins: []pluginhost.Plugin{p}, Instance: "plugin-verify", Logger: log}
 		other := host
 		other.Instance = "plugin-verify-other"

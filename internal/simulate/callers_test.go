@@ -66,11 +66,11 @@ func (w *world) ask(caller int, r request, at *replica) {
 	w.mu.Unlock()
 	w.note("caller %d asks %s: %v", caller, at.name, r)
 	answered := make(chan call, 1)
+	asked := c // it may go on after the caller has given up on it
 	w.remains.Go(func() {
-		c := c
-		w.carryOut(ctx, &c, at)
-		c.ended = w.now()
-		answered <- c
+		w.carryOut(ctx, &asked, at)
+		asked.ended = w.now()
+		answered <- asked
 	})
 	select {
 	case c = <-answered:
