@@ -3,6 +3,7 @@ package consul
 import (
 	"context"
 	"net/http"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -183,6 +184,29 @@ func TestStormOf429IsWaitedOut(t *testing.T) {
 	c.MustBeEmpty(t)
 }
 
+// Given a Consul that turns most requests away at random, then each is made
+// again until it is looked at.
+func TestStormOf429ThatLetsSomeThroughIsWaitedOut(t *testing.T) {
+	t.Parallel()
+	c, direct, proxied, p := behindProxy(t)
+	session := freshSession()
+	var seen atomic.Int64
+	p.do(func(request) fault {
+		if seen.Add(1)%3 == 0 {
+			return nil
+		}
+		return busy
+	})
+	lease := lock(t, proxied, session.ChatID)
+	for range 8 {
+		session.ExpiresAt = session.ExpiresAt.Add(time.Minute)
+		must.NoError(t, lease.Write(t.Context(), &session, scheduler.Keep))
+		must.Eq(t, &session, read(t, direct, session.ChatID))
+	}
+	must.NoError(t, lease.Write(t.Context(), nil, scheduler.Release))
+	c.MustBeEmpty(t)
+}
+
 func busy(w http.ResponseWriter, _ *http.Request, _ http.Handler) {
 	w.Header().Set("Retry-After", "1")
 	w.WriteHeader(http.StatusTooManyRequests)
@@ -253,6 +277,34 @@ func TestWriteThatArrivesLateChangesNothing(t *testing.T) {
 	<-answered
 	must.Eq(t, &session, read(t, direct, session.ChatID))
 	must.NoError(t, next.Write(t.Context(), nil, scheduler.Release))
+}
+
+// Given a session's write that is still on its way when its intent is written once
+// more, when it arrives at last, then nobody is told of the session: so its
+// sandbox may be stopped.
+func TestSessionThatArrivesAfterItsIntentWasWrittenAnewIsNotMade(t *testing.T) {
+	_, direct, proxied, p := behindProxy(t)
+	running := freshSession()
+	intent := running
+	intent.State = scheduler.StateCreating
+	lease := lock(t, proxied, running.ChatID)
+	must.NoError(t, lease.Write(t.Context(), &intent, scheduler.Keep))
+
+	ctx, giveUp := context.WithCancel(t.Context())
+	arrive, answered := make(chan struct{}), make(chan struct{})
+	p.do(first(1, "write", func(w http.ResponseWriter, r *http.Request, consul http.Handler) {
+		defer close(answered)
+		giveUp()
+		<-arrive
+		loseReply(w, r.WithContext(context.WithoutCancel(r.Context())), consul)
+	}))
+	must.ErrorIs(t, lease.Write(ctx, &running, scheduler.Release), scheduler.ErrUnavailable)
+	must.NoError(t, lease.Write(t.Context(), &intent, scheduler.Keep))
+	close(arrive)
+	<-answered
+
+	must.Eq(t, &intent, read(t, direct, running.ChatID))
+	must.NoError(t, lease.Write(t.Context(), nil, scheduler.Release))
 }
 
 func TestAnswersOfSomethingElseAreNotTakenForConsuls(t *testing.T) {

@@ -60,8 +60,14 @@ func (l *Lease) Session() *scheduler.Session {
 	return &session
 }
 
-// Lost implements [scheduler.Lease].
-func (l *Lease) Lost() <-chan struct{} { return l.lost }
+// Lost implements [scheduler.Lease]. It asks the clock, since who would close
+// the channel in time may have been asleep, too.
+func (l *Lease) Lost() <-chan struct{} {
+	if l.hold.over() {
+		l.hold.lose(l)
+	}
+	return l.lost
+}
 
 // Write implements [scheduler.Lease].
 func (l *Lease) Write(ctx context.Context, next *scheduler.Session, then scheduler.Then) error {
@@ -97,6 +103,8 @@ func (l *Lease) write(ctx context.Context, w *write) error {
 		case errors.Is(err, errRolledBack) && len(l.doubts) == 0:
 			l.lose()
 			return fmt.Errorf("%w: %w", scheduler.ErrLockLost, err)
+		case isBusy(err): // for long
+			return fmt.Errorf("%w: %s", scheduler.ErrUnavailable, err.Error())
 		case !errors.Is(err, errRolledBack) && !slices.Contains(l.doubts, w):
 			l.doubts = append(l.doubts, w)
 		}
@@ -126,11 +134,18 @@ func (l *Lease) outOfHold() error {
 	return scheduler.ErrLockLost
 }
 
-// try sends the transaction of w once.
+// try sends the transaction of w until Consul looks at it: what it turns away
+// with 429 is neither applied nor in doubt.
 func (l *Lease) try(ctx context.Context, w *write) ([]*api.KVPair, error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
-	return l.store.txn(ctx, l.ops(w)...)
+	pause := newBackOff(50*time.Millisecond, time.Second)
+	for {
+		pairs, err := l.store.txn(ctx, l.ops(w)...)
+		if !isBusy(err) || sleep(ctx, pause.NextBackOff()) != nil || !l.hold.holds(l) {
+			return pairs, err
+		}
+	}
 }
 
 // ops are the operations of w: the lock is checked, the record compared and
