@@ -55,7 +55,7 @@ func (s *Scheduler) Create(ctx context.Context, cmd CreateCommand) (CreateResult
 	if err != nil && !errors.Is(err, ErrConflict) {
 		spanError(span, err)
 		count(ctx, s.metrics.create, result("error"))
-		if !errors.Is(err, ErrInvalid) { // else anybody could fill the log
+		if !errors.Is(err, ErrInvalid) && !errors.Is(err, ErrBusy) { // else anybody could fill the log
 			s.Logger.Error("sandbox_create_failed", "chat_id", cmd.ChatID.String(), "error", Kind(err), "detail", err)
 		}
 	}
@@ -174,7 +174,7 @@ func (s *Scheduler) createOrReplace(ctx context.Context, cmd CreateCommand, leas
 		span.SetAttributes(attribute.String("session.id", next.SessionID.String()))
 	case current.State == StateCreating:
 		// Somebody began this and is gone. No caller was told of it.
-		if err := s.undoIntent(ctx, *current); err != nil {
+		if err := s.undoIntent(ctx, lease, *current); err != nil {
 			return CreateResult{}, fmt.Errorf("create: %w", err)
 		}
 		span.SetAttributes(attribute.String("session.id", next.SessionID.String()))
@@ -190,7 +190,7 @@ func (s *Scheduler) createOrReplace(ctx context.Context, cmd CreateCommand, leas
 	if err := write(ctx, lease, &next, Keep); err != nil {
 		return CreateResult{}, fmt.Errorf("create: write the intent: %w", err)
 	}
-	if err := s.start(ctx, driver, &next, cmd.Progress); err != nil {
+	if err := s.start(ctx, lease, driver, &next, cmd.Progress); err != nil {
 		s.abandon(ctx, driver.Delete, lease, next)
 		return CreateResult{}, fmt.Errorf("create: %w", err)
 	}
@@ -223,7 +223,7 @@ func (s *Scheduler) stopPrevious(ctx context.Context, lease Lease, previous Sess
 	if err := markStopping(ctx, lease); err != nil {
 		return err
 	}
-	return stop(ctx, driver, runtime.Driver.Stop, previous)
+	return stop(ctx, lease, driver, runtime.Driver.Stop, previous)
 }
 
 // markStopping writes down that the lease's session is about to be stopped.
@@ -241,7 +241,10 @@ func markStopping(ctx context.Context, lease Lease) error {
 
 // start has the driver start the intent's sandbox, and turns the intent into a
 // session. A driver is not trusted to have kept to its contract.
-func (s *Scheduler) start(ctx context.Context, driver runtime.Driver, intent *Session, progress func(runtime.Stage)) error {
+func (s *Scheduler) start(ctx context.Context, lease Lease, driver runtime.Driver, intent *Session, progress func(runtime.Stage)) error {
+	if err := held(lease); err != nil {
+		return fmt.Errorf("start the sandbox: %w", err)
+	}
 	sandbox, err := driver.Create(ctx, intent.spec(), progress)
 	if err != nil {
 		return runtimeError(ctx, "start the sandbox", err)
@@ -274,15 +277,32 @@ func (s *Scheduler) save(ctx context.Context, driver runtime.Driver, lease Lease
 	}
 	look, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoLimit)
 	defer cancel()
-	switch found, _, lookErr := s.Store.Get(look, session.ChatID, Block{}); {
-	case lookErr != nil:
-		s.Logger.Warn("sandbox_undo_failed", logArgs(session, "error", Kind(lookErr), "detail", lookErr)...)
-	case found != nil && found.SessionID == session.SessionID && found.State != StateCreating:
+	ruledOut := ruleOut(look, lease, session, err)
+	found, _, lookErr := s.Store.Get(look, session.ChatID, Block{})
+	switch {
+	case lookErr == nil && found != nil && found.SessionID == session.SessionID && found.State != StateCreating:
 		return nil
+	case lookErr != nil || ruledOut != nil:
+		doubt := cmp.Or(lookErr, ruledOut)
+		s.Logger.Warn("sandbox_undo_failed", logArgs(session, "error", Kind(doubt), "detail", doubt)...)
 	default:
 		s.abandon(ctx, driver.Stop, lease, session)
 	}
 	return err
+}
+
+// ruleOut makes sure that the write of a session, which failed with err, is not
+// applied later, when its sandbox has been stopped: it writes the intent once
+// more, over which that write changes nothing. Nor does it once the lock is lost.
+func ruleOut(ctx context.Context, lease Lease, session Session, err error) error {
+	if errors.Is(err, ErrLockLost) {
+		return nil
+	}
+	session.State, session.ContainerID, session.Endpoint = StateCreating, "", runtime.Endpoint{}
+	if err := lease.Write(ctx, &session, Keep); err != nil && !errors.Is(err, ErrLockLost) {
+		return fmt.Errorf("rule out that the session is written late: %w", err)
+	}
+	return nil
 }
 
 // abandon undoes a create that failed: it ends the sandbox by the given method
@@ -302,7 +322,7 @@ func (s *Scheduler) abandon(ctx context.Context, end func(context.Context, strin
 
 // undoIntent ends what an intent, found under the chat's lock, may have begun.
 // The record is left to the caller.
-func (s *Scheduler) undoIntent(ctx context.Context, intent Session) error {
+func (s *Scheduler) undoIntent(ctx context.Context, lease Lease, intent Session) error {
 	driver, err := s.driver(intent.Runtime)
 	if err != nil {
 		return err
@@ -310,5 +330,5 @@ func (s *Scheduler) undoIntent(ctx context.Context, intent Session) error {
 	if err := checkChat(ctx, driver, intent); err != nil {
 		return err
 	}
-	return stop(ctx, driver, runtime.Driver.Delete, intent)
+	return stop(ctx, lease, driver, runtime.Driver.Delete, intent)
 }

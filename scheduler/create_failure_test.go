@@ -116,7 +116,7 @@ func TestCreate_aSandboxWhoseSessionCannotBeSavedIsStopped(t *testing.T) {
 		name:  "the save fails",
 		given: []func(*world){fails("write running + release", scheduler.ErrUnavailable)},
 		want: failedCreate("store_unavailable", saved, "get", "lock", "write creating", "driver.create",
-			"write running + release", "get", "driver.stop", "remove + release"),
+			"write running + release", "write creating", "get", "driver.stop", "remove + release"),
 	}} {
 		t.Run(tc.name, tc.run)
 	}
@@ -124,12 +124,13 @@ func TestCreate_aSandboxWhoseSessionCannotBeSavedIsStopped(t *testing.T) {
 
 // What cannot be undone at once stays recorded, and SettleInFlight ends it.
 func TestCreate_whatCannotBeUndoneIsSettled(t *testing.T) {
-	base := []string{"get", "lock", "write creating", "driver.create"}
+	begun := []string{"get", "lock", "write creating"}
 	for _, tc := range []struct {
 		name    string
 		given   []func(*world)
 		kind    string
 		undo    string // the kind of the error of undoing
+		early   bool   // before the driver is asked to start it
 		effects []string
 		running []string // until it is settled
 	}{{
@@ -151,7 +152,7 @@ func TestCreate_whatCannotBeUndoneIsSettled(t *testing.T) {
 			fails("driver.stop", runtime.ErrUnavailable)},
 		kind:    "store_unavailable",
 		undo:    "runtime_unavailable",
-		effects: []string{"write running + release", "get", "driver.stop", "release"},
+		effects: []string{"write running + release", "write creating", "get", "driver.stop", "release"},
 		running: []string{"chat-a s1"},
 	}, {
 		name: "the save fails, and so does the stop, for a reason of no known kind",
@@ -159,15 +160,29 @@ func TestCreate_whatCannotBeUndoneIsSettled(t *testing.T) {
 			fails("driver.stop", errors.New("of no known kind"))},
 		kind:    "store_unavailable",
 		undo:    "runtime_unavailable",
-		effects: []string{"write running + release", "get", "driver.stop", "release"},
+		effects: []string{"write running + release", "write creating", "get", "driver.stop", "release"},
 		running: []string{"chat-a s1"},
 	}, {
 		name:    "the save fails, and nobody can tell whether it was applied: nothing is stopped on doubt",
 		given:   []func(*world){storeFailsFrom("write running + release")},
 		kind:    "store_unavailable",
 		undo:    "store_unavailable",
-		effects: []string{"write running + release", "get", "release"},
+		effects: []string{"write running + release", "write creating", "get", "release"},
 		running: []string{"chat-a s1"},
+	}, {
+		name:    "the save fails, and may yet be applied: nothing is stopped that others may come to be told of",
+		given:   []func(*world){writesFailFrom("write running + release")},
+		kind:    "store_unavailable",
+		undo:    "store_unavailable",
+		effects: []string{"write running + release", "write creating", "get", "release"},
+		running: []string{"chat-a s1"},
+	}, {
+		name:    "the lock is lost before the start, and its holder has slept meanwhile",
+		given:   []func(*world){lockLostUnnoticed("write creating")},
+		kind:    "lock_lost",
+		undo:    "lock_lost",
+		early:   true,
+		effects: []string{"driver.delete", "remove + release", "release"},
 	}, {
 		name:    "the lock is lost in mid-start",
 		given:   []func(*world){lockLost("driver.create")},
@@ -187,7 +202,11 @@ func TestCreate_whatCannotBeUndoneIsSettled(t *testing.T) {
 
 			_, err := w.Create(t.Context(), createA)
 
-			want := failedCreate(tc.kind, attrs{"session.id": "s1"}, slices.Concat(base, tc.effects)...)
+			before := begun
+			if !tc.early {
+				before = append(before, "driver.create")
+			}
+			want := failedCreate(tc.kind, attrs{"session.id": "s1"}, slices.Concat(before, tc.effects)...)
 			want.Logs = []string{
 				"warn sandbox_undo_failed chat_id=chat-a session_id=s1 container_id=" + containerKnown(want.Effects) + " error=" + tc.undo,
 				"error sandbox_create_failed chat_id=chat-a error=" + tc.kind,
@@ -232,7 +251,7 @@ func TestCreate_aSaveWhoseAnswerIsLostHasSaved(t *testing.T) {
 
 	must.Eq(t, outcome{
 		Result:  "created",
-		Effects: []string{"get", "lock", "write creating", "driver.create", "write running + release", "driver.inspect", "get"},
+		Effects: []string{"get", "lock", "write creating", "driver.create", "write running + release", "driver.inspect", "write creating", "get"},
 		Spans:   createSpan("", sessionAttrs(attrs{"sandbox.result": "created"})),
 		Metrics: []string{"sandbox.active.count 1", "sandbox.create.total{result=created} 1"},
 		Logs:    []string{"info sandbox_created chat_id=chat-a session_id=s1 container_id=container-1"},

@@ -92,7 +92,7 @@ func (s *Scheduler) end(ctx context.Context, lease Lease, driver runtime.Driver,
 			return err
 		}
 	}
-	if err := stop(ctx, driver, by, session); err != nil {
+	if err := stop(ctx, lease, driver, by, session); err != nil {
 		return err
 	}
 	if err := write(ctx, lease, nil, Release); err != nil {

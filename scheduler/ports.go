@@ -77,8 +77,8 @@ type Lease interface {
 	// written through this lease. Nil where there is none.
 	Session() *Session
 
-	// Lost is closed as soon as the lock can no longer be vouched for. An
-	// operation stops before its next effect then.
+	// Lost is closed as soon as the lock can no longer be vouched for, at the
+	// latest when Lost is called then. An operation stops before its next effect.
 	Lost() <-chan struct{}
 
 	// Write replaces the record by next, or removes it where next is nil, in

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/bivouac/bivouac/runtime"
 )
@@ -49,13 +50,17 @@ func (s *Scheduler) lead(ctx context.Context) error {
 	for name, driver := range s.Drivers {
 		reconcilers = append(reconcilers, &reconciler{s: s, name: name, driver: driver})
 	}
-	_ = every(ctx, reconcileInterval, func(ctx context.Context) { // it only ends with ctx
-		for _, r := range reconcilers {
-			if err := r.pass(ctx); err != nil && ctx.Err() == nil {
-				s.Logger.Warn("reconcile_failed", "runtime", r.name, "error", Kind(err), "detail", err)
-			}
-		}
-	})
+	var g errgroup.Group // no runtime waits for another
+	for _, r := range reconcilers {
+		g.Go(func() error {
+			return every(ctx, reconcileInterval, func(ctx context.Context) {
+				if err := r.pass(ctx); err != nil && ctx.Err() == nil {
+					s.Logger.Warn("reconcile_failed", "runtime", r.name, "error", Kind(err), "detail", err)
+				}
+			})
+		})
+	}
+	_ = g.Wait() // every only ends with ctx
 	return nil
 }
 
@@ -81,22 +86,26 @@ func (r *reconciler) pass(ctx context.Context) error {
 		}
 		sandboxes[sandbox.SessionID] = sandbox
 	}
-	recorded, err := r.noteChanges(ctx, sandboxes)
+	recorded, overdue, err := r.noteChanges(ctx, sandboxes)
 	if err != nil {
 		return err
 	}
-	return r.stopOrphans(ctx, sandboxes, recorded)
+	err = r.stopOrphans(ctx, sandboxes, recorded)
+	r.catchUp(ctx, overdue) // last, as it may take long
+	return err
 }
 
-// noteChanges goes through the driver's sessions, records what became of their
-// sandboxes, and returns the session IDs on record.
-func (r *reconciler) noteChanges(ctx context.Context, sandboxes map[string]runtime.Sandbox) (map[string]bool, error) {
-	recorded, inFlight := make(map[string]bool), make(map[string]bool)
+// noteChanges goes through the driver's sessions, and records what became of
+// their sandboxes. It returns the session IDs on record, and the sessions that
+// are overdue.
+func (r *reconciler) noteChanges(ctx context.Context, sandboxes map[string]runtime.Sandbox) (recorded map[string]bool, overdue []Session, err error) {
+	recorded = make(map[string]bool)
+	inFlight := make(map[string]bool)
 	query := Query{PerPage: MaxPerPage}
 	for {
 		page, err := r.s.Store.List(ctx, query)
 		if err != nil {
-			return nil, fmt.Errorf("list sessions: %w", err)
+			return nil, nil, fmt.Errorf("list sessions: %w", err)
 		}
 		for _, session := range page.Sessions {
 			id := session.SessionID.String()
@@ -106,7 +115,7 @@ func (r *reconciler) noteChanges(ctx context.Context, sandboxes map[string]runti
 			}
 			inFlight[id] = !session.Settled()
 			if r.isOverdue(session) {
-				r.catchUp(ctx, session)
+				overdue = append(overdue, session)
 				continue
 			}
 			sandbox, ok := sandboxes[id]
@@ -119,7 +128,7 @@ func (r *reconciler) noteChanges(ctx context.Context, sandboxes map[string]runti
 		}
 		if page.NextToken == "" {
 			r.inFlight = inFlight
-			return recorded, nil
+			return recorded, overdue, nil
 		}
 		query.NextToken = page.NextToken
 	}
@@ -134,15 +143,21 @@ func (r *reconciler) isOverdue(session Session) bool {
 	return session.Expired(r.s.Now().Add(-max(reconcileInterval, 2*r.s.CleanupInterval)))
 }
 
-// catchUp does what is overdue, if it still is under the chat's lock.
-func (r *reconciler) catchUp(ctx context.Context, session Session) {
-	if session.Settled() {
-		_, _ = r.s.cleanupOne(ctx, session) // it has logged and counted its error
-		return
+// catchUp does what is overdue, where it still is under the chat's lock.
+func (r *reconciler) catchUp(ctx context.Context, overdue []Session) {
+	var g errgroup.Group
+	g.SetLimit(workers)
+	for _, session := range overdue {
+		g.Go(func() error {
+			if session.Settled() {
+				_, _ = r.s.cleanupOne(ctx, session) // it has logged and counted its error
+			} else {
+				r.s.settleOne(ctx, session)
+			}
+			return nil
+		})
 	}
-	if err := r.s.settle(ctx, session); err != nil && ctx.Err() == nil {
-		r.s.Logger.Warn("sandbox_settle_failed", logArgs(session, "error", Kind(err), "detail", err)...)
-	}
+	_ = g.Wait() // its functions return no error
 }
 
 // stopOrphans stops sandboxes that have been without a record for a while.
@@ -171,10 +186,12 @@ func (r *reconciler) stopOrphans(ctx context.Context, sandboxes map[string]runti
 		}
 	}
 	r.orphans, r.known = seen, known
-	// A session's sandbox ends before its record goes. Where sandboxes outlive
-	// the last record of all, it is the records that are wrong.
-	if len(recorded) == 0 && (forgotten > 0 || len(due) > maxKills) {
-		return fmt.Errorf("%w: no record at all and %d sandboxes run: standing still", ErrUnavailable, len(due))
+	// A session's sandbox ends before its record goes. Where more sandboxes
+	// outlive their records than there are records left, as when the store was set
+	// back to an old state, it is the records that are wrong.
+	if forgotten > len(recorded) || len(recorded) == 0 && len(due) > maxKills {
+		return fmt.Errorf("%w: %d records, and %d sandboxes run without one, of which %d had one: standing still",
+			ErrUnavailable, len(recorded), len(due), forgotten)
 	}
 	slices.SortFunc(due, func(a, b runtime.Sandbox) int { // those first that were left alone longest
 		return cmp.Or(seen[a.SessionID].Compare(seen[b.SessionID]), cmp.Compare(a.SessionID, b.SessionID))

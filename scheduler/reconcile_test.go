@@ -183,6 +183,31 @@ func TestRun_standsStillWhereTheRecordsOfWhatRunsVanish(t *testing.T) {
 	})
 }
 
+// As when the store was set back to an old state.
+func TestRun_standsStillWhereMostRecordsVanish(t *testing.T) {
+	inBubble(t, func(t *testing.T, w *world) {
+		vanish := []uuid.UUID{chatA, chatB}
+		for _, chat := range append(vanish, chatC) {
+			cmd := createA
+			cmd.ChatID = chat
+			w.given(created(cmd))
+		}
+		stop := run(t, w.Scheduler)
+		pass(time.Second)
+		for _, chat := range vanish {
+			lease, err := w.peer().locker.Lock(t.Context(), chat, 0)
+			must.NoError(t, err)
+			must.NoError(t, lease.Write(t.Context(), nil, scheduler.Release))
+		}
+
+		pass(10 * time.Minute)
+
+		must.Len(t, 3, w.running())
+		must.SliceContains(t, w.warnings(), "reconcile_failed runtime=fake error=store_unavailable")
+		stop()
+	})
+}
+
 func TestRun_oneReplicaReconcilesAtATime(t *testing.T) {
 	inBubble(t, func(t *testing.T, w *world) {
 		stop := run(t, w.Scheduler)

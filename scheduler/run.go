@@ -31,7 +31,7 @@ const tellEvery = time.Minute
 func (s *Scheduler) Run(ctx context.Context) {
 	var g errgroup.Group
 	g.Go(func() error { return every(ctx, s.CleanupInterval, s.cleanupPass) })
-	g.Go(func() error { return every(ctx, settleInterval, s.settlePass()) })
+	g.Go(func() error { return s.keepSettling(ctx) })
 	g.Go(func() error { return s.again(ctx, "lead_failed", nil, s.lead) })
 	for name, driver := range s.Drivers {
 		if w, ok := driver.(runtime.Watcher); ok {
@@ -61,9 +61,13 @@ func (s *Scheduler) cleanupPass(ctx context.Context) {
 	_, _ = s.CleanupExpired(ctx) // it has logged and counted its errors
 }
 
-func (s *Scheduler) settlePass() func(context.Context) {
+// keepSettling begins to settle what is in flight, again and again. What takes
+// long does not keep what comes to be in flight later from being begun.
+func (s *Scheduler) keepSettling(ctx context.Context) error {
 	trouble := complaint{s: s, event: "settle_failed"}
-	return func(ctx context.Context) { trouble.note(ctx, s.SettleInFlight(ctx)) }
+	g := newSettlers()
+	_ = every(ctx, settleInterval, func(ctx context.Context) { trouble.note(ctx, s.beginSettling(ctx, g)) }) // it only ends with ctx
+	return g.Wait()
 }
 
 // again calls f, which takes long, anew whenever it ends, until ctx ends.

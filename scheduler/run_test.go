@@ -316,6 +316,30 @@ func TestRun_waitsForWhatItBegan(t *testing.T) {
 	})
 }
 
+// What a dead replica left in flight is as much as one may start at a time. Each
+// of it is settled for itself, also where all are slow to end.
+func TestRun_settlesAllThatADeadReplicaLeft(t *testing.T) {
+	inBubble(t, func(t *testing.T, w *world) {
+		const starting = 128
+		w.effects.fail("driver.delete", runtime.ErrUnavailable)
+		w.effects.failAfter("driver.create", runtime.ErrNotReady)
+		for range starting {
+			_, err := w.Create(t.Context(), someCreate())
+			must.ErrorIs(t, err, runtime.ErrNotReady)
+		}
+		w.effects.heal()
+		w.effects.before("driver.delete", func() { time.Sleep(20 * time.Second) })
+		must.Len(t, starting, w.running())
+
+		stop := run(t, w.Scheduler)
+		pass(21 * time.Second)
+
+		must.SliceEmpty(t, w.running())
+		must.SliceEmpty(t, w.records())
+		stop()
+	})
+}
+
 func TestRun_aReplicaThatEndsDoesNotComplainOfLocksItWaitedFor(t *testing.T) {
 	inBubble(t, func(t *testing.T, w *world) {
 		w.given(created(createA))

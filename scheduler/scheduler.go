@@ -17,9 +17,9 @@ import (
 const (
 	// LockWait is how long an operation waits for another one on the same
 	// chat. It is longer than a replica's death takes to free its locks, and
-	// than a sandbox takes to become ready with the limits that templates have
-	// by default.
-	LockWait = 60 * time.Second
+	// than a start may take, its undoing included, with the limit of 60 s that
+	// templates have by default.
+	LockWait = 90 * time.Second
 
 	// operationLimit bounds what is done under one lock, so that nothing holds
 	// a chat for ever. Drivers have tighter limits of their own.
@@ -39,7 +39,8 @@ const (
 	// turn overload into lateness.
 	maxStarting = 128
 
-	// workers is how many chats the background passes work on at a time.
+	// workers is how many chats each background pass works on at a time, but for
+	// those that are to be settled.
 	workers = 8
 )
 
@@ -130,6 +131,18 @@ func whileHeld(ctx context.Context, lease Lease) (context.Context, func()) {
 	return ctx, func() {
 		cancel(context.Canceled)
 		<-watched
+	}
+}
+
+// held returns nil while the lock can be vouched for, else ErrLockLost. It is
+// asked right before an effect: who slept past the end of its lock may go on
+// before its context has ended.
+func held(lease Lease) error {
+	select {
+	case <-lease.Lost():
+		return ErrLockLost
+	default:
+		return nil
 	}
 }
 

@@ -16,22 +16,40 @@ import (
 // alone. The error is for a pass that could not begin; what fails for one chat
 // is logged and tried again at the next pass.
 func (s *Scheduler) SettleInFlight(ctx context.Context) error {
+	g := newSettlers()
+	err := s.beginSettling(ctx, g)
+	_ = g.Wait() // its functions return no error: one failure must not end the pass
+	return err
+}
+
+// newSettlers returns a group of as many as one dead replica may have left
+// starts in flight, so that none of them waits for another that is slow to stop.
+func newSettlers() *errgroup.Group {
+	var g errgroup.Group
+	g.SetLimit(maxStarting)
+	return &g
+}
+
+// beginSettling has the group settle what is in flight. A session that the group
+// is at work on already has its lock held, and so is left alone.
+func (s *Scheduler) beginSettling(ctx context.Context, g *errgroup.Group) error {
 	inFlight, err := s.Store.InFlight(ctx)
 	if err != nil {
 		return fmt.Errorf("settle: list what is in flight: %w", err)
 	}
-	var g errgroup.Group
-	g.SetLimit(workers)
 	for _, session := range inFlight {
 		g.Go(func() error {
-			if err := s.settle(ctx, session); err != nil && ctx.Err() == nil {
-				s.Logger.Warn("sandbox_settle_failed", logArgs(session, "error", Kind(err), "detail", err)...)
-			}
+			s.settleOne(ctx, session)
 			return nil
 		})
 	}
-	_ = g.Wait() // its functions return no error: one failure must not end the pass
 	return nil
+}
+
+func (s *Scheduler) settleOne(ctx context.Context, session Session) {
+	if err := s.settle(ctx, session); err != nil && ctx.Err() == nil {
+		s.Logger.Warn("sandbox_settle_failed", logArgs(session, "error", Kind(err), "detail", err)...)
+	}
 }
 
 func (s *Scheduler) settle(ctx context.Context, listed Session) error {
@@ -45,7 +63,7 @@ func (s *Scheduler) settle(ctx context.Context, listed Session) error {
 	defer s.release(ctx, lease)
 	ctx, done := underLock(ctx, lease)
 	defer done()
-	ctx, cancel := context.WithTimeout(ctx, undoLimit) // not to keep the others waiting
+	ctx, cancel := context.WithTimeout(ctx, undoLimit) // not to hold the chat for long
 	defer cancel()
 
 	current := lease.Session()

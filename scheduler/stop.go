@@ -12,8 +12,11 @@ import (
 // [runtime.Driver.Delete].
 type ending func(driver runtime.Driver, ctx context.Context, sessionID string) error
 
-// stop ends a sandbox, within stopLimit.
-func stop(ctx context.Context, driver runtime.Driver, end ending, session Session) error {
+// stop ends a sandbox, within stopLimit, while the lease's lock is held.
+func stop(ctx context.Context, lease Lease, driver runtime.Driver, end ending, session Session) error {
+	if err := held(lease); err != nil {
+		return fmt.Errorf("stop the sandbox: %w", err)
+	}
 	limited, cancel := context.WithTimeout(ctx, stopLimit)
 	defer cancel()
 	return runtimeError(ctx, "stop the sandbox", end(driver, limited, session.SessionID.String()))

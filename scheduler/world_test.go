@@ -299,6 +299,16 @@ func lockLost(name string) func(*world) {
 	}
 }
 
+// lockLostUnnoticed lets the chat's lock be lost just after an effect.
+func lockLostUnnoticed(name string) func(*world) {
+	return func(w *world) {
+		w.effects.hook(effect{Name: name}, hook{after: func(context.Context) error {
+			w.locker.End()
+			return nil
+		}})
+	}
+}
+
 // someCreate is a create of a chat of its own.
 func someCreate() scheduler.CreateCommand {
 	return scheduler.CreateCommand{ChatID: uuid.New(), AgentID: "agent-1", VolumeHostPath: "/data/a"}
@@ -309,6 +319,17 @@ func storeFailsFrom(name string) func(*world) {
 	return func(w *world) {
 		w.effects.hook(effect{Name: name}, hook{before: func(context.Context) error {
 			w.effects.fail("get", scheduler.ErrUnavailable)
+			return scheduler.ErrUnavailable
+		}})
+	}
+}
+
+// writesFailFrom has the store take no more writes from an effect on, while it
+// can be read.
+func writesFailFrom(name string) func(*world) {
+	return func(w *world) {
+		w.effects.hook(effect{Name: name}, hook{before: func(context.Context) error {
+			w.effects.fail("write creating", scheduler.ErrUnavailable)
 			return scheduler.ErrUnavailable
 		}})
 	}
