@@ -74,7 +74,7 @@ func newBuiltIn(c config.Config, log hclog.Logger) (base, error) {
 		locker:  clock,
 		now:     clock.Now,
 		drivers: map[string]runtime.Driver{},
-		checks:  []httpapi.Check{{Name: "consul", Run: store.Health}},
+		checks:  []httpapi.Check{{Name: "consul", Run: clock.Health}},
 		parts:   []part{{"consul", store.Run}, {"clock", clock.Run}},
 	}
 	if usesNomad(c) {

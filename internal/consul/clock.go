@@ -98,6 +98,19 @@ func (c *Clock) Get(ctx context.Context, chatID uuid.UUID, block scheduler.Block
 	return c.Store.Get(ctx, chatID, block)
 }
 
+// Health is that of the store, once the time is known.
+func (c *Clock) Health(ctx context.Context) error {
+	if err := c.Store.Health(ctx); err != nil {
+		return err
+	}
+	if !c.isKnown() {
+		return fmt.Errorf("consul: health: %w", errTimeUnknown)
+	}
+	return nil
+}
+
+var errTimeUnknown = fmt.Errorf("%w: the agreed time is not known yet", scheduler.ErrUnavailable)
+
 func (c *Clock) awaitKnown(ctx context.Context) error {
 	if c.isKnown() {
 		return nil
@@ -110,7 +123,7 @@ func (c *Clock) awaitKnown(ctx context.Context) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	case <-limit.C:
-		return fmt.Errorf("%w: the agreed time is not known yet", scheduler.ErrUnavailable)
+		return errTimeUnknown
 	}
 }
 

@@ -155,8 +155,10 @@ func TestNoLockBeforeTheTimeIsKnown(t *testing.T) {
 	cancel()
 	_, err := clock.Lock(ctx, uuid.New(), 0)
 	must.ErrorIs(t, err, context.Canceled)
+	must.ErrorContains(t, clock.Health(t.Context()), "the agreed time is not known")
 
 	clock.measured(0)
+	must.NoError(t, clock.Health(t.Context()))
 	lease, err := clock.Lock(t.Context(), uuid.New(), 0)
 	must.NoError(t, err)
 	must.NoError(t, lease.Release(t.Context()))

@@ -107,7 +107,8 @@ func (s *Store) Run(ctx context.Context) error {
 	return nil
 }
 
-// Health returns nil where Consul has a leader.
+// Health returns nil where Consul has a leader, and this replica a session, where
+// it tried to have one: a token may be good for the one and not for the other.
 func (s *Store) Health(ctx context.Context) error {
 	leader, err := retry(ctx, func(ctx context.Context) (string, error) {
 		return s.client.Status().LeaderWithQueryOptions((&api.QueryOptions{}).WithContext(ctx))
@@ -117,6 +118,9 @@ func (s *Store) Health(ctx context.Context) error {
 	}
 	if leader == "" {
 		return fmt.Errorf("consul: health: %w: no leader", scheduler.ErrUnavailable)
+	}
+	if err := s.session.trouble(); err != nil {
+		return fmt.Errorf("consul: health: %w", err)
 	}
 	return nil
 }

@@ -3,6 +3,7 @@ package consul
 import (
 	"context"
 	"net/http"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -325,6 +326,28 @@ func TestHealthIsThatConsulHasALeader(t *testing.T) {
 	must.ErrorIs(t, proxied.Health(t.Context()), scheduler.ErrUnavailable)
 	p.do(always(loseRequest))
 	must.ErrorIs(t, proxied.Health(t.Context()), scheduler.ErrUnavailable)
+}
+
+// Given a token that may read keys and have no session, then the replica, which
+// can give out no lock, says so.
+func TestHealthIsAlsoThatThereIsASession(t *testing.T) {
+	c := open(t)
+	p := newProxy(t, c.addr)
+	p.do(always(func(w http.ResponseWriter, r *http.Request, consul http.Handler) {
+		if strings.HasPrefix(r.URL.Path, "/v1/session/") {
+			http.Error(w, "Permission denied", http.StatusForbidden)
+			return
+		}
+		consul.ServeHTTP(w, r)
+	}))
+	proxied := c.join(t, p.addr)
+	_, err := proxied.session.current(t.Context())
+	must.ErrorIs(t, err, scheduler.ErrUnavailable)
+
+	err = proxied.Health(t.Context())
+	must.ErrorIs(t, err, scheduler.ErrUnavailable)
+	must.ErrorContains(t, err, "no Consul session")
+	must.ErrorContains(t, err, "Permission denied")
 }
 
 func TestWithoutASessionNoLockIsGivenOut(t *testing.T) {

@@ -59,7 +59,7 @@ func (k *keeper) current(ctx context.Context) (*hold, error) {
 		case hold != nil && !hold.over():
 			return hold, nil
 		case failed != nil:
-			return nil, fmt.Errorf("%w: no Consul session: %w", scheduler.ErrUnavailable, failed)
+			return nil, noSession(failed)
 		}
 		select {
 		case <-changed:
@@ -70,6 +70,20 @@ func (k *keeper) current(ctx context.Context) (*hold, error) {
 			return nil, fmt.Errorf("%w: no Consul session within %v", scheduler.ErrUnavailable, requestTimeout)
 		}
 	}
+}
+
+// trouble says why there is no session, nil where there is one or will soon be.
+func (k *keeper) trouble() error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.failed != nil {
+		return noSession(k.failed)
+	}
+	return nil
+}
+
+func noSession(why error) error {
+	return fmt.Errorf("%w: no Consul session: %w", scheduler.ErrUnavailable, why)
 }
 
 func (k *keeper) set(hold *hold, failed error) {
