@@ -21,7 +21,11 @@ func (d *Driver) Create(ctx context.Context, spec runtime.Spec, progress func(ru
 	if err != nil {
 		return runtime.Sandbox{}, fmt.Errorf("process: create %s: %w", spec.SessionID, err)
 	}
-	return sb.view(), nil
+	made := sb.view()
+	if made.State != runtime.StateRunning { // it ended just after it had answered
+		return runtime.Sandbox{}, fmt.Errorf("process: create %s: %w: it is %s: %s", spec.SessionID, runtime.ErrNotReady, made.State, made.Reason)
+	}
+	return made, nil
 }
 
 func (d *Driver) create(ctx context.Context, spec runtime.Spec, progress func(runtime.Stage)) (*sandbox, error) {

@@ -125,6 +125,8 @@ func created(answer *runtimev1.Sandbox, spec runtime.Spec) (runtime.Sandbox, err
 		return runtime.Sandbox{}, broken("session %s: created without an endpoint", spec.SessionID)
 	case sandbox.ChatID != spec.ChatID:
 		return runtime.Sandbox{}, broken("session %s: created for chat %.70q", spec.SessionID, sandbox.ChatID)
+	case sandbox.State != runtime.StateRunning:
+		return runtime.Sandbox{}, broken("session %s: created and %s", spec.SessionID, sandbox.State)
 	}
 	return sandbox, nil
 }

@@ -86,6 +86,7 @@ func fromStatus(ctx context.Context, err error) error {
 			}
 		}
 	}
+	decoded.answer = detailed
 	if !detailed {
 		for _, k := range kinds {
 			if st.Code() == k.code {
@@ -118,6 +119,17 @@ func contextError(ctx context.Context) error {
 type callError struct {
 	message string
 	wrapped []error
+	answer  bool // the plugin has sent it: a connection that broke has no details
+}
+
+// IsAnswer says whether err is known to be what the plugin answered, or what the
+// client found wrong with an answer. It is false also where that cannot be told:
+// a status without details may come from a connection that broke.
+func IsAnswer(err error) bool {
+	if sent, ok := errors.AsType[*callError](err); ok {
+		return sent.answer
+	}
+	return errors.Is(err, errBroken)
 }
 
 // Error returns the text of the driver's own error.
@@ -133,10 +145,12 @@ func (e *callError) isOfTheRuntime() bool {
 	})
 }
 
+var errBroken = errors.New("the plugin broke its contract")
+
 // broken says that the plugin answered with something that it must not. What it
 // says of its sandboxes is then not relied on.
 func broken(format string, args ...any) error {
-	return fmt.Errorf("%w: the plugin broke its contract: %w", runtime.ErrUnavailable, fmt.Errorf(format, args...))
+	return fmt.Errorf("%w: %w: %w", runtime.ErrUnavailable, errBroken, fmt.Errorf(format, args...))
 }
 
 // limitText makes valid UTF-8 of at most limit bytes out of s.

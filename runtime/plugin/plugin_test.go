@@ -198,6 +198,7 @@ func TestErrors_KeepKindAndTextOverTheWire(t *testing.T) {
 			c := client(t, of(&fake{end: func(context.Context, string) error { return err }}))
 			got := c.Stop(t.Context(), "s")
 			must.EqError(t, got, err.Error())
+			must.True(t, IsAnswer(got))
 			for _, k := range kinds {
 				must.Eq(t, errors.Is(err, k.err), errors.Is(got, k.err), must.Sprintf("as %v", k.err))
 			}
@@ -256,6 +257,7 @@ func TestErrors_AreToldByTheCodeAlone(t *testing.T) {
 			err := c.Stop(t.Context(), "s")
 			must.ErrorIs(t, err, want)
 			must.EqError(t, err, "said by code")
+			must.False(t, IsAnswer(err), must.Sprint("it may be of a connection that broke"))
 		})
 	}
 }
@@ -472,6 +474,9 @@ func TestSandbox_ThatCannotBeIsRefused(t *testing.T) {
 		"an answer of 100 MB":    {func(s *runtimev1.Sandbox) { s.Reason = strings.Repeat("r", 2<<20) }, "larger than max"},
 		"created no container":   {func(s *runtimev1.Sandbox) { s.ContainerId = "" }, "without a container ID"},
 		"created no endpoint":    {func(s *runtimev1.Sandbox) { s.Endpoint = nil }, "without an endpoint"},
+		"created dead":           {func(s *runtimev1.Sandbox) { s.State = runtimev1.State_STATE_DEAD }, "created and dead"},
+		"created lost":           {func(s *runtimev1.Sandbox) { s.State = runtimev1.State_STATE_LOST }, "created and lost"},
+		"created starting":       {func(s *runtimev1.Sandbox) { s.State = runtimev1.State_STATE_STARTING }, "created and starting"},
 		"created for other chat": {func(s *runtimev1.Sandbox) { s.ChatId = "other" }, `created for chat "other"`},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -483,6 +488,7 @@ func TestSandbox_ThatCannotBeIsRefused(t *testing.T) {
 			_, err := c.Create(t.Context(), spec, noProgress)
 			must.ErrorIs(t, err, runtime.ErrUnavailable)
 			must.ErrorContains(t, err, tc.want)
+			must.Eq(t, name != "an answer of 100 MB", IsAnswer(err))
 			if !strings.HasPrefix(name, "created") {
 				_, err = c.Inspect(t.Context(), spec.SessionID)
 				must.ErrorIs(t, err, runtime.ErrUnavailable)
