@@ -22,6 +22,19 @@ var (
 	_ runtime.Execer        = (*Driver)(nil)
 )
 
+// AwaitStart waits until the plugin has come up or failed to for the first time,
+// and then returns why it failed.
+func (d *Driver) AwaitStart(ctx context.Context) error { return d.plugin.awaitStart(ctx) }
+
+// AwaitReturn waits until the plugin is up, if it was up once.
+func (d *Driver) AwaitReturn(ctx context.Context) error {
+	if d.plugin.current().Info.Name == "" {
+		return nil // it never was
+	}
+	_, err := d.plugin.await(ctx)
+	return err
+}
+
 // call makes a call to the plugin, if it is up.
 func call[T any](ctx context.Context, d *Driver, ask func(*incarnation) (T, error)) (T, error) {
 	var none T
@@ -73,6 +86,11 @@ func (d *Driver) Create(ctx context.Context, spec runtime.Spec, progress func(ru
 		if err != nil {
 			return runtime.Sandbox{}, err
 		}
+		select {
+		case <-inc.learned:
+		case <-ctx.Done():
+			return runtime.Sandbox{}, ctx.Err()
+		}
 		if err := d.claim(ctx, inc, sandbox); err != nil {
 			return runtime.Sandbox{}, err
 		}
@@ -119,20 +137,35 @@ func (d *Driver) Delete(ctx context.Context, sessionID string) error {
 	return err
 }
 
-// Inspect asks the plugin.
+// Inspect refuses a sandbox that is another session's, as Create does.
 func (d *Driver) Inspect(ctx context.Context, sessionID string) (runtime.Sandbox, error) {
-	sandbox, err := call(ctx, d, func(inc *incarnation) (runtime.Sandbox, error) {
-		return inc.driver.Inspect(ctx, sessionID)
+	return call(ctx, d, func(inc *incarnation) (runtime.Sandbox, error) {
+		sandbox, err := inc.driver.Inspect(ctx, sessionID)
+		if err != nil {
+			return runtime.Sandbox{}, err
+		}
+		if err := d.claim(ctx, inc, sandbox); err != nil {
+			return runtime.Sandbox{}, err
+		}
+		return sandbox, nil
 	})
-	if err == nil {
-		d.plugin.owners.claim(sandbox)
-	}
-	return sandbox, err
 }
 
-// List asks the plugin.
+// List notes whose container is whose. What it shows twice the next Create or
+// Inspect finds out.
 func (d *Driver) List(ctx context.Context) iter.Seq2[runtime.Sandbox, error] {
-	return each(ctx, d, func(inc *incarnation) iter.Seq2[runtime.Sandbox, error] { return inc.driver.List(ctx) })
+	return each(ctx, d, func(inc *incarnation) iter.Seq2[runtime.Sandbox, error] {
+		return func(yield func(runtime.Sandbox, error) bool) {
+			for sandbox, err := range inc.driver.List(ctx) {
+				if err == nil {
+					d.plugin.owners.claim(sandbox)
+				}
+				if !yield(sandbox, err) {
+					return
+				}
+			}
+		}
+	})
 }
 
 // Watch waits for the plugin to be up and reports until that process ends.

@@ -122,18 +122,6 @@ func (h *Host) AwaitStart(ctx context.Context) error {
 	return errors.Join(problems...)
 }
 
-// AwaitReturn waits until each plugin that was up once is up, or until ctx ends.
-func (h *Host) AwaitReturn(ctx context.Context) {
-	for _, p := range h.plugins {
-		if p.current().Info.Name == "" {
-			continue // it never was
-		}
-		if _, err := p.await(ctx); err != nil {
-			return
-		}
-	}
-}
-
 // Drivers returns the plugins' drivers by name. They are good for the host's
 // life; while a plugin's process is not up, its driver returns
 // [runtime.ErrUnavailable] at once.

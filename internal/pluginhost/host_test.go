@@ -28,6 +28,7 @@ import (
 var quick = timings{
 	start:          time.Minute,
 	stop:           5 * time.Second,
+	check:          time.Minute,
 	healthInterval: time.Hour,
 	healthLimit:    5 * time.Second,
 	minPause:       10 * time.Millisecond,
@@ -181,6 +182,8 @@ func TestPlugin_ThatCannotStartIsToldWithItsCause(t *testing.T) {
 		"bad certificate":    {plays(t, "bad certificate"), "certificate cannot be read"},
 		"answers nothing":    {plays(t, "answers nothing"), "health check"},
 		"implements nothing": {plays(t, "implements nothing"), "method Info not implemented"},
+
+		"huge number in schema": {plays(t, "huge number in schema"), "configuration schema: it cannot be checked against"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -205,6 +208,56 @@ func TestPlugin_ThatSaysNothingIsGivenUp(t *testing.T) {
 	limits.start = 200 * time.Millisecond
 	host, _ := run(t, limits, plays(t, "says nothing"))
 	must.ErrorContains(t, host.AwaitStart(t.Context()), `plugin "says-nothing": it printed no handshake within 200ms`)
+}
+
+func TestPlugin_WhoseSchemaTakesForEverIsGivenUp(t *testing.T) {
+	limits := quick
+	limits.check = 50 * time.Millisecond
+	host, _ := run(t, limits, plays(t, "endless schema"))
+	must.ErrorContains(t, host.AwaitStart(t.Context()), "configuration schema: the check against it took longer than 50ms")
+}
+
+func TestPlugin_IsRefusedWhileAnEarlierCheckOfItGoesOn(t *testing.T) {
+	p, err := newPlugin(Config{Logger: hclog.NewNullLogger()}, Plugin{Name: "x", Path: "/x"}, nil, quick)
+	must.NoError(t, err)
+	p.checking <- struct{}{}
+	must.ErrorContains(t, p.checkConfig(t.Context(), runtime.Info{}), "has not come to an end")
+	<-p.checking
+	must.NoError(t, p.checkConfig(t.Context(), runtime.Info{}))
+}
+
+func TestStop_StartsNoPluginThatWaits(t *testing.T) {
+	// Given a plugin that failed and is started again in an hour.
+	limits := quick
+	limits.minPause = time.Hour
+	started := filepath.Join(t.TempDir(), "started")
+	script := filepath.Join(t.TempDir(), "plugin")
+	must.NoError(t, os.WriteFile(script, []byte("#!/bin/sh\necho >>"+started+"\n"), 0o755))
+	host, err := newHost(Config{Plugins: []Plugin{{Name: "bad", Path: script}}, Logger: hclog.NewNullLogger()}, limits)
+	must.NoError(t, err)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		host.Run(ctx)
+	}()
+	must.Error(t, host.AwaitStart(t.Context()))
+
+	// When the host ends, then it is not started once more before that.
+	cancel()
+	<-done
+	text, err := os.ReadFile(started)
+	must.NoError(t, err)
+	must.Eq(t, "\n", string(text))
+	must.Eq(t, StateStopped, host.Status()[0].State)
+	must.Eq(t, 0, host.Status()[0].Restarts)
+}
+
+func TestProcess_ThatIsGivenUpBeforeItsStartDoesNotStart(t *testing.T) {
+	p := newProcess(Plugin{}, "/bin/true", newLauncher(), newOutput(hclog.NewNullLogger()))
+	p.kill()
+	must.ErrorIs(t, p.Start(t.Context()), errKilled)
+	must.Eq(t, 0, p.pid())
 }
 
 func TestPlugin_WithTheRightChecksumIsStartedEachTime(t *testing.T) {
@@ -285,7 +338,9 @@ func TestCrash_IsWaitedOutWhereThePluginWasUpOnce(t *testing.T) {
 
 	// When the host is asked to wait, then the first one answers, and the second
 	// one is not waited for.
-	host.AwaitReturn(t.Context())
+	for _, d := range host.Drivers() {
+		must.NoError(t, d.AwaitReturn(t.Context()))
+	}
 	_, err = driver.Inspect(t.Context(), "s1")
 	must.ErrorIs(t, err, runtime.ErrNotFound)
 	must.Eq(t, 1, host.Status()[0].Restarts)
@@ -349,6 +404,46 @@ func TestContainer_OfAnotherSessionIsRefused(t *testing.T) {
 	must.NoError(t, driver.Delete(t.Context(), "s1"))
 	_, err = create(t, driver, specOf("s3", volumeTwin))
 	must.NoError(t, err, must.Sprint("a container's name may come again"))
+}
+
+func TestContainer_OfASessionOfAnEarlierHostIsRefused(t *testing.T) {
+	// Given a plugin with a sandbox that this host has never seen.
+	driver, _, _ := up(t, defaultTimings(), plays(t, "twins"))
+
+	// When it makes another with the same container, then that is refused, by
+	// whatever call it is shown.
+	_, err := create(t, driver, specOf("new", volumeTwin))
+	must.ErrorIs(t, err, runtime.ErrUnavailable)
+	must.ErrorContains(t, err, `with container "twin", which is that of session old`)
+	_, err = driver.Inspect(t.Context(), "new")
+	must.ErrorIs(t, err, runtime.ErrUnavailable)
+	must.ErrorContains(t, err, "that of session old")
+	_, err = driver.Inspect(t.Context(), "old")
+	must.NoError(t, err)
+}
+
+func TestList_TellsWhoseAContainerIs(t *testing.T) {
+	driver, _, _ := up(t, defaultTimings(), plays(t, "twins"))
+	inc, err := driver.plugin.now()
+	must.NoError(t, err)
+	<-inc.learned
+	driver.plugin.owners.release("old")
+	for _, err := range driver.List(t.Context()) {
+		must.NoError(t, err)
+	}
+	other, taken := driver.plugin.owners.claim(runtime.Sandbox{SessionID: "new", ContainerID: "twin"})
+	must.True(t, taken)
+	must.Eq(t, "old", other)
+}
+
+func TestErrors_ThatThePluginAnsweredAreNotWaitedOver(t *testing.T) {
+	driver, _, _ := up(t, defaultTimings(), plays(t, "good"))
+	began := time.Now()
+	const times = 20
+	for range times {
+		must.ErrorIs(t, driver.Health(t.Context()), runtime.ErrUnavailable)
+	}
+	must.Less(t, times*brokenLimit/2, time.Since(began))
 }
 
 func TestOutput_CannotHurtTheHost(t *testing.T) {

@@ -26,6 +26,7 @@ type incarnation struct {
 	conn    *grpc.ClientConn
 	driver  *wire.Client
 	info    runtime.Info
+	learned chan struct{} // closed once it has told what there is, or did not
 }
 
 // incarnate starts a process of the plugin and sets it up, within
@@ -42,7 +43,7 @@ func (p *plugin) incarnate(ctx context.Context, setUp func(*incarnation, context
 	defer cancel()
 
 	out := newOutput(p.logger)
-	inc := &incarnation{timings: p.timings, process: newProcess(p.spec, path, p.launcher, out)}
+	inc := &incarnation{timings: p.timings, learned: make(chan struct{}), process: newProcess(p.spec, path, p.launcher, out)}
 	config := wire.ClientConfig()
 	config.Logger = hclog.NewNullLogger() // the host itself tells what matters
 	config.SyncStdout, config.SyncStderr = out, out
@@ -72,7 +73,7 @@ func (i *incarnation) setUp(ctx context.Context, p *plugin) error {
 	if err := i.meet(ctx, p); err != nil {
 		return err
 	}
-	if err := checkConfig(i.info, p.spec.Config); err != nil {
+	if err := p.checkConfig(ctx, i.info); err != nil {
 		return err
 	}
 	err := i.driver.Configure(ctx, runtime.Config{Instance: p.instance, JSON: p.spec.Config})
@@ -170,7 +171,7 @@ func (i *incarnation) checkHealth(ctx context.Context) error {
 // explain says in an error what became of the process, where a call failed
 // because it ended.
 func (i *incarnation) explain(ctx context.Context, err error) error {
-	if !errors.Is(err, runtime.ErrUnavailable) {
+	if !errors.Is(err, runtime.ErrUnavailable) || wire.IsAnswer(err) {
 		return err
 	}
 	// A call fails some moments before its connection is known to be broken,

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"maps"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -41,7 +42,8 @@ func TestMain(m *testing.M) {
 
 // roles are the plugins of the tests, good and bad.
 var roles = map[string]func(){
-	"good": func() { wire.Serve(newStub()) },
+	"good":  func() { wire.Serve(newStub()) },
+	"twins": func() { wire.Serve(newStubOfTwins()) },
 
 	// Before the handshake.
 	"exits at once": func() {
@@ -78,6 +80,10 @@ var roles = map[string]func(){
 		wire.Serve(newStub())
 	},
 	"liar": func() { serveRaw(&liar{}, nil) },
+	"huge number in schema": func() {
+		serveRaw(&liar{schema: `{"properties":{"slots":{"multipleOf":1e99999999}}}`}, nil)
+	},
+	"endless schema": func() { serveRaw(&liar{schema: endlessSchema()}, nil) },
 
 	"host": runAsHost,
 }
@@ -103,6 +109,13 @@ const (
 )
 
 func newStub() *stub { return &stub{sandboxes: map[string]runtime.Sandbox{}} }
+
+// newStubOfTwins has a sandbox from an earlier life, with the container of every
+// twin.
+func newStubOfTwins() *stub {
+	old := runtime.Sandbox{SessionID: "old", ContainerID: "twin", State: runtime.StateRunning}
+	return &stub{sandboxes: map[string]runtime.Sandbox{old.SessionID: old}}
+}
 
 func (s *stub) Info(context.Context) (runtime.Info, error) {
 	return runtime.Info{
@@ -178,17 +191,38 @@ func (s *stub) Inspect(_ context.Context, id string) (runtime.Sandbox, error) {
 
 func (s *stub) List(context.Context) iter.Seq2[runtime.Sandbox, error] {
 	return func(yield func(runtime.Sandbox, error) bool) {
-		yield(runtime.Sandbox{}, errors.New("not asked for"))
+		s.mu.Lock()
+		all := slices.Collect(maps.Values(s.sandboxes))
+		s.mu.Unlock()
+		for _, sandbox := range all {
+			if !yield(sandbox, nil) {
+				return
+			}
+		}
 	}
 }
 
 // liar gives answers that Serve would not let pass.
 type liar struct {
 	runtimev1.UnimplementedDriverServiceServer
+	schema string // of a configuration, if it takes one
 }
 
-func (*liar) Info(context.Context, *runtimev1.InfoRequest) (*runtimev1.InfoResponse, error) {
-	return &runtimev1.InfoResponse{Name: "liar"}, nil
+func (l *liar) Info(context.Context, *runtimev1.InfoRequest) (*runtimev1.InfoResponse, error) {
+	info := &runtimev1.InfoResponse{Name: "liar", ConfigSchema: l.schema}
+	if l.schema != "" {
+		info.Abilities = []string{string(runtime.AbilityConfigure)}
+	}
+	return info, nil
+}
+
+// endlessSchema is small and takes 2 to the power of 40 steps to check.
+func endlessSchema() string {
+	var defs []string
+	for n := range 40 {
+		defs = append(defs, fmt.Sprintf(`"d%d":{"allOf":[{"$ref":"#/$defs/d%d"},{"$ref":"#/$defs/d%d"}]}`, n, n+1, n+1))
+	}
+	return `{"$ref":"#/$defs/d0","$defs":{` + strings.Join(defs, ",") + `,"d40":{"type":"object"}}}`
 }
 
 func (*liar) Inspect(_ context.Context, req *runtimev1.InspectRequest) (*runtimev1.InspectResponse, error) {

@@ -16,6 +16,7 @@ import (
 type timings struct {
 	start          time.Duration // from a process's start until it is configured
 	stop           time.Duration // from asking a process to end until it is killed
+	check          time.Duration // for a configuration against its schema
 	healthInterval time.Duration
 	healthLimit    time.Duration // for one health check
 	minPause       time.Duration // before a restart, at first; then twice as long each time
@@ -27,6 +28,7 @@ func defaultTimings() timings {
 	return timings{
 		start:          30 * time.Second,
 		stop:           5 * time.Second,
+		check:          3 * time.Second,
 		healthInterval: 5 * time.Second,
 		healthLimit:    5 * time.Second,
 		minPause:       25 * time.Millisecond,
@@ -52,6 +54,7 @@ type plugin struct {
 	launcher *launcher
 	timings  timings
 	owners   owners
+	checking chan struct{} // full while a configuration is checked
 
 	firstTry chan struct{} // closed once the plugin came up or failed to
 
@@ -79,6 +82,7 @@ func newPlugin(config Config, spec Plugin, l *launcher, timings timings) (*plugi
 		logger:   config.Logger.Named("plugin." + spec.Name),
 		launcher: l,
 		timings:  timings,
+		checking: make(chan struct{}, 1),
 		firstTry: make(chan struct{}),
 		status:   Status{Name: spec.Name, State: StateStopped, Since: time.Now(), Reason: "the host has not started it"},
 		changed:  make(chan struct{}),
@@ -88,6 +92,14 @@ func newPlugin(config Config, spec Plugin, l *launcher, timings timings) (*plugi
 // run keeps the plugin running until ctx ends, and returns once its process is
 // gone.
 func (p *plugin) run(ctx context.Context) {
+	restarts := p.liveOn(ctx)
+	p.set(StateStopped, nil, restarts, nil)
+	p.tried(ctx.Err())
+}
+
+// liveOn starts the plugin again and again until ctx ends, and returns how often
+// it was started anew.
+func (p *plugin) liveOn(ctx context.Context) int {
 	var failure error
 	pause := p.timings.minPause
 	for restarts := 0; ; restarts++ {
@@ -95,9 +107,7 @@ func (p *plugin) run(ctx context.Context) {
 		p.set(StateStarting, failure, restarts, nil)
 		failure = p.live(ctx, restarts)
 		if ctx.Err() != nil {
-			p.set(StateStopped, nil, restarts, nil)
-			p.tried(ctx.Err())
-			return
+			return restarts
 		}
 		if time.Since(began) >= p.timings.steady {
 			pause = p.timings.minPause
@@ -107,6 +117,7 @@ func (p *plugin) run(ctx context.Context) {
 		p.tried(failure)
 		select {
 		case <-ctx.Done():
+			return restarts
 		case <-time.After(pause):
 		}
 		pause = min(2*pause, p.timings.maxPause)
@@ -120,6 +131,11 @@ func (p *plugin) live(ctx context.Context, restarts int) error {
 	if err != nil {
 		return err
 	}
+	go func() {
+		defer close(inc.learned)
+		p.learn(ctx, inc)
+	}()
+	defer func() { <-inc.learned }() // it ends with the process
 	p.set(StateRunning, nil, restarts, inc)
 	p.logger.Info("plugin_started", "pid", inc.process.pid(), "driver", inc.info.Name, "version", inc.info.Version)
 	p.tried(nil)
@@ -130,6 +146,24 @@ func (p *plugin) live(ctx context.Context, restarts int) error {
 	}
 	inc.stop()
 	return err
+}
+
+// learnLimit is how long a fresh process may take to tell what there is. The
+// first Create waits for that.
+const learnLimit = 10 * time.Second
+
+// learn notes the sandboxes that there are already, above all those of an earlier
+// host: their containers are nobody else's.
+func (p *plugin) learn(ctx context.Context, inc *incarnation) {
+	ctx, cancel := context.WithTimeout(ctx, learnLimit)
+	defer cancel()
+	for sandbox, err := range inc.driver.List(ctx) {
+		if err != nil {
+			p.logger.Debug("sandboxes_not_learnt", "error", err)
+			return
+		}
+		p.owners.claim(sandbox)
+	}
 }
 
 func (p *plugin) set(state State, why error, restarts int, inc *incarnation) {

@@ -90,7 +90,9 @@ func (p *process) Start(ctx context.Context) error {
 
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	err = p.launcher.do(p.cmd.Start)
+	if err = errKilled; !p.killed {
+		err = p.launcher.do(p.cmd.Start)
+	}
 	err = errors.Join(err, stdoutWrite.Close(), stderrWrite.Close())
 	if err != nil {
 		return errors.Join(startError(p.path, err), stdoutRead.Close(), stderrRead.Close())
@@ -153,19 +155,23 @@ func (p *process) wait() {
 	close(p.exited)
 }
 
-// kill ends the process and its group at once. It does not wait.
+// errKilled is why a process does not start that was killed before.
+var errKilled = errors.New("the host has given it up before it was started")
+
+// kill ends the process and its group at once, and keeps one that has not
+// started from it. It does not wait.
 func (p *process) kill() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if !p.started {
-		return
-	}
 	select {
 	case <-p.exited:
 		return // its ID may be another's by now
 	default:
 	}
 	p.killed = true
+	if !p.started {
+		return
+	}
 	_ = p.cmd.Process.Kill() // it fails where the process has ended; collect sees to the group
 }
 
