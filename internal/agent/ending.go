@@ -26,8 +26,8 @@ const endLimit = 10 * time.Second
 func (b *base) endWithAgent(host *pluginhost.Host, log hclog.Logger) {
 	drivers := maps.Clone(b.drivers)
 	b.prepare = func(ctx context.Context) error {
-		_ = host.AwaitStart(ctx) // the host tells of those that failed, and so does what follows
-		failed := endEach(ctx, drivers)
+		awaitStarts(ctx, drivers)
+		failed := endEach(ctx, drivers, endAll)
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
@@ -43,28 +43,41 @@ func (b *base) endWithAgent(host *pluginhost.Host, log hclog.Logger) {
 	}
 	b.parts = append(b.parts, part{"sandboxes", func(ctx context.Context) error {
 		<-ctx.Done()
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), endLimit)
-		defer cancel()
 		drivers := maps.Clone(drivers)
 		for _, p := range host.Status() {
 			if p.Info.Name == "" { // it was never up, so it has none of this agent's
 				delete(drivers, p.Name)
 			}
 		}
-		var failed map[string]error
-		for range 2 { // a plugin may crash in the midst of it
-			host.AwaitReturn(ctx)
-			if failed = endEach(ctx, drivers); len(failed) == 0 {
-				break
-			}
-		}
+		failed := endEach(context.WithoutCancel(ctx), drivers, endOnceUp)
 		return errors.Join(slices.Collect(maps.Values(failed))...)
 	}})
 }
 
-// endEach deletes every sandbox of the drivers within endLimit, and returns what
+// awaitStarts waits until the plugins have come up or failed to: for that of
+// -dev itself as long as it takes, for the others as long as is worth it. The
+// host tells of those that failed, and so does what follows.
+func awaitStarts(ctx context.Context, drivers map[string]runtime.Driver) {
+	patient, cancel := context.WithTimeout(ctx, pluginPatience)
+	defer cancel()
+	var all sync.WaitGroup
+	for name, driver := range drivers {
+		plugin, ok := driver.(interface{ AwaitStart(context.Context) error })
+		if !ok {
+			continue
+		}
+		until := patient
+		if name == process.Name {
+			until = ctx
+		}
+		all.Go(func() { _ = plugin.AwaitStart(until) })
+	}
+	all.Wait()
+}
+
+// endEach ends the sandboxes of each driver within endLimit, and returns what
 // failed, by the driver's name.
-func endEach(ctx context.Context, drivers map[string]runtime.Driver) map[string]error {
+func endEach(ctx context.Context, drivers map[string]runtime.Driver, end func(context.Context, runtime.Driver) error) map[string]error {
 	ctx, cancel := context.WithTimeout(ctx, endLimit)
 	defer cancel()
 	var (
@@ -74,7 +87,7 @@ func endEach(ctx context.Context, drivers map[string]runtime.Driver) map[string]
 	)
 	for name, driver := range drivers {
 		all.Go(func() {
-			if err := endAll(ctx, driver); err != nil {
+			if err := end(ctx, driver); err != nil {
 				mu.Lock()
 				defer mu.Unlock()
 				failed[name] = fmt.Errorf("runtime %s: %w", name, err)
@@ -83,6 +96,21 @@ func endEach(ctx context.Context, drivers map[string]runtime.Driver) map[string]
 	}
 	all.Wait()
 	return failed
+}
+
+// endOnceUp does as endAll does, but waits for a plugin that is not up, and again
+// for one that crashes in the midst of it. Others are not kept waiting.
+func endOnceUp(ctx context.Context, driver runtime.Driver) error {
+	var err error
+	for range 2 {
+		if plugin, ok := driver.(interface{ AwaitReturn(context.Context) error }); ok {
+			_ = plugin.AwaitReturn(ctx) // what follows fails then, and says why
+		}
+		if err = endAll(ctx, driver); err == nil {
+			return nil
+		}
+	}
+	return err
 }
 
 // endAll deletes every sandbox of the driver.
