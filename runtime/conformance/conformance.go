@@ -109,7 +109,7 @@ func requirements() []requirement {
 		{"stops what it has never seen", "Stop and Delete of an unknown ID succeed, and a later Create returns ErrConflict", nothing, stopsTheUnknown},
 		{"does not find what is not there", "Inspect of an unknown ID returns ErrNotFound, also where it is nearly that of another sandbox", nothing, findsNothing},
 		{"leaves others alone", "Stop and Delete end the sandbox of their ID and no other", nothing, leavesOthersAlone},
-		{"leaves nothing of a create that was given up", "a Create whose context ends returns its error, and a Delete then leaves nothing", nothing, leavesNothingOfTheGivenUp},
+		{"leaves nothing of a create that was given up", "a Create whose context ends returns its error, and a Delete then leaves nothing, and need not wait for that Create", nothing, leavesNothingOfTheGivenUp},
 		{"lets a stop overtake a create", "a Stop during a Create ends the sandbox for good", nothing, letsStopOvertake},
 		{"ends a list early", "List ends where its caller has seen enough", nothing, endsAListEarly},
 		{"sees a sandbox die", "Inspect of a sandbox that ended by itself says dead and why", needsKill, seesADeath},
@@ -117,8 +117,8 @@ func requirements() []requirement {
 		{"outlives a restart", "sandboxes run on, and the driver finds them and what it had ended again", needsReopen, outlivesARestart},
 		{"leaks nothing when it dies in a create", "after kill -9 during a Create a repeat makes no second sandbox, and a Delete leaves nothing", needsCrash, diesInACreate},
 		{"tells of a sandbox that fails", "Create returns ErrNotReady where the sandbox ends before it answers", needsFailing, tellsOfFailure},
-		{"gives up on a slow sandbox", "Create returns soon after its context ended while the sandbox does not answer", needsSlow, givesUpTheSlow},
-		{"passes over what is not its own", "List leaves out the sandboxes of another Bivouac", needsForeign, passesOverTheForeign},
+		{"gives up on a slow sandbox", "Create returns soon after its context ended while the sandbox does not answer, and the Delete that follows does too", needsSlow, givesUpTheSlow},
+		{"passes over what is not its own", "List leaves out the sandboxes of another Bivouac, and Inspect, Create, Stop and Delete with the ID of one leave it alone", needsForeign, passesOverTheForeign},
 	}
 }
 

@@ -87,6 +87,15 @@ func faults() []fault {
 		{"lists all there is", func(d sound) runtime.Driver { return listsAll{d} }, []string{
 			"passes over what is not its own",
 		}},
+		{"ends what is not its own", func(d sound) runtime.Driver { return endsAny{d} }, []string{
+			"passes over what is not its own",
+		}},
+		{"shows what is not its own", func(d sound) runtime.Driver { return showsAny{d} }, []string{
+			"passes over what is not its own",
+		}},
+		{"hands out what is not its own", func(d sound) runtime.Driver { return takesOver{d} }, []string{
+			"passes over what is not its own",
+		}},
 	}
 }
 
@@ -97,6 +106,9 @@ func slowFaults() []fault {
 		}},
 		{"misses deaths", func(d sound) runtime.Driver { return asleep{d} }, []string{
 			"reports a death to a watcher",
+		}},
+		{"goes on behind the wire when nobody waits for it", func(d sound) runtime.Driver { return deaf{d, new(sync.Map)} }, []string{
+			"gives up on a slow sandbox",
 		}},
 		{"waits on when nobody waits for it", func(d sound) runtime.Driver { return stubborn{d} }, []string{
 			"gives up on a slow sandbox",

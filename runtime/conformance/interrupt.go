@@ -40,9 +40,20 @@ func (f *fixture) givesUp(ctx context.Context, progress func(runtime.Stage)) {
 	if _, err := f.driver.Create(ctx, spec, progress); err != nil {
 		f.isError(err, context.Canceled, "Create whose context ended")
 	}
-	f.delete(spec)
+	f.deleteAtOnce(spec)
 	f.isGone(spec)
 	f.refusesCreate(spec)
+}
+
+// deleteAtOnce deletes what a Create that was given up has begun. Over a wire, a
+// call returns when its context ends, whatever the driver does. One that does not
+// see that the call was given up shows itself where the Delete has to wait for
+// it. Otherwise it cannot be told from one that does.
+func (f *fixture) deleteAtOnce(spec runtime.Spec) {
+	began := time.Now()
+	f.delete(spec)
+	took := time.Since(began)
+	f.require(took < 3*f.soon(), "Delete after a Create that was given up took %s", took.Round(time.Millisecond))
 }
 
 // letsStopOvertake: a Stop that returned has ended the sandbox for good, also
@@ -200,17 +211,38 @@ func givesUpTheSlow(f *fixture) {
 			// whether the sandbox was ever ready.
 			sub.noError(err, "Inspect of a sandbox that does not answer")
 		}
-		sub.delete(spec)
+		sub.deleteAtOnce(spec)
 		sub.isGone(spec)
 	})
 }
 
+// passesOverTheForeign: a sandbox of another Bivouac is neither shown nor touched,
+// not even where its very session ID is given.
 func passesOverTheForeign(f *fixture) {
 	f.with(f.harness.Foreign, orderRun, func(foreign *fixture) {
 		spec := foreign.spec()
 		sandbox := foreign.create(spec)
 		f.require(len(f.listed(spec)) == 0, "List shows a sandbox of another Bivouac")
-		foreign.runs(spec, sandbox)
+		if _, err := f.driver.Inspect(f.patience(), spec.SessionID); !errors.Is(err, runtime.ErrConflict) {
+			f.isError(err, runtime.ErrNotFound, "Inspect of a sandbox of another Bivouac")
+		}
+		// A driver may keep its sandboxes apart from all others. Then it makes one
+		// of its own, which gets a volume of its own.
+		own := spec
+		own.VolumeHostPath = foreign.volume()
+		made, err := f.driver.Create(f.patience(), own, ignore)
+		if err == nil {
+			f.require(made.Endpoint != sandbox.Endpoint, "Create returned a sandbox of another Bivouac")
+		} else {
+			f.isError(err, runtime.ErrConflict, "Create with the session ID of a sandbox of another Bivouac")
+		}
+		for _, end := range []func(context.Context, string) error{f.driver.Stop, f.driver.Delete} {
+			if err := end(f.patience(), spec.SessionID); err != nil {
+				f.isError(err, runtime.ErrConflict, "Stop or Delete of a sandbox of another Bivouac")
+			}
+			same(f, sandbox, foreign.inspect(spec), "a sandbox of another Bivouac after a Stop or Delete")
+			foreign.runs(spec, sandbox)
+		}
 	})
 }
 

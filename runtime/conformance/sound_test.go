@@ -91,7 +91,7 @@ func (d sound) start(spec runtime.Spec) (*running, error) {
 		return nil, runtime.ErrConflict
 	}
 	if standing, ok := d.m.sandboxes[spec.SessionID]; ok {
-		if standing.spec != spec {
+		if standing.instance != d.instance || standing.spec != spec {
 			return nil, runtime.ErrConflict
 		}
 		return standing, nil
@@ -175,12 +175,28 @@ func (sound) awaitReady(ctx context.Context, s *running) error {
 	}
 }
 
+// notForeign returns an error for what is another instance's.
+func (d sound) notForeign(sessionID string) error {
+	d.m.mu.Lock()
+	defer d.m.mu.Unlock()
+	if s, ok := d.m.sandboxes[sessionID]; ok && s.instance != d.instance {
+		return runtime.ErrConflict
+	}
+	return nil
+}
+
 func (d sound) Stop(_ context.Context, sessionID string) error {
+	if err := d.notForeign(sessionID); err != nil {
+		return err
+	}
 	d.m.end(sessionID, "stopped")
 	return nil
 }
 
 func (d sound) Delete(_ context.Context, sessionID string) error {
+	if err := d.notForeign(sessionID); err != nil {
+		return err
+	}
 	d.m.end(sessionID, "deleted")
 	d.m.mu.Lock()
 	defer d.m.mu.Unlock()
@@ -203,6 +219,9 @@ func (m *machine) end(sessionID, reason string) {
 }
 
 func (d sound) Inspect(_ context.Context, sessionID string) (runtime.Sandbox, error) {
+	if err := d.notForeign(sessionID); err != nil {
+		return runtime.Sandbox{}, err
+	}
 	d.m.mu.Lock()
 	defer d.m.mu.Unlock()
 	if s, ok := d.m.sandboxes[sessionID]; ok {

@@ -33,9 +33,16 @@ type (
 	blamesOthers  struct{ sound }
 	hasty         struct{ sound }
 	listsAll      struct{ sound }
+	endsAny       struct{ sound }
+	showsAny      struct{ sound }
+	takesOver     struct{ sound }
 	asleep        struct{ sound }
 	stubborn      struct{ sound }
-	looksTwice    struct {
+	deaf          struct {
+		sound
+		creating *sync.Map // locks by session ID
+	}
+	looksTwice struct {
 		sound
 		looked *sync.Map // session IDs
 	}
@@ -133,6 +140,9 @@ func (d cuts) Create(ctx context.Context, spec runtime.Spec, progress func(runti
 
 // Stop says dead, and lets it run.
 func (d stopsInName) Stop(_ context.Context, sessionID string) error {
+	if err := d.notForeign(sessionID); err != nil {
+		return err
+	}
 	d.m.mu.Lock()
 	defer d.m.mu.Unlock()
 	d.m.ended[sessionID] = true
@@ -314,6 +324,75 @@ func (d listsAll) List(context.Context) iter.Seq2[runtime.Sandbox, error] {
 			}
 		}
 	}
+}
+
+// as is the driver of whatever instance the sandbox is of.
+func (d sound) as(sessionID string) sound {
+	d.m.mu.Lock()
+	defer d.m.mu.Unlock()
+	if s, ok := d.m.sandboxes[sessionID]; ok {
+		d.instance = s.instance
+	}
+	return d
+}
+
+func (d endsAny) Stop(ctx context.Context, sessionID string) error {
+	return d.as(sessionID).Stop(ctx, sessionID)
+}
+
+func (d endsAny) Delete(ctx context.Context, sessionID string) error {
+	return d.as(sessionID).Delete(ctx, sessionID)
+}
+
+func (d showsAny) Inspect(ctx context.Context, sessionID string) (runtime.Sandbox, error) {
+	return d.as(sessionID).Inspect(ctx, sessionID)
+}
+
+// Create finds by its ID alone whether there is a sandbox.
+func (d takesOver) Create(ctx context.Context, spec runtime.Spec, progress func(runtime.Stage)) (runtime.Sandbox, error) {
+	as := d.as(spec.SessionID)
+	if as.instance != d.instance {
+		return as.Inspect(ctx, spec.SessionID)
+	}
+	return d.sound.Create(ctx, spec, progress)
+}
+
+// lock is held during a Create.
+func (d deaf) lock(sessionID string) *sync.Mutex {
+	lock, _ := d.creating.LoadOrStore(sessionID, new(sync.Mutex))
+	return lock.(*sync.Mutex)
+}
+
+// Create returns when its context ends, as over a wire, but behind that it goes
+// on: for as long as a sandbox may take to be ready.
+func (d deaf) Create(ctx context.Context, spec runtime.Spec, progress func(runtime.Stage)) (runtime.Sandbox, error) {
+	type answer struct {
+		sandbox runtime.Sandbox
+		err     error
+	}
+	answered := make(chan answer, 1)
+	lock := d.lock(spec.SessionID)
+	lock.Lock()
+	go func() {
+		defer lock.Unlock()
+		unheard, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+		defer cancel()
+		sandbox, err := d.sound.Create(unheard, spec, progress)
+		answered <- answer{sandbox, err}
+	}()
+	select {
+	case a := <-answered:
+		return a.sandbox, a.err
+	case <-ctx.Done():
+		return runtime.Sandbox{}, ctx.Err()
+	}
+}
+
+func (d deaf) Delete(ctx context.Context, sessionID string) error {
+	lock := d.lock(sessionID)
+	lock.Lock()
+	defer lock.Unlock()
+	return d.sound.Delete(ctx, sessionID)
 }
 
 // Inspect says of a sandbox that ran once that it runs, unless it was ended.
