@@ -62,8 +62,8 @@ func (d *driver) Create(ctx context.Context, spec runtime.Spec, progress func(ru
 	if err != nil {
 		return runtime.Sandbox{}, err
 	}
-	if made.Config.Labels[labelInstance] != d.instance || made.Config.Labels[labelChat] != spec.ChatID ||
-		made.Config.Labels[labelAgent] != spec.AgentID || made.Config.Labels[labelVolume] != spec.VolumeHostPath {
+	if made.Config.Labels[labelChat] != spec.ChatID || made.Config.Labels[labelAgent] != spec.AgentID ||
+		made.Config.Labels[labelVolume] != spec.VolumeHostPath {
 		return runtime.Sandbox{}, fmt.Errorf("%w: container %s is of another spec", runtime.ErrConflict, containerName(spec.SessionID))
 	}
 	progress(runtime.StagePlaced)
@@ -189,7 +189,11 @@ func (d *driver) awaitReady(ctx context.Context, sessionID, containerID string) 
 	case err != nil:
 		return runtime.Sandbox{}, err
 	}
-	return d.Inspect(ctx, sessionID)
+	made, err := d.Inspect(ctx, sessionID)
+	if err == nil && made.State != runtime.StateRunning {
+		err = fmt.Errorf("%w: its container has ended: %s", runtime.ErrNotReady, made.Reason)
+	}
+	return made, err
 }
 
 // Stop leaves a mark that can be inspected, and then removes the container.
@@ -208,6 +212,9 @@ func (d *driver) Delete(ctx context.Context, sessionID string) error {
 func (d *driver) end(ctx context.Context, sessionID string, mark markKind) error {
 	found, err := d.inspect(ctx, sessionID)
 	if err != nil && !errors.Is(err, runtime.ErrNotFound) {
+		return err
+	}
+	if _, err := d.marked(ctx, sessionID); err != nil { // as where one is another Bivouac's
 		return err
 	}
 	if err := d.mark(ctx, sessionID, mark, found); err != nil {

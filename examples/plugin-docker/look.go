@@ -30,7 +30,8 @@ func (d *driver) Inspect(ctx context.Context, sessionID string) (runtime.Sandbox
 	return d.sandbox(found), nil
 }
 
-// inspect returns the session's container, if it is of this Bivouac.
+// inspect returns the session's container. One that is of another Bivouac, or of
+// somebody else, is left alone.
 func (d *driver) inspect(ctx context.Context, sessionID string) (container.InspectResponse, error) {
 	found, err := d.engine.ContainerInspect(ctx, containerName(sessionID), client.ContainerInspectOptions{})
 	switch {
@@ -38,8 +39,15 @@ func (d *driver) inspect(ctx context.Context, sessionID string) (container.Inspe
 		return container.InspectResponse{}, known(err)
 	case found.Container.State == nil || found.Container.Config == nil:
 		return container.InspectResponse{}, fmt.Errorf("%w: the engine tells nothing of container %s", runtime.ErrUnavailable, found.Container.ID)
+	case !d.owns(sessionID, found.Container.Config.Labels):
+		return container.InspectResponse{}, fmt.Errorf("%w: container %s is not of instance %s", runtime.ErrConflict, containerName(sessionID), d.instance)
 	}
 	return found.Container, nil
+}
+
+// owns says whether an object that bears a session's name is of this Bivouac.
+func (d *driver) owns(sessionID string, labels map[string]string) bool {
+	return labels[labelInstance] == d.instance && labels[labelSession] == sessionID
 }
 
 // sandbox is a container as the contract sees it.
@@ -102,8 +110,8 @@ func (d *driver) List(ctx context.Context) iter.Seq2[runtime.Sandbox, error] {
 		listed := map[string]bool{}
 		for _, summary := range all.Items {
 			sandbox, err := d.Inspect(ctx, summary.Labels[labelSession])
-			if errors.Is(err, runtime.ErrNotFound) {
-				continue // it went meanwhile
+			if errors.Is(err, runtime.ErrNotFound) || errors.Is(err, runtime.ErrConflict) {
+				continue // it went meanwhile, or is not what its labels say
 			}
 			if !yield(sandbox, err) || err != nil {
 				return
@@ -148,7 +156,12 @@ func (d *driver) Watch(ctx context.Context, changed func(runtime.Sandbox)) error
 // Logs yields what the engine has kept.
 func (d *driver) Logs(ctx context.Context, sessionID string, follow bool) iter.Seq2[runtime.LogChunk, error] {
 	return func(yield func(runtime.LogChunk, error) bool) {
-		logs, err := d.engine.ContainerLogs(ctx, containerName(sessionID),
+		found, err := d.inspect(ctx, sessionID)
+		if err != nil {
+			yield(runtime.LogChunk{}, err)
+			return
+		}
+		logs, err := d.engine.ContainerLogs(ctx, found.ID,
 			client.ContainerLogsOptions{ShowStdout: true, ShowStderr: true, Follow: follow})
 		if err != nil {
 			yield(runtime.LogChunk{}, known(err))

@@ -2,6 +2,8 @@ package main
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"iter"
 	"time"
 
@@ -66,11 +68,23 @@ func (d *driver) marked(ctx context.Context, sessionID string) (bool, error) {
 }
 
 func (d *driver) hasMark(ctx context.Context, sessionID string, kind markKind) (bool, error) {
-	_, err := d.engine.VolumeInspect(ctx, markName(sessionID, kind), client.VolumeInspectOptions{})
-	if errdefs.IsNotFound(err) {
+	_, err := d.findMark(ctx, sessionID, kind)
+	if errors.Is(err, runtime.ErrNotFound) {
 		return false, nil
 	}
-	return err == nil, known(err)
+	return err == nil, err
+}
+
+// findMark returns a mark. As a container, one of another Bivouac is left alone.
+func (d *driver) findMark(ctx context.Context, sessionID string, kind markKind) (volume.Volume, error) {
+	found, err := d.engine.VolumeInspect(ctx, markName(sessionID, kind), client.VolumeInspectOptions{})
+	switch {
+	case err != nil:
+		return volume.Volume{}, known(err)
+	case !d.owns(sessionID, found.Volume.Labels):
+		return volume.Volume{}, fmt.Errorf("%w: volume %s is not of instance %s", runtime.ErrConflict, markName(sessionID, kind), d.instance)
+	}
+	return found.Volume, nil
 }
 
 func (d *driver) unmark(ctx context.Context, sessionID string, kind markKind) error {
@@ -83,11 +97,11 @@ func (d *driver) unmark(ctx context.Context, sessionID string, kind markKind) er
 
 // stopped is a sandbox of which only the mark is left.
 func (d *driver) stopped(ctx context.Context, sessionID string) (runtime.Sandbox, error) {
-	found, err := d.engine.VolumeInspect(ctx, markName(sessionID, markStopped), client.VolumeInspectOptions{})
+	found, err := d.findMark(ctx, sessionID, markStopped)
 	if err != nil {
-		return runtime.Sandbox{}, known(err)
+		return runtime.Sandbox{}, err
 	}
-	return stoppedSandbox(found.Volume), nil
+	return stoppedSandbox(found), nil
 }
 
 func stoppedSandbox(mark volume.Volume) runtime.Sandbox {
