@@ -8,8 +8,10 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strconv"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/google/uuid"
 
@@ -131,11 +133,41 @@ func (h hand) takeAll(ctx context.Context, in io.Reader) error {
 			if !ok {
 				return errors.Join(failed, readErr)
 			}
-			if err := h.take(ctx, strings.Fields(line)); err != nil {
+			words, err := wordsOf(line)
+			if err == nil {
+				err = h.take(ctx, words)
+			}
+			if err != nil {
 				h.tell("Error: %v", err)
 				failed = errRequestFailed
 			}
 		}
+	}
+}
+
+// wordsOf splits a line at its spaces, but for those in a word that begins with
+// a double quote: that one is written as in Go or JSON.
+func wordsOf(line string) ([]string, error) {
+	var words []string
+	for {
+		line = strings.TrimSpace(line)
+		if line == "" {
+			return words, nil
+		}
+		end := strings.IndexFunc(line+" ", unicode.IsSpace)
+		word := line[:end]
+		if strings.HasPrefix(line, `"`) {
+			quoted, err := strconv.QuotedPrefix(line)
+			if err == nil {
+				word, err = strconv.Unquote(quoted)
+			}
+			if err != nil {
+				return nil, fmt.Errorf("%s is no word in double quotes", line)
+			}
+			end = len(quoted)
+		}
+		words = append(words, word)
+		line = line[end:]
 	}
 }
 
