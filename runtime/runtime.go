@@ -14,10 +14,16 @@
 // # What the host promises
 //
 // For one session ID the host makes one call at a time, except for Inspect,
-// and except after a crash: then a Stop or Delete from another replica may
-// overtake a Create that is still under way. After a Create that failed, in
+// except after a call whose context ended, which may still be on its way out of
+// the driver when the next one comes, and except after a crash: then a Stop or
+// Delete from another replica may overtake a Create that is still under way. After a Create that failed, in
 // whatever way, the host calls Delete with the same ID, and repeats it until it
 // succeeds; a driver need not undo by itself what it began.
+//
+// A session ID that Stop or Delete was called for is used up. A driver refuses a
+// Create with it for as long as such a call may be under way. The host's limit
+// for a call is some minutes, so an hour after the Delete is enough; then what
+// marks the ID as used may go.
 //
 // # Interruptions
 //

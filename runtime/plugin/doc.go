@@ -38,7 +38,8 @@
 //
 // # Handshake
 //
-// The plugin takes the highest version that both sides speak, makes a
+// The plugin takes the highest version that both sides speak. Where there is
+// none it says so on standard error and ends with code 1. Else it makes a
 // certificate, listens, and only then prints one line to standard output, of
 // six fields with bars between them, and flushes it:
 //
@@ -65,17 +66,28 @@
 // is its own authority (basic constraints CA:TRUE, key usage with certificate
 // signing), and allows server authentication. As a server the plugin demands a
 // client certificate and trusts PLUGIN_CLIENT_CERT alone. Any key will do that
-// both TLS libraries accept; go-plugin itself uses ECDSA on P-521.
+// both TLS libraries accept.
+//
+// The host's certificate is made by go-plugin: self-signed, ECDSA on P-521,
+// CA:TRUE, and used as the client's certificate itself. So a plugin's TLS library
+// needs P-521. A library that does not take an authority for a client, or has no
+// way to trust one certificate, can do this instead: compare the DER of what the
+// client presents with that in PLUGIN_CLIENT_CERT, byte by byte, and verify the
+// signature of the handshake with its key.
 //
 // # Services
 //
 // The plugin serves over that one listener:
 //
 //   - bivouac.runtime.v1.DriverService, as in proto/v1/runtime.proto. Calls
-//     come concurrently; a server needs room for some hundred at a time, of
-//     which Watch lasts as long as the process. The deadline of a call is that
-//     of gRPC (header grpc-timeout), and the cancellation too.
-//   - grpc.health.v1.Health: Check with service "plugin" answers SERVING.
+//     come concurrently, and a server needs room for 128 Creates of each replica
+//     that asks it, up to about 1,024 Inspects, one Watch and one StreamStdio,
+//     which last as long as the process, and Stops and Deletes beside them. The
+//     deadline of a call is that of gRPC (header grpc-timeout), and the
+//     cancellation too.
+//   - grpc.health.v1.Health: Check with service "plugin" answers SERVING. It must
+//     not wait in line behind other calls: where it does, a plugin that is busy
+//     is taken for hung.
 //   - plugin.GRPCController: "rpc Shutdown(Empty) returns (Empty)", where Empty
 //     is a message without fields. The plugin answers and ends its process.
 //   - plugin.GRPCStdio: "rpc StreamStdio(google.protobuf.Empty) returns (stream
@@ -89,6 +101,25 @@
 //
 // A message is at most 1 MiB in both directions, and a call's headers and
 // trailers are at most 64 KiB. List is a stream, so that many sandboxes fit.
+//
+// # Limits of answers
+//
+// An answer that breaks one of these is refused, and counts as ErrUnavailable:
+//
+//   - a List has at most 250,000 sandboxes, and a Create's answer at most 64
+//     messages, the sandbox included;
+//   - a Create's sandbox has a container ID, an endpoint, the chat ID of the spec
+//     and the state running;
+//   - IDs are at most 256 bytes without control characters;
+//   - an endpoint's IP is an address as text, not unspecified (0.0.0.0), not
+//     multicast and without a zone, and its port is 1 to 65535;
+//   - Info has a version of at most 64 bytes, at most 64 abilities, of which
+//     unknown ones are passed over, and a configuration schema of at most 256
+//     KiB, against which a configuration is checked within 3 seconds;
+//   - a container is one session's: one that is running and known as that of
+//     another session is refused.
+//
+// Of a sandbox's reason 4 KiB are kept, and of an error's text 8 KiB.
 //
 // # Errors
 //
@@ -114,7 +145,8 @@
 // From the start of the process to that point a plugin has 30 seconds. The
 // configuration is held against Info's schema before it is sent.
 //
-// From then on any call may come at any time. The host asks Check every 5
+// Then it asks for a List once, to learn what there is. From then on any call
+// may come at any time. The host asks Check every 5
 // seconds and gives it 5 seconds to answer; after two failures in a row it takes
 // the plugin for hung and kills it with SIGKILL.
 //
@@ -130,8 +162,14 @@
 // still there. Sandboxes are not stopped.
 //
 // Each process is the leader of a process group of its own. Whatever is in the
-// group is killed when the plugin has ended, in whatever way; so a sandbox that
-// is a child of the plugin must be in a session of its own (setsid) and must not
-// hold the plugin's standard output and error. On Linux the kernel kills the
-// plugin with SIGKILL when the host dies.
+// group the host kills when the plugin has ended, in whatever way; so a sandbox
+// that is a child of the plugin must be in a session of its own (setsid) and must
+// not hold the plugin's standard output and error.
+//
+// When the host itself dies by a crash or SIGKILL, nobody is left to do that. On
+// Linux the kernel then kills the plugin's first process with SIGKILL, and that
+// one alone: helpers that it has started run on. A plugin that has any sees to
+// their end, by PR_SET_PDEATHSIG or by a pipe whose other end only the plugin
+// holds. On other systems the plugin itself runs on too, and should end when its
+// connection does.
 package plugin
