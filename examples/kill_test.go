@@ -6,12 +6,14 @@ import (
 	"os"
 	"strconv"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/google/uuid"
 	"github.com/shoenig/test/must"
 
+	"github.com/bivouac/bivouac/internal/pluginhost"
 	"github.com/bivouac/bivouac/runtime"
 )
 
@@ -75,6 +77,28 @@ func (e example) isKilledInCreates(t *testing.T) {
 	}
 	t.Logf("%s: killed in the middle of %d creates, over the %s that one takes: %d leaked, %d doubled",
 		e.plugin.Name, killed, whole.Round(time.Millisecond), leaked, doubled)
+}
+
+// isHungInACreate: given a plugin that is stopped by SIGSTOP in a create, when the
+// host finds that it hangs, then the create fails, the next process of the plugin
+// is up, and after a delete nothing is left.
+func (e example) isHungInACreate(t *testing.T) {
+	p := start(t, e.plugin, instance)
+	hung := p.host.Status()[0].PID
+	spec := newSpec(t.TempDir())
+	stop := sync.OnceValue(func() error { return syscall.Kill(hung, syscall.SIGSTOP) })
+	_, err := p.driver.Create(t.Context(), spec, func(runtime.Stage) { _ = stop() })
+	must.NoError(t, stop(), must.Sprint("the create told no stage"))
+	must.ErrorIs(t, err, runtime.ErrUnavailable)
+
+	host, ok := p.driver.(*pluginhost.Driver)
+	must.True(t, ok)
+	must.NoError(t, host.AwaitReturn(t.Context()))
+	must.NotEq(t, hung, p.host.Status()[0].PID)
+	must.NoError(t, p.driver.Delete(t.Context(), spec.SessionID))
+	left, err := e.left(t.Context(), spec.SessionID)
+	must.NoError(t, err)
+	must.SliceEmpty(t, left)
 }
 
 func newSpec(volume string) runtime.Spec {

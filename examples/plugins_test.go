@@ -41,6 +41,7 @@ func TestPluginDocker(t *testing.T) {
 	e := docker(t)
 	t.Run("conforms", e.conforms)
 	t.Run("is killed in creates", e.isKilledInCreates)
+	t.Run("is hung in a create", e.isHungInACreate)
 }
 
 func TestPluginBubblewrap(t *testing.T) {
@@ -50,6 +51,7 @@ func TestPluginBubblewrap(t *testing.T) {
 	e := ofProcesses(t, pluginhost.Plugin{Name: "bubblewrap", Path: build(t, "plugin-bubblewrap")}, bivouac, config)
 	t.Run("conforms", e.conforms)
 	t.Run("is killed in creates", e.isKilledInCreates)
+	t.Run("is hung in a create", e.isHungInACreate)
 	config["network"] = true
 	e = ofProcesses(t, e.plugin, bivouac, config)
 	t.Run("conforms with a network", e.conforms)
@@ -64,6 +66,7 @@ func TestPluginPython(t *testing.T) {
 	e := ofProcesses(t, pluginhost.Plugin{Name: "python", Path: program}, bivouac, config)
 	t.Run("conforms", e.conforms)
 	t.Run("is killed in creates", e.isKilledInCreates)
+	t.Run("is hung in a create", e.isHungInACreate)
 }
 
 func (e example) conforms(t *testing.T) {

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"syscall"
 
 	"github.com/bivouac/bivouac/runtime"
 	"github.com/bivouac/bivouac/runtime/ready"
@@ -55,8 +56,27 @@ func (d *driver) Configure(_ context.Context, given runtime.Config) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return fmt.Errorf("%w: state_dir: %w", runtime.ErrInvalid, err)
 	}
+	for _, folder := range []string{c.StateDir, dir} {
+		if err := checkOwn(folder); err != nil {
+			return fmt.Errorf("%w: state_dir: %w", runtime.ErrInvalid, err)
+		}
+	}
 	d.config, d.self, d.records = c, self, records{dir: dir}
 	d.ready = ready.Check{HTTPPath: c.ReadyPath, WantSessionID: c.ReadyPath != ""}
+	return nil
+}
+
+// checkOwn: what the records say is done to processes, so nobody else may write
+// them.
+func checkOwn(folder string) error {
+	info, err := os.Lstat(folder)
+	if err != nil {
+		return err
+	}
+	owner, ok := info.Sys().(*syscall.Stat_t)
+	if !ok || !info.IsDir() || owner.Uid != uint32(os.Geteuid()) || info.Mode().Perm()&0o022 != 0 { //nolint:gosec // a user ID fits
+		return fmt.Errorf("%s is not a folder that this user alone can write to", folder)
+	}
 	return nil
 }
 

@@ -43,7 +43,7 @@ func (d *driver) Create(ctx context.Context, spec runtime.Spec, progress func(ru
 	if err := d.awaitReady(ctx, started); err != nil {
 		return runtime.Sandbox{}, err
 	}
-	sandbox, err := d.noteReady(spec.SessionID)
+	sandbox, err := d.noteReady(ctx, spec.SessionID)
 	if err != nil {
 		return runtime.Sandbox{}, err
 	}
@@ -54,7 +54,7 @@ func (d *driver) Create(ctx context.Context, spec runtime.Spec, progress func(ru
 
 // begin starts the sandbox, or finds that it was started.
 func (d *driver) begin(ctx context.Context, spec runtime.Spec) (record, error) {
-	unlock, err := d.records.lock(spec.SessionID)
+	unlock, err := d.records.lock(ctx, spec.SessionID)
 	if err != nil {
 		return record{}, err
 	}
@@ -127,8 +127,8 @@ func (d *driver) awaitReady(ctx context.Context, started record) error {
 	}
 }
 
-func (d *driver) noteReady(sessionID string) (runtime.Sandbox, error) {
-	unlock, err := d.records.lock(sessionID)
+func (d *driver) noteReady(ctx context.Context, sessionID string) (runtime.Sandbox, error) {
+	unlock, err := d.records.lock(ctx, sessionID)
 	if err != nil {
 		return runtime.Sandbox{}, err
 	}
@@ -141,7 +141,11 @@ func (d *driver) noteReady(sessionID string) (runtime.Sandbox, error) {
 		return runtime.Sandbox{}, fmt.Errorf("%w: session %s was stopped while it started", runtime.ErrConflict, sessionID)
 	}
 	known.Ready = true
-	return known.sandbox(), d.records.save(sessionID, known)
+	made := known.sandbox()
+	if made.State != runtime.StateRunning {
+		return runtime.Sandbox{}, fmt.Errorf("%w: it has ended since it answered: %s", runtime.ErrNotReady, made.Reason)
+	}
+	return made, d.records.save(sessionID, known)
 }
 
 // Stop ends the sandbox and keeps its record.
@@ -155,7 +159,7 @@ func (d *driver) Delete(ctx context.Context, sessionID string) error {
 }
 
 func (d *driver) end(ctx context.Context, sessionID string, then func(*record)) error {
-	unlock, err := d.records.lock(sessionID)
+	unlock, err := d.records.lock(ctx, sessionID)
 	if err != nil {
 		return err
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -39,10 +40,9 @@ func (r records) path(sessionID string) (string, error) {
 	return filepath.Join(r.dir, sessionID), nil
 }
 
-// lock keeps all others away from a session ID, also other processes. It is
-// held while something changes and never while something is waited for that
-// may take long.
-func (r records) lock(sessionID string) (unlock func(), err error) {
+// lock keeps all others away from a session ID, also other processes. It waits
+// until ctx ends.
+func (r records) lock(ctx context.Context, sessionID string) (unlock func(), err error) {
 	path, err := r.path(sessionID)
 	if err != nil {
 		return nil, err
@@ -51,10 +51,22 @@ func (r records) lock(sessionID string) (unlock func(), err error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := unix.Flock(int(file.Fd()), unix.LOCK_EX); err != nil {
-		return nil, errors.Join(err, file.Close())
+	again := time.NewTicker(10 * time.Millisecond)
+	defer again.Stop()
+	for {
+		err := unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		switch {
+		case err == nil:
+			return func() { _ = file.Close() }, nil
+		case !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR):
+			return nil, errors.Join(err, file.Close())
+		}
+		select {
+		case <-again.C:
+		case <-ctx.Done():
+			return nil, errors.Join(ctx.Err(), file.Close())
+		}
 	}
-	return func() { _ = file.Close() }, nil
 }
 
 // load returns a session ID's record, zero where there is none.

@@ -90,12 +90,16 @@ func (d *driver) start(ctx context.Context, spec runtime.Spec) (_ *gated, err er
 	if err != nil {
 		return nil, errors.Join(err, openGate.Close())
 	}
-	go func() { _ = cmd.Wait() }() // the exit code is of no use: after a restart nobody would have it
 
+	// The session's lock is held meanwhile, so a bwrap that hangs is ended where
+	// the caller has gone. Until it is waited for, its group is nobody else's.
+	spare := context.AfterFunc(ctx, func() { _ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) })
 	var told struct {
 		PID int `json:"child-pid"`
 	}
 	content, err := io.ReadAll(info) // bwrap closes its end after that
+	spare()
+	go func() { _ = cmd.Wait() }() // the exit code is of no use: after a restart nobody would have it
 	if err == nil {
 		err = json.Unmarshal(content, &told)
 	}

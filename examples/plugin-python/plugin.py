@@ -19,6 +19,7 @@ import os
 import pathlib
 import signal
 import socket
+import stat as stat_bits
 import subprocess
 import sys
 import threading
@@ -37,6 +38,7 @@ COOKIE = ("BIVOUAC_RUNTIME_PLUGIN", "2d8c7528-8d4c-4544-9587-215db8490912")
 GO_PLUGIN_VERSION = 1
 RUNTIME_VERSION = 1
 MAX_MESSAGE = 1 << 20  # bytes
+MAX_CALLS = 2048  # at a time, each on a thread: more than the host makes, so that no health check waits in line
 
 # The messages of runtime.proto that this plugin uses, with their fields in the
 # order of their numbers. A field is a string unless a type is named; "*" stands
@@ -202,7 +204,7 @@ def serve(driver):
         "plugin.GRPCStdio": {"StreamStdio": grpc.unary_stream_rpc_method_handler(stdio)},
     }
     server = grpc.server(
-        futures.ThreadPoolExecutor(max_workers=128),
+        futures.ThreadPoolExecutor(max_workers=MAX_CALLS),
         options=[("grpc.max_receive_message_length", MAX_MESSAGE), ("grpc.max_send_message_length", MAX_MESSAGE)],
     )
     for name, methods in services.items():
@@ -260,7 +262,9 @@ class Driver:
         self.ready_path = config.get("ready_path")
         self.folder = pathlib.Path(config.get("state_dir", "/var/tmp/bivouac-python"), request.instance)
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for folder in (self.folder.parent, self.folder):
+                check_own(folder)
         except OSError as error:
             raise invalid(f"state_dir: {error}") from error
         return M["Empty"]()
@@ -273,20 +277,23 @@ class Driver:
         yield M["CreateResponse"](stage=PLACED)
         yield M["CreateResponse"](stage=STARTED)
         self.await_ready(record, context)
-        with self.locked(spec.session_id):
+        with self.locked(spec.session_id, context):
             record = self.load(spec.session_id)
             if record.get("ended"):
                 raise conflict(f"session {spec.session_id} was stopped while it started")
             record["ready"] = True
             self.save(spec.session_id, record)
+        sandbox = self.sandbox(record)
+        if sandbox.state != RUNNING:
+            raise not_ready(f"it has ended since it answered: {sandbox.reason}")
         yield M["CreateResponse"](stage=READY)
         log("debug", "sandbox is ready", session_id=spec.session_id, pid=record["pid"])
-        yield M["CreateResponse"](sandbox=self.sandbox(record))
+        yield M["CreateResponse"](sandbox=sandbox)
 
     def begin(self, spec, context):
         """Starts a sandbox's process, or finds that it was started."""
         wanted = {name: getattr(spec, name) for name in ("session_id", "chat_id", "agent_id", "volume_host_path")}
-        with self.locked(spec.session_id) as lock:
+        with self.locked(spec.session_id, context) as lock:
             record = self.load(spec.session_id)
             if record.get("ended"):
                 raise conflict(f"session {spec.session_id} was stopped")
@@ -350,13 +357,13 @@ class Driver:
 
     def delete(self, request, context):
         self.end(request.session_id, context)
-        with self.locked(request.session_id):
+        with self.locked(request.session_id, context):
             self.save(request.session_id, {"ended": True, "deleted": True})
         return M["Empty"]()
 
     def end(self, session_id, context):
         """Ends a sandbox, and returns once nothing of it runs."""
-        with self.locked(session_id):
+        with self.locked(session_id, context):
             record = self.load(session_id)
             if not record.get("ended"):
                 record["ended"] = True
@@ -400,10 +407,13 @@ class Driver:
         return sandbox
 
     @contextlib.contextmanager
-    def locked(self, session_id):
+    def locked(self, session_id, context):
         """Keeps all others away from a session, also other processes."""
         with open(self.file(session_id, ".lock"), "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            while not taken(lock):
+                if not context.is_active():
+                    raise Failure(grpc.StatusCode.UNAVAILABLE, "another call for the session is under way")
+                time.sleep(0.01)
             yield lock
 
     def load(self, session_id):
@@ -424,6 +434,21 @@ class Driver:
         if not session_id or "/" in session_id or "." in session_id:
             raise invalid(f"session ID {session_id!r}")
         return self.folder / (session_id + suffix)
+
+
+def taken(lock):
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def check_own(folder):
+    """What the records say is done to processes: nobody else may write them."""
+    found = folder.lstat()
+    if not stat_bits.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
+        raise invalid(f"state_dir: {folder} is not a folder that this user alone can write to")
 
 
 def free_port():

@@ -38,7 +38,8 @@ one a line, until its end or Ctrl-C:
   health
 
 What the plugin logs is shown. Sandboxes live on when it ends, as they do when
-an agent ends: the next run with the same -instance finds them. Exits with 1
+an agent ends: the next run with the same -instance finds them. A VOLUME with
+spaces stands in double quotes. Exits with 1
 where a request failed.`
 	c.example = `$ echo create /srv/chats/1 | bivouac plugin run -plugin-config='{"image":"busybox"}' ./my-runtime`
 	flags := newPluginFlags(c)
