@@ -217,6 +217,13 @@ func TestPlugin_WhoseSchemaTakesForEverIsGivenUp(t *testing.T) {
 	must.ErrorContains(t, host.AwaitStart(t.Context()), "configuration schema: the check against it took longer than 50ms")
 }
 
+func TestCheck_OfAnEndlessSchemaEndsWithItsContext(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	info := runtime.Info{ConfigSchema: []byte(endlessSchema()), Abilities: []runtime.Ability{runtime.AbilityConfigure}}
+	must.ErrorIs(t, checkConfig(ctx, info, []byte(emptyConfig)), context.DeadlineExceeded)
+}
+
 func TestPlugin_IsRefusedWhileAnEarlierCheckOfItGoesOn(t *testing.T) {
 	p, err := newPlugin(Config{Logger: hclog.NewNullLogger()}, Plugin{Name: "x", Path: "/x"}, nil, quick)
 	must.NoError(t, err)
