@@ -13,6 +13,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/hashicorp/go-hclog"
 	"github.com/shoenig/test/must"
 
 	"github.com/bivouac/bivouac/internal/pluginhost"
@@ -52,6 +53,7 @@ func TestPluginBubblewrap(t *testing.T) {
 	t.Run("conforms", e.conforms)
 	t.Run("is killed in creates", e.isKilledInCreates)
 	t.Run("is hung in a create", e.isHungInACreate)
+	t.Run("refuses an open folder", e.refusesAnOpenFolder)
 	config["network"] = true
 	e = ofProcesses(t, e.plugin, bivouac, config)
 	t.Run("conforms with a network", e.conforms)
@@ -67,6 +69,21 @@ func TestPluginPython(t *testing.T) {
 	t.Run("conforms", e.conforms)
 	t.Run("is killed in creates", e.isKilledInCreates)
 	t.Run("is hung in a create", e.isHungInACreate)
+	t.Run("refuses an open folder", e.refusesAnOpenFolder)
+}
+
+// refusesAnOpenFolder: records that anybody can write are not relied on.
+func (e example) refusesAnOpenFolder(t *testing.T) {
+	var config map[string]any
+	must.NoError(t, json.Unmarshal(e.plugin.Config, &config))
+	open := t.TempDir()
+	must.NoError(t, os.Chmod(open, 0o777))
+	config["state_dir"] = open
+	e.plugin.Config = object(t, config)
+	p := &process{plugin: e.plugin, instance: instance}
+	err := p.start(t.Context(), hclog.NewNullLogger())
+	p.end()
+	must.ErrorContains(t, err, "is not a folder that this user alone can write to")
 }
 
 func (e example) conforms(t *testing.T) {
