@@ -287,16 +287,18 @@ func newRecent(size int) *recent {
 	return &recent{ring: make([]string, size), names: make(map[string]struct{})}
 }
 
-func (r *recent) add(name string) {
+// add says whether the name is new.
+func (r *recent) add(name string) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if _, ok := r.names[name]; ok {
-		return
+		return false
 	}
 	delete(r.names, r.ring[r.next])
 	r.ring[r.next] = name
 	r.names[name] = struct{}{}
 	r.next = (r.next + 1) % len(r.ring)
+	return true
 }
 
 func (r *recent) has(name string) bool {

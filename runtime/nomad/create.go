@@ -26,6 +26,9 @@ func (d *Driver) Create(ctx context.Context, spec runtime.Spec, progress func(ru
 	if d.cache.purged.has(*job.ID) {
 		return runtime.Sandbox{}, fmt.Errorf("nomad: %w: session %s was deleted", runtime.ErrConflict, spec.SessionID)
 	}
+	if d.refused.has(*job.ID) {
+		return runtime.Sandbox{}, fmt.Errorf("nomad: %w: session %s: Nomad refused its job", runtime.ErrConflict, spec.SessionID)
+	}
 	w, done := d.cache.await(*job.ID)
 	defer done()
 	_, breaks := d.cache.stream()
@@ -36,8 +39,10 @@ func (d *Driver) Create(ctx context.Context, spec runtime.Spec, progress func(ru
 	return start.untilReady(ctx)
 }
 
-// register makes the job, or finds that it stands already.
+// register makes the job, or finds that it stands already. That Nomad refused
+// the only registration that there was, it remembers: there is nothing to end.
 func (d *Driver) register(ctx context.Context, job *api.Job, spec runtime.Spec) error {
+	only := d.registered.add(*job.ID)
 	err := d.tell(ctx, func(opts *api.WriteOptions) error {
 		_, _, err := d.client.Jobs().EnforceRegister(job, 0, opts)
 		return err
@@ -47,7 +52,12 @@ func (d *Driver) register(ctx context.Context, job *api.Job, spec runtime.Spec) 
 	}
 	// Taken, or lost on the way there or back: Nomad knows.
 	s, readErr := d.read(ctx, *job.ID)
+	if only && !s.known && (isDenied(err) || isRejected(err) && readErr == nil) {
+		d.refused.add(*job.ID)
+	}
 	switch {
+	case readErr != nil && isDenied(err):
+		return failed(ctx, "register job", err)
 	case readErr != nil:
 		return errors.Join(failed(ctx, "register job", err), readErr)
 	case !s.known && isRejected(err):

@@ -55,6 +55,9 @@ type Driver struct {
 	ownStops  *recent // session IDs that this driver stopped
 	namespace string
 	requests  chan struct{} // one token for each request under way
+
+	registered *recent // job IDs that this driver asked Nomad to register
+	refused    *recent // those of them that Nomad never took
 }
 
 var (
@@ -85,6 +88,9 @@ func New(config Config) (*Driver, error) {
 		ownStops:  newRecent(maxRecent),
 		namespace: config.Template.Namespace(),
 		requests:  make(chan struct{}, maxRequests),
+
+		registered: newRecent(maxRecent),
+		refused:    newRecent(maxRecent),
 	}, nil
 }
 
@@ -120,7 +126,8 @@ func (d *Driver) Info(context.Context) (runtime.Info, error) {
 	return runtime.Info{Name: "nomad", Version: version.Get().Version}, nil
 }
 
-// Health implements [runtime.HealthChecker]: Nomad answers and has a leader.
+// Health implements [runtime.HealthChecker]: Nomad answers, has a leader, and
+// lets this driver read jobs, which it asks no token for to tell its leader.
 func (d *Driver) Health(ctx context.Context) error {
 	var leader string
 	err := d.ask(ctx, func(opts *api.QueryOptions) error {
@@ -132,6 +139,14 @@ func (d *Driver) Health(ctx context.Context) error {
 	}
 	if err != nil {
 		return fmt.Errorf("nomad: %w: %w", runtime.ErrUnavailable, err)
+	}
+	err = d.ask(ctx, func(opts *api.QueryOptions) error {
+		opts.Prefix, opts.PerPage = jobs.IDPrefix, 1
+		_, _, err := d.client.Jobs().List(opts)
+		return err
+	})
+	if err != nil {
+		return failed(ctx, "list jobs", err)
 	}
 	return nil
 }

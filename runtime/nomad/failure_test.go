@@ -150,13 +150,21 @@ func TestCreate_is_not_taken_in_by_a_foreign_process(t *testing.T) {
 	must.ErrorContains(t, err, "something else has this port")
 }
 
-// What Nomad would never run is told apart from what it cannot run now.
+// What Nomad would never run is told apart from what it cannot run now, and
+// nothing is left of it: there was never a job, and none has to be kept away.
 func TestCreate_refuses_a_job_that_Nomad_rejects(t *testing.T) {
 	r := openShared(t, templateOf(t, "2s", task("raw_exec", shell("exec sleep 100"), `constraint {
 		operator = "no such operator"
 	}`)))
-	_, err := r.Create(patiently(t), newSpec(t, r), ignore)
+	spec := newSpec(t, r)
+	_, err := r.Create(patiently(t), spec, ignore)
 	must.ErrorIs(t, err, runtime.ErrInvalid)
+
+	must.NoError(t, r.Delete(patiently(t), spec.SessionID))
+	_, _, err = r.client.Jobs().Info(jobs.ID(spec.SessionID), nil)
+	must.ErrorContains(t, err, "404")
+	_, err = r.Create(patiently(t), spec, ignore)
+	must.ErrorIs(t, err, runtime.ErrConflict)
 }
 
 // What looks like Nomad's own interpolation is text to a session: it reaches the

@@ -325,6 +325,55 @@ func TestInspect_knows_nothing_without_Nomad(t *testing.T) {
 	p.setFault(nil)
 }
 
+// deny answers as Nomad does to a token that it does not know.
+func deny(w http.ResponseWriter, _ *http.Request) bool {
+	http.Error(w, "Permission denied", http.StatusForbidden)
+	return true
+}
+
+// Nomad no longer takes the token. Each answer says so and comes at once, and a
+// create leaves nothing to be undone: its registration was refused.
+func TestDriver_tells_that_Nomad_denies_permission(t *testing.T) {
+	p := newProxy(t)
+	r := openThrough(t, p, rawExec(t, nil))
+	standing, refused := newSpec(t, r), newSpec(t, r)
+	_, err := r.Create(patiently(t), standing, ignore)
+	must.NoError(t, err)
+
+	p.setFault(func(w http.ResponseWriter, req *http.Request) bool {
+		return req.URL.Path != "/v1/status/leader" && deny(w, req)
+	})
+	health := r.Health(patiently(t))
+	_, create := r.Create(patiently(t), refused, ignore)
+	stop := r.Stop(patiently(t), standing.SessionID)
+	_, unknown := r.Create(patiently(t), standing, ignore)
+	for what, err := range map[string]error{"health": health, "create": create, "stop": stop, "repeated create": unknown} {
+		must.ErrorIs(t, err, runtime.ErrUnavailable, must.Sprint(what))
+		must.ErrorContains(t, err, "Nomad denies permission", must.Sprint(what))
+		must.False(t, errors.Is(err, context.DeadlineExceeded), must.Sprint(what))
+	}
+	p.take()
+	must.NoError(t, r.Delete(patiently(t), refused.SessionID))
+	must.SliceEmpty(t, p.take())
+	must.ErrorIs(t, r.Delete(patiently(t), standing.SessionID), runtime.ErrUnavailable)
+
+	p.setFault(nil)
+	must.NoError(t, r.Delete(patiently(t), standing.SessionID))
+}
+
+// The right to register alone may be missing: what stands is found all the same.
+func TestCreate_finds_what_stands_without_the_right_to_register(t *testing.T) {
+	p := newProxy(t)
+	r := openThrough(t, p, rawExec(t, nil))
+	spec := newSpec(t, r)
+	first, err := r.Create(patiently(t), spec, ignore)
+	must.NoError(t, err)
+	p.setFault(func(w http.ResponseWriter, req *http.Request) bool { return isRegister(req) && deny(w, req) })
+	again, err := r.Create(patiently(t), spec, ignore)
+	must.NoError(t, err)
+	must.Eq(t, first.ContainerID, again.ContainerID)
+}
+
 // watch reports changes until the test ends.
 func watch(t *testing.T, r replica) <-chan runtime.Sandbox {
 	t.Helper()

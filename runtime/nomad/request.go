@@ -101,6 +101,15 @@ func statusOf(err error) int {
 	return 0
 }
 
+// errDenied: the token is unknown to Nomad or lacks a right. A request that gets
+// that answer changed nothing, and the same one will not do better soon.
+var errDenied = errors.New("Nomad denies permission")
+
+// isDenied says whether Nomad refused a request for its token.
+func isDenied(err error) bool {
+	return statusOf(err) == http.StatusUnauthorized || statusOf(err) == http.StatusForbidden
+}
+
 func isNotFound(err error) bool { return statusOf(err) == http.StatusNotFound }
 
 // isTaken says whether a registration was refused because the job ID is in use.
@@ -127,8 +136,12 @@ func failed(ctx context.Context, doing string, err error) error {
 	if ctx.Err() != nil {
 		return fmt.Errorf("nomad: %s: %w", doing, ctx.Err())
 	}
+	denied := isDenied(err)
 	if refusal, ok := errors.AsType[api.UnexpectedResponseError](err); ok && refusal.HasBody() {
 		err = fmt.Errorf("answer %d: %s", refusal.StatusCode(), strings.TrimSpace(refusal.Body()))
+	}
+	if denied {
+		err = fmt.Errorf("%w: %w", errDenied, err)
 	}
 	return fmt.Errorf("nomad: %s: %w: %w", doing, runtime.ErrUnavailable, err)
 }

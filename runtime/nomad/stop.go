@@ -20,7 +20,8 @@ import (
 // Nomad, and the client of each allocation has reported its end. A node that is
 // lost can report nothing, so that nobody knows when it will: Stop does not wait
 // for it, and returns ErrUnavailable. An operator who removes the node from Nomad
-// says that what ran there has ended.
+// says that what ran there has ended. Nor does it wait for a right that Nomad
+// denies it.
 //
 // A job of that name that is not this instance's is left alone, and Stop returns
 // ErrConflict.
@@ -38,8 +39,12 @@ func (d *Driver) Stop(ctx context.Context, sessionID string) error {
 // A tombstone stays: it is there for a registration that may yet come. A job
 // that was a sandbox's needs none, as its registration, of which Create makes
 // one, has come already; that this driver deleted it, it remembers for a while.
+// Nor is there anything to do where Nomad refused that one registration.
 func (d *Driver) Delete(ctx context.Context, sessionID string) error {
 	jobID := jobs.ID(sessionID)
+	if d.refused.has(jobID) {
+		return nil
+	}
 	if d.cache.purged.has(jobID) {
 		if s, err := d.read(ctx, jobID); err != nil || !s.known && s.allEnded() {
 			return err
@@ -95,7 +100,7 @@ func (d *Driver) stop(ctx context.Context, sessionID string) (state, error) {
 		switch {
 		case err == nil || errors.Is(err, runtime.ErrConflict):
 			return s, err
-		case errors.Is(err, errOutOfReach):
+		case errors.Is(err, errOutOfReach) || errors.Is(err, errDenied):
 			return state{}, fmt.Errorf("nomad: stop session %s: %w: %w", sessionID, runtime.ErrUnavailable, err)
 		}
 		if ctx.Err() == nil || why == nil {
