@@ -129,6 +129,8 @@ func (t *Template) decodeReady() (Ready, hcl.Diagnostics) {
 		d.problem(at, "Wrong ready check", "The type is \"tcp\" or \"http\", not %q.", block.Type)
 	case block.Timeout <= 0:
 		d.problem(at, "Wrong ready check", "The timeout must be more than zero.")
+	case block.Timeout > MaxReadyTimeout:
+		d.problem(at, "Wrong ready check", "The timeout is %v, and %v at most.", block.Timeout, MaxReadyTimeout)
 	}
 	r := Ready{Port: block.Port, Timeout: block.Timeout}
 	r.Check.HTTPPath, r.Check.WantSessionID = block.Path, block.SessionID

@@ -64,11 +64,16 @@ type Template struct {
 	sample    *api.Job // of a made-up session, for what does not depend on one
 }
 
+// MaxReadyTimeout is the longest that a template may give a sandbox to become
+// ready. A use case has 5 minutes: what takes longer would be cut off before it
+// could say what it waited for.
+const MaxReadyTimeout = 4 * time.Minute
+
 // Ready says when a sandbox made from a template is ready.
 type Ready struct {
 	Port    string        // label of the port that is asked
 	Check   ready.Check   // what counts as an answer
-	Timeout time.Duration // from the job's registration
+	Timeout time.Duration // from the job's registration, [MaxReadyTimeout] at most
 }
 
 // Load reads a template: one of those that [Names] lists, or else the file of

@@ -14,6 +14,7 @@ import (
 
 	"github.com/bivouac/bivouac/jobs"
 	"github.com/bivouac/bivouac/runtime"
+	"github.com/bivouac/bivouac/runtime/ready"
 )
 
 var update = flag.Bool("update", false, "write the expected jobs anew")
@@ -224,6 +225,35 @@ func TestReady(t *testing.T) {
 	must.Eq(t, 90*time.Second, r.Timeout)
 	must.Eq(t, "/up", r.Check.HTTPPath)
 	must.True(t, r.Check.WantSessionID)
+}
+
+// An image that knows nothing of Bivouac needs a variable and no template of its own.
+func TestReady_of_an_image_that_knows_nothing_of_sessions(t *testing.T) {
+	for _, name := range jobs.Names() {
+		command := map[string]string{"exec": "/bin/x"}[name]
+		given := func(vars map[string]string) jobs.Ready {
+			if command != "" {
+				vars["command"] = command
+			}
+			return load(t, name, vars).Ready()
+		}
+		must.Eq(t, ready.Check{}, given(map[string]string{"ready_type": "tcp"}).Check)
+		must.Eq(t, ready.Check{HTTPPath: "/"}, given(map[string]string{"ready_path": "/", "ready_session_id": "false"}).Check)
+	}
+}
+
+func TestLoad_refuses_a_wrong_ready_check(t *testing.T) {
+	for says, vars := range map[string]map[string]string{
+		`not "udp"`:           {"ready_type": "udp"},
+		"docker.hcl:":         {"ready_timeout": "4m1s"},
+		"4m0s at most":        {"ready_timeout": "4m1s"},
+		"more than zero":      {"ready_timeout": "0s"},
+		"does not begin with": {"ready_path": "healthz"},
+	} {
+		_, err := jobs.Load("docker", vars)
+		must.ErrorContains(t, err, says)
+	}
+	must.Eq(t, jobs.MaxReadyTimeout, load(t, "docker", map[string]string{"ready_timeout": "4m"}).Ready().Timeout)
 }
 
 func TestLoad_names_what_there_is(t *testing.T) {

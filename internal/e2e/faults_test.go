@@ -115,7 +115,7 @@ func TestCreateThatCannotSucceedLeavesNothing(t *testing.T) {
 		{"command missing", "raw_exec", []string{"-job-var=command=/does/not/exist"}, http.StatusServiceUnavailable, wire.CodeNotReady, "/does/not/exist"},
 		{"exits at once", "raw_exec", []string{"-job-var=command=/bin/false"}, http.StatusServiceUnavailable, wire.CodeNotReady, "exit"},
 		{"never answers", "raw_exec", []string{"-job-var=command=/bin/sleep", `-job-var=args=["300"]`, "-job-var=ready_timeout=2s"}, http.StatusGatewayTimeout, wire.CodeNotReady, "did not answer"},
-		{"job rejected", "raw_exec", []string{"-job-var=cpu=0"}, http.StatusBadRequest, wire.CodeRuntimeInvalid, "cpu"},
+		{"job rejected", "raw_exec", []string{"-job-var=cpu=0"}, http.StatusBadRequest, wire.CodeRuntimeInvalid, "minimum CPU"},
 		{"image missing", "docker", []string{"-job-var=image=bivouac-no-such-image:dev"}, http.StatusServiceUnavailable, wire.CodeNotReady, "image"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

@@ -60,13 +60,23 @@ variable "datacenters" {
   default     = ["*"]
 }
 
+variable "ready_type" {
+  description = "What shows that the sandbox is ready: http, a GET of ready_path that is answered with 2xx, or tcp, a connection to its port."
+  default     = "http"
+}
+
 variable "ready_path" {
-  description = "The path that answers with the session's ID once the sandbox is ready."
+  description = "The path that answers once the sandbox is ready."
   default     = "/healthz"
 }
 
+variable "ready_session_id" {
+  description = "Whether that answer has to hold the session's ID, so that nobody else on the port passes for the sandbox."
+  default     = true
+}
+
 variable "ready_timeout" {
-  description = "How long a sandbox may take until it is ready."
+  description = "How long a sandbox may take until it is ready: 4m at most."
   default     = "60s"
 }
 
@@ -74,9 +84,9 @@ workspace = session.volume_host_path
 
 ready {
   port       = "http"
-  type       = "http"
-  path       = var.ready_path
-  session_id = true
+  type       = var.ready_type
+  path       = var.ready_type == "tcp" ? null : var.ready_path
+  session_id = var.ready_type == "tcp" ? null : var.ready_session_id
   timeout    = var.ready_timeout
 }
 
