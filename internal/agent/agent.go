@@ -72,6 +72,11 @@ func Run(ctx context.Context, c config.Config, env Environment) error {
 		return fmt.Errorf("agent: http_addr: %w", err)
 	}
 	defer func() { _ = listener.Close() }() // the server has closed it, unless it never got it
+	if c.Dev {
+		// What it has to itself on this machine goes by the address, and port 0
+		// is that of many.
+		c.HTTPAddr = listener.Addr().String()
+	}
 	telemetry, err := newTelemetry(ctx, log)
 	if err != nil {
 		return err

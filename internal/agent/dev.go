@@ -44,7 +44,7 @@ func newDevBase(c config.Config, log hclog.Logger) (base, error) {
 	if !c.InProcess {
 		return b, nil
 	}
-	settings, err := newDevSettings(c.HTTPAddr)
+	settings, err := newDevSettings(c)
 	if err != nil {
 		return base{}, err
 	}
@@ -66,8 +66,8 @@ func newDevBase(c config.Config, log hclog.Logger) (base, error) {
 }
 
 // devPlugin is the runtime process as a plugin: this very program.
-func devPlugin(addr string) (pluginhost.Plugin, error) {
-	settings, err := newDevSettings(addr)
+func devPlugin(c config.Config) (pluginhost.Plugin, error) {
+	settings, err := newDevSettings(c)
 	if err != nil {
 		return pluginhost.Plugin{}, err
 	}
@@ -76,7 +76,7 @@ func devPlugin(addr string) (pluginhost.Plugin, error) {
 		return pluginhost.Plugin{}, fmt.Errorf("agent: %w", err)
 	}
 	return pluginhost.Plugin{
-		Name: process.Name, Path: settings.Command[0], Args: []string{"plugin-process"}, Env: process.Environment(), Config: text,
+		Name: process.Name, Path: settings.program, Args: []string{"plugin-process"}, Env: process.Environment(), Config: text,
 	}, nil
 }
 
@@ -84,10 +84,14 @@ func devPlugin(addr string) (pluginhost.Plugin, error) {
 type devSettings struct {
 	Dir     string   `json:"dir"`
 	Command []string `json:"command"`
+
+	program string // this one
 }
 
-func newDevSettings(addr string) (devSettings, error) {
-	dir, err := devDir(addr)
+// newDevSettings has the demo sandbox run, unless job variables that are those
+// of the raw_exec template say otherwise.
+func newDevSettings(c config.Config) (devSettings, error) {
+	dir, err := devDir(c.HTTPAddr)
 	if err != nil {
 		return devSettings{}, err
 	}
@@ -95,7 +99,17 @@ func newDevSettings(addr string) (devSettings, error) {
 	if err != nil {
 		return devSettings{}, fmt.Errorf("agent: find this program: %w", err)
 	}
-	return devSettings{Dir: filepath.Join(dir, "sandboxes"), Command: []string{self, "demo-sandbox"}}, nil
+	command, args := self, []string{"demo-sandbox"}
+	if given, told := c.JobVars["command"]; told {
+		command = given
+	}
+	if given, told := c.JobVars["args"]; told {
+		args = nil
+		if err := json.Unmarshal([]byte(given), &args); err != nil {
+			return devSettings{}, fmt.Errorf(`agent: job_vars: args is %s, and must be a list such as ["-v", "serve"]: %w`, given, err)
+		}
+	}
+	return devSettings{Dir: filepath.Join(dir, "sandboxes"), Command: append([]string{command}, args...), program: self}, nil
 }
 
 // devDir is the folder for what an agent at this address has to remember.

@@ -26,7 +26,7 @@ func newPluginHost(c config.Config, log hclog.Logger) (*pluginhost.Host, error) 
 	if c.Dev {
 		settings.Instance = devInstance(c.HTTPAddr)
 		if !c.InProcess {
-			own, err := devPlugin(c.HTTPAddr)
+			own, err := devPlugin(c)
 			if err != nil {
 				return nil, err
 			}

@@ -46,7 +46,7 @@ func TestScripts(t *testing.T) {
 		scripts   testscript.Params
 	}{
 		{"by a plugin", false, testscript.Params{Dir: "testdata"}},
-		{"in process", true, testscript.Params{Files: []string{"testdata/dev.txtar", "testdata/leftovers.txtar"}}},
+		{"in process", true, testscript.Params{Files: []string{"testdata/dev.txtar", "testdata/dev_command.txtar", "testdata/leftovers.txtar"}}},
 	} {
 		t.Run(test.name, func(t *testing.T) { runScripts(t, test.scripts, test.inProcess) })
 	}
@@ -71,6 +71,9 @@ func runScripts(t *testing.T, scripts testscript.Params, inProcess bool) {
 			env.Setenv("OTHERWISE", strconv.FormatBool(!inProcess))
 			env.Setenv("BIVOUAC_ADDR", "http://"+addr)
 			env.Setenv("GORACE", "atexit_sleep_ms=0")           // else each command takes a second to end under -race
+			if path, err := exec.LookPath("bivouac"); err == nil {
+				env.Setenv("BIVOUAC", path)
+			}
 			if path, err := exec.LookPath("mine"); err == nil { // beside bivouac, where testscript puts both
 				env.Setenv("PLUGINS", filepath.Dir(path))
 			}

@@ -3,6 +3,7 @@ package config
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"path/filepath"
@@ -53,6 +54,12 @@ func (c *Config) check() error {
 			refuse("volume_roots", "%q is not an absolute, clean path", root)
 		}
 	}
+	if c.InProcess && !c.Dev {
+		refuse("in_process", "it goes with dev alone")
+	}
+	if c.Dev {
+		c.checkDev(refuse)
+	}
 	if c.JobTemplate == "" {
 		refuse("job_template", "it is empty")
 	}
@@ -67,6 +74,18 @@ func (c *Config) check() error {
 		refuse("log_level", "%q is none of %s", c.LogLevel, strings.Join(logLevels, ", "))
 	}
 	return errors.Join(errs...)
+}
+
+// checkDev refuses what is said of jobs where there are none.
+func (c *Config) checkDev(refuse func(name, format string, args ...any)) {
+	if c.Says("job_template") {
+		refuse("job_template", "there are no jobs with dev; job_vars command and args say what its sandboxes run")
+	}
+	for _, name := range slices.Sorted(maps.Keys(c.JobVars)) {
+		if name != "command" && name != "args" {
+			refuse("job_vars", "there are no jobs with dev, and so no %q; its sandboxes have command and args", name)
+		}
+	}
 }
 
 // checkLoopback refuses an address that others could reach: as long as there is

@@ -85,6 +85,8 @@ type key struct {
 
 func (c *Config) keys() []key {
 	return []key{
+		{"dev", "dev", &c.Dev, "Run without Nomad and Consul: records in memory, sandboxes as processes of this machine. All ends with the agent."},
+		{"in_process", "in-process", &c.InProcess, "With -dev, link the runtime process into the agent rather than run it as a plugin."},
 		{"http_addr", "http-addr", &c.HTTPAddr, "`HOST:PORT` to serve the API on. It must be loopback: there is no authentication yet."},
 		{"runtime", "runtime", &c.Runtime, "`NAME` of what runs the sandboxes of creates that name no runtime: nomad, or process with -dev, or a plugin. With a plugin no Nomad is needed, unless a nomad block, NOMAD_ADDR or a job template names one."},
 		{"ttl", "ttl", &c.TTL, "`DURATION` that a session lives whose create does not say."},
@@ -92,7 +94,7 @@ func (c *Config) keys() []key {
 		{"cleanup_interval", "cleanup-interval", &c.CleanupInterval, "`DURATION` between two looks for sessions that have expired."},
 		{"volume_roots", "volume-root", &c.VolumeRoots, "`FOLDER` at or below which volumes must lie; any folder where none is named. May be repeated."},
 		{"job_template", "job-template", &c.JobTemplate, "`NAME|FILE` of the job template: docker, exec, raw_exec, or a file."},
-		{"job_vars", "job-var", &c.JobVars, "`NAME=VALUE` of a variable of the job template. May be repeated."},
+		{"job_vars", "job-var", &c.JobVars, "`NAME=VALUE` of a variable of the job template. May be repeated. With -dev there are two, command and args, as raw_exec has them."},
 		{"plugin_dir", "plugin-dir", &c.PluginDir, "`FOLDER` of the plugins. Those run that have a plugin block in a configuration file."},
 		{"kv_prefix", "kv-prefix", &c.KVPrefix, "`PREFIX` of all keys in Consul's KV store."},
 		{"instance", "instance", &c.Instance, "`NAME` of this Bivouac, where several share a Nomad. Replicas that work together share the name."},
@@ -135,7 +137,7 @@ func (c *Config) Says(names ...string) bool {
 // and without the values of job variables and what plugins are given, which may
 // be secrets as well.
 func (c *Config) Public() map[string]any {
-	public := map[string]any{"dev": c.Dev, "in_process": c.InProcess}
+	public := map[string]any{}
 	for _, k := range c.keys() {
 		public[k.name] = shown(k)
 	}

@@ -12,10 +12,8 @@ import (
 // Flags takes an agent's flags from the command line. They are only applied
 // once the files are read, since they count more.
 type Flags struct {
-	paths     []string
-	dev       bool
-	inProcess bool
-	set       []setting
+	paths []string
+	set   []setting
 }
 
 type setting struct{ flag, value string }
@@ -24,8 +22,6 @@ type setting struct{ flag, value string }
 // refused when the command line is parsed.
 func (f *Flags) Register(set *flag.FlagSet) {
 	f.register(set, func(key) bool { return true })
-	set.BoolVar(&f.dev, "dev", false, "Run without Nomad and Consul: records in memory, sandboxes as processes of this machine. All ends with the agent.")
-	set.BoolVar(&f.inProcess, "in-process", false, "With -dev, link the runtime process into the agent rather than run it as a plugin.")
 }
 
 // RegisterPlugins adds only those flags that say which plugins there are.
@@ -74,18 +70,13 @@ func described(k key) string {
 // Load returns the configuration that files and flags make together, checked.
 func (f *Flags) Load() (Config, error) {
 	c := Default()
-	c.Dev = f.dev
-	c.InProcess = f.inProcess
-	switch {
-	case c.Dev:
-		c.Runtime = "process"
-	case c.InProcess:
-		return Config{}, errors.New("-in-process goes with -dev alone")
-	}
 	if err := c.Read(f.paths...); err != nil {
 		return Config{}, err
 	}
 	c.apply(f.set)
+	if c.Dev && !c.Says("runtime") {
+		c.Runtime = "process"
+	}
 	if err := c.check(); err != nil {
 		return Config{}, err
 	}
