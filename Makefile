@@ -11,7 +11,8 @@ PROTO   := runtime/plugin/proto
 tool = go tool -modfile=$(CURDIR)/internal/tools/$(1)/go.mod $(1)
 
 # $(call each,COMMAND) runs COMMAND in each module, and fails if one failed.
-each = @failed=0; for m in $(MODULES); do (cd $$m && $(1)) || failed=1; done; exit $$failed
+each = @$(in-each)
+in-each = failed=0; for m in $(MODULES); do (cd $$m && $(1)) || failed=1; done; exit $$failed
 
 .PHONY: help
 help: ## Print what can be made
@@ -108,12 +109,14 @@ check-tidy:
 	$(call each,go mod tidy -diff)
 
 # GOVULNDB names another copy of the database, by its URL; that one must answer.
-# Where Go's own cannot be reached, nothing can be said, and that is said.
+# Where Go's own cannot be reached, nothing can be said, and that is said: -version
+# tells when it was updated, unless it cannot be reached.
 .PHONY: check-vulnerabilities
 check-vulnerabilities: govulncheck = $(call tool,govulncheck) $(if $(GOVULNDB),-db $(GOVULNDB))
 check-vulnerabilities:
-	@if [ -n "$(GOVULNDB)" ] || $(govulncheck) -version | grep -q '^DB updated:'; then \
-		$(govulncheck) ./...; \
+	@about=$$($(govulncheck) -version) || exit 1; \
+	if [ -n "$(GOVULNDB)" ] || echo "$$about" | grep -q '^DB updated:'; then \
+		$(call in-each,$(govulncheck) ./...); \
 	else \
 		echo "NOT CHECKED for known vulnerabilities: https://vuln.go.dev cannot be reached; see GOVULNDB" >&2; \
 	fi
