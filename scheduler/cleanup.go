@@ -45,6 +45,10 @@ func (s *Scheduler) CleanupExpired(ctx context.Context) (CleanupResult, error) {
 	var g errgroup.Group
 	g.SetLimit(workers)
 	for i, session := range expired {
+		if ctx.Err() != nil { // nobody wants the rest any more
+			failed[i] = true
+			continue
+		}
 		g.Go(func() error {
 			var err error
 			cleaned[i], err = s.cleanupOne(ctx, session)
@@ -86,8 +90,8 @@ func (s *Scheduler) cleanupOne(ctx context.Context, session Session) (*Session, 
 	switch {
 	case err != nil:
 		spanError(span, err)
-		count(ctx, s.metrics.cleanupError, errorType(err))
 		if ctx.Err() == nil || !errors.Is(err, ctx.Err()) { // else nobody waits for the lock any more
+			count(ctx, s.metrics.cleanupError, errorType(err))
 			s.Logger.Error("sandbox_clean_failed", logArgs(session, "error", Kind(err), "detail", err)...)
 		}
 	case cleaned == nil:

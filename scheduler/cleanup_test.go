@@ -249,6 +249,22 @@ func TestCleanupExpired_oneFailureDoesNotKeepTheOthersFromBeingCleanedUp(t *test
 	must.Eq(t, []string{"chat-b s2"}, got.Running)
 }
 
+func TestCleanupExpired_isNoFailureWhereItsCallerLeaves(t *testing.T) {
+	w := newWorld(t)
+	w.given(created(createA), created(createB), created(createC), later(defaultTTL))
+	ctx, leave := context.WithCancel(t.Context())
+	w.effects.before("lock", leave)
+
+	res, err := w.CleanupExpired(ctx)
+
+	must.NoError(t, err)
+	must.Eq(t, "errors 3", cleanupResult(w, res))
+	got := w.outcome("", nil)
+	must.Eq(t, []string{"sandbox.active.count 3"}, got.Metrics)
+	must.SliceEmpty(t, got.Logs)
+	must.Len(t, 3, got.Records)
+}
+
 func TestCleanupExpired_asksForWhatExpiredAndNothingElse(t *testing.T) {
 	w := newWorld(t)
 	for range 200 {

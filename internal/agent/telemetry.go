@@ -32,8 +32,6 @@ const (
 	scope = "github.com/bivouac/bivouac"
 	// flushLimit is how long the last spans may take to be sent.
 	flushLimit = 5 * time.Second
-	// scrapeLimit bounds one scrape: it asks the store for a count.
-	scrapeLimit = 10 * time.Second
 )
 
 // telemetry is where metrics and spans go: metrics are served as Prometheus
@@ -80,9 +78,9 @@ func (t *telemetry) addMetrics(about *resource.Resource, log hclog.Logger) error
 	t.handler = promhttp.HandlerFor(registry, promhttp.HandlerOpts{
 		ErrorLog: log.Named("metrics").StandardLogger(&hclog.StandardLoggerOptions{ForceLevel: hclog.Warn}),
 		// What can be told is told: where the store does not answer, the
-		// count of sessions is missing and the rest is there.
+		// count of sessions is missing and the rest is there. The store bounds
+		// how long that takes: promhttp's own limit would answer in plain text.
 		ErrorHandling: promhttp.ContinueOnError,
-		Timeout:       scrapeLimit,
 	})
 	return nil
 }

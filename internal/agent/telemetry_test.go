@@ -59,6 +59,24 @@ func TestMetricsKeepTheirNames(t *testing.T) {
 	must.StrContains(t, answer.Body.String(), `service_name="bivouac"`)
 }
 
+func TestMetricsDoWithoutTheStore(t *testing.T) {
+	telemetry, err := newTelemetry(t.Context(), hclog.NewNullLogger())
+	must.NoError(t, err)
+	defer end(t, telemetry)
+	counter, err := telemetry.meter.Int64Counter("sandbox.delete.total")
+	must.NoError(t, err)
+	counter.Add(t.Context(), 1)
+	_, err = telemetry.meter.Int64ObservableGauge("sandbox.active.count",
+		metric.WithInt64Callback(func(context.Context, metric.Int64Observer) error { return errors.New("no store") }))
+	must.NoError(t, err)
+
+	answer := httptest.NewRecorder()
+	telemetry.handler.ServeHTTP(answer, httptest.NewRequest(http.MethodGet, "/v1/metrics", nil))
+	must.Eq(t, http.StatusOK, answer.Code)
+	must.StrContains(t, answer.Body.String(), "sandbox_delete_total 1")
+	must.StrNotContains(t, answer.Body.String(), "sandbox_active_count")
+}
+
 func TestTracesGoWhereTheEnvironmentSays(t *testing.T) {
 	var sent, sentByGRPC atomic.Int32
 	collector := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {

@@ -175,8 +175,6 @@ func (a *API) log(ans *answer, r *http.Request, took time.Duration) {
 		level = hclog.Error
 	case ans.status > http.StatusInternalServerError, ans.status == http.StatusTooManyRequests:
 		level = hclog.Warn
-	case ans.err != nil:
-		level = hclog.Info
 	}
 	args := []any{"request_id", ans.requestID, "method", r.Method, "path", r.URL.EscapedPath(),
 		"status", ans.status, "took", took}

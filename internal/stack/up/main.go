@@ -100,7 +100,7 @@ func serve(ctx context.Context, consul, nomad string) error {
 	// there and once from us.
 	bivouac.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
 	bivouac.Cancel = func() error { return bivouac.Process.Signal(syscall.SIGTERM) }
-	bivouac.WaitDelay = 30 * time.Second
+	bivouac.WaitDelay = 50 * time.Second // it ends by itself within 45
 	if err := bivouac.Start(); err != nil {
 		return err
 	}
