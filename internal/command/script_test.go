@@ -70,7 +70,7 @@ func runScripts(t *testing.T, scripts testscript.Params, inProcess bool) {
 			env.Setenv("IN_PROCESS", strconv.FormatBool(inProcess))
 			env.Setenv("OTHERWISE", strconv.FormatBool(!inProcess))
 			env.Setenv("BIVOUAC_ADDR", "http://"+addr)
-			env.Setenv("GORACE", "atexit_sleep_ms=0")           // else each command takes a second to end under -race
+			env.Setenv("GORACE", "atexit_sleep_ms=0") // else each command takes a second to end under -race
 			if path, err := exec.LookPath("bivouac"); err == nil {
 				env.Setenv("BIVOUAC", path)
 			}
