@@ -9,8 +9,15 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// perCaller is how many sandboxes each of many callers makes.
-const perCaller = 4
+// levels are how many callers there are, and how many sandboxes each makes in
+// one turn: enough for many callers to be busy, and few enough to take a minute.
+var levels = []struct{ callers, perCaller int }{{1, 10}, {8, 4}, {32, 2}}
+
+// way is one way to make and remove sandboxes.
+type way struct {
+	name     string
+	do, undo func(context.Context, uuid.UUID) error
+}
 
 // throughput measures creates per second, until each sandbox answers, against
 // raw registers with as many callers.
@@ -33,27 +40,43 @@ func (w *world) throughput(ctx context.Context) (report, error) {
 	if err != nil {
 		return nil, err
 	}
-	var out report
-	for _, callers := range []int{1, 8, 32} {
-		part := fmt.Sprintf("%d callers", callers)
-		rawRow, err := rate(ctx, part, "raw registers", callers,
+	ways := []way{
+		{"raw registers",
 			func(ctx context.Context, id uuid.UUID) error { return raw.untilAnswers(ctx, id.String()) },
-			func(ctx context.Context, id uuid.UUID) error { return raw.remove(ctx, id.String()) })
-		if err != nil {
+			func(ctx context.Context, id uuid.UUID) error { return raw.remove(ctx, id.String()) }},
+		{"creates", r.create, r.delete},
+	}
+	for _, w := range ways { // to warm up: the first sandboxes of a replica and a client cost more
+		if _, err := w.turn(ctx, 1, 2); err != nil {
 			return nil, err
 		}
-		createRow, err := rate(ctx, part, "creates", callers, r.create, r.delete)
-		if err != nil {
-			return nil, err
+	}
+	var out report
+	for _, level := range levels {
+		// In turns, each way being the first in one of them.
+		took := make([]time.Duration, len(ways))
+		for _, i := range []int{0, 1, 1, 0} {
+			turn, err := ways[i].turn(ctx, level.callers, level.perCaller)
+			if err != nil {
+				return nil, err
+			}
+			took[i] += turn
 		}
-		createRow.against(rawRow)
-		out = append(out, rawRow, createRow)
+		rows := make(report, len(ways))
+		for i, w := range ways {
+			n := 2 * level.callers * level.perCaller
+			rows[i] = row{Part: fmt.Sprintf("%d callers", level.callers), What: w.name,
+				N: n, Count: float64(n) / took[i].Seconds(), Unit: "per s"}
+		}
+		rows[1].against(rows[0])
+		out = append(out, rows...)
 	}
 	return out, r.stop()
 }
 
-// rate has callers make sandboxes for all they can, and removes them.
-func rate(ctx context.Context, part, what string, callers int, do, undo func(context.Context, uuid.UUID) error) (row, error) {
+// turn has callers make sandboxes for all they can, says how long that took, and
+// removes them.
+func (w way) turn(ctx context.Context, callers, perCaller int) (time.Duration, error) {
 	ids := make([]uuid.UUID, callers*perCaller)
 	for i := range ids {
 		ids[i] = uuid.New()
@@ -67,12 +90,12 @@ func rate(ctx context.Context, part, what string, callers int, do, undo func(con
 		return g.Wait()
 	}
 	began := time.Now()
-	if err := each(do); err != nil {
-		return row{}, fmt.Errorf("%s: %w", what, err)
+	if err := each(w.do); err != nil {
+		return 0, fmt.Errorf("%s: %w", w.name, err)
 	}
 	took := time.Since(began)
-	if err := each(undo); err != nil {
-		return row{}, fmt.Errorf("undo %s: %w", what, err)
+	if err := each(w.undo); err != nil {
+		return 0, fmt.Errorf("undo %s: %w", w.name, err)
 	}
-	return row{Part: part, What: what, N: len(ids), Count: float64(len(ids)) / took.Seconds(), Unit: "per s"}, nil
+	return took, nil
 }
