@@ -12,6 +12,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/google/uuid"
 	"github.com/shoenig/test/must"
@@ -111,18 +112,24 @@ func TestReplicaThatIsStoppedInMidCreateFinishesIt(t *testing.T) {
 }
 
 func TestReplicaThatIsStoppedInMidCreateHandsItOver(t *testing.T) {
-	// Given a create that will not come to an end while a replica may take to stop.
-	w := newWorld(t, "raw_exec", "-job-var=command=/bin/sleep", `-job-var=args=["300"]`)
+	// Given a create that takes longer than a replica may take to stop.
+	w := newWorld(t, "raw_exec", "-job-var=command=/bin/sleep", `-job-var=args=["300"]`, "-job-var=ready_timeout=4m")
 	stopped, other := w.start(), w.start()
 	chat := uuid.NewString()
 	answered := createUnderWay(w, stopped, chat)
 
 	// When the replica is told to stop, then it does so within its limit, and the
-	// other one undoes what it left, if it left anything.
+	// caller is left without an answer.
+	told := time.Now()
 	must.NoError(t, stopped.cmd.Process.Signal(syscall.SIGTERM))
 	<-stopped.gone
-	<-answered
+	must.Less(t, 45*time.Second, time.Since(told))
+	must.Eq(t, 0, stopped.cmd.ProcessState.ExitCode())
+	must.StrHasPrefix(t, "0 ", <-answered)
+
+	// And what it left is undone by the other one.
 	w.awaitNothing(other, chat)
+	other.hasLogged("sandbox_settled", chat)
 }
 
 func TestReplicaThatStartsBeforeNomad(t *testing.T) {
