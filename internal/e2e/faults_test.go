@@ -58,32 +58,34 @@ func TestHundredCreatesShareOneStart(t *testing.T) {
 }
 
 func TestSandboxThatDiedIsReplaced(t *testing.T) {
-	w := newWorld(t, "raw_exec")
-	r := w.start()
-	chat := uuid.NewString()
-	first := r.create(chat, w.body(), http.StatusCreated).Session
+	eachTemplate(t, func(t *testing.T, template string) {
+		w := newWorld(t, template)
+		r := w.start()
+		chat := uuid.NewString()
+		first := r.create(chat, w.body(), http.StatusCreated).Session
 
-	// When the sandbox's process is killed, the session says so, with the reason.
-	pids := processes(t, first)
-	must.SliceNotEmpty(t, pids)
-	for _, pid := range pids {
-		must.NoError(t, syscall.Kill(pid, syscall.SIGKILL))
-	}
-	eventually(t, "the session is dead", func() error {
-		if s := r.get(chat); s.State != "dead" || s.Reason == "" {
-			return fmt.Errorf("state %s, reason %q", s.State, s.Reason)
+		// When the sandbox's process is killed, the session says so, with the reason.
+		pids := processes(t, first)
+		must.SliceNotEmpty(t, pids)
+		for _, pid := range pids {
+			must.NoError(t, syscall.Kill(pid, syscall.SIGKILL))
 		}
-		return nil
-	})
-	must.StrContains(t, r.get(chat).Reason, "137")
+		eventually(t, "the session is dead", func() error {
+			if s := r.get(chat); s.State != "dead" || s.Reason == "" {
+				return fmt.Errorf("state %s, reason %q", s.State, s.Reason)
+			}
+			return nil
+		})
+		must.StrContains(t, r.get(chat).Reason, "137")
 
-	// Then it cannot be renewed, and a create replaces it.
-	refused := call[wire.ErrorAnswer](r, http.MethodPost, sessionPath(chat)+"/renew", wire.RenewRequest{}, http.StatusConflict)
-	must.Eq(t, wire.CodeNotRunning, refused.Error.Code)
-	next := r.create(chat, w.body(), http.StatusCreated)
-	must.Eq(t, "replaced", next.Result)
-	must.NotEq(t, first.ContainerID, next.Session.ContainerID)
-	r.delete(chat)
+		// Then it cannot be renewed, and a create replaces it.
+		refused := call[wire.ErrorAnswer](r, http.MethodPost, sessionPath(chat)+"/renew", wire.RenewRequest{}, http.StatusConflict)
+		must.Eq(t, wire.CodeNotRunning, refused.Error.Code)
+		next := r.create(chat, w.body(), http.StatusCreated)
+		must.Eq(t, "replaced", next.Result)
+		must.NotEq(t, first.ContainerID, next.Session.ContainerID)
+		r.delete(chat)
+	})
 }
 
 func TestSandboxStoppedByAnOperatorIsToldSo(t *testing.T) {

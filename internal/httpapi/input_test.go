@@ -69,6 +69,9 @@ func TestInputThatIsRefused(t *testing.T) {
 			must.Eq(t, 0, f.calls)
 		})
 	}
+	for _, level := range []string{"[INFO]", "[WARN]", "[ERROR]"} {
+		must.StrNotContains(t, a.log.String(), level, must.Sprint("else anybody could fill the log"))
+	}
 }
 
 func TestInputThatTheSchedulerGets(t *testing.T) {

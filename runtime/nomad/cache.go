@@ -47,7 +47,7 @@ type feed struct {
 func newCache(instance string) *cache {
 	return &cache{
 		instance: instance,
-		purged:   newRecent(maxRecent),
+		purged:   newRecent(),
 		entries:  make(map[string]*entry),
 		feeds:    make(map[*feed]struct{}),
 	}
@@ -283,8 +283,8 @@ type recent struct {
 	names map[string]struct{}
 }
 
-func newRecent(size int) *recent {
-	return &recent{ring: make([]string, size), names: make(map[string]struct{})}
+func newRecent() *recent {
+	return &recent{ring: make([]string, maxRecent), names: make(map[string]struct{})}
 }
 
 // add says whether the name is new.

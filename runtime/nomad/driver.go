@@ -85,12 +85,12 @@ func New(config Config) (*Driver, error) {
 		logger:    config.Logger,
 		dial:      config.Dial,
 		cache:     newCache(config.Instance),
-		ownStops:  newRecent(maxRecent),
+		ownStops:  newRecent(),
 		namespace: config.Template.Namespace(),
 		requests:  make(chan struct{}, maxRequests),
 
-		registered: newRecent(maxRecent),
-		refused:    newRecent(maxRecent),
+		registered: newRecent(),
+		refused:    newRecent(),
 	}, nil
 }
 

@@ -103,7 +103,7 @@ func statusOf(err error) int {
 
 // errDenied: the token is unknown to Nomad or lacks a right. A request that gets
 // that answer changed nothing, and the same one will not do better soon.
-var errDenied = errors.New("Nomad denies permission")
+var errDenied = errors.New("permission denied by Nomad")
 
 // isDenied says whether Nomad refused a request for its token.
 func isDenied(err error) bool {
