@@ -165,8 +165,9 @@ func (a *API) recovered(ans *answer, cause any) {
 	fail(ans, fmt.Errorf("panic: %v", cause))
 }
 
-// log writes one line for each request: at debug where it went well or the
-// caller was wrong or gone, so that nobody can fill the log from outside.
+// log writes one line for each request, at debug where it went well or the
+// caller has gone. Who was answered an error finds its request ID at info or
+// above.
 func (a *API) log(ans *answer, r *http.Request, took time.Duration) {
 	level := hclog.Debug
 	switch {
@@ -175,6 +176,8 @@ func (a *API) log(ans *answer, r *http.Request, took time.Duration) {
 		level = hclog.Error
 	case ans.status > http.StatusInternalServerError, ans.status == http.StatusTooManyRequests:
 		level = hclog.Warn
+	case ans.err != nil:
+		level = hclog.Info
 	}
 	args := []any{"request_id", ans.requestID, "method", r.Method, "path", r.URL.EscapedPath(),
 		"status", ans.status, "took", took}
