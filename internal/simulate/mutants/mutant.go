@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -9,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 )
@@ -38,6 +40,7 @@ var simulation = test{"./internal/simulate", "TestSimulations"}
 
 var (
 	failedSeed = regexp.MustCompile(`TestSimulations/seed=(\d+)`)
+	tookLong   = []byte("panic: test timed out after ")
 	violated   = regexp.MustCompile(`VIOLATED (.*)`)
 )
 
@@ -64,10 +67,15 @@ func (m mutant) try(ctx context.Context, dir string, seeds int) result {
 	}
 	if of != simulation {
 		text, err := start(ctx, bin, of)
-		if err == nil {
+		switch {
+		case ctx.Err() != nil:
+			return result{err: ctx.Err()}
+		case err == nil:
 			return result{}
+		case !of.noticed(text):
+			return result{err: fmt.Errorf("%s %s could not run: %w\n%s", of.pkg, of.name, err, text)}
 		}
-		return result{by: "a test", as: of.pkg + " " + of.name + ": " + failureOf(text, of), err: ctx.Err()}
+		return result{by: "a test", as: of.pkg + " " + of.name + ": " + failureOf(text, of)}
 	}
 	for first := 1; first <= seeds; first += chunk {
 		text, err := start(ctx, bin, of, fmt.Sprintf("FROM=%d", first), fmt.Sprintf("RUNS=%d", min(chunk, seeds-first+1)))
@@ -103,9 +111,35 @@ func (m mutant) build(ctx context.Context, dir string, of test) (bin string, err
 	return bin, nil
 }
 
+// noticed says whether a run in which something went wrong says so of the test: it
+// failed, or came to no end. That it could not run says nothing.
+func (of test) noticed(text []byte) bool {
+	return bytes.Contains(text, tookLong) || slices.ContainsFunc(slices.Collect(bytes.Lines(text)), func(line []byte) bool {
+		return bytes.HasPrefix(line, []byte("--- FAIL: "+of.name+" "))
+	})
+}
+
+// sound returns an error where the test does not pass on the source as it is:
+// then it notices nothing.
+func (of test) sound(ctx context.Context, dir string) error {
+	bin := filepath.Join(dir, "sound-"+of.name+".test")
+	cmd := exec.CommandContext(ctx, "go", "test", "-c", "-vet=off", "-o", bin, of.pkg)
+	if text, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("%w:\n%s", err, text)
+	}
+	text, err := start(ctx, bin, of)
+	if err == nil && !bytes.Contains(text, []byte("--- PASS: "+of.name+" ")) {
+		err = errors.New("there is no such test, or it was skipped")
+	}
+	if err != nil {
+		return fmt.Errorf("with all safeguards, %s %s does not pass: %w\n%s", of.pkg, of.name, err, text)
+	}
+	return nil
+}
+
 // start runs a test in its package's folder.
 func start(ctx context.Context, bin string, of test, env ...string) ([]byte, error) {
-	cmd := exec.CommandContext(ctx, bin, "-test.failfast", "-test.timeout="+limit.String(), "-test.run=^"+of.name+"$")
+	cmd := exec.CommandContext(ctx, bin, "-test.v", "-test.failfast", "-test.timeout="+limit.String(), "-test.run=^"+of.name+"$")
 	cmd.Dir = of.pkg
 	cmd.Env = append(os.Environ(), append(env, "SEED=")...)
 	return cmd.CombinedOutput()
