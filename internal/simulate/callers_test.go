@@ -21,7 +21,9 @@ type call struct {
 	session string // ID of the session in the answer
 	agentOf string // the session's agent
 	expires time.Duration
-	open    bool // what it did, and whether it is over, is not known
+	ahead   time.Duration // by how much the replica's time was ahead when it answered
+	skew    time.Duration // how far replicas may be apart in when the session expires
+	open    bool          // what it did, and whether it is over, is not known
 	err     error
 }
 
@@ -74,6 +76,7 @@ func (w *world) ask(caller int, r request, at *replica) {
 	})
 	select {
 	case c = <-answered:
+		w.checkTold(c)
 	case <-at.died:
 		c.ended, c.told, c.open = w.now(), "nothing", true
 	}
@@ -119,7 +122,8 @@ func (w *world) carryOut(ctx context.Context, c *call, at *replica) {
 	case c.told != "not_found":
 		c.session, c.agentOf = session.SessionID.String(), session.AgentID
 		// By the clock that the replicas agree on, as this one knows it.
-		c.expires = w.now() + session.ExpiresAt.Sub(at.clock.Now())
+		now := at.clock.Now()
+		c.ahead, c.expires = time.Until(now), w.now()+session.ExpiresAt.Sub(now)
 	}
 }
 

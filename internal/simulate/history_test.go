@@ -25,6 +25,25 @@ const (
 // skewLimit is how far replicas may be apart in when a session expires.
 const skewLimit = 3 * time.Second
 
+// skew is how far they may be apart in this run. Where the tick by which they agree
+// on the time may come late, another may take over from an older one, and the time
+// goes back: by as much as callers were told.
+func (w *world) skew() time.Duration {
+	if w.odds.Late == 0 {
+		return skewLimit
+	}
+	var all []time.Duration
+	for _, c := range w.history {
+		if c.session != "" {
+			all = append(all, c.ahead)
+		}
+	}
+	if len(all) == 0 {
+		return skewLimit
+	}
+	return skewLimit + slices.Max(all) - slices.Min(all)
+}
+
 // by is when all that a call does is done.
 func (c call) by() time.Duration {
 	if c.open {
@@ -35,13 +54,13 @@ func (c call) by() time.Duration {
 
 // mayBeOver says whether, by the end of a call, there may be no session any
 // more, or one that is to be replaced.
-func (s chatState) mayBeOver(by time.Duration) bool {
-	return s.session == "" || s.session == unknown || s.ended || s.until == anytime || s.until-skewLimit <= by
+func (s chatState) mayBeOver(c call) bool {
+	return s.session == "" || s.session == unknown || s.ended || s.until == anytime || s.until-c.skew <= c.by()
 }
 
 // mayStand says whether, at the beginning of a call, the session may be valid.
-func (s chatState) mayStand(at time.Duration) bool {
-	return !s.ended && (s.until == anytime || at <= s.until+skewLimit)
+func (s chatState) mayStand(c call) bool {
+	return !s.ended && (s.until == anytime || c.began <= s.until+c.skew)
 }
 
 // isEnd is the end of a sandbox, at some time after what caused it.
@@ -63,10 +82,12 @@ func (w *world) checkHistory() []int {
 // operations are what was asked about a chat and what happened to its sessions.
 func (w *world) operations(chat int) []porcupine.Operation {
 	var ops []porcupine.Operation
+	skew := w.skew()
 	for _, c := range w.history {
 		if c.chat != chat {
 			continue
 		}
+		c.skew = skew
 		ops = append(ops, porcupine.Operation{
 			ClientId: c.caller, Input: c, Output: c, Call: int64(c.began), Return: int64(c.by()),
 		})
@@ -120,7 +141,7 @@ func (s chatState) end(session string) []chatState {
 func (s chatState) step(c call, made bool) []chatState {
 	is := s.session == c.session || s.session == unknown && !made
 	this := chatState{session: c.session, agent: c.agentOf, until: c.expires, ended: s.ended}
-	if s.session == c.session && c.told != "renewed" && (s.until-c.expires).Abs() <= skewLimit {
+	if s.session == c.session && c.told != "renewed" && (s.until-c.expires).Abs() <= c.skew {
 		this.until = s.until // as whoever set it was told, and not as another clock shows it
 	}
 	switch c.kind {
@@ -143,7 +164,7 @@ func (s chatState) step(c call, made bool) []chatState {
 			renewed := s
 			renewed.until = anytime
 			return []chatState{s, renewed}
-		case c.told == "renewed" && is && s.mayStand(c.began):
+		case c.told == "renewed" && is && s.mayStand(c):
 			return []chatState{this}
 		case c.told == "not_found":
 			return s.ifOver(c, chatState{})
@@ -158,7 +179,7 @@ func (s chatState) step(c call, made bool) []chatState {
 			return []chatState{s, {deleted: s.session}, ended}
 		case c.told == "not_found":
 			return s.ifOver(c, chatState{})
-		case is, !made && s.mayBeOver(c.by()): // also an intent, which nobody was told of
+		case is, !made && s.mayBeOver(c): // also an intent, which nobody was told of
 			return []chatState{{deleted: c.session}}
 		case c.session == s.deleted: // by two at a time, one of which took over from the other
 			return []chatState{s}
@@ -177,15 +198,15 @@ func (s chatState) create(c call, is bool, this chatState) []chatState {
 			return s.ifOver(c, made)
 		}
 	case "reused":
-		if is && s.mayStand(c.began) && (s.agent == c.agent || s.session == unknown) {
+		if is && s.mayStand(c) && (s.agent == c.agent || s.session == unknown) {
 			return []chatState{this}
 		}
 	case "conflict":
-		if is && s.mayStand(c.began) && c.agentOf != c.agent {
+		if is && s.mayStand(c) && c.agentOf != c.agent {
 			return []chatState{this}
 		}
 	default: // it failed, or it is not known what became of it
-		if s.mayBeOver(c.by()) {
+		if s.mayBeOver(c) {
 			return []chatState{s, {}, {session: unknown, agent: c.agent, until: anytime}}
 		}
 		return []chatState{s}
@@ -194,7 +215,7 @@ func (s chatState) create(c call, is bool, this chatState) []chatState {
 }
 
 func (s chatState) ifOver(c call, next chatState) []chatState {
-	if s.mayBeOver(c.by()) {
+	if s.mayBeOver(c) {
 		return []chatState{next}
 	}
 	return nil

@@ -113,7 +113,9 @@ func newPlan(seed uint64) plan {
 		p.calm = max(p.calm, f.at+f.lasts)
 	}
 	if rng.IntN(40) == 0 {
-		p.loseNodeForLong(rng)
+		p.loseNodeForLong(rng, "node agent dead")
+	} else if rng.IntN(60) == 0 {
+		p.loseNodeForLong(rng, "node cut")
 	}
 	p.odds = newOdds(rng)
 	if p.odds != (network.Odds{}) {
@@ -122,10 +124,10 @@ func newPlan(seed uint64) plan {
 	return p
 }
 
-// loseNodeForLong has the agent of a node die, perhaps before it told that a
-// sandbox runs, for longer than Nomad waits for it to stop what runs there; and
-// sessions last that long.
-func (p *plan) loseNodeForLong(rng *rand.Rand) {
+// loseNodeForLong loses a node, perhaps before it told that a sandbox runs, for
+// longer than Nomad waits for its agent to stop what runs there, which an agent
+// that is only cut off does; and sessions last that long.
+func (p *plan) loseNodeForLong(rng *rand.Rand, kind string) {
 	p.nodes, p.ttl = max(p.nodes, 2), 20*time.Minute
 	for _, requests := range p.callers {
 		for i := range requests {
@@ -135,7 +137,7 @@ func (p *plan) loseNodeForLong(rng *rand.Rand) {
 	f := fault{
 		at:    between(rng, 0, 10*time.Second),
 		lasts: between(rng, 345*time.Second, 7*time.Minute),
-		kind:  "node agent dead",
+		kind:  kind,
 		into:  between(rng, time.Millisecond, 500*time.Millisecond), ofStart: true,
 	}
 	p.faults = append(p.faults, f)
@@ -211,5 +213,6 @@ func newOdds(rng *rand.Rand) network.Odds {
 			*chance = rng.Float64() * 0.15
 		}
 	}
+	odds.Busy *= 4 // a server that has no time has none for many
 	return odds
 }

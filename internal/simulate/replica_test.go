@@ -38,7 +38,7 @@ func (w *world) start(i int, name string) {
 	r := &replica{name: name, host: network.NewHost(name), died: make(chan struct{})}
 	r.consul, r.nomad = w.net.Link(r.host, w.consul), w.net.Link(r.host, w.nomad)
 	log := w.newLogger(name)
-	consulClient, err := consulapi.NewClient(&consulapi.Config{HttpClient: &http.Client{Transport: r.consul}})
+	consulClient, err := consul.NewClient(&consulapi.Config{HttpClient: &http.Client{Transport: r.consul}})
 	if err != nil {
 		panic(err)
 	}
