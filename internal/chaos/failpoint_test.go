@@ -92,12 +92,15 @@ func TestReplicaKilledAtEachStepIsSettledByOthers(t *testing.T) {
 		}
 	}
 	w.survivor(t, "survivor-1", "5s") // … and one that cleans up what they leave,
-	w.awaitSettled(t, cleaners, now)
+	w.awaitAllSettled(t.Context(), cleaners, now)
 	// and then replicas that are killed in all other operations, all at once,
 	each(t, others, prepare)
 	each(t, others, begin)
-	each(t, others, w.die)
-	w.awaitSettled(t, others, now)
+	each(t, others, func(ctx context.Context, v *victim) error {
+		err := w.die(ctx, v)
+		w.awaitSettled(t.Context(), v, now) // each from its own death on
+		return err
+	})
 	w.nameSettlers(t, victims)
 	t.Logf("\n%s", table(victims))
 
@@ -107,6 +110,7 @@ func TestReplicaKilledAtEachStepIsSettledByOthers(t *testing.T) {
 				t.Parallel()
 				// then what it left in flight is settled within the limit, …
 				must.Eq(t, "", v.left)
+				must.LessEq(t, settleLimit, v.took)
 				// and a create gives the chat one sandbox.
 				session := w.createsOne(t, survivor, v)
 				if v.then == oldSession {

@@ -28,6 +28,7 @@ type ledger struct {
 	suspects  []suspect
 	confirmed map[string]bool // what was reported already
 	ends      map[cause]int   // why sandboxes ended that callers had been told of
+	latest    time.Duration   // how long after its end a delete without an answer was carried out
 }
 
 // cause is why a session may have ended.
@@ -60,13 +61,21 @@ type instant struct{ at, agreed time.Time }
 
 func (l *ledger) instant(at time.Time) instant { return instant{at, l.clock.agreed(at)} }
 
-// deletion is a request that may end whatever session the chat has while it is
-// under way.
-type deletion struct{ start, end time.Time }
+// deletion is a request that ends one session of the chat at most: the one that its
+// answer names, or, where nobody got an answer, any until lateLimit after its end.
+type deletion struct {
+	start, end time.Time
+	answered   bool
+	gone       uuid.UUID // the session that it ended, as far as is known
+}
 
-// answerLimit is how long a request may have an effect to which nobody got the
-// answer: a replica that was paused goes on with what it had begun.
-const answerLimit = 2 * time.Minute
+// lateLimit is how long after nobody waits for its answer any more a delete may yet
+// be carried out: by a replica that was paused until its locks were another's, or by
+// those that settle what a dead one had begun, and then until the sandbox has stopped.
+const lateLimit = pastTTL + settleLimit + stopTime
+
+// stopTime is within what time a sandbox ends that is stopped.
+const stopTime = 10 * time.Second
 
 // hazard is a node that Nomad took for lost. When it is back it ends what ran
 // there.
@@ -160,15 +169,14 @@ func (l *ledger) deleting(chat uuid.UUID) (done func(answered bool, gone uuid.UU
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	d := &deletion{start: time.Now()}
-	d.end = d.start.Add(answerLimit)
 	l.deletions[chat] = append(l.deletions[chat], d)
 	return func(answered bool, gone uuid.UUID) {
 		l.mu.Lock()
 		defer l.mu.Unlock()
+		d.end, d.answered, d.gone = time.Now(), answered, gone
 		if !answered {
 			return
 		}
-		d.end = time.Now()
 		if gone == uuid.Nil { // it ended nothing
 			l.deletions[chat] = slices.DeleteFunc(l.deletions[chat], func(other *deletion) bool { return other == d })
 		}
@@ -248,6 +256,8 @@ func (l *ledger) silent(a answer, at time.Time, err error) {
 func (l *ledger) judge() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	// In their order, since a delete without an answer ends no more than one.
+	slices.SortStableFunc(l.suspects, func(a, b suspect) int { return a.when.at.Compare(b.when.at) })
 	for _, s := range l.suspects {
 		cause := l.cause(s.told, s.when)
 		if s.ended {
@@ -282,10 +292,8 @@ func (l *ledger) cause(t *told, when instant) cause {
 	if doomed, ok := l.doomed[t.session]; ok && !at.Before(doomed) {
 		return hit
 	}
-	for _, d := range l.deletions[t.chat] {
-		if !at.Before(d.start) && !d.end.Before(t.created.Add(-expirySlack)) {
-			return deleted
-		}
+	if slices.ContainsFunc(l.deletions[t.chat], func(d *deletion) bool { return d.gone == t.session && !at.Before(d.start) }) {
+		return deleted
 	}
 	if !when.agreed.Before(t.expires.Add(-expirySlack)) {
 		return expiry
@@ -296,7 +304,28 @@ func (l *ledger) cause(t *told, when instant) cause {
 			return nodeWasOut
 		}
 	}
+	if l.deletedLate(t, at) {
+		return deleted
+	}
 	return noCause
+}
+
+// deletedLate says whether a delete without an answer may have ended the session,
+// and has it end no other.
+func (l *ledger) deletedLate(t *told, at time.Time) bool {
+	var first *deletion // the one that can be the cause for the shortest time to come
+	for _, d := range l.deletions[t.chat] {
+		may := !d.answered && d.gone == uuid.Nil && !at.Before(d.start) && !at.After(d.end.Add(lateLimit))
+		if may && (first == nil || d.end.Before(first.end)) {
+			first = d
+		}
+	}
+	if first == nil {
+		return false
+	}
+	first.gone = t.session
+	l.latest = max(l.latest, at.Sub(first.end))
+	return true
 }
 
 // howTheyEnded counts the sandboxes that ended by why they did.
@@ -307,7 +336,8 @@ func (l *ledger) howTheyEnded() string {
 	for _, c := range []cause{deleted, expiry, hit, nodeWasOut, noCause} {
 		parts = append(parts, fmt.Sprintf("%d %s", l.ends[c], c))
 	}
-	return strings.Join(parts, ", ")
+	return fmt.Sprintf("%s; by deletes without an answer until %.1f s after these (limit %s)",
+		strings.Join(parts, ", "), l.latest.Seconds(), lateLimit)
 }
 
 func (l *ledger) wrong(t *told, format string, args ...any) { l.report(wrong, t, format, args...) }

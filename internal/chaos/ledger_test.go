@@ -52,6 +52,39 @@ func TestLedgerFindsWhatMustNotBe(t *testing.T) {
 			l.deleting(chat)(false, uuid.Nil)
 			l.sawNone(at(5), at(6), chat, "get")
 		}, 0},
+		{"a get finds none long after a delete that had no answer", func(l *ledger) {
+			l.deleting(chat)(false, uuid.Nil)
+			l.saw(answer{start: at(5), end: at(6), op: "renew", session: told(session, time.Hour, "running")})
+			late := lateLimit.Seconds() + 5
+			l.sawNone(at(late), at(late), chat, "get")
+		}, 1},
+		{"a get finds none before any delete", func(l *ledger) {
+			l.sessions[session].first = at(-10)
+			l.sawNone(at(-5), at(-1), chat, "get")
+			l.deleting(chat)(true, session)
+		}, 1},
+		{"it ends after a delete that ended another", func(l *ledger) {
+			l.deleting(chat)(true, other)
+			l.ended(here, at(5))
+		}, 1},
+		{"it ends, and a get finds none, while a delete has no answer", func(l *ledger) {
+			l.deleting(chat)(false, uuid.Nil)
+			l.ended(here, at(5))
+			l.sawNone(at(6), at(7), chat, "get")
+		}, 0},
+		{"it and the next one end while a delete has no answer", func(l *ledger) {
+			l.deleting(chat)(false, uuid.Nil)
+			l.ended(here, at(5))
+			l.saw(answer{start: at(6), end: at(7), op: "create", made: true, session: told(other, time.Hour, "running")})
+			l.ended(&sandbox{session: other, chat: chat, node: "client-0"}, at(8))
+		}, 1},
+		{"it and the next one end while two deletes have no answer", func(l *ledger) {
+			l.deleting(chat)(false, uuid.Nil)
+			l.deleting(chat)(false, uuid.Nil)
+			l.ended(here, at(5))
+			l.saw(answer{start: at(6), end: at(7), op: "create", made: true, session: told(other, time.Hour, "running")})
+			l.ended(&sandbox{session: other, chat: chat, node: "client-0"}, at(8))
+		}, 0},
 		{"a get finds none after a delete that found none", func(l *ledger) {
 			l.deleting(chat)(true, uuid.Nil)
 			l.sawNone(at(5), at(6), chat, "get")

@@ -8,12 +8,19 @@ import (
 	"time"
 )
 
+// idle is how long it may take on average until a session is made, so that a run
+// says anything: many times what it does take.
+const idle = 4 * time.Second
+
 // run stirs and settles in turn until the time is over.
 func (w *world) run(ctx context.Context) (*report, error) {
 	began := time.Now()
 	w.watch(ctx)
 	err := w.cycles(ctx, began.Add(w.plan.duration))
 	w.halt()
+	if n, least := w.load.made.Load(), int64(w.plan.duration/idle); n < least && err == nil {
+		err = fmt.Errorf("%w: no more than %d sessions were made, and %d were to be", errBroken, n, least)
+	}
 	r := w.report(time.Since(began))
 	if n := w.log.violations(); n > 0 {
 		err = errors.Join(fmt.Errorf("%w: %d violations:\n%s", errBroken, n, w.log.worst()), err)
@@ -41,6 +48,9 @@ func (w *world) cycles(ctx context.Context, end time.Time) error {
 		}
 		if err := w.settle(ctx); err != nil {
 			return fmt.Errorf("round %d: %w", round, err)
+		}
+		if w.serve(ctx); ctx.Err() != nil {
+			break
 		}
 		fmt.Fprintf(os.Stderr, "chaos: %s\n", w.progress(round))
 	}

@@ -12,6 +12,8 @@ import (
 	consulapi "github.com/hashicorp/consul/api"
 	nomadapi "github.com/hashicorp/nomad/api"
 	"golang.org/x/sync/errgroup"
+
+	"github.com/bivouac/bivouac/internal/httpapi/wire"
 )
 
 // settleLimit is within what time all must have settled once everything runs
@@ -52,6 +54,34 @@ func (w *world) settle(ctx context.Context) error {
 	w.told.judge()
 	w.log.note("SETTLED after %s", time.Since(began).Round(time.Millisecond))
 	return nil
+}
+
+// serveLimit is how long a create may take while nothing is broken, on a machine that
+// has other things to do.
+const serveLimit = 30 * time.Second
+
+// serve has every replica asked for a sandbox of each chat, while nothing is broken:
+// to do no harm and to serve nobody is not enough.
+func (w *world) serve(ctx context.Context) {
+	defer w.load.serve(false) // until the next round nobody asks
+	for _, r := range w.replicas {
+		var all errgroup.Group
+		all.SetLimit(4)
+		for _, chat := range w.chats {
+			all.Go(func() error {
+				err := w.load.create(ctx, r, chat, w.load.input("agent-1", 10*time.Minute), serveLimit)
+				switch {
+				case ctx.Err() != nil:
+				case err == nil || codeOf(err) == wire.CodeConflict: // it stands for another agent
+					w.served.Add(1)
+				default:
+					w.log.violation(wrong, chat.String(), "nothing is broken, and a create of chat %s on %s is answered: %s", chat, r.name, describe(err))
+				}
+				return nil
+			})
+		}
+		_ = all.Wait() // its functions return no error
+	}
 }
 
 // mentioned is the chat that a leftover names, or all of it.

@@ -31,9 +31,10 @@ type victim struct {
 	chat uuid.UUID
 	old  wire.Session // that stood before
 	died time.Time
-	took time.Duration
-	left string // what is not as it should be yet
-	by   string // who settled it
+	from time.Time     // when what it left could be settled: since it died, or later
+	took time.Duration // since then
+	left string        // what is not as it should be yet
+	by   string        // who settled it
 
 	answered chan struct{} // closed once its caller has an answer:
 	session  uuid.UUID     // the session that this tells of
@@ -79,25 +80,28 @@ func (w *world) lookOn(t *testing.T) (last func() *look) {
 	return now.Load
 }
 
-// awaitSettled looks on until what the victims left is settled, or for longer than
-// that may take from now on: until now one may have died with another's chat in its
-// hands.
-func (w *world) awaitSettled(t *testing.T, victims []*victim, last func() *look) {
-	from := time.Now()
+// awaitSettled looks on until what the victim left is settled, or for longer than
+// that may take. It is to be called as soon as the victim is dead, or the others are
+// there that settle it: the first look that finds it settled says when it was.
+func (w *world) awaitSettled(ctx context.Context, v *victim, last func() *look) {
+	v.from = time.Now()
+	for v.left = "not looked at"; v.left != "" && ctx.Err() == nil; pause(ctx, 50*time.Millisecond) {
+		now := last()
+		if now == nil || now.began.Before(v.from) {
+			continue
+		}
+		v.took, v.left = now.began.Sub(v.from), w.unsettled(v, now.records, now.left)
+		if v.took > settleLimit {
+			return
+		}
+	}
+}
+
+// awaitAllSettled does it for several.
+func (w *world) awaitAllSettled(ctx context.Context, victims []*victim, last func() *look) {
 	var all sync.WaitGroup
 	for _, v := range victims {
-		all.Go(func() {
-			for v.left = "not looked at"; v.left != "" && t.Context().Err() == nil; pause(t.Context(), 50*time.Millisecond) {
-				now := last()
-				if now == nil || now.began.Before(v.died) {
-					continue
-				}
-				v.took, v.left = now.began.Sub(v.died), w.unsettled(v, now.records, now.left)
-				if now.began.Sub(from) > settleLimit {
-					return
-				}
-			}
-		})
+		all.Go(func() { w.awaitSettled(ctx, v, last) })
 	}
 	all.Wait()
 }

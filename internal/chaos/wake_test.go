@@ -26,7 +26,7 @@ func TestReplicaPausedAtEachStepDoesNoHarmWhenItWakes(t *testing.T) {
 
 	// and others that settle what they left.
 	slept := time.Now()
-	w.awaitSettled(t, victims, now)
+	w.awaitAllSettled(t.Context(), victims, now)
 	w.nameSettlers(t, victims)
 	pause(t.Context(), time.Until(slept.Add(pastTTL)))
 

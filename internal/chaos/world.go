@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/google/uuid"
@@ -50,6 +51,7 @@ type world struct {
 	census   *census
 	load     *load
 	settled  []time.Duration
+	served   atomic.Int64 // creates while nothing was broken
 
 	random   *rand.Rand
 	randomMu sync.Mutex
