@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/bivouac/bivouac/jobs"
@@ -24,6 +25,12 @@ func (w *world) provoke(n int, f fault) {
 	}
 	w.note("FAULT %v", f)
 	r := w.replica(f.which)
+	switch f.kind {
+	case "crash", "stop", "pause", "cut consul", "cut nomad", "cut both":
+		w.hits.count(f.kind, !r.isDead())
+	case "consul leader", "nomad leader", "no room":
+		w.hits.count(f.kind, true)
+	}
 	switch f.kind {
 	case "crash":
 		r.crash()
@@ -62,12 +69,14 @@ func (w *world) provoke(n int, f fault) {
 		if alive := w.nomad.Processes(); len(alive) > 0 {
 			p := alive[f.which%len(alive)]
 			w.died(p.Meta[jobs.MetaSessionID], f.kind)
+			w.hits.count(f.kind, true)
 			w.nomad.Kill(p.AllocID)
 		}
 	case "job stopped":
 		if alive := w.nomad.Processes(); len(alive) > 0 {
 			p := alive[f.which%len(alive)]
 			w.died(p.Meta[jobs.MetaSessionID], f.kind)
+			w.hits.count(f.kind, true)
 			w.nomad.StopJob(p.JobID)
 		}
 	case "no room":
@@ -75,14 +84,16 @@ func (w *world) provoke(n int, f fault) {
 		wait(w.ctx, f.lasts)
 		w.nomad.SetCapacity(w.capacity)
 	case "streams break":
-		w.nomad.BreakStreams()
+		w.hits.count(f.kind, w.nomad.BreakStreams() > 0)
 	case "session destroyed":
 		if ids := w.sessionsInConsul(); len(ids) > 0 {
+			w.hits.count(f.kind, true)
 			w.consul.DestroySession(ids[f.which%len(ids)])
 		}
 	case "lock deleted":
 		for key := range w.consul.Keys(locksPrefix) {
 			if !strings.HasSuffix(key, nobody) {
+				w.hits.count(f.kind, true)
 				w.consul.DeleteKey(key)
 			}
 		}
@@ -90,6 +101,23 @@ func (w *world) provoke(n int, f fault) {
 		panic("no such fault: " + f.kind)
 	}
 }
+
+// hits counts the faults of each kind that took effect.
+type hits struct {
+	mu    sync.Mutex
+	times map[string]int
+}
+
+func (h *hits) count(kind string, took bool) {
+	if took {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		h.times[kind]++
+	}
+}
+
+// stoppedByNode is what a node does that is cut off for long.
+const stoppedByNode = "node cut: it stops what runs"
 
 // occasion is something for faults to wait for. The world's mutex guards it.
 type occasion struct {
@@ -142,7 +170,7 @@ func (w *world) loseNode(f fault) {
 			w.died(p.Meta[jobs.MetaSessionID], f.kind)
 		}
 	}
-	w.nomad.Disconnect(i, f.kind == "node agent dead")
+	w.hits.count(f.kind, w.nomad.Disconnect(i, f.kind == "node agent dead"))
 	wait(w.ctx, f.lasts)
 	w.nomad.Reconnect(i)
 	w.mu.Lock()

@@ -179,12 +179,14 @@ func (p plan) newRequest(rng *rand.Rand) request {
 	return r
 }
 
+// kinds are those of faults, more than once where they are to come more often.
+var kinds = []string{
+	"crash", "crash", "stop", "pause", "pause", "cut consul", "cut nomad", "cut both", "consul leader",
+	"nomad leader", "node cut", "node agent dead", "sandbox dies", "sandbox dies", "no room", "streams break",
+	"session destroyed", "lock deleted", "job stopped",
+}
+
 func (p plan) newFault(rng *rand.Rand) fault {
-	kinds := []string{
-		"crash", "crash", "stop", "pause", "pause", "cut consul", "cut nomad", "cut both", "consul leader",
-		"nomad leader", "node cut", "node agent dead", "sandbox dies", "sandbox dies", "no room", "streams break",
-		"session destroyed", "lock deleted", "job stopped",
-	}
 	f := fault{
 		at:    between(rng, 0, period),
 		lasts: between(rng, 100*time.Millisecond, 8*time.Second),

@@ -17,6 +17,8 @@ import (
 
 	"github.com/shoenig/test/must"
 	"golang.org/x/sync/errgroup"
+
+	"github.com/bivouac/bivouac/internal/simulate/network"
 )
 
 // chunk is how many seeds one process runs.
@@ -28,9 +30,9 @@ type tally struct {
 	Runs    int
 	Failed  []uint64
 	Told    map[string]int // what callers asked and were told
-	Faults  map[string]int
-	Settled time.Duration // the longest
-	Slowest uint64        // the seed of that
+	Faults  map[string]int // those that took effect
+	Settled time.Duration  // the longest
+	Slowest uint64         // the seed of that
 }
 
 func newTally() *tally { return &tally{Told: make(map[string]int), Faults: make(map[string]int)} }
@@ -43,16 +45,11 @@ func (s *tally) count(w *world) {
 	for _, c := range w.history {
 		s.Told[c.kind+": "+c.told]++
 	}
-	for _, f := range w.faults {
-		s.Faults[f.kind]++
+	for what, n := range w.hits.times {
+		s.Faults[what] += n
 	}
-	for name, odds := range map[string]float64{
-		"requests lost": w.odds.LoseRequest, "replies lost": w.odds.LoseReply, "requests late": w.odds.Late,
-		"replies late": w.odds.LateReply, "500": w.odds.Fail, "429": w.odds.Busy,
-	} {
-		if odds > 0 {
-			s.Faults[name]++
-		}
+	for what, n := range w.net.Fates() {
+		s.Faults[what] += n
 	}
 	if w.settled > s.Settled {
 		s.Settled, s.Slowest = w.settled, w.seed
@@ -96,12 +93,37 @@ func (s *tally) String() string {
 			_, _ = fmt.Fprintf(w, "%s\t%d\n", what, counts[what])
 		}
 	}
-	table("runs with", s.Faults)
+	table("fault", s.Faults)
 	table("asked: told", s.Told)
 	_ = w.Flush() // to a builder, which takes everything
 	fmt.Fprintf(&out, "\n%d runs, %d failed %v. The longest time to settle was %v, of seed %d.\n",
 		s.Runs, len(s.Failed), s.Failed, s.Settled, s.Slowest)
 	return out.String()
+}
+
+// manyRuns is in how many runs everything comes about that may.
+const manyRuns = 1000
+
+// missing returns what there is to be in many runs, and was in none.
+func (s *tally) missing() []string {
+	faults := append([]string{
+		network.RequestsLost, network.RepliesLost, network.RequestsLate, network.RepliesLate,
+		network.Failed, network.Refused, network.HeldBack, stoppedByNode,
+	}, kinds...)
+	told := []string{
+		"create: created", "create: replaced", "create: reused", "create: conflict", "create: not_placed", "create: not_ready",
+		"get: creating", "get: running", "get: stopping", "get: dead", "get: lost", "get: not_found",
+		"renew: renewed", "renew: expired", "renew: not_running", "renew: not_found",
+		"delete: deleted", "delete: not_found",
+	}
+	for _, kind := range []string{"create", "delete"} { // what any may be told
+		for _, trouble := range []string{"nothing", "deadline_exceeded", "lock_lost", "store_unavailable", "runtime_unavailable"} {
+			told = append(told, kind+": "+trouble)
+		}
+	}
+	return append(
+		slices.DeleteFunc(faults, func(what string) bool { return s.Faults[what] > 0 }),
+		slices.DeleteFunc(told, func(what string) bool { return s.Told[what] > 0 })...)
 }
 
 // share runs many seeds in processes of this program, as many at a time as there
@@ -143,4 +165,7 @@ func share(t *testing.T, first, runs uint64) {
 	}
 	t.Logf("%s%v on %d processors, of which it used %v", sum, time.Since(began).Round(time.Second),
 		runtime.NumCPU(), time.Duration(busy.Load()).Round(time.Second))
+	if runs >= manyRuns {
+		must.SliceEmpty(t, sum.missing(), must.Sprint("what never came about"))
+	}
 }

@@ -72,6 +72,7 @@ type world struct {
 	alive      map[string]int // live processes, by chat
 	living     map[string]int // and by session, 0 for those that have ended
 	settled    time.Duration  // how long that took
+	hits       hits
 	violations []string
 	trace      []event
 }
@@ -88,13 +89,15 @@ func run(t *testing.T, p plan, template *jobs.Template) *world {
 	ctx, cancel := context.WithCancel(t.Context())
 	w := &world{
 		plan: p, template: template, ctx: ctx, began: time.Now(),
-		asked: newOccasion(), started: newOccasion(), cutNodes: make(map[string]int), alive: make(map[string]int), living: make(map[string]int),
+		asked: newOccasion(), started: newOccasion(), cutNodes: make(map[string]int), alive: make(map[string]int), living: make(map[string]int), hits: hits{times: make(map[string]int)},
 	}
 	w.net = network.New(ctx, p.seed, func(host, event string) { w.note("%s: %s", host, event) })
 	w.consul = consulmodel.New(p.expire)
 	config := nomadmodel.Config{
 		Nodes: p.nodes, Capacity: p.capacity, Slow: p.slowNomad, Rand: w.net.Rand,
-		Started: w.processStarted, Ended: w.processEnded, Trace: func(event string) { w.note("nomad: %s", event) },
+		Started: w.processStarted, Ended: w.processEnded,
+		Stopped: func(nomadmodel.Process) { w.hits.count(stoppedByNode, true) },
+		Trace:   func(event string) { w.note("nomad: %s", event) },
 	}
 	w.nomad = nomadmodel.New(ctx, config)
 	for i := range p.chats {

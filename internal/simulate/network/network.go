@@ -14,6 +14,7 @@ import (
 	"errors"
 	"hash/fnv"
 	"io"
+	"maps"
 	"math/rand/v2"
 	"net/http"
 	"strconv"
@@ -49,12 +50,39 @@ type Network struct {
 	mu    sync.Mutex
 	asked map[string]uint64 // how often, by who and what
 	odds  Odds
+	fates map[string]int
 }
 
 // New returns a network that works until ctx ends. trace is told of each
 // request.
 func New(ctx context.Context, seed uint64, trace func(host, event string)) *Network {
-	return &Network{ctx: ctx, seed: seed, trace: trace, asked: make(map[string]uint64)}
+	return &Network{ctx: ctx, seed: seed, trace: trace, asked: make(map[string]uint64), fates: make(map[string]int)}
+}
+
+// The fates of requests.
+const (
+	RequestsLost = "requests lost"
+	RepliesLost  = "replies lost"
+	RequestsLate = "requests late"
+	RepliesLate  = "replies late"
+	Failed       = "500"
+	Refused      = "429"
+	HeldBack     = "held back by a cut"
+)
+
+// Fates returns how many requests each fate has befallen.
+func (n *Network) Fates() map[string]int {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return maps.Clone(n.fates)
+}
+
+func (n *Network) befalls(fate string, yes bool) {
+	if yes {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		n.fates[fate]++
+	}
 }
 
 // SetOdds decides what happens to requests from now on.
@@ -203,10 +231,11 @@ func (l *Link) carry(connection context.Context, req *http.Request, body []byte,
 	odds := l.oddsNow()
 	there, back := Latency(rng), Latency(rng)
 	lost, lostReply := rng.Float64() < odds.LoseRequest, rng.Float64() < odds.LoseReply
-	if rng.Float64() < odds.Late {
+	late, lateReply := rng.Float64() < odds.Late, false
+	if late {
 		there += time.Duration(rng.Int64N(int64(MaxLate)))
 	}
-	if rng.Float64() < odds.LateReply {
+	if lateReply = rng.Float64() < odds.LateReply; lateReply {
 		back += time.Duration(rng.Int64N(int64(10 * time.Second)))
 	}
 	refused := 0
@@ -219,8 +248,11 @@ func (l *Link) carry(connection context.Context, req *http.Request, body []byte,
 	survives := rng.IntN(2) == 0 // a cut
 	turn := Latency(rng)
 
+	l.net.befalls(RequestsLate, late)
 	sleep(l.net.ctx, there)
 	clean := l.pass(turn)
+	l.net.befalls(HeldBack, !clean)
+	l.net.befalls(RequestsLost, lost)
 	if lost || !clean && !survives || l.net.ctx.Err() != nil {
 		l.net.trace(l.host.Name, what+" is lost")
 		sleep(l.net.ctx, back+time.Duration(rng.Int64N(int64(3*time.Second))))
@@ -230,6 +262,10 @@ func (l *Link) carry(connection context.Context, req *http.Request, body []byte,
 	if lostReply { // the connection breaks at some time, perhaps before the server is done
 		After(l.net.ctx, time.Duration(rng.ExpFloat64()*float64(50*time.Millisecond)), func() { answered <- nil })
 	}
+	l.net.befalls(RepliesLost, lostReply)
+	l.net.befalls(RepliesLate, !lostReply && lateReply)
+	l.net.befalls(Failed, refused == http.StatusInternalServerError)
+	l.net.befalls(Refused, refused == http.StatusTooManyRequests)
 	var resp *http.Response
 	if refused != 0 {
 		resp = Text(refused, http.StatusText(refused))

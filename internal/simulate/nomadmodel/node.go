@@ -185,13 +185,14 @@ func (s *Server) Kill(allocID string) {
 func (s *Server) NodeID(i int) string { return s.nodes[i%len(s.nodes)].id }
 
 // Disconnect cuts a node off from the servers. Where agent is true its agent
-// dies: then nobody stops the node's processes.
-func (s *Server) Disconnect(i int, agent bool) {
+// dies: then nobody stops the node's processes. It returns false for a node that is
+// cut off already.
+func (s *Server) Disconnect(i int, agent bool) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	n := s.nodes[i%len(s.nodes)]
 	if !n.connected {
-		return
+		return false
 	}
 	s.trace("%s is cut off, agent dead: %t", n.name, agent)
 	n.connected, n.down = false, agent
@@ -214,10 +215,15 @@ func (s *Server) Disconnect(i int, agent bool) {
 		}
 		s.after("heartbeat stop", *d.StopOnClientAfter, *d.StopOnClientAfter+5*time.Second, func() {
 			if still() && !r.ending {
+				s.trace("%s, which hears nothing, stops %s", n.name, r.AllocID)
+				if s.Stopped != nil {
+					s.Stopped(r.Process)
+				}
 				s.stop(r)
 			}
 		})
 	}
+	return true
 }
 
 // lose is what the servers do about a node that they hear nothing of.

@@ -42,7 +42,10 @@ type Config struct {
 	KillAtLast bool
 	// Started and Ended are told of each process, while the model is locked.
 	Started, Ended func(Process)
-	Trace          func(event string)
+	// Stopped is told of each process that its node stops since it hears nothing of
+	// the servers. It may be nil.
+	Stopped func(Process)
+	Trace   func(event string)
 }
 
 // Process is one sandbox's process on a node.
@@ -129,11 +132,14 @@ func (s *Server) ElectLeader() {
 	s.leading = true
 }
 
-// BreakStreams ends all event streams, as a server does that restarts.
-func (s *Server) BreakStreams() {
+// BreakStreams ends all event streams, as a server does that restarts, and returns
+// how many.
+func (s *Server) BreakStreams() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	n := len(s.streams)
 	s.cutStreams()
+	return n
 }
 
 // SetCapacity changes how many allocations each node has room for.

@@ -107,7 +107,7 @@ func modelProbe(t *testing.T, config nomadmodel.Config) *probe {
 			}
 		}
 	}
-	p.agentDies = func(i int) { server.Disconnect(i, true) }
+	p.agentDies = func(i int) { must.True(t, server.Disconnect(i, true)) }
 	p.agentIsBack = server.Reconnect
 	return p
 }
