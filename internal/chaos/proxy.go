@@ -37,8 +37,12 @@ type proxy struct {
 	now    trouble
 	healed chan struct{} // closed while nothing is cut
 	spy    spy           // may be nil
+	edit   edit          // may be nil
 	random *rand.Rand
 }
+
+// edit changes the body of a request on its way there.
+type edit func(r *http.Request, body []byte) []byte
 
 // spy is told of each request that the server has carried out, before the answer
 // goes on.
@@ -98,6 +102,23 @@ func (p *proxy) tell(s spy) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.spy = s
+}
+
+// change has an edit made from now on.
+func (p *proxy) change(e edit) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.edit = e
+}
+
+func (p *proxy) edited(r *http.Request, body []byte) []byte {
+	p.mu.Lock()
+	edit := p.edit
+	p.mu.Unlock()
+	if edit == nil {
+		return body
+	}
+	return edit(r, body)
 }
 
 func (p *proxy) spied() spy {
@@ -187,6 +208,7 @@ func (p *proxy) RoundTrip(r *http.Request) (*http.Response, error) {
 			return nil, err
 		}
 	}
+	body = p.edited(r, body)
 	var last error
 	for _, server := range p.servers {
 		try := r.Clone(r.Context())

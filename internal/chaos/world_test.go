@@ -12,13 +12,15 @@ import (
 	"github.com/bivouac/bivouac/internal/stack"
 )
 
-func testWorld(t *testing.T) *world {
+func testWorld(t *testing.T) *world { return testWorldOn(t, stack.NomadForTest(t)) }
+
+// testWorldOn is with a Nomad of the test's own.
+func testWorldOn(t *testing.T, nomad *stack.Nomad) *world {
 	dir := t.TempDir()
 	log, err := newTimeline(dir)
 	must.NoError(t, err)
 	t.Cleanup(func() { must.NoError(t, log.close()) })
 	consul, _ := stack.ConsulForTest(t)
-	nomad := stack.NomadForTest(t)
 	w := &world{plan: plan{binary: filepath.Join(dir, "bivouac")}, dir: dir, log: log, told: newLedger(log), stopped: func() {}}
 	w.kv, err = consul.Client()
 	must.NoError(t, err)
