@@ -69,6 +69,11 @@ func (l failingLease) Write(ctx context.Context, next *scheduler.Session, then s
 	return err
 }
 
+func (l failingLease) Release(ctx context.Context) error {
+	_, err := around("release", l.chatID, func() (struct{}, error) { return struct{}{}, l.Lease.Release(ctx) })
+	return err
+}
+
 type failingDriver struct{ runtime.Driver }
 
 func (d failingDriver) Create(ctx context.Context, spec runtime.Spec, progress func(runtime.Stage)) (runtime.Sandbox, error) {

@@ -57,8 +57,11 @@ var operations = []operation{
 	{"delete", stands, []step{
 		{"lock:before", oldSession}, {"lock:after", oldSession},
 		{"write-stopping:before", oldSession}, {"write-stopping:after", nothing},
-		{"delete:before", nothing}, {deregistered, nothing}, {"delete:after", nothing},
+		{"delete:before", nothing}, {deregistered, nothing}, {purged, nothing}, {"delete:after", nothing},
 		{"remove:before", nothing}, {"remove:after", nothing},
+	}},
+	{"delete nothing", fresh, []step{
+		{"lock:after", nothing}, {"release:before", nothing}, {"release:after", nothing},
 	}},
 	{"renew", stands, []step{
 		{"lock:after", oldSession}, {"write-expiry:before", oldSession}, {"write-expiry:after", oldSession},
@@ -73,6 +76,7 @@ type step struct{ point, then string }
 const (
 	registered   = "job registered"
 	deregistered = "job deregistered"
+	purged       = "job purged"
 )
 
 // A replica that is killed at any step leaves something that others settle.

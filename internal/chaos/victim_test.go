@@ -38,6 +38,7 @@ type victim struct {
 
 	answered chan struct{} // closed once its caller has an answer:
 	session  uuid.UUID     // the session that this tells of
+	next     wire.Session  // that was made while it slept
 	err      error
 }
 
@@ -119,9 +120,10 @@ func (w *world) victims(t *testing.T, b blow, operations ...operation) []*victim
 				v.nomad.tell(v.hitBy(b, func(r *http.Request, body []byte) bool {
 					return jobSent(r, body) && bytes.Contains(body, []byte(v.chat.String()))
 				}))
-			case deregistered:
+			case deregistered, purged:
 				v.nomad.tell(v.hitBy(b, func(r *http.Request, _ []byte) bool {
-					return r.Method == http.MethodDelete && r.URL.Path == "/v1/job/bivouac-"+v.old.SessionID.String()
+					return r.Method == http.MethodDelete && r.URL.Path == "/v1/job/bivouac-"+v.old.SessionID.String() &&
+						(r.URL.Query().Get("purge") == "true") == (s.point == purged)
 				}))
 			default:
 				v.env = append(v.env, fmt.Sprintf("BIVOUAC_FAILPOINT=%s %s %s", b, s.point, v.chat))
@@ -235,7 +237,7 @@ func (w *world) ask(ctx context.Context, v *victim) (uuid.UUID, error) {
 	case "create", "replace":
 		res, err := v.api.Create(ctx, v.chat, w.load.input("agent-1", time.Hour))
 		return res.Session.SessionID, err
-	case "delete":
+	case "delete", "delete nothing":
 		res, err := v.api.Delete(ctx, v.chat)
 		return res.SessionID, err
 	case "renew":

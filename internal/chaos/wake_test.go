@@ -3,31 +3,50 @@ package main
 import (
 	"context"
 	"errors"
+	"slices"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/google/uuid"
 	"github.com/shoenig/test/must"
+
+	"github.com/bivouac/bivouac/internal/httpapi/wire"
 )
 
 // A replica that is paused at any step for longer than its locks last finds, when it
 // wakes up, that others have settled what it had begun, and does no harm.
 func TestReplicaPausedAtEachStepDoesNoHarmWhenItWakes(t *testing.T) {
-	// Given replicas that are paused in the middle of all operations but cleanup,
-	// which deletes as delete does,
+	// Given replicas that are paused in the middle of a cleanup, one after the other,
+	// since each cleans up whatever has expired, and of all other operations,
 	w := testWorld(t)
 	survivor := w.survivor(t, "survivor-0", "1h")
-	victims := w.victims(t, halt, operations...)
+	cleaners, others := w.victims(t, halt, cleanup, cleanupLate), w.victims(t, halt, operations...)
+	victims := slices.Concat(others, cleaners)
 	now := w.lookOn(t)
-	each(t, victims, func(ctx context.Context, v *victim) error { return w.prepare(ctx, survivor, v) })
-	each(t, victims, begin)
-	each(t, victims, func(ctx context.Context, v *victim) error { return w.fall(ctx, t, v) })
+	prepare := func(ctx context.Context, v *victim) error { return w.prepare(ctx, survivor, v) }
+	fall := func(ctx context.Context, v *victim) error { return w.fall(ctx, t, v) }
+	for _, v := range cleaners {
+		for _, do := range []func(context.Context, *victim) error{prepare, begin, fall} {
+			each(t, []*victim{v}, do)
+		}
+	}
+	each(t, others, prepare)
+	each(t, others, begin)
+	each(t, others, fall)
 
-	// and others that settle what they left.
+	// and others that settle what they left, and replace what one was about to end.
 	slept := time.Now()
+	w.survivor(t, "survivor-1", "5s")
 	w.awaitAllSettled(t.Context(), victims, now)
 	w.nameSettlers(t, victims)
+	each(t, cleaners, func(ctx context.Context, v *victim) (err error) {
+		if v.operation == cleanupLate.name {
+			res, createErr := survivor.api.Create(ctx, v.chat, w.load.input("agent-1", time.Hour))
+			v.next, err = res.Session, createErr
+		}
+		return err
+	})
 	pause(t.Context(), time.Until(slept.Add(pastTTL)))
 
 	// When they wake up and go on, their callers still there,
@@ -66,9 +85,13 @@ func TestReplicaPausedAtEachStepDoesNoHarmWhenItWakes(t *testing.T) {
 				// and what they answered is so.
 				what, session := v.has(last.records)
 				switch {
-				case v.err != nil:
-				case v.operation == "delete":
+				case v.err != nil: // that it lost its lock, or cannot tell, and nothing else
+					must.SliceContains(t, []wire.Code{wire.CodeLockLost, wire.CodeStoreUnavailable}, codeOf(v.err), must.Sprint(v.err))
+				case v.operation == "delete", v.operation == "delete nothing", v.operation == cleanup.name:
 					must.Eq(t, nothing, what)
+				case v.operation == cleanupLate.name: // it leaves alone what took the place
+					must.Eq(t, v.next.SessionID, session)
+					must.NoError(t, w.load.knock(v.next))
 				default:
 					must.NotEq(t, uuid.Nil, v.session)
 					must.Eq(t, v.session, session)
@@ -82,6 +105,9 @@ func TestReplicaPausedAtEachStepDoesNoHarmWhenItWakes(t *testing.T) {
 	})
 	must.Eq(t, 0, w.log.violations(), must.Sprint(w.log.worst()))
 }
+
+// cleanupLate is a cleanup whose chat has another session by the time that it goes on.
+var cleanupLate = operation{"cleanup of what is replaced", expired, cleanup.steps}
 
 // wakeLimit bounds an operation with a pause in it.
 const wakeLimit = 4 * time.Minute
