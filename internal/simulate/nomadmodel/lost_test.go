@@ -11,10 +11,18 @@ import (
 	"github.com/bivouac/bivouac/internal/stack"
 )
 
-// The model loses a node as Nomad does: the allocation there is given up and not
-// replaced, but the next evaluation of its job replaces it beside a process that
-// lives.
+// The model loses a node as Nomad does.
 func TestModelLosesNodesAsNomadDoes(t *testing.T) {
+	for name, ask := range map[string]func(*probe){
+		"as Bivouac has it":            (*probe).lostNode,
+		"without the disconnect block": (*probe).lostNodeWithoutDisconnect,
+	} {
+		t.Run(name, func(t *testing.T) { compareLosses(t, ask) })
+	}
+}
+
+// compareLosses asks a Nomad of the test's own, and the model.
+func compareLosses(t *testing.T, ask func(*probe)) {
 	nomad, err := stack.StartNomad(t.Context(), stack.NomadConfig{
 		Servers: 1, Clients: 2, HeartbeatGrace: time.Second, MinHeartbeatTTL: time.Second,
 		Drivers: []string{"raw_exec"},
@@ -24,9 +32,11 @@ func TestModelLosesNodesAsNomadDoes(t *testing.T) {
 	p := realProbe(t, nomad)
 	p.agentDies = func(i int) { must.NoError(t, nomad.Clients[i].Kill()) }
 	p.agentIsBack = func(i int) { must.NoError(t, nomad.Clients[i].Start()) }
-	compare(t, p, modelProbe(t, nomadmodel.Config{Nodes: 2, LostAfter: 2 * time.Second}), (*probe).lostNode)
+	compare(t, p, modelProbe(t, nomadmodel.Config{Nodes: 2, LostAfter: 2 * time.Second}), ask)
 }
 
+// lostNode: the allocation there is given up and not replaced, but the next
+// evaluation of its job replaces it beside a process that lives.
 func (p *probe) lostNode() {
 	job := p.job()
 	p.first(job)
@@ -47,6 +57,29 @@ func (p *probe) lostNode() {
 	p.agentIsBack(node)
 	p.awaitClient(*job.ID, "complete")
 	p.look(*job.ID)
+	p.deregister(*job.ID, false)
+	p.awaitProcess(*job.ID, false)
+}
+
+// lostNodeWithoutDisconnect: what the disconnect block is for. Without it the
+// allocation is replaced at once, beside a process that lives.
+func (p *probe) lostNodeWithoutDisconnect() {
+	job := p.job()
+	job.TaskGroups[0].Disconnect = nil
+	p.first(job)
+	p.awaitProcess(*job.ID, true)
+	p.awaitClient(*job.ID, "running")
+	node := p.nodeOf(*job.ID)
+	p.agentDies(node)
+	p.await("a second process", func() bool { return len(p.living(*job.ID)) == 2 })
+	p.await("the second runs", func() bool {
+		allocs := p.allocs(*job.ID)
+		return len(allocs) == 2 && allocs[1].ClientStatus == "running"
+	})
+	p.look(*job.ID)
+
+	p.agentIsBack(node)
+	p.await("the first is ended", func() bool { return len(p.living(*job.ID)) == 1 })
 	p.deregister(*job.ID, false)
 	p.awaitProcess(*job.ID, false)
 }
