@@ -10,7 +10,7 @@ import (
 
 // idle is how long it may take on average until a session is made, so that a run
 // says anything: many times what it does take.
-const idle = 4 * time.Second
+const idle = 15 * time.Second
 
 // run stirs and settles in turn until the time is over.
 func (w *world) run(ctx context.Context) (*report, error) {
