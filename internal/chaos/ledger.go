@@ -28,7 +28,7 @@ type ledger struct {
 	suspects  []suspect
 	confirmed map[string]bool // what was reported already
 	ends      map[cause]int   // why sandboxes ended that callers had been told of
-	latest    time.Duration   // how long after its end a delete without an answer was carried out
+	latest    time.Duration   // how long after the last delete without an answer it must have been one that ended a session
 }
 
 // cause is why a session may have ended.
@@ -314,17 +314,21 @@ func (l *ledger) cause(t *told, when instant) cause {
 // and has it end no other.
 func (l *ledger) deletedLate(t *told, at time.Time) bool {
 	var first *deletion // the one that can be the cause for the shortest time to come
+	late := lateLimit
 	for _, d := range l.deletions[t.chat] {
 		may := !d.answered && d.gone == uuid.Nil && !at.Before(d.start) && !at.After(d.end.Add(lateLimit))
 		if may && (first == nil || d.end.Before(first.end)) {
 			first = d
+		}
+		if may {
+			late = min(late, at.Sub(d.end))
 		}
 	}
 	if first == nil {
 		return false
 	}
 	first.gone = t.session
-	l.latest = max(l.latest, at.Sub(first.end))
+	l.latest = max(l.latest, late)
 	return true
 }
 
@@ -336,7 +340,7 @@ func (l *ledger) howTheyEnded() string {
 	for _, c := range []cause{deleted, expiry, hit, nodeWasOut, noCause} {
 		parts = append(parts, fmt.Sprintf("%d %s", l.ends[c], c))
 	}
-	return fmt.Sprintf("%s; by deletes without an answer until %.1f s after these (limit %s)",
+	return fmt.Sprintf("%s; by deletes that had no answer until %.1f s before, or less (limit %s)",
 		strings.Join(parts, ", "), l.latest.Seconds(), lateLimit)
 }
 
