@@ -22,6 +22,7 @@ type ledger struct {
 	chats     map[uuid.UUID][]*told
 	sessions  map[uuid.UUID]*told
 	nodes     map[uuid.UUID]string    // where sessions run, told or not
+	running   map[uuid.UUID]*sandbox  // what the last look at processes found
 	doomed    map[uuid.UUID]time.Time // when a fault was to end a session, told or not
 	deletions map[uuid.UUID][]*deletion
 	hazards   []hazard
@@ -98,7 +99,7 @@ type suspect struct {
 func newLedger(log *timeline) *ledger {
 	return &ledger{
 		log: log, chats: make(map[uuid.UUID][]*told), sessions: make(map[uuid.UUID]*told),
-		nodes: make(map[uuid.UUID]string), doomed: make(map[uuid.UUID]time.Time),
+		nodes: make(map[uuid.UUID]string), running: make(map[uuid.UUID]*sandbox), doomed: make(map[uuid.UUID]time.Time),
 		deletions: make(map[uuid.UUID][]*deletion), confirmed: make(map[string]bool), ends: make(map[cause]int),
 	}
 }
@@ -133,6 +134,9 @@ func (l *ledger) saw(a answer) {
 	t.made = t.made || a.made
 	if s.ExpiresAt.After(t.expires) {
 		t.expires, t.expiresTold = s.ExpiresAt, a.end
+	}
+	if runs := l.running[s.SessionID]; s.State == "dead" && runs != nil && slices.ContainsFunc(runs.pids, isAlive) {
+		l.wrong(t, "%s says that session %s is dead, and it runs on %s, pids %v", a.op, s.SessionID, runs.node, runs.pids)
 	}
 	switch s.State {
 	case "dead", "lost", "stopping":
@@ -222,7 +226,7 @@ func (l *ledger) lost(h hazard) {
 func (l *ledger) runs(s *sandbox) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.nodes[s.session] = s.node
+	l.nodes[s.session], l.running[s.session] = s.node, s
 }
 
 // alive notes that a sandbox was found alive by a look that began at a time.
@@ -238,6 +242,7 @@ func (l *ledger) alive(s *sandbox, at time.Time) {
 func (l *ledger) ended(s *sandbox, at time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	delete(l.running, s.session)
 	if t := l.sessions[s.session]; t != nil {
 		t.ended = l.instant(at)
 		l.suspects = append(l.suspects, suspect{loss, t, t.ended, fmt.Sprintf("the sandbox of session %s ended", s.session), true})

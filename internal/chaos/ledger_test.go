@@ -1,6 +1,7 @@
 package main
 
 import (
+	"os"
 	"testing"
 	"time"
 
@@ -113,6 +114,11 @@ func TestLedgerFindsWhatMustNotBe(t *testing.T) {
 			l.doom(session)
 			l.saw(answer{start: at(5), end: at(6), op: "get", session: told(session, time.Minute, "dead")})
 		}, 0},
+		{"it is told to be dead while it runs, whatever hit it", func(l *ledger) {
+			l.doom(session)
+			l.runs(&sandbox{session: session, chat: chat, node: "client-0", pids: []int{os.Getpid()}})
+			l.saw(answer{start: at(5), end: at(6), op: "get", session: told(session, time.Minute, "dead")})
+		}, 1},
 		{"a cleanup ends it early", func(l *ledger) { l.cleaned(told(session, time.Minute, "running")) }, 1},
 		{"its sandbox does not answer", func(l *ledger) {
 			l.silent(answer{op: "create", session: told(session, time.Minute, "running")}, at(5), nil)

@@ -80,7 +80,10 @@ func (w *world) ask(caller int, r request, at *replica) {
 	case <-at.died:
 		c.ended, c.told, c.open = w.now(), "nothing", true
 	}
-	w.note("caller %d is told: %s %s %v", caller, c.told, c.session, c.err)
+	w.note("caller %d is told: %s %s", caller, c.told, c.session)
+	if c.err != nil { // of two limits that pass at one instant it names either
+		w.note(logged, fmt.Sprintf("caller %d is told: %v", caller, c.err))
+	}
 	w.mu.Lock()
 	w.history = append(w.history, c)
 	w.mu.Unlock()
