@@ -68,19 +68,20 @@ func (w *world) serve(ctx context.Context) {
 		var all errgroup.Group
 		all.SetLimit(4)
 		for _, chat := range w.chats {
-			all.Go(func() error {
-				err := w.load.create(ctx, r, chat, w.load.input("agent-1", 10*time.Minute), serveLimit)
-				switch {
-				case ctx.Err() != nil:
-				case err == nil || codeOf(err) == wire.CodeConflict: // it stands for another agent
-					w.served.Add(1)
-				default:
-					w.log.violation(wrong, chat.String(), "nothing is broken, and a create of chat %s on %s is answered: %s", chat, r.name, describe(err))
-				}
-				return nil
-			})
+			all.Go(func() error { w.serveOne(ctx, r, chat); return nil })
 		}
 		_ = all.Wait() // its functions return no error
+	}
+}
+
+func (w *world) serveOne(ctx context.Context, r *replica, chat uuid.UUID) {
+	err := w.load.create(ctx, r, chat, w.load.input("agent-1", 10*time.Minute), serveLimit)
+	switch {
+	case ctx.Err() != nil:
+	case err == nil || codeOf(err) == wire.CodeConflict: // it stands for another agent
+		w.served.Add(1)
+	default:
+		w.log.violation(wrong, chat.String(), "nothing is broken, and a create of chat %s on %s is answered: %s", chat, r.name, describe(err))
 	}
 }
 

@@ -231,11 +231,12 @@ func (l *Link) carry(connection context.Context, req *http.Request, body []byte,
 	odds := l.oddsNow()
 	there, back := Latency(rng), Latency(rng)
 	lost, lostReply := rng.Float64() < odds.LoseRequest, rng.Float64() < odds.LoseReply
-	late, lateReply := rng.Float64() < odds.Late, false
+	late := rng.Float64() < odds.Late
 	if late {
 		there += time.Duration(rng.Int64N(int64(MaxLate)))
 	}
-	if lateReply = rng.Float64() < odds.LateReply; lateReply {
+	lateReply := rng.Float64() < odds.LateReply
+	if lateReply {
 		back += time.Duration(rng.Int64N(int64(10 * time.Second)))
 	}
 	refused := 0
