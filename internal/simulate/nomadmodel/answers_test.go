@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -25,6 +27,7 @@ func TestModelAnswersAsNomadDoes(t *testing.T) {
 	for name, ask := range map[string]func(*probe){
 		"register":     (*probe).register,
 		"tombstone":    (*probe).tombstone,
+		"at once":      (*probe).atOnce,
 		"stop":         (*probe).stop,
 		"purge alive":  (*probe).purgeAlive,
 		"no room":      (*probe).noRoom,
@@ -51,11 +54,42 @@ func (p *probe) register() {
 	p.first(job)
 }
 
+// atOnce shows that a first registration is not alone: its index is checked before
+// the log, and several may pass the check before one of them is in the log.
+func (p *probe) atOnce() {
+	var most int32
+	for tries := 0; most < 2 && tries < 100; tries++ {
+		stone := p.stone()
+		var all sync.WaitGroup
+		var taken atomic.Int32
+		for range 8 {
+			all.Go(func() {
+				if _, _, err := p.client.Jobs().EnforceRegister(stone, 0, nil); err == nil {
+					taken.Add(1)
+				}
+			})
+		}
+		all.Wait()
+		most = max(most, taken.Load())
+		if _, _, err := p.client.Jobs().Deregister(*stone.ID, true, nil); err != nil {
+			p.see("purge: %v", err)
+		}
+	}
+	p.see("at most one is taken: %t, none: %t", most == 1, most == 0)
+}
+
+// stone returns a job that runs nothing.
+func (p *probe) stone() *api.Job {
+	stone := p.job()
+	stone.Stop = new(true)
+	stone.TaskGroups[0].Count, stone.TaskGroups[0].Networks, stone.TaskGroups[0].Disconnect = new(0), nil, nil
+	return stone
+}
+
 func (p *probe) tombstone() {
 	job := p.job()
-	stone := p.job()
-	stone.ID, stone.Stop = job.ID, new(true)
-	stone.TaskGroups[0].Count, stone.TaskGroups[0].Networks, stone.TaskGroups[0].Disconnect = new(0), nil, nil
+	stone := p.stone()
+	stone.ID = job.ID
 	p.first(stone)
 	p.awaitDecided(*job.ID, 1)
 	p.look(*job.ID)
