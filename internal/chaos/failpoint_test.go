@@ -22,6 +22,7 @@ const (
 	stands  = "stands"  // a session
 	ended   = "ended"   // a session whose sandbox ended
 	expired = "expired" // a session that has expired
+	intent  = "intent"  // one that a dead replica was to begin
 )
 
 // operation is what a replica is hit in the middle of: what the chat has before,
@@ -37,6 +38,12 @@ var cleanup = operation{"cleanup", expired, []step{
 	{"lock:after", nothing}, {"write-stopping:before", nothing}, {"write-stopping:after", nothing},
 	{"stop:before", nothing}, {deregistered, nothing}, {"stop:after", nothing},
 	{"remove:before", nothing}, {"remove:after", nothing},
+}}
+
+// settling takes up what a dead replica has noted down and not begun: the tombstone
+// keeps what may yet arrive from running.
+var settling = operation{"delete what is noted down", intent, []step{
+	{tombstoned, nothing}, {"remove:before", nothing}, {"remove:after", nothing},
 }}
 
 // operations are all the others.
@@ -77,6 +84,7 @@ const (
 	registered   = "job registered"
 	deregistered = "job deregistered"
 	purged       = "job purged"
+	tombstoned   = "tombstone laid"
 )
 
 // A replica that is killed at any step leaves something that others settle.
@@ -84,7 +92,8 @@ func TestReplicaKilledAtEachStepIsSettledByOthers(t *testing.T) {
 	w := testWorld(t)
 	survivor := w.survivor(t, "survivor-0", "1h")
 	cleaners, others := w.victims(t, kill, cleanup), w.victims(t, kill, operations...)
-	victims := slices.Concat(others, cleaners)
+	settlers := w.victims(t, kill, settling)
+	victims := slices.Concat(others, cleaners, settlers)
 	now := w.lookOn(t)
 	prepare := func(ctx context.Context, v *victim) error { return w.prepare(ctx, survivor, v) }
 
@@ -97,14 +106,19 @@ func TestReplicaKilledAtEachStepIsSettledByOthers(t *testing.T) {
 	}
 	w.survivor(t, "survivor-1", "5s") // … and one that cleans up what they leave,
 	w.awaitAllSettled(t.Context(), cleaners, now)
-	// and then replicas that are killed in all other operations, all at once,
-	each(t, others, prepare)
-	each(t, others, begin)
-	each(t, others, func(ctx context.Context, v *victim) error {
+	// and then replicas that are killed in the middle of settling what another left,
+	dieAndSettle := func(ctx context.Context, v *victim) error {
 		err := w.die(ctx, v)
 		w.awaitSettled(t.Context(), v, now) // each from its own death on
 		return err
-	})
+	}
+	each(t, settlers, func(ctx context.Context, v *victim) error { return w.leaveIntent(ctx, t, v) })
+	each(t, settlers, begin)
+	each(t, settlers, dieAndSettle)
+	// and in all other operations, all at once,
+	each(t, others, prepare)
+	each(t, others, begin)
+	each(t, others, dieAndSettle)
 	w.nameSettlers(t, victims)
 	t.Logf("\n%s", table(victims))
 

@@ -21,6 +21,7 @@ import (
 
 	"github.com/bivouac/bivouac/internal/apiclient"
 	"github.com/bivouac/bivouac/internal/httpapi/wire"
+	"github.com/bivouac/bivouac/jobs"
 )
 
 // victim is a replica that is killed at one step of an operation on one chat.
@@ -125,6 +126,10 @@ func (w *world) victims(t *testing.T, b blow, operations ...operation) []*victim
 					return r.Method == http.MethodDelete && r.URL.Path == "/v1/job/bivouac-"+v.old.SessionID.String() &&
 						(r.URL.Query().Get("purge") == "true") == (s.point == purged)
 				}))
+			case tombstoned:
+				v.nomad.tell(v.hitBy(b, func(r *http.Request, body []byte) bool {
+					return jobSent(r, body) && bytes.Contains(body, []byte(jobs.MetaTombstone))
+				}))
 			default:
 				v.env = append(v.env, fmt.Sprintf("BIVOUAC_FAILPOINT=%s %s %s", b, s.point, v.chat))
 			}
@@ -190,6 +195,14 @@ func (w *world) prepare(ctx context.Context, survivor *replica, v *victim) error
 	return nil
 }
 
+// leaveIntent has another replica die before it asks Nomad for the sandbox that it
+// has just noted down.
+func (w *world) leaveIntent(ctx context.Context, t *testing.T, v *victim) error {
+	dead := &victim{replica: w.replica(t, "dead-before-"+v.name, "1h"), operation: "create", chat: v.chat}
+	dead.env = append(dead.env, fmt.Sprintf("BIVOUAC_FAILPOINT=%s create:before %s", kill, v.chat))
+	return errors.Join(dead.start(ctx), w.die(ctx, dead))
+}
+
 // begin starts the victim, and waits until it knows what its chat has. Before all
 // is prepared it would settle what it finds in flight, and be hit in that.
 func begin(ctx context.Context, v *victim) error {
@@ -237,7 +250,7 @@ func (w *world) ask(ctx context.Context, v *victim) (uuid.UUID, error) {
 	case "create", "replace":
 		res, err := v.api.Create(ctx, v.chat, w.load.input("agent-1", time.Hour))
 		return res.Session.SessionID, err
-	case "delete", "delete nothing":
+	case "delete", "delete nothing", settling.name:
 		res, err := v.api.Delete(ctx, v.chat)
 		return res.SessionID, err
 	case "renew":
