@@ -77,9 +77,20 @@ func (w *world) checkTold(c call) {
 		w.violate("caller %d is told that session %s is dead, and its process lives", c.caller, c.session)
 	case (c.told == "dead" || c.told == "lost") && !lives && !w.hasRun(c.session):
 		w.violate("caller %d is told that session %s is %s, and it never ran", c.caller, c.session, c.told)
-	case c.told == "lost" && lives && !w.hasDied(c.session):
+	case c.told == "lost" && lives && w.stands(c.session) && !w.hasDied(c.session):
 		w.violate("caller %d is told that session %s is lost, and it lives, and nothing had happened to it", c.caller, c.session)
 	}
+}
+
+// stands says whether the session's job has not been stopped, as a delete does that
+// is under way.
+func (w *world) stands(sessionID string) bool {
+	for _, meta := range w.nomad.Jobs() {
+		if meta[jobs.MetaSessionID] == sessionID {
+			return true
+		}
+	}
+	return false
 }
 
 // hasRun says whether a process of the session was ever started.
