@@ -34,7 +34,7 @@ test: ## Run all tests with the race detector; with CI=true none may be skipped
 	go run ./internal/stack/prepare
 	$(call tool,gotestsum) --format standard-quiet \
 		--post-run-command $(CURDIR)/internal/tools/gotestsum/no-skips.sh \
-		-- -race -timeout 20m $(if $(CI),-count=1) ./...
+		-- -race -timeout 40m $(if $(CI),-count=1) ./...
 
 # DURATION= and SEED= choose another run than the full one, in which each fault
 # comes at least 20 times.

@@ -256,6 +256,8 @@ func (s *Scheduler) start(ctx context.Context, lease Lease, driver runtime.Drive
 		err = errors.New("it named no container ID")
 	case !sandbox.Endpoint.IsValid():
 		err = errors.New("it named no valid endpoint")
+	case sandbox.State != runtime.StateRunning:
+		err = fmt.Errorf("it answered with a sandbox that is %s", sandbox.State)
 	}
 	if err != nil {
 		return fmt.Errorf("start the sandbox: %w: runtime %s broke its contract: %w", runtime.ErrUnavailable, intent.Runtime, err)

@@ -70,6 +70,7 @@ func TestCreate_aDriverThatBreaksItsContractIsNotTrusted(t *testing.T) {
 		"it names no container":          func(s *runtime.Sandbox) { s.ContainerID = "" },
 		"it names no address":            func(s *runtime.Sandbox) { s.Endpoint = runtime.Endpoint{Port: 80} },
 		"it names no port":               func(s *runtime.Sandbox) { s.Endpoint.Port = 0 },
+		"its sandbox does not run":       func(s *runtime.Sandbox) { s.State = runtime.StateDead },
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t, func(c *scheduler.Config) {

@@ -160,7 +160,7 @@ func (c *Clock) step(ctx context.Context, last *sight) error {
 	if last.state != 0 {
 		due := c.patience(last.tick) - time.Since(last.at)
 		if due <= 0 {
-			if err := c.tick(ctx, last.tick); err != nil {
+			if err := c.tick(ctx, *last); err != nil {
 				return err
 			}
 			due = c.patience(last.tick)
@@ -197,7 +197,7 @@ func (c *Clock) patience(last tick) time.Duration {
 }
 
 // tick writes the time down, unless somebody else just did.
-func (c *Clock) tick(ctx context.Context, last tick) error {
+func (c *Clock) tick(ctx context.Context, last sight) error {
 	offset := c.nextOffset(last)
 	now := tick{by: c.id, time: c.steady().Add(offset)}
 	ctx, cancel := context.WithTimeout(ctx, tickInterval)
@@ -215,10 +215,11 @@ func (c *Clock) tick(ctx context.Context, last tick) error {
 }
 
 // nextOffset returns the offset of the next tick's time to this machine's. Who
-// does not know the time, and heard nobody who does, goes on from the last tick
-// where its machine's time is no further from that than a clock may be off: the
-// time may stand still while nobody keeps it, and must not jump.
-func (c *Clock) nextOffset(last tick) time.Duration {
+// does not know the time, and heard nobody who does, goes on from the last tick,
+// as of when it saw that, where its machine's time is no further from it than a
+// clock may be off: the time may stand still while nobody keeps it, and must not
+// jump.
+func (c *Clock) nextOffset(last sight) time.Duration {
 	stepped := c.wall().Sub(c.steady())
 	if c.isKnown() {
 		c.mu.Lock()
@@ -226,7 +227,7 @@ func (c *Clock) nextOffset(last tick) time.Duration {
 		return c.offset - min(max(c.offset-stepped, -slew), slew)
 	}
 	if c.wall().Sub(last.time) < 2*maxSkew {
-		return last.time.Sub(c.steady())
+		return last.time.Add(time.Since(last.at)).Sub(c.steady())
 	}
 	return stepped
 }
