@@ -247,7 +247,7 @@ func (s *Scheduler) start(ctx context.Context, lease Lease, driver runtime.Drive
 	}
 	sandbox, err := driver.Create(ctx, intent.spec(), progress)
 	if err != nil {
-		return runtimeError(ctx, "start the sandbox", err)
+		return runtimeError(ctx, "start the sandbox", unlessHeld(lease, err))
 	}
 	switch {
 	case sandbox.SessionID != intent.SessionID.String():

@@ -146,6 +146,15 @@ func held(lease Lease) error {
 	}
 }
 
+// unlessHeld says of an error of an effect that it came from the loss of the lock,
+// where that is lost by now: who lost it ends what it began.
+func unlessHeld(lease Lease, err error) error {
+	if lost := held(lease); lost != nil {
+		return fmt.Errorf("%w: %w", lost, err)
+	}
+	return err
+}
+
 // runtimeError says what failed in a driver, and gives errors without a known
 // kind the one that allows no conclusions.
 func runtimeError(ctx context.Context, op string, err error) error {

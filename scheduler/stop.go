@@ -19,7 +19,10 @@ func stop(ctx context.Context, lease Lease, driver runtime.Driver, end ending, s
 	}
 	limited, cancel := context.WithTimeout(ctx, stopLimit)
 	defer cancel()
-	return runtimeError(ctx, "stop the sandbox", end(driver, limited, session.SessionID.String()))
+	if err := end(driver, limited, session.SessionID.String()); err != nil {
+		return runtimeError(ctx, "stop the sandbox", unlessHeld(lease, err))
+	}
+	return nil
 }
 
 // checkChat returns nil where a recorded session's sandbox may be stopped. One

@@ -98,9 +98,9 @@ func TestReplicaKilledAtEachStepIsSettledByOthers(t *testing.T) {
 	prepare := func(ctx context.Context, v *victim) error { return w.prepare(ctx, survivor, v) }
 
 	// Given replicas that are killed in the middle of a cleanup, one after the
-	// other, since each cleans up whatever has expired …
+	// other, since each cleans up whatever has expired, also when it begins …
 	for _, v := range cleaners {
-		for _, do := range []func(context.Context, *victim) error{prepare, begin, w.die} {
+		for _, do := range []func(context.Context, *victim) error{begin, prepare, w.die} {
 			each(t, []*victim{v}, do)
 		}
 	}

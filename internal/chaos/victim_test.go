@@ -58,6 +58,9 @@ type look struct {
 	left    []string
 }
 
+// clockSlack is more than the time that two replicas tell may differ.
+const clockSlack = 2 * time.Second
+
 // stepLimit bounds what comes before a replica is dead.
 const stepLimit = 90 * time.Second
 
@@ -188,7 +191,7 @@ func (w *world) prepare(ctx context.Context, survivor *replica, v *victim) error
 	v.old = res.Session
 	switch v.before {
 	case expired:
-		pause(ctx, time.Until(v.old.ExpiresAt)+100*time.Millisecond)
+		pause(ctx, ttl+clockSlack) // by the time that the replicas agree on, which need not be ours
 	case ended:
 		w.awaitProcess(ctx, v.old.SessionID).signal(syscall.SIGKILL)
 	}

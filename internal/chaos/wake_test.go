@@ -18,7 +18,8 @@ import (
 // wakes up, that others have settled what it had begun, and does no harm.
 func TestReplicaPausedAtEachStepDoesNoHarmWhenItWakes(t *testing.T) {
 	// Given replicas that are paused in the middle of a cleanup, one after the other,
-	// since each cleans up whatever has expired, and of all other operations,
+	// since each cleans up whatever has expired, also when it begins, and of all other
+	// operations,
 	w := testWorld(t)
 	survivor := w.survivor(t, "survivor-0", "1h")
 	cleaners, others := w.victims(t, halt, cleanup, cleanupLate), w.victims(t, halt, operations...)
@@ -27,7 +28,7 @@ func TestReplicaPausedAtEachStepDoesNoHarmWhenItWakes(t *testing.T) {
 	prepare := func(ctx context.Context, v *victim) error { return w.prepare(ctx, survivor, v) }
 	fall := func(ctx context.Context, v *victim) error { return w.fall(ctx, t, v) }
 	for _, v := range cleaners {
-		for _, do := range []func(context.Context, *victim) error{prepare, begin, fall} {
+		for _, do := range []func(context.Context, *victim) error{begin, prepare, fall} {
 			each(t, []*victim{v}, do)
 		}
 	}
