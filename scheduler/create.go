@@ -273,13 +273,16 @@ func (s *Scheduler) start(ctx context.Context, lease Lease, driver runtime.Drive
 // and others may have been told of it. Where nobody can say, nothing is stopped:
 // what is recorded is the session, or an intent, which SettleInFlight ends.
 func (s *Scheduler) save(ctx context.Context, driver runtime.Driver, lease Lease, session Session) error {
-	err := write(ctx, lease, &session, Release)
+	// What the lease says counts: that the lock is lost by now, as [write] would
+	// say, does not mean that nothing was written before.
+	err := lease.Write(ctx, &session, Release)
 	if err == nil {
 		return nil
 	}
 	look, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoLimit)
 	defer cancel()
 	ruledOut := ruleOut(look, lease, session, err)
+	err = lockLost(ctx, err)
 	found, _, lookErr := s.Store.Get(look, session.ChatID, Block{})
 	switch {
 	case lookErr == nil && found != nil && found.SessionID == session.SessionID && found.State != StateCreating:
@@ -295,7 +298,8 @@ func (s *Scheduler) save(ctx context.Context, driver runtime.Driver, lease Lease
 
 // ruleOut makes sure that the write of a session, which failed with err, is not
 // applied later, when its sandbox has been stopped: it writes the intent once
-// more, over which that write changes nothing. Nor does it once the lock is lost.
+// more, over which that write changes nothing. Nor does it where the lease said
+// of it, or says of this, that the lock was lost before.
 func ruleOut(ctx context.Context, lease Lease, session Session, err error) error {
 	if errors.Is(err, ErrLockLost) {
 		return nil

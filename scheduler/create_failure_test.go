@@ -195,7 +195,14 @@ func TestCreate_whatCannotBeUndoneIsSettled(t *testing.T) {
 		given:   []func(*world){lockLost("write running + release")},
 		kind:    "lock_lost",
 		undo:    "lock_lost",
-		effects: []string{"write running + release", "get", "driver.stop", "remove + release", "release"},
+		effects: []string{"write running + release", "write creating", "get", "driver.stop", "remove + release", "release"},
+	}, {
+		name:    "the lock is lost while the save is unanswered, so that it may yet be applied",
+		given:   []func(*world){lockLost("write running + release"), writesFailFrom("write running + release")},
+		kind:    "lock_lost",
+		undo:    "store_unavailable",
+		effects: []string{"write running + release", "write creating", "get", "release"},
+		running: []string{"chat-a s1"},
 	}} {
 		t.Run(tc.name, func(t *testing.T) {
 			w := newWorld(t)

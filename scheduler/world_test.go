@@ -325,10 +325,14 @@ func storeFailsFrom(name string) func(*world) {
 }
 
 // writesFailFrom has the store take no more writes from an effect on, while it
-// can be read.
+// can be read. What else befalls the effect comes first.
 func writesFailFrom(name string) func(*world) {
 	return func(w *world) {
-		w.effects.hook(effect{Name: name}, hook{before: func(context.Context) error {
+		first := w.effects.hooks[effect{Name: name}].before
+		w.effects.hook(effect{Name: name}, hook{before: func(ctx context.Context) error {
+			if first != nil {
+				must.NoError(w.t, first(ctx))
+			}
 			w.effects.fail("write creating", scheduler.ErrUnavailable)
 			return scheduler.ErrUnavailable
 		}})
