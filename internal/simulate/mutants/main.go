@@ -36,7 +36,7 @@ func main() {
 // processors, and prints a line on each as soon as it and those before are known.
 func run(ctx context.Context, args []string, out io.Writer) error {
 	flags := flag.NewFlagSet("mutants", flag.ContinueOnError)
-	seeds := flags.Int("seeds", 1500, "how many seeds to try for each mutant")
+	seeds := flags.Int("seeds", 10000, "how many seeds to try for each mutant")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
