@@ -61,6 +61,10 @@ func mutants() []mutant {
 		{without: "settling of what is in flight", changes: []change{
 			{"scheduler/settle.go", `range inFlight {`, `range inFlight[:0] {`},
 		}},
+		// The time in which a save may be applied late is short.
+		{without: "ruling out of a late save", changes: []change{
+			{create, `ruledOut := ruleOut(look, lease, session, err)`, `ruledOut := error(nil)`},
+		}, noticedBy: test{"./scheduler", "TestCreate_whatCannotBeUndoneIsSettled"}},
 		{without: "clearing of stray locks", changes: []change{
 			{lock, `h.strays[lease.id] = stray{`, `_ = stray{`},
 		}},
