@@ -252,6 +252,23 @@ func TestLockLostWhileAWriteIsUnanswered(t *testing.T) {
 	must.Eq(t, &session, read(t, direct, session.ChatID))
 }
 
+// holdFirstWrite has the next write still on its way when the context of its
+// sender ends. arrive lets it arrive.
+func holdFirstWrite(t *testing.T, p *proxy) (sending context.Context, arrive func()) {
+	sending, giveUp := context.WithCancel(t.Context())
+	sent, answered := make(chan struct{}), make(chan struct{})
+	p.do(first(1, "write", func(w http.ResponseWriter, r *http.Request, consul http.Handler) {
+		defer close(answered)
+		giveUp()
+		<-sent
+		loseReply(w, r.WithContext(context.WithoutCancel(r.Context())), consul)
+	}))
+	return sending, func() {
+		close(sent)
+		<-answered
+	}
+}
+
 // Given a write that is still on its way when its caller has given up and
 // released the lock, when it arrives at last, then it changes nothing.
 func TestWriteThatArrivesLateChangesNothing(t *testing.T) {
@@ -261,21 +278,13 @@ func TestWriteThatArrivesLateChangesNothing(t *testing.T) {
 	dead := session
 	dead.State = scheduler.StateDead
 
-	ctx, giveUp := context.WithCancel(t.Context())
-	arrive, answered := make(chan struct{}), make(chan struct{})
 	lease := lock(t, proxied, session.ChatID)
-	p.do(first(1, "write", func(w http.ResponseWriter, r *http.Request, consul http.Handler) {
-		defer close(answered)
-		giveUp()
-		<-arrive
-		loseReply(w, r.WithContext(context.WithoutCancel(r.Context())), consul)
-	}))
+	ctx, arrive := holdFirstWrite(t, p)
 	must.ErrorIs(t, lease.Write(ctx, &dead, scheduler.Keep), scheduler.ErrUnavailable)
 	must.NoError(t, lease.Release(t.Context()))
 
 	next := lock(t, proxied, session.ChatID) // by the same session
-	close(arrive)
-	<-answered
+	arrive()
 	must.Eq(t, &session, read(t, direct, session.ChatID))
 	must.NoError(t, next.Write(t.Context(), nil, scheduler.Release))
 }
@@ -291,18 +300,10 @@ func TestSessionThatArrivesAfterItsIntentWasWrittenAnewIsNotMade(t *testing.T) {
 	lease := lock(t, proxied, running.ChatID)
 	must.NoError(t, lease.Write(t.Context(), &intent, scheduler.Keep))
 
-	ctx, giveUp := context.WithCancel(t.Context())
-	arrive, answered := make(chan struct{}), make(chan struct{})
-	p.do(first(1, "write", func(w http.ResponseWriter, r *http.Request, consul http.Handler) {
-		defer close(answered)
-		giveUp()
-		<-arrive
-		loseReply(w, r.WithContext(context.WithoutCancel(r.Context())), consul)
-	}))
+	ctx, arrive := holdFirstWrite(t, p)
 	must.ErrorIs(t, lease.Write(ctx, &running, scheduler.Release), scheduler.ErrUnavailable)
 	must.NoError(t, lease.Write(t.Context(), &intent, scheduler.Keep))
-	close(arrive)
-	<-answered
+	arrive()
 
 	must.Eq(t, &intent, read(t, direct, running.ChatID))
 	must.NoError(t, lease.Write(t.Context(), nil, scheduler.Release))
