@@ -70,6 +70,23 @@ type HealthChecker interface {
 	Health(ctx context.Context) error
 }
 
+// ChatFinder is implemented by drivers that can name the sandboxes of one chat
+// at once, without listing all.
+type ChatFinder interface {
+	// FindChat returns the sandboxes of a chat that are not dead. Callers wait
+	// on it at each create, so it should take a millisecond at most.
+	FindChat(ctx context.Context, chatID string) ([]Sandbox, error)
+}
+
+// Prober is implemented by drivers that can ask a sandbox itself whether it
+// still serves.
+type Prober interface {
+	// Answers says whether the session's sandbox answers at endpoint now. It is
+	// asked about a sandbox that the driver no longer knows, and takes a few
+	// seconds at most. An error means that nobody can tell.
+	Answers(ctx context.Context, sessionID string, endpoint Endpoint) (bool, error)
+}
+
 // Configurer is implemented by drivers that are configured while they run, as
 // plugins are. It is the only way by which a plugin learns the instance.
 type Configurer interface {

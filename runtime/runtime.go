@@ -156,6 +156,14 @@ type Sandbox struct {
 	Endpoint    Endpoint // zero until it is known
 	State       State
 	Reason      string // why it is dead or lost, in words for a person
+
+	// What the sandbox was created for, as its Spec said. A driver that does not
+	// keep this leaves it zero; then the host cannot make a record of a sandbox
+	// that has none.
+	AgentID        string
+	VolumeHostPath string
+	CreatedAt      time.Time
+	ExpiresAt      time.Time // as planned at creation
 }
 
 // Endpoint is where a sandbox's port can be reached.
