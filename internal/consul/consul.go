@@ -19,11 +19,13 @@
 package consul
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 
 	"github.com/hashicorp/consul/api"
 	"github.com/hashicorp/go-hclog"
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sync/semaphore"
 
 	"github.com/bivouac/bivouac/internal/chatmutex"
@@ -46,22 +48,31 @@ const (
 
 // Config says how to use Consul.
 type Config struct {
-	Prefix string // of all keys; empty means DefaultPrefix
-	Name   string // of the replica, as operators see it on its Consul session
-	Logger hclog.Logger
+	Prefix   string // of all keys; empty means DefaultPrefix
+	Instance string // the configured name of this Bivouac; see [Identity]
+	Name     string // of the replica's machine, as operators see it on its Consul session
+	Logger   hclog.Logger
+
+	// Place says where in Nomad the sandboxes run. Nil if Nomad is not used.
+	Place func(ctx context.Context) (Place, error)
+	// Running counts what runs, by the instance ID that it bears. It is asked
+	// only while no identity stands. Nil if nobody can tell.
+	Running func(ctx context.Context) (map[string]int, error)
 }
 
-// Store is a [scheduler.Store] and a [scheduler.Locker]. Reading works at once;
-// locks are given out while Run runs.
+// Store is a [scheduler.Store] and a [scheduler.Locker], while Run runs and the
+// identity of the store is known: see [Identity]. Its methods wait for that some
+// seconds, and then return [scheduler.ErrUnavailable].
 type Store struct {
-	client  *api.Client
-	log     hclog.Logger
-	keys    keyspace
-	parked  *semaphore.Weighted
-	awaited *semaphore.Weighted
-	chats   chatmutex.Mutex // one session may take a lock twice, one chat's mutex may not
-	session *keeper
-	buckets buckets
+	client   *api.Client
+	log      hclog.Logger
+	keys     keyspace
+	parked   *semaphore.Weighted
+	awaited  *semaphore.Weighted
+	chats    chatmutex.Mutex // one session may take a lock twice, one chat's mutex may not
+	identity *identity
+	session  *keeper
+	buckets  buckets
 }
 
 // New returns a store that uses client, which should come from [NewClient].
@@ -77,6 +88,7 @@ func New(client *api.Client, config Config) *Store {
 		parked:  semaphore.NewWeighted(maxParked),
 		awaited: semaphore.NewWeighted(maxAwaited),
 	}
+	s.identity = newIdentity(s, config)
 	s.session = newKeeper(s, config.Name)
 	return s
 }
@@ -99,16 +111,29 @@ func NewClient(config *api.Config) (*api.Client, error) {
 	return client, nil
 }
 
-// Run keeps this replica's Consul session, without which no lock is given out.
-// When ctx ends it waits a few seconds for the locks that are held to be given
-// up, and destroys the session. It returns nil then.
+// Run finds out the identity of the store, or gives it one, and follows it. From
+// then on it keeps this replica's Consul session, without which no lock is given
+// out. When ctx ends it waits a few seconds for the locks that are held to be
+// given up, and destroys the session. It returns nil then, and an error if the
+// records are another Bivouac's.
 func (s *Store) Run(ctx context.Context) error {
-	s.session.run(ctx)
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return s.identity.run(ctx) })
+	g.Go(func() error {
+		if own, err := s.Identity(ctx); err == nil { // else ctx has ended
+			s.session.run(ctx, own.Instance)
+		}
+		return nil
+	})
+	if err := g.Wait(); err != nil {
+		return fmt.Errorf("consul: %w", err)
+	}
 	return nil
 }
 
-// Health returns nil where Consul has a leader, and this replica a session, where
-// it tried to have one: a token may be good for the one and not for the other.
+// Health returns nil where Consul has a leader, the store its identity, and this
+// replica a session, where it tried to have one: a token may be good for the one
+// and not for the other.
 func (s *Store) Health(ctx context.Context) error {
 	leader, err := retry(ctx, func(ctx context.Context) (string, error) {
 		return s.client.Status().LeaderWithQueryOptions((&api.QueryOptions{}).WithContext(ctx))
@@ -119,7 +144,7 @@ func (s *Store) Health(ctx context.Context) error {
 	if leader == "" {
 		return fmt.Errorf("consul: health: %w: no leader", scheduler.ErrUnavailable)
 	}
-	if err := s.session.trouble(); err != nil {
+	if err := cmp.Or(s.identity.trouble(), s.session.trouble()); err != nil {
 		return fmt.Errorf("consul: health: %w", err)
 	}
 	return nil

@@ -35,6 +35,9 @@ type buckets struct {
 
 // Count implements [scheduler.Store]. It reads keys only.
 func (s *Store) Count(ctx context.Context) (int, error) {
+	if err := s.identity.stands(ctx); err != nil {
+		return 0, fmt.Errorf("consul: count: %w", err)
+	}
 	keys, _, err := s.list(ctx, s.keys.expiry(), "", scheduler.Block{})
 	if err != nil {
 		return 0, fmt.Errorf("consul: count: %w", err)
@@ -44,6 +47,9 @@ func (s *Store) Count(ctx context.Context) (int, error) {
 
 // InFlight implements [scheduler.Store].
 func (s *Store) InFlight(ctx context.Context) ([]scheduler.Session, error) {
+	if err := s.identity.stands(ctx); err != nil {
+		return nil, fmt.Errorf("consul: list in flight: %w", err)
+	}
 	keys, _, err := s.list(ctx, s.keys.flight(), "", scheduler.Block{})
 	if err != nil {
 		return nil, fmt.Errorf("consul: list in flight: %w", err)
@@ -74,6 +80,9 @@ func (s *Store) Expired(ctx context.Context, now time.Time, limit int) ([]schedu
 }
 
 func (s *Store) expired(ctx context.Context, now time.Time, limit int) ([]scheduler.Session, error) {
+	if err := s.identity.stands(ctx); err != nil {
+		return nil, err
+	}
 	if err := s.listBuckets(ctx); err != nil {
 		return nil, err
 	}

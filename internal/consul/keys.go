@@ -26,6 +26,7 @@ const shards = 256
 //	flight/<chat_id>                 index of records being created or stopped
 //	changed                          written with every record
 //	clock                            the time that the replicas agree on
+//	identity                         which Bivouac all of this belongs to
 type keyspace string
 
 func newKeyspace(prefix string) keyspace {
@@ -44,7 +45,9 @@ func (k keyspace) lock(chatID uuid.UUID) string {
 	return fmt.Sprintf("%slocks/%02x/%s", k, shardOf(chatID), chatID)
 }
 
-func (k keyspace) shard(n int) string { return fmt.Sprintf("%ssessions/%02x/", k, n) }
+func (k keyspace) records() string { return string(k) + "sessions/" }
+
+func (k keyspace) shard(n int) string { return fmt.Sprintf("%s%02x/", k.records(), n) }
 
 func (k keyspace) agent(agentID string) string {
 	sum := sha256.Sum256([]byte(agentID)) // an agent ID may hold anything, "/" included
@@ -60,6 +63,8 @@ func (k keyspace) flight() string { return string(k) + "flight/" }
 func (k keyspace) changed() string { return string(k) + "changed" }
 
 func (k keyspace) clock() string { return string(k) + "clock" }
+
+func (k keyspace) identity() string { return string(k) + "identity" }
 
 // shardOf spreads chats evenly, whatever kind of UUIDs they have.
 func shardOf(chatID uuid.UUID) int {

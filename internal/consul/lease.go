@@ -97,6 +97,12 @@ func (l *Lease) write(ctx context.Context, w *write) error {
 			return l.outOfHold()
 		}
 		pairs, err := l.try(ctx, w)
+		if moved, ok := errors.AsType[*movedError](err); ok {
+			if err := l.store.identity.moved(ctx, moved.index); err != nil {
+				return err // nothing of this try was written; of an earlier one it is not known
+			}
+			continue
+		}
 		switch {
 		case err == nil:
 			return l.adopt(w, pairs)
@@ -115,7 +121,7 @@ func (l *Lease) write(ctx context.Context, w *write) error {
 			return settleErr
 		case applied == w:
 			return nil
-		case tries == maxWrites || ctx.Err() != nil:
+		case tries >= maxWrites || ctx.Err() != nil:
 			return fmt.Errorf("%w: not written by %d tries: %s", scheduler.ErrUnavailable, tries, err.Error())
 		}
 		select {
@@ -148,11 +154,12 @@ func (l *Lease) try(ctx context.Context, w *write) ([]*api.KVPair, error) {
 	}
 }
 
-// ops are the operations of w: the lock is checked, the record compared and
-// set, its index entries set, and those that it no longer has deleted.
+// ops are the operations of w: the lock and the identity are checked, the record
+// compared and set, its index entries set, and those that it no longer has deleted.
 func (l *Lease) ops(w *write) []*api.KVTxnOp {
 	keys := l.store.keys
 	ops := []*api.KVTxnOp{{Verb: api.KVCheckIndex, Key: keys.lock(l.chatID), Index: l.lockIndex}}
+	ops = append(ops, l.store.identity.unmoved())
 	switch {
 	case w.next != nil:
 		ops = append(ops, &api.KVTxnOp{Verb: api.KVCAS, Key: keys.record(l.chatID), Index: l.index, Value: w.value})

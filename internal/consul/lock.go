@@ -19,6 +19,9 @@ import (
 // Lock implements [scheduler.Locker].
 func (s *Store) Lock(ctx context.Context, chatID uuid.UUID, wait time.Duration) (scheduler.Lease, error) {
 	until := time.Now().Add(wait)
+	if err := s.identity.stands(ctx); err != nil {
+		return nil, fmt.Errorf("consul: lock chat %s: %w", chatID, err)
+	}
 	unlock, err := s.chats.Lock(ctx, chatID, wait)
 	if err != nil {
 		return nil, fmt.Errorf("consul: lock chat %s: %w", chatID, err)
@@ -43,6 +46,12 @@ func (s *Store) lockKey(ctx context.Context, chatID uuid.UUID, wait time.Duratio
 			return nil, err
 		}
 		lease, refused := s.tryLock(ctx, hold, chatID)
+		if moved, ok := errors.AsType[*movedError](refused); ok {
+			if err := s.identity.moved(ctx, moved.index); err != nil {
+				return nil, err
+			}
+			continue
+		}
 		if !errors.Is(refused, errRolledBack) {
 			return lease, refused
 		}
@@ -61,7 +70,8 @@ func (s *Store) lockKey(ctx context.Context, chatID uuid.UUID, wait time.Duratio
 }
 
 // tryLock takes the lock key and reads the record, in one transaction. It
-// returns errRolledBack where the key is not to be had now.
+// returns errRolledBack where the key is not to be had now, and a movedError
+// where the identity is another or gone.
 func (s *Store) tryLock(ctx context.Context, h *hold, chatID uuid.UUID) (*Lease, error) {
 	lease := &Lease{store: s, hold: h, chatID: chatID, id: rand.Text(), lost: make(chan struct{})}
 	if !h.add(lease) {
@@ -72,8 +82,9 @@ func (s *Store) tryLock(ctx context.Context, h *hold, chatID uuid.UUID) (*Lease,
 	pairs, err := retry(ctx, func(ctx context.Context) ([]*api.KVPair, error) {
 		pairs, err := s.txn(ctx,
 			&api.KVTxnOp{Verb: api.KVLock, Key: lockKey, Value: []byte(lease.id), Session: h.session},
-			&api.KVTxnOp{Verb: api.KVGetOrEmpty, Key: recordKey})
-		if err != nil && !isBusy(err) && !errors.Is(err, errRolledBack) {
+			&api.KVTxnOp{Verb: api.KVGetOrEmpty, Key: recordKey},
+			s.identity.unmoved())
+		if err != nil && !isMoved(err) && !isBusy(err) && !errors.Is(err, errRolledBack) {
 			lease.unanswered = true
 		}
 		return pairs, err

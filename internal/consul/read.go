@@ -23,6 +23,9 @@ func (s *Store) Get(ctx context.Context, chatID uuid.UUID, block scheduler.Block
 }
 
 func (s *Store) getRecord(ctx context.Context, chatID uuid.UUID, block scheduler.Block) (*scheduler.Session, uint64, error) {
+	if err := s.identity.stands(ctx); err != nil {
+		return nil, 0, err
+	}
 	leave, err := s.park(block)
 	if err != nil {
 		return nil, 0, err
@@ -30,6 +33,9 @@ func (s *Store) getRecord(ctx context.Context, chatID uuid.UUID, block scheduler
 	defer leave()
 	key := s.keys.record(chatID)
 	pair, index, err := s.get(ctx, key, block)
+	if err == nil && pair == nil && block.Index != 0 {
+		err = s.identity.confirm(ctx) // it woke up because something was removed
+	}
 	if err != nil || pair == nil {
 		return nil, index, err
 	}
@@ -52,6 +58,9 @@ func (s *Store) listPage(ctx context.Context, query scheduler.Query) (scheduler.
 		return scheduler.Page{}, fmt.Errorf("%w: per_page %d is not from 1 to %d",
 			scheduler.ErrInvalid, query.PerPage, scheduler.MaxPerPage)
 	}
+	if err := s.identity.stands(ctx); err != nil {
+		return scheduler.Page{}, err
+	}
 	leave, err := s.park(query.Block)
 	if err != nil {
 		return scheduler.Page{}, err
@@ -64,6 +73,9 @@ func (s *Store) listPage(ctx context.Context, query scheduler.Query) (scheduler.
 		page, err = s.listAll(ctx, query, query.PerPage+1)
 	} else {
 		page, err = s.listAgent(ctx, query, query.PerPage+1)
+	}
+	if err == nil && len(page.Sessions) == 0 && query.Block.Index != 0 {
+		err = s.identity.confirm(ctx) // as in getRecord
 	}
 	if err != nil {
 		return scheduler.Page{}, err

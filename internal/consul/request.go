@@ -53,7 +53,7 @@ func jitter(d time.Duration) time.Duration {
 
 // retry makes a request that may be repeated without harm: a read, or a write
 // that has no further effect the second time. Its errors are ctx's, wrap
-// [scheduler.ErrUnavailable], or are errRolledBack.
+// [scheduler.ErrUnavailable], or are errRolledBack or a movedError.
 func retry[T any](ctx context.Context, request func(context.Context) (T, error)) (T, error) {
 	return retryFor(ctx, requestTimeout, request)
 }
@@ -80,7 +80,7 @@ func retryFor[T any](ctx context.Context, limit time.Duration, request func(cont
 
 // passing says whether a failed request may succeed when it is repeated.
 func passing(err error) bool {
-	if errors.Is(err, errRolledBack) {
+	if errors.Is(err, errRolledBack) || isMoved(err) {
 		return false
 	}
 	if status, ok := errors.AsType[api.StatusError](err); ok {
@@ -112,7 +112,7 @@ func classify(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
-	if errors.Is(err, errRolledBack) || errors.Is(err, scheduler.ErrUnavailable) {
+	if errors.Is(err, errRolledBack) || isMoved(err) || errors.Is(err, scheduler.ErrUnavailable) {
 		return err
 	}
 	// Not wrapped: that our own limit passed must not look as if the caller's had.
@@ -175,8 +175,8 @@ func (s *Store) list(ctx context.Context, prefix, separator string, block schedu
 	})
 }
 
-// txn makes one try at a transaction. An error other than errRolledBack leaves
-// open whether it was applied.
+// txn makes one try at a transaction. An error other than errRolledBack and a
+// movedError leaves open whether it was applied.
 func (s *Store) txn(ctx context.Context, ops ...*api.KVTxnOp) ([]*api.KVPair, error) {
 	all := make(api.TxnOps, len(ops))
 	for i, op := range ops {
@@ -195,6 +195,11 @@ func (s *Store) txn(ctx context.Context, ops ...*api.KVTxnOp) ([]*api.KVPair, er
 		if strings.Contains(reason, "Permission denied") { // comes as if a condition did not hold
 			return nil, fmt.Errorf("%w: %s", scheduler.ErrUnavailable, reason)
 		}
+		for _, e := range response.Errors {
+			if op := ops[e.OpIndex]; op.Verb == api.KVCheckIndex && op.Key == s.keys.identity() {
+				return nil, &movedError{op.Index}
+			}
+		}
 		return nil, fmt.Errorf("%w: %s", errRolledBack, reason)
 	}
 	pairs := make([]*api.KVPair, 0, len(response.Results))
@@ -204,6 +209,11 @@ func (s *Store) txn(ctx context.Context, ops ...*api.KVTxnOp) ([]*api.KVPair, er
 		}
 	}
 	return pairs, nil
+}
+
+func isMoved(err error) bool {
+	_, moved := errors.AsType[*movedError](err)
+	return moved
 }
 
 // retryTxn makes a transaction that may be repeated without harm.

@@ -103,13 +103,13 @@ func (k *keeper) look() {
 	}
 }
 
-// run keeps a session until ctx ends, and then ends it.
-func (k *keeper) run(ctx context.Context) {
+// run keeps a session of the instance until ctx ends, and then ends it.
+func (k *keeper) run(ctx context.Context, instance string) {
 	var last string    // session that may still stand in Consul
 	var told time.Time // when it was last told that there can be none
 	wait := newBackOff(100*time.Millisecond, 5*time.Second)
 	for ctx.Err() == nil {
-		hold, err := k.create(ctx)
+		hold, err := k.create(ctx, instance)
 		if err != nil {
 			k.set(nil, err)
 			level := hclog.Debug
@@ -141,12 +141,12 @@ func (k *keeper) run(ctx context.Context) {
 // thought dead for a moment must not cost its replicas their locks. Its lock
 // keys vanish with it. A lock-delay would protect nothing, as writes are
 // fenced; 0 would mean Consul's default of 15 s, so it is the least above.
-func (k *keeper) create(ctx context.Context) (*hold, error) {
+func (k *keeper) create(ctx context.Context, instance string) (*hold, error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
 	began := time.Now()
 	id, _, err := k.store.client.Session().CreateNoChecks(&api.SessionEntry{
-		Name:      k.name,
+		Name:      "bivouac " + instance + " on " + k.name,
 		TTL:       sessionTTL.String(),
 		LockDelay: time.Nanosecond, // which the client makes 1 ms
 		Behavior:  api.SessionBehaviorDelete,

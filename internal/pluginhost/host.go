@@ -33,7 +33,8 @@ type Config struct {
 	Dir string
 	// Plugins are the plugins to run. Other files in Dir are left alone.
 	Plugins []Plugin
-	// Instance is the name of this Bivouac, for [runtime.Config].
+	// Instance is the ID of this Bivouac, for [runtime.Config]. It may be left to
+	// [Host.SetInstance].
 	Instance string
 	Logger   hclog.Logger
 }
@@ -90,6 +91,13 @@ func newHost(config Config, timings timings) (*Host, error) {
 	}
 	slices.SortFunc(h.plugins, func(a, b *plugin) int { return strings.Compare(a.spec.Name, b.spec.Name) })
 	return h, nil
+}
+
+// SetInstance says the ID of this Bivouac. It is called before Run.
+func (h *Host) SetInstance(id string) {
+	for _, p := range h.plugins {
+		p.instance = id
+	}
 }
 
 // Run keeps the plugins running until ctx ends. It returns once their processes

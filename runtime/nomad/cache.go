@@ -17,7 +17,7 @@ import (
 // feeds it, and so does whoever read something from Nomad by himself; the newest
 // word on each part counts, in whatever order they come.
 type cache struct {
-	instance string
+	instance *instance
 	purged   *recent // job IDs that this driver purged: late events are no news
 
 	mu      sync.Mutex
@@ -44,7 +44,7 @@ type feed struct {
 	changed map[string]struct{}
 }
 
-func newCache(instance string) *cache {
+func newCache(instance *instance) *cache {
 	return &cache{
 		instance: instance,
 		purged:   newRecent(),
@@ -174,7 +174,7 @@ func (c *cache) update(jobID string, change func(state) (state, bool)) state {
 	e.state, e.changed = next, time.Now()
 	// What is not known to be a job of this instance is kept for those only
 	// who wait for it.
-	if next.known && next.job.Meta[jobs.MetaInstance] == c.instance {
+	if next.known && c.instance.owns(next.job.Meta[jobs.MetaInstance]) {
 		c.entries[jobID] = e
 	} else if len(e.waiters) == 0 {
 		delete(c.entries, jobID)

@@ -19,7 +19,10 @@ import (
 // A sandbox that is not ready within the template's limit gives an error that
 // wraps [runtime.ErrNotReady] and [context.DeadlineExceeded].
 func (d *Driver) Create(ctx context.Context, spec runtime.Spec, progress func(runtime.Stage)) (runtime.Sandbox, error) {
-	job, err := d.template.Job(spec, d.instance)
+	if d.instance.id == "" {
+		return runtime.Sandbox{}, fmt.Errorf("nomad: create: %w: the instance is not known yet", runtime.ErrUnavailable)
+	}
+	job, err := d.template.Job(spec, d.instance.id)
 	if err != nil {
 		return runtime.Sandbox{}, fmt.Errorf("nomad: %w", err)
 	}

@@ -31,12 +31,13 @@ import (
 	"github.com/bivouac/bivouac/runtime"
 )
 
-// Config is what a driver works with. All fields but Dial are required.
+// Config is what a driver works with. All fields but Instance and Dial are required.
 type Config struct {
 	Client   *api.Client
 	Template *jobs.Template
-	// Instance names the replicas that work together. Sandboxes of other
-	// instances are neither listed nor watched.
+	// Instance is the ID of the replicas that work together. Sandboxes of other
+	// instances are neither listed nor watched. It may be left to
+	// [Driver.SetInstance].
 	Instance string
 	Logger   hclog.Logger
 	// Dial reaches sandboxes to ask whether they are ready; see [ready.Check].
@@ -48,7 +49,7 @@ type Config struct {
 type Driver struct {
 	client    *api.Client
 	template  *jobs.Template
-	instance  string
+	instance  *instance
 	logger    hclog.Logger
 	dial      func(ctx context.Context, network, address string) (net.Conn, error)
 	cache     *cache
@@ -73,18 +74,17 @@ func New(config Config) (*Driver, error) {
 		return nil, fmt.Errorf("nomad: %w: no client", runtime.ErrInvalid)
 	case config.Template == nil:
 		return nil, fmt.Errorf("nomad: %w: no job template", runtime.ErrInvalid)
-	case config.Instance == "":
-		return nil, fmt.Errorf("nomad: %w: no instance name", runtime.ErrInvalid)
 	case config.Logger == nil:
 		return nil, fmt.Errorf("nomad: %w: no logger", runtime.ErrInvalid)
 	}
+	instance := &instance{id: config.Instance}
 	return &Driver{
 		client:    config.Client,
 		template:  config.Template,
-		instance:  config.Instance,
+		instance:  instance,
 		logger:    config.Logger,
 		dial:      config.Dial,
-		cache:     newCache(config.Instance),
+		cache:     newCache(instance),
 		ownStops:  newRecent(),
 		namespace: config.Template.Namespace(),
 		requests:  make(chan struct{}, maxRequests),
@@ -93,6 +93,11 @@ func New(config Config) (*Driver, error) {
 		refused:    newRecent(),
 	}, nil
 }
+
+// SetInstance says for which instance the driver works. What bears the legacy
+// ID, if there is one, is the instance's as well. It is called before Run, and
+// before the driver is asked about sandboxes.
+func (d *Driver) SetInstance(id, legacy string) { *d.instance = instance{id, legacy} }
 
 // Run follows Nomad's events until ctx ends, and returns ctx's error. One Run
 // serves all callers of the driver.

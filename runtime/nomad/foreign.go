@@ -7,16 +7,24 @@ import (
 	"github.com/bivouac/bivouac/runtime"
 )
 
+// instance is the ID that the jobs of a Bivouac bear.
+type instance struct {
+	id     string
+	legacy string // what its older jobs bear, empty if there are none
+}
+
+func (i *instance) owns(id string) bool { return id != "" && (id == i.id || id == i.legacy) }
+
 // foreign says why a job is none of this instance's though it bears the name of
 // a session's, and is empty where it is one. Such a job is somebody else's, or
 // was damaged: it is told of and left alone.
 func (d *Driver) foreign(jobID string, meta map[string]string) string {
 	sessionID, _ := sessionOf(jobID)
-	switch instance := meta[jobs.MetaInstance]; {
-	case instance == "" || meta[jobs.MetaSessionID] != sessionID:
+	switch id := meta[jobs.MetaInstance]; {
+	case id == "" || meta[jobs.MetaSessionID] != sessionID:
 		return "its meta is not that of a sandbox"
-	case instance != d.instance:
-		return fmt.Sprintf("it is of instance %q", instance)
+	case !d.instance.owns(id):
+		return fmt.Sprintf("it is of instance %q", id)
 	default:
 		return ""
 	}

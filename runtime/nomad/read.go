@@ -132,9 +132,36 @@ func (d *Driver) List(ctx context.Context) iter.Seq2[runtime.Sandbox, error] {
 	}
 }
 
-// listJobs yields the jobs of this instance, page by page. index becomes that of
-// the first page.
+// Instances counts the sandboxes that may run, by the ID of the instance that
+// their jobs bear, whosoever they are.
+func (d *Driver) Instances(ctx context.Context) (map[string]int, error) {
+	counts := make(map[string]int)
+	var index uint64
+	for job, err := range d.listAllJobs(ctx, &index) {
+		if err != nil {
+			return nil, err
+		}
+		if id := job.Meta[jobs.MetaInstance]; id != "" && job.Status != "dead" {
+			counts[id]++
+		}
+	}
+	return counts, nil
+}
+
+// listJobs yields the jobs of this instance, as listAllJobs does.
 func (d *Driver) listJobs(ctx context.Context, index *uint64) iter.Seq2[*api.JobListStub, error] {
+	return func(yield func(*api.JobListStub, error) bool) {
+		for job, err := range d.listAllJobs(ctx, index) {
+			if (err != nil || d.isOurs(job)) && !yield(job, err) {
+				return
+			}
+		}
+	}
+}
+
+// listAllJobs yields the jobs that bear the name of a session's, page by page.
+// index becomes that of the first page.
+func (d *Driver) listAllJobs(ctx context.Context, index *uint64) iter.Seq2[*api.JobListStub, error] {
 	return func(yield func(*api.JobListStub, error) bool) {
 		withMeta := &api.JobListOptions{Fields: &api.JobListFields{Meta: true}}
 		var page []*api.JobListStub
@@ -151,7 +178,7 @@ func (d *Driver) listJobs(ctx context.Context, index *uint64) iter.Seq2[*api.Job
 				return
 			}
 			for _, job := range page {
-				if d.isOurs(job) && !yield(job, nil) {
+				if !yield(job, nil) {
 					return
 				}
 			}
@@ -163,7 +190,7 @@ func (d *Driver) listJobs(ctx context.Context, index *uint64) iter.Seq2[*api.Job
 // is nobody's, or that claims to be this instance's and is not, is logged.
 func (d *Driver) isOurs(job *api.JobListStub) bool {
 	why := d.foreign(job.ID, job.Meta)
-	if claimed := job.Meta[jobs.MetaInstance]; why != "" && (claimed == d.instance || claimed == "") {
+	if claimed := job.Meta[jobs.MetaInstance]; why != "" && (claimed == "" || d.instance.owns(claimed)) {
 		d.logger.Warn("nomad_job_skipped", "job_id", job.ID, "reason", why)
 	}
 	return why == ""

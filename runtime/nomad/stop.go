@@ -188,7 +188,7 @@ func (d *Driver) deregister(ctx context.Context, sessionID, jobID string) error 
 // nil: a registration may have come first.
 func (d *Driver) layTombstone(ctx context.Context, sessionID string) error {
 	err := d.tell(ctx, func(opts *api.WriteOptions) error {
-		_, _, err := d.client.Jobs().EnforceRegister(d.template.Tombstone(sessionID, d.instance), 0, opts)
+		_, _, err := d.client.Jobs().EnforceRegister(d.template.Tombstone(sessionID, d.instance.id), 0, opts)
 		return err
 	})
 	if err != nil && !isTaken(err) {

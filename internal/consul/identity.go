@@ -1,0 +1,564 @@
+package consul
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/consul/api"
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/bivouac/bivouac/scheduler"
+)
+
+// identityVersion is raised with any change of [Identity], so that a replica
+// never acts on an identity that it does not fully understand.
+const identityVersion = 1
+
+// Identity says which Bivouac the records below a prefix belong to. The first
+// replica writes it to one key, and everything that a Bivouac makes elsewhere
+// bears its instance ID. Two Bivouacs never share an instance ID, whatever their
+// operators typed, and a store that lost its data is told from an empty one.
+//
+// Replicas from before identities may run beside those that have one. They do
+// not check it, and what they make bears the configured name: see
+// LegacyInstance.
+type Identity struct {
+	Version int `json:"v"`
+	// Instance is the instance ID: the configured name, "-" and 20 random
+	// letters and digits, 64 bytes of a-z, 0-9 and "-" at most.
+	Instance string `json:"instance"`
+	// LegacyInstance is the configured name, if records were found from before
+	// identities. What bears the bare name is then this Bivouac's as well, and
+	// plugins go on being told that name. Two Bivouacs that shared a name before
+	// are therefore still not told apart by what they made then.
+	LegacyInstance string `json:"legacy_instance,omitempty"`
+	Place
+	CreatedAt time.Time `json:"created_at"`
+}
+
+// Place is where in Nomad the sandboxes run. What is empty is not known, and
+// not compared.
+type Place struct {
+	Region    string `json:"nomad_region,omitempty"`
+	Namespace string `json:"nomad_namespace,omitempty"`
+}
+
+const (
+	randomLength  = 20
+	maxNameLength = 64 - 1 - randomLength // what is longer is cut off
+)
+
+func newInstance(name string) string {
+	return shortName(name) + "-" + strings.ToLower(rand.Text()[:randomLength])
+}
+
+func shortName(name string) string { return name[:min(len(name), maxNameLength)] }
+
+// isNamed says whether an instance ID was made from a configured name.
+func isNamed(instance, name string) bool {
+	random, found := strings.CutPrefix(instance, shortName(name)+"-")
+	return found && len(random) == randomLength && !strings.Contains(random, "-")
+}
+
+// errOtherBivouac ends a replica: the records are not its own.
+var errOtherBivouac = errors.New("the records belong to another Bivouac")
+
+// movedError is the error of a transaction that found the identity's key other
+// than at the index that it was checked for.
+type movedError struct{ index uint64 }
+
+func (e *movedError) Error() string { return fmt.Sprintf("the identity is not at index %d", e.index) }
+
+// identityWait is how long one look at the identity waits for a change. An index
+// that goes back, as that of a Consul which lost its data does, ends no wait.
+const identityWait = 10 * time.Second
+
+// identity follows the identity's key.
+type identity struct {
+	store  *Store
+	config Config
+
+	mu      sync.Mutex
+	own     Identity           // of this replica; zero until it is known
+	index   uint64             // of the key, 0 while own does not stand there
+	why     error              // why it does not, once there is a reason
+	changed chan struct{}      // closed when one of these changes
+	again   context.CancelFunc // ends the read that waits for a change
+}
+
+func newIdentity(store *Store, config Config) *identity {
+	return &identity{store: store, config: config, changed: make(chan struct{}), again: func() {}}
+}
+
+// run follows the key until ctx ends. It returns an error that wraps
+// errOtherBivouac once the key is another Bivouac's.
+func (i *identity) run(ctx context.Context) error {
+	var block scheduler.Block
+	var told time.Time
+	pause := newBackOff(100*time.Millisecond, 5*time.Second)
+	for ctx.Err() == nil {
+		pair, index, err := i.read(ctx, block)
+		read := err == nil
+		if read {
+			err = i.take(ctx, pair)
+		}
+		block = scheduler.Block{Index: index, Wait: identityWait}
+		switch {
+		case errors.Is(err, errOtherBivouac):
+			return err
+		case err == nil:
+			pause.Reset()
+			told = time.Time{}
+			continue
+		case ctx.Err() != nil:
+			return nil
+		}
+		i.fail(err, read)
+		level := hclog.Debug
+		if time.Since(told) >= tellEvery {
+			level, told = hclog.Warn, time.Now()
+		}
+		i.store.log.Log(level, "identity_unknown", "error", err)
+		block.Wait = pause.NextBackOff()
+		if !read {
+			block = scheduler.Block{}
+			_ = sleep(ctx, pause.NextBackOff())
+		}
+	}
+	return nil
+}
+
+// read reads the key. [identity.look] ends its wait.
+func (i *identity) read(ctx context.Context, block scheduler.Block) (*api.KVPair, uint64, error) {
+	reading, cancel := context.WithCancel(ctx)
+	defer cancel()
+	i.mu.Lock()
+	i.again = cancel
+	i.mu.Unlock()
+	pair, index, err := i.store.get(reading, i.store.keys.identity(), block)
+	if err != nil && reading.Err() != nil && ctx.Err() == nil {
+		return i.store.get(ctx, i.store.keys.identity(), scheduler.Block{})
+	}
+	return pair, index, err
+}
+
+// look has the key read at once.
+func (i *identity) look() {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.again()
+}
+
+// take acts on the key as it was read. What it writes is taken the next time.
+func (i *identity) take(ctx context.Context, pair *api.KVPair) error {
+	i.mu.Lock()
+	own := i.own
+	i.mu.Unlock()
+	switch {
+	case pair == nil && own.Instance != "":
+		return i.lost(own)
+	case pair == nil:
+		return i.first(ctx)
+	}
+	stands, err := decodeIdentity(pair)
+	if err != nil {
+		return err
+	}
+	if own.Instance != "" && own.Instance != stands.Instance {
+		return fmt.Errorf("%w: key %s was %s and now is %s: start this replica again to work for that one",
+			errOtherBivouac, pair.Key, own.Instance, stands.Instance)
+	}
+	if own.Instance == "" {
+		complete, err := i.check(ctx, pair.Key, stands)
+		if err != nil {
+			return err
+		}
+		if complete != stands {
+			_, err := i.write(ctx, complete, pair.ModifyIndex)
+			return err
+		}
+	}
+	i.set(func() { i.own, i.index, i.why = stands, pair.ModifyIndex, nil })
+	return nil
+}
+
+// check compares an identity with what this replica is configured for, and
+// returns it with what it lacks.
+func (i *identity) check(ctx context.Context, key string, stands Identity) (Identity, error) {
+	if name := i.config.Instance; !isNamed(stands.Instance, name) && stands.LegacyInstance != name {
+		theirs := stands.Instance[:max(0, len(stands.Instance)-1-randomLength)]
+		return Identity{}, fmt.Errorf("%w: key %s is of instance %s, and this replica is configured with -instance=%s: start it with -instance=%s to work for that Bivouac, or with another -kv-prefix",
+			errOtherBivouac, key, stands.Instance, name, theirs)
+	}
+	here, err := i.place(ctx)
+	if err != nil {
+		return Identity{}, err
+	}
+	if differ(stands.Region, here.Region) || differ(stands.Namespace, here.Namespace) {
+		return Identity{}, fmt.Errorf("%w: the sandboxes of instance %s (key %s) are in Nomad's region %q, namespace %q, and those of this replica would be in region %q, namespace %q: set nomad region and namespace (NOMAD_REGION, NOMAD_NAMESPACE) to the former, or choose another -kv-prefix",
+			errOtherBivouac, stands.Instance, key, stands.Region, stands.Namespace, here.Region, here.Namespace)
+	}
+	if stands.Region == "" {
+		stands.Region = here.Region
+	}
+	if stands.Namespace == "" {
+		stands.Namespace = here.Namespace
+	}
+	return stands, nil
+}
+
+func differ(a, b string) bool { return a != "" && b != "" && a != b }
+
+func (i *identity) place(ctx context.Context) (Place, error) {
+	if i.config.Place == nil {
+		return Place{}, nil
+	}
+	place, err := i.config.Place(ctx)
+	if err != nil {
+		return Place{}, unavailable("cannot tell where in Nomad the sandboxes run: %s", err)
+	}
+	return place, nil
+}
+
+// running counts the sandboxes that run and bear an instance ID of this name, or
+// the bare name.
+func (i *identity) running(ctx context.Context) (map[string]int, error) {
+	if i.config.Running == nil {
+		return nil, nil
+	}
+	all, err := i.config.Running(ctx)
+	if err != nil {
+		return nil, unavailable("cannot tell whether sandboxes run: %s", err)
+	}
+	maps.DeleteFunc(all, func(instance string, _ int) bool {
+		return instance != i.config.Instance && !isNamed(instance, i.config.Instance)
+	})
+	return all, nil
+}
+
+// first writes the identity of a store that has none. If sandboxes run that may
+// be those of the records that are missing, it leaves that to an operator.
+func (i *identity) first(ctx context.Context) error {
+	fresh, err := i.fresh(ctx)
+	if err != nil {
+		return err
+	}
+	running, err := i.running(ctx)
+	if err != nil {
+		return err
+	}
+	records, err := i.hasRecords(ctx)
+	if err != nil {
+		return err
+	}
+	_, legacy := running[i.config.Instance]
+	switch {
+	case records && (len(running) == 0 || legacy && len(running) == 1):
+		fresh.LegacyInstance = i.config.Instance // they are from before identities
+	case len(running) > 0:
+		return i.undecided(running)
+	}
+	_, err = i.write(ctx, fresh, 0)
+	return err
+}
+
+func (i *identity) fresh(ctx context.Context) (Identity, error) {
+	place, err := i.place(ctx)
+	return Identity{
+		Version: identityVersion, Instance: newInstance(i.config.Instance), Place: place, CreatedAt: time.Now().Round(0).UTC(),
+	}, err
+}
+
+func (i *identity) hasRecords(ctx context.Context) (bool, error) {
+	folders, _, err := i.store.list(ctx, i.store.keys.records(), "/", scheduler.Block{})
+	return len(folders) > 0, err
+}
+
+// write writes the identity over the key of that index, 0 for none. It says
+// whether the key was as expected.
+func (i *identity) write(ctx context.Context, next Identity, index uint64) (bool, error) {
+	value, err := json.Marshal(next)
+	if err != nil {
+		return false, fmt.Errorf("encode the identity: %w", err)
+	}
+	_, err = i.store.retryTxn(ctx, &api.KVTxnOp{Verb: api.KVCAS, Key: i.store.keys.identity(), Value: value, Index: index})
+	if errors.Is(err, errRolledBack) {
+		return false, nil // also if an answer was lost: who reads the key sees which
+	}
+	return err == nil, err
+}
+
+func decodeIdentity(pair *api.KVPair) (Identity, error) {
+	decoder := json.NewDecoder(bytes.NewReader(pair.Value))
+	decoder.DisallowUnknownFields()
+	var id Identity
+	err := decoder.Decode(&id)
+	switch {
+	case err == nil && id.Version != identityVersion:
+		err = fmt.Errorf("schema version %d, this replica knows %d", id.Version, identityVersion)
+	case err == nil && id.Instance == "":
+		err = errors.New("instance missing")
+	}
+	if err != nil {
+		return Identity{}, unavailable("key %s is no identity: %s", pair.Key, err)
+	}
+	return id, nil
+}
+
+func unavailable(format string, args ...any) error {
+	return fmt.Errorf("%w: "+format, append([]any{scheduler.ErrUnavailable}, args...)...)
+}
+
+func (i *identity) lost(own Identity) error {
+	return unavailable("Consul lost the identity of this Bivouac (key %s, instance %s), and its records with it: nothing is created, ended or stopped until they are restored, or `bivouac operator adopt` makes records of what runs",
+		i.store.keys.identity(), own.Instance)
+}
+
+func (i *identity) undecided(running map[string]int) error {
+	total := 0
+	for _, n := range running {
+		total += n
+	}
+	return unavailable("key %s is missing, and %d sandboxes run under the name %q (%s): nothing is created, ended or stopped until it is decided whose they are. If they are another Bivouac's, choose another -instance, or run `bivouac operator forget`. If Consul lost the data of this one, restore it, or run `bivouac operator adopt`",
+		i.store.keys.identity(), total, i.config.Instance, counts(running))
+}
+
+// counts tells numbers by instance, such as "a: 2, b: 1".
+func counts(running map[string]int) string {
+	var parts []string
+	for _, instance := range slices.Sorted(maps.Keys(running)) {
+		parts = append(parts, fmt.Sprintf("%s: %d", instance, running[instance]))
+	}
+	return strings.Join(parts, ", ")
+}
+
+func (i *identity) set(change func()) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	change()
+	close(i.changed)
+	i.changed = make(chan struct{})
+}
+
+// fail notes why the identity is not known. One that is known stays so while the
+// key cannot be read.
+func (i *identity) fail(why error, read bool) {
+	i.set(func() {
+		if read || i.own.Instance == "" {
+			i.index, i.why = 0, why
+		}
+	})
+}
+
+// await waits until done says so, within a limit. It calls done with mu held.
+func (i *identity) await(ctx context.Context, done func() (bool, error)) error {
+	limit := time.NewTimer(requestTimeout)
+	defer limit.Stop()
+	for {
+		i.mu.Lock()
+		ok, err := done()
+		changed := i.changed
+		i.mu.Unlock()
+		if ok || err != nil {
+			return err
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-limit.C:
+			return unavailable("the identity (key %s) is not known yet", i.store.keys.identity())
+		}
+	}
+}
+
+// stands returns nil while the identity is known and stands in Consul.
+func (i *identity) stands(ctx context.Context) error {
+	return i.await(ctx, func() (bool, error) { return i.index != 0, i.why })
+}
+
+// moved returns nil once the identity is known to stand elsewhere than at index,
+// where a transaction did not find it.
+func (i *identity) moved(ctx context.Context, index uint64) error {
+	i.look()
+	return i.await(ctx, func() (bool, error) { return i.index != 0 && i.index != index, i.why })
+}
+
+// written returns nil once the identity that this replica wrote is taken.
+func (i *identity) written(ctx context.Context) error {
+	i.look()
+	return i.await(ctx, func() (bool, error) { return i.index != 0, nil })
+}
+
+// confirm returns nil if the identity stands in Consul now: what was read before
+// is then not missing for want of all data.
+func (i *identity) confirm(ctx context.Context) error {
+	op := i.unmoved()
+	_, err := i.store.retryTxn(ctx, op)
+	if moved, ok := errors.AsType[*movedError](err); ok {
+		return i.moved(ctx, moved.index)
+	}
+	return err
+}
+
+// unmoved is the operation by which a transaction does nothing if the identity is
+// not the one that this replica knows.
+func (i *identity) unmoved() *api.KVTxnOp {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return &api.KVTxnOp{Verb: api.KVCheckIndex, Key: i.store.keys.identity(), Index: i.index}
+}
+
+// trouble says why the identity is not known, nil if it is or soon will be.
+func (i *identity) trouble() error {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return i.why
+}
+
+// known returns the identity of this replica, and whether it stands in Consul.
+func (i *identity) known() (own Identity, stands bool) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return i.own, i.index != 0
+}
+
+// Identity waits until the identity is known, or ctx ends. It never changes
+// after that.
+func (s *Store) Identity(ctx context.Context) (Identity, error) {
+	i := s.identity
+	for {
+		i.mu.Lock()
+		own, changed := i.own, i.changed
+		i.mu.Unlock()
+		if own.Instance != "" {
+			return own, nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return Identity{}, ctx.Err()
+		}
+	}
+}
+
+// Instance returns the instance ID, empty while it is not known.
+func (s *Store) Instance() string {
+	own, _ := s.identity.known()
+	return own.Instance
+}
+
+// Adopt gives a store that lost its identity the one that this replica had, or
+// else the one that the sandboxes bear which run under its name: of several,
+// instance says which. It changes nothing if an identity stands. Errors wrap
+// [scheduler.ErrInvalid] or [scheduler.ErrUnavailable].
+func (s *Store) Adopt(ctx context.Context, instance string) (Identity, error) {
+	own, stands := s.identity.known()
+	if own.Instance != "" && instance != "" && instance != own.Instance {
+		return Identity{}, fmt.Errorf("consul: adopt: %w: this replica is of instance %s, not %s", scheduler.ErrInvalid, own.Instance, instance)
+	}
+	if stands {
+		return own, nil
+	}
+	next := own
+	var err error
+	if own.Instance == "" {
+		next, err = s.identity.adoptable(ctx, instance)
+	}
+	if err == nil {
+		_, err = s.identity.write(ctx, next, 0) // if another was first, that is what stands
+	}
+	if err == nil {
+		err = s.identity.written(ctx)
+	}
+	if err != nil {
+		return Identity{}, fmt.Errorf("consul: adopt: %w", err)
+	}
+	own, _ = s.identity.known()
+	return own, nil
+}
+
+// adoptable returns the identity that the sandboxes bear which run.
+func (i *identity) adoptable(ctx context.Context, instance string) (Identity, error) {
+	running, err := i.running(ctx)
+	if err != nil {
+		return Identity{}, err
+	}
+	if instance != "" {
+		maps.DeleteFunc(running, func(other string, _ int) bool { return other != instance })
+	}
+	switch len(running) {
+	case 0:
+		return Identity{}, fmt.Errorf("%w: no sandbox runs under the name %q", scheduler.ErrInvalid, i.config.Instance)
+	case 1:
+	default:
+		return Identity{}, fmt.Errorf("%w: sandboxes of several instances run (%s): say which to adopt with -instance", scheduler.ErrInvalid, counts(running))
+	}
+	next, err := i.fresh(ctx)
+	if err != nil {
+		return Identity{}, err
+	}
+	for found := range running {
+		if found == i.config.Instance {
+			next.LegacyInstance = found
+		} else {
+			next.Instance = found
+		}
+	}
+	return next, nil
+}
+
+// Forget gives a store that has no identity a fresh one, and returns how many
+// sandboxes run under its name and are another's from now on. A replica that had
+// another identity ends. Errors wrap [scheduler.ErrInvalid] or
+// [scheduler.ErrUnavailable].
+func (s *Store) Forget(ctx context.Context) (Identity, map[string]int, error) {
+	next, left, err := s.identity.forget(ctx)
+	if err != nil {
+		return Identity{}, nil, fmt.Errorf("consul: forget: %w", err)
+	}
+	return next, left, nil
+}
+
+func (i *identity) forget(ctx context.Context) (Identity, map[string]int, error) {
+	own, stands := i.known()
+	if stands {
+		return Identity{}, nil, fmt.Errorf("%w: the identity %s stands (key %s), so there is nothing to forget",
+			scheduler.ErrInvalid, own.Instance, i.store.keys.identity())
+	}
+	records, err := i.hasRecords(ctx)
+	if err != nil {
+		return Identity{}, nil, err
+	}
+	if records {
+		return Identity{}, nil, fmt.Errorf("%w: records stand below %s, whose sandboxes would be another's: run `bivouac operator adopt`",
+			scheduler.ErrInvalid, i.store.keys.records())
+	}
+	left, err := i.running(ctx)
+	if err != nil {
+		return Identity{}, nil, err
+	}
+	next, err := i.fresh(ctx)
+	if err != nil {
+		return Identity{}, nil, err
+	}
+	first, err := i.write(ctx, next, 0)
+	switch {
+	case err != nil:
+		return Identity{}, nil, err
+	case !first:
+		return Identity{}, nil, unavailable("the identity was written meanwhile")
+	case own.Instance == "":
+		err = i.written(ctx)
+	}
+	return next, left, err
+}
