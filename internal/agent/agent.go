@@ -18,6 +18,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 
 	"github.com/bivouac/bivouac/internal/config"
+	"github.com/bivouac/bivouac/internal/consul"
 	"github.com/bivouac/bivouac/internal/httpapi"
 	"github.com/bivouac/bivouac/internal/httpapi/wire"
 	"github.com/bivouac/bivouac/internal/version"
@@ -48,11 +49,11 @@ func Validate(c config.Config) error {
 	}
 	_, err := newPluginHost(c, hclog.NewNullLogger())
 	if !c.Dev {
-		_, storeErr := newConsul(c, hclog.NewNullLogger())
+		_, storeErr := newConsul(c, consul.Config{}, hclog.NewNullLogger())
 		err = errors.Join(storeErr, err)
 	}
 	if usesNomad(c) {
-		_, runtimeErr := newNomad(c, hclog.NewNullLogger())
+		_, _, runtimeErr := newNomad(c, hclog.NewNullLogger())
 		err = errors.Join(err, runtimeErr)
 	}
 	return err
@@ -104,26 +105,22 @@ func Run(ctx context.Context, c config.Config, env Environment) error {
 		return fmt.Errorf("agent: %w", err)
 	}
 	self := describe(c)
-	api := httpapi.New(httpapi.Config{
+	settings := httpapi.Config{
 		Sessions: sessions,
 		Checks:   base.checks,
 		Metrics:  telemetry.handler,
 		Self:     self,
+		Instance: base.instance,
 		Runtimes: func(ctx context.Context) []wire.Runtime { return describeRuntimes(ctx, base.drivers) },
 		Logger:   log.Named("http"),
-	})
+	}
+	if base.operator != nil {
+		base.operator.adopt = adoptNone
+		settings.Operator = base.operator
+	}
+	api := httpapi.New(settings)
 
 	prepared := make(chan struct{})
-	oncePrepared := func(run func(context.Context) error) func(context.Context) error {
-		return func(ctx context.Context) error {
-			select {
-			case <-prepared:
-				return run(ctx)
-			case <-ctx.Done():
-				return nil
-			}
-		}
-	}
 	parts := append([]part{{"telemetry", telemetry.run}}, base.parts...)
 	parts = append(parts,
 		part{"start", func(ctx context.Context) error {
@@ -134,15 +131,15 @@ func Run(ctx context.Context, c config.Config, env Environment) error {
 			<-ctx.Done()
 			return nil
 		}},
-		part{"scheduler", oncePrepared(func(ctx context.Context) error {
+		part{"scheduler", whenReady(prepared, whenReady(base.identified, func(ctx context.Context) error {
 			base.awaitPlugins(ctx)
 			sessions.Run(ctx)
 			return nil
-		})},
-		part{"http", oncePrepared(func(ctx context.Context) error { return serve(ctx, api.Server(), listener, log) })},
+		}))},
+		part{"http", whenReady(prepared, func(ctx context.Context) error { return serve(ctx, api.Server(), listener, log) })},
 	)
 	if c.Dev {
-		parts = append(parts, part{"guide", oncePrepared(func(ctx context.Context) error {
+		parts = append(parts, part{"guide", whenReady(prepared, func(ctx context.Context) error {
 			return guide(ctx, env, listener.Addr().String(), base.volume)
 		})})
 	}
@@ -154,6 +151,9 @@ func Run(ctx context.Context, c config.Config, env Environment) error {
 	log.Info("agent_stopped")
 	return nil
 }
+
+// adoptNone makes no records.
+func adoptNone(context.Context) (adopted, failed int, err error) { return 0, 0, nil }
 
 func describe(c config.Config) wire.SelfAnswer {
 	build := version.Get()

@@ -14,6 +14,7 @@ import (
 	"github.com/shoenig/test/must"
 
 	"github.com/bivouac/bivouac/internal/config"
+	"github.com/bivouac/bivouac/internal/consul"
 )
 
 func TestARequestUnderWayIsFinished(t *testing.T) {
@@ -98,7 +99,7 @@ func TestConfigurationCountsMoreThanTheEnvironment(t *testing.T) {
 
 	c := config.Default()
 	c.Consul.Address = "127.0.0.1:1" // nobody is there
-	store, err := newConsul(c, hclog.NewNullLogger())
+	store, err := newConsul(c, consul.Config{}, hclog.NewNullLogger())
 	must.NoError(t, err)
 	err = store.Health(t.Context())
 	must.ErrorContains(t, err, "127.0.0.1:1")

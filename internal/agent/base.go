@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
@@ -35,7 +36,12 @@ type base struct {
 	parts   []part
 	prepare func(ctx context.Context) error // is called while the parts run, before anything is asked of them
 	plugins *pluginhost.Host
-	volume  string // of -dev: a folder to give to a sandbox
+	// identified is closed once the drivers know the ID of the instance. Until
+	// then they are asked about no sandbox.
+	identified chan struct{}
+	instance   func() string // its ID, empty until it is known
+	operator   *operator     // nil with -dev
+	volume     string        // of -dev: a folder to give to a sandbox
 }
 
 func newBase(c config.Config, log hclog.Logger) (base, error) {
@@ -46,7 +52,7 @@ func newBase(c config.Config, log hclog.Logger) (base, error) {
 	if err != nil {
 		return base{}, err
 	}
-	b, err := newBuiltIn(c, log)
+	b, err := newBuiltIn(c, host, log)
 	if err != nil {
 		return base{}, err
 	}
@@ -59,32 +65,38 @@ func newBase(c config.Config, log hclog.Logger) (base, error) {
 }
 
 // newBuiltIn is a base with what is part of Bivouac itself.
-func newBuiltIn(c config.Config, log hclog.Logger) (base, error) {
+func newBuiltIn(c config.Config, host *pluginhost.Host, log hclog.Logger) (base, error) {
 	if c.Dev {
 		return newDevBase(c, log)
 	}
+	b := base{drivers: map[string]runtime.Driver{}, identified: make(chan struct{})}
+	settings := consul.Config{Instance: c.Instance}
 	// Neither is asked anything yet: either may come up after the agent does.
-	store, err := newConsul(c, log)
+	var driver *nomad.Driver
+	if usesNomad(c) {
+		var err error
+		if driver, settings.Place, err = newNomad(c, log); err != nil {
+			return base{}, err
+		}
+		settings.Running = driver.Instances
+		b.drivers[nomadName] = driver
+	}
+	store, err := newConsul(c, settings, log)
 	if err != nil {
 		return base{}, err
 	}
 	clock := consul.NewClock(store, failpoint.Wall)
-	b := base{
-		store:   clock,
-		locker:  clock,
-		now:     clock.Now,
-		drivers: map[string]runtime.Driver{},
-		checks:  []httpapi.Check{{Name: "consul", Run: clock.Health}},
-		parts:   []part{{"consul", store.Run}, {"clock", clock.Run}},
+	b.store, b.locker, b.now, b.instance = clock, clock, clock.Now, store.Instance
+	b.operator = &operator{store: store, identified: b.identified}
+	b.checks = []httpapi.Check{{Name: "consul", Run: clock.Health}}
+	b.parts = []part{
+		{"consul", store.Run},
+		b.identify(store, driver, host, log),
+		{"clock", whenReady(b.identified, clock.Run)},
 	}
-	if usesNomad(c) {
-		driver, err := newNomad(c, log)
-		if err != nil {
-			return base{}, err
-		}
-		b.drivers[nomadName] = driver
+	if driver != nil {
 		b.checks = append(b.checks, httpapi.Check{Name: nomadName, Run: driver.Health, Optional: c.Runtime != nomadName})
-		b.parts = append(b.parts, part{"nomad", driver.Run})
+		b.parts = append(b.parts, part{"nomad", whenReady(b.identified, driver.Run)})
 	}
 	return b, nil
 }
@@ -119,12 +131,12 @@ func checkRuntime(c config.Config) error {
 	return nil
 }
 
-func newConsul(c config.Config, log hclog.Logger) (*consul.Store, error) {
-	settings := consulapi.DefaultConfig()
-	override(&settings.Address, c.Consul.Address)
-	override(&settings.Token, c.Consul.Token)
-	override(&settings.Datacenter, c.Consul.Datacenter)
-	client, err := consul.NewClient(settings)
+func newConsul(c config.Config, settings consul.Config, log hclog.Logger) (*consul.Store, error) {
+	reach := consulapi.DefaultConfig()
+	override(&reach.Address, c.Consul.Address)
+	override(&reach.Token, c.Consul.Token)
+	override(&reach.Datacenter, c.Consul.Datacenter)
+	client, err := consul.NewClient(reach)
 	if err != nil {
 		return nil, fmt.Errorf("agent: %w", err)
 	}
@@ -132,14 +144,12 @@ func newConsul(c config.Config, log hclog.Logger) (*consul.Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("agent: %w", err)
 	}
-	return consul.New(client, consul.Config{
-		Prefix: c.KVPrefix,
-		Name:   fmt.Sprintf("bivouac %s on %s", c.Instance, host),
-		Logger: log.Named("consul"),
-	}), nil
+	settings.Prefix, settings.Name, settings.Logger = c.KVPrefix, host, log.Named("consul")
+	return consul.New(client, settings), nil
 }
 
-func newNomad(c config.Config, log hclog.Logger) (*nomad.Driver, error) {
+// newNomad returns a driver, and what tells where in Nomad its sandboxes run.
+func newNomad(c config.Config, log hclog.Logger) (*nomad.Driver, func(context.Context) (consul.Place, error), error) {
 	settings := nomadapi.DefaultConfig()
 	override(&settings.Address, c.Nomad.Address)
 	override(&settings.Region, c.Nomad.Region)
@@ -147,23 +157,24 @@ func newNomad(c config.Config, log hclog.Logger) (*nomad.Driver, error) {
 	override(&settings.SecretID, c.Nomad.Token)
 	client, err := nomadapi.NewClient(settings)
 	if err != nil {
-		return nil, fmt.Errorf("agent: nomad: %w", err)
+		return nil, nil, fmt.Errorf("agent: nomad: %w", err)
 	}
 	variables, err := jobVariables(c)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	template, err := jobs.Load(c.JobTemplate, variables)
 	if err != nil {
-		return nil, fmt.Errorf("agent: job_template: %w", err)
+		return nil, nil, fmt.Errorf("agent: job_template: %w", err)
 	}
 	driver, err := nomad.New(nomad.Config{
-		Client: client, Template: template, Instance: c.Instance, Logger: log.Named("nomad"),
+		Client: client, Template: template, Logger: log.Named("nomad"),
 	})
 	if err != nil {
-		return nil, fmt.Errorf("agent: %w", err)
+		return nil, nil, fmt.Errorf("agent: %w", err)
 	}
-	return driver, nil
+	namespace := cmp.Or(template.Namespace(), settings.Namespace)
+	return driver, place(client, settings.Region, namespace, c.Runtime == nomadName), nil
 }
 
 // jobVariables are those of the configuration. The raw_exec template runs this

@@ -35,12 +35,15 @@ func newDevBase(c config.Config, log hclog.Logger) (base, error) {
 	}
 	store := memory.NewStore()
 	b := base{
-		store:   store,
-		locker:  memory.NewLocker(store),
-		now:     time.Now,
-		drivers: map[string]runtime.Driver{},
-		volume:  volume,
+		store:      store,
+		locker:     memory.NewLocker(store),
+		now:        time.Now,
+		drivers:    map[string]runtime.Driver{},
+		volume:     volume,
+		identified: make(chan struct{}),
+		instance:   func() string { return devInstance(c.HTTPAddr) },
 	}
+	close(b.identified)
 	if !c.InProcess {
 		return b, nil
 	}

@@ -17,7 +17,7 @@ import (
 )
 
 func newPluginHost(c config.Config, log hclog.Logger) (*pluginhost.Host, error) {
-	settings := pluginhost.Config{Dir: c.PluginDir, Instance: c.Instance, Logger: log}
+	settings := pluginhost.Config{Dir: c.PluginDir, Logger: log}
 	for _, p := range c.Plugins {
 		settings.Plugins = append(settings.Plugins, pluginhost.Plugin{
 			Name: p.Name, Path: p.Path, Args: p.Args, Env: p.Env, Config: p.Config, SHA256: p.SHA256,
@@ -48,7 +48,7 @@ func (b *base) addPlugins(host *pluginhost.Host, c config.Config) {
 	if len(drivers) == 0 {
 		return
 	}
-	b.parts = append(b.parts, part{"plugins", func(ctx context.Context) error { host.Run(ctx); return nil }})
+	b.parts = append(b.parts, part{"plugins", whenReady(b.identified, func(ctx context.Context) error { host.Run(ctx); return nil })})
 	for name, driver := range drivers {
 		b.drivers[name] = driver
 		b.checks = append(b.checks, httpapi.Check{Name: "plugin." + name, Run: driver.Health, Optional: name != c.Runtime})

@@ -169,6 +169,23 @@ func (c *Client) Cleanup(ctx context.Context) (wire.CleanupAnswer, error) {
 	return out, err
 }
 
+// Adopt gives a store without an identity the one that its sandboxes bear, of
+// several the one that instance names, and makes records of them.
+func (c *Client) Adopt(ctx context.Context, instance string) (wire.AdoptAnswer, error) {
+	var out wire.AdoptAnswer
+	_, err := c.call(ctx, request{
+		method: http.MethodPost, path: "/v1/operator/adopt", body: wire.AdoptRequest{Instance: instance},
+	}, &out)
+	return out, err
+}
+
+// Forget gives a store without an identity a fresh one.
+func (c *Client) Forget(ctx context.Context) (wire.ForgetAnswer, error) {
+	var out wire.ForgetAnswer
+	_, err := c.call(ctx, request{method: http.MethodPost, path: "/v1/operator/forget"}, &out)
+	return out, err
+}
+
 // Health says how the agent stands. Where a part is failing there are both an
 // answer and an *Error with wire.CodeUnhealthy.
 func (c *Client) Health(ctx context.Context) (wire.HealthAnswer, error) {

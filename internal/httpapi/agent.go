@@ -37,7 +37,7 @@ func (a *API) health(w http.ResponseWriter, r *http.Request, _ query) error {
 	}
 	running.Wait()
 
-	body := wire.HealthAnswer{Status: wire.StatusOK, Checks: make(map[string]wire.Check, len(a.config.Checks))}
+	body := wire.HealthAnswer{Status: wire.StatusOK, Instance: a.config.Instance(), Checks: make(map[string]wire.Check, len(a.config.Checks))}
 	var failing []string
 	for i, check := range a.config.Checks {
 		if errs[i] == nil {
@@ -74,6 +74,7 @@ func run(ctx context.Context, check Check) (err error) {
 
 func (a *API) self(w http.ResponseWriter, r *http.Request, _ query) error {
 	self := a.config.Self
+	self.Instance = a.config.Instance()
 	self.Runtimes = a.config.Runtimes(r.Context())
 	return writeJSON(w, http.StatusOK, self)
 }

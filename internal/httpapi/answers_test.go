@@ -31,6 +31,7 @@ func failing(err error) given { return func(f *fake, _ *httpapi.Config) { f.err 
 func TestEveryDocumentedAnswerIsGiven(t *testing.T) {
 	fine := given(func(*fake, *httpapi.Config) {})
 	foreign := func(r request) request { r.host = "evil.example"; return r }
+	bare := func(r request) request { r.body, r.contentType = "", ""; return r }
 	misspelt := func(r request) request { r.path += "?no_such=1"; return r }
 	asForm := func(r request) request {
 		r.body, r.contentType = "a=b", "application/x-www-form-urlencoded"
@@ -111,6 +112,23 @@ func TestEveryDocumentedAnswerIsGiven(t *testing.T) {
 		{"cleanup that meets a fault", failing(errors.New("oops")), cleanup, 500, "internal"},
 		{"cleanup without a store", failing(down), cleanup, 503, "store_unavailable"},
 
+		{"adopt", fine, adopt, 200, ""},
+		{"adopt without a name", fine, bare(adopt), 200, ""},
+		{"adopt of what nobody bears", failing(scheduler.ErrInvalid), adopt, 400, "invalid"},
+		{"adopt where records are in memory", func(_ *fake, c *httpapi.Config) { c.Operator = nil }, adopt, 400, "invalid"},
+		{"adopt for a foreign host", fine, foreign(adopt), 403, "forbidden_host"},
+		{"adopt from a form", fine, asForm(adopt), 415, "unsupported_media_type"},
+		{"adopt that meets a fault", failing(errors.New("oops")), adopt, 500, "internal"},
+		{"adopt without a store", failing(down), adopt, 503, "store_unavailable"},
+
+		{"forget", fine, forget, 200, ""},
+		{"forget where an identity stands", failing(scheduler.ErrInvalid), forget, 400, "invalid"},
+		{"forget where records are in memory", func(_ *fake, c *httpapi.Config) { c.Operator = nil }, forget, 400, "invalid"},
+		{"forget for a foreign host", fine, foreign(forget), 403, "forbidden_host"},
+		{"forget with a form", fine, asForm(forget), 415, "unsupported_media_type"},
+		{"forget that meets a fault", failing(errors.New("oops")), forget, 500, "internal"},
+		{"forget without a store", failing(down), forget, 503, "store_unavailable"},
+
 		{"health", fine, health, 200, ""},
 		{"health that is misspelt", fine, misspelt(health), 400, "invalid"},
 		{"health for a foreign host", fine, foreign(health), 403, "forbidden_host"},
@@ -147,6 +165,13 @@ func TestEveryDocumentedAnswerIsGiven(t *testing.T) {
 		})
 	}
 	must.Eq(t, recorder.Documented(), recorder.Seen())
+}
+
+func TestAdoptNamesTheInstanceThatTheCallerChose(t *testing.T) {
+	f := &fake{}
+	_, body := start(t, f).send(adopt)
+	must.Eq(t, "default-4f7k2mq6zt3vxw5yabcd", f.adopt)
+	must.Eq(t, `{"instance":"default-4f7k2mq6zt3vxw5yabcd","adopted":3,"failed":1}`+"\n", body)
 }
 
 func TestSessionAsTheCallerSeesIt(t *testing.T) {

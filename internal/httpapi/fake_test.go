@@ -54,6 +54,7 @@ type fake struct {
 	create scheduler.CreateCommand
 	query  scheduler.Query
 	ttl    time.Duration
+	adopt  string
 	calls  int
 }
 
@@ -111,6 +112,18 @@ func (f *fake) Delete(_ context.Context, chatID uuid.UUID) (scheduler.DeleteResu
 	}, f.err
 }
 
+func (f *fake) Adopt(_ context.Context, instance string) (wire.AdoptAnswer, error) {
+	f.note(func() { f.adopt = instance })
+	return wire.AdoptAnswer{Instance: "default-4f7k2mq6zt3vxw5yabcd", Adopted: 3, Failed: 1}, f.err
+}
+
+func (f *fake) Forget(context.Context) (wire.ForgetAnswer, error) {
+	f.note(func() {})
+	return wire.ForgetAnswer{Instance: "default-4f7k2mq6zt3vxw5yabcd", Left: []wire.Left{
+		{Instance: "default", Sandboxes: 2, Look: "nomad operator api /v1/jobs"},
+	}}, f.err
+}
+
 func (f *fake) CleanupExpired(context.Context) (scheduler.CleanupResult, error) {
 	f.note(func() {})
 	return scheduler.CleanupResult{ErrorCount: 1}, f.err
@@ -146,13 +159,16 @@ type agent struct {
 }
 
 func testConfig(sessions httpapi.Sessions, out io.Writer) httpapi.Config {
+	operator, _ := sessions.(httpapi.Operator) // a fake is both
 	return httpapi.Config{
 		Sessions: sessions,
+		Operator: operator,
 		Metrics: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
 			_, _ = io.WriteString(w, "sandbox_active_count 3\n")
 		}),
-		Self: wire.SelfAnswer{Version: "1.2.3", Revision: "abc", Config: map[string]any{"ttl": "30m"}},
+		Instance: func() string { return "default-0123456789abcdefghij" },
+		Self:     wire.SelfAnswer{Version: "1.2.3", Revision: "abc", Config: map[string]any{"ttl": "30m"}},
 		Runtimes: func(context.Context) []wire.Runtime {
 			return []wire.Runtime{{Name: "process", Version: "1.2.3"}, {Name: "mine"}}
 		},
@@ -254,6 +270,8 @@ var (
 	renew      = request{method: "POST", path: sessionURL + "/renew", body: `{"ttl":"10m"}`}
 	remove     = request{method: "DELETE", path: sessionURL}
 	cleanup    = request{method: "POST", path: "/v1/cleanup"}
+	adopt      = request{method: "POST", path: "/v1/operator/adopt", body: `{"instance":"default-4f7k2mq6zt3vxw5yabcd"}`}
+	forget     = request{method: "POST", path: "/v1/operator/forget"}
 	health     = request{method: "GET", path: "/v1/agent/health"}
 	self       = request{method: "GET", path: "/v1/agent/self"}
 	metrics    = request{method: "GET", path: "/v1/metrics"}

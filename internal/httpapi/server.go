@@ -27,12 +27,24 @@ type Sessions interface {
 	CleanupExpired(ctx context.Context) (scheduler.CleanupResult, error)
 }
 
-// Config is what the API is made from. All but Checks is required.
+// Operator carries out what only an operator can decide, about a store that lost
+// its identity or that others may know.
+type Operator interface {
+	// Adopt gives the store the identity that sandboxes bear which run, of
+	// several the one that instance names, and makes records of them.
+	Adopt(ctx context.Context, instance string) (wire.AdoptAnswer, error)
+	// Forget gives the store a fresh identity. What runs is left alone.
+	Forget(ctx context.Context) (wire.ForgetAnswer, error)
+}
+
+// Config is what the API is made from. All but Checks and Operator is required.
 type Config struct {
 	Sessions Sessions
 	Checks   []Check         // none: always healthy
 	Metrics  http.Handler    // serves /v1/metrics
-	Self     wire.SelfAnswer // served as it is, but for Runtimes: it must hold no secrets
+	Operator Operator        // nil: there is nothing to decide
+	Self     wire.SelfAnswer // served as it is, but for Instance and Runtimes: it must hold no secrets
+	Instance func() string   // the ID of the instance, empty while it is not known
 	Runtimes func(ctx context.Context) []wire.Runtime
 	Logger   hclog.Logger
 }
@@ -70,6 +82,8 @@ func New(config Config) *API {
 	})
 	a.mux.Handle("/v1/sessions/{chat_id}/renew", methods{"POST": {a.renew, nil}})
 	a.mux.Handle("/v1/cleanup", methods{"POST": {a.cleanup, nil}})
+	a.mux.Handle("/v1/operator/adopt", methods{"POST": {a.adopt, nil}})
+	a.mux.Handle("/v1/operator/forget", methods{"POST": {a.forget, nil}})
 	a.mux.Handle("/v1/agent/health", methods{"GET": {a.health, nil}})
 	a.mux.Handle("/v1/agent/self", methods{"GET": {a.self, nil}})
 	a.mux.Handle("/v1/metrics", methods{"GET": {a.metrics, nil}})

@@ -130,11 +130,38 @@ type CleanupAnswer struct {
 	ErrorCount int       `json:"error_count"` // expired sessions that could not be ended
 }
 
+// AdoptRequest is the body of POST /v1/operator/adopt.
+type AdoptRequest struct {
+	Instance string `json:"instance,omitempty"` // empty: the only one that there is
+}
+
+// AdoptAnswer says what a store without an identity was given.
+type AdoptAnswer struct {
+	Instance string `json:"instance"` // the ID of the instance
+	Adopted  int    `json:"adopted"`  // sandboxes that have a record now
+	Failed   int    `json:"failed"`   // sandboxes that could not be given one
+}
+
+// ForgetAnswer says what a store without an identity was given, and what is
+// another's from now on.
+type ForgetAnswer struct {
+	Instance string `json:"instance"` // the ID of the instance
+	Left     []Left `json:"left"`
+}
+
+// Left is what runs of one instance and is left alone.
+type Left struct {
+	Instance  string `json:"instance"`
+	Sandboxes int    `json:"sandboxes"`
+	Look      string `json:"look"` // a command that shows them
+}
+
 // HealthAnswer says whether a replica can serve, and part by part why not.
 type HealthAnswer struct {
-	Status string           `json:"status"` // StatusOK or StatusFailing
-	Checks map[string]Check `json:"checks"`
-	Error  *Error           `json:"error,omitempty"` // where failing
+	Status   string           `json:"status"`             // StatusOK or StatusFailing
+	Instance string           `json:"instance,omitempty"` // the ID of the instance, once it is known
+	Checks   map[string]Check `json:"checks"`
+	Error    *Error           `json:"error,omitempty"` // where failing
 }
 
 // Check is the outcome of one health check.
@@ -153,7 +180,8 @@ const (
 type SelfAnswer struct {
 	Version  string    `json:"version"`
 	Revision string    `json:"revision"`
-	Config   any       `json:"config"` // a JSON object, without secrets
+	Instance string    `json:"instance"` // the ID of the instance, empty while it is not known
+	Config   any       `json:"config"`   // a JSON object, without secrets
 	Runtimes []Runtime `json:"runtimes"`
 }
 

@@ -1,0 +1,137 @@
+package agent
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net/http"
+	"slices"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	nomadapi "github.com/hashicorp/nomad/api"
+
+	"github.com/bivouac/bivouac/internal/consul"
+	"github.com/bivouac/bivouac/internal/httpapi/wire"
+	"github.com/bivouac/bivouac/internal/pluginhost"
+	"github.com/bivouac/bivouac/runtime/nomad"
+)
+
+// whenReady returns run, begun once ready is closed.
+func whenReady(ready <-chan struct{}, run func(context.Context) error) func(context.Context) error {
+	return func(ctx context.Context) error {
+		select {
+		case <-ready:
+			return run(ctx)
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// identify is the part that waits for the identity of the store, and tells it to
+// the drivers. driver is nil if Nomad is not used.
+func (b *base) identify(store *consul.Store, driver *nomad.Driver, host *pluginhost.Host, log hclog.Logger) part {
+	return part{"identity", func(ctx context.Context) error {
+		own, err := store.Identity(ctx)
+		if err != nil {
+			return err
+		}
+		if driver != nil {
+			driver.SetInstance(own.Instance, own.LegacyInstance)
+		}
+		// A plugin knows one name. Its older sandboxes bear the legacy one.
+		host.SetInstance(cmp.Or(own.LegacyInstance, own.Instance))
+		close(b.identified)
+		log.Info("instance_known", "instance", own.Instance, "legacy_instance", own.LegacyInstance)
+		<-ctx.Done()
+		return nil
+	}}
+}
+
+// place returns what tells where in Nomad the sandboxes run. An agent that can
+// serve without Nomad does not ask it for its region.
+func place(client *nomadapi.Client, region, namespace string, ask bool) func(context.Context) (consul.Place, error) {
+	return func(ctx context.Context) (consul.Place, error) {
+		place := consul.Place{Region: region, Namespace: cmp.Or(namespace, nomadapi.DefaultNamespace)}
+		var err error
+		if region == "" && ask {
+			place.Region, err = agentRegion(ctx, client)
+		}
+		return place, err
+	}
+}
+
+// regionLimit is how long Nomad may take to tell its region.
+const regionLimit = 10 * time.Second
+
+// agentRegion returns the region of the Nomad agent that is asked. It is empty
+// if there are several and the token may not read which.
+func agentRegion(ctx context.Context, client *nomadapi.Client) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, regionLimit)
+	defer cancel()
+	opts := (&nomadapi.QueryOptions{}).WithContext(ctx)
+	var regions []string
+	if _, err := client.Raw().Query("/v1/regions", &regions, opts); err != nil {
+		return "", fmt.Errorf("list the regions of Nomad: %w", err)
+	}
+	if len(regions) == 1 {
+		return regions[0], nil
+	}
+	var self nomadapi.AgentSelf
+	_, err := client.Raw().Query("/v1/agent/self", &self, opts)
+	if refusal, ok := errors.AsType[nomadapi.UnexpectedResponseError](err); ok && refusal.StatusCode() == http.StatusForbidden {
+		return "", nil
+	}
+	if err != nil {
+		return "", fmt.Errorf("ask Nomad for its region: %w", err)
+	}
+	region, _ := self.Config["Region"].(string) // empty if it is not there
+	return region, nil
+}
+
+// operator carries out what an operator decides about a store that has no
+// identity.
+type operator struct {
+	store      *consul.Store
+	identified <-chan struct{}
+	// adopt makes records of the sandboxes that run without one, and returns of
+	// how many it did, and of how many it could not.
+	adopt func(ctx context.Context) (adopted, failed int, err error)
+}
+
+// Adopt implements [httpapi.Operator].
+func (o operator) Adopt(ctx context.Context, instance string) (wire.AdoptAnswer, error) {
+	own, err := o.store.Adopt(ctx, instance)
+	if err != nil {
+		return wire.AdoptAnswer{}, err
+	}
+	select {
+	case <-o.identified: // the drivers have to know it, too
+	case <-ctx.Done():
+		return wire.AdoptAnswer{}, ctx.Err()
+	}
+	adopted, failed, err := o.adopt(ctx)
+	if err != nil {
+		return wire.AdoptAnswer{}, err
+	}
+	return wire.AdoptAnswer{Instance: own.Instance, Adopted: adopted, Failed: failed}, nil
+}
+
+// Forget implements [httpapi.Operator].
+func (o operator) Forget(ctx context.Context) (wire.ForgetAnswer, error) {
+	own, left, err := o.store.Forget(ctx)
+	if err != nil {
+		return wire.ForgetAnswer{}, err
+	}
+	answer := wire.ForgetAnswer{Instance: own.Instance, Left: []wire.Left{}}
+	for _, instance := range slices.Sorted(maps.Keys(left)) {
+		answer.Left = append(answer.Left, wire.Left{
+			Instance: instance, Sandboxes: left[instance],
+			Look: fmt.Sprintf(`nomad operator api -filter 'Meta.bivouac_instance == %q' /v1/jobs`, instance),
+		})
+	}
+	return answer, nil
+}

@@ -1,0 +1,83 @@
+package command
+
+import (
+	"context"
+	"fmt"
+	"io"
+
+	"github.com/google/uuid"
+
+	"github.com/bivouac/bivouac/internal/apiclient"
+	"github.com/bivouac/bivouac/internal/httpapi/wire"
+)
+
+func operatorCommand(t terminal) *command {
+	c := newCommand(t, "operator")
+	c.synopsis = "Decide what only an operator can"
+	c.about = `Groups the commands for a Bivouac whose store has no identity: Consul lost its
+data, or sandboxes run that may be another Bivouac's. The agent's health says
+which.`
+	return c
+}
+
+func operatorAdoptCommand(t terminal) *command {
+	var instance string
+	var asJSON *bool
+	c := sessionCommandOf(t, "operator adopt", func(c *command) {
+		c.flags.StringVar(&instance, "instance", "", "`ID` of the instance to take over. (default the only one there is)")
+		asJSON = jsonFlag(c)
+	}, func(ctx context.Context, c *command, api *apiclient.Client, _ uuid.UUID) error {
+		adopted, err := api.Adopt(ctx, instance)
+		if err != nil {
+			return err
+		}
+		if *asJSON {
+			return showJSON(c.out, adopted)
+		}
+		_, err = fmt.Fprintf(c.out, "Instance %s: %d sandboxes were given a record, %d could not be\n",
+			adopted.Instance, adopted.Adopted, adopted.Failed)
+		return err
+	})
+	c.synopsis = "Take over the sandboxes of a store that lost its data"
+	c.about = `Gives a store that lost its data the identity that the agent had. An agent that
+was started since takes the one that sandboxes bear which run under its name;
+if there are several, -instance says which. Then the sandboxes get records.
+If Consul can be restored from a snapshot, do that instead.`
+	c.example = "$ bivouac operator adopt"
+	return c
+}
+
+func operatorForgetCommand(t terminal) *command {
+	var asJSON *bool
+	c := sessionCommandOf(t, "operator forget", func(c *command) {
+		asJSON = jsonFlag(c)
+	}, func(ctx context.Context, c *command, api *apiclient.Client, _ uuid.UUID) error {
+		forgotten, err := api.Forget(ctx)
+		if err != nil {
+			return err
+		}
+		if *asJSON {
+			return showJSON(c.out, forgotten)
+		}
+		return showForgotten(c.out, forgotten)
+	})
+	c.synopsis = "Leave the sandboxes that run to another Bivouac"
+	c.about = `Gives a store that has no identity a fresh one. Sandboxes that run under the
+same name are left alone, as another Bivouac's; the command tells how to see
+them. An agent that had another identity ends, and has to be started again.`
+	c.example = "$ bivouac operator forget"
+	return c
+}
+
+func showForgotten(w io.Writer, forgotten wire.ForgetAnswer) error {
+	if _, err := fmt.Fprintf(w, "Instance %s\n", forgotten.Instance); err != nil {
+		return err
+	}
+	for _, left := range forgotten.Left {
+		if _, err := fmt.Fprintf(w, "%d sandboxes of instance %s are left alone. They are shown by\n  %s\n",
+			left.Sandboxes, left.Instance, left.Look); err != nil {
+			return err
+		}
+	}
+	return nil
+}
