@@ -29,6 +29,11 @@ type replicaConfig struct {
 	consul, nomad, prefix, template string
 }
 
+// instanceOf returns the instance name of what is below a prefix of keys.
+func instanceOf(prefix string) string {
+	return strings.ReplaceAll(strings.Trim(prefix, "/"), "_", "-")
+}
+
 // startReplica starts an agent that cleans up nothing by itself, and waits
 // until it can serve.
 func (w *world) startReplica(ctx context.Context, c replicaConfig) (*replica, error) {
@@ -41,7 +46,7 @@ func (w *world) startReplica(ctx context.Context, c replicaConfig) (*replica, er
 		return nil, err
 	}
 	addr := fmt.Sprintf("127.0.0.1:%d", port)
-	args := []string{"agent", "-http-addr=" + addr, "-kv-prefix=" + c.prefix + "/", "-instance=" + strings.ReplaceAll(c.prefix, "_", "-"),
+	args := []string{"agent", "-http-addr=" + addr, "-kv-prefix=" + c.prefix + "/", "-instance=" + instanceOf(c.prefix),
 		"-job-template=" + c.template, "-cleanup-interval=1h", "-log-level=warn"}
 	if c.template == "docker" {
 		args = append(args, "-job-var=image="+w.image)

@@ -87,7 +87,7 @@ func (w *world) fill(ctx context.Context, prefix string, n int) error {
 	if err != nil {
 		return err
 	}
-	store := consul.New(client, consul.Config{Prefix: prefix, Name: "bench", Logger: hclog.NewNullLogger()})
+	store := consul.New(client, consul.Config{Prefix: prefix, Instance: instanceOf(prefix), Name: "bench", Logger: hclog.NewNullLogger()})
 	runCtx, stop := context.WithCancel(ctx)
 	ran := make(chan error, 1)
 	go func() { ran <- store.Run(runCtx) }()

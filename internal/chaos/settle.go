@@ -207,7 +207,7 @@ func (w *world) liveJobs(ctx context.Context, records map[uuid.UUID]record) []st
 	}
 	var left []string
 	for _, job := range list {
-		if job.Meta["bivouac_instance"] != instance || job.Stop || job.Status == "dead" {
+		if !strings.HasPrefix(job.Meta["bivouac_instance"], instance+"-") || job.Stop || job.Status == "dead" {
 			continue
 		}
 		id, err := uuid.Parse(job.Meta["session_id"])

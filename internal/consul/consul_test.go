@@ -3,6 +3,7 @@ package consul
 import (
 	"context"
 	"os"
+	"slices"
 	"sync"
 	"testing"
 
@@ -55,7 +56,7 @@ func (c *cluster) join(t *testing.T, addr string) *replica {
 
 func (c *cluster) joinWith(t *testing.T, client *api.Client) *replica {
 	t.Helper()
-	r := &replica{Store: New(client, Config{Prefix: c.prefix, Name: t.Name(), Logger: hclog.NewNullLogger()}), direct: c.client}
+	r := &replica{Store: New(client, Config{Prefix: c.prefix, Instance: "test", Name: t.Name(), Logger: hclog.NewNullLogger()}), direct: c.client}
 	ctx, stop := context.WithCancel(context.WithoutCancel(t.Context()))
 	var running sync.WaitGroup
 	running.Go(func() { _ = r.Run(ctx) })
@@ -83,7 +84,8 @@ func (c *cluster) MustBeEmpty(t *testing.T) {
 	})
 }
 
-// waitForKeys waits until all keys together are as they should be.
+// waitForKeys waits until all keys together, but for the identity, are as they
+// should be.
 func (c *cluster) waitForKeys(t *testing.T, right func(keys []string) bool) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
@@ -92,6 +94,7 @@ func (c *cluster) waitForKeys(t *testing.T, right func(keys []string) bool) {
 	for {
 		keys, meta, err := c.client.KV().Keys(c.prefix, "", (&api.QueryOptions{WaitIndex: index}).WithContext(ctx))
 		must.NoError(t, err, must.Sprintf("these keys are left: %q", keys))
+		keys = slices.DeleteFunc(keys, func(key string) bool { return key == newKeyspace(c.prefix).identity() })
 		if right(keys) {
 			return
 		}

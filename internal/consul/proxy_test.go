@@ -42,7 +42,7 @@ func answerAfter(status int) fault {
 
 // request is one that reached a proxy, told apart by what it does.
 type request struct {
-	kind     string // "get", "keys", "lock", "write", "release", "read txn", "session"
+	kind     string // "get", "keys", "lock", "write", "release", "read txn", "session", "identity"
 	blocking bool
 	trees    int // how many shards or minutes it reads
 }
@@ -84,6 +84,9 @@ func newProxy(t *testing.T, addr string) *proxy {
 func classifyRequest(r *http.Request, body string) request {
 	query := r.URL.Query()
 	switch {
+	case strings.HasSuffix(r.URL.Path, "/v1/identity"), strings.HasSuffix(r.URL.Path, "/v1/sessions/"),
+		strings.Contains(body, `/v1/identity"`) && strings.Count(body, `"KV"`) == 1:
+		return request{kind: "identity"}
 	case strings.HasPrefix(r.URL.Path, "/v1/kv/"):
 		kind := "get"
 		if query.Has("keys") {
@@ -152,7 +155,7 @@ func (p *proxy) kinds() []string {
 	defer p.mu.Unlock()
 	var kinds []string
 	for _, r := range p.seen {
-		if r.kind == "session" {
+		if r.kind == "session" || r.kind == "identity" {
 			continue
 		}
 		if r.blocking {

@@ -25,8 +25,9 @@ func sessionOf(t *testing.T, c *cluster, r *replica) *api.SessionEntry {
 
 func TestSessionDependsOnNoHealthCheckAndTakesItsLocksAlong(t *testing.T) {
 	c := open(t)
-	entry := sessionOf(t, c, c.join(t, c.addr))
-	must.Eq(t, t.Name(), entry.Name)
+	r := c.join(t, c.addr)
+	entry := sessionOf(t, c, r)
+	must.Eq(t, "bivouac "+r.Instance()+" on "+t.Name(), entry.Name)
 	must.Eq(t, "10s", entry.TTL)
 	must.Eq(t, api.SessionBehaviorDelete, entry.Behavior)
 	must.Eq(t, time.Millisecond, entry.LockDelay)

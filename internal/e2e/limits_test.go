@@ -143,9 +143,10 @@ func TestReplicaThatStartsBeforeNomad(t *testing.T) {
 	r.awaitFailing("nomad")
 	chat := uuid.NewString()
 	refused := call[wire.ErrorAnswer](r, http.MethodPut, sessionPath(chat), w.body(), http.StatusServiceUnavailable)
-	must.Eq(t, wire.CodeRuntimeUnavailable, refused.Error.Code)
+	// Only Nomad can tell a store that is new from one that lost its data.
+	must.Eq(t, wire.CodeStoreUnavailable, refused.Error.Code)
 
-	// When Nomad comes, the replica serves, and what failed before is undone.
+	// When Nomad comes, the replica serves.
 	listener, err := net.Listen("tcp", addr)
 	must.NoError(t, err)
 	forward := httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "http", Host: stack.NomadForTest(t).Addr()})

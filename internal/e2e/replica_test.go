@@ -298,7 +298,7 @@ func (w *world) jobs() []string {
 	must.NoError(w.t, err)
 	var ids []string
 	for _, j := range list {
-		if j.Meta["bivouac_instance"] == w.instance {
+		if strings.HasPrefix(j.Meta["bivouac_instance"], w.instance+"-") {
 			ids = append(ids, j.ID)
 		}
 	}

@@ -308,5 +308,5 @@ func TestAnAgentIsHealthyWithoutWhatItCanDoWithout(t *testing.T) {
 	})
 	res, body := a.send(health)
 	must.Eq(t, 200, res.StatusCode)
-	must.Eq(t, `{"status":"ok","checks":{"extra":{"status":"failing","error":"refused"}}}`, strings.TrimSpace(body))
+	must.Eq(t, `{"status":"ok","instance":"default-0123456789abcdefghij","checks":{"extra":{"status":"failing","error":"refused"}}}`, strings.TrimSpace(body))
 }

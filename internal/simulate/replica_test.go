@@ -46,14 +46,16 @@ func (w *world) start(i int, name string) {
 	if err != nil {
 		panic(err)
 	}
-	store := consul.New(consulClient, consul.Config{Name: name, Logger: log.Named("consul")})
-	r.clock = consul.NewClock(store, func() time.Time { return time.Now().Add(w.skews[i]) })
 	driver, err := nomad.New(nomad.Config{
-		Client: nomadClient, Template: w.template, Instance: instance, Logger: log.Named("nomad"), Dial: w.dial,
+		Client: nomadClient, Template: w.template, Logger: log.Named("nomad"), Dial: w.dial,
 	})
 	if err != nil {
 		panic(err)
 	}
+	store := consul.New(consulClient, consul.Config{
+		Instance: instance, Name: name, Logger: log.Named("consul"), Running: driver.Instances,
+	})
+	r.clock = consul.NewClock(store, func() time.Time { return time.Now().Add(w.skews[i]) })
 	turns := turns{r.clock, w.net, name}
 	r.scheduler, err = scheduler.New(scheduler.Config{
 		Store:           turns,
@@ -71,11 +73,29 @@ func (w *world) start(i int, name string) {
 	if err != nil {
 		panic(err)
 	}
+	identified := make(chan struct{})
+	onceIdentified := func(run func(context.Context)) func(context.Context) {
+		return func(ctx context.Context) {
+			select {
+			case <-identified:
+				run(ctx)
+			case <-ctx.Done():
+			}
+		}
+	}
 	w.supervise(r, i, []func(context.Context){
 		func(ctx context.Context) { _ = store.Run(ctx) },
-		func(ctx context.Context) { _ = r.clock.Run(ctx) },
-		func(ctx context.Context) { _ = driver.Run(ctx) },
-		func(ctx context.Context) { r.scheduler.Run(ctx) },
+		func(ctx context.Context) {
+			own, err := store.Identity(ctx)
+			if err == nil {
+				driver.SetInstance(own.Instance, own.LegacyInstance)
+				close(identified)
+				<-ctx.Done()
+			}
+		},
+		onceIdentified(func(ctx context.Context) { _ = r.clock.Run(ctx) }),
+		onceIdentified(func(ctx context.Context) { _ = driver.Run(ctx) }),
+		onceIdentified(func(ctx context.Context) { r.scheduler.Run(ctx) }),
 	})
 	w.mu.Lock()
 	w.replicas[i] = r
