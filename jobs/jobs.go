@@ -46,6 +46,8 @@ const (
 	MetaInstance  = "bivouac_instance"
 	// MetaSpec is a fingerprint of the spec, see [Fingerprint].
 	MetaSpec = "bivouac_spec"
+	// MetaMainTasks names the main tasks, see [MainTasks].
+	MetaMainTasks = "bivouac_main_tasks"
 	// MetaTombstone marks a job that only takes up its ID.
 	MetaTombstone = "bivouac_tombstone"
 )

@@ -30,15 +30,16 @@ func (d *decoder) force(t *Template, job *api.Job, spec runtime.Spec, instance, 
 		job.Name = job.ID
 	}
 	job.Type = new(api.JobTypeBatch)
+	group := job.TaskGroups[0]
 	setAll(&job.Meta, map[string]string{
 		MetaSessionID: spec.SessionID,
 		MetaChatID:    spec.ChatID,
 		MetaAgentID:   d.protect(spec.AgentID),
 		MetaInstance:  instance,
 		MetaSpec:      Fingerprint(spec),
+		MetaMainTasks: mainTasks(group),
 	})
 
-	group := job.TaskGroups[0]
 	group.Count = new(1)
 	group.RestartPolicy = noRestart()
 	group.ReschedulePolicy = &api.ReschedulePolicy{Attempts: new(0), Unlimited: new(false)}
@@ -68,6 +69,32 @@ func (d *decoder) force(t *Template, job *api.Job, spec runtime.Spec, instance, 
 		restoreMeta(task.Meta)
 	}
 	maps.Copy(job.Meta, d.inUse)
+}
+
+// mainTaskSeparator stands between names: Nomad allows no task to have it in its
+// name.
+const mainTaskSeparator = "/"
+
+// mainTasks lists the group's main tasks for the job's meta.
+func mainTasks(group *api.TaskGroup) string {
+	var names []string
+	for _, task := range group.Tasks {
+		if isMain(task) {
+			names = append(names, task.Name)
+		}
+	}
+	return strings.Join(names, mainTaskSeparator)
+}
+
+// MainTasks returns the names of a job's main tasks, those without a lifecycle
+// block, by its meta. Lists and events of Nomad tell a job's meta, but not which
+// tasks of an allocation are the main ones. A job that an older Bivouac made
+// does not name them: then it returns none.
+func MainTasks(meta map[string]string) []string {
+	if meta[MetaMainTasks] == "" {
+		return nil
+	}
+	return strings.Split(meta[MetaMainTasks], mainTaskSeparator)
 }
 
 // protect returns a session's value in the form in which a job carries it.

@@ -13,6 +13,9 @@ var (
 	ErrConflict = errors.New("session ID already used")
 	// ErrNotReady: the sandbox failed to start, or did not answer in time.
 	ErrNotReady = errors.New("sandbox not ready")
+	// ErrNotStopped: the sandbox was told to end and is seen to be still there.
+	// The message says what it waits for.
+	ErrNotStopped = errors.New("sandbox has not ended yet")
 	// ErrUnavailable: what the driver depends on cannot be asked. Nothing may
 	// be concluded about any sandbox.
 	ErrUnavailable = errors.New("runtime unavailable")

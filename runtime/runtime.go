@@ -85,8 +85,10 @@ type Driver interface {
 	// assumed. It succeeds for a sandbox that is stopped already and for a
 	// session ID that it has never seen; in each case a Create with this ID
 	// that arrives later must fail with ErrConflict. A stopped sandbox may
-	// still be inspected, for its reason. Where it cannot be known whether
-	// something runs, Stop returns ErrUnavailable.
+	// still be inspected, for its reason. If the sandbox is seen to run on
+	// until ctx ends, Stop returns ErrNotStopped with what it waits for, and
+	// if it cannot be known whether something runs, ErrUnavailable. Either way
+	// the host calls again later.
 	Stop(ctx context.Context, sessionID string) error
 
 	// Delete does as Stop does, and then removes what is left.

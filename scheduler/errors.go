@@ -64,6 +64,7 @@ var kinds = []struct {
 	{ErrUnavailable, "store_unavailable"},
 	{runtime.ErrNotPlaced, "not_placed"},
 	{runtime.ErrNotReady, "not_ready"},
+	{runtime.ErrNotStopped, "not_stopped"},
 	{runtime.ErrNotFound, "sandbox_not_found"},
 	{runtime.ErrConflict, "sandbox_conflict"},
 	{runtime.ErrInvalid, "runtime_invalid"},

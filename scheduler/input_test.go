@@ -131,6 +131,7 @@ func TestKind_isTheFirstThatAnErrorWraps(t *testing.T) {
 		"busy":                scheduler.ErrBusy,
 		"store_unavailable":   fmt.Errorf("%w: %w", scheduler.ErrUnavailable, context.DeadlineExceeded),
 		"not_placed":          runtime.ErrNotPlaced,
+		"not_stopped":         runtime.ErrNotStopped,
 		"not_ready":           fmt.Errorf("%w: %w", runtime.ErrNotReady, context.DeadlineExceeded),
 		"sandbox_not_found":   runtime.ErrNotFound,
 		"sandbox_conflict":    runtime.ErrConflict,

@@ -20,7 +20,7 @@ type Session struct {
 	CreatedAt      time.Time
 	ExpiresAt      time.Time
 	State          State
-	Reason         string // why it is, or was before its stop, dead or lost; else empty
+	Reason         string // why it is, or was before its stop, dead or lost, or what its stop waits for; else empty
 }
 
 // State says how far a session is.

@@ -12,15 +12,36 @@ import (
 // [runtime.Driver.Delete].
 type ending func(driver runtime.Driver, ctx context.Context, sessionID string) error
 
-// stop ends a sandbox, within stopLimit, while the lease's lock is held.
+// stop ends a sandbox, within stopLimit, while the lease's lock is held. If the
+// sandbox has not ended by then, the record says what it waits for.
 func stop(ctx context.Context, lease Lease, driver runtime.Driver, end ending, session Session) error {
 	if err := held(lease); err != nil {
 		return fmt.Errorf("stop the sandbox: %w", err)
 	}
 	limited, cancel := context.WithTimeout(ctx, stopLimit)
 	defer cancel()
-	if err := end(driver, limited, session.SessionID.String()); err != nil {
+	err := end(driver, limited, session.SessionID.String())
+	if errors.Is(err, runtime.ErrNotStopped) {
+		err = errors.Join(err, noteWait(ctx, lease, err.Error()))
+	}
+	if err != nil {
 		return runtimeError(ctx, "stop the sandbox", unlessHeld(lease, err))
+	}
+	return nil
+}
+
+// noteWait writes into the lease's record why its sandbox has not ended. It works
+// although ctx may have ended.
+func noteWait(ctx context.Context, lease Lease, why string) error {
+	waiting := *lease.Session()
+	if waiting.Reason == why {
+		return nil
+	}
+	waiting.Reason = why
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoLimit)
+	defer cancel()
+	if err := write(ctx, lease, &waiting, Keep); err != nil {
+		return fmt.Errorf("write what the stop waits for: %w", err)
 	}
 	return nil
 }

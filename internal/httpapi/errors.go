@@ -74,7 +74,7 @@ func byKind(kind string, late bool) apiError {
 		return apiError{status: http.StatusTooManyRequests, code: code, retryAfter: soon}
 	case wire.CodeLockTimeout, wire.CodeLockLost, wire.CodeSandboxConflict:
 		return apiError{status: http.StatusServiceUnavailable, code: code, retryAfter: soon}
-	case wire.CodeNotPlaced:
+	case wire.CodeNotPlaced, wire.CodeNotStopped:
 		return apiError{status: http.StatusServiceUnavailable, code: code, retryAfter: later}
 	case wire.CodeNotReady:
 		// A sandbox that needs too long may do better next time. One that

@@ -198,6 +198,8 @@ func (l *launch) failure(s state) error {
 		return fmt.Errorf("nomad: session %s: %w: it was deleted", l.spec.SessionID, runtime.ErrConflict)
 	case !s.known:
 		return nil // its own events are on their way
+	case alloc != nil && runOver(s.job, alloc) != "": // whoever has stopped the job since
+		return fmt.Errorf("nomad: %w: %s", runtime.ErrNotReady, runOver(s.job, alloc))
 	case l.driver.fit(s, l.spec) != nil:
 		return l.driver.fit(s, l.spec)
 	case alloc == nil:

@@ -14,10 +14,11 @@ import (
 
 // whyEnded says in a person's words how an allocation came to its end.
 func (d *Driver) whyEnded(s state, alloc *api.AllocationListStub) string {
+	over := runOver(s.job, alloc)
 	if alloc.DesiredStatus != api.AllocDesiredStatusRun || s.job.Stop && wasKilled(alloc) {
-		return d.whoEnded(s, alloc)
+		return cmp.Or(over, d.whoEnded(s, alloc))
 	}
-	return cmp.Or(lastWord(alloc), alloc.ClientDescription, "it ended")
+	return cmp.Or(over, lastWord(alloc), alloc.ClientDescription, "it ended")
 }
 
 // whoEnded says on whose order an allocation ends.
@@ -46,7 +47,7 @@ func (d *Driver) whoStopped(s state) string {
 
 func wasKilled(alloc *api.AllocationListStub) bool {
 	for _, task := range alloc.TaskStates {
-		if slices.ContainsFunc(task.Events, func(e *api.TaskEvent) bool { return e.Type == api.TaskKilling }) {
+		if slices.ContainsFunc(task.Events, isKilling) {
 			return true
 		}
 	}
@@ -59,30 +60,43 @@ var failures = []string{
 	"Task hook failed", "Disk Resources Exceeded",
 }
 
-// lastWord returns the telling event of an allocation's tasks: a failure before
-// an exit, and the task that failed before others.
+// lastWord returns the telling event of an allocation's tasks: of the task that
+// failed before others.
 func lastWord(alloc *api.AllocationListStub) string {
-	names := slices.SortedFunc(maps.Keys(alloc.TaskStates), func(a, b string) int {
-		failed := func(name string) int {
-			if alloc.TaskStates[name].Failed {
-				return 0
-			}
-			return 1
-		}
-		return cmp.Or(cmp.Compare(failed(a), failed(b)), cmp.Compare(a, b))
-	})
-	for _, name := range names {
-		for _, e := range slices.Backward(alloc.TaskStates[name].Events) {
-			switch {
-			case slices.Contains(failures, e.Type):
-				return strings.ToLower(e.Type) + ": " + strings.TrimSpace(cmp.Or(e.DisplayMessage, e.Message))
-			case e.Type == api.TaskTerminated:
-				return exitOf(e)
-			}
+	for _, name := range slices.SortedFunc(maps.Keys(alloc.TaskStates), failedFirst(alloc)) {
+		if word := lastWordOf(alloc.TaskStates[name]); word != "" {
+			return word
 		}
 	}
 	return ""
 }
+
+// failedFirst compares names of an allocation's tasks.
+func failedFirst(alloc *api.AllocationListStub) func(a, b string) int {
+	failed := func(name string) int {
+		if alloc.TaskStates[name].Failed {
+			return 0
+		}
+		return 1
+	}
+	return func(a, b string) int { return cmp.Or(cmp.Compare(failed(a), failed(b)), cmp.Compare(a, b)) }
+}
+
+// lastWordOf returns the telling event of a task: a failure, or how it ended.
+func lastWordOf(task *api.TaskState) string {
+	for _, e := range slices.Backward(task.Events) {
+		switch {
+		case slices.Contains(failures, e.Type):
+			return strings.ToLower(e.Type) + ": " + message(e)
+		case e.Type == api.TaskTerminated:
+			return exitOf(e)
+		}
+	}
+	return ""
+}
+
+// message returns what Nomad says of an event.
+func message(e *api.TaskEvent) string { return strings.TrimSpace(cmp.Or(e.DisplayMessage, e.Message)) }
 
 // exitOf describes how a task's process ended.
 func exitOf(e *api.TaskEvent) string {

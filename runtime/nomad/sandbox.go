@@ -35,6 +35,7 @@ func (d *Driver) sandbox(s state) (sandbox runtime.Sandbox, ok bool) {
 }
 
 func (d *Driver) stateOf(s state, alloc *api.AllocationListStub) (runtime.State, string) {
+	over := runOver(s.job, alloc)
 	switch {
 	case hasEnded(alloc) && !s.allEnded():
 		return runtime.StateLost, d.whyEnded(s, alloc) + "; Nomad started it again, which is being stopped"
@@ -44,6 +45,8 @@ func (d *Driver) stateOf(s state, alloc *api.AllocationListStub) (runtime.State,
 		return runtime.StateLost, "node " + nodeName(alloc) + " is lost: the sandbox may still run"
 	case alloc.ClientStatus == api.AllocClientStatusUnknown:
 		return runtime.StateLost, "node " + nodeName(alloc) + " is disconnected: the sandbox may still run"
+	case over != "":
+		return runtime.StateLost, over + "; what still runs is being stopped"
 	case s.job.Stop || alloc.DesiredStatus != api.AllocDesiredStatusRun:
 		return runtime.StateLost, "being stopped: " + d.whoEnded(s, alloc)
 	case s.ready == alloc.ID || alloc.ClientStatus == api.AllocClientStatusRunning:

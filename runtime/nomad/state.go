@@ -142,6 +142,12 @@ func (s state) allEnded() bool { return !slices.ContainsFunc(s.allocs, isLive) }
 
 func isLive(alloc *api.AllocationListStub) bool { return !hasEnded(alloc) }
 
+// States of a task, which package api does not name.
+const (
+	taskRunning = "running"
+	taskDead    = "dead"
+)
+
 // hasEnded says whether the allocation's client has seen all of its tasks end.
 // Lost and unknown are statuses that the servers set by themselves, and mean
 // nothing: they may even come over the client's last word, if a decision about
@@ -157,7 +163,7 @@ func hasEnded(alloc *api.AllocationListStub) bool {
 		return false
 	}
 	for _, task := range alloc.TaskStates {
-		if task.State != "dead" {
+		if task.State != taskDead {
 			return false
 		}
 	}

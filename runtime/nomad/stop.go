@@ -107,7 +107,10 @@ func (d *Driver) stop(ctx context.Context, sessionID string) (state, error) {
 			why = err
 		}
 		if !d.awaitRest(ctx, jobID, w, jitter(pause)) {
-			return state{}, fmt.Errorf("nomad: stop session %s: %w: %w, because: %w", sessionID, runtime.ErrUnavailable, ctx.Err(), why)
+			if !errors.Is(why, runtime.ErrNotStopped) {
+				why = fmt.Errorf("%w: %w, because: %w", runtime.ErrUnavailable, ctx.Err(), why)
+			}
+			return state{}, fmt.Errorf("nomad: stop session %s: %w", sessionID, why)
 		}
 	}
 }
@@ -212,9 +215,13 @@ func (d *Driver) running(ctx context.Context, s state) error {
 		if gone {
 			continue
 		}
-		_, why := d.stateOf(state{job: s.job}, alloc)
+		why := stillRuns(s.job, alloc)
+		if isOutOfReach(alloc) {
+			_, why = d.stateOf(s, alloc)
+		} else {
+			outOfReach = false
+		}
 		what = append(what, "allocation "+alloc.ID+": "+why)
-		outOfReach = outOfReach && isOutOfReach(alloc)
 	}
 	switch why := strings.Join(what, "; "); {
 	case len(what) == 0:
@@ -222,7 +229,7 @@ func (d *Driver) running(ctx context.Context, s state) error {
 	case outOfReach:
 		return fmt.Errorf("%w: %s", errOutOfReach, why)
 	default:
-		return errors.New(why)
+		return fmt.Errorf("%w: %s", runtime.ErrNotStopped, why)
 	}
 }
 

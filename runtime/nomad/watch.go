@@ -54,7 +54,8 @@ func trouble(s runtime.Sandbox) runtime.State {
 
 // guard stops jobs that are more than one sandbox, or may become so: with a
 // second allocation, with one that Nomad gave up, or registered once more over
-// their stop.
+// their stop. It also stops what is left of a sandbox after the run of its main
+// tasks, a second run above all.
 func (d *Driver) guard(ctx context.Context) {
 	f, done := d.cache.subscribe()
 	defer done()
@@ -103,6 +104,7 @@ func surplus(s state) string {
 			givenUp++
 		}
 	}
+	first := s.sandboxAlloc()
 	switch {
 	case !s.known || s.job.Stop:
 		return ""
@@ -112,6 +114,8 @@ func surplus(s state) string {
 		return "Nomad made a second allocation"
 	case givenUp > 0:
 		return "Nomad gave its allocation up"
+	case first != nil && isLive(first):
+		return runOver(s.job, first)
 	default:
 		return ""
 	}

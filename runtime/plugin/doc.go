@@ -130,6 +130,7 @@
 //	NOT_FOUND            runtime.ErrNotFound
 //	ALREADY_EXISTS       runtime.ErrConflict
 //	ABORTED              runtime.ErrNotReady
+//	OUT_OF_RANGE         runtime.ErrNotStopped
 //	INVALID_ARGUMENT     runtime.ErrInvalid
 //	UNAVAILABLE          runtime.ErrUnavailable
 //

@@ -34,6 +34,7 @@ var kinds = []struct {
 	{runtime.ErrConflict, codes.AlreadyExists, runtimev1.ErrorKind_ERROR_KIND_CONFLICT},
 	{runtime.ErrNotPlaced, codes.FailedPrecondition, runtimev1.ErrorKind_ERROR_KIND_NOT_PLACED},
 	{runtime.ErrNotReady, codes.Aborted, runtimev1.ErrorKind_ERROR_KIND_NOT_READY},
+	{runtime.ErrNotStopped, codes.OutOfRange, runtimev1.ErrorKind_ERROR_KIND_NOT_STOPPED},
 	{runtime.ErrUnavailable, codes.Unavailable, runtimev1.ErrorKind_ERROR_KIND_UNAVAILABLE},
 	{errors.ErrUnsupported, codes.Unimplemented, runtimev1.ErrorKind_ERROR_KIND_UNSUPPORTED},
 	{context.DeadlineExceeded, codes.DeadlineExceeded, runtimev1.ErrorKind_ERROR_KIND_DEADLINE_EXCEEDED},

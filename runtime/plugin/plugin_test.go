@@ -193,6 +193,7 @@ func TestErrors_KeepKindAndTextOverTheWire(t *testing.T) {
 		fmt.Errorf("%w: %w: port closed", runtime.ErrNotReady, context.DeadlineExceeded),
 		fmt.Errorf("%w: %w", runtime.ErrUnavailable, context.Canceled),
 		fmt.Errorf("%w: bad path", runtime.ErrInvalid),
+		fmt.Errorf("%w: its cleaning up goes on", runtime.ErrNotStopped),
 	} {
 		t.Run(err.Error(), func(t *testing.T) {
 			c := client(t, of(&fake{end: func(context.Context, string) error { return err }}))
@@ -242,6 +243,7 @@ func TestErrors_AreToldByTheCodeAlone(t *testing.T) {
 		codes.NotFound:           runtime.ErrNotFound,
 		codes.AlreadyExists:      runtime.ErrConflict,
 		codes.Aborted:            runtime.ErrNotReady,
+		codes.OutOfRange:         runtime.ErrNotStopped,
 		codes.InvalidArgument:    runtime.ErrInvalid,
 		codes.Unavailable:        runtime.ErrUnavailable,
 		// What libraries give out by themselves is never taken for an answer.

@@ -52,6 +52,7 @@ const (
 	CodeLockLost             Code = "lock_lost"              // 503
 	CodeSandboxConflict      Code = "sandbox_conflict"       // 503
 	CodeNotPlaced            Code = "not_placed"             // 503
+	CodeNotStopped           Code = "not_stopped"            // 503: the sandbox has not ended yet
 	CodeStoreUnavailable     Code = "store_unavailable"      // 503
 	CodeRuntimeUnavailable   Code = "runtime_unavailable"    // 503
 	CodeNotReady             Code = "not_ready"              // 503: failed to start; 504: not ready in time
@@ -83,7 +84,7 @@ type Session struct {
 	CreatedAt      time.Time         `json:"created_at"`
 	ExpiresAt      time.Time         `json:"expires_at"`
 	State          string            `json:"state"`
-	Reason         string            `json:"reason"` // why it is dead or lost; else empty
+	Reason         string            `json:"reason"` // why it is dead or lost, or what its stop waits for; else empty
 }
 
 // CreateRequest is the body of a create.

@@ -216,21 +216,24 @@ const (
 	ErrorKind_ERROR_KIND_CANCELED ErrorKind = 8
 	// DEADLINE_EXCEEDED: a deadline has passed.
 	ErrorKind_ERROR_KIND_DEADLINE_EXCEEDED ErrorKind = 9
+	// OUT_OF_RANGE: the sandbox was told to end and is seen to be still there.
+	ErrorKind_ERROR_KIND_NOT_STOPPED ErrorKind = 10
 )
 
 // Enum value maps for ErrorKind.
 var (
 	ErrorKind_name = map[int32]string{
-		0: "ERROR_KIND_UNSPECIFIED",
-		1: "ERROR_KIND_NOT_PLACED",
-		2: "ERROR_KIND_NOT_FOUND",
-		3: "ERROR_KIND_CONFLICT",
-		4: "ERROR_KIND_NOT_READY",
-		5: "ERROR_KIND_UNAVAILABLE",
-		6: "ERROR_KIND_INVALID",
-		7: "ERROR_KIND_UNSUPPORTED",
-		8: "ERROR_KIND_CANCELED",
-		9: "ERROR_KIND_DEADLINE_EXCEEDED",
+		0:  "ERROR_KIND_UNSPECIFIED",
+		1:  "ERROR_KIND_NOT_PLACED",
+		2:  "ERROR_KIND_NOT_FOUND",
+		3:  "ERROR_KIND_CONFLICT",
+		4:  "ERROR_KIND_NOT_READY",
+		5:  "ERROR_KIND_UNAVAILABLE",
+		6:  "ERROR_KIND_INVALID",
+		7:  "ERROR_KIND_UNSUPPORTED",
+		8:  "ERROR_KIND_CANCELED",
+		9:  "ERROR_KIND_DEADLINE_EXCEEDED",
+		10: "ERROR_KIND_NOT_STOPPED",
 	}
 	ErrorKind_value = map[string]int32{
 		"ERROR_KIND_UNSPECIFIED":       0,
@@ -243,6 +246,7 @@ var (
 		"ERROR_KIND_UNSUPPORTED":       7,
 		"ERROR_KIND_CANCELED":          8,
 		"ERROR_KIND_DEADLINE_EXCEEDED": 9,
+		"ERROR_KIND_NOT_STOPPED":       10,
 	}
 )
 
@@ -1832,7 +1836,7 @@ const file_v1_runtime_proto_rawDesc = "" +
 	"\fOutputStream\x12\x1d\n" +
 	"\x19OUTPUT_STREAM_UNSPECIFIED\x10\x00\x12\x18\n" +
 	"\x14OUTPUT_STREAM_STDOUT\x10\x01\x12\x18\n" +
-	"\x14OUTPUT_STREAM_STDERR\x10\x02*\x9a\x02\n" +
+	"\x14OUTPUT_STREAM_STDERR\x10\x02*\xb6\x02\n" +
 	"\tErrorKind\x12\x1a\n" +
 	"\x16ERROR_KIND_UNSPECIFIED\x10\x00\x12\x19\n" +
 	"\x15ERROR_KIND_NOT_PLACED\x10\x01\x12\x18\n" +
@@ -1843,7 +1847,9 @@ const file_v1_runtime_proto_rawDesc = "" +
 	"\x12ERROR_KIND_INVALID\x10\x06\x12\x1a\n" +
 	"\x16ERROR_KIND_UNSUPPORTED\x10\a\x12\x17\n" +
 	"\x13ERROR_KIND_CANCELED\x10\b\x12 \n" +
-	"\x1cERROR_KIND_DEADLINE_EXCEEDED\x10\t2\x81\a\n" +
+	"\x1cERROR_KIND_DEADLINE_EXCEEDED\x10\t\x12\x1a\n" +
+	"\x16ERROR_KIND_NOT_STOPPED\x10\n" +
+	"2\x81\a\n" +
 	"\rDriverService\x12I\n" +
 	"\x04Info\x12\x1f.bivouac.runtime.v1.InfoRequest\x1a .bivouac.runtime.v1.InfoResponse\x12X\n" +
 	"\tConfigure\x12$.bivouac.runtime.v1.ConfigureRequest\x1a%.bivouac.runtime.v1.ConfigureResponse\x12Q\n" +
