@@ -39,12 +39,18 @@ var notForTemplates = map[reflect.Type]map[string]string{
 		"prevent_reschedule_on_lost":   "Bivouac sets disconnect instead",
 	},
 	reflect.TypeFor[api.Task](): {
-		"restart": oneLife,
-		"scaling": "a session has one sandbox",
+		"restart":  oneLife,
+		"scaling":  "a session has one sandbox",
+		"schedule": oneLife,
 	},
+	reflect.TypeFor[api.Service]():      {"check_restart": checkRestart},
+	reflect.TypeFor[api.ServiceCheck](): {"check_restart": checkRestart},
 }
 
-const oneLife = "a sandbox that ended is not started again: its session is replaced"
+const (
+	oneLife      = "a sandbox that ended is not started again: its session is replaced"
+	checkRestart = "it ends a task as if that had failed, and starts one again that had ended. Let the task end by itself when it is of no more use"
+)
 
 // onlyAs lists what a template may say if it says what holds anyway.
 var onlyAs = map[reflect.Type]map[string]cty.Value{
@@ -184,6 +190,7 @@ func (d *decoder) checkShape(t *Template, job *api.Job) {
 	}) {
 		d.problem(t.file.ready.DefRange(), "Unknown port", "The group's network has no port %q.", t.ready.Port)
 	}
+	d.checkStop(group)
 	d.checkNames(at, job.Meta, group.Meta)
 	for _, task := range group.Tasks {
 		d.checkNames(d.ranges[task], task.Env, task.Meta)
