@@ -43,14 +43,9 @@ var notForTemplates = map[reflect.Type]map[string]string{
 		"scaling":  "a session has one sandbox",
 		"schedule": oneLife,
 	},
-	reflect.TypeFor[api.Service]():      {"check_restart": checkRestart},
-	reflect.TypeFor[api.ServiceCheck](): {"check_restart": checkRestart},
 }
 
-const (
-	oneLife      = "a sandbox that ended is not started again: its session is replaced"
-	checkRestart = "it ends a task as if that had failed, and starts one again that had ended. Let the task end by itself when it is of no more use"
-)
+const oneLife = "a sandbox that ended is not started again: its session is replaced"
 
 // onlyAs lists what a template may say if it says what holds anyway.
 var onlyAs = map[reflect.Type]map[string]cty.Value{

@@ -206,6 +206,10 @@ func (t *Template) Namespace() string {
 	return *t.sample.Namespace
 }
 
+// Sample returns the job of a made-up session, which is the same as a real one's
+// to whoever judges jobs. It must be neither changed nor run.
+func (t *Template) Sample() *api.Job { return t.sample }
+
 // Tombstone returns a stopped job that runs nothing and takes up the session's
 // job ID, so that a first registration of that session that comes late fails.
 func (t *Template) Tombstone(sessionID, instance string) *api.Job {

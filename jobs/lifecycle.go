@@ -25,8 +25,9 @@ const (
 )
 
 // checkBlock refuses what would run a task of a sandbox twice, and what could
-// keep a sandbox from ever ending. A sandbox is one run of its tasks: Nomad's
-// restart policy, which Bivouac sets, does not hold for what triggers a restart.
+// keep a sandbox from ever ending. A sandbox is one run of its tasks, but the
+// restart policy that Bivouac sets does not count where a new value restarts one.
+// It does count for check_restart, which so ends the task, once and for all.
 func (d *decoder) checkBlock(block *hclsyntax.Block, decoded any) {
 	switch c := decoded.(type) {
 	case *api.Template:

@@ -235,13 +235,6 @@ func TestParse_refuses(t *testing.T) {
 		{"a Vault token whose change restarts the task", around("", "", "", `vault { role = "r" }`), []string{"test.hcl:12,", "Nomad's default", `"noop" or "signal" in this vault block`}},
 		{"an identity whose change restarts the task", around("", "", "", "identity {\nname = \"x\"\nchange_mode = \"restart\"\n}"), []string{"test.hcl:14,", `"noop" or "signal" in this identity block`}},
 		{"a signal that kills", around("", "", "", "template {\ndata = \"x\"\nchange_mode = \"signal\"\nchange_signal = \"sigkill\"\n}"), []string{"test.hcl:15,", `"SIGKILL" cannot be set`, "SIGHUP"}},
-		{"a check that restarts a task", around("", "", `service {
-			check {
-				type = "http"
-				check_restart { limit = 1 }
-			}
-		}`, ""), []string{"test.hcl:9,", "check_restart", "starts one again"}},
-		{"a service that restarts a task", around("", "", "", "service {\ncheck_restart { limit = 1 }\n}"), []string{"test.hcl:13,", "check_restart"}},
 		{"a schedule", around("", "", "", `schedule {}`), []string{"test.hcl:12,", "not started again"}},
 		{"a task that runs after the sandbox", around("", "", `task "p" {
 			lifecycle {
@@ -313,6 +306,14 @@ func TestParse_accepts(t *testing.T) {
 				fail_on_error = true
 			}
 		}`),
+		// With no restarts allowed, it ends the sandbox.
+		"a check that ends the sandbox": around("", "", `service {
+			provider = "nomad"
+			check {
+				type = "http"
+				check_restart { limit = 1 }
+			}
+		}`, ""),
 		"tokens that are left as they are":        around("", "", "", "vault { change_mode = \"noop\" }\nidentity { name = \"x\" }"),
 		"tasks that are just fast enough to stop": around("", "", `shutdown_delay = "5s"`, "shutdown_delay = \"10s\"\nkill_timeout = \"30s\""),
 	} {
