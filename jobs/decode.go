@@ -204,6 +204,8 @@ func (d *decoder) labelled(block *hclsyntax.Block, typ reflect.Type) reflect.Val
 		c.Operand = cmp.Or(c.Operand, "=")
 	case *api.Affinity:
 		c.Operand = cmp.Or(c.Operand, "=")
+	default:
+		d.checkBlock(block, c)
 	}
 	return item
 }

@@ -39,8 +39,9 @@ var notForTemplates = map[reflect.Type]map[string]string{
 		"prevent_reschedule_on_lost":   "Bivouac sets disconnect instead",
 	},
 	reflect.TypeFor[api.Task](): {
-		"restart": oneLife,
-		"scaling": "a session has one sandbox",
+		"restart":  oneLife,
+		"scaling":  "a session has one sandbox",
+		"schedule": oneLife,
 	},
 }
 
@@ -184,6 +185,7 @@ func (d *decoder) checkShape(t *Template, job *api.Job) {
 	}) {
 		d.problem(t.file.ready.DefRange(), "Unknown port", "The group's network has no port %q.", t.ready.Port)
 	}
+	d.checkStop(group)
 	d.checkNames(at, job.Meta, group.Meta)
 	for _, task := range group.Tasks {
 		d.checkNames(d.ranges[task], task.Env, task.Meta)

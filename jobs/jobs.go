@@ -13,6 +13,7 @@
 package jobs
 
 import (
+	"cmp"
 	"embed"
 	"errors"
 	"fmt"
@@ -102,7 +103,7 @@ func Parse(filename string, src []byte, variables map[string]string) (*Template,
 func parse(filename string, src []byte, variables map[string]string) (*Template, hcl.Diagnostics) {
 	parsed, diags := hclsyntax.ParseConfig(src, filename, hcl.InitialPos)
 	if diags.HasErrors() {
-		return nil, diags
+		return nil, firstOf(diags)
 	}
 	body, ok := parsed.Body.(*hclsyntax.Body)
 	if !ok { // cannot be: that is what ParseConfig returns
@@ -111,6 +112,10 @@ func parse(filename string, src []byte, variables map[string]string) (*Template,
 	f, diags := splitFile(body)
 	if diags.HasErrors() {
 		return nil, diags
+	}
+	nameAllForNomad(f.job.Body)
+	if f.workspace != nil {
+		nameForNomad(f.workspace.Expr)
 	}
 	values, diags := f.values(variables)
 	if diags.HasErrors() {
@@ -126,6 +131,33 @@ func parse(filename string, src []byte, variables map[string]string) (*Template,
 		return nil, diags
 	}
 	return t, nil
+}
+
+// maxSyntaxErrors is how many syntax errors of a template are told. One missing
+// quotation mark turns all strings that follow inside out.
+const maxSyntaxErrors = 3
+
+// firstOf returns the first syntax errors by their place in the file, and says
+// how many more there are.
+func firstOf(diags hcl.Diagnostics) hcl.Diagnostics {
+	start := func(d *hcl.Diagnostic) int {
+		if d.Subject == nil {
+			return 0
+		}
+		return d.Subject.Start.Byte
+	}
+	errs := slices.DeleteFunc(slices.Clone(diags), func(d *hcl.Diagnostic) bool { return d.Severity != hcl.DiagError })
+	slices.SortStableFunc(errs, func(a, b *hcl.Diagnostic) int { return cmp.Compare(start(a), start(b)) })
+	left := len(errs) - maxSyntaxErrors
+	if left <= 0 {
+		return errs
+	}
+	return append(errs[:maxSyntaxErrors:maxSyntaxErrors], &hcl.Diagnostic{
+		Severity: hcl.DiagError,
+		Subject:  errs[maxSyntaxErrors].Subject,
+		Summary:  "More syntax errors",
+		Detail:   fmt.Sprintf("There are %d more from here on, which may all follow from the first.", left),
+	})
 }
 
 func read(nameOrPath string) (name string, src []byte, err error) {
@@ -175,6 +207,10 @@ func (t *Template) Namespace() string {
 	}
 	return *t.sample.Namespace
 }
+
+// Sample returns the job of a made-up session, which is the same as a real one's
+// to whoever judges jobs. It must be neither changed nor run.
+func (t *Template) Sample() *api.Job { return t.sample }
 
 // Tombstone returns a stopped job that runs nothing and takes up the session's
 // job ID, so that a first registration of that session that comes late fails.

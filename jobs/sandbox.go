@@ -48,16 +48,15 @@ func (d *decoder) force(t *Template, job *api.Job, spec runtime.Spec, instance, 
 		splitPorts(network)
 	}
 	for _, task := range group.Tasks {
-		if !isMain(task) {
-			continue
-		}
 		setAll(&task.Env, map[string]string{
 			"BIVOUAC_SESSION_ID": spec.SessionID,
 			"BIVOUAC_CHAT_ID":    spec.ChatID,
 			"BIVOUAC_AGENT_ID":   d.protect(spec.AgentID),
 			"BIVOUAC_WORKSPACE":  workspace,
-			"PORT":               "${NOMAD_PORT_" + t.ready.Port + "}",
 		})
+		if isMain(task) { // others must not take the port for theirs
+			setAll(&task.Env, map[string]string{"PORT": "${NOMAD_PORT_" + t.ready.Port + "}"})
+		}
 	}
 
 	for _, task := range group.Tasks {

@@ -2,12 +2,14 @@ package jobs
 
 import (
 	"maps"
+	"regexp"
 	"slices"
 	"strings"
 
 	"github.com/hashicorp/hcl/v2"
 	"github.com/hashicorp/hcl/v2/hclsyntax"
 	"github.com/zclconf/go-cty/cty"
+	"github.com/zclconf/go-cty/cty/convert"
 	"github.com/zclconf/go-cty/cty/function"
 	"github.com/zclconf/go-cty/cty/function/stdlib"
 )
@@ -71,76 +73,95 @@ func (d *decoder) eval(expr hclsyntax.Expression, free bool) (cty.Value, bool) {
 // Nomad itself will interpolate standing for its own interpolation.
 func (s scope) context(expr hclsyntax.Expression) (*hcl.EvalContext, hcl.Diagnostics) {
 	var diags hcl.Diagnostics
-	names := make(map[string]any)
+	variables := maps.Clone(s)
 	for _, traversal := range expr.Variables() {
 		root := traversal.RootName()
-		if _, ok := s[root]; ok {
-			continue
-		}
-		path, ok := runtimeName(traversal)
-		if !ok || !place(names, path, "${"+strings.Join(path, ".")+"}") {
+		_, known := s[root]
+		switch {
+		case known:
+		case strings.HasPrefix(root, "${"): // as nameForNomad left it
+			variables[root] = cty.StringVal(root)
+		case isNomadRoot(root):
+			diags = diags.Append(problem(traversal.SourceRange(), "Unknown variable",
+				"Nomad interpolates no such name here. In a job, write NOMAD_NAME, attr.NAME, device.NAME, env.NAME, meta.NAME or node.NAME. "+
+					"NAME may have letters, digits, '_', '-' and '.'; that of an environment variable has neither '-' nor '.'."))
+		default:
 			diags = diags.Append(problem(traversal.SourceRange(), "Unknown variable",
 				"%q is neither var.NAME, nor one of session's, nor a name that Nomad interpolates (NOMAD_…, attr, device, env, meta, node).", root))
 		}
 	}
-	variables := make(map[string]cty.Value, len(s)+len(names))
-	maps.Copy(variables, s)
-	for name, value := range names {
-		variables[name] = nested(value)
-	}
 	return &hcl.EvalContext{Variables: variables, Functions: functions()}, diags
 }
 
-// runtimeName splits a name that Nomad's client or scheduler interpolates.
-func runtimeName(traversal hcl.Traversal) ([]string, bool) {
-	root := traversal.RootName()
-	if !strings.HasPrefix(root, "NOMAD_") && !slices.Contains([]string{"attr", "device", "env", "meta", "node"}, root) {
-		return nil, false
-	}
-	path := []string{root}
-	for _, step := range traversal[1:] {
-		attr, ok := step.(hcl.TraverseAttr)
-		if !ok {
-			return nil, false
+// nameForNomad rewrites an expression, so that each name that Nomad interpolates
+// becomes one variable, which is called as Nomad's interpolation is written. A
+// tree of objects could not hold all of them: the node attribute driver.docker
+// has a value, and so has driver.docker.version.
+func nameForNomad(expr hclsyntax.Expression) {
+	outer := make(map[*hcl.Traverser]string) // not those that a for expression declares
+	for _, traversal := range expr.Variables() {
+		if name, ok := nomadName(traversal); ok {
+			outer[&traversal[0]] = name
 		}
-		path = append(path, attr.Name)
 	}
-	return path, true
-}
-
-// place puts text into a tree of names, unless a part of the path is text.
-func place(tree map[string]any, path []string, text string) bool {
-	for _, name := range path[:len(path)-1] {
-		next, ok := tree[name].(map[string]any)
-		if !ok {
-			if tree[name] != nil {
-				return false
+	_ = hclsyntax.VisitAll(expr, func(node hclsyntax.Node) hcl.Diagnostics { // it finds no fault
+		if found, ok := node.(*hclsyntax.ScopeTraversalExpr); ok {
+			if name, ok := outer[&found.Traversal[0]]; ok {
+				found.Traversal = hcl.Traversal{hcl.TraverseRoot{Name: name, SrcRange: found.SrcRange}}
 			}
-			next = make(map[string]any)
-			tree[name] = next
 		}
-		tree = next
-	}
-	last := path[len(path)-1]
-	if old := tree[last]; old != nil && old != text {
-		return false
-	}
-	tree[last] = text
-	return true
+		return nil
+	})
 }
 
-// nested returns a tree of names, or a text in it, as a value.
-func nested(value any) cty.Value {
-	switch value := value.(type) {
-	case string:
-		return cty.StringVal(value)
-	case map[string]any:
-		object := make(map[string]cty.Value, len(value))
-		for name, inner := range value {
-			object[name] = nested(inner)
+// nameAllForNomad does as nameForNomad, with all expressions of a body.
+func nameAllForNomad(body *hclsyntax.Body) {
+	for _, attr := range body.Attributes {
+		nameForNomad(attr.Expr)
+	}
+	for _, block := range body.Blocks {
+		nameAllForNomad(block.Body)
+	}
+}
+
+func isNomadRoot(name string) bool {
+	return strings.HasPrefix(name, "NOMAD_") || slices.Contains([]string{"attr", "device", "env", "meta", "node"}, name)
+}
+
+var (
+	// interpolated is a name that Nomad's client and scheduler interpolate.
+	interpolated = regexp.MustCompile(`^[a-zA-Z0-9_.-]+$`)
+	// envName is a name by which an environment variable can be used everywhere.
+	envName = regexp.MustCompile(`^[a-zA-Z_][a-zA-Z0-9_]*$`)
+)
+
+// nomadName returns the interpolation that Nomad has for a name.
+func nomadName(traversal hcl.Traversal) (string, bool) {
+	if !isNomadRoot(traversal.RootName()) {
+		return "", false
+	}
+	path := []string{traversal.RootName()}
+	for _, step := range traversal[1:] {
+		switch step := step.(type) {
+		case hcl.TraverseAttr:
+			path = append(path, step.Name)
+		case hcl.TraverseIndex: // ["name"], or .0
+			key, err := convert.Convert(step.Key, cty.String)
+			if err != nil || key.IsNull() {
+				return "", false
+			}
+			path = append(path, key.AsString())
+		default:
+			return "", false
 		}
-		return cty.ObjectVal(object)
+	}
+	switch name := strings.Join(path[1:], "."); {
+	case strings.HasPrefix(path[0], "NOMAD_"):
+		return "${" + path[0] + "}", len(path) == 1
+	case path[0] == "env":
+		// Nomad knows env only in a driver's config, but the bare name everywhere.
+		return "${" + name + "}", envName.MatchString(name)
 	default:
-		return cty.DynamicVal
+		return "${" + path[0] + "." + name + "}", interpolated.MatchString(name)
 	}
 }

@@ -110,6 +110,7 @@ const jobspec = `
 				template {
 					data        = "hello"
 					destination = "local/x"
+					change_mode = "noop"
 				}
 				volume_mount {
 					volume      = "data"
@@ -173,10 +174,15 @@ func TestParse_understands_jobspecs(t *testing.T) {
 	must.Eq(t, "/data", *main.VolumeMounts[0].Destination)
 	must.True(t, *main.LogConfig.Disabled)
 
-	// Main tasks are told whom they serve, others are left alone.
+	// All tasks are told whom they serve, and main tasks which port is theirs.
 	must.Eq(t, "${NOMAD_PORT_http}", main.Env["PORT"])
 	must.Eq(t, spec().SessionID, main.Env["BIVOUAC_SESSION_ID"])
-	must.MapEmpty(t, proxy.Env)
+	must.Eq(t, map[string]string{
+		"BIVOUAC_SESSION_ID": spec().SessionID,
+		"BIVOUAC_CHAT_ID":    spec().ChatID,
+		"BIVOUAC_AGENT_ID":   spec().AgentID,
+		"BIVOUAC_WORKSPACE":  "/workspace",
+	}, proxy.Env)
 	must.Eq(t, "prestart", proxy.Lifecycle.Hook)
 }
 
@@ -215,13 +221,58 @@ func TestParse_refuses(t *testing.T) {
 		{"reschedule of a group", around("", "", `reschedule { attempts = 1 }`, ""), []string{"test.hcl:6,", "not started again"}},
 		{"disconnect", around("", "", `disconnect { replace = true }`, ""), []string{"test.hcl:6,", "never replaced"}},
 		{"restart of a task", around("", "", "", `restart { attempts = 1 }`), []string{"test.hcl:12,", "not started again"}},
+
+		{"a template that restarts the task", around("", "", "", "template {\ndata = \"x\"\nchange_mode = \"restart\"\n}"), []string{"test.hcl:14,", `cannot be set`, `"noop", "signal" or "script" in this template block`}},
+		{"a template that says nothing of changes", around("", "", "", "template {\ndata = \"x\"\nenv = true\n}"), []string{"test.hcl:12,", "Nomad's default"}},
+		{"a template that restarts by a variable", around("variable \"mode\" {\ndefault = \"restart\"\n}", "", "", "template {\ndata = \"x\"\nchange_mode = var.mode\n}"), []string{"test.hcl:16,", `"restart"`}},
+		{"a template of a sidecar", around("", "", `task "s" {
+			lifecycle {
+				hook = "prestart"
+				sidecar = true
+			}
+			template { data = "x" }
+		}`, ""), []string{"test.hcl:11,", "Nomad's default"}},
+		{"a Vault token whose change restarts the task", around("", "", "", `vault { role = "r" }`), []string{"test.hcl:12,", "Nomad's default", `"noop" or "signal" in this vault block`}},
+		{"an identity whose change restarts the task", around("", "", "", "identity {\nname = \"x\"\nchange_mode = \"restart\"\n}"), []string{"test.hcl:14,", `"noop" or "signal" in this identity block`}},
+		{"a signal that kills", around("", "", "", "template {\ndata = \"x\"\nchange_mode = \"signal\"\nchange_signal = \"sigkill\"\n}"), []string{"test.hcl:15,", `"SIGKILL" cannot be set`, "SIGHUP"}},
+		{"a schedule", around("", "", "", `schedule {}`), []string{"test.hcl:12,", "not started again"}},
+		{"a task that runs after the sandbox", around("", "", `task "p" {
+			lifecycle {
+				hook = "poststop"
+			}
+		}`, ""), []string{"test.hcl:8,", "poststop", "kill_signal"}},
+		{"a kill timeout that is longer than our patience", around("", "", "", `kill_timeout = "46s"`), []string{"test.hcl:5,", "46s", "45s"}},
+		{"delays that are too long together", around("", "", "shutdown_delay = \"15s\"", "shutdown_delay = \"16s\"\nkill_timeout = \"15s\""), []string{"46s"}},
+		{"tasks that end one after another", around("", "", `task "s" {
+			kill_timeout = "21s"
+			lifecycle {
+				hook = "prestart"
+				sidecar = true
+			}
+		}
+		task "l" {
+			leader = true
+			kill_timeout = "20s"
+		}`, ""), []string{"test.hcl:5,", "add up"}},
+		{"a proxy that Nomad adds", around("", "", `service {
+			port = "http"
+			connect {
+				sidecar_service {}
+				sidecar_task { kill_timeout = "35s" }
+			}
+		}`, "kill_timeout = \"10s\""), []string{"test.hcl:5,", "50s"}},
+
 		{"a second group", around("", `group "other" { }`, "", ""), []string{"test.hcl:5,", "exactly one group"}},
-		{"no main task", strings.Replace(around("", "", "", ""), `driver = "docker"`, `lifecycle { hook = "poststop" }`, 1), []string{"test.hcl:5,", "without a lifecycle"}},
+		{"no main task", strings.Replace(around("", "", "", ""), `driver = "docker"`, `lifecycle { hook = "poststart" }`, 1), []string{"test.hcl:5,", "without a lifecycle"}},
 		{"an unknown ready port", strings.Replace(around("", "", "", ""), `ready { port = "http" }`, `ready { port = "web" }`, 1), []string{"test.hcl:1,", `no port "web"`}},
 		{"a ready path without http", strings.Replace(around("", "", "", ""), `{ port = "http" }`, "{\nport = \"http\"\npath = \"/\"\n}", 1), []string{"test.hcl:1,", `type "http"`}},
 		{"Bivouac's own environment", around("", "", "", `env { BIVOUAC_AGENT_ID = "x" }`), []string{"set by Bivouac"}},
 		{"PORT", around("", "", "", `env { PORT = "1" }`), []string{"set by Bivouac"}},
 		{"Bivouac's own meta", around("", `meta { chat_id = "x" }`, "", ""), []string{"set by Bivouac"}},
+
+		{"an environment variable's name that Nomad does not know", around("", "", "", `env { A = "${env["A.B"]}" }`), []string{"test.hcl:12,", "letters, digits"}},
+		{"a name that is no name", around("", "", "", `env { A = "${meta["a b"]}" }`), []string{"test.hcl:12,", "letters, digits"}},
+		{"a group of names", around("", "", "", `env { A = "${attr}" }`), []string{"test.hcl:12,", "attr.NAME"}},
 
 		{"free text in a template", around("", "", "", "template {\ndata = \"${session.agent_id}\"\n}"), []string{"test.hcl:13,", "env, meta and config"}},
 		{"free text in a name", around("", `name = session.agent_id`, "", ""), []string{"test.hcl:4,", "env, meta and config"}},
@@ -244,8 +295,27 @@ func TestParse_refuses(t *testing.T) {
 func TestParse_accepts(t *testing.T) {
 	for name, src := range map[string]string{
 		"what holds anyway":    around("", `type = "batch"`, "count = 1", ""),
-		"session IDs anywhere": around("", `name = "chat ${session.chat_id}"`, "", "template {\ndata = session.id\n}"),
+		"session IDs anywhere": around("", `name = "chat ${session.chat_id}"`, "", "template {\ndata = session.id\nchange_mode = \"noop\"\n}"),
 		"null for nothing":     around("", `node_pool = null`, "", ""),
+		"a signal at a change": around("", "", "", "template {\ndata = \"x\"\nchange_mode = \"signal\"\nchange_signal = \"SIGUSR1\"\n}"),
+		"a script at a change": around("", "", "", `template {
+			data = "x"
+			change_mode = "script"
+			change_script {
+				command = "/bin/true"
+				fail_on_error = true
+			}
+		}`),
+		// With no restarts allowed, it ends the sandbox.
+		"a check that ends the sandbox": around("", "", `service {
+			provider = "nomad"
+			check {
+				type = "http"
+				check_restart { limit = 1 }
+			}
+		}`, ""),
+		"tokens that are left as they are":        around("", "", "", "vault { change_mode = \"noop\" }\nidentity { name = \"x\" }"),
+		"tasks that are just fast enough to stop": around("", "", `shutdown_delay = "5s"`, "shutdown_delay = \"10s\"\nkill_timeout = \"30s\""),
 	} {
 		t.Run(name, func(t *testing.T) { parse(t, src) })
 	}
@@ -259,6 +329,55 @@ func TestParse_tells_all_mistakes(t *testing.T) {
 	}
 }
 
+// One missing quotation mark makes most of the file wrong.
+func TestParse_tells_the_first_syntax_errors(t *testing.T) {
+	src, err := os.ReadFile(filepath.Join("templates", "docker.hcl"))
+	must.NoError(t, err)
+	broken := strings.Replace(string(src), `"bivouac-demo:dev"`, `"bivouac-demo:dev`, 1)
+	_, err = jobs.Parse("docker.hcl", []byte(broken), nil)
+	must.ErrorContains(t, err, "docker.hcl:24,")
+	must.ErrorContains(t, err, "more from here on")
+	must.Eq(t, 4, len(strings.Split(err.Error(), "\n")))
+}
+
+// Every name that Nomad interpolates can be written as Nomad has it.
+func TestParse_leaves_interpolation_to_Nomad(t *testing.T) {
+	job := parse(t, around("", "", "", `
+		env {
+			BOTH    = "${attr.driver.docker.version} of ${attr.driver.docker}"
+			PLAIN   = attr.driver.docker.version
+			DASHES  = "${attr.unique.network.ip-address}"
+			KEY     = "${meta["rack.row"]}"
+			HOME    = "${env["HOME"]}, ${env.HOME}"
+			NUMBER  = "${attr.unique.storage.0.name}"
+			LOCAL   = join(",", [for env in ["a"] : env])
+			CONTEXT = NOMAD_ALLOC_ID
+		}
+		config {
+			labels = { attr = "key" }
+		}
+		constraint {
+			attribute = "${attr.driver.docker.version}"
+			operator  = "version"
+			value     = ">= 20"
+		}`))
+	task := job.TaskGroups[0].Tasks[0]
+	for name, want := range map[string]string{
+		"BOTH":    "${attr.driver.docker.version} of ${attr.driver.docker}",
+		"PLAIN":   "${attr.driver.docker.version}",
+		"DASHES":  "${attr.unique.network.ip-address}",
+		"KEY":     "${meta.rack.row}",
+		"HOME":    "${HOME}, ${HOME}",
+		"NUMBER":  "${attr.unique.storage.0.name}",
+		"LOCAL":   "a",
+		"CONTEXT": "${NOMAD_ALLOC_ID}",
+	} {
+		must.Eq(t, want, task.Env[name], must.Sprint(name))
+	}
+	must.Eq(t, map[string]any{"attr": "key"}, task.Config["labels"].(map[string]any))
+	must.Eq(t, "${attr.driver.docker.version}", task.Constraints[0].LTarget)
+}
+
 func FuzzParse(f *testing.F) {
 	for _, name := range jobs.Names() {
 		src, err := os.ReadFile(filepath.Join("templates", name+".hcl"))
@@ -266,7 +385,7 @@ func FuzzParse(f *testing.F) {
 		f.Add(string(src))
 	}
 	f.Add(jobspec)
-	f.Add(around(`workspace = session.id`, `meta = { a = upper(session.agent_id) }`, `count = 1`, `config { x = [for k, v in {a=1}: "${k}${v}"] }`))
+	f.Add(around(`workspace = session.id`, `meta = { a = upper(session.agent_id) }`, `count = 1`, `config { x = [for k, v in {a=1}: "${k}${v}${env["A"]}"] }`))
 	f.Fuzz(func(t *testing.T, src string) {
 		template, err := jobs.Parse("fuzz.hcl", []byte(src), nil)
 		if err != nil {

@@ -31,6 +31,9 @@ type NomadConfig struct {
 	// taken for lost: after about twice the TTL, at least, and the grace. 0
 	// for Nomad's default of 10 s each.
 	HeartbeatGrace, MinHeartbeatTTL time.Duration
+	// ManagementToken turns ACLs on, and is the secret of their first token, a
+	// UUID. Empty: there are no ACLs.
+	ManagementToken string
 }
 
 // Nomad is a running Nomad. Its clients count 100 GHz and 100 GB each,
@@ -47,6 +50,7 @@ type Nomad struct {
 
 	group *group
 	nodes []string // names of the clients that have the docker driver
+	token string
 }
 
 // StartNomad starts a Nomad and returns when it can be used: it has a leader,
@@ -62,7 +66,7 @@ func StartNomad(ctx context.Context, cfg NomadConfig) (*Nomad, error) {
 	if err != nil {
 		return nil, fmt.Errorf("stack: start Nomad: %w", err)
 	}
-	n := &Nomad{group: g, ExecDir: filepath.Join(g.dir, "exec"), VolumeDir: filepath.Join(g.dir, "volume")}
+	n := &Nomad{group: g, token: cfg.ManagementToken, ExecDir: filepath.Join(g.dir, "exec"), VolumeDir: filepath.Join(g.dir, "volume")}
 	if err := n.add(ctx, bin, cfg); err != nil {
 		return nil, errors.Join(fmt.Errorf("stack: start Nomad: %w", err), n.Stop())
 	}
@@ -124,6 +128,7 @@ func (n *Nomad) addAgent(bin string, config nomadAgent, drivers []string) error 
 	if err != nil {
 		return err
 	}
+	client.SetSecretID(n.token)
 	if config.Server {
 		a.rpc = loopback(config.RPC)
 		a.ready = func(ctx context.Context) error { return nomadServerReady(ctx, client, config.Node) }
@@ -133,7 +138,24 @@ func (n *Nomad) addAgent(bin string, config nomadAgent, drivers []string) error 
 		a.ready = func(ctx context.Context) error { return nomadClientReady(ctx, client, config.Node, drivers) }
 		n.Clients = append(n.Clients, a)
 	}
+	if ready := a.ready; n.token != "" {
+		a.ready = func(ctx context.Context) error {
+			if err := bootstrapACL(ctx, client, n.token); err != nil {
+				return err
+			}
+			return ready(ctx)
+		}
+	}
 	return nil
+}
+
+// bootstrapACL makes the first token, if it is not there.
+func bootstrapACL(ctx context.Context, client *api.Client, token string) error {
+	_, _, err := client.ACLTokens().BootstrapOpts(token, (&api.WriteOptions{}).WithContext(ctx))
+	if err != nil && strings.Contains(err.Error(), "bootstrap already done") {
+		return nil
+	}
+	return err
 }
 
 // nomadServerReady asks a server who it is, and whether it knows a leader that
@@ -192,8 +214,14 @@ func nomadClient(addr string) (*api.Client, error) {
 // Addr is the first server's HTTP address, as host:port.
 func (n *Nomad) Addr() string { return n.Servers[0].Addr }
 
-// Client returns a client of the first server.
-func (n *Nomad) Client() (*api.Client, error) { return nomadClient(n.Addr()) }
+// Client returns a client of the first server, with the management token.
+func (n *Nomad) Client() (*api.Client, error) {
+	client, err := nomadClient(n.Addr())
+	if err == nil {
+		client.SetSecretID(n.token)
+	}
+	return client, err
+}
 
 // Leader returns the server that leads, as its peers see it.
 func (n *Nomad) Leader(ctx context.Context) (*Agent, error) {

@@ -63,7 +63,7 @@ func (d *Driver) register(ctx context.Context, job *api.Job, spec runtime.Spec) 
 		return failed(ctx, "register job", err)
 	case readErr != nil:
 		return errors.Join(failed(ctx, "register job", err), readErr)
-	case !s.known && isRejected(err):
+	case !s.known && isRejected(err) && !hasNoNamespace(err):
 		return fmt.Errorf("nomad: register job: %w: %w", runtime.ErrInvalid, err)
 	case !s.known:
 		return failed(ctx, "register job", err)
@@ -214,9 +214,14 @@ func (l *launch) failure(s state) error {
 	return nil
 }
 
+// tooLate says what the sandbox was waiting for when its time ran out.
 func (l *launch) tooLate(ctx context.Context, limit time.Duration, last error) error {
 	if ctx.Err() != nil {
 		return fmt.Errorf("nomad: create: %w", ctx.Err())
+	}
+	s, _ := l.driver.cache.get(l.jobID)
+	if why := waitsFor(s); why != "" {
+		last = fmt.Errorf("%s; %w", why, last)
 	}
 	return fmt.Errorf("nomad: %w within %v: %w", runtime.ErrNotReady, limit, last)
 }

@@ -11,6 +11,15 @@
 //     handed out, and is stopped.
 //   - A job that is registered once more, over its stop, is stopped again.
 //
+// With ACLs, Nomad wants a token with this policy, of the namespace that the jobs
+// are in, or with register-job, deregister-job and purge-job for submit-job:
+//
+//	namespace "default" { capabilities = ["list-jobs", "read-job", "submit-job"] }
+//	node { policy = "read" }
+//	operator { policy = "read" } # to tell that the eval broker is paused
+//
+// A template that mounts a host volume needs a host_volume rule as well.
+//
 // The package must never know of sessions' records, locks or expiry. It changes
 // nothing in Nomad that does not bear its instance's name and the ID of the
 // session that the job is named for.
@@ -18,10 +27,11 @@ package nomad
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net"
 	"sync"
+	"sync/atomic"
+	"time"
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/nomad/api"
@@ -56,6 +66,10 @@ type Driver struct {
 	ownStops  *recent // session IDs that this driver stopped
 	namespace string
 	requests  chan struct{} // one token for each request under way
+	checks    chan struct{} // and for each that Health makes
+
+	streamDenied atomic.Pointer[string]    // Nomad's words, nil if it lets this driver follow events
+	mayWrite     atomic.Pointer[time.Time] // when Health last saw that it may
 
 	registered *recent // job IDs that this driver asked Nomad to register
 	refused    *recent // those of them that Nomad never took
@@ -88,6 +102,7 @@ func New(config Config) (*Driver, error) {
 		ownStops:  newRecent(),
 		namespace: config.Template.Namespace(),
 		requests:  make(chan struct{}, maxRequests),
+		checks:    make(chan struct{}, maxChecks),
 
 		registered: newRecent(),
 		refused:    newRecent(),
@@ -129,29 +144,4 @@ func (d *Driver) Current(ctx context.Context) error {
 // Info implements [runtime.Driver].
 func (d *Driver) Info(context.Context) (runtime.Info, error) {
 	return runtime.Info{Name: "nomad", Version: version.Get().Version}, nil
-}
-
-// Health implements [runtime.HealthChecker]: Nomad answers, has a leader, and
-// lets this driver read jobs, which it asks no token for to tell its leader.
-func (d *Driver) Health(ctx context.Context) error {
-	var leader string
-	err := d.ask(ctx, func(opts *api.QueryOptions) error {
-		_, err := d.client.Raw().Query("/v1/status/leader", &leader, opts)
-		return err
-	})
-	if err == nil && leader == "" {
-		err = errors.New("no leader")
-	}
-	if err != nil {
-		return fmt.Errorf("nomad: %w: %w", runtime.ErrUnavailable, err)
-	}
-	err = d.ask(ctx, func(opts *api.QueryOptions) error {
-		opts.Prefix, opts.PerPage = jobs.IDPrefix, 1
-		_, _, err := d.client.Jobs().List(opts)
-		return err
-	})
-	if err != nil {
-		return failed(ctx, "list jobs", err)
-	}
-	return nil
 }

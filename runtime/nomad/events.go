@@ -44,6 +44,9 @@ func (d *Driver) follow(ctx context.Context) error {
 		if wasCurrent {
 			pause, told = minReopen, time.Time{}
 		}
+		if isDenied(err) {
+			d.streamDenied.Store(new(err.Error()))
+		}
 		level := hclog.Debug
 		if time.Since(told) >= tellEvery {
 			level, told = hclog.Warn, time.Now()
@@ -87,6 +90,8 @@ func (d *Driver) followOnce(ctx context.Context) (wasCurrent bool, err error) {
 		if err := decoder.Decode(&batch); err != nil {
 			if cause := context.Cause(ctx); cause != nil {
 				err = cause
+			} else if isPermissionDenied(decoder.Buffered()) {
+				err = fmt.Errorf("%w: Permission denied", errDenied)
 			}
 			if errors.Is(err, io.EOF) {
 				err = io.ErrUnexpectedEOF
@@ -107,6 +112,13 @@ func (d *Driver) followOnce(ctx context.Context) (wasCurrent bool, err error) {
 	}
 }
 
+// isPermissionDenied says whether a stream that is no JSON is a refusal. Nomad
+// answers 200 before it looks at the token.
+func isPermissionDenied(rest io.Reader) bool {
+	text, err := io.ReadAll(io.LimitReader(rest, 64))
+	return err == nil && strings.HasPrefix(string(text), "Permission denied")
+}
+
 // keepCurrent reads what stands, makes the cache current, and goes on asking the
 // leader until ctx ends. Where Nomad does not answer it ends ctx. It returns nil
 // if the cache was current for a time.
@@ -115,6 +127,7 @@ func (d *Driver) keepCurrent(ctx context.Context, end context.CancelCauseFunc) e
 		end(fmt.Errorf("read what stands: %w", err))
 		return err
 	}
+	d.streamDenied.Store(nil)
 	d.cache.setCurrent(true)
 	for sleep(ctx, verifyEvery) {
 		err := d.ask(ctx, func(opts *api.QueryOptions) error {

@@ -349,7 +349,7 @@ func TestDriver_tells_that_Nomad_denies_permission(t *testing.T) {
 	_, unknown := r.Create(patiently(t), standing, ignore)
 	for what, err := range map[string]error{"health": health, "create": create, "stop": stop, "repeated create": unknown} {
 		must.ErrorIs(t, err, runtime.ErrUnavailable, must.Sprint(what))
-		must.ErrorContains(t, err, "permission denied by Nomad", must.Sprint(what))
+		must.ErrorContains(t, err, "refused by Nomad: answer 403: Permission denied", must.Sprint(what))
 		must.False(t, errors.Is(err, context.DeadlineExceeded), must.Sprint(what))
 	}
 	p.take()

@@ -6,6 +6,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/hashicorp/nomad/api"
 
@@ -84,10 +85,12 @@ func failedFirst(alloc *api.AllocationListStub) func(a, b string) int {
 
 // lastWordOf returns the telling event of a task: a failure, or how it ended.
 func lastWordOf(task *api.TaskState) string {
-	for _, e := range slices.Backward(task.Events) {
+	for i, e := range slices.Backward(task.Events) {
 		switch {
 		case slices.Contains(failures, e.Type):
-			return strings.ToLower(e.Type) + ": " + message(e)
+			return told(e)
+		case e.Type == api.TaskTerminated && i > 0:
+			return exitOf(e) + causeOf(e, task.Events[i-1])
 		case e.Type == api.TaskTerminated:
 			return exitOf(e)
 		}
@@ -97,6 +100,62 @@ func lastWordOf(task *api.TaskState) string {
 
 // message returns what Nomad says of an event.
 func message(e *api.TaskEvent) string { return strings.TrimSpace(cmp.Or(e.DisplayMessage, e.Message)) }
+
+// told returns an event in words.
+func told(e *api.TaskEvent) string {
+	text := strings.ToLower(e.Type)
+	if message := message(e); message != "" {
+		text += ": " + message
+	}
+	if image := e.Details["image"]; image != "" { // of one that is downloaded
+		text += " " + image
+	}
+	return text
+}
+
+// causeOf tells of the event before an exit, if it is one that ends tasks: a
+// task that is asked to end may well do so with exit code 0.
+func causeOf(exit, before *api.TaskEvent) string {
+	asked := before.Type == api.TaskRestartSignal || before.Type == api.TaskSignaling ||
+		before.Type == api.TaskKilling && !strings.HasPrefix(before.DisplayMessage, "Sent interrupt")
+	if !asked || time.Duration(exit.Time-before.Time) > jobs.MaxStop {
+		return ""
+	}
+	return ", after " + told(before)
+}
+
+// waitsFor says what Nomad still has to do before all tasks of the sandbox run,
+// empty where there is nothing that it would tell of.
+func waitsFor(s state) string {
+	alloc := s.sandboxAlloc()
+	if alloc == nil {
+		if s.pendingEval() {
+			return "Nomad has not decided yet where it runs (the evaluation of its job is pending)"
+		}
+		return ""
+	}
+	var tasks []string
+	waiting := len(alloc.TaskStates) == 0
+	for _, name := range slices.Sorted(maps.Keys(alloc.TaskStates)) {
+		task := alloc.TaskStates[name]
+		text := fmt.Sprintf("task %q is %s", name, task.State)
+		if task.State == "pending" {
+			waiting = true
+			if n := len(task.Events); n > 0 {
+				text += " (" + told(task.Events[n-1]) + ")"
+			}
+		}
+		tasks = append(tasks, text)
+	}
+	switch {
+	case !waiting:
+		return ""
+	case len(tasks) == 0:
+		return "node " + nodeName(alloc) + " has not begun with it"
+	default:
+		return "in Nomad " + strings.Join(tasks, ", ")
+	}
+}
 
 // exitOf describes how a task's process ended.
 func exitOf(e *api.TaskEvent) string {

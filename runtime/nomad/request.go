@@ -28,28 +28,31 @@ const (
 	// stream. Nomad takes 100 connections from one address unless it is told
 	// otherwise, on which several replicas may be.
 	maxRequests = 32
+	// maxChecks is how many more there may be that look after Nomad's health:
+	// many who ask for it must not keep sandboxes waiting.
+	maxChecks = 4
 )
 
 // ask makes a request that reads, with default consistency: the leader answers.
 func (d *Driver) ask(ctx context.Context, request func(*api.QueryOptions) error) error {
-	return d.whileBusy(ctx, askLimit, func(ctx context.Context) error {
+	return whileBusy(ctx, d.requests, askLimit, func(ctx context.Context) error {
 		return request((&api.QueryOptions{Namespace: d.namespace}).WithContext(ctx))
 	})
 }
 
 // tell makes a request that writes.
 func (d *Driver) tell(ctx context.Context, request func(*api.WriteOptions) error) error {
-	return d.whileBusy(ctx, tellLimit, func(ctx context.Context) error {
+	return whileBusy(ctx, d.requests, tellLimit, func(ctx context.Context) error {
 		return request((&api.WriteOptions{Namespace: d.namespace}).WithContext(ctx))
 	})
 }
 
 // whileBusy repeats a request that Nomad turned away with 429: such a request
 // was not looked at, so repeating it is safe, a write too.
-func (d *Driver) whileBusy(ctx context.Context, limit time.Duration, request func(context.Context) error) error {
+func whileBusy(ctx context.Context, places chan struct{}, limit time.Duration, request func(context.Context) error) error {
 	pause := 20 * time.Millisecond
 	for try := 1; ; try++ {
-		err := d.inTurn(ctx, limit, request)
+		err := inTurn(ctx, places, limit, request)
 		if statusOf(err) != http.StatusTooManyRequests || try == maxTries {
 			return err
 		}
@@ -61,10 +64,10 @@ func (d *Driver) whileBusy(ctx context.Context, limit time.Duration, request fun
 }
 
 // inTurn makes a request once there is room for one more.
-func (d *Driver) inTurn(ctx context.Context, limit time.Duration, request func(context.Context) error) error {
+func inTurn(ctx context.Context, places chan struct{}, limit time.Duration, request func(context.Context) error) error {
 	select {
-	case d.requests <- struct{}{}:
-		defer func() { <-d.requests }()
+	case places <- struct{}{}:
+		defer func() { <-places }()
 	case <-ctx.Done():
 		return ctx.Err()
 	}
@@ -101,13 +104,14 @@ func statusOf(err error) int {
 	return 0
 }
 
-// errDenied: the token is unknown to Nomad or lacks a right. A request that gets
-// that answer changed nothing, and the same one will not do better soon.
-var errDenied = errors.New("permission denied by Nomad")
+// errDenied: the token is unknown to Nomad or lacks a right, or an operator
+// turned off what was asked for. A request that gets that answer changed nothing,
+// and the same one will not do better soon.
+var errDenied = errors.New("refused by Nomad")
 
-// isDenied says whether Nomad refused a request for its token.
+// isDenied says whether Nomad refused a request for its token, or its kind.
 func isDenied(err error) bool {
-	return statusOf(err) == http.StatusUnauthorized || statusOf(err) == http.StatusForbidden
+	return errors.Is(err, errDenied) || statusOf(err) == http.StatusUnauthorized || statusOf(err) == http.StatusForbidden
 }
 
 func isNotFound(err error) bool { return statusOf(err) == http.StatusNotFound }
@@ -116,6 +120,13 @@ func isNotFound(err error) bool { return statusOf(err) == http.StatusNotFound }
 func isTaken(err error) bool {
 	refusal, ok := errors.AsType[api.UnexpectedResponseError](err)
 	return ok && strings.Contains(refusal.Body(), "Enforcing job modify index")
+}
+
+// hasNoNamespace says whether a registration was refused because its namespace
+// does not exist. That is no fault of the job.
+func hasNoNamespace(err error) bool {
+	refusal, ok := errors.AsType[api.UnexpectedResponseError](err)
+	return ok && strings.Contains(refusal.Body(), "is in nonexistent namespace")
 }
 
 // isRejected says whether Nomad found fault with a job. It has no status of its
@@ -136,9 +147,9 @@ func failed(ctx context.Context, doing string, err error) error {
 	if ctx.Err() != nil {
 		return fmt.Errorf("nomad: %s: %w", doing, ctx.Err())
 	}
-	denied := isDenied(err)
+	denied := isDenied(err) && !errors.Is(err, errDenied)
 	if refusal, ok := errors.AsType[api.UnexpectedResponseError](err); ok && refusal.HasBody() {
-		err = fmt.Errorf("answer %d: %s", refusal.StatusCode(), strings.TrimSpace(refusal.Body()))
+		err = fmt.Errorf("answer %d: %s", refusal.StatusCode(), strings.Join(strings.Fields(refusal.Body()), " "))
 	}
 	if denied {
 		err = fmt.Errorf("%w: %w", errDenied, err)
