@@ -48,7 +48,7 @@ func Validate(c config.Config) error {
 	}
 	_, err := newPluginHost(c, hclog.NewNullLogger())
 	if !c.Dev {
-		_, storeErr := newConsul(c, hclog.NewNullLogger())
+		_, _, storeErr := newConsul(c, hclog.NewNullLogger())
 		err = errors.Join(storeErr, err)
 	}
 	if usesNomad(c) {
@@ -106,6 +106,7 @@ func Run(ctx context.Context, c config.Config, env Environment) error {
 	self := describe(c)
 	api := httpapi.New(httpapi.Config{
 		Sessions: sessions,
+		Store:    base.storeName,
 		Checks:   base.checks,
 		Metrics:  telemetry.handler,
 		Self:     self,

@@ -98,7 +98,7 @@ func TestConfigurationCountsMoreThanTheEnvironment(t *testing.T) {
 
 	c := config.Default()
 	c.Consul.Address = "127.0.0.1:1" // nobody is there
-	store, err := newConsul(c, hclog.NewNullLogger())
+	store, _, err := newConsul(c, hclog.NewNullLogger())
 	must.NoError(t, err)
 	err = store.Health(t.Context())
 	must.ErrorContains(t, err, "127.0.0.1:1")

@@ -27,15 +27,16 @@ import (
 
 // base is what the scheduler stands on.
 type base struct {
-	store   scheduler.Store
-	locker  scheduler.Locker
-	now     func() time.Time
-	drivers map[string]runtime.Driver
-	checks  []httpapi.Check
-	parts   []part
-	prepare func(ctx context.Context) error // is called while the parts run, before anything is asked of them
-	plugins *pluginhost.Host
-	volume  string // of -dev: a folder to give to a sandbox
+	store     scheduler.Store
+	storeName string // for messages: "Consul at HOST:PORT"; empty with -dev
+	locker    scheduler.Locker
+	now       func() time.Time
+	drivers   map[string]runtime.Driver
+	checks    []httpapi.Check
+	parts     []part
+	prepare   func(ctx context.Context) error // is called while the parts run, before anything is asked of them
+	plugins   *pluginhost.Host
+	volume    string // of -dev: a folder to give to a sandbox
 }
 
 func newBase(c config.Config, log hclog.Logger) (base, error) {
@@ -64,18 +65,22 @@ func newBuiltIn(c config.Config, log hclog.Logger) (base, error) {
 		return newDevBase(c, log)
 	}
 	// Neither is asked anything yet: either may come up after the agent does.
-	store, err := newConsul(c, log)
+	store, name, err := newConsul(c, log)
 	if err != nil {
 		return base{}, err
 	}
 	clock := consul.NewClock(store, failpoint.Wall)
 	b := base{
-		store:   clock,
-		locker:  clock,
-		now:     clock.Now,
-		drivers: map[string]runtime.Driver{},
-		checks:  []httpapi.Check{{Name: "consul", Run: clock.Health}},
-		parts:   []part{{"consul", store.Run}, {"clock", clock.Run}},
+		store:     clock,
+		storeName: name,
+		locker:    clock,
+		now:       clock.Now,
+		drivers:   map[string]runtime.Driver{},
+		checks: []httpapi.Check{
+			{Name: "consul", Run: clock.Health},
+			{Name: "clock", Run: clock.TimeHealth, Optional: true},
+		},
+		parts: []part{{"consul", store.Run}, {"clock", clock.Run}},
 	}
 	if usesNomad(c) {
 		driver, err := newNomad(c, log)
@@ -119,24 +124,29 @@ func checkRuntime(c config.Config) error {
 	return nil
 }
 
-func newConsul(c config.Config, log hclog.Logger) (*consul.Store, error) {
+// newConsul returns the store, and what it is called in messages.
+func newConsul(c config.Config, log hclog.Logger) (*consul.Store, string, error) {
 	settings := consulapi.DefaultConfig()
 	override(&settings.Address, c.Consul.Address)
 	override(&settings.Token, c.Consul.Token)
 	override(&settings.Datacenter, c.Consul.Datacenter)
 	client, err := consul.NewClient(settings)
 	if err != nil {
-		return nil, fmt.Errorf("agent: %w", err)
+		return nil, "", fmt.Errorf("agent: %w", err)
 	}
 	host, err := os.Hostname()
 	if err != nil {
-		return nil, fmt.Errorf("agent: %w", err)
+		return nil, "", fmt.Errorf("agent: %w", err)
 	}
-	return consul.New(client, consul.Config{
+	store, err := consul.New(client, consul.Config{
 		Prefix: c.KVPrefix,
 		Name:   fmt.Sprintf("bivouac %s on %s", c.Instance, host),
 		Logger: log.Named("consul"),
-	}), nil
+	})
+	if err != nil {
+		return nil, "", fmt.Errorf("agent: %w", err)
+	}
+	return store, "Consul at " + settings.Address, nil
 }
 
 func newNomad(c config.Config, log hclog.Logger) (*nomad.Driver, error) {

@@ -202,7 +202,7 @@ func TestJudge(t *testing.T) {
 // writeTick writes to the key of the agreed time, as an operator could by hand.
 func (c *cluster) writeTick(t *testing.T, value string) {
 	t.Helper()
-	_, err := c.client.KV().Put(&api.KVPair{Key: newKeyspace(c.prefix).clock(), Value: []byte(value)}, nil)
+	_, err := c.client.KV().Put(&api.KVPair{Key: c.keys(t).clock(), Value: []byte(value)}, nil)
 	must.NoError(t, err)
 }
 

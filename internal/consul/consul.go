@@ -19,8 +19,11 @@
 package consul
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
+	"sync"
 
 	"github.com/hashicorp/consul/api"
 	"github.com/hashicorp/go-hclog"
@@ -62,35 +65,47 @@ type Store struct {
 	chats   chatmutex.Mutex // one session may take a lock twice, one chat's mutex may not
 	session *keeper
 	buckets buckets
+	access  access
 }
 
-// New returns a store that uses client, which should come from [NewClient].
-func New(client *api.Client, config Config) *Store {
-	prefix := config.Prefix
-	if prefix == "" {
-		prefix = DefaultPrefix
+// New returns a store that uses client, which should come from [NewClient]. It
+// fails if the prefix is not plain.
+func New(client *api.Client, config Config) (*Store, error) {
+	keys, err := newKeyspace(cmp.Or(config.Prefix, DefaultPrefix))
+	if err != nil {
+		return nil, fmt.Errorf("consul: %w", err)
 	}
 	s := &Store{
 		client:  client,
 		log:     config.Logger,
-		keys:    newKeyspace(prefix),
+		keys:    keys,
 		parked:  semaphore.NewWeighted(maxParked),
 		awaited: semaphore.NewWeighted(maxAwaited),
+		access:  newAccess(),
 	}
 	s.session = newKeeper(s, config.Name)
-	return s
+	return s, nil
 }
 
 // NewClient returns a client with a bounded number of connections, whose
-// requests fail with an error of their own where Consul is busy. It sets the
-// bounds in config's transport, and its HTTP client.
+// requests fail with an error of their own where Consul is busy. It fails if
+// config's address is none that Consul can have. It sets the address, the bounds
+// in config's transport, and its HTTP client.
 func NewClient(config *api.Config) (*api.Client, error) {
+	var err error
+	if config.Address, err = cleanAddress(config.Address); err != nil {
+		return nil, fmt.Errorf("consul: %w", err)
+	}
 	if config.Transport == nil {
 		config.Transport = api.DefaultConfig().Transport
 	}
 	config.Transport.MaxConnsPerHost = maxConns
 	config.Transport.MaxIdleConnsPerHost = maxConns
 	config.Transport.MaxIdleConns = maxConns
+	// HTTP/1.1 only. Over HTTP/2, which Consul offers on its HTTPS port, one
+	// connection carries all requests, and one that died silently is used for
+	// some 250 more of them, each of which times out.
+	config.Transport.ForceAttemptHTTP2 = false
 	client, err := api.NewClient(config)
 	if err != nil {
 		return nil, fmt.Errorf("consul: %w", err)
@@ -103,12 +118,16 @@ func NewClient(config *api.Config) (*api.Client, error) {
 // When ctx ends it waits a few seconds for the locks that are held to be given
 // up, and destroys the session. It returns nil then.
 func (s *Store) Run(ctx context.Context) error {
+	var watching sync.WaitGroup
+	watching.Go(func() { s.watchAccess(ctx) })
 	s.session.run(ctx)
+	watching.Wait()
 	return nil
 }
 
-// Health returns nil where Consul has a leader, and this replica a session, where
-// it tried to have one: a token may be good for the one and not for the other.
+// Health returns nil if Consul has a leader, the Consul token may read, write and
+// list keys below the prefix, and this replica has a Consul session or did not try
+// yet to make one.
 func (s *Store) Health(ctx context.Context) error {
 	leader, err := retry(ctx, func(ctx context.Context) (string, error) {
 		return s.client.Status().LeaderWithQueryOptions((&api.QueryOptions{}).WithContext(ctx))
@@ -119,7 +138,7 @@ func (s *Store) Health(ctx context.Context) error {
 	if leader == "" {
 		return fmt.Errorf("consul: health: %w: no leader", scheduler.ErrUnavailable)
 	}
-	if err := s.session.trouble(); err != nil {
+	if err := errors.Join(s.checkAccess(ctx), s.session.trouble()); err != nil {
 		return fmt.Errorf("consul: health: %w", err)
 	}
 	return nil

@@ -46,7 +46,10 @@ func (w *world) start(i int, name string) {
 	if err != nil {
 		panic(err)
 	}
-	store := consul.New(consulClient, consul.Config{Name: name, Logger: log.Named("consul")})
+	store, err := consul.New(consulClient, consul.Config{Name: name, Logger: log.Named("consul")})
+	if err != nil {
+		panic(err)
+	}
 	r.clock = consul.NewClock(store, func() time.Time { return time.Now().Add(w.skews[i]) })
 	driver, err := nomad.New(nomad.Config{
 		Client: nomadClient, Template: w.template, Instance: instance, Logger: log.Named("nomad"), Dial: w.dial,
