@@ -21,7 +21,6 @@ package consul
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"sync"
 
@@ -138,8 +137,13 @@ func (s *Store) Health(ctx context.Context) error {
 	if leader == "" {
 		return fmt.Errorf("consul: health: %w: no leader", scheduler.ErrUnavailable)
 	}
-	if err := errors.Join(s.checkAccess(ctx), s.session.trouble()); err != nil {
-		return fmt.Errorf("consul: health: %w", err)
+	keysErr, sessionErr := s.checkAccess(ctx), s.session.trouble()
+	switch {
+	case keysErr != nil && sessionErr != nil:
+		return fmt.Errorf("consul: health: %w; %w", keysErr, sessionErr)
+	case keysErr != nil || sessionErr != nil:
+		return fmt.Errorf("consul: health: %w", cmp.Or(keysErr, sessionErr))
+	default:
+		return nil
 	}
-	return nil
 }

@@ -161,13 +161,12 @@ func cleanAddress(address string) (string, error) {
 	if address == "" || strings.HasPrefix(address, "unix://") {
 		return address, nil
 	}
-	address = strings.TrimRight(address, "/")
-	scheme, _, hasScheme := strings.Cut(address, "://")
-	full := address
+	scheme, rest, hasScheme := strings.Cut(address, "://")
 	if !hasScheme {
-		scheme, full = "http", "http://"+address
+		scheme, rest = "http", address
 	}
-	u, err := url.Parse(full)
+	rest = strings.TrimRight(rest, "/")
+	u, err := url.Parse(scheme + "://" + rest)
 	switch {
 	case err == nil && u.User != nil, strings.Contains(address, "@"):
 		return "", errors.New("address: a user and a password must not be part of it; use a token, or CONSUL_HTTP_AUTH")
@@ -176,7 +175,10 @@ func cleanAddress(address string) (string, error) {
 	case !hasScheme && u.Path != "":
 		return "", fmt.Errorf("address %q: a path needs http:// or https:// before the host", address)
 	}
-	return address, nil
+	if hasScheme {
+		rest = scheme + "://" + rest
+	}
+	return rest, nil
 }
 
 // park takes one of the places for blocking queries, where block is for one.
@@ -249,13 +251,12 @@ func (s *Store) txn(ctx context.Context, ops ...*api.KVTxnOp) ([]*api.KVPair, er
 	if !ok {
 		var reasons []string
 		for _, e := range response.Errors {
+			if strings.Contains(e.What, "Permission denied") { // comes as if a condition did not hold
+				return nil, unavailable("", errors.New(e.What)) // the others say the same of other keys
+			}
 			reasons = append(reasons, e.What)
 		}
-		reason := strings.Join(reasons, "; ")
-		if strings.Contains(reason, "Permission denied") { // comes as if a condition did not hold
-			return nil, unavailable("", errors.New(reason))
-		}
-		return nil, fmt.Errorf("%w: %s", errRolledBack, reason)
+		return nil, fmt.Errorf("%w: %s", errRolledBack, strings.Join(reasons, "; "))
 	}
 	pairs := make([]*api.KVPair, 0, len(response.Results))
 	for _, result := range response.Results {

@@ -18,9 +18,9 @@ type answer struct {
 	http.ResponseWriter
 	requestID string
 	store     string // what keeps the sessions, for messages
-	status    int   // 0 until the final status is written
-	err       error // what the request failed with
-	broken    bool  // the answer cannot be completed
+	status    int    // 0 until the final status is written
+	err       error  // what the request failed with
+	broken    bool   // the answer cannot be completed
 }
 
 func newAnswer(w http.ResponseWriter, r *http.Request, store string) *answer {
