@@ -189,13 +189,13 @@ func TestCleanupExpired_looksAgainUnderTheLock(t *testing.T) {
 		name: "it was replaced, and its successor has expired too: that one is the next pass's",
 		between: func(t *testing.T, w *world, other peer) {
 			short := createA
-			short.TTL = time.Second
+			short.TTL = scheduler.MinTTL
 			_, err := other.Create(t.Context(), short)
 			must.NoError(t, err)
-			w.clock.advance(time.Second)
+			w.clock.advance(scheduler.MinTTL)
 		},
 		active:  "sandbox.active.count 1",
-		records: []string{"chat-a unwritten running container-2 12:30:01"},
+		records: []string{"chat-a unwritten running container-2 12:30:05"},
 		running: []string{"chat-a unwritten"},
 	}, {
 		name: "it was deleted",

@@ -194,6 +194,9 @@ func (s *Scheduler) createOrReplace(ctx context.Context, cmd CreateCommand, leas
 		s.abandon(ctx, driver.Delete, lease, next)
 		return CreateResult{}, fmt.Errorf("create: %w", err)
 	}
+	// The TTL counts from when the sandbox is ready: one that took longer than that
+	// to start must not be handed out as expired.
+	next.ExpiresAt = s.now().Add(cmd.TTL)
 	if res == ResultReplaced {
 		spanNewSession(span, next)
 	}

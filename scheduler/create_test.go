@@ -1,6 +1,7 @@
 package scheduler_test
 
 import (
+	"context"
 	"errors"
 	"maps"
 	"testing"
@@ -289,4 +290,20 @@ func TestCreate_aSessionThatEndedIsReplaced(t *testing.T) {
 		tc.cmd = other
 		t.Run(tc.name, tc.run)
 	}
+}
+
+// A sandbox may need longer to start than its session lives.
+func TestCreate_counts_the_ttl_from_when_the_sandbox_is_ready(t *testing.T) {
+	w := newWorld(t)
+	w.effects.hook(effect{Name: "driver.create"}, hook{after: func(context.Context) error {
+		w.clock.advance(time.Minute)
+		return nil
+	}})
+	short := createA
+	short.TTL = scheduler.MinTTL
+	res, err := w.Create(t.Context(), short)
+	must.NoError(t, err)
+	must.Eq(t, noon, res.Session.CreatedAt)
+	must.Eq(t, noon.Add(time.Minute+scheduler.MinTTL), res.Session.ExpiresAt)
+	must.Eq(t, res.Session, w.standing(chatA))
 }

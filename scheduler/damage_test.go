@@ -115,7 +115,7 @@ func (blindStore) InFlight(context.Context) ([]scheduler.Session, error) { retur
 func TestRun_catchesUpOnWhatTheIndexesLack(t *testing.T) {
 	inBubbleWith(t, func(c *scheduler.Config) { c.Store = blindStore{c.Store} }, func(t *testing.T, w *world) {
 		short := createA
-		short.TTL = time.Second
+		short.TTL = scheduler.MinTTL
 		abandonedStart(w)
 		other := short
 		other.ChatID = chatB

@@ -47,6 +47,17 @@ func (e *ConflictError) Error() string {
 // Unwrap makes errors.Is(err, ErrConflict) hold.
 func (e *ConflictError) Unwrap() error { return ErrConflict }
 
+// UnavailableError is an [ErrUnavailable] with a reason for the caller.
+type UnavailableError struct {
+	Reason string // may be shown to anybody: names no address, key or token
+	Detail string // for the log
+}
+
+func (e *UnavailableError) Error() string { return fmt.Sprintf("%v: %s", ErrUnavailable, e.Detail) }
+
+// Unwrap makes errors.Is(err, ErrUnavailable) hold.
+func (e *UnavailableError) Unwrap() error { return ErrUnavailable }
+
 // kinds is in order: an error that wraps several is of the first kind.
 var kinds = []struct {
 	err  error

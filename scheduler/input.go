@@ -19,6 +19,10 @@ const (
 	MaxVolumeHostPath = 4096
 )
 
+// MinTTL is the least that a session lives: a shorter one may be over before its
+// creator has heard of it.
+const MinTTL = 5 * time.Second
+
 func (s *Scheduler) checkCreate(cmd CreateCommand) error {
 	if err := checkChatID(cmd.ChatID); err != nil {
 		return err
@@ -56,6 +60,8 @@ func (s *Scheduler) checkTTL(ttl time.Duration) error {
 	switch {
 	case ttl < 0:
 		return invalid("ttl", "is negative")
+	case ttl != 0 && ttl < MinTTL:
+		return invalid("ttl", fmt.Sprintf("is under the minimum of %s", MinTTL))
 	case ttl > s.MaxTTL:
 		return invalid("ttl", fmt.Sprintf("is over the maximum of %s", s.MaxTTL))
 	}

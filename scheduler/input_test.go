@@ -74,7 +74,8 @@ func TestCreate_input(t *testing.T) {
 		{"a runtime that nobody has", with(func(c *scheduler.CreateCommand) { c.Runtime = "other" }), nil, "runtime"},
 
 		{"a negative ttl", ttl(-1), nil, "ttl"},
-		{"the shortest ttl", ttl(1), nil, ""},
+		{"the shortest ttl", ttl(scheduler.MinTTL), nil, ""},
+		{"a ttl that is too short", ttl(scheduler.MinTTL - 1), nil, "ttl"},
 		{"the longest ttl", ttl(maxTTL), nil, ""},
 		{"a ttl that is too long", ttl(maxTTL + 1), nil, "ttl"},
 	} {
@@ -106,6 +107,7 @@ func TestNew_refusesAConfigurationThatCannotWork(t *testing.T) {
 		"a default runtime that is not there": func(c *scheduler.Config) { c.DefaultRuntime = "other" },
 		"no runtime":                          func(c *scheduler.Config) { c.Drivers = nil },
 		"no ttl":                              func(c *scheduler.Config) { c.TTL = 0 },
+		"a ttl that is too short":             func(c *scheduler.Config) { c.TTL = scheduler.MinTTL - 1 },
 		"a ttl over the maximum":              func(c *scheduler.Config) { c.TTL = maxTTL + 1 },
 		"a cleanup interval that is none":     func(c *scheduler.Config) { c.CleanupInterval = 0 },
 	} {

@@ -53,7 +53,7 @@ type modelCheck struct {
 
 var (
 	chats  = rapid.SampledFrom([]uuid.UUID{chatA, chatB, chatC})
-	ttls   = rapid.SampledFrom([]time.Duration{0, time.Second, time.Minute, defaultTTL, maxTTL})
+	ttls   = rapid.SampledFrom([]time.Duration{0, scheduler.MinTTL, time.Minute, defaultTTL, maxTTL})
 	agents = rapid.SampledFrom([]string{"agent-1", "agent-1", "agent-2"})
 	paths  = rapid.SampledFrom([]string{"/data/a", "/data/a", "/data/b"})
 )

@@ -148,7 +148,7 @@ func TestRenew_aLostSandboxStaysItsChatsOwn(t *testing.T) {
 func TestRenew_refusesATimeToLiveOutOfBounds(t *testing.T) {
 	w := newWorld(t)
 	w.given(created(createA))
-	for _, ttl := range []time.Duration{-1, maxTTL + 1} {
+	for _, ttl := range []time.Duration{-1, scheduler.MinTTL - 1, maxTTL + 1} {
 		_, err := w.Renew(t.Context(), chatA, ttl)
 		must.ErrorIs(t, err, scheduler.ErrInvalid)
 	}

@@ -76,9 +76,9 @@ func New(c Config) (*Scheduler, error) {
 	if _, ok := c.Drivers[c.DefaultRuntime]; !ok {
 		return nil, fmt.Errorf("%w: no runtime is named %q", ErrInvalid, c.DefaultRuntime)
 	}
-	if c.TTL <= 0 || c.MaxTTL < c.TTL || c.CleanupInterval <= 0 {
-		return nil, fmt.Errorf("%w: need 0 < ttl (%s) <= max_ttl (%s) and cleanup_interval (%s) > 0",
-			ErrInvalid, c.TTL, c.MaxTTL, c.CleanupInterval)
+	if c.TTL < MinTTL || c.MaxTTL < c.TTL || c.CleanupInterval <= 0 {
+		return nil, fmt.Errorf("%w: need %s <= ttl (%s) <= max_ttl (%s) and cleanup_interval (%s) > 0",
+			ErrInvalid, MinTTL, c.TTL, c.MaxTTL, c.CleanupInterval)
 	}
 	c.VolumeRoots = slices.Clone(c.VolumeRoots)
 	s := &Scheduler{Config: c, starting: make(chan struct{}, maxStarting)}

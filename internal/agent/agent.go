@@ -49,7 +49,7 @@ func Validate(c config.Config) error {
 	}
 	_, err := newPluginHost(c, hclog.NewNullLogger())
 	if !c.Dev {
-		_, storeErr := newConsul(c, consul.Config{}, hclog.NewNullLogger())
+		_, _, storeErr := newConsul(c, consul.Config{}, hclog.NewNullLogger())
 		err = errors.Join(storeErr, err)
 	}
 	if usesNomad(c) {
@@ -107,6 +107,7 @@ func Run(ctx context.Context, c config.Config, env Environment) error {
 	self := describe(c)
 	settings := httpapi.Config{
 		Sessions: sessions,
+		Store:    base.storeName,
 		Checks:   base.checks,
 		Metrics:  telemetry.handler,
 		Self:     self,

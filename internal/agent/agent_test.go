@@ -99,7 +99,7 @@ func TestConfigurationCountsMoreThanTheEnvironment(t *testing.T) {
 
 	c := config.Default()
 	c.Consul.Address = "127.0.0.1:1" // nobody is there
-	store, err := newConsul(c, consul.Config{}, hclog.NewNullLogger())
+	store, _, err := newConsul(c, consul.Config{}, hclog.NewNullLogger())
 	must.NoError(t, err)
 	err = store.Health(t.Context())
 	must.ErrorContains(t, err, "127.0.0.1:1")
@@ -161,15 +161,15 @@ func TestWhatAnAgentCannotServeWithout(t *testing.T) {
 		nomad    string          // as the environment says
 		optional map[string]bool // of each part that health asks
 	}{
-		{"nomad", nil, "", "", map[string]bool{"consul": false, "nomad": false}},
-		{"nomad, with a plugin beside it", nil, mine, "", map[string]bool{"consul": false, "nomad": false, "plugin.mine": true}},
-		{"a plugin, and nothing names nomad", []string{"-runtime=mine"}, mine, "", map[string]bool{"consul": false, "plugin.mine": false}},
+		{"nomad", nil, "", "", map[string]bool{"consul": false, "clock": true, "nomad": false}},
+		{"nomad, with a plugin beside it", nil, mine, "", map[string]bool{"consul": false, "clock": true, "nomad": false, "plugin.mine": true}},
+		{"a plugin, and nothing names nomad", []string{"-runtime=mine"}, mine, "", map[string]bool{"consul": false, "clock": true, "plugin.mine": false}},
 		{"a plugin, with nomad's address in the environment", []string{"-runtime=mine"}, mine, "http://127.0.0.1:4646",
-			map[string]bool{"consul": false, "nomad": true, "plugin.mine": false}},
+			map[string]bool{"consul": false, "clock": true, "nomad": true, "plugin.mine": false}},
 		{"a plugin, with a block for nomad", []string{"-runtime=mine"}, mine + "\nnomad {}", "",
-			map[string]bool{"consul": false, "nomad": true, "plugin.mine": false}},
+			map[string]bool{"consul": false, "clock": true, "nomad": true, "plugin.mine": false}},
 		{"a plugin, with a job template", []string{"-runtime=mine", "-job-template=raw_exec"}, mine, "",
-			map[string]bool{"consul": false, "nomad": true, "plugin.mine": false}},
+			map[string]bool{"consul": false, "clock": true, "nomad": true, "plugin.mine": false}},
 		{"processes", []string{"-dev"}, mine, "http://127.0.0.1:4646", map[string]bool{"plugin.process": false, "plugin.mine": true}},
 		{"processes in process", []string{"-dev", "-in-process"}, "", "", map[string]bool{}},
 	} {

@@ -28,14 +28,15 @@ import (
 
 // base is what the scheduler stands on.
 type base struct {
-	store   scheduler.Store
-	locker  scheduler.Locker
-	now     func() time.Time
-	drivers map[string]runtime.Driver
-	checks  []httpapi.Check
-	parts   []part
-	prepare func(ctx context.Context) error // is called while the parts run, before anything is asked of them
-	plugins *pluginhost.Host
+	store     scheduler.Store
+	storeName string // for messages: "Consul at HOST:PORT"; empty with -dev
+	locker    scheduler.Locker
+	now       func() time.Time
+	drivers   map[string]runtime.Driver
+	checks    []httpapi.Check
+	parts     []part
+	prepare   func(ctx context.Context) error // is called while the parts run, before anything is asked of them
+	plugins   *pluginhost.Host
 	// identified is closed once the drivers know the ID of the instance. Until
 	// then they are asked about no sandbox.
 	identified chan struct{}
@@ -81,14 +82,17 @@ func newBuiltIn(c config.Config, host *pluginhost.Host, log hclog.Logger) (base,
 		settings.Running = driver.Instances
 		b.drivers[nomadName] = driver
 	}
-	store, err := newConsul(c, settings, log)
+	store, name, err := newConsul(c, settings, log)
 	if err != nil {
 		return base{}, err
 	}
 	clock := consul.NewClock(store, failpoint.Wall)
-	b.store, b.locker, b.now, b.instance = clock, clock, clock.Now, store.Instance
+	b.store, b.storeName, b.locker, b.now, b.instance = clock, name, clock, clock.Now, store.Instance
 	b.operator = &operator{store: store, identified: b.identified}
-	b.checks = []httpapi.Check{{Name: "consul", Run: clock.Health}}
+	b.checks = []httpapi.Check{
+		{Name: "consul", Run: clock.Health},
+		{Name: "clock", Run: clock.TimeHealth, Optional: true},
+	}
 	b.parts = []part{
 		{"consul", store.Run},
 		b.identify(store, driver, host, log),
@@ -131,21 +135,26 @@ func checkRuntime(c config.Config) error {
 	return nil
 }
 
-func newConsul(c config.Config, settings consul.Config, log hclog.Logger) (*consul.Store, error) {
+// newConsul returns the store, and what it is called in messages.
+func newConsul(c config.Config, settings consul.Config, log hclog.Logger) (*consul.Store, string, error) {
 	reach := consulapi.DefaultConfig()
 	override(&reach.Address, c.Consul.Address)
 	override(&reach.Token, c.Consul.Token)
 	override(&reach.Datacenter, c.Consul.Datacenter)
 	client, err := consul.NewClient(reach)
 	if err != nil {
-		return nil, fmt.Errorf("agent: %w", err)
+		return nil, "", fmt.Errorf("agent: %w", err)
 	}
 	host, err := os.Hostname()
 	if err != nil {
-		return nil, fmt.Errorf("agent: %w", err)
+		return nil, "", fmt.Errorf("agent: %w", err)
 	}
 	settings.Prefix, settings.Name, settings.Logger = c.KVPrefix, host, log.Named("consul")
-	return consul.New(client, settings), nil
+	store, err := consul.New(client, settings)
+	if err != nil {
+		return nil, "", fmt.Errorf("agent: %w", err)
+	}
+	return store, "Consul at " + reach.Address, nil
 }
 
 // newNomad returns a driver, and what tells where in Nomad its sandboxes run.

@@ -87,7 +87,10 @@ func (w *world) fill(ctx context.Context, prefix string, n int) error {
 	if err != nil {
 		return err
 	}
-	store := consul.New(client, consul.Config{Prefix: prefix, Instance: instanceOf(prefix), Name: "bench", Logger: hclog.NewNullLogger()})
+	store, err := consul.New(client, consul.Config{Prefix: prefix, Instance: instanceOf(prefix), Name: "bench", Logger: hclog.NewNullLogger()})
+	if err != nil {
+		return err
+	}
 	runCtx, stop := context.WithCancel(ctx)
 	ran := make(chan error, 1)
 	go func() { ran <- store.Run(runCtx) }()

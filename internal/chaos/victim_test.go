@@ -22,6 +22,7 @@ import (
 	"github.com/bivouac/bivouac/internal/apiclient"
 	"github.com/bivouac/bivouac/internal/httpapi/wire"
 	"github.com/bivouac/bivouac/jobs"
+	"github.com/bivouac/bivouac/scheduler"
 )
 
 // victim is a replica that is killed at one step of an operation on one chat.
@@ -182,7 +183,7 @@ func (w *world) prepare(ctx context.Context, survivor *replica, v *victim) error
 	}
 	ttl := time.Hour
 	if v.before == expired {
-		ttl = time.Second
+		ttl = scheduler.MinTTL
 	}
 	res, err := survivor.api.Create(ctx, v.chat, w.load.input("agent-1", ttl))
 	if err != nil {

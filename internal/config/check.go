@@ -11,11 +11,23 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 )
 
 var (
 	instanceForm = regexp.MustCompile(`^[a-z0-9-]{1,64}$`)
-	logLevels    = []string{"trace", "debug", "info", "warn", "error"}
+	// prefixForm is what the Consul store takes for a prefix of keys.
+	prefixForm = regexp.MustCompile(`^[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*$`)
+	logLevels  = []string{"trace", "debug", "info", "warn", "error"}
+)
+
+// The least that some settings may be. A session that is shorter may be over
+// before its creator has heard of it; looking for expired sessions costs Consul a
+// request each time.
+const (
+	minTTL             = 5 * time.Second
+	minCleanupInterval = time.Second
+	maxKVPrefix        = 256 // bytes
 )
 
 // check refuses values that are wrong whatever else is true. It tells all of
@@ -36,8 +48,8 @@ func (c *Config) check() error {
 	if !instanceForm.MatchString(c.Runtime) {
 		refuse("runtime", "%q is not a runtime's name", c.Runtime)
 	}
-	if c.TTL <= 0 {
-		refuse("ttl", "%s is not over 0", c.TTL)
+	if c.TTL < minTTL {
+		refuse("ttl", "%s is too short; it must be %s or longer", c.TTL, minTTL)
 	}
 	if c.MaxTTL < c.TTL {
 		name := "ttl"
@@ -46,8 +58,8 @@ func (c *Config) check() error {
 		}
 		refuse(name, "the ttl of %s is over the max_ttl of %s", c.TTL, c.MaxTTL)
 	}
-	if c.CleanupInterval <= 0 {
-		refuse("cleanup_interval", "%s is not over 0", c.CleanupInterval)
+	if c.CleanupInterval < minCleanupInterval {
+		refuse("cleanup_interval", "%s is too short; it must be %s or longer", c.CleanupInterval, minCleanupInterval)
 	}
 	for _, root := range c.VolumeRoots {
 		if !filepath.IsAbs(root) || filepath.Clean(root) != root {
@@ -64,8 +76,8 @@ func (c *Config) check() error {
 		refuse("job_template", "it is empty")
 	}
 	c.checkPlugins(refuse)
-	if strings.Trim(c.KVPrefix, "/") == "" || strings.Contains(c.KVPrefix, "//") {
-		refuse("kv_prefix", "%q is not a path of folders", c.KVPrefix)
+	if prefix := strings.Trim(c.KVPrefix, "/"); len(prefix) > maxKVPrefix || !prefixForm.MatchString(prefix) {
+		refuse("kv_prefix", "%q is not a path of folders; a folder's name has letters, digits, '_', '-' and '.', and does not begin with '.'; all is at most %d bytes", c.KVPrefix, maxKVPrefix)
 	}
 	if !instanceForm.MatchString(c.Instance) {
 		refuse("instance", "%q is not 1 to 64 of a-z, 0-9 and -", c.Instance)

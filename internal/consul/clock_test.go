@@ -5,12 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/hashicorp/consul/api"
 	"github.com/shoenig/test/must"
 	"github.com/shoenig/test/wait"
 
@@ -63,12 +65,12 @@ func TestReplicasAgreeOnTheTime(t *testing.T) {
 	}
 
 	// Given a first replica, whose time is everybody's.
-	first := c.joinClock(t, 5*time.Minute)
+	first := c.joinClock(t, maxSkew/2)
 	off := time.Until(first.Now())
-	must.Between(t, 299*time.Second, off, 301*time.Second)
+	must.Between(t, maxSkew/2-time.Second, off, maxSkew/2+time.Second)
 
-	// When others join whose clocks are up to ten minutes apart, all agree.
-	second := c.joinClock(t, -5*time.Minute)
+	// When others join whose clocks are as far apart as they may be, all agree.
+	second := c.joinClock(t, -maxSkew/2+time.Second)
 	third := c.joinClock(t, 0)
 	agree("after joining", first, second, third)
 
@@ -85,7 +87,7 @@ func TestReplicasAgreeOnTheTime(t *testing.T) {
 	for _, m := range []*machine{second, third, fourth} {
 		m.leave()
 	}
-	fifth := c.joinClock(t, -5*time.Minute)
+	fifth := c.joinClock(t, -maxSkew/2+time.Second)
 	must.False(t, fifth.Now().Before(last.Add(-tickInterval)))
 }
 
@@ -114,12 +116,12 @@ func TestTimeDoesNotJumpWithAMachinesClock(t *testing.T) {
 	}
 }
 
-// Given machines whose clocks are ten minutes apart, then a session ends on all
+// Given machines whose clocks are as far apart as they may be, then a session ends on all
 // replicas when its time is over, and on none sooner or later.
 func TestSessionEndsOnAllReplicasAtOneTime(t *testing.T) {
 	const life, slack = 6 * time.Second, 2 * time.Second
 	c := open(t)
-	machines := []*machine{c.joinClock(t, 5*time.Minute), c.joinClock(t, -5*time.Minute), c.joinClock(t, 0)}
+	machines := []*machine{c.joinClock(t, maxSkew/2), c.joinClock(t, -maxSkew/2+time.Second), c.joinClock(t, 0)}
 	for i, creator := range machines {
 		session := freshSession()
 		began := time.Now()
@@ -162,4 +164,133 @@ func TestNoLockBeforeTheTimeIsKnown(t *testing.T) {
 	lease, err := clock.Lock(t.Context(), uuid.New(), 0)
 	must.NoError(t, err)
 	must.NoError(t, lease.Release(t.Context()))
+}
+
+func TestJudge(t *testing.T) {
+	const day = 24 * time.Hour
+	agreed := func(d time.Duration) *time.Duration { return &d }
+	for name, tc := range map[string]struct {
+		tick     time.Duration
+		machine  time.Duration
+		repeated bool
+		agreed   *time.Duration
+		want     verdict
+	}{
+		"a tick that tells what is known":                           {tick: time.Second, agreed: agreed(0), want: followed},
+		"a tick that is a little late":                              {tick: -time.Second, agreed: agreed(0), want: followed},
+		"what is known although the machine's clock was set":        {tick: 0, machine: -day, agreed: agreed(0), want: followed},
+		"a day ahead, once":                                         {tick: day, agreed: agreed(0), want: refused},
+		"a day ahead, again and again":                              {tick: day, agreed: agreed(0), repeated: true, want: refused},
+		"a day back, again and again":                               {tick: -day, agreed: agreed(0), repeated: true, want: refused},
+		"a minute ahead, once":                                      {tick: time.Minute, agreed: agreed(0), want: doubted},
+		"a minute ahead, again and again: ours stood still":         {tick: time.Minute, agreed: agreed(0), repeated: true, want: followed},
+		"an hour's sleep, after which the machine's clock is right": {tick: time.Hour, machine: time.Hour, agreed: agreed(0), repeated: true, want: followed},
+		"an hour's sleep, before the machine's clock is right":      {tick: time.Hour, agreed: agreed(0), repeated: true, want: refused},
+		"the machine's clock was set a day ahead, and no tick":      {tick: 0, machine: day, agreed: agreed(0), want: followed},
+		"unknown: a first tick":                                     {tick: 0, want: doubted},
+		"unknown: a tick like the one before":                       {tick: maxSkew, repeated: true, want: followed},
+		"unknown: further ahead than clocks may be apart":           {tick: maxSkew + 1, repeated: true, want: refused},
+		"unknown: others are far behind, which ends no session":     {tick: -day, repeated: true, want: followed},
+		"unknown: far behind, once":                                 {tick: -day, want: doubted},
+	} {
+		t.Run(name, func(t *testing.T) {
+			must.Eq(t, tc.want, judge(tc.tick, tc.machine, tc.repeated, tc.agreed))
+		})
+	}
+}
+
+// writeTick writes to the key of the agreed time, as an operator could by hand.
+func (c *cluster) writeTick(t *testing.T, value string) {
+	t.Helper()
+	_, err := c.client.KV().Put(&api.KVPair{Key: c.keys(t).clock(), Value: []byte(value)}, nil)
+	must.NoError(t, err)
+}
+
+func byHand(at time.Time) string { return "hand " + at.UTC().Format(time.RFC3339Nano) }
+
+// Whatever is written to the key of the agreed time, or if it is deleted: no session
+// ends, the agreed time goes on, and health reports it.
+func TestWrongTimeInConsulMovesNobody(t *testing.T) {
+	c := open(t)
+	machines := []*machine{c.joinClock(t, 0), c.joinClock(t, 0), c.joinClock(t, 0)}
+	for _, m := range machines {
+		session := freshSession()
+		session.CreatedAt = m.Now()
+		session.ExpiresAt = session.CreatedAt.Add(10 * time.Minute)
+		put(t, m, session)
+	}
+	key := machines[0].keys.clock()
+	for name, harm := range map[string]struct {
+		do   func()
+		told string
+	}{
+		"a day ahead":    {func() { c.writeTick(t, byHand(time.Now().Add(24*time.Hour))) }, "24h0m0s ahead of the agreed time"},
+		"a day back":     {func() { c.writeTick(t, byHand(time.Now().Add(-24*time.Hour))) }, "24h0m0s behind the agreed time"},
+		"minutes ahead":  {func() { c.writeTick(t, byHand(time.Now().Add(4*time.Minute))) }, "4m0s ahead of the agreed time"},
+		"no time at all": {func() { c.writeTick(t, "?") }, "something else than a time"},
+		"deleted": {func() {
+			_, err := c.client.KV().Delete(key, nil)
+			must.NoError(t, err)
+		}, "somebody deleted the key"},
+	} {
+		for _, m := range machines {
+			m.mu.Lock()
+			m.wrong = nil
+			m.mu.Unlock()
+		}
+		harm.do()
+		must.Wait(t, wait.InitialSuccess(wait.ErrorFunc(func() error {
+			for i, m := range machines {
+				if off := time.Until(m.Now()).Abs(); off > tolerance {
+					t.Fatalf("%s: replica %d follows, by %v", name, i, off)
+				}
+				expired, err := m.Expired(t.Context(), m.Now(), 10)
+				must.NoError(t, err)
+				must.SliceEmpty(t, expired, must.Sprint(name))
+			}
+			for _, m := range machines {
+				if err := m.TimeHealth(t.Context()); err != nil && strings.Contains(err.Error(), harm.told) {
+					return nil
+				}
+			}
+			return errors.New("no replica reports it")
+		}), wait.Timeout(patience), wait.Gap(10*time.Millisecond)), must.Sprint(name))
+		pair, _, err := c.client.KV().Get(key, nil)
+		must.NoError(t, err)
+		must.Less(t, tolerance, time.Until(tickOf(pair).time).Abs(), must.Sprint(name))
+	}
+}
+
+// Given a time in Consul that is a day ahead while no replica runs, then one that
+// starts ends nothing, says what to do, and goes on once that is done.
+func TestTimeFarAheadIsNotTakenByAReplicaThatStarts(t *testing.T) {
+	c := open(t)
+	c.writeTick(t, byHand(time.Now().Add(24*time.Hour)))
+	r := c.join(t, c.addr)
+	clock := NewClock(r.Store, time.Now)
+	ctx, stop := context.WithCancel(t.Context())
+	var running sync.WaitGroup
+	running.Go(func() { _ = clock.Run(ctx) })
+	t.Cleanup(func() {
+		stop()
+		running.Wait()
+	})
+	healthy := func(told string) func() error {
+		return func() error {
+			err := clock.Health(t.Context())
+			if err == nil && told == "" || err != nil && told != "" && strings.Contains(err.Error(), told) {
+				return nil
+			}
+			return fmt.Errorf("health is %v", err) //nolint:errorlint // it may be nil
+		}
+	}
+	key := clock.keys.clock()
+	told := "24h0m0s ahead of this machine's clock; clocks may be 5m0s apart. If this machine's clock is right: consul kv delete " + key
+	must.Wait(t, wait.InitialSuccess(wait.ErrorFunc(healthy(told)), wait.Timeout(patience), wait.Gap(10*time.Millisecond)))
+	must.False(t, clock.isKnown())
+
+	_, err := c.client.KV().Delete(key, nil)
+	must.NoError(t, err)
+	must.Wait(t, wait.InitialSuccess(wait.ErrorFunc(healthy("")), wait.Timeout(patience), wait.Gap(10*time.Millisecond)))
+	must.Less(t, tolerance, time.Until(clock.Now()).Abs())
 }

@@ -73,36 +73,48 @@ type Store struct {
 	identity *identity
 	session  *keeper
 	buckets  buckets
+	access   access
 }
 
-// New returns a store that uses client, which should come from [NewClient].
-func New(client *api.Client, config Config) *Store {
-	prefix := config.Prefix
-	if prefix == "" {
-		prefix = DefaultPrefix
+// New returns a store that uses client, which should come from [NewClient]. It
+// fails if the prefix is not plain.
+func New(client *api.Client, config Config) (*Store, error) {
+	keys, err := newKeyspace(cmp.Or(config.Prefix, DefaultPrefix))
+	if err != nil {
+		return nil, fmt.Errorf("consul: %w", err)
 	}
 	s := &Store{
 		client:  client,
 		log:     config.Logger,
-		keys:    newKeyspace(prefix),
+		keys:    keys,
 		parked:  semaphore.NewWeighted(maxParked),
 		awaited: semaphore.NewWeighted(maxAwaited),
+		access:  newAccess(),
 	}
 	s.identity = newIdentity(s, config)
 	s.session = newKeeper(s, config.Name)
-	return s
+	return s, nil
 }
 
 // NewClient returns a client with a bounded number of connections, whose
-// requests fail with an error of their own where Consul is busy. It sets the
-// bounds in config's transport, and its HTTP client.
+// requests fail with an error of their own where Consul is busy. It fails if
+// config's address is none that Consul can have. It sets the address, the bounds
+// in config's transport, and its HTTP client.
 func NewClient(config *api.Config) (*api.Client, error) {
+	var err error
+	if config.Address, err = cleanAddress(config.Address); err != nil {
+		return nil, fmt.Errorf("consul: %w", err)
+	}
 	if config.Transport == nil {
 		config.Transport = api.DefaultConfig().Transport
 	}
 	config.Transport.MaxConnsPerHost = maxConns
 	config.Transport.MaxIdleConnsPerHost = maxConns
 	config.Transport.MaxIdleConns = maxConns
+	// HTTP/1.1 only. Over HTTP/2, which Consul offers on its HTTPS port, one
+	// connection carries all requests, and one that died silently is used for
+	// some 250 more of them, each of which times out.
+	config.Transport.ForceAttemptHTTP2 = false
 	client, err := api.NewClient(config)
 	if err != nil {
 		return nil, fmt.Errorf("consul: %w", err)
@@ -119,6 +131,7 @@ func NewClient(config *api.Config) (*api.Client, error) {
 func (s *Store) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return s.identity.run(ctx) })
+	g.Go(func() error { s.watchAccess(ctx); return nil })
 	g.Go(func() error {
 		if own, err := s.Identity(ctx); err == nil { // else ctx has ended
 			s.session.run(ctx, own.Instance)
@@ -131,9 +144,9 @@ func (s *Store) Run(ctx context.Context) error {
 	return nil
 }
 
-// Health returns nil where Consul has a leader, the store its identity, and this
-// replica a session, where it tried to have one: a token may be good for the one
-// and not for the other.
+// Health returns nil if Consul has a leader, the Consul token may read, write and
+// list keys below the prefix, the store has its identity, and this replica has a
+// Consul session or did not try yet to make one.
 func (s *Store) Health(ctx context.Context) error {
 	leader, err := retry(ctx, func(ctx context.Context) (string, error) {
 		return s.client.Status().LeaderWithQueryOptions((&api.QueryOptions{}).WithContext(ctx))
@@ -144,8 +157,13 @@ func (s *Store) Health(ctx context.Context) error {
 	if leader == "" {
 		return fmt.Errorf("consul: health: %w: no leader", scheduler.ErrUnavailable)
 	}
-	if err := cmp.Or(s.identity.trouble(), s.session.trouble()); err != nil {
-		return fmt.Errorf("consul: health: %w", err)
+	keysErr, otherErr := s.checkAccess(ctx), cmp.Or(s.identity.trouble(), s.session.trouble())
+	switch {
+	case keysErr != nil && otherErr != nil:
+		return fmt.Errorf("consul: health: %w; %w", keysErr, otherErr)
+	case keysErr != nil || otherErr != nil:
+		return fmt.Errorf("consul: health: %w", cmp.Or(keysErr, otherErr))
+	default:
+		return nil
 	}
-	return nil
 }

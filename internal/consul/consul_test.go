@@ -41,6 +41,13 @@ func open(t *testing.T) *cluster {
 	return &cluster{client: client, addr: c.Addr(), prefix: prefix}
 }
 
+func (c *cluster) keys(t *testing.T) keyspace {
+	t.Helper()
+	keys, err := newKeyspace(c.prefix)
+	must.NoError(t, err)
+	return keys
+}
+
 func (c *cluster) Join(t *testing.T) storetest.Replica {
 	t.Helper()
 	return c.join(t, c.addr)
@@ -56,7 +63,9 @@ func (c *cluster) join(t *testing.T, addr string) *replica {
 
 func (c *cluster) joinWith(t *testing.T, client *api.Client) *replica {
 	t.Helper()
-	r := &replica{Store: New(client, Config{Prefix: c.prefix, Instance: "test", Name: t.Name(), Logger: hclog.NewNullLogger()}), direct: c.client}
+	store, err := New(client, Config{Prefix: c.prefix, Instance: "test", Name: t.Name(), Logger: hclog.NewNullLogger()})
+	must.NoError(t, err)
+	r := &replica{Store: store, direct: c.client}
 	ctx, stop := context.WithCancel(context.WithoutCancel(t.Context()))
 	var running sync.WaitGroup
 	running.Go(func() { _ = r.Run(ctx) })
@@ -70,7 +79,7 @@ func (c *cluster) joinWith(t *testing.T, client *api.Client) *replica {
 
 func (c *cluster) BreakLock(t *testing.T, chatID uuid.UUID) {
 	t.Helper()
-	_, err := c.client.KV().Delete(newKeyspace(c.prefix).lock(chatID), nil)
+	_, err := c.client.KV().Delete(c.keys(t).lock(chatID), nil)
 	must.NoError(t, err)
 }
 
@@ -79,7 +88,7 @@ func (c *cluster) BreakLock(t *testing.T, chatID uuid.UUID) {
 func (c *cluster) MustBeEmpty(t *testing.T) {
 	t.Helper()
 	c.waitForKeys(t, func(keys []string) bool {
-		changed := newKeyspace(c.prefix).changed()
+		changed := c.keys(t).changed()
 		return len(keys) == 0 || len(keys) == 1 && keys[0] == changed
 	})
 }
@@ -94,7 +103,7 @@ func (c *cluster) waitForKeys(t *testing.T, right func(keys []string) bool) {
 	for {
 		keys, meta, err := c.client.KV().Keys(c.prefix, "", (&api.QueryOptions{WaitIndex: index}).WithContext(ctx))
 		must.NoError(t, err, must.Sprintf("these keys are left: %q", keys))
-		keys = slices.DeleteFunc(keys, func(key string) bool { return key == newKeyspace(c.prefix).identity() })
+		keys = slices.DeleteFunc(keys, func(key string) bool { return key == c.keys(t).identity() })
 		if right(keys) {
 			return
 		}

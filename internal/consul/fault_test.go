@@ -374,6 +374,9 @@ func TestWithoutASessionNoLockIsGivenOut(t *testing.T) {
 func TestEmptyPrefixMeansTheDefault(t *testing.T) {
 	client, err := NewClient(&api.Config{})
 	must.NoError(t, err)
-	must.Eq(t, "bivouac/v1/changed", New(client, Config{}).keys.changed())
-	must.Eq(t, "a/b/v1/changed", New(client, Config{Prefix: "/a/b"}).keys.changed())
+	for prefix, changed := range map[string]string{"": "bivouac/v1/changed", "/a/b": "a/b/v1/changed"} {
+		store, err := New(client, Config{Prefix: prefix})
+		must.NoError(t, err)
+		must.Eq(t, changed, store.keys.changed())
+	}
 }

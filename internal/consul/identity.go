@@ -224,7 +224,7 @@ func (i *identity) place(ctx context.Context) (Place, error) {
 	}
 	place, err := i.config.Place(ctx)
 	if err != nil {
-		return Place{}, unavailable("cannot tell where in Nomad the sandboxes run: %s", err)
+		return Place{}, undecidable("cannot tell where in Nomad the sandboxes run: %s", err)
 	}
 	return place, nil
 }
@@ -237,7 +237,7 @@ func (i *identity) running(ctx context.Context) (map[string]int, error) {
 	}
 	all, err := i.config.Running(ctx)
 	if err != nil {
-		return nil, unavailable("cannot tell whether sandboxes run: %s", err)
+		return nil, undecidable("cannot tell whether sandboxes run: %s", err)
 	}
 	maps.DeleteFunc(all, func(instance string, _ int) bool {
 		return instance != i.config.Instance && !isNamed(instance, i.config.Instance)
@@ -309,17 +309,20 @@ func decodeIdentity(pair *api.KVPair) (Identity, error) {
 		err = errors.New("instance missing")
 	}
 	if err != nil {
-		return Identity{}, unavailable("key %s is no identity: %s", pair.Key, err)
+		return Identity{}, undecidable("key %s is no identity: %s", pair.Key, err)
 	}
 	return id, nil
 }
 
-func unavailable(format string, args ...any) error {
-	return fmt.Errorf("%w: "+format, append([]any{scheduler.ErrUnavailable}, args...)...)
+// undecidable returns the error that nothing may be done while the identity is not
+// clear. Callers are told its words, which say what to do.
+func undecidable(format string, args ...any) error {
+	why := fmt.Sprintf(format, args...)
+	return &scheduler.UnavailableError{Reason: why, Detail: why}
 }
 
 func (i *identity) lost(own Identity) error {
-	return unavailable("Consul lost the identity of this Bivouac (key %s, instance %s), and its records with it: nothing is created, ended or stopped until they are restored, or `bivouac operator adopt` makes records of what runs",
+	return undecidable("Consul lost the identity of this Bivouac (key %s, instance %s), and its records with it: nothing is created, ended or stopped until they are restored, or `bivouac operator adopt` makes records of what runs",
 		i.store.keys.identity(), own.Instance)
 }
 
@@ -328,7 +331,7 @@ func (i *identity) undecided(running map[string]int) error {
 	for _, n := range running {
 		total += n
 	}
-	return unavailable("key %s is missing, and %d sandboxes run under the name %q (%s): nothing is created, ended or stopped until it is decided whose they are. If they are another Bivouac's, choose another -instance, or run `bivouac operator forget`. If Consul lost the data of this one, restore it, or run `bivouac operator adopt`",
+	return undecidable("key %s is missing, and %d sandboxes run under the name %q (%s): nothing is created, ended or stopped until it is decided whose they are. If they are another Bivouac's, choose another -instance, or run `bivouac operator forget`. If Consul lost the data of this one, restore it, or run `bivouac operator adopt`",
 		i.store.keys.identity(), total, i.config.Instance, counts(running))
 }
 
@@ -376,7 +379,7 @@ func (i *identity) await(ctx context.Context, done func() (bool, error)) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-limit.C:
-			return unavailable("the identity (key %s) is not known yet", i.store.keys.identity())
+			return undecidable("the identity (key %s) is not known yet", i.store.keys.identity())
 		}
 	}
 }
@@ -556,7 +559,7 @@ func (i *identity) forget(ctx context.Context) (Identity, map[string]int, error)
 	case err != nil:
 		return Identity{}, nil, err
 	case !first:
-		return Identity{}, nil, unavailable("the identity was written meanwhile")
+		return Identity{}, nil, undecidable("the identity was written meanwhile")
 	case own.Instance == "":
 		err = i.written(ctx)
 	}

@@ -168,7 +168,7 @@ func TestIdentity(t *testing.T) {
 	})
 	t.Run("keeps the name of records from before there were identities", func(t *testing.T) {
 		c := open(t)
-		c.set(t, newKeyspace(c.prefix).record(uuid.New()), "{}")
+		c.set(t, c.keys(t).record(uuid.New()), "{}")
 		b := c.startAs(t, Config{Instance: "test", Running: runs(map[string]int{"test": 2, "other": 1})})
 		must.Eq(t, "test", b.identified(t).LegacyInstance)
 	})
@@ -195,7 +195,7 @@ func TestIdentity(t *testing.T) {
 	})
 	t.Run("that cannot be read is left alone", func(t *testing.T) {
 		c := open(t)
-		c.set(t, newKeyspace(c.prefix).identity(), `{"v":2}`)
+		c.set(t, c.keys(t).identity(), `{"v":2}`)
 		c.startAs(t, Config{Instance: "test"}).standsStill(t, "schema version 2", c.prefix+"v1/identity")
 	})
 }
@@ -221,7 +221,7 @@ func TestStoreWithoutIdentity(t *testing.T) {
 	})
 	t.Run("stands still if records stand and their sandboxes bear an identity", func(t *testing.T) {
 		c := open(t)
-		c.set(t, newKeyspace(c.prefix).record(uuid.New()), "{}")
+		c.set(t, c.keys(t).record(uuid.New()), "{}")
 		b := c.startAs(t, Config{Instance: "test", Running: runs(map[string]int{oneInstance: 2})})
 		b.standsStill(t, "2 sandboxes")
 		_, _, err := b.Forget(t.Context())

@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"regexp"
 	"strings"
 	"time"
 
@@ -29,12 +30,21 @@ const shards = 256
 //	identity                         which Bivouac all of this belongs to
 type keyspace string
 
-func newKeyspace(prefix string) keyspace {
+// plainPrefix is the form of a prefix, without slashes at its ends. Consul's KV
+// paths clean "." and "..", and decode "%", while its transactions take keys as
+// they are, so that a prefix with these would name two places.
+var plainPrefix = regexp.MustCompile(`^[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*$`)
+
+// maxPrefix bounds a prefix, in bytes. Consul takes keys of 512 bytes.
+const maxPrefix = 256
+
+func newKeyspace(prefix string) (keyspace, error) {
 	// A leading slash would be dropped in a URL but not in a transaction.
-	if prefix = strings.Trim(prefix, "/"); prefix != "" {
-		prefix += "/"
+	prefix = strings.Trim(prefix, "/")
+	if len(prefix) > maxPrefix || !plainPrefix.MatchString(prefix) {
+		return "", fmt.Errorf("prefix of keys %q: need up to %d bytes of folders named with letters, digits, '_', '-' and '.', not beginning with '.'", prefix, maxPrefix)
 	}
-	return keyspace(prefix + "v1/")
+	return keyspace(prefix + "/v1/"), nil
 }
 
 func (k keyspace) record(chatID uuid.UUID) string {
@@ -46,6 +56,13 @@ func (k keyspace) lock(chatID uuid.UUID) string {
 }
 
 func (k keyspace) records() string { return string(k) + "sessions/" }
+
+// folders are those that a replica must be able to read, write and list. The
+// first stands for all keys that lie in no folder.
+func (k keyspace) folders() []string {
+	root := string(k)
+	return []string{root, k.records(), root + "locks/", root + "agents/", k.expiry(), k.flight()}
+}
 
 func (k keyspace) shard(n int) string { return fmt.Sprintf("%s%02x/", k.records(), n) }
 

@@ -7,8 +7,11 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
+	"net/url"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
@@ -115,8 +118,67 @@ func classify(ctx context.Context, err error) error {
 	if errors.Is(err, errRolledBack) || isMoved(err) || errors.Is(err, scheduler.ErrUnavailable) {
 		return err
 	}
-	// Not wrapped: that our own limit passed must not look as if the caller's had.
-	return fmt.Errorf("%w: %s", scheduler.ErrUnavailable, err.Error())
+	return unavailable("", err)
+}
+
+// unavailable returns the error that a request failed for want of Consul. It does
+// not wrap err: that our own limit passed must not look as if the caller's had.
+func unavailable(what string, err error) error {
+	return &scheduler.UnavailableError{Reason: what + reason(err), Detail: what + err.Error()}
+}
+
+// reason returns why a request failed, in words that may be shown to callers:
+// they name no address, key or token.
+func reason(err error) string {
+	status, answered := errors.AsType[api.StatusError](err)
+	errno, refused := errors.AsType[syscall.Errno](err)
+	_, noName := errors.AsType[*net.DNSError](err)
+	netErr, failed := errors.AsType[net.Error](err)
+	text := err.Error()
+	switch {
+	case isBusy(err):
+		return "it has too many requests"
+	case answered && status.Code == http.StatusForbidden, strings.Contains(text, "Permission denied"), strings.Contains(text, "ACL not found"):
+		return "the Consul token is not permitted to do this"
+	case strings.Contains(text, "No cluster leader"):
+		return "it has no leader"
+	case answered:
+		return fmt.Sprintf("it answered with status %d", status.Code)
+	case refused:
+		return errno.Error()
+	case noName:
+		return "its name cannot be resolved"
+	case errors.Is(err, context.DeadlineExceeded), failed && netErr.Timeout():
+		return "no answer in time"
+	default:
+		return "the request failed"
+	}
+}
+
+// cleanAddress returns an address of Consul without a slash at its end, which
+// would be part of every path. Its errors name no password.
+func cleanAddress(address string) (string, error) {
+	if address == "" || strings.HasPrefix(address, "unix://") {
+		return address, nil
+	}
+	scheme, rest, hasScheme := strings.Cut(address, "://")
+	if !hasScheme {
+		scheme, rest = "http", address
+	}
+	rest = strings.TrimRight(rest, "/")
+	u, err := url.Parse(scheme + "://" + rest)
+	switch {
+	case err == nil && u.User != nil, strings.Contains(address, "@"):
+		return "", errors.New("address: a user and a password must not be part of it; use a token, or CONSUL_HTTP_AUTH")
+	case err != nil, u.Host == "", u.RawQuery != "", u.Fragment != "", scheme != "http" && scheme != "https":
+		return "", fmt.Errorf("address %q: need HOST:PORT, http://HOST:PORT, https://HOST:PORT or unix://PATH", address)
+	case !hasScheme && u.Path != "":
+		return "", fmt.Errorf("address %q: a path needs http:// or https:// before the host", address)
+	}
+	if hasScheme {
+		rest = scheme + "://" + rest
+	}
+	return rest, nil
 }
 
 // park takes one of the places for blocking queries, where block is for one.
@@ -189,18 +251,17 @@ func (s *Store) txn(ctx context.Context, ops ...*api.KVTxnOp) ([]*api.KVPair, er
 	if !ok {
 		var reasons []string
 		for _, e := range response.Errors {
+			if strings.Contains(e.What, "Permission denied") { // comes as if a condition did not hold
+				return nil, unavailable("", errors.New(e.What)) // the others say the same of other keys
+			}
 			reasons = append(reasons, e.What)
-		}
-		reason := strings.Join(reasons, "; ")
-		if strings.Contains(reason, "Permission denied") { // comes as if a condition did not hold
-			return nil, fmt.Errorf("%w: %s", scheduler.ErrUnavailable, reason)
 		}
 		for _, e := range response.Errors {
 			if op := ops[e.OpIndex]; op.Verb == api.KVCheckIndex && op.Key == s.keys.identity() {
 				return nil, &movedError{op.Index}
 			}
 		}
-		return nil, fmt.Errorf("%w: %s", errRolledBack, reason)
+		return nil, fmt.Errorf("%w: %s", errRolledBack, strings.Join(reasons, "; "))
 	}
 	pairs := make([]*api.KVPair, 0, len(response.Results))
 	for _, result := range response.Results {

@@ -83,7 +83,7 @@ func (k *keeper) trouble() error {
 }
 
 func noSession(why error) error {
-	return fmt.Errorf("%w: no Consul session: %w", scheduler.ErrUnavailable, why)
+	return unavailable("no Consul session: ", why)
 }
 
 func (k *keeper) set(hold *hold, failed error) {

@@ -105,7 +105,7 @@ func TestDamagedRecordsAreReportedAndLeftAlone(t *testing.T) {
 
 	// And the others are served as ever: one expires, one is listed.
 	short := w.body()
-	short.TTL = "1s"
+	short.TTL = "5s"
 	expires := uuid.NewString()
 	r.create(expires, short, http.StatusCreated)
 	eventually(t, "the expired session is cleaned up", func() error {

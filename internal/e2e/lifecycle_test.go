@@ -97,7 +97,7 @@ func TestExpiredSessionIsReplacedOrCleanedUp(t *testing.T) {
 		w := newWorld(t, template, "-cleanup-interval=1h")
 		r := w.start()
 		body := w.body()
-		body.TTL = "1s"
+		body.TTL = "5s"
 		replaced, cleaned := uuid.NewString(), uuid.NewString()
 		first := r.create(replaced, body, http.StatusCreated).Session
 		second := r.create(cleaned, body, http.StatusCreated).Session
@@ -136,7 +136,7 @@ func TestCleanupRunsByItself(t *testing.T) {
 	r := w.start()
 	chat := uuid.NewString()
 	body := w.body()
-	body.TTL = "1s"
+	body.TTL = "5s"
 	r.create(chat, body, http.StatusCreated)
 	eventually(t, "the session is cleaned up", func() error {
 		status, _, err := r.try(http.MethodGet, sessionPath(chat), nil)

@@ -17,12 +17,13 @@ import (
 type answer struct {
 	http.ResponseWriter
 	requestID string
-	status    int   // 0 until the final status is written
-	err       error // what the request failed with
-	broken    bool  // the answer cannot be completed
+	store     string // what keeps the sessions, for messages
+	status    int    // 0 until the final status is written
+	err       error  // what the request failed with
+	broken    bool   // the answer cannot be completed
 }
 
-func newAnswer(w http.ResponseWriter, r *http.Request) *answer {
+func newAnswer(w http.ResponseWriter, r *http.Request, store string) *answer {
 	id := r.Header.Get(wire.HeaderRequestID)
 	if !saneRequestID(id) {
 		id = uuid.NewString()
@@ -30,7 +31,7 @@ func newAnswer(w http.ResponseWriter, r *http.Request) *answer {
 	w.Header().Set(wire.HeaderRequestID, id)
 	w.Header().Set("Cache-Control", "no-store")
 	w.Header().Set("X-Content-Type-Options", "nosniff")
-	return &answer{ResponseWriter: w, requestID: id}
+	return &answer{ResponseWriter: w, requestID: id, store: store}
 }
 
 // saneRequestID accepts what can stand in a log line and in a shell as it is.
@@ -95,9 +96,14 @@ func writeBytes(w http.ResponseWriter, status int, body []byte) {
 
 // fail answers with an error.
 func fail(w http.ResponseWriter, err error) {
-	e := errorFor(err)
+	ans, ok := w.(*answer)
+	var store string
+	if ok {
+		store = ans.store
+	}
+	e := errorFor(err, store)
 	body := wire.ErrorAnswer{Error: e.wire(), Session: e.session}
-	if ans, ok := w.(*answer); ok {
+	if ok {
 		ans.err = err
 		body.Error.RequestID = ans.requestID
 	}

@@ -238,6 +238,13 @@ func TestAdviceToComeBack(t *testing.T) {
 	}
 }
 
+func TestStoreUnavailable_names_the_store_and_the_reason(t *testing.T) {
+	err := &scheduler.UnavailableError{Reason: "it has no leader", Detail: "secret"}
+	a := start(t, &fake{err: fmt.Errorf("create: %w", err)}, func(c *httpapi.Config) { c.Store = "Consul at 127.0.0.1:8500" })
+	_, refusal := a.refused(create)
+	must.Eq(t, "Consul at 127.0.0.1:8500 cannot be reached, or its answer is unknown: it has no leader", refusal.Message)
+}
+
 func TestWordsOfAnErrorThatTheCallerIsTold(t *testing.T) {
 	const secret = "http://10.1.2.3:8500/v1/txn?token=s3cret"
 	cases := []struct {

@@ -1,6 +1,7 @@
 package httpapi
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"net/http"
@@ -45,12 +46,18 @@ var errShuttingDown = &apiError{
 }
 
 // errorFor is the one place that says how an error is told: by its kind, as the
-// scheduler names it.
-func errorFor(err error) apiError {
+// scheduler names it. store names what keeps the sessions.
+func errorFor(err error, store string) apiError {
 	if own, ok := errors.AsType[*apiError](err); ok {
 		return *own
 	}
 	e := byKind(scheduler.Kind(err), errors.Is(err, context.DeadlineExceeded))
+	if e.code == wire.CodeStoreUnavailable {
+		e.message = cmp.Or(store, "the store of the sessions") + " cannot be reached, or its answer is unknown"
+		if why, ok := errors.AsType[*scheduler.UnavailableError](err); ok {
+			e.message += ": " + why.Reason
+		}
+	}
 	if e.message == "" {
 		e.message = err.Error()
 	}
@@ -85,8 +92,7 @@ func byKind(kind string, late bool) apiError {
 		}
 		return apiError{status: http.StatusServiceUnavailable, code: code}
 	case wire.CodeStoreUnavailable:
-		return apiError{status: http.StatusServiceUnavailable, code: code, retryAfter: later,
-			message: "the store of the sessions cannot be reached, or its answer is unknown"}
+		return apiError{status: http.StatusServiceUnavailable, code: code, retryAfter: later}
 	case wire.CodeRuntimeUnavailable:
 		return apiError{status: http.StatusServiceUnavailable, code: code, retryAfter: later,
 			message: "the runtime cannot be reached, or its answer is unknown"}

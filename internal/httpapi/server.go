@@ -40,6 +40,7 @@ type Operator interface {
 // Config is what the API is made from. All but Checks and Operator is required.
 type Config struct {
 	Sessions Sessions
+	Store    string          // names what keeps the sessions, for messages: "Consul at HOST:PORT"
 	Checks   []Check         // none: always healthy
 	Metrics  http.Handler    // serves /v1/metrics
 	Operator Operator        // nil: there is nothing to decide
@@ -123,7 +124,7 @@ func (a *API) Server() *http.Server {
 // ServeHTTP answers one request. Nothing that goes wrong in it goes further.
 func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	began := time.Now()
-	ans := newAnswer(w, r)
+	ans := newAnswer(w, r, a.config.Store)
 	defer func() {
 		if cause := recover(); cause != nil {
 			a.recovered(ans, cause)
@@ -196,7 +197,7 @@ func (a *API) log(ans *answer, r *http.Request, took time.Duration) {
 	args := []any{"request_id", ans.requestID, "method", r.Method, "path", r.URL.EscapedPath(),
 		"status", ans.status, "took", took}
 	if ans.err != nil {
-		args = append(args, "error", errorFor(ans.err).code, "detail", ans.err)
+		args = append(args, "error", errorFor(ans.err, ans.store).code, "detail", ans.err)
 	}
 	a.config.Logger.Log(level, "request", args...)
 }

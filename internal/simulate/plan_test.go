@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/bivouac/bivouac/internal/simulate/network"
+	"github.com/bivouac/bivouac/scheduler"
 )
 
 // plan is what a seed decides before a run begins.
@@ -171,7 +172,7 @@ func (p plan) newRequest(rng *rand.Rand) request {
 		r.agent = "agent-2"
 	}
 	if rng.IntN(4) == 0 {
-		r.ttl = between(rng, 2*time.Second, 20*time.Second)
+		r.ttl = between(rng, scheduler.MinTTL, 20*time.Second)
 	}
 	if rng.IntN(8) == 0 {
 		r.patient = between(rng, time.Millisecond, 2*time.Second)

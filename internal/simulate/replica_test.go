@@ -52,9 +52,12 @@ func (w *world) start(i int, name string) {
 	if err != nil {
 		panic(err)
 	}
-	store := consul.New(consulClient, consul.Config{
+	store, err := consul.New(consulClient, consul.Config{
 		Instance: instance, Name: name, Logger: log.Named("consul"), Running: driver.Instances,
 	})
+	if err != nil {
+		panic(err)
+	}
 	r.clock = consul.NewClock(store, func() time.Time { return time.Now().Add(w.skews[i]) })
 	turns := turns{r.clock, w.net, name}
 	r.scheduler, err = scheduler.New(scheduler.Config{

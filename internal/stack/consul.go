@@ -24,6 +24,9 @@ type ConsulConfig struct {
 	// MaxHTTPConns is how many connections an agent takes from one client
 	// address, 0 for Consul's default of 200.
 	MaxHTTPConns int
+	// ManagementToken, if it is set, turns ACLs on, denies by default, and may do
+	// everything. It is a UUID.
+	ManagementToken string
 }
 
 // Consul is a running Consul.
@@ -87,6 +90,12 @@ func (c *Consul) add(bin string, cfg ConsulConfig) error {
 		if cfg.MaxHTTPConns != 0 {
 			config["limits"] = map[string]int{"http_max_conns_per_client": cfg.MaxHTTPConns}
 		}
+		if cfg.ManagementToken != "" {
+			config["acl"] = map[string]any{
+				"enabled": true, "default_policy": "deny",
+				"tokens": map[string]string{"initial_management": cfg.ManagementToken, "agent": cfg.ManagementToken},
+			}
+		}
 		if cfg.Servers != 0 {
 			config["server"] = true
 			config["bootstrap_expect"] = cfg.Servers
@@ -113,7 +122,7 @@ func (c *Consul) add(bin string, cfg ConsulConfig) error {
 			return err
 		}
 		a.rpc = loopback(p.server)
-		client, err := consulClient(a.Addr)
+		client, err := api.NewClient(&api.Config{Address: a.Addr, Token: cfg.ManagementToken})
 		if err != nil {
 			return err
 		}

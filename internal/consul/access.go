@@ -1,0 +1,96 @@
+package consul
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/hashicorp/consul/api"
+
+	"github.com/bivouac/bivouac/scheduler"
+)
+
+const (
+	// accessEvery is for how long the outcome of a look at the token's rights is
+	// kept.
+	accessEvery = 10 * time.Second
+	// probeName is the name of the key that such a look writes to every folder,
+	// and deletes in the same transaction.
+	probeName = "probe"
+)
+
+// access is what the Consul token may do, as last tried.
+type access struct {
+	turn chan struct{} // holds one token while nobody tries
+	at   time.Time
+	err  error
+}
+
+func newAccess() access {
+	a := access{turn: make(chan struct{}, 1)}
+	a.turn <- struct{}{}
+	return a
+}
+
+// watchAccess logs that the token's rights do not suffice, at once and every
+// minute, until ctx ends.
+func (s *Store) watchAccess(ctx context.Context) {
+	for {
+		if err := s.checkAccess(ctx); err != nil && ctx.Err() == nil {
+			s.log.Warn("consul_access_failed", "error", err)
+		}
+		if sleep(ctx, tellEvery) != nil {
+			return
+		}
+	}
+}
+
+// checkAccess returns an error if the Consul token may not write, read and list
+// keys. It asks Consul at most every 10 seconds.
+func (s *Store) checkAccess(ctx context.Context) error {
+	a := &s.access
+	select {
+	case <-a.turn:
+		defer func() { a.turn <- struct{}{} }()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	if !a.at.IsZero() && time.Since(a.at) < accessEvery {
+		return a.err
+	}
+	err := s.tryAccess(ctx)
+	if ctx.Err() == nil {
+		a.at, a.err = time.Now(), err
+	}
+	return err
+}
+
+// tryAccess writes a key to every folder, reads it back and deletes it, in one
+// transaction. Reading back proves the right to read: what a token may not read
+// is left out of an answer without a word.
+func (s *Store) tryAccess(ctx context.Context) error {
+	var ops []*api.KVTxnOp
+	for _, folder := range s.keys.folders() {
+		key := folder + probeName
+		ops = append(ops,
+			&api.KVTxnOp{Verb: api.KVSet, Key: key, Value: []byte("written and deleted by health checks")},
+			&api.KVTxnOp{Verb: api.KVGetTree, Key: key},
+			&api.KVTxnOp{Verb: api.KVDelete, Key: key})
+	}
+	pairs, err := s.retryTxn(ctx, ops...)
+	if err != nil {
+		return fmt.Errorf("write, read and list keys below %s: %w", s.keys, err)
+	}
+	var read []string
+	for _, pair := range pairs {
+		if len(pair.Value) > 0 { // the answer to a write has no value
+			read = append(read, pair.Key)
+		}
+	}
+	if len(read) < len(s.keys.folders()) {
+		return fmt.Errorf("%w: the Consul token may not read or list all keys below %s; it may read: %s",
+			scheduler.ErrUnavailable, s.keys, strings.Join(read, ", "))
+	}
+	return nil
+}
