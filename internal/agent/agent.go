@@ -13,6 +13,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -38,6 +39,8 @@ type Environment struct {
 	Program string    // how this program was called, for what -dev prints
 	Stdout  io.Writer // gets what -dev prints
 	Stderr  io.Writer // gets the log
+
+	Hangups <-chan os.Signal // gets each SIGHUP; may be nil
 }
 
 // Validate finds what is wrong with a configuration as far as that can be seen
@@ -124,7 +127,10 @@ func Run(ctx context.Context, c config.Config, env Environment) error {
 			}
 		}
 	}
-	parts := append([]part{{"telemetry", telemetry.run}}, base.parts...)
+	parts := append([]part{
+		{"hangups", func(ctx context.Context) error { return noteHangups(ctx, env.Hangups, log) }},
+		{"telemetry", telemetry.run},
+	}, base.parts...)
 	parts = append(parts,
 		part{"start", func(ctx context.Context) error {
 			if err := base.prepare(ctx); err != nil {
@@ -143,7 +149,11 @@ func Run(ctx context.Context, c config.Config, env Environment) error {
 	)
 	if c.Dev {
 		parts = append(parts, part{"guide", oncePrepared(func(ctx context.Context) error {
-			return guide(ctx, env, listener.Addr().String(), base.volume)
+			if err := guide(env, listener.Addr().String(), base.volume); err != nil {
+				log.Warn("guide_not_printed", "error", err)
+			}
+			<-ctx.Done()
+			return nil
 		})})
 	}
 	log.Info("agent_started", "version", self.Version, "revision", self.Revision,
@@ -153,6 +163,18 @@ func Run(ctx context.Context, c config.Config, env Environment) error {
 	}
 	log.Info("agent_stopped")
 	return nil
+}
+
+// noteHangups logs each SIGHUP until ctx ends.
+func noteHangups(ctx context.Context, hangups <-chan os.Signal, log hclog.Logger) error {
+	for {
+		select {
+		case <-hangups:
+			log.Info("reload_skipped", "reason", "nothing is reloaded yet; restart the server to change its configuration")
+		case <-ctx.Done():
+			return nil
+		}
+	}
 }
 
 func describe(c config.Config) wire.SelfAnswer {
