@@ -3,6 +3,7 @@ package scheduler
 import (
 	"context"
 	"errors"
+	"time"
 
 	"github.com/google/uuid"
 
@@ -48,6 +49,11 @@ func (s *Scheduler) observe(ctx context.Context, session Session) Session {
 // record writes down that a session's sandbox has ended, is lost, or is back,
 // if what the driver reports is so and not known yet.
 func (s *Scheduler) record(ctx context.Context, changed runtime.Sandbox) error {
+	return s.recordWithin(ctx, changed, LockWait)
+}
+
+// recordWithin is record with a limit on the wait for the chat's lock.
+func (s *Scheduler) recordWithin(ctx context.Context, changed runtime.Sandbox, wait time.Duration) error {
 	chatID, err := uuid.Parse(changed.ChatID)
 	if err != nil {
 		return nil // not a sandbox of a session
@@ -62,12 +68,12 @@ func (s *Scheduler) record(ctx context.Context, changed runtime.Sandbox) error {
 	if s.observe(ctx, *known).State == known.State {
 		return nil
 	}
-	lease, err := s.Locker.Lock(ctx, chatID, LockWait)
+	lease, err := s.Locker.Lock(ctx, chatID, wait)
 	if err != nil {
 		return err
 	}
 	defer s.release(ctx, lease)
-	ctx, done := underLock(ctx, lease)
+	ctx, done := s.underLock(ctx, lease)
 	defer done()
 
 	current := lease.Session()

@@ -219,7 +219,7 @@ func (r *reconciler) stopOrphan(ctx context.Context, sandbox runtime.Sandbox) er
 		return err
 	}
 	defer r.s.release(ctx, lease)
-	ctx, done := underLock(ctx, lease)
+	ctx, done := r.s.underLock(ctx, lease)
 	defer done()
 	ctx, cancel := context.WithTimeout(ctx, undoLimit) // not to keep the others waiting
 	defer cancel()
