@@ -47,13 +47,9 @@ func (s *Scheduler) observe(ctx context.Context, session Session) Session {
 }
 
 // record writes down that a session's sandbox has ended, is lost, or is back,
-// if what the driver reports is so and not known yet.
-func (s *Scheduler) record(ctx context.Context, changed runtime.Sandbox) error {
-	return s.recordWithin(ctx, changed, LockWait)
-}
-
-// recordWithin is record with a limit on the wait for the chat's lock.
-func (s *Scheduler) recordWithin(ctx context.Context, changed runtime.Sandbox, wait time.Duration) error {
+// if what the driver reports is so and not known yet. It waits for the chat's
+// lock as long as that.
+func (s *Scheduler) record(ctx context.Context, changed runtime.Sandbox, wait time.Duration) error {
 	chatID, err := uuid.Parse(changed.ChatID)
 	if err != nil {
 		return nil // not a sandbox of a session

@@ -122,7 +122,7 @@ func (r *reconciler) noteChanges(ctx context.Context, sandboxes map[string]runti
 			if ok && sandbox.State == runtime.StateRunning && session.State == StateRunning {
 				continue
 			}
-			if err := r.s.record(ctx, runtime.Sandbox{SessionID: id, ChatID: session.ChatID.String()}); err != nil {
+			if err := r.s.record(ctx, runtime.Sandbox{SessionID: id, ChatID: session.ChatID.String()}, LockWait); err != nil {
 				r.s.Logger.Warn("sandbox_record_failed", logArgs(session, "error", Kind(err), "detail", err)...)
 			}
 		}

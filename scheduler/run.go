@@ -128,9 +128,9 @@ func (s *Scheduler) watch(ctx context.Context, w runtime.Watcher) error {
 	}
 	err := w.Watch(ctx, func(changed runtime.Sandbox) {
 		free.Go(func() error {
-			err := s.recordWithin(ctx, changed, 0)
+			err := s.record(ctx, changed, 0)
 			if errors.Is(err, ErrLockTimeout) && held.TryGo(func() error {
-				note(changed, s.record(ctx, changed))
+				note(changed, s.record(ctx, changed, LockWait))
 				return nil
 			}) {
 				return nil

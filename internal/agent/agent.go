@@ -26,10 +26,16 @@ import (
 )
 
 const (
-	// drainLimit is how long requests may take to finish once the agent is
-	// told to stop. What is cut off then is settled by another replica, or by
-	// this one when it is back.
-	drainLimit = 30 * time.Second
+	// drainLimit is how long requests may take to finish once the agent is told
+	// to stop. Then operations are told to end.
+	drainLimit = 25 * time.Second
+	// undoLimit is how long operations may take from then on to undo what they
+	// began. What is left is settled by another replica, or by this one when it
+	// is back.
+	undoLimit = 8 * time.Second
+	// answerLimit is how long the answers to them may take. Connections that are
+	// left then are cut off.
+	answerLimit = 2 * time.Second
 	// stopLimit is how long all of the agent may take to stop.
 	stopLimit = 45 * time.Second
 )
@@ -142,10 +148,14 @@ func Run(ctx context.Context, c config.Config, env Environment) error {
 		}},
 		part{"scheduler", oncePrepared(func(ctx context.Context) error {
 			base.awaitPlugins(ctx)
+			// Other replicas go on with what this one has under way by itself.
+			defer context.AfterFunc(ctx, func() { sessions.End(ctx) })()
 			sessions.Run(ctx)
 			return nil
 		})},
-		part{"http", oncePrepared(func(ctx context.Context) error { return serve(ctx, api.Server(), listener, log) })},
+		part{"http", oncePrepared(func(ctx context.Context) error {
+			return serve(ctx, api.Server(), listener, sessions.End, log)
+		})},
 	)
 	if c.Dev {
 		parts = append(parts, part{"guide", oncePrepared(func(ctx context.Context) error {
@@ -183,7 +193,9 @@ func describe(c config.Config) wire.SelfAnswer {
 }
 
 // serve serves until ctx ends, and then lets requests finish within drainLimit.
-func serve(ctx context.Context, server *http.Server, listener net.Listener, log hclog.Logger) error {
+// Then it calls end, with a context that says how long they may still take to
+// undo what they began.
+func serve(ctx context.Context, server *http.Server, listener net.Listener, end func(context.Context), log hclog.Logger) error {
 	failed := make(chan error, 1)
 	go func() { failed <- server.Serve(listener) }()
 	select {
@@ -192,10 +204,17 @@ func serve(ctx context.Context, server *http.Server, listener net.Listener, log 
 	case <-ctx.Done():
 	}
 	log.Info("agent_stopping")
-	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainLimit)
-	defer cancel()
-	if err := server.Shutdown(drain); err != nil {
-		log.Warn("requests_cut_off", "after", drainLimit, "error", err)
+	ctx = context.WithoutCancel(ctx)
+	undo, cancelUndo := context.WithTimeout(ctx, drainLimit+undoLimit)
+	defer cancelUndo()
+	answer, cancelAnswer := context.WithTimeout(ctx, drainLimit+undoLimit+answerLimit)
+	defer cancelAnswer()
+	defer time.AfterFunc(drainLimit, func() {
+		log.Warn("requests_ended", "after", drainLimit)
+		end(undo)
+	}).Stop()
+	if err := server.Shutdown(answer); err != nil {
+		log.Warn("requests_cut_off", "after", drainLimit+undoLimit+answerLimit, "error", err)
 		if err := server.Close(); err != nil {
 			log.Warn("http_close_failed", "error", err)
 		}

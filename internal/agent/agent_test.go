@@ -30,7 +30,7 @@ func TestARequestUnderWayIsFinished(t *testing.T) {
 	stopping := make(chan struct{})
 	server.RegisterOnShutdown(func() { close(stopping) })
 	served := make(chan error, 1)
-	go func() { served <- serve(ctx, server, listener, hclog.NewNullLogger()) }()
+	go func() { served <- serve(ctx, server, listener, func(context.Context) {}, hclog.NewNullLogger()) }()
 	answered := make(chan string, 1)
 	go func() {
 		response, err := http.Get("http://" + listener.Addr().String())
@@ -62,7 +62,7 @@ func TestAServerThatFailsIsTold(t *testing.T) {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	must.NoError(t, err)
 	must.NoError(t, listener.Close())
-	err = serve(t.Context(), &http.Server{}, listener, hclog.NewNullLogger())
+	err = serve(t.Context(), &http.Server{}, listener, func(context.Context) {}, hclog.NewNullLogger())
 	must.ErrorIs(t, err, net.ErrClosed)
 }
 
