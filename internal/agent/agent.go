@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	stdlog "log"
 	"net"
 	"net/http"
 	"os"
@@ -74,6 +75,10 @@ func Run(ctx context.Context, c config.Config, env Environment) error {
 	log := hclog.New(&hclog.LoggerOptions{
 		Name: "bivouac", Level: hclog.LevelFromString(c.LogLevel), JSONFormat: c.LogJSON, Output: env.Stderr,
 	})
+	// net/http has one line that it writes to the standard logger alone: that a
+	// server sent something unasked, as Consul's 429 to one connection too many.
+	stdlog.SetFlags(0)
+	stdlog.SetOutput(log.Named("net").StandardWriter(&hclog.StandardLoggerOptions{ForceLevel: hclog.Debug}))
 	// The address is taken first: where another agent has it, nothing of that
 	// one's may be touched.
 	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", c.HTTPAddr)
@@ -112,6 +117,10 @@ func Run(ctx context.Context, c config.Config, env Environment) error {
 	if err != nil {
 		return fmt.Errorf("agent: %w", err)
 	}
+	connections, err := maxConnections()
+	if err != nil {
+		return err
+	}
 	self := describe(c)
 	api := httpapi.New(httpapi.Config{
 		Sessions: sessions,
@@ -120,6 +129,8 @@ func Run(ctx context.Context, c config.Config, env Environment) error {
 		Self:     self,
 		Runtimes: func(ctx context.Context) []wire.Runtime { return describeRuntimes(ctx, base.drivers) },
 		Logger:   log.Named("http"),
+
+		MaxConnections: connections,
 	})
 
 	prepared := make(chan struct{})

@@ -104,6 +104,22 @@ func TestConfigurationCountsMoreThanTheEnvironment(t *testing.T) {
 	must.ErrorContains(t, err, "127.0.0.1:1")
 }
 
+func TestThePasswordInConsulsAddressIsToldToNobody(t *testing.T) {
+	c := config.Default()
+	c.Consul.Address = "http://somebody:s3cret@127.0.0.1:1" // nobody is there
+	store, err := newConsul(c, hclog.NewNullLogger())
+	must.NoError(t, err)
+	err = store.Health(t.Context())
+	must.ErrorContains(t, err, "127.0.0.1:1")
+	must.StrNotContains(t, err.Error(), "s3cret")
+}
+
+func TestConnectionsLeaveFilesToTheProcess(t *testing.T) {
+	for files, want := range map[uint64]int{64: 32, 256: 128, 1024: 624, 4000: 3600, 1 << 20: 4096} {
+		must.Eq(t, want, connectionsFor(files), must.Sprint(files))
+	}
+}
+
 func TestDevFoldersAreNamedAfterTheAddress(t *testing.T) {
 	t.Setenv("XDG_CACHE_HOME", "/cache")
 	t.Setenv("HOME", "/home/user") // where macOS looks

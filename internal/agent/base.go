@@ -124,6 +124,15 @@ func newConsul(c config.Config, log hclog.Logger) (*consul.Store, error) {
 	override(&settings.Address, c.Consul.Address)
 	override(&settings.Token, c.Consul.Token)
 	override(&settings.Datacenter, c.Consul.Datacenter)
+	if scheme, rest, found := strings.Cut(settings.Address, "://"); found {
+		// Consul's client would take it for a part of the host, and tell it in
+		// errors.
+		if user, host, found := strings.Cut(rest, "@"); found {
+			name, password, _ := strings.Cut(user, ":")
+			settings.HttpAuth = &consulapi.HttpBasicAuth{Username: name, Password: password}
+			settings.Address = scheme + "://" + host
+		}
+	}
 	client, err := consul.NewClient(settings)
 	if err != nil {
 		return nil, fmt.Errorf("agent: %w", err)
