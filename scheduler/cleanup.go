@@ -2,17 +2,30 @@ package scheduler
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"time"
 
+	"github.com/google/uuid"
 	"go.opentelemetry.io/otel/attribute"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/bivouac/bivouac/runtime"
 )
 
-// maxCleanup bounds one pass of CleanupExpired. What is left is for the next.
-const maxCleanup = 4096
+const (
+	// maxCleanup bounds one pass of CleanupExpired. What is left is for the next.
+	maxCleanup = 4096
+	// cleaners is how many chats a pass works on at a time. Each of them asks its
+	// runtime one thing at a time, and a runtime such as Nomad is asked 32 things
+	// at a time: the other half is left to callers.
+	cleaners = 16
+	// cleanupWait is how long a pass waits for the lock of a chat: longer than
+	// another replica usually takes to end a session, and no longer, since other
+	// sessions wait behind this one.
+	cleanupWait = 5 * time.Second
+)
 
 // CleanupResult says what a pass of CleanupExpired did.
 type CleanupResult struct {
@@ -43,8 +56,13 @@ func (s *Scheduler) CleanupExpired(ctx context.Context) (CleanupResult, error) {
 	cleaned := make([]*Session, len(expired))
 	failed := make([]bool, len(expired))
 	var g errgroup.Group
-	g.SetLimit(workers)
-	for i, session := range expired {
+	g.SetLimit(cleaners)
+	// Replicas that begin at the same time begin with different sessions.
+	random := uuid.New()
+	first := int(binary.BigEndian.Uint16(random[:])) % max(1, len(expired))
+	for n := range expired {
+		i := (first + n) % len(expired)
+		session := expired[i]
 		if ctx.Err() != nil { // nobody wants the rest any more
 			failed[i] = true
 			continue
@@ -105,12 +123,12 @@ func (s *Scheduler) cleanupOne(ctx context.Context, session Session) (*Session, 
 }
 
 func (s *Scheduler) endIfExpired(ctx context.Context, listed Session) (*Session, error) {
-	lease, err := s.Locker.Lock(ctx, listed.ChatID, LockWait)
+	lease, err := s.Locker.Lock(ctx, listed.ChatID, cleanupWait)
 	if err != nil {
 		return nil, fmt.Errorf("cleanup: %w", err)
 	}
 	defer s.release(ctx, lease)
-	ctx, done := underLock(ctx, lease)
+	ctx, done := s.underLock(ctx, lease)
 	defer done()
 
 	current := lease.Session()

@@ -52,6 +52,7 @@ func (s *Scheduler) Create(ctx context.Context, cmd CreateCommand) (CreateResult
 	defer span.End()
 
 	res, err := s.create(ctx, cmd, span)
+	err = s.shuttingDown(err)
 	if err != nil && !errors.Is(err, ErrConflict) {
 		spanError(span, err)
 		count(ctx, s.metrics.create, result("error"))
@@ -72,24 +73,22 @@ func (s *Scheduler) create(ctx context.Context, cmd CreateCommand, span trace.Sp
 	if cmd.Progress == nil {
 		cmd.Progress = func(runtime.Stage) {}
 	}
-	// Most creates find their session standing. A linearizable read settles
-	// those without the lock.
-	current, _, err := s.Store.Get(ctx, cmd.ChatID, Block{})
+	until := time.Now().Add(LockWait)
+	standing, leave, err := s.standing(ctx, cmd.ChatID, until)
 	if err != nil {
 		return CreateResult{}, fmt.Errorf("create: %w", err)
 	}
-	if current != nil {
-		if seen := s.observe(ctx, *current); s.stands(seen) {
-			return s.reuseOrConflict(ctx, cmd, seen, span)
-		}
+	if standing != nil {
+		return s.reuseOrConflict(ctx, cmd, *standing, span)
 	}
+	defer leave()
 
-	lease, err := s.Locker.Lock(ctx, cmd.ChatID, LockWait)
+	lease, err := s.lock(ctx, cmd.ChatID, time.Until(until))
 	if err != nil {
 		return CreateResult{}, fmt.Errorf("create: %w", err)
 	}
 	defer s.release(ctx, lease)
-	ctx, done := underLock(ctx, lease)
+	ctx, done := s.underLock(ctx, lease)
 	defer done()
 
 	if current := lease.Session(); current != nil {
@@ -100,6 +99,28 @@ func (s *Scheduler) create(ctx context.Context, cmd CreateCommand, span trace.Sp
 		return s.createOrReplace(ctx, cmd, lease, &seen, span)
 	}
 	return s.createOrReplace(ctx, cmd, lease, nil, span)
+}
+
+// standing returns the chat's session if it stands. Else the caller is the one
+// who creates it in this replica, and calls leave when that has ended.
+func (s *Scheduler) standing(ctx context.Context, chatID uuid.UUID, until time.Time) (session *Session, leave func(), err error) {
+	for leave == nil {
+		// Most creates find their session standing. A linearizable read settles
+		// those without the lock, and those that waited for another create.
+		current, _, err := s.Store.Get(ctx, chatID, Block{})
+		if err != nil {
+			return nil, nil, err
+		}
+		if current != nil {
+			if seen := s.observe(ctx, *current); s.stands(seen) {
+				return &seen, nil, nil
+			}
+		}
+		if leave, err = s.creating.enter(ctx, s.ending, chatID, until); err != nil {
+			return nil, nil, err
+		}
+	}
+	return nil, leave, nil
 }
 
 // stands says whether a session may be handed out.
@@ -148,12 +169,6 @@ func conflictReason(session Session, cmd CreateCommand) string {
 }
 
 func (s *Scheduler) createOrReplace(ctx context.Context, cmd CreateCommand, lease Lease, current *Session, span trace.Span) (CreateResult, error) {
-	select {
-	case s.starting <- struct{}{}:
-		defer func() { <-s.starting }()
-	default:
-		return CreateResult{}, fmt.Errorf("create: %w: %d sandboxes are being started", ErrBusy, maxStarting)
-	}
 	name := cmp.Or(cmd.Runtime, s.DefaultRuntime)
 	driver, err := s.driver(name)
 	if err != nil {
@@ -184,6 +199,11 @@ func (s *Scheduler) createOrReplace(ctx context.Context, cmd CreateCommand, leas
 			return CreateResult{}, fmt.Errorf("replace: %w", err)
 		}
 	}
+	leave, err := take(s.starting, "started")
+	if err != nil {
+		return CreateResult{}, fmt.Errorf("create: %w", err)
+	}
+	defer leave()
 
 	next.CreatedAt = s.now()
 	next.ExpiresAt = next.CreatedAt.Add(cmd.TTL)
@@ -220,6 +240,11 @@ func (s *Scheduler) stopPrevious(ctx context.Context, lease Lease, previous Sess
 	if err := checkChat(ctx, driver, previous); err != nil {
 		return err
 	}
+	leave, err := take(s.replacing, "replaced")
+	if err != nil {
+		return err
+	}
+	defer leave()
 	spanPreviousSession(span, previous)
 	span.SetAttributes(attribute.String("sandbox.new_session.id", newID.String()))
 	s.Logger.Info("sandbox_replaced", logArgs(previous, "reason", previous.Reason)...)
@@ -255,6 +280,8 @@ func (s *Scheduler) start(ctx context.Context, lease Lease, driver runtime.Drive
 	switch {
 	case sandbox.SessionID != intent.SessionID.String():
 		err = fmt.Errorf("it answered for session %q", sandbox.SessionID)
+	case sandbox.ChatID != intent.ChatID.String():
+		err = fmt.Errorf("it answered for chat %q", sandbox.ChatID)
 	case sandbox.ContainerID == "":
 		err = errors.New("it named no container ID")
 	case !sandbox.Endpoint.IsValid():
@@ -282,8 +309,8 @@ func (s *Scheduler) save(ctx context.Context, driver runtime.Driver, lease Lease
 	if err == nil {
 		return nil
 	}
-	look, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoLimit)
-	defer cancel()
+	look, done := s.undoing(ctx)
+	defer done()
 	ruledOut := ruleOut(look, lease, session, err)
 	err = lockLost(ctx, err)
 	found, _, lookErr := s.Store.Get(look, session.ChatID, Block{})
@@ -318,8 +345,8 @@ func ruleOut(ctx context.Context, lease Lease, session Session, err error) error
 // of its driver and then removes the intent. It works although ctx may have
 // ended. What it cannot undo stays recorded as an intent, for SettleInFlight.
 func (s *Scheduler) abandon(ctx context.Context, end func(context.Context, string) error, lease Lease, session Session) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoLimit)
-	defer cancel()
+	ctx, done := s.undoing(ctx)
+	defer done()
 	err := runtimeError(ctx, "undo the start", end(ctx, session.SessionID.String()))
 	if err == nil {
 		err = write(ctx, lease, nil, Release)
@@ -339,5 +366,10 @@ func (s *Scheduler) undoIntent(ctx context.Context, lease Lease, intent Session)
 	if err := checkChat(ctx, driver, intent); err != nil {
 		return err
 	}
+	leave, err := take(s.replacing, "replaced")
+	if err != nil {
+		return err
+	}
+	defer leave()
 	return stop(ctx, lease, driver, runtime.Driver.Delete, intent)
 }

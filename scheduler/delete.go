@@ -27,6 +27,7 @@ func (s *Scheduler) Delete(ctx context.Context, chatID uuid.UUID) (DeleteResult,
 	defer span.End()
 
 	session, err := s.delete(ctx, chatID, span)
+	err = s.shuttingDown(err)
 	switch {
 	case err != nil:
 		spanError(span, err)
@@ -56,7 +57,7 @@ func (s *Scheduler) delete(ctx context.Context, chatID uuid.UUID, span trace.Spa
 	if err := checkChatID(chatID); err != nil {
 		return nil, err
 	}
-	lease, err := s.Locker.Lock(ctx, chatID, LockWait)
+	lease, err := s.lock(ctx, chatID, LockWait)
 	if err != nil {
 		return nil, fmt.Errorf("delete: %w", err)
 	}
@@ -65,7 +66,7 @@ func (s *Scheduler) delete(ctx context.Context, chatID uuid.UUID, span trace.Spa
 	if session == nil {
 		return nil, nil
 	}
-	ctx, done := underLock(ctx, lease)
+	ctx, done := s.underLock(ctx, lease)
 	defer done()
 	spanSession(span, *session)
 	found := *session

@@ -18,6 +18,9 @@ var (
 	// ErrNotRunning: the session's sandbox no longer runs, so the session
 	// cannot be renewed; create replaces it.
 	ErrNotRunning = errors.New("sandbox not running")
+	// ErrShuttingDown: this replica was told to stop before the operation was
+	// done. It is undone, or settled by another replica, which takes requests.
+	ErrShuttingDown = errors.New("shutting down")
 	// ErrLockTimeout: another operation on the chat took too long.
 	ErrLockTimeout = errors.New("timed out waiting for the chat's lock")
 	// ErrLockLost: the chat's lock was lost, or its record changed, in
@@ -68,6 +71,7 @@ var kinds = []struct {
 	{ErrExpired, "expired"},
 	{ErrNotRunning, "not_running"},
 	{ErrConflict, "conflict"},
+	{ErrShuttingDown, "shutting_down"},
 	{ErrLockTimeout, "lock_timeout"},
 	{ErrLockLost, "lock_lost"},
 	{ErrDamaged, "damaged_record"},

@@ -3,6 +3,7 @@ package scheduler
 import (
 	"context"
 	"errors"
+	"time"
 
 	"github.com/google/uuid"
 
@@ -46,8 +47,9 @@ func (s *Scheduler) observe(ctx context.Context, session Session) Session {
 }
 
 // record writes down that a session's sandbox has ended, is lost, or is back,
-// if what the driver reports is so and not known yet.
-func (s *Scheduler) record(ctx context.Context, changed runtime.Sandbox) error {
+// if what the driver reports is so and not known yet. It waits for the chat's
+// lock as long as that.
+func (s *Scheduler) record(ctx context.Context, changed runtime.Sandbox, wait time.Duration) error {
 	chatID, err := uuid.Parse(changed.ChatID)
 	if err != nil {
 		return nil // not a sandbox of a session
@@ -62,12 +64,12 @@ func (s *Scheduler) record(ctx context.Context, changed runtime.Sandbox) error {
 	if s.observe(ctx, *known).State == known.State {
 		return nil
 	}
-	lease, err := s.Locker.Lock(ctx, chatID, LockWait)
+	lease, err := s.Locker.Lock(ctx, chatID, wait)
 	if err != nil {
 		return err
 	}
 	defer s.release(ctx, lease)
-	ctx, done := underLock(ctx, lease)
+	ctx, done := s.underLock(ctx, lease)
 	defer done()
 
 	current := lease.Session()

@@ -122,7 +122,7 @@ func (r *reconciler) noteChanges(ctx context.Context, sandboxes map[string]runti
 			if ok && sandbox.State == runtime.StateRunning && session.State == StateRunning {
 				continue
 			}
-			if err := r.s.record(ctx, runtime.Sandbox{SessionID: id, ChatID: session.ChatID.String()}); err != nil {
+			if err := r.s.record(ctx, runtime.Sandbox{SessionID: id, ChatID: session.ChatID.String()}, LockWait); err != nil {
 				r.s.Logger.Warn("sandbox_record_failed", logArgs(session, "error", Kind(err), "detail", err)...)
 			}
 		}
@@ -219,7 +219,7 @@ func (r *reconciler) stopOrphan(ctx context.Context, sandbox runtime.Sandbox) er
 		return err
 	}
 	defer r.s.release(ctx, lease)
-	ctx, done := underLock(ctx, lease)
+	ctx, done := r.s.underLock(ctx, lease)
 	defer done()
 	ctx, cancel := context.WithTimeout(ctx, undoLimit) // not to keep the others waiting
 	defer cancel()

@@ -20,6 +20,7 @@ func (s *Scheduler) Renew(ctx context.Context, chatID uuid.UUID, ttl time.Durati
 	defer span.End()
 
 	session, err := s.renew(ctx, chatID, ttl, span)
+	err = s.shuttingDown(err)
 	if err != nil {
 		err = fmt.Errorf("renew: %w", err)
 		spanError(span, err)
@@ -43,12 +44,12 @@ func (s *Scheduler) renew(ctx context.Context, chatID uuid.UUID, ttl time.Durati
 		return Session{}, err
 	}
 	ttl = cmp.Or(ttl, s.TTL)
-	lease, err := s.Locker.Lock(ctx, chatID, LockWait)
+	lease, err := s.lock(ctx, chatID, LockWait)
 	if err != nil {
 		return Session{}, err
 	}
 	defer s.release(ctx, lease)
-	ctx, done := underLock(ctx, lease)
+	ctx, done := s.underLock(ctx, lease)
 	defer done()
 
 	current := lease.Session()

@@ -2,6 +2,7 @@ package scheduler
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"time"
 
@@ -20,6 +21,9 @@ const (
 	minRetry = time.Second
 	maxRetry = 15 * time.Second
 )
+
+// maxHeld is how many changes wait for the locks of their chats at a time.
+const maxHeld = 128
 
 // tellEvery is how often a failure is logged that goes on.
 const tellEvery = time.Minute
@@ -109,19 +113,33 @@ func (c *complaint) note(ctx context.Context, err error) {
 	}
 }
 
-// watch notes what a driver reports until its watch ends.
+// watch notes what a driver reports until its watch ends. A chat whose lock is
+// held waits apart from the others. What finds no room there is left to
+// reconciling.
 func (s *Scheduler) watch(ctx context.Context, w runtime.Watcher) error {
-	var g errgroup.Group
-	g.SetLimit(workers)
+	var free, held errgroup.Group
+	free.SetLimit(workers)
+	held.SetLimit(maxHeld)
+	note := func(changed runtime.Sandbox, err error) {
+		if err != nil && ctx.Err() == nil {
+			s.Logger.Warn("sandbox_record_failed", "chat_id", changed.ChatID,
+				"session_id", changed.SessionID, "error", Kind(err), "detail", err)
+		}
+	}
 	err := w.Watch(ctx, func(changed runtime.Sandbox) {
-		g.Go(func() error {
-			if err := s.record(ctx, changed); err != nil && ctx.Err() == nil {
-				s.Logger.Warn("sandbox_record_failed", "chat_id", changed.ChatID,
-					"session_id", changed.SessionID, "error", Kind(err), "detail", err)
+		free.Go(func() error {
+			err := s.record(ctx, changed, 0)
+			if errors.Is(err, ErrLockTimeout) && held.TryGo(func() error {
+				note(changed, s.record(ctx, changed, LockWait))
+				return nil
+			}) {
+				return nil
 			}
+			note(changed, err)
 			return nil
 		})
 	})
-	_ = g.Wait() // its functions return no error
+	_ = free.Wait() // their functions return no error
+	_ = held.Wait()
 	return err
 }

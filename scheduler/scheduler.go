@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/hashicorp/go-hclog"
 	"go.opentelemetry.io/otel/metric"
 	"go.opentelemetry.io/otel/trace"
@@ -39,6 +40,11 @@ const (
 	// turn overload into lateness.
 	maxStarting = 128
 
+	// maxReplacing is how many sandboxes one replica stops at a time to replace
+	// them. They are counted apart from starts: a lost node, whose sandboxes take
+	// long to stop, must not keep other chats from their start.
+	maxReplacing = 128
+
 	// workers is how many chats each background pass works on at a time, but for
 	// those that are to be settled.
 	workers = 8
@@ -66,8 +72,13 @@ type Config struct {
 // Scheduler carries out the use cases. It is safe for concurrent use.
 type Scheduler struct {
 	Config
-	metrics  instruments
-	starting chan struct{} // one token per sandbox being started
+	metrics   instruments
+	starting  chan struct{} // one token per sandbox being started
+	replacing chan struct{} // one token per sandbox being stopped for its successor
+	creating  creating
+
+	ending, ended       context.Context // see End
+	setEnding, setEnded context.CancelFunc
 }
 
 // New checks the configuration and returns a Scheduler. Run does its background
@@ -81,12 +92,36 @@ func New(c Config) (*Scheduler, error) {
 			ErrInvalid, MinTTL, c.TTL, c.MaxTTL, c.CleanupInterval)
 	}
 	c.VolumeRoots = slices.Clone(c.VolumeRoots)
-	s := &Scheduler{Config: c, starting: make(chan struct{}, maxStarting)}
+	s := &Scheduler{
+		Config:    c,
+		starting:  make(chan struct{}, maxStarting),
+		replacing: make(chan struct{}, maxReplacing),
+	}
+	s.ending, s.setEnding = context.WithCancel(context.Background())
+	s.ended, s.setEnded = context.WithCancel(context.Background())
 	var err error
 	if s.metrics, err = newInstruments(c.Meter, c.Store); err != nil {
 		return nil, fmt.Errorf("scheduler: metrics: %w", err)
 	}
 	return s, nil
+}
+
+// End tells all operations to end, also those that wait for a lock, and fails
+// those that come later, with [ErrShuttingDown]. They undo what they began for
+// as long as undo lasts, and then give their locks up. What is not undone by then
+// stays recorded, and is settled by another replica.
+func (s *Scheduler) End(undo context.Context) {
+	context.AfterFunc(undo, s.setEnded)
+	s.setEnding()
+}
+
+// shuttingDown adds ErrShuttingDown to an error of an operation if it was told to
+// end.
+func (s *Scheduler) shuttingDown(err error) error {
+	if err == nil || s.ending.Err() == nil {
+		return err
+	}
+	return fmt.Errorf("%w: %w", ErrShuttingDown, err)
 }
 
 // now is the time as records hold it: of the wall clock alone, which is all that
@@ -102,16 +137,38 @@ func (s *Scheduler) driver(name string) (runtime.Driver, error) {
 	return d, nil
 }
 
+// lock takes the chat's lock for a caller. It gives up when End is called.
+func (s *Scheduler) lock(ctx context.Context, chatID uuid.UUID, wait time.Duration) (Lease, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(s.ending, cancel)()
+	return s.Locker.Lock(ctx, chatID, wait)
+}
+
 // underLock returns a context for what is done under the lease. It does not end
 // with the caller's: an operation that has begun is finished or undone, also
 // when nobody waits for it any more. It ends when the lock is lost, with
-// ErrLockLost as its cause. The returned function frees it and must be called.
-func underLock(ctx context.Context, lease Lease) (context.Context, func()) {
+// ErrLockLost as its cause, and when End is called. The returned function frees
+// it and must be called.
+func (s *Scheduler) underLock(ctx context.Context, lease Lease) (context.Context, func()) {
 	ctx, expire := context.WithTimeout(context.WithoutCancel(ctx), operationLimit)
+	unhook := context.AfterFunc(s.ending, expire)
 	ctx, done := whileHeld(ctx, lease)
 	return ctx, func() {
 		done()
+		unhook()
 		expire()
+	}
+}
+
+// undoing returns a context for undoing what an operation began, although ctx
+// may have ended. The returned function frees it and must be called.
+func (s *Scheduler) undoing(ctx context.Context) (context.Context, func()) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoLimit)
+	unhook := context.AfterFunc(s.ended, cancel)
+	return ctx, func() {
+		unhook()
+		cancel()
 	}
 }
 

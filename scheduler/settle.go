@@ -61,7 +61,7 @@ func (s *Scheduler) settle(ctx context.Context, listed Session) error {
 		return err
 	}
 	defer s.release(ctx, lease)
-	ctx, done := underLock(ctx, lease)
+	ctx, done := s.underLock(ctx, lease)
 	defer done()
 	ctx, cancel := context.WithTimeout(ctx, undoLimit) // not to hold the chat for long
 	defer cancel()

@@ -11,8 +11,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	stdlog "log"
 	"net"
 	"net/http"
+	"os"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -26,10 +28,16 @@ import (
 )
 
 const (
-	// drainLimit is how long requests may take to finish once the agent is
-	// told to stop. What is cut off then is settled by another replica, or by
-	// this one when it is back.
-	drainLimit = 30 * time.Second
+	// drainLimit is how long requests may take to finish once the agent is told
+	// to stop. Then operations are told to end.
+	drainLimit = 25 * time.Second
+	// undoLimit is how long operations may take from then on to undo what they
+	// began. What is left is settled by another replica, or by this one when it
+	// is back.
+	undoLimit = 8 * time.Second
+	// answerLimit is how long the answers to them may take. Connections that are
+	// left then are cut off.
+	answerLimit = 2 * time.Second
 	// stopLimit is how long all of the agent may take to stop.
 	stopLimit = 45 * time.Second
 )
@@ -39,6 +47,8 @@ type Environment struct {
 	Program string    // how this program was called, for what -dev prints
 	Stdout  io.Writer // gets what -dev prints
 	Stderr  io.Writer // gets the log
+
+	Hangups <-chan os.Signal // gets each SIGHUP; may be nil
 }
 
 // Validate finds what is wrong with a configuration as far as that can be seen
@@ -66,6 +76,10 @@ func Run(ctx context.Context, c config.Config, env Environment) error {
 	log := hclog.New(&hclog.LoggerOptions{
 		Name: "bivouac", Level: hclog.LevelFromString(c.LogLevel), JSONFormat: c.LogJSON, Output: env.Stderr,
 	})
+	// net/http has one line that it writes to the standard logger alone: that a
+	// server sent something unasked, as Consul's 429 to one connection too many.
+	stdlog.SetFlags(0)
+	stdlog.SetOutput(log.Named("net").StandardWriter(&hclog.StandardLoggerOptions{ForceLevel: hclog.Debug}))
 	// The address is taken first: where another agent has it, nothing of that
 	// one's may be touched.
 	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", c.HTTPAddr)
@@ -104,6 +118,10 @@ func Run(ctx context.Context, c config.Config, env Environment) error {
 	if err != nil {
 		return fmt.Errorf("agent: %w", err)
 	}
+	connections, err := maxConnections()
+	if err != nil {
+		return err
+	}
 	self := describe(c)
 	settings := httpapi.Config{
 		Sessions: sessions,
@@ -114,6 +132,8 @@ func Run(ctx context.Context, c config.Config, env Environment) error {
 		Instance: base.instance,
 		Runtimes: func(ctx context.Context) []wire.Runtime { return describeRuntimes(ctx, base.drivers) },
 		Logger:   log.Named("http"),
+
+		MaxConnections: connections,
 	}
 	if base.operator != nil {
 		base.operator.adopt = adoptNone
@@ -122,7 +142,10 @@ func Run(ctx context.Context, c config.Config, env Environment) error {
 	api := httpapi.New(settings)
 
 	prepared := make(chan struct{})
-	parts := append([]part{{"telemetry", telemetry.run}}, base.parts...)
+	parts := append([]part{
+		{"hangups", func(ctx context.Context) error { return noteHangups(ctx, env.Hangups, log) }},
+		{"telemetry", telemetry.run},
+	}, base.parts...)
 	parts = append(parts,
 		part{"start", func(ctx context.Context) error {
 			if err := base.prepare(ctx); err != nil {
@@ -134,14 +157,22 @@ func Run(ctx context.Context, c config.Config, env Environment) error {
 		}},
 		part{"scheduler", whenReady(prepared, whenReady(base.identified, func(ctx context.Context) error {
 			base.awaitPlugins(ctx)
+			// Other replicas go on with what this one has under way by itself.
+			defer context.AfterFunc(ctx, func() { sessions.End(ctx) })()
 			sessions.Run(ctx)
 			return nil
 		}))},
-		part{"http", whenReady(prepared, func(ctx context.Context) error { return serve(ctx, api.Server(), listener, log) })},
+		part{"http", whenReady(prepared, func(ctx context.Context) error {
+			return serve(ctx, api.Server(), listener, sessions.End, log)
+		})},
 	)
 	if c.Dev {
 		parts = append(parts, part{"guide", whenReady(prepared, func(ctx context.Context) error {
-			return guide(ctx, env, listener.Addr().String(), base.volume)
+			if err := guide(env, listener.Addr().String(), base.volume); err != nil {
+				log.Warn("guide_not_printed", "error", err)
+			}
+			<-ctx.Done()
+			return nil
 		})})
 	}
 	log.Info("agent_started", "version", self.Version, "revision", self.Revision,
@@ -155,6 +186,17 @@ func Run(ctx context.Context, c config.Config, env Environment) error {
 
 // adoptNone makes no records.
 func adoptNone(context.Context) (adopted, failed int, err error) { return 0, 0, nil }
+// noteHangups logs each SIGHUP until ctx ends.
+func noteHangups(ctx context.Context, hangups <-chan os.Signal, log hclog.Logger) error {
+	for {
+		select {
+		case <-hangups:
+			log.Info("reload_skipped", "reason", "nothing is reloaded yet; restart the server to change its configuration")
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
 
 func describe(c config.Config) wire.SelfAnswer {
 	build := version.Get()
@@ -162,7 +204,9 @@ func describe(c config.Config) wire.SelfAnswer {
 }
 
 // serve serves until ctx ends, and then lets requests finish within drainLimit.
-func serve(ctx context.Context, server *http.Server, listener net.Listener, log hclog.Logger) error {
+// Then it calls end, with a context that says how long they may still take to
+// undo what they began.
+func serve(ctx context.Context, server *http.Server, listener net.Listener, end func(context.Context), log hclog.Logger) error {
 	failed := make(chan error, 1)
 	go func() { failed <- server.Serve(listener) }()
 	select {
@@ -171,10 +215,17 @@ func serve(ctx context.Context, server *http.Server, listener net.Listener, log 
 	case <-ctx.Done():
 	}
 	log.Info("agent_stopping")
-	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainLimit)
-	defer cancel()
-	if err := server.Shutdown(drain); err != nil {
-		log.Warn("requests_cut_off", "after", drainLimit, "error", err)
+	ctx = context.WithoutCancel(ctx)
+	undo, cancelUndo := context.WithTimeout(ctx, drainLimit+undoLimit)
+	defer cancelUndo()
+	answer, cancelAnswer := context.WithTimeout(ctx, drainLimit+undoLimit+answerLimit)
+	defer cancelAnswer()
+	defer time.AfterFunc(drainLimit, func() {
+		log.Warn("requests_ended", "after", drainLimit)
+		end(undo)
+	}).Stop()
+	if err := server.Shutdown(answer); err != nil {
+		log.Warn("requests_cut_off", "after", drainLimit+undoLimit+answerLimit, "error", err)
 		if err := server.Close(); err != nil {
 			log.Warn("http_close_failed", "error", err)
 		}

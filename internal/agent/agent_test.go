@@ -31,7 +31,7 @@ func TestARequestUnderWayIsFinished(t *testing.T) {
 	stopping := make(chan struct{})
 	server.RegisterOnShutdown(func() { close(stopping) })
 	served := make(chan error, 1)
-	go func() { served <- serve(ctx, server, listener, hclog.NewNullLogger()) }()
+	go func() { served <- serve(ctx, server, listener, func(context.Context) {}, hclog.NewNullLogger()) }()
 	answered := make(chan string, 1)
 	go func() {
 		response, err := http.Get("http://" + listener.Addr().String())
@@ -63,7 +63,7 @@ func TestAServerThatFailsIsTold(t *testing.T) {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	must.NoError(t, err)
 	must.NoError(t, listener.Close())
-	err = serve(t.Context(), &http.Server{}, listener, hclog.NewNullLogger())
+	err = serve(t.Context(), &http.Server{}, listener, func(context.Context) {}, hclog.NewNullLogger())
 	must.ErrorIs(t, err, net.ErrClosed)
 }
 
@@ -103,6 +103,22 @@ func TestConfigurationCountsMoreThanTheEnvironment(t *testing.T) {
 	must.NoError(t, err)
 	err = store.Health(t.Context())
 	must.ErrorContains(t, err, "127.0.0.1:1")
+}
+
+func TestThePasswordInConsulsAddressIsToldToNobody(t *testing.T) {
+	c := config.Default()
+	c.Consul.Address = "http://somebody:s3cret@127.0.0.1:1" // nobody is there
+	store, err := newConsul(c, hclog.NewNullLogger())
+	must.NoError(t, err)
+	err = store.Health(t.Context())
+	must.ErrorContains(t, err, "127.0.0.1:1")
+	must.StrNotContains(t, err.Error(), "s3cret")
+}
+
+func TestConnectionsLeaveFilesToTheProcess(t *testing.T) {
+	for files, want := range map[uint64]int{64: 32, 256: 128, 1024: 624, 4000: 3600, 1 << 20: 4096} {
+		must.Eq(t, want, connectionsFor(files), must.Sprint(files))
+	}
 }
 
 func TestDevFoldersAreNamedAfterTheAddress(t *testing.T) {

@@ -157,7 +157,7 @@ Look at the volume as the sandbox shows it, at the session's endpoint:
 `
 
 // guide prints what to do next, each line good to be typed as it is.
-func guide(ctx context.Context, env Environment, addr, volume string) error {
+func guide(env Environment, addr, volume string) error {
 	url := "http://" + addr
 	chatID := uuid.NewString()
 	body, err := json.Marshal(map[string]string{"agent_id": "demo", "volume_host_path": volume})
@@ -177,7 +177,6 @@ func guide(ctx context.Context, env Environment, addr, volume string) error {
 	}); err != nil {
 		return fmt.Errorf("print what to do next: %w", err)
 	}
-	<-ctx.Done()
 	return nil
 }
 

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/signal"
+	"syscall"
 	"time"
 
 	"github.com/bivouac/bivouac/internal/agent"
@@ -19,9 +21,10 @@ func agentCommand(t terminal) *command {
 	c := newCommand(t, "agent")
 	c.synopsis = "Run a Bivouac agent"
 	c.about = `Runs a replica of Bivouac until it gets SIGINT or SIGTERM. Then it takes no
-more requests, finishes those under way, and exits with 0; with 1 where that
-took more than 45 s, and what is left is for the other replicas. A second
-signal ends it at once.
+more requests and finishes those under way. What takes longer than 25 s is
+undone and answered with 503. It exits with 0, or with 1 if stopping took more
+than 45 s. A second signal ends it at once. SIGHUP is logged and changes
+nothing.
 
 Options count more than configuration files. How Consul and Nomad are
 reached may also be said by their own environment variables, CONSUL_HTTP_*
@@ -35,9 +38,29 @@ $ bivouac agent -config=/etc/bivouac.d -volume-root=/srv/chats`
 		if err != nil {
 			return err
 		}
-		return agent.Run(ctx, settings, agent.Environment{Program: c.program, Stdout: c.out, Stderr: c.err})
+		hangups, done := survive()
+		defer done()
+		return agent.Run(ctx, settings, agent.Environment{
+			Program: c.program, Stdout: c.out, Stderr: c.err, Hangups: hangups,
+		})
 	}
 	return c
+}
+
+// survive keeps SIGHUP and SIGPIPE from ending the process, until done is
+// called, and returns a channel that gets each SIGHUP. Neither signal is ignored
+// as signal.Ignore does it, because the programs that this one starts would
+// inherit that.
+func survive() (hangups <-chan os.Signal, done func()) {
+	hup := make(chan os.Signal, 1)
+	signal.Notify(hup, syscall.SIGHUP)
+	// Nobody receives from it: a write to a pipe without a reader only fails.
+	pipe := make(chan os.Signal, 1)
+	signal.Notify(pipe, syscall.SIGPIPE)
+	return hup, func() {
+		signal.Stop(hup)
+		signal.Stop(pipe)
+	}
 }
 
 func configCommand(t terminal) *command {

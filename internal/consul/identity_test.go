@@ -31,7 +31,9 @@ func (c *cluster) startAs(t *testing.T, settings Config) bivouac {
 	client, err := NewClient(&api.Config{Address: c.addr})
 	must.NoError(t, err)
 	settings.Prefix, settings.Name, settings.Logger = c.prefix, t.Name(), hclog.NewNullLogger()
-	b := bivouac{New(client, settings), make(chan error, 1)}
+	store, err := New(client, settings)
+	must.NoError(t, err)
+	b := bivouac{store, make(chan error, 1)}
 	ctx, stop := context.WithCancel(context.WithoutCancel(t.Context()))
 	over := make(chan struct{})
 	go func() {

@@ -8,6 +8,7 @@ import (
 	"net/http/httputil"
 	"net/url"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"syscall"
@@ -113,23 +114,68 @@ func TestReplicaThatIsStoppedInMidCreateFinishesIt(t *testing.T) {
 
 func TestReplicaThatIsStoppedInMidCreateHandsItOver(t *testing.T) {
 	// Given a create that takes longer than a replica may take to stop.
-	w := newWorld(t, "raw_exec", "-job-var=command=/bin/sleep", `-job-var=args=["300"]`, "-job-var=ready_timeout=4m")
+	w := newWorld(t, "raw_exec", "-job-var=ready_timeout=4m")
+	w.flags = append(w.flags, "-job-var=command=/bin/sh",
+		fmt.Sprintf(`-job-var=args=["-c", "until test -e %s/go; do sleep 0.1; done; exec %s demo-sandbox"]`, w.volume, binary))
 	stopped, other := w.start(), w.start()
 	chat := uuid.NewString()
 	answered := createUnderWay(w, stopped, chat)
 
-	// When the replica is told to stop, then it does so within its limit, and the
-	// caller is left without an answer.
+	// When the replica is told to stop, then it undoes the create, tells the
+	// caller so, and stops within its limit.
 	told := time.Now()
 	must.NoError(t, stopped.cmd.Process.Signal(syscall.SIGTERM))
+	answer := <-answered
+	must.StrHasPrefix(t, "503 ", answer)
+	must.StrContains(t, answer, string(wire.CodeShuttingDown))
+	must.SliceEmpty(t, w.liveAllocs(chat))
+	must.SliceEmpty(t, w.keys(chat))
 	<-stopped.gone
 	must.Less(t, 45*time.Second, time.Since(told))
 	must.Eq(t, 0, stopped.cmd.ProcessState.ExitCode())
-	must.StrHasPrefix(t, "0 ", <-answered)
 
-	// And what it left is undone by the other one.
-	w.awaitNothing(other, chat)
-	other.hasLogged("sandbox_settled", chat)
+	// And the chat's next create does not wait for anything that it left.
+	must.NoError(t, os.WriteFile(w.volume+"/go", nil, 0o644))
+	began := time.Now()
+	must.Eq(t, "created", other.create(chat, w.body(), http.StatusCreated).Result)
+	must.Less(t, 10*time.Second, time.Since(began))
+	other.delete(chat)
+}
+
+func TestReplicaThatIsStoppedBeforeItsUndoIsDoneHandsItOver(t *testing.T) {
+	// Given a create whose sandbox takes longer to stop than a replica that stops
+	// may take to undo it.
+	text, err := os.ReadFile("../../jobs/templates/raw_exec.hcl")
+	must.NoError(t, err)
+	template := filepath.Join(t.TempDir(), "slow.hcl")
+	slow := strings.Replace(string(text), `kill_timeout = "5s"`, `kill_timeout = "25s"`, 1)
+	must.NotEq(t, string(text), slow)
+	must.NoError(t, os.WriteFile(template, []byte(slow), 0o600))
+	w := newWorld(t, template, "-job-var=ready_timeout=4m")
+	w.flags = append(w.flags, "-job-var=command=/bin/sh",
+		fmt.Sprintf(`-job-var=args=["-c", "test -e %[1]s/go && exec %[2]s demo-sandbox; trap '' INT TERM; until test -e %[1]s/go; do sleep 0.1; done"]`, w.volume, binary))
+	stopped, other := w.start(), w.start()
+	chat := uuid.NewString()
+	answered := createUnderWay(w, stopped, chat)
+	must.NoError(t, stopped.cmd.Process.Signal(syscall.SIGTERM))
+
+	// Then the caller is told all the same, and the next create, which waits
+	// meanwhile, finishes what is left of it.
+	next := make(chan string, 1)
+	go func() {
+		status, text, err := other.try(http.MethodPut, sessionPath(chat), w.body())
+		next <- fmt.Sprint(status, " ", string(text), " ", err)
+	}()
+	must.StrHasPrefix(t, "503 ", <-answered)
+	stopped.hasLogged("sandbox_undo_failed", chat)
+	began := time.Now()
+	must.NoError(t, os.WriteFile(w.volume+"/go", nil, 0o644))
+	must.StrHasPrefix(t, "201 ", <-next)
+	must.Less(t, 10*time.Second, time.Since(began))
+	<-stopped.gone
+	must.Eq(t, 0, stopped.cmd.ProcessState.ExitCode())
+	must.Len(t, 1, w.liveAllocs(chat))
+	other.delete(chat)
 }
 
 func TestReplicaThatStartsBeforeNomad(t *testing.T) {

@@ -30,8 +30,8 @@ func (a *API) admit(r *http.Request) error {
 	if err := a.csrf.Check(r); err != nil {
 		return errForbiddenOrigin
 	}
-	if p := r.URL.EscapedPath(); path.Clean(p) != p {
-		return errUnknownPath // the mux would redirect it, in HTML
+	if p := r.URL.EscapedPath(); !strings.HasPrefix(p, "/") || path.Clean(p) != p {
+		return errUnknownPath // the mux would answer it without JSON
 	}
 	return nil
 }

@@ -27,8 +27,27 @@ type Check struct {
 // checkLimit is how long a health check may take.
 const checkLimit = 2 * time.Second
 
-func (a *API) health(w http.ResponseWriter, r *http.Request, _ query) error {
-	ctx, cancel := context.WithTimeout(r.Context(), checkLimit)
+// checkupLasts is how long callers are told what the last checks found.
+const checkupLasts = time.Second
+
+// checkup is what the checks found last. Callers that come together share one
+// run, so that they take no requests to Consul and Nomad from others.
+type checkup struct {
+	mu   sync.Mutex
+	at   time.Time // zero: never
+	errs []error   // in the order of the checks
+}
+
+// checkUp returns what the checks found within the last second. It takes no
+// longer than checkLimit, and as long again if a run has to be waited for.
+func (a *API) checkUp(ctx context.Context) []error {
+	a.checkup.mu.Lock()
+	defer a.checkup.mu.Unlock()
+	if !a.checkup.at.IsZero() && time.Since(a.checkup.at) < checkupLasts {
+		return a.checkup.errs
+	}
+	// Not the caller's: others are told the same.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), checkLimit)
 	defer cancel()
 	errs := make([]error, len(a.config.Checks))
 	var running sync.WaitGroup
@@ -36,7 +55,12 @@ func (a *API) health(w http.ResponseWriter, r *http.Request, _ query) error {
 		running.Go(func() { errs[i] = run(ctx, check) })
 	}
 	running.Wait()
+	a.checkup.at, a.checkup.errs = time.Now(), errs
+	return errs
+}
 
+func (a *API) health(w http.ResponseWriter, r *http.Request, _ query) error {
+	errs := a.checkUp(r.Context())
 	body := wire.HealthAnswer{Status: wire.StatusOK, Instance: a.config.Instance(), Checks: make(map[string]wire.Check, len(a.config.Checks))}
 	var failing []string
 	for i, check := range a.config.Checks {

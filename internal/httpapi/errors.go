@@ -79,6 +79,8 @@ func byKind(kind string, late bool) apiError {
 		return apiError{status: http.StatusConflict, code: code}
 	case wire.CodeBusy:
 		return apiError{status: http.StatusTooManyRequests, code: code, retryAfter: soon}
+	case wire.CodeShuttingDown:
+		return *errShuttingDown
 	case wire.CodeLockTimeout, wire.CodeLockLost, wire.CodeSandboxConflict:
 		return apiError{status: http.StatusServiceUnavailable, code: code, retryAfter: soon}
 	case wire.CodeNotPlaced, wire.CodeNotStopped:

@@ -1,6 +1,7 @@
 package httpapi
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -9,6 +10,7 @@ import (
 	"net/url"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 	"unicode/utf8"
 
@@ -21,7 +23,7 @@ import (
 
 var errMediaType = &apiError{
 	status: http.StatusUnsupportedMediaType, code: wire.CodeUnsupportedMediaType,
-	message: "the Content-Type must be application/json",
+	message: "the Content-Type must be application/json, once, in UTF-8, and without a Content-Encoding",
 }
 
 func invalid(format string, args ...any) error {
@@ -37,24 +39,36 @@ func chatID(r *http.Request) (uuid.UUID, error) {
 	return id, nil
 }
 
-// readFields reads a body that is one JSON object of strings, with no other
-// fields than those named. A request without a body has no fields.
-func readFields(w http.ResponseWriter, r *http.Request, names ...string) (map[string]string, error) {
-	text, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
+// receive reads the body of a request to its end and lets the request go on with
+// what it read. So a request that waits for its body holds nothing but its
+// connection.
+func receive(ans *answer, r *http.Request) error {
+	if r.ContentLength == 0 {
+		return nil
+	}
+	text, err := io.ReadAll(http.MaxBytesReader(ans, r.Body, maxBody))
 	if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
-		return nil, invalid("the body is over %d bytes", maxBody)
+		return invalid("the body is over %d bytes", maxBody)
 	}
 	if err != nil {
-		return nil, invalid("the body could not be read to its end")
+		return invalid("the body could not be read to its end")
 	}
-	if ans, ok := w.(*answer); ok {
-		ans.readLimit(0)
+	ans.readLimit(0)
+	r.Body = io.NopCloser(bytes.NewReader(text))
+	return nil
+}
+
+// readFields reads a body that is one JSON object of strings, with no other
+// fields than those named. A request without a body has no fields.
+func readFields(r *http.Request, names ...string) (map[string]string, error) {
+	text, err := io.ReadAll(r.Body) // as receive left it
+	if err != nil {
+		return nil, invalid("the body could not be read to its end")
 	}
 	if len(text) == 0 {
 		return nil, nil
 	}
-	mediaType, _, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
-	if err != nil || mediaType != "application/json" {
+	if !isJSON(r.Header) {
 		return nil, errMediaType
 	}
 	fields, err := jsonfields.Parse(string(text), names...)
@@ -62,6 +76,28 @@ func readFields(w http.ResponseWriter, r *http.Request, names ...string) (map[st
 		return nil, invalid("%w", err)
 	}
 	return fields, nil
+}
+
+// isJSON says whether the headers of a body say that it is JSON in UTF-8, once
+// and as it is.
+func isJSON(header http.Header) bool {
+	types := header.Values("Content-Type")
+	if len(types) != 1 {
+		return false
+	}
+	mediaType, params, err := mime.ParseMediaType(types[0])
+	if err != nil || mediaType != "application/json" {
+		return false
+	}
+	if charset, ok := params["charset"]; ok && !strings.EqualFold(charset, "utf-8") {
+		return false
+	}
+	for _, encoding := range header.Values("Content-Encoding") {
+		if !strings.EqualFold(encoding, "identity") {
+			return false
+		}
+	}
+	return true
 }
 
 // ttl returns 0, the default, where there is no such field.

@@ -37,7 +37,8 @@ type Operator interface {
 	Forget(ctx context.Context) (wire.ForgetAnswer, error)
 }
 
-// Config is what the API is made from. All but Checks and Operator is required.
+// Config is what the API is made from. All but Checks, Operator and
+// MaxConnections is required.
 type Config struct {
 	Sessions Sessions
 	Store    string          // names what keeps the sessions, for messages: "Consul at HOST:PORT"
@@ -48,6 +49,11 @@ type Config struct {
 	Instance func() string   // the ID of the instance, empty while it is not known
 	Runtimes func(ctx context.Context) []wire.Runtime
 	Logger   hclog.Logger
+
+	// MaxConnections is how many connections a server keeps open at a time. To
+	// make room for another one it closes the one that has been without a request
+	// for longest. 0: any number.
+	MaxConnections int
 }
 
 // API is the Control API as an http.Handler.
@@ -57,6 +63,7 @@ type API struct {
 	csrf     *http.CrossOriginProtection
 	requests chan struct{} // one token for each request about sessions in flight
 	watchers chan struct{} // one token for each blocking read in flight
+	checkup  checkup
 	stopping context.Context
 	stop     context.CancelFunc
 }
@@ -102,7 +109,7 @@ const (
 	idleLimit    = 2 * time.Minute
 	maxHeader    = 32 << 10 // bytes
 	maxBody      = 64 << 10 // bytes
-	maxRequests  = 1024     // requests about sessions at a time; with their bodies that is 64 MiB at most
+	maxRequests  = 1024     // requests about sessions at a time, counted once their bodies are there
 	maxWatchers  = 128      // of them, blocking reads
 	maxRequestID = 128      // bytes
 )
@@ -112,10 +119,14 @@ const (
 func (a *API) Server() *http.Server {
 	server := &http.Server{
 		Handler:           a,
+		ConnState:         newConnections(a.config.MaxConnections).changed,
 		ReadHeaderTimeout: headerLimit,
 		IdleTimeout:       idleLimit,
 		MaxHeaderBytes:    maxHeader,
-		ErrorLog:          a.config.Logger.StandardLogger(&hclog.StandardLoggerOptions{ForceLevel: hclog.Debug}),
+
+		DisableGeneralOptionsHandler: true, // "OPTIONS *" is one more unknown path
+
+		ErrorLog: a.config.Logger.StandardLogger(&hclog.StandardLoggerOptions{ForceLevel: hclog.Debug}),
 	}
 	server.RegisterOnShutdown(a.stop)
 	return server
@@ -139,6 +150,10 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		ans.readLimit(bodyLimit)
 	}
 	if err := a.admit(r); err != nil {
+		fail(ans, err)
+		return
+	}
+	if err := receive(ans, r); err != nil {
 		fail(ans, err)
 		return
 	}
@@ -194,10 +209,19 @@ func (a *API) log(ans *answer, r *http.Request, took time.Duration) {
 	case ans.err != nil:
 		level = hclog.Info
 	}
-	args := []any{"request_id", ans.requestID, "method", r.Method, "path", r.URL.EscapedPath(),
+	args := []any{"request_id", ans.requestID, "method", clip(r.Method, 32), "path", clip(r.URL.EscapedPath(), 200),
 		"status", ans.status, "took", took}
 	if ans.err != nil {
-		args = append(args, "error", errorFor(ans.err, ans.store).code, "detail", ans.err)
+		args = append(args, "error", errorFor(ans.err, ans.store).code, "detail", clip(ans.err.Error(), 4096))
 	}
 	a.config.Logger.Log(level, "request", args...)
+}
+
+// clip shortens what goes into the log, so that nobody can fill it with few
+// requests.
+func clip(text string, length int) string {
+	if len(text) <= length {
+		return text
+	}
+	return strings.ToValidUTF8(text[:length], "") + "…"
 }

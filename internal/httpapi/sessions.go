@@ -17,7 +17,7 @@ func (a *API) create(w http.ResponseWriter, r *http.Request, _ query) error {
 	if err != nil {
 		return err
 	}
-	fields, err := readFields(w, r, "agent_id", "volume_host_path", "runtime", "ttl")
+	fields, err := readFields(r, "agent_id", "volume_host_path", "runtime", "ttl")
 	if err != nil {
 		return err
 	}
@@ -126,7 +126,7 @@ func (a *API) renew(w http.ResponseWriter, r *http.Request, _ query) error {
 	if err != nil {
 		return err
 	}
-	fields, err := readFields(w, r, "ttl")
+	fields, err := readFields(r, "ttl")
 	if err != nil {
 		return err
 	}
@@ -146,7 +146,7 @@ func (a *API) delete(w http.ResponseWriter, r *http.Request, _ query) error {
 	if err != nil {
 		return err
 	}
-	if _, err := readFields(w, r); err != nil {
+	if _, err := readFields(r); err != nil {
 		return err
 	}
 	res, err := a.config.Sessions.Delete(r.Context(), chat)
@@ -161,7 +161,7 @@ func (a *API) delete(w http.ResponseWriter, r *http.Request, _ query) error {
 }
 
 func (a *API) cleanup(w http.ResponseWriter, r *http.Request, _ query) error {
-	if _, err := readFields(w, r); err != nil {
+	if _, err := readFields(r); err != nil {
 		return err
 	}
 	res, err := a.config.Sessions.CleanupExpired(r.Context())

@@ -36,7 +36,8 @@ func stateWith(alloc *api.AllocationListStub, mainTasks string) state {
 }
 
 func testDriver() *Driver {
-	return &Driver{instance: "test", template: &jobs.Template{}, cache: newCache("test"), ownStops: newRecent(), logger: hclog.NewNullLogger()}
+	ours := &instance{id: "test"}
+	return &Driver{instance: ours, template: &jobs.Template{}, cache: newCache(ours), ownStops: newRecent(), logger: hclog.NewNullLogger()}
 }
 
 func TestRun(t *testing.T) {

@@ -1,0 +1,96 @@
+package scheduler
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+)
+
+// maxWaiters is how many creates may wait for another one of the same chat.
+const maxWaiters = 512
+
+// creating lets the creates of one chat in this replica wait for the first of
+// them, rather than for the chat's lock, which they would have to take one after
+// another only to learn that the session stands by now. Its zero value is ready
+// for use.
+type creating struct {
+	mu    sync.Mutex
+	chats map[uuid.UUID]*create // the first create of each chat
+}
+
+// create is a create that is under way.
+type create struct {
+	done    chan struct{}
+	waiters int
+}
+
+// enter returns a function that must be called when the caller's create has
+// ended, or nil after another create of the chat has ended. It waits for that
+// until the given time, and then returns ErrLockTimeout. If too many wait
+// already it returns ErrBusy, and ending's error if that ends.
+func (c *creating) enter(ctx, ending context.Context, chatID uuid.UUID, until time.Time) (leave func(), err error) {
+	other, err := c.register(chatID)
+	if err != nil {
+		return nil, err
+	}
+	if other == nil {
+		return func() { c.finish(chatID) }, nil
+	}
+	timer := time.NewTimer(time.Until(until))
+	defer timer.Stop()
+	select {
+	case <-other.done:
+		return nil, nil
+	case <-timer.C:
+		err = fmt.Errorf("%w: waited %v for another create of the chat in this replica", ErrLockTimeout, LockWait)
+	case <-ctx.Done():
+		err = ctx.Err()
+	case <-ending.Done():
+		err = ending.Err()
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	other.waiters--
+	return nil, err
+}
+
+// register makes the caller's create the chat's first and returns nil, or counts
+// the caller among those who wait for the one that it returns.
+func (c *creating) register(chatID uuid.UUID) (*create, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	other, ok := c.chats[chatID]
+	switch {
+	case !ok:
+		if c.chats == nil {
+			c.chats = make(map[uuid.UUID]*create)
+		}
+		c.chats[chatID] = &create{done: make(chan struct{})}
+		return nil, nil
+	case other.waiters >= maxWaiters:
+		return nil, fmt.Errorf("%w: %d wait for the chat in this replica", ErrBusy, other.waiters)
+	}
+	other.waiters++
+	return other, nil
+}
+
+func (c *creating) finish(chatID uuid.UUID) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	close(c.chats[chatID].done)
+	delete(c.chats, chatID)
+}
+
+// take takes one of a bounded number of places, and returns a function that
+// gives it back. If all are taken it returns ErrBusy, which says for what.
+func take(places chan struct{}, what string) (leave func(), err error) {
+	select {
+	case places <- struct{}{}:
+		return func() { <-places }, nil
+	default:
+		return nil, fmt.Errorf("%w: %d sandboxes are being %s", ErrBusy, cap(places), what)
+	}
+}

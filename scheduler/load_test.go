@@ -1,0 +1,279 @@
+package scheduler_test
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/shoenig/test/must"
+
+	"github.com/bivouac/bivouac/internal/fakeruntime"
+	"github.com/bivouac/bivouac/runtime"
+	"github.com/bivouac/bivouac/scheduler"
+)
+
+// blocked has calls of the driver take until release is called.
+func (w *world) blocked(ops ...fakeruntime.Op) (release func()) {
+	free := make(chan struct{})
+	w.driver.Intercept(func(ctx context.Context, call fakeruntime.Call) error {
+		for _, op := range ops {
+			if call.Op == op && call.Moment == fakeruntime.Before {
+				select {
+				case <-free:
+				case <-ctx.Done():
+					return ctx.Err()
+				}
+			}
+		}
+		return nil
+	})
+	return sync.OnceFunc(func() { close(free) })
+}
+
+func TestCreate_sandboxesThatAreSlowToStopTakeNoPlaceOfAStart(t *testing.T) {
+	inBubble(t, func(t *testing.T, w *world) {
+		// Given as many dead sandboxes as there are places for starts, which take
+		// their time to be stopped when they are replaced.
+		p := w.peer()
+		var commands []scheduler.CreateCommand
+		for range 128 {
+			cmd := someCreate()
+			created, err := p.Create(t.Context(), cmd)
+			must.NoError(t, err)
+			w.driver.Kill(created.Session.SessionID.String(), "its node is lost")
+			commands = append(commands, cmd)
+		}
+		release := w.blocked(fakeruntime.OpStop)
+		var callers sync.WaitGroup
+		for _, cmd := range commands {
+			callers.Go(func() {
+				_, err := p.Create(t.Context(), cmd)
+				must.NoError(t, err)
+			})
+		}
+		synctest.Wait()
+
+		// Then another chat's create does not wait for them, and one more of theirs
+		// is refused.
+		_, err := p.Create(t.Context(), createA)
+		must.NoError(t, err)
+		w.driver.Kill(w.standing(chatA).SessionID.String(), "its node is lost")
+		_, err = p.Create(t.Context(), createA)
+		must.ErrorIs(t, err, scheduler.ErrBusy)
+		release()
+		callers.Wait()
+	})
+}
+
+func TestCreate_waitersTakeNoLockToLearnThatTheSessionStands(t *testing.T) {
+	inBubble(t, func(t *testing.T, w *world) {
+		release := w.blocked(fakeruntime.OpCreate)
+		var callers sync.WaitGroup
+		for range 100 {
+			callers.Go(func() {
+				_, err := w.Create(t.Context(), createA)
+				must.NoError(t, err)
+			})
+		}
+		synctest.Wait()
+		release()
+		callers.Wait()
+
+		locks := 0
+		for _, name := range w.effects.taken() {
+			if name == "lock" {
+				locks++
+			}
+		}
+		must.Eq(t, 1, locks)
+	})
+}
+
+func TestCreate_waitersTryForThemselvesAfterAFailure(t *testing.T) {
+	inBubble(t, func(t *testing.T, w *world) {
+		failures := 1
+		w.driver.Intercept(func(_ context.Context, call fakeruntime.Call) error {
+			if call.Op == fakeruntime.OpCreate && call.Moment == fakeruntime.Before {
+				time.Sleep(time.Second)
+				if failures--; failures >= 0 {
+					return runtime.ErrNotPlaced
+				}
+			}
+			return nil
+		})
+		results := make(map[string]int)
+		var mu sync.Mutex
+		var callers sync.WaitGroup
+		p := w.peer()
+		for range 3 {
+			callers.Go(func() {
+				res, err := p.Create(t.Context(), createA)
+				mu.Lock()
+				defer mu.Unlock()
+				if err != nil {
+					results[scheduler.Kind(err)]++
+					return
+				}
+				results[string(res.Result)]++
+			})
+		}
+		callers.Wait()
+		must.Eq(t, map[string]int{"not_placed": 1, "created": 1, "reused": 1}, results)
+	})
+}
+
+func TestCreate_aDriverThatAnswersForAnotherChatIsNotBelieved(t *testing.T) {
+	w := newWorld(t, func(c *scheduler.Config) {
+		c.Drivers["fake"] = strayDriver{c.Drivers["fake"]}
+	})
+	_, err := w.Create(t.Context(), createA)
+	must.ErrorIs(t, err, runtime.ErrUnavailable)
+	must.ErrorContains(t, err, chatB.String())
+	must.SliceEmpty(t, w.records())
+	must.SliceEmpty(t, w.running())
+}
+
+// strayDriver answers a create for another chat than it was asked for.
+type strayDriver struct{ runtime.Driver }
+
+func (d strayDriver) Create(ctx context.Context, spec runtime.Spec, progress func(runtime.Stage)) (runtime.Sandbox, error) {
+	sandbox, err := d.Driver.Create(ctx, spec, progress)
+	sandbox.ChatID = chatB.String()
+	return sandbox, err
+}
+
+func TestRun_deathsAreNotedWhileOtherChatsAreHeld(t *testing.T) {
+	inBubble(t, func(t *testing.T, w *world) {
+		// Given more chats than there are workers, whose locks are held while their
+		// sandboxes die.
+		var held []scheduler.Lease
+		var sessions []scheduler.Session
+		for range 20 {
+			cmd := someCreate()
+			created, err := w.Create(t.Context(), cmd)
+			must.NoError(t, err)
+			sessions = append(sessions, created.Session)
+		}
+		w.given(created(createA))
+		stop := run(t, w.Scheduler)
+		defer stop()
+		synctest.Wait()
+		for _, session := range sessions {
+			lease, err := w.locker.Lock(t.Context(), session.ChatID, 0)
+			must.NoError(t, err)
+			held = append(held, lease)
+			w.driver.Kill(session.SessionID.String(), "exit code 1")
+		}
+		synctest.Wait()
+
+		// When one more sandbox dies, it is noted within a second.
+		w.driver.Kill(w.standing(chatA).SessionID.String(), "exit code 2")
+		pass(time.Second)
+		must.Eq(t, scheduler.StateDead, w.standing(chatA).State)
+
+		// And so are the others once their locks are free.
+		for _, lease := range held {
+			must.NoError(t, lease.Release(t.Context()))
+		}
+		pass(time.Second)
+		for _, session := range sessions {
+			must.Eq(t, scheduler.StateDead, w.standing(session.ChatID).State)
+		}
+	})
+}
+
+func TestEnd(t *testing.T) {
+	// undo is what the caller of End leaves for undoing.
+	const undo = 8 * time.Second
+	end := func(t *testing.T, w *world) (done func()) {
+		ctx, cancel := context.WithTimeout(t.Context(), undo)
+		w.End(ctx)
+		return cancel
+	}
+
+	t.Run("a start under way is undone, and its caller told why", func(t *testing.T) {
+		inBubble(t, func(t *testing.T, w *world) {
+			w.blocked(fakeruntime.OpCreate)
+			failed := make(chan error, 1)
+			go func() {
+				_, err := w.Create(t.Context(), createA)
+				failed <- err
+			}()
+			synctest.Wait()
+			defer end(t, w)()
+			err := <-failed
+			must.ErrorIs(t, err, scheduler.ErrShuttingDown)
+			must.Eq(t, "shutting_down", scheduler.Kind(err))
+			must.SliceEmpty(t, w.records())
+			must.SliceEmpty(t, w.running())
+		})
+	})
+
+	t.Run("what is not undone in time is left to another replica, with its lock free", func(t *testing.T) {
+		inBubble(t, func(t *testing.T, w *world) {
+			w.blocked(fakeruntime.OpCreate, fakeruntime.OpDelete)
+			failed := make(chan error, 1)
+			go func() {
+				_, err := w.Create(t.Context(), createA)
+				failed <- err
+			}()
+			synctest.Wait()
+			began := time.Now()
+			defer end(t, w)()
+			must.ErrorIs(t, <-failed, scheduler.ErrShuttingDown)
+			must.Eq(t, undo, time.Since(began))
+			must.Eq(t, scheduler.StateCreating, w.standing(chatA).State)
+
+			w.driver.Intercept(w.effects.intercept)
+			_, err := w.peer().Create(t.Context(), createA)
+			must.NoError(t, err)
+			must.Eq(t, undo, time.Since(began))
+		})
+	})
+
+	t.Run("who waits for a lock or for another create waits no longer", func(t *testing.T) {
+		inBubble(t, func(t *testing.T, w *world) {
+			lease, err := w.locker.Lock(t.Context(), chatA, 0)
+			must.NoError(t, err)
+			failed := make(chan error, 4)
+			for range 2 {
+				go func() {
+					_, err := w.Create(t.Context(), createA)
+					failed <- err
+				}()
+			}
+			go func() {
+				_, err := w.Delete(t.Context(), chatA)
+				failed <- err
+			}()
+			go func() {
+				_, err := w.Renew(t.Context(), chatA, time.Minute)
+				failed <- err
+			}()
+			synctest.Wait()
+			began := time.Now()
+			defer end(t, w)()
+			for range cap(failed) {
+				must.ErrorIs(t, <-failed, scheduler.ErrShuttingDown)
+			}
+			must.Eq(t, 0, time.Since(began))
+			must.NoError(t, lease.Release(t.Context()))
+		})
+	})
+
+	t.Run("a session that stands is still told of", func(t *testing.T) {
+		w := newWorld(t)
+		w.given(created(createA))
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		w.End(ctx)
+		res, err := w.Create(t.Context(), createA)
+		must.NoError(t, err)
+		must.Eq(t, scheduler.ResultReused, res.Result)
+		_, err = w.Create(t.Context(), someCreate())
+		must.True(t, errors.Is(err, scheduler.ErrShuttingDown))
+	})
+}
