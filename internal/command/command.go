@@ -147,8 +147,8 @@ type command struct {
 	about    string // what it does, in some sentences
 	example  string
 	flags    *flag.FlagSet
-	asJSON   bool // print JSON, errors too; set by the flag of jsonFlag
-	calls    bool // it calls the API, so its exit code tells what went wrong
+	asJSON   bool                                           // print JSON, errors too; set by the flag of jsonFlag
+	calls    bool                                           // it calls the API, so its exit code tells what went wrong
 	run      func(ctx context.Context, args []string) error // nil for a group of commands
 }
 
