@@ -40,13 +40,14 @@ type Environment struct {
 	Stderr  io.Writer // gets the log
 }
 
-// Validate finds what is wrong with a configuration as far as that can be seen
-// without starting anything.
-func Validate(c config.Config) error {
+// Validate finds what is wrong with a configuration without asking Nomad or
+// Consul. It starts each plugin for a moment to see whether it takes its
+// configuration.
+func Validate(ctx context.Context, c config.Config) error {
 	if err := checkRuntime(c); err != nil {
 		return err
 	}
-	_, err := newPluginHost(c, hclog.NewNullLogger())
+	err := checkPlugins(ctx, c)
 	if !c.Dev {
 		_, storeErr := newConsul(c, hclog.NewNullLogger())
 		err = errors.Join(storeErr, err)
