@@ -35,7 +35,7 @@ type base struct {
 	parts   []part
 	prepare func(ctx context.Context) error // is called while the parts run, before anything is asked of them
 	plugins *pluginhost.Host
-	volume  string // of -dev: a folder to give to a sandbox
+	volume  devVolume // of -dev
 }
 
 func newBase(c config.Config, log hclog.Logger) (base, error) {

@@ -127,10 +127,11 @@ func (i *incarnation) whyNot(ctx context.Context, err error) error {
 	}
 	select {
 	case <-i.process.exited:
-		if !greeted {
-			return errors.Join(i.process.ended(), i.process.checkSocket())
+		err := i.process.ended()
+		if socketErr := i.process.checkSocket(); socketErr != nil && !greeted {
+			err = fmt.Errorf("%w; %w", err, socketErr)
 		}
-		return i.process.ended()
+		return err
 	default:
 		return err
 	}
