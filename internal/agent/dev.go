@@ -142,10 +142,11 @@ type devVolume struct {
 func demoVolume(dir string, roots []string) (devVolume, error) {
 	if len(roots) > 0 {
 		path := filepath.Join(roots[0], "bivouac-demo")
-		if err := makeVolume(path); err != nil {
-			return devVolume{path: filepath.Join(roots[0], "FOLDER"), problem: err}, nil
+		problem := makeVolume(path)
+		if problem != nil {
+			path = filepath.Join(roots[0], "FOLDER")
 		}
-		return devVolume{path: path}, nil
+		return devVolume{path, problem}, nil
 	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return devVolume{}, fmt.Errorf("agent: a folder for -dev: %w", err)

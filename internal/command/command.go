@@ -62,7 +62,7 @@ func exitCodeOf(err error) int {
 	if !ok {
 		return exitError
 	}
-	switch e.Code { //nolint:exhaustive // all others are plain errors
+	switch e.Code {
 	case wire.CodeNotPlaced:
 		return exitNotPlaced
 	case wire.CodeNotFound:

@@ -148,7 +148,7 @@ func (w watcher) watch(ctx context.Context) error {
 			continue
 		}
 		if ctx.Err() != nil {
-			return nil
+			break
 		}
 		pause := retryAfter(err)
 		if pause == 0 && connected && mayPass(err) {
