@@ -51,13 +51,14 @@ type Environment struct {
 	Hangups <-chan os.Signal // gets each SIGHUP; may be nil
 }
 
-// Validate finds what is wrong with a configuration as far as that can be seen
-// without starting anything.
-func Validate(c config.Config) error {
+// Validate finds what is wrong with a configuration without asking Nomad or
+// Consul. It starts each plugin for a moment to see whether it takes its
+// configuration.
+func Validate(ctx context.Context, c config.Config) error {
 	if err := checkRuntime(c); err != nil {
 		return err
 	}
-	_, err := newPluginHost(c, hclog.NewNullLogger())
+	err := checkPlugins(ctx, c)
 	if !c.Dev {
 		_, _, storeErr := newConsul(c, consul.Config{}, hclog.NewNullLogger())
 		err = errors.Join(storeErr, err)
@@ -186,6 +187,7 @@ func Run(ctx context.Context, c config.Config, env Environment) error {
 
 // adoptNone makes no records.
 func adoptNone(context.Context) (adopted, failed int, err error) { return 0, 0, nil }
+
 // noteHangups logs each SIGHUP until ctx ends.
 func noteHangups(ctx context.Context, hangups <-chan os.Signal, log hclog.Logger) error {
 	for {

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"encoding/json"
 	"flag"
 	"io"
 	"net"
@@ -10,11 +11,14 @@ import (
 	"path/filepath"
 	"testing"
 
+	"github.com/google/uuid"
 	"github.com/hashicorp/go-hclog"
 	"github.com/shoenig/test/must"
 
 	"github.com/bivouac/bivouac/internal/config"
 	"github.com/bivouac/bivouac/internal/consul"
+	"github.com/bivouac/bivouac/jobs"
+	"github.com/bivouac/bivouac/runtime"
 )
 
 func TestARequestUnderWayIsFinished(t *testing.T) {
@@ -209,9 +213,38 @@ func TestWhatAnAgentCannotServeWithout(t *testing.T) {
 				optional[check.Name] = check.Optional
 			}
 			must.Eq(t, test.optional, optional)
-			must.NoError(t, Validate(c))
+			err = Validate(t.Context(), c)
+			if test.file == "" {
+				must.NoError(t, err)
+				return
+			}
+			must.EqError(t, err, file+":1: plugin.mine: stat /mine: no such file or directory")
 		})
 	}
+}
+
+func TestJobVarsOfAFileReachTheJobAsTheyAre(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "a.hcl")
+	must.NoError(t, os.WriteFile(file, []byte(`
+		job_vars = {
+			command          = "/bin/x"
+			args             = ["-v", "a b", "$${name}", "%%{ if", "\"\n\\"]
+			memory           = 512
+			ready_session_id = false
+		}`), 0o600))
+	c := config.Default()
+	must.NoError(t, c.Read(file))
+	template, err := jobs.Load("docker", c.JobVars)
+	must.NoError(t, err)
+	must.False(t, template.Ready().Check.WantSessionID)
+	id := uuid.NewString()
+	job, err := template.Job(runtime.Spec{SessionID: id, ChatID: id, AgentID: "a", VolumeHostPath: "/v"}, "default")
+	must.NoError(t, err)
+	task := job.TaskGroups[0].Tasks[0]
+	must.Eq(t, 512, *task.Resources.MemoryMB)
+	args, err := json.Marshal(task.Config["args"])
+	must.NoError(t, err)
+	must.Eq(t, `["-v","a b","${name}","%{ if","\"\n\\"]`, string(args))
 }
 
 func TestAnAgentOfDevHasAnInstanceOfItsOwn(t *testing.T) {

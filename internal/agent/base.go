@@ -42,7 +42,7 @@ type base struct {
 	identified chan struct{}
 	instance   func() string // its ID, empty until it is known
 	operator   *operator     // nil with -dev
-	volume     string        // of -dev: a folder to give to a sandbox
+	volume     devVolume     // of -dev
 }
 
 func newBase(c config.Config, log hclog.Logger) (base, error) {

@@ -3,7 +3,9 @@ package agent
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -29,9 +31,9 @@ func newDevBase(c config.Config, log hclog.Logger) (base, error) {
 	if err != nil {
 		return base{}, err
 	}
-	volume := filepath.Join(dir, "volume")
-	if err := makeVolume(volume); err != nil {
-		return base{}, fmt.Errorf("agent: %w", err)
+	volume, err := demoVolume(dir, c.VolumeRoots)
+	if err != nil {
+		return base{}, err
 	}
 	store := memory.NewStore()
 	b := base{
@@ -130,12 +132,57 @@ func devInstance(addr string) string {
 	return "dev-" + strings.Trim(regexp.MustCompile(`[^a-z0-9]+`).ReplaceAllString(addr, "-"), "-")
 }
 
-func makeVolume(dir string) error {
+// devVolume is a folder to give to a sandbox. If none could be made, problem says
+// why, and path is only the form of one.
+type devVolume struct {
+	path    string
+	problem error
+}
+
+// demoVolume makes a volume that the agent's own volume roots allow: in dir, or
+// directly below the first root. A root that cannot be written to is no reason
+// not to start.
+func demoVolume(dir string, roots []string) (devVolume, error) {
+	if len(roots) > 0 {
+		path := filepath.Join(roots[0], "bivouac-demo")
+		problem := makeVolume(path)
+		if problem != nil {
+			path = filepath.Join(roots[0], "FOLDER")
+		}
+		return devVolume{path, problem}, nil
+	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return devVolume{}, fmt.Errorf("agent: a folder for -dev: %w", err)
+	}
+	path := filepath.Join(dir, "volume")
+	if err := makeVolume(path); err != nil {
+		return devVolume{}, fmt.Errorf("agent: a volume for -dev: %w", err)
+	}
+	return devVolume{path: path}, nil
+}
+
+// makeVolume makes a folder with a README, or finds it. What stands there is
+// left as it is.
+func makeVolume(dir string) error {
+	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
-	const text = "This folder is the volume of the sandbox that bivouac agent -dev offers to make.\n"
-	return os.WriteFile(filepath.Join(dir, "README"), []byte(text), 0o600)
+	info, err := os.Lstat(dir) // through a link the folder could be another's
+	if err != nil {
+		return err
+	}
+	if !info.IsDir() {
+		return fmt.Errorf("%s is not a folder", dir)
+	}
+	file, err := os.OpenFile(filepath.Join(dir, "README"), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	if errors.Is(err, fs.ErrExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	_, err = file.WriteString("This folder is the volume of the sandbox that bivouac agent -dev offers to make.\n")
+	return errors.Join(err, file.Close())
 }
 
 const guideText = `
@@ -143,6 +190,10 @@ Bivouac runs at {{.URL}}. Its sandboxes are processes of this machine.
 Ctrl-C stops it and all of them. To try it out, in another terminal:
 
 Give a chat its sandbox, with a folder of this machine as the volume:
+{{- with .Problem}}
+There is none yet ({{.}}).
+Put the name of one in place of FOLDER.
+{{- end}}
 
   curl -sS -X PUT {{.URL}}/v1/sessions/{{.ChatID}} -H 'Content-Type: application/json' -d {{.Body}}
 
@@ -157,10 +208,10 @@ Look at the volume as the sandbox shows it, at the session's endpoint:
 `
 
 // guide prints what to do next, each line good to be typed as it is.
-func guide(env Environment, addr, volume string) error {
+func guide(env Environment, addr string, volume devVolume) error {
 	url := "http://" + addr
 	chatID := uuid.NewString()
-	body, err := json.Marshal(map[string]string{"agent_id": "demo", "volume_host_path": volume})
+	body, err := json.Marshal(map[string]string{"agent_id": "demo", "volume_host_path": volume.path})
 	if err != nil {
 		return err
 	}
@@ -172,8 +223,8 @@ func guide(env Environment, addr, volume string) error {
 	if err != nil {
 		return err
 	}
-	if err := text.Execute(env.Stdout, map[string]string{
-		"URL": url, "ChatID": chatID, "Body": quote(string(body)), "Get": get + chatID,
+	if err := text.Execute(env.Stdout, map[string]any{
+		"URL": url, "ChatID": chatID, "Body": quote(string(body)), "Get": get + chatID, "Problem": volume.problem,
 	}); err != nil {
 		return fmt.Errorf("print what to do next: %w", err)
 	}

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -17,12 +18,7 @@ import (
 )
 
 func newPluginHost(c config.Config, log hclog.Logger) (*pluginhost.Host, error) {
-	settings := pluginhost.Config{Dir: c.PluginDir, Logger: log}
-	for _, p := range c.Plugins {
-		settings.Plugins = append(settings.Plugins, pluginhost.Plugin{
-			Name: p.Name, Path: p.Path, Args: p.Args, Env: p.Env, Config: p.Config, SHA256: p.SHA256,
-		})
-	}
+	settings := pluginSettings(c, log)
 	if c.Dev {
 		settings.Instance = devInstance(c.HTTPAddr)
 		if !c.InProcess {
@@ -38,6 +34,34 @@ func newPluginHost(c config.Config, log hclog.Logger) (*pluginhost.Host, error) 
 		return nil, fmt.Errorf("agent: %w", err)
 	}
 	return host, nil
+}
+
+// pluginSettings are those of a host with the plugins of the configuration.
+func pluginSettings(c config.Config, log hclog.Logger) pluginhost.Config {
+	settings := pluginhost.Config{Dir: c.PluginDir, Instance: c.Instance, Logger: log}
+	for _, p := range c.Plugins {
+		settings.Plugins = append(settings.Plugins, pluginhost.Plugin{
+			Name: p.Name, Path: p.Path, Args: p.Args, Env: p.Env, Config: p.Config, SHA256: p.SHA256,
+		})
+	}
+	return settings
+}
+
+// checkPlugins finds what is wrong with plugins, with the place of each one's
+// block.
+func checkPlugins(ctx context.Context, c config.Config) error {
+	log := hclog.NewNullLogger()
+	if _, err := newPluginHost(c, log); err != nil {
+		return err
+	}
+	var errs []error
+	settings := pluginSettings(c, log)
+	for _, p := range settings.Plugins {
+		if err := pluginhost.Check(ctx, settings, p); err != nil {
+			errs = append(errs, c.Wrong("plugin."+p.Name, err))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // addPlugins adds the plugins' runtimes to a base. A plugin that is not the

@@ -118,10 +118,13 @@ func (c *Client) Get(ctx context.Context, chatID uuid.UUID, block Block) (wire.S
 	return out.Session, index, err
 }
 
+// MaxPerPage is how many sessions one page may hold.
+const MaxPerPage = 1000
+
 // ListInput selects a page of sessions.
 type ListInput struct {
 	AgentID   string // empty: all agents
-	PerPage   int    // at most 1000; 0: the agent's default, 100
+	PerPage   int    // at most MaxPerPage; 0: the agent's default, 100
 	NextToken string // of the page before; empty: the first page
 	Block     Block
 }
@@ -243,12 +246,12 @@ func (c *Client) call(ctx context.Context, in request, out any) (uint64, error) 
 
 	res, err := c.http.Do(req)
 	if err != nil {
-		return 0, err // names the method and the URL
+		return 0, unanswered(ctx, err) // names the method and the URL
 	}
 	defer res.Body.Close()
 	text, err := io.ReadAll(io.LimitReader(res.Body, maxAnswer))
 	if err != nil {
-		return 0, fmt.Errorf("read the agent's answer: %w", err)
+		return 0, unanswered(ctx, fmt.Errorf("read the agent's answer: %w", err))
 	}
 	index, _ := strconv.ParseUint(res.Header.Get(wire.HeaderIndex), 10, 64) // 0 where there is none
 	if res.StatusCode != http.StatusOK && res.StatusCode != http.StatusCreated {
@@ -258,6 +261,15 @@ func (c *Client) call(ctx context.Context, in request, out any) (uint64, error) 
 		return 0, unexpected(err)
 	}
 	return index, nil
+}
+
+// unanswered adds ErrUnreachable to the error of a request that got no answer,
+// unless the caller gave it up.
+func unanswered(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return err
+	}
+	return fmt.Errorf("%w: %w", ErrUnreachable, err)
 }
 
 func unexpected(err error) error { return fmt.Errorf("the agent's answer is not as expected: %w", err) }

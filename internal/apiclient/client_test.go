@@ -252,6 +252,20 @@ func TestCallEndsWithItsContext(t *testing.T) {
 	must.NoError(t, err)
 	_, _, err = client.Get(ctx, chat, apiclient.Block{Index: 1})
 	must.ErrorIs(t, err, context.Canceled)
+	must.False(t, errors.Is(err, apiclient.ErrUnreachable))
+}
+
+func TestUnreachable(t *testing.T) {
+	server := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
+		panic(http.ErrAbortHandler) // breaks the connection
+	}))
+	client, err := apiclient.New(server.URL, nil)
+	must.NoError(t, err)
+	_, _, err = client.Get(t.Context(), chat, apiclient.Block{})
+	must.ErrorIs(t, err, apiclient.ErrUnreachable, must.Sprint("a connection that breaks"))
+	server.Close()
+	_, _, err = client.Get(t.Context(), chat, apiclient.Block{})
+	must.ErrorIs(t, err, apiclient.ErrUnreachable, must.Sprint("nobody listens"))
 }
 
 func TestAddresses(t *testing.T) {

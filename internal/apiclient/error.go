@@ -2,6 +2,7 @@ package apiclient
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"strconv"
@@ -9,6 +10,11 @@ import (
 
 	"github.com/bivouac/bivouac/internal/httpapi/wire"
 )
+
+// ErrUnreachable is wrapped by the errors of requests that got no answer, other
+// than those whose context ended. A request that changes something may have
+// been carried out.
+var ErrUnreachable = errors.New("the server cannot be reached")
 
 // Error is an answer of the agent that is an error. Errors of other types say
 // that there was no answer, or none of an agent's.

@@ -72,18 +72,20 @@ func configCommand(t terminal) *command {
 
 func configValidateCommand(t terminal) *command {
 	c := newCommand(t, "config validate")
-	c.synopsis = "Check a configuration without starting anything"
+	c.synopsis = "Check a configuration"
 	c.about = `Reads files and options as the agent does, the job template included, and
-tells what is wrong with them. Neither Consul nor Nomad is asked.`
+tells what is wrong with them. Each plugin that has a block is started for a
+moment, and its configuration is checked against the schema that it declares.
+Neither Consul nor Nomad is asked.`
 	c.example = "$ bivouac config validate -config=/etc/bivouac.d"
 	var flags config.Flags
 	flags.Register(c.flags)
-	c.run = func(context.Context, []string) error {
+	c.run = func(ctx context.Context, _ []string) error {
 		settings, err := flags.Load()
 		if err != nil {
 			return err
 		}
-		if err := agent.Validate(settings); err != nil {
+		if err := agent.Validate(ctx, settings); err != nil {
 			return err
 		}
 		_, err = fmt.Fprintln(c.out, "The configuration is valid.")

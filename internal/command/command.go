@@ -5,7 +5,9 @@
 package command
 
 import (
+	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
@@ -23,12 +25,54 @@ import (
 	"github.com/bivouac/bivouac/internal/version"
 )
 
-// What the program exits with.
+// What the program exits with; exitCodes explains it.
 const (
-	exitDone      = 0
-	exitError     = 1
-	exitNotPlaced = 2 // there was no room for the sandbox
+	exitDone = iota
+	exitError
+	exitNotPlaced
+	exitNotFound
+	exitConflict
+	exitUnreachable
 )
+
+// exitCodes is part of the help of every command that calls the API.
+const exitCodes = `
+Exit codes:
+
+  0  done
+  1  any other error
+  2  there was no room for the sandbox
+  3  the chat has no session
+  4  conflict: the chat's session has other parameters, has expired, or its
+     sandbox does not run
+  5  no server answers at the address
+`
+
+// completionHelp follows the list of the commands.
+const completionHelp = `
+Run bivouac -autocomplete-install once to complete commands and options in
+bash, zsh and fish.`
+
+// exitCodeOf returns what the program exits with after an error.
+func exitCodeOf(err error) int {
+	if errors.Is(err, apiclient.ErrUnreachable) {
+		return exitUnreachable
+	}
+	e, ok := errors.AsType[*apiclient.Error](err)
+	if !ok {
+		return exitError
+	}
+	switch e.Code {
+	case wire.CodeNotPlaced:
+		return exitNotPlaced
+	case wire.CodeNotFound:
+		return exitNotFound
+	case wire.CodeConflict, wire.CodeExpired, wire.CodeNotRunning:
+		return exitConflict
+	default:
+		return exitError
+	}
+}
 
 // Main runs the program with the arguments of this process and returns what it
 // exits with.
@@ -43,7 +87,11 @@ func Main() int {
 		// Programs call these.
 		HiddenCommands: []string{"plugin-process"},
 
-		HelpFunc:    cli.BasicHelpFunc("bivouac"),
+		Autocomplete: true,
+
+		HelpFunc: func(all map[string]cli.CommandFactory) string {
+			return cli.BasicHelpFunc("bivouac")(all) + completionHelp
+		},
 		HelpWriter:  t.out,
 		ErrorWriter: t.err,
 	}
@@ -52,7 +100,7 @@ func Main() int {
 		t.tell("Error: %v", err)
 		return exitError
 	}
-	if code > exitNotPlaced {
+	if code > exitUnreachable {
 		return exitError // cli's own codes, for what it does not know
 	}
 	return code
@@ -100,6 +148,8 @@ type command struct {
 	about    string // what it does, in some sentences
 	example  string
 	flags    *flag.FlagSet
+	asJSON   bool                                           // print JSON, errors too; set by the flag of jsonFlag
+	calls    bool                                           // it calls the API, so its exit code tells what went wrong
 	run      func(ctx context.Context, args []string) error // nil for a group of commands
 }
 
@@ -125,6 +175,9 @@ func (c *command) Help() string {
 		c.flags.SetOutput(&b)
 		c.flags.PrintDefaults()
 		c.flags.SetOutput(io.Discard)
+	}
+	if c.calls {
+		b.WriteString(exitCodes)
 	}
 	return strings.TrimRight(b.String(), "\n")
 }
@@ -169,6 +222,10 @@ func (c *command) Run(typed []string) int {
 		}
 		return exitDone
 	}
+	if err != nil && (c.asJSON || slices.ContainsFunc(typed, asksForJSON)) {
+		c.tellJSON(err)
+		return exitError
+	}
 	if err != nil {
 		c.tell("Error: %v\nUsage: %s\nSee bivouac %s -help", err, c.usage(), c.name)
 		return exitError
@@ -208,13 +265,24 @@ func (c *command) parse(typed []string) ([]string, error) {
 	return args, nil
 }
 
+// asksForJSON finds the flag among arguments that could not be parsed.
+func asksForJSON(arg string) bool { return arg == "-json" || arg == "--json" }
+
 // fail tells what went wrong and returns what the program exits with.
 func (c *command) fail(err error) int {
-	e, ok := errors.AsType[*apiclient.Error](err)
-	if !ok {
+	switch e, ok := errors.AsType[*apiclient.Error](err); {
+	case c.asJSON:
+		c.tellJSON(err)
+	case ok:
+		c.tellAnswer(e)
+	default:
 		c.tell("Error: %v", err)
-		return exitError
 	}
+	return exitCodeOf(err)
+}
+
+// tellAnswer tells an error that the server answered.
+func (c *command) tellAnswer(e *apiclient.Error) {
 	c.tell("Error: %v", e)
 	if e.Session != nil {
 		c.tell("\nThe session that stands:")
@@ -226,8 +294,34 @@ func (c *command) fail(err error) int {
 	if e.RequestID != "" {
 		c.tell("Request %s", e.RequestID)
 	}
-	if e.Code == wire.CodeNotPlaced {
-		return exitNotPlaced
+}
+
+// The codes of errors that no server answered.
+const (
+	codeUnreachable wire.Code = "unreachable"
+	codeFailed      wire.Code = "failed"
+)
+
+// errorAnswer is an error as JSON: as the API has it, with the header
+// Retry-After in it.
+type errorAnswer struct {
+	wire.ErrorAnswer
+	RetryAfter int `json:"retry_after,omitempty"` // seconds
+}
+
+// tellJSON tells an error as one line of JSON.
+func (c *command) tellJSON(err error) {
+	answer := errorAnswer{}
+	answer.Error = wire.Error{Code: codeFailed, Message: err.Error()}
+	if errors.Is(err, apiclient.ErrUnreachable) {
+		answer.Error.Code = codeUnreachable
 	}
-	return exitError
+	if e, ok := errors.AsType[*apiclient.Error](err); ok {
+		answer.Error.Code = cmp.Or(e.Code, codeFailed)
+		answer.Error.Reason, answer.Error.RequestID = e.Reason, e.RequestID
+		answer.Session, answer.RetryAfter = e.Session, int(e.RetryAfter.Seconds())
+	}
+	e := json.NewEncoder(c.err)
+	e.SetEscapeHTML(false)
+	_ = e.Encode(answer) // as with tell
 }

@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -29,7 +31,7 @@ func newTerminal(t *testing.T, status int, answer string) (_ terminal, out, err 
 	return terminal{out: out, err: err, getenv: func(string) string { return agent.URL }}, out, err
 }
 
-func TestExitCodesOfCreate(t *testing.T) {
+func TestExitCodes(t *testing.T) {
 	for _, test := range []struct {
 		name   string
 		status int
@@ -39,6 +41,11 @@ func TestExitCodesOfCreate(t *testing.T) {
 	}{
 		{"created", 201, `{"result":"created","session":{"state":"running"}}`, exitDone, ""},
 		{"not placed", 503, `{"error":{"code":"not_placed","message":"no room"}}`, exitNotPlaced, "Error: no room\nIt may work in 30s.\n"},
+		{"not found", 404, `{"error":{"code":"not_found","message":"no session"}}`, exitNotFound, "Error: no session\n"},
+		{"conflict", 409, `{"error":{"code":"conflict","message":"agent_id differs"}}`, exitConflict, "Error: agent_id differs\n"},
+		{"expired", 409, `{"error":{"code":"expired","message":"it has expired"}}`, exitConflict, "Error: it has expired\n"},
+		{"not running", 409, `{"error":{"code":"not_running","message":"it is dead"}}`, exitConflict, "Error: it is dead\n"},
+		{"another path", 404, `{"error":{"code":"unknown_path","message":"no such path"}}`, exitError, "Error: no such path\n"},
 		{"not ready", 504, `{"error":{"code":"not_ready","message":"too slow"}}`, exitError, "Error: too slow\n"},
 		{"not an agent", 502, `<html>`, exitError, "Error: unexpected answer: 502 Bad Gateway\n"},
 	} {
@@ -48,6 +55,27 @@ func TestExitCodesOfCreate(t *testing.T) {
 			must.Eq(t, test.want, code)
 			must.StrContains(t, told.String(), test.told)
 			must.Eq(t, test.want == exitDone, out.Len() > 0)
+		})
+	}
+}
+
+func TestErrorsAsJSON(t *testing.T) {
+	for _, test := range []struct {
+		name   string
+		status int
+		answer string
+		want   string
+	}{
+		{"as the API has it", 503, `{"error":{"code":"not_placed","message":"no <room>"}}`,
+			`{"error":{"code":"not_placed","message":"no <room>","request_id":""},"retry_after":30}`},
+		{"of something else", 502, `<html>`,
+			`{"error":{"code":"failed","message":"unexpected answer: 502 Bad Gateway","request_id":""},"retry_after":30}`},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			terminal, out, told := newTerminal(t, test.status, test.answer)
+			sessionCreateCommand(terminal).Run([]string{"-json", "-agent-id=a", "-volume-host-path=/v", uuid.NewString()})
+			must.Eq(t, test.want+"\n", told.String())
+			must.Eq(t, 0, out.Len())
 		})
 	}
 }
@@ -93,14 +121,18 @@ func TestWatchTellsEachChangeOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		began := time.Now()
 		var told []change
-		err := watch(t.Context(), func(_ context.Context, index uint64) ([]wire.Session, uint64, error) {
-			next := looks[0]
-			looks = looks[1:]
-			return next.sessions, index + 1, next.err
-		}, func(c change) error {
-			told = append(told, c)
-			return nil
-		})
+		err := watcher{
+			look: func(_ context.Context, index uint64) ([]wire.Session, uint64, error) {
+				next := looks[0]
+				looks = looks[1:]
+				return next.sessions, index + 1, next.err
+			},
+			tell: func(c change) error {
+				told = append(told, c)
+				return nil
+			},
+			retrying: func(error, time.Duration) {},
+		}.watch(t.Context())
 		must.ErrorIs(t, err, over)
 		must.Len(t, 4, told)
 		must.Eq(t, first, *told[0].Session)
@@ -111,4 +143,71 @@ func TestWatchTellsEachChangeOnce(t *testing.T) {
 		must.Eq(t, chat, told[3].ChatID)
 		must.Eq(t, time.Minute, time.Since(began))
 	})
+}
+
+func TestWatchGoesOnWhenItsServerIsBack(t *testing.T) {
+	session := wire.Session{ChatID: uuid.New(), SessionID: uuid.New(), State: "running"}
+	down := fmt.Errorf("%w: refused", apiclient.ErrUnreachable)
+	broken := &apiclient.Error{Status: http.StatusBadGateway}
+
+	t.Run("it asks anew, with pauses that are bounded", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			var indexes []uint64
+			var pauses []time.Duration
+			tries := 0
+			err := watcher{
+				look: func(_ context.Context, index uint64) ([]wire.Session, uint64, error) {
+					indexes = append(indexes, index)
+					switch tries++; tries {
+					case 1:
+						return []wire.Session{session}, 7, nil
+					case 30:
+						cancel()
+						return nil, 0, ctx.Err()
+					case 3:
+						return nil, 0, broken
+					default:
+						return nil, 0, down
+					}
+				},
+				tell:     func(change) error { return nil },
+				retrying: func(_ error, pause time.Duration) { pauses = append(pauses, pause) },
+			}.watch(ctx)
+			must.NoError(t, err)
+			must.Len(t, 28, pauses)
+			for _, pause := range pauses {
+				must.Between(t, firstRetry/2, pause, 2*longestRetry)
+			}
+			must.Eq(t, []uint64{0, 7, 0, 0}, indexes[:4])
+		})
+	})
+	t.Run("but ends where there never was one", func(t *testing.T) {
+		err := watcher{
+			look: func(context.Context, uint64) ([]wire.Session, uint64, error) { return nil, 0, down },
+		}.watch(t.Context())
+		must.ErrorIs(t, err, apiclient.ErrUnreachable)
+	})
+	t.Run("and ends once the one session it is about is gone", func(t *testing.T) {
+		looks := [][]wire.Session{nil, {session}, nil}
+		told := 0
+		err := watcher{
+			look: func(context.Context, uint64) ([]wire.Session, uint64, error) {
+				next := looks[0]
+				looks = looks[1:]
+				return next, 1, nil
+			},
+			tell:      func(change) error { told++; return nil },
+			untilGone: true,
+		}.watch(t.Context())
+		must.NoError(t, err)
+		must.Eq(t, 2, told)
+	})
+}
+
+func TestLongTextsOfATableAreCutOff(t *testing.T) {
+	must.Eq(t, "a b", column("a\n\tb "))
+	must.Eq(t, strings.Repeat("ä", maxColumn), column(strings.Repeat("ä", maxColumn)))
+	must.Eq(t, strings.Repeat("ä", maxColumn-1)+"…", column(strings.Repeat("ä", maxColumn+1)))
 }

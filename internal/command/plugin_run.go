@@ -229,9 +229,9 @@ func (h hand) create(ctx context.Context, words []string) error {
 		spec.VolumeHostPath = volume
 	}
 	if len(words) > 1 {
-		chat, err := uuid.Parse(words[1])
+		chat, err := parseChatID(words[1])
 		if err != nil {
-			return fmt.Errorf("CHAT_ID %q is not a UUID", words[1])
+			return err
 		}
 		spec.ChatID = chat.String()
 	}

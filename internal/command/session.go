@@ -27,13 +27,14 @@ func clientFlags(c *command) func() (*apiclient.Client, error) {
 }
 
 func jsonFlag(c *command) *bool {
-	return c.flags.Bool("json", false, "Print JSON.")
+	c.flags.BoolVar(&c.asJSON, "json", false, "Print JSON. An error is printed to stderr as the API has it, on one line.")
+	return &c.asJSON
 }
 
 func parseChatID(text string) (uuid.UUID, error) {
 	id, err := uuid.Parse(text)
-	if err != nil {
-		return uuid.Nil, fmt.Errorf("CHAT_ID %q is not a UUID", text)
+	if err != nil || len(text) != len(id.String()) { // Parse knows other forms as well
+		return uuid.Nil, fmt.Errorf("CHAT_ID %q is not a UUID such as 8a1f6c2e-5c0f-4f0e-9d6b-0c6f6f0f8f11", text)
 	}
 	return id, nil
 }
@@ -42,6 +43,7 @@ func parseChatID(text string) (uuid.UUID, error) {
 // the first argument names, if there is one.
 func sessionCommandOf(t terminal, name string, flags func(c *command), call func(ctx context.Context, c *command, api *apiclient.Client, chat uuid.UUID) error) *command {
 	c := newCommand(t, name)
+	c.calls = true
 	client := clientFlags(c)
 	flags(c)
 	c.run = func(ctx context.Context, args []string) error {
@@ -79,8 +81,10 @@ func sessionCreateCommand(t terminal) *command {
 		asJSON = jsonFlag(c)
 	}, func(ctx context.Context, c *command, api *apiclient.Client, chat uuid.UUID) error {
 		began := time.Now()
-		in.Progress = func(stage runtime.Stage) {
-			c.tell("%8s  %s", time.Since(began).Round(time.Millisecond), stage)
+		if !*asJSON {
+			in.Progress = func(stage runtime.Stage) {
+				c.tell("%8s  %s", time.Since(began).Round(time.Millisecond), stage)
+			}
 		}
 		created, err := api.Create(ctx, chat, in)
 		if err != nil {
@@ -95,7 +99,7 @@ func sessionCreateCommand(t terminal) *command {
 	c.synopsis = "Give a chat its sandbox"
 	c.about = `Returns the chat's session once its sandbox answers: the one that stands, or
 a new one. While one waits, the stages of a start are shown as they are
-reached. Exits with 2 where there was no room for the sandbox.`
+reached, unless it prints JSON.`
 	c.example = `$ bivouac session create -agent-id=helper -volume-host-path=/srv/chats/1 \
     8a1f6c2e-5c0f-4f0e-9d6b-0c6f6f0f8f11`
 	return c
@@ -127,10 +131,13 @@ func sessionListCommand(t terminal) *command {
 	var asJSON *bool
 	c := sessionCommandOf(t, "session list", func(c *command) {
 		c.flags.StringVar(&in.AgentID, "agent-id", "", "Only sessions of the agent with this `ID`.")
-		c.flags.IntVar(&in.PerPage, "per-page", 0, "How many sessions to show, at most 1000. (default 100)")
+		c.flags.IntVar(&in.PerPage, "per-page", 100, fmt.Sprintf("How many sessions to show, 1 to %d.", apiclient.MaxPerPage))
 		c.flags.StringVar(&in.NextToken, "next-token", "", "`TOKEN` that a page before ended with.")
 		asJSON = jsonFlag(c)
 	}, func(ctx context.Context, c *command, api *apiclient.Client, _ uuid.UUID) error {
+		if in.PerPage < 1 || in.PerPage > apiclient.MaxPerPage {
+			return fmt.Errorf("-per-page is %d, and must be 1 to %d", in.PerPage, apiclient.MaxPerPage)
+		}
 		page, _, err := api.List(ctx, in)
 		if err != nil {
 			return err
@@ -142,12 +149,13 @@ func sessionListCommand(t terminal) *command {
 			return err
 		}
 		if page.NextToken != "" {
-			c.tell("There are more: add -next-token=%s", page.NextToken)
+			c.tell("There are more sessions. Show the next page with -next-token=%s", page.NextToken)
 		}
 		return nil
 	})
 	c.synopsis = "List sessions"
-	c.about = "Lists sessions as they are recorded, one page of them."
+	c.about = `Lists sessions as they are recorded, one page of them. Long values are cut
+off; -json shows them whole.`
 	c.example = "$ bivouac session list -agent-id=helper"
 	return c
 }

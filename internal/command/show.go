@@ -56,10 +56,10 @@ func sessionLines(s wire.Session) string {
 
 func showSessions(w io.Writer, sessions []wire.Session) error {
 	var b strings.Builder
-	b.WriteString("CHAT\tSTATE\tENDPOINT\tEXPIRES\tAGENT\tVOLUME\n")
+	b.WriteString("CHAT\tSESSION\tSTATE\tENDPOINT\tEXPIRES\tRUNTIME\tAGENT\tVOLUME\tREASON\n")
 	for _, s := range sessions {
-		fmt.Fprintf(&b, "%s\t%s\t%s\t%s\t%s\t%s\n",
-			s.ChatID, s.State, endpointOf(s), moment(s.ExpiresAt), s.AgentID, s.VolumeHostPath)
+		fmt.Fprintf(&b, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", s.ChatID, s.SessionID, s.State, endpointOf(s),
+			moment(s.ExpiresAt), s.Runtime, column(s.AgentID), column(s.VolumeHostPath), orDash(column(s.Reason)))
 	}
 	return showTable(w, b.String())
 }
@@ -87,6 +87,18 @@ func endpointOf(s wire.Session) string {
 		return "-"
 	}
 	return s.Endpoint.AddrPort().String()
+}
+
+// maxColumn is how many characters of a text stand in a table.
+const maxColumn = 48
+
+// column makes a text fit into a table: one line, and not too long.
+func column(text string) string {
+	text = strings.Join(strings.Fields(text), " ")
+	if short := []rune(text); len(short) > maxColumn {
+		return string(short[:maxColumn-1]) + "…"
+	}
+	return text
 }
 
 func orDash(text string) string {

@@ -6,10 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/http"
 	"slices"
 	"strings"
 	"time"
 
+	"github.com/cenkalti/backoff/v5"
 	"github.com/google/uuid"
 
 	"github.com/bivouac/bivouac/internal/apiclient"
@@ -23,22 +25,29 @@ func sessionWatchCommand(t terminal) *command {
 		c.flags.StringVar(&agentID, "agent-id", "", "Only sessions of the agent with this `ID`.")
 		asJSON = jsonFlag(c)
 	}, func(ctx context.Context, c *command, api *apiclient.Client, chat uuid.UUID) error {
-		look := lookAtAll(api, agentID)
-		if chat != uuid.Nil {
-			look = lookAtOne(api, chat)
-		}
-		return watch(ctx, look, func(change change) error {
+		w := watcher{look: lookAtAll(api, agentID), tell: func(change change) error {
 			if *asJSON {
 				return json.NewEncoder(c.out).Encode(change) // a line each
 			}
 			_, err := fmt.Fprintln(c.out, change)
 			return err
-		})
+		}, retrying: func(err error, pause time.Duration) {
+			if *asJSON {
+				c.tellJSON(err)
+				return
+			}
+			c.tell("Error: %v\nTrying again in %s.", err, pause)
+		}}
+		if chat != uuid.Nil {
+			w.look, w.untilGone = lookAtOne(api, chat), true
+		}
+		return w.watch(ctx)
 	})
 	c.args = "[CHAT_ID]"
 	c.synopsis = "Show sessions as they change"
 	c.about = `Shows the chat's session, or all sessions, and from then on a line for each
-change, until Ctrl-C.`
+change. It ends with Ctrl-C or, for one chat, once the chat's session is gone.
+If the server goes away, it says so and goes on once a server answers again.`
 	c.example = "$ bivouac session watch"
 	return c
 }
@@ -99,32 +108,80 @@ func lookAtAll(api *apiclient.Client, agentID string) look {
 	}
 }
 
-// watch tells each change until ctx ends. Where the agent says that waiting
-// helps, it waits and goes on.
-func watch(ctx context.Context, look look, tell func(change) error) error {
+// The pauses before a read that failed is repeated.
+const (
+	firstRetry   = time.Second
+	longestRetry = 15 * time.Second
+)
+
+// watcher tells how sessions change.
+type watcher struct {
+	look      look
+	tell      func(change) error
+	untilGone bool // end once nothing is left of what was there
+	// retrying is told why a read failed that is repeated after pause.
+	retrying func(err error, pause time.Duration)
+}
+
+// watch tells each change until ctx ends. A read that failed is repeated if the
+// server said that waiting helps, or if an earlier one succeeded.
+func (w watcher) watch(ctx context.Context) error {
+	pauses := backoff.NewExponentialBackOff()
+	pauses.InitialInterval, pauses.MaxInterval = firstRetry, longestRetry
 	var index uint64
 	known := map[uuid.UUID]wire.Session{}
+	connected := false
 	for ctx.Err() == nil {
-		sessions, next, err := look(ctx, index)
-		e, refused := errors.AsType[*apiclient.Error](err)
-		switch {
-		case err == nil:
-			index = next
-			for _, change := range changes(known, sessions, time.Now()) {
-				if err := tell(change); err != nil {
+		sessions, next, err := w.look(ctx, index)
+		if err == nil {
+			changed := changes(known, sessions, time.Now())
+			for _, change := range changed {
+				if err := w.tell(change); err != nil {
 					return err
 				}
 			}
-		case refused && e.RetryAfter > 0:
-			select {
-			case <-ctx.Done():
-			case <-time.After(e.RetryAfter):
+			if w.untilGone && len(changed) > 0 && len(known) == 0 {
+				return nil
 			}
-		case ctx.Err() == nil:
+			index, connected = next, true
+			pauses.Reset()
+			continue
+		}
+		if ctx.Err() != nil {
+			break
+		}
+		pause := retryAfter(err)
+		if pause == 0 && connected && mayPass(err) {
+			pause = pauses.NextBackOff().Round(time.Millisecond)
+		}
+		if pause == 0 {
 			return err
+		}
+		w.retrying(err, pause)
+		index = 0 // of the server that answers then, nothing is known
+		select {
+		case <-ctx.Done():
+		case <-time.After(pause):
 		}
 	}
 	return nil
+}
+
+// retryAfter returns how long the server asks to wait, 0 if it does not.
+func retryAfter(err error) time.Duration {
+	if e, ok := errors.AsType[*apiclient.Error](err); ok {
+		return e.RetryAfter
+	}
+	return 0
+}
+
+// mayPass says whether a read failed for a reason that passes by itself: there
+// is no server, or it or a proxy before it is in trouble.
+func mayPass(err error) bool {
+	if e, ok := errors.AsType[*apiclient.Error](err); ok {
+		return e.Status >= http.StatusInternalServerError
+	}
+	return errors.Is(err, apiclient.ErrUnreachable)
 }
 
 // changes brings known up to date and returns how it changed.

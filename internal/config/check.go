@@ -1,11 +1,13 @@
 package config
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"maps"
 	"net"
 	"net/netip"
+	"net/url"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -35,11 +37,7 @@ const (
 func (c *Config) check() error {
 	var errs []error
 	refuse := func(name, format string, args ...any) {
-		origin := c.origins[name]
-		if origin == "" {
-			origin = "default"
-		}
-		errs = append(errs, fmt.Errorf("%s: %s: %s", origin, name, fmt.Sprintf(format, args...)))
+		errs = append(errs, c.Wrong(name, fmt.Errorf(format, args...)))
 	}
 
 	if err := checkLoopback(c.HTTPAddr); err != nil {
@@ -85,7 +83,45 @@ func (c *Config) check() error {
 	if !slices.Contains(logLevels, c.LogLevel) {
 		refuse("log_level", "%q is none of %s", c.LogLevel, strings.Join(logLevels, ", "))
 	}
+	consul := c.Consul.Address
+	if consul != "" && !strings.Contains(consul, "://") {
+		consul = "http://" + consul // as its client does, and Nomad's does not
+	}
+	if !isAddress(consul) {
+		refuse("consul.address", "%q is not an address such as 127.0.0.1:8500, https://consul.example:8501 or unix:///run/consul.sock",
+			withoutPassword(c.Consul.Address))
+	}
+	if !isAddress(c.Nomad.Address) {
+		refuse("nomad.address", "%q is not an address such as http://127.0.0.1:4646, https://nomad.example:4646 or unix:///run/nomad.sock",
+			withoutPassword(c.Nomad.Address))
+	}
 	return errors.Join(errs...)
+}
+
+// Wrong returns an error about the value of a key, such as "ttl" or "plugin.x",
+// that says where it was set.
+func (c *Config) Wrong(name string, err error) error {
+	return fmt.Errorf("%s: %s: %w", cmp.Or(c.origins[name], "default"), name, err)
+}
+
+// isAddress says whether address is a URL of a server, or empty.
+func isAddress(address string) bool {
+	if address == "" {
+		return true
+	}
+	u, err := url.Parse(address)
+	if err != nil || u.RawQuery != "" || u.Fragment != "" {
+		return false
+	}
+	switch u.Scheme {
+	case "http", "https":
+		_, err := strconv.ParseUint(cmp.Or(u.Port(), "80"), 10, 16)
+		return err == nil && u.Hostname() != ""
+	case "unix":
+		return u.Host == "" && filepath.IsAbs(u.Path)
+	default:
+		return false
+	}
 }
 
 // checkDev refuses what is said of jobs where there are none.

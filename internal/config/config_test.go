@@ -1,6 +1,7 @@
 package config
 
 import (
+	"encoding/json"
 	"flag"
 	"io"
 	"os"
@@ -9,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hashicorp/hcl/v2"
+	"github.com/hashicorp/hcl/v2/hclsyntax"
 	"github.com/shoenig/test/must"
 )
 
@@ -252,7 +255,17 @@ func TestWrongFilesAreRefusedWithTheirLine(t *testing.T) {
 		{"a.hcl", "log_json = \"perhaps\"", `a.hcl:1: `},
 		{"a.hcl", "volume_roots = \"/srv\"", `a.hcl:1: `},
 		{"a.hcl", "volume_roots = [\"/srv/../etc\"]", `a.hcl:1: volume_roots: "/srv/../etc" is not an absolute, clean path`},
-		{"a.hcl", "job_vars = { a = [1] }", `a.hcl:1: `},
+		{"a.hcl", "job_vars = [1]", `a.hcl:1: `},
+		{"a.hcl", "\njob_vars = { a = null }", `a.hcl:2: Wrong value: job_vars: a: it is null`},
+		{"a.hcl", "plugin \"x\" {\n  path = \"/x\"\n  env = { a = [1] }\n}", `a.hcl:3: `},
+		{"a.hcl", "consul {\n  address = \"not a url\"\n}", `a.hcl:2: consul.address: "not a url" is not an address such as 127.0.0.1:8500`},
+		{"a.hcl", "consul {\n  address = \"ftp://x\"\n}", `a.hcl:2: consul.address: "ftp://x"`},
+		{"a.hcl", "consul {\n  address = \"x:99999\"\n}", `a.hcl:2: consul.address: "x:99999"`},
+		{"a.hcl", "consul {\n  address = \"http://u:secret@a b\"\n}", `a.hcl:2: consul.address: "redacted"`},
+		{"a.hcl", "\nnomad {\n  address = \"ftp://x\"\n}", `a.hcl:3: nomad.address: "ftp://x" is not an address such as http://127.0.0.1:4646`},
+		{"a.hcl", "nomad { address = \"localhost:4646\" }", `a.hcl:1: nomad.address: "localhost:4646"`},
+		{"a.hcl", "nomad { address = \"http://\" }", `a.hcl:1: nomad.address: "http://"`},
+		{"a.hcl", "nomad { address = \"unix://x\" }", `a.hcl:1: nomad.address: "unix://x"`},
 		{"a.hcl", "\nhttp_addr = \"0.0.0.0:4747\"", `a.hcl:2: http_addr: "0.0.0.0" is not a loopback address`},
 		{"a.hcl", "max_ttl = \"1m\"", `a.hcl:1: max_ttl: the ttl of 30m0s is over the max_ttl of 1m0s`},
 		{"a.hcl", "\n\nttl = \"48h\"", `a.hcl:3: ttl: the ttl of 48h0m0s is over the max_ttl of 24h0m0s`},
@@ -284,6 +297,79 @@ func TestWrongFilesAreRefusedWithTheirLine(t *testing.T) {
 			must.ErrorContains(t, err, filepath.Dir(path)+"/"+test.want)
 		})
 	}
+}
+
+func TestAddressesOfServers(t *testing.T) {
+	for _, address := range []string{"http://127.0.0.1:4646", "https://nomad.example", "http://[::1]:4646", "unix:///run/nomad.sock"} {
+		_, err := load(t, "-config", write(t, "a.hcl", `nomad { address = "`+address+`" }`))
+		must.NoError(t, err, must.Sprint(address))
+	}
+	for _, address := range []string{"127.0.0.1:8500", "consul", "[::1]:8500", "https://consul.example:8501", "unix:///run/consul.sock"} {
+		_, err := load(t, "-config", write(t, "a.hcl", `consul { address = "`+address+`" }`))
+		must.NoError(t, err, must.Sprint(address))
+	}
+}
+
+func TestJobVars(t *testing.T) {
+	const want = `{"args":["-v","x y"],"cpu":500,"privileged":true,"ratio":1.5,"labels":{"team":"a"},"nothing":[],"image":"x"}`
+	for name, text := range map[string]string{
+		"a.hcl": `job_vars = {
+			image      = "x"
+			args       = ["-v", "x y"]
+			cpu        = 500
+			ratio      = 1.5
+			privileged = true
+			labels     = { team = "a" }
+			nothing    = []
+		}`,
+		"a.json": `{"job_vars": ` + want + `}`,
+	} {
+		t.Run("are text, numbers, lists and maps in "+name, func(t *testing.T) {
+			c, err := load(t, "-config", write(t, name, text))
+			must.NoError(t, err)
+			must.Eq(t, map[string]string{
+				"image": "x", "args": `["-v","x y"]`, "cpu": "500", "ratio": "1.5", "privileged": "true", "labels": `{"team":"a"}`, "nothing": "[]",
+			}, c.JobVars)
+		})
+	}
+	t.Run("reach the template as they are, and -dev as well", func(t *testing.T) {
+		args := []string{"plain", "${NOMAD_PORT_http}", "%{ if x }", `\b \\ "quoted"`, "\b\f\n\t\u2028<&>", "ä€😀", "$"}
+		text, err := json.Marshal(map[string]any{"job_vars": map[string]any{"args": args}})
+		must.NoError(t, err)
+		c, err := load(t, "-config", write(t, "a.json", string(text)))
+		must.NoError(t, err)
+
+		expr, diags := hclsyntax.ParseExpression([]byte(c.JobVars["args"]), "value", hcl.InitialPos)
+		must.False(t, diags.HasErrors(), must.Sprint(diags))
+		value, diags := expr.Value(nil)
+		must.False(t, diags.HasErrors(), must.Sprint(diags))
+		var inHCL []string
+		for _, element := range value.AsValueSlice() {
+			inHCL = append(inHCL, element.AsString())
+		}
+		must.Eq(t, args, inHCL)
+
+		var inJSON []string
+		must.NoError(t, json.Unmarshal([]byte(c.JobVars["args"]), &inJSON))
+		must.Eq(t, args, inJSON)
+	})
+}
+
+func TestAFolderHoldsFilesThatAreNoneOfIts(t *testing.T) {
+	folder := t.TempDir()
+	must.NoError(t, os.WriteFile(filepath.Join(folder, "a.hcl"), []byte(`ttl = "10m"`), 0o600))
+	for _, name := range []string{".b.hcl", "a.hcl~", "#a.hcl#", ".a.hcl.swp"} {
+		must.NoError(t, os.WriteFile(filepath.Join(folder, name), []byte(`not HCL`), 0o600))
+	}
+	// as emacs leaves it beside a file that is being changed
+	must.NoError(t, os.Symlink("me@host.4711:1700000000", filepath.Join(folder, ".#a.hcl")))
+	c, err := load(t, "-config", folder)
+	must.NoError(t, err)
+	must.Eq(t, 10*time.Minute, c.TTL)
+
+	must.NoError(t, os.Symlink("nowhere", filepath.Join(folder, "b.hcl")))
+	_, err = load(t, "-config", folder)
+	must.ErrorContains(t, err, "b.hcl: no such file")
 }
 
 func TestAllMistakesAreToldAtOnce(t *testing.T) {

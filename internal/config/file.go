@@ -7,6 +7,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"time"
 
@@ -14,6 +15,9 @@ import (
 	"github.com/hashicorp/hcl/v2/gohcl"
 	"github.com/hashicorp/hcl/v2/hclsyntax"
 	"github.com/hashicorp/hcl/v2/json"
+	"github.com/zclconf/go-cty/cty"
+	"github.com/zclconf/go-cty/cty/convert"
+	ctyjson "github.com/zclconf/go-cty/cty/json"
 )
 
 // maxFile bounds a configuration file, in bytes.
@@ -21,7 +25,8 @@ const maxFile = 1 << 20
 
 // Read sets what the files say, in their order: of two that set the same key
 // the later one counts, except that job_vars are put together. In a folder the
-// files that end in .hcl or .json are read, by name. Errors name file and line.
+// files that end in .hcl or .json are read, by name, except those that begin with
+// a dot, such as the ones that editors leave. Errors name file and line.
 func (c *Config) Read(paths ...string) error {
 	var errs []error
 	for _, path := range paths {
@@ -49,7 +54,7 @@ func filesAt(path string) ([]string, error) {
 	var files []string
 	for _, entry := range entries {
 		ext := filepath.Ext(entry.Name())
-		if !entry.IsDir() && (ext == ".hcl" || ext == ".json") {
+		if !entry.IsDir() && (ext == ".hcl" || ext == ".json") && !strings.HasPrefix(entry.Name(), ".") {
 			files = append(files, filepath.Join(path, entry.Name()))
 		}
 	}
@@ -134,7 +139,7 @@ func (c *Config) decodeKeys(body hcl.Body, schema hcl.BodySchema, prefix string,
 		if !ok {
 			continue
 		}
-		diags = append(diags, setValue(k.target, attr)...)
+		diags = append(diags, setValue(k, attr)...)
 		c.setBy(prefix+k.name, position(attr.Range))
 	}
 	for _, block := range content.Blocks {
@@ -144,7 +149,7 @@ func (c *Config) decodeKeys(body hcl.Body, schema hcl.BodySchema, prefix string,
 }
 
 // setValue evaluates an attribute for a key's target.
-func setValue(target any, attr *hcl.Attribute) hcl.Diagnostics {
+func setValue(k key, attr *hcl.Attribute) hcl.Diagnostics {
 	value, diags := attr.Expr.Value(nil)
 	if diags.HasErrors() {
 		return diags
@@ -152,7 +157,7 @@ func setValue(target any, attr *hcl.Attribute) hcl.Diagnostics {
 	if value.IsNull() {
 		return wrong(attr, errors.New("it is null"))
 	}
-	switch target := target.(type) {
+	switch target := k.target.(type) {
 	case *time.Duration:
 		var text string
 		if diags := gohcl.DecodeExpression(attr.Expr, nil, &text); diags.HasErrors() {
@@ -162,8 +167,8 @@ func setValue(target any, attr *hcl.Attribute) hcl.Diagnostics {
 			return wrong(attr, err)
 		}
 	case *map[string]string:
-		var more map[string]string
-		if diags := gohcl.DecodeExpression(attr.Expr, nil, &more); diags.HasErrors() {
+		more, diags := texts(k, attr, value)
+		if diags.HasErrors() {
 			return diags
 		}
 		if *target == nil {
@@ -174,6 +179,63 @@ func setValue(target any, attr *hcl.Attribute) hcl.Diagnostics {
 		return gohcl.DecodeExpression(attr.Expr, nil, target)
 	}
 	return nil
+}
+
+// texts returns the values of a map as texts. Only those of job_vars may be lists
+// and maps.
+func texts(k key, attr *hcl.Attribute, value cty.Value) (map[string]string, hcl.Diagnostics) {
+	var all map[string]string
+	if k.name != "job_vars" || !value.Type().IsObjectType() {
+		diags := gohcl.DecodeExpression(attr.Expr, nil, &all)
+		return all, diags
+	}
+	all = map[string]string{}
+	for name, element := range value.AsValueMap() {
+		text, err := textOf(element)
+		if err != nil {
+			return nil, wrong(attr, fmt.Errorf("%s: %w", name, err))
+		}
+		all[name] = text
+	}
+	return all, nil
+}
+
+// textOf returns a value as a person would type it: a list or a map as an
+// expression that means the same in HCL and in JSON.
+func textOf(value cty.Value) (string, error) {
+	if value.IsNull() {
+		return "", errors.New("it is null")
+	}
+	if value.Type().IsPrimitiveType() {
+		text, err := convert.Convert(value, cty.String)
+		if err != nil {
+			return "", err
+		}
+		return text.AsString(), nil
+	}
+	text, err := ctyjson.SimpleJSONValue{Value: value}.MarshalJSON()
+	if err != nil {
+		return "", err
+	}
+	return asHCL(string(text)), nil
+}
+
+var jsonEscape = regexp.MustCompile(`\\.`)
+
+// asHCL writes JSON so that it is also an HCL expression of the same value: HCL
+// reads more than text from ${ and %{, and knows fewer escapes.
+func asHCL(text string) string {
+	text = jsonEscape.ReplaceAllStringFunc(text, func(escape string) string {
+		switch escape {
+		case `\b`:
+			return `\u0008`
+		case `\f`:
+			return `\u000c`
+		default:
+			return escape
+		}
+	})
+	return strings.NewReplacer("${", `\u0024{`, "%{", `\u0025{`).Replace(text)
 }
 
 func wrong(attr *hcl.Attribute, err error) hcl.Diagnostics {

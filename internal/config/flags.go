@@ -59,6 +59,9 @@ func (f *Flags) register(set *flag.FlagSet, wanted func(key) bool) {
 func described(k key) string {
 	switch target := k.target.(type) {
 	case *string:
+		if *target == "" {
+			return k.usage
+		}
 		return fmt.Sprintf("%s (default %s)", k.usage, *target)
 	case *time.Duration:
 		return fmt.Sprintf("%s (default %s)", k.usage, *target)

@@ -203,6 +203,41 @@ func TestPlugin_ThatCannotStartIsToldWithItsCause(t *testing.T) {
 	}
 }
 
+func TestPlugin_WhoseSocketHasNoRoomIsToldSo(t *testing.T) {
+	long := filepath.Join(t.TempDir(), strings.Repeat("long/", 20))
+	must.NoError(t, os.MkdirAll(long, 0o700))
+	t.Setenv("TMPDIR", long)
+	host, _ := run(t, quick, plays(t, "good"))
+	err := host.AwaitStart(t.Context())
+	must.ErrorContains(t, err, "the path of its socket, a file in "+long+"/plugin-dir")
+	must.ErrorContains(t, err, fmt.Sprintf("may have %d bytes at most: set TMPDIR to a folder with a shorter path", maxSocketPath))
+}
+
+func TestCheck_FindsWhatIsWrongWithAPlugin(t *testing.T) {
+	for _, test := range []struct {
+		name   string
+		change func(*Plugin)
+		want   string // empty: nothing is wrong
+	}{
+		{"nothing", func(*Plugin) {}, ""},
+		{"no file", func(p *Plugin) { p.Path = "/nowhere/plugin" }, "stat /nowhere/plugin: no such file or directory"},
+		{"another file", func(p *Plugin) { p.SHA256 = strings.Repeat("00", 32) }, "is not the configured sha256 0000"},
+		{"a configuration that the schema refuses", func(p *Plugin) { p.Config = []byte(`{"slotz":3}`) }, "slotz"},
+		{"no plugin", func(p *Plugin) { p.Env[role] = "exits at once" }, "exit status 3; it printed last: no engine here"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			p := plays(t, "good")
+			test.change(&p)
+			err := Check(t.Context(), Config{Logger: hclog.NewNullLogger()}, p)
+			if test.want == "" {
+				must.NoError(t, err)
+				return
+			}
+			must.ErrorContains(t, err, test.want)
+		})
+	}
+}
+
 func TestPlugin_ThatSaysNothingIsGivenUp(t *testing.T) {
 	limits := quick
 	limits.start = 200 * time.Millisecond

@@ -70,10 +70,7 @@ var errStartLimit = errors.New("the start took too long")
 
 // setUp brings a fresh process to where it can be asked for sandboxes.
 func (i *incarnation) setUp(ctx context.Context, p *plugin) error {
-	if err := i.meet(ctx, p); err != nil {
-		return err
-	}
-	if err := p.checkConfig(ctx, i.info); err != nil {
+	if err := i.examine(ctx, p); err != nil {
 		return err
 	}
 	err := i.driver.Configure(ctx, runtime.Config{Instance: p.instance, JSON: p.spec.Config})
@@ -81,6 +78,15 @@ func (i *incarnation) setUp(ctx context.Context, p *plugin) error {
 		return fmt.Errorf("configure: %w", err)
 	}
 	return nil
+}
+
+// examine meets a fresh process and holds its configuration against the schema
+// that it declares.
+func (i *incarnation) examine(ctx context.Context, p *plugin) error {
+	if err := i.meet(ctx, p); err != nil {
+		return err
+	}
+	return p.checkConfig(ctx, i.info)
 }
 
 // meet connects to a fresh process and asks it who it is.
@@ -121,7 +127,11 @@ func (i *incarnation) whyNot(ctx context.Context, err error) error {
 	}
 	select {
 	case <-i.process.exited:
-		return i.process.ended()
+		err := i.process.ended()
+		if socketErr := i.process.checkSocket(); socketErr != nil && !greeted {
+			err = fmt.Errorf("%w; %w", err, socketErr)
+		}
+		return err
 	default:
 		return err
 	}

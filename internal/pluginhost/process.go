@@ -33,6 +33,7 @@ type process struct {
 	launcher *launcher
 	output   *output
 	cmd      *exec.Cmd
+	sockets  string // the folder for its socket
 
 	stdoutRead, stderrRead *os.File
 	handshakeRead          *io.PipeReader // what go-plugin sees of stdout
@@ -67,7 +68,8 @@ func newProcess(spec Plugin, path string, l *launcher, out *output) *process {
 
 // runner is go-plugin's hook for starting a process. The command that it gets
 // holds the environment of the handshake and nothing else.
-func (p *process) runner(_ hclog.Logger, cmd *exec.Cmd, _ string) (runner.Runner, error) {
+func (p *process) runner(_ hclog.Logger, cmd *exec.Cmd, sockets string) (runner.Runner, error) {
+	p.sockets = sockets
 	p.cmd.Env = append(p.cmd.Env, cmd.Env...)
 	return p, nil
 }
@@ -173,6 +175,19 @@ func (p *process) kill() {
 		return
 	}
 	_ = p.cmd.Process.Kill() // it fails where the process has ended; collect sees to the group
+}
+
+// maxSocketPath is the longest path of a socket, without the zero that ends it.
+const maxSocketPath = len(syscall.RawSockaddrUnix{}.Path) - 1
+
+// checkSocket returns an error if the path of a socket, as go-plugin names it,
+// is longer than the kernel takes. One that a plugin names itself may be shorter.
+func (p *process) checkSocket() error {
+	if length := len(p.sockets) + len("/plugin0123456789"); length > maxSocketPath {
+		return fmt.Errorf("the path of its socket, a file in %s, may have %d bytes at most: set TMPDIR to a folder with a shorter path, such as /tmp",
+			p.sockets, maxSocketPath)
+	}
+	return nil
 }
 
 // ended says how the process ended, with what it printed last. It is good once

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"time"
 
@@ -190,6 +191,10 @@ func (l *launch) ready(ctx context.Context) (runtime.Sandbox, error) {
 	return sandbox, nil
 }
 
+// noSuchVolume is what a Docker engine says of a mount, before its path, if
+// there is no such path on the node.
+const noSuchVolume = "bind source path does not exist: "
+
 // failure says why the sandbox will not become ready, nil where it may.
 func (l *launch) failure(s state) error {
 	alloc := s.sandboxAlloc()
@@ -209,6 +214,9 @@ func (l *launch) failure(s state) error {
 		return nil
 	}
 	if state, why := l.driver.stateOf(s, alloc); state == runtime.StateDead || state == runtime.StateLost {
+		if strings.HasSuffix(why, noSuchVolume+l.spec.VolumeHostPath) {
+			return fmt.Errorf("nomad: %w: volume: %s", runtime.ErrInvalid, why)
+		}
 		return fmt.Errorf("nomad: %w: %s", runtime.ErrNotReady, why)
 	}
 	return nil

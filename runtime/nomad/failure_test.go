@@ -3,6 +3,7 @@ package nomad_test
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"io"
 	"net/http"
 	"os"
@@ -118,6 +119,33 @@ func TestCreate_tells_that_an_image_is_missing(t *testing.T) {
 	_, err := r.Create(patiently(t), newSpec(t, r), ignore)
 	must.ErrorIs(t, err, runtime.ErrNotReady)
 	must.ErrorContains(t, err, "no/such:image")
+}
+
+// The path of the volume is the caller's, so a missing one is the caller's mistake,
+// as it is for other runtimes. A template's own mounts are not.
+func TestCreate_tells_that_a_volume_is_missing(t *testing.T) {
+	image := stack.DockerForTest(t)
+	for _, tc := range []struct {
+		name, source string
+		is           error
+	}{
+		{"the volume", "session.volume_host_path", runtime.ErrInvalid},
+		{"another mount", `"/no/such/folder"`, runtime.ErrNotReady},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			r := openShared(t, templateOf(t, patience.String(), task("docker", fmt.Sprintf(`image = %q
+			mount {
+				type   = "bind"
+				source = %s
+				target = "/workspace"
+			}`, image, tc.source), "")))
+			spec := newSpec(t, r)
+			must.NoError(t, os.Remove(spec.VolumeHostPath))
+			_, err := r.Create(patiently(t), spec, ignore)
+			must.ErrorIs(t, err, tc.is)
+			must.ErrorContains(t, err, "bind source path does not exist: ")
+		})
+	}
 }
 
 // A sandbox that runs but does not answer is not waited for without end, and

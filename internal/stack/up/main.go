@@ -46,6 +46,11 @@ func main() {
 func run() (err error) {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
+	volume, user, err := makeVolume()
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(filepath.Dir(volume))) }()
 	fmt.Println("Starting Consul and Nomad. Where they have to be built first, that takes minutes.")
 	consul, nomad, err := startBoth(ctx)
 	defer func() {
@@ -63,11 +68,12 @@ func run() (err error) {
 	if err != nil {
 		return err
 	}
-	return serve(ctx, consul.Addr(), nomad.Addr())
+	return serve(ctx, consul.Addr(), nomad.Addr(), volume, user)
 }
 
-// serve builds Bivouac and runs it against Consul and Nomad at these addresses.
-func serve(ctx context.Context, consul, nomad string) error {
+// serve builds Bivouac and runs it against Consul and Nomad at these addresses,
+// for sandboxes with that volume and, in containers, that user.
+func serve(ctx context.Context, consul, nomad, volume, user string) error {
 	bin, err := filepath.Abs(bivouacPath)
 	if err != nil {
 		return err
@@ -75,7 +81,7 @@ func serve(ctx context.Context, consul, nomad string) error {
 	if err := stack.BuildBivouac(ctx, bin); err != nil {
 		return err
 	}
-	template, err := jobTemplate(ctx)
+	template, err := jobTemplate(ctx, user)
 	if err != nil {
 		return err
 	}
@@ -93,7 +99,9 @@ func serve(ctx context.Context, consul, nomad string) error {
 	}
 	addr := fmt.Sprintf("127.0.0.1:%d", port)
 
-	bivouac := exec.CommandContext(ctx, bin, append([]string{"agent", "-http-addr=" + addr}, template...)...)
+	bivouac := exec.CommandContext(ctx, bin, append([]string{
+		"agent", "-http-addr=" + addr, "-volume-root=" + filepath.Dir(volume),
+	}, template...)...)
 	bivouac.Env = append(os.Environ(), "CONSUL_HTTP_ADDR="+consul, "NOMAD_ADDR=http://"+nomad)
 	bivouac.Stdout, bivouac.Stderr = os.Stdout, os.Stderr
 	// Away from the terminal's Ctrl-C, which it would take twice: once from
@@ -113,7 +121,7 @@ func serve(ctx context.Context, consul, nomad string) error {
 	err = waitHealthy(alive, "http://"+addr)
 	switch {
 	case err == nil:
-		fmt.Printf(help, consul, nomad, addr, consulBin, nomadBin, strings.Join(template, " "))
+		fmt.Printf(help, consul, nomad, addr, volume, consulBin, nomadBin, strings.Join(template, " "), volume)
 	case alive.Err() == nil:
 		err = errors.Join(err, bivouac.Cancel())
 	}
@@ -146,15 +154,47 @@ func startBoth(ctx context.Context) (consul *stack.Consul, nomad *stack.Nomad, e
 	return consul, nomad, err
 }
 
+// nobody is the user of sandboxes if root runs this program.
+const nobody = 65534
+
+// makeVolume makes a folder to give to a sandbox, alone in another one, and
+// returns it with the user, as UID:GID, that owns it: the one who runs this
+// program, unless that is root.
+func makeVolume() (volume, user string, err error) {
+	root, err := os.MkdirTemp("", "bivouac-volumes-")
+	if err != nil {
+		return "", "", err
+	}
+	volume = filepath.Join(root, "demo")
+	uid, gid := os.Getuid(), os.Getgid()
+	if uid == 0 {
+		uid, gid = nobody, nobody
+	}
+	const text = "This folder is the volume of the sandbox that make stack offers to make.\n"
+	err = os.Mkdir(volume, 0o700)
+	if err == nil {
+		err = os.WriteFile(filepath.Join(volume, "README"), []byte(text), 0o600)
+	}
+	for _, path := range []string{filepath.Join(volume, "README"), volume} {
+		if err == nil {
+			err = os.Chown(path, uid, gid)
+		}
+	}
+	if err != nil {
+		return "", "", errors.Join(err, os.RemoveAll(root))
+	}
+	return volume, fmt.Sprintf("%d:%d", uid, gid), nil
+}
+
 // jobTemplate returns the flags for sandboxes in containers where an engine
-// answers, and as plain processes elsewhere.
-func jobTemplate(ctx context.Context) ([]string, error) {
+// answers, and as plain processes elsewhere. In a container they run as user.
+func jobTemplate(ctx context.Context, user string) ([]string, error) {
 	if err := stack.DockerEngine(ctx); err != nil {
 		fmt.Println("Sandboxes will be plain processes:", err)
 		return []string{"-job-template=raw_exec"}, nil
 	}
 	image, err := stack.DemoImage(ctx)
-	return []string{"-job-template=docker", "-job-var=image=" + image}, err
+	return []string{"-job-template=docker", "-job-var=image=" + image, "-job-var=user=" + user}, err
 }
 
 // waitHealthy waits until the agent says that it can serve.
@@ -191,22 +231,24 @@ func healthy(ctx context.Context, url string) error {
 	return errors.Join(err, res.Body.Close())
 }
 
-// help is printed with addresses of Consul, Nomad and Bivouac, the paths of the
-// first two, and the flags that say what a sandbox is.
+// help is printed with addresses of Consul, Nomad and Bivouac, the volume, the
+// paths of the first two, the flags that say what a sandbox is, and the volume
+// once more.
 const help = `
 Bivouac runs on a real Consul and a real Nomad. In another terminal:
 
   export CONSUL_HTTP_ADDR=%s NOMAD_ADDR=http://%s BIVOUAC_ADDR=http://%s
 
   curl -X PUT -H 'Content-Type: application/json' \
-    -d "{\"agent_id\":\"agent-1\",\"volume_host_path\":\"$PWD\"}" \
+    -d '{"agent_id":"agent-1","volume_host_path":"%s"}' \
     $BIVOUAC_ADDR/v1/sessions/4b825dc6-42cb-4e8b-a6e0-0123456789ab
 
   bin/bivouac session list
   %s kv get -recurse
   %s job status
 
-The first answers with the endpoint of a sandbox (%s),
-the others show it and what it stands on. Ctrl-C stops all of it.
+The first answers with the endpoint of a sandbox (%s).
+Its volume is %s, which is removed at the end.
+The others show it and what it stands on. Ctrl-C stops all of it.
 
 `
