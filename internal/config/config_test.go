@@ -252,6 +252,8 @@ func TestWrongFilesAreRefusedWithTheirLine(t *testing.T) {
 		{"a.hcl", "log_json = \"perhaps\"", `a.hcl:1: `},
 		{"a.hcl", "volume_roots = \"/srv\"", `a.hcl:1: `},
 		{"a.hcl", "volume_roots = [\"/srv/../etc\"]", `a.hcl:1: volume_roots: "/srv/../etc" is not an absolute, clean path`},
+		{"a.hcl", "volume_roots = [\"/srv\", \"/srv/a\"]", `a.hcl:1: volume_roots: "/srv/a" is inside the volume root "/srv"`},
+		{"a.hcl", "volume_roots = [\"/\", \"/srv\"]", `a.hcl:1: volume_roots: "/srv" is inside the volume root "/"`},
 		{"a.hcl", "job_vars = { a = [1] }", `a.hcl:1: `},
 		{"a.hcl", "\nhttp_addr = \"0.0.0.0:4747\"", `a.hcl:2: http_addr: "0.0.0.0" is not a loopback address`},
 		{"a.hcl", "max_ttl = \"1m\"", `a.hcl:1: max_ttl: the ttl of 30m0s is over the max_ttl of 1m0s`},
