@@ -175,7 +175,7 @@ func (d *Driver) startGated(ctx context.Context, r record) (*exec.Cmd, *os.File,
 	// The sandbox does not end with the request that made it.
 	cmd := exec.CommandContext(context.WithoutCancel(ctx), "/bin/sh", append([]string{"-c", gate, "sh"}, d.command...)...)
 	cmd.Dir = r.Spec.VolumeHostPath
-	cmd.Env = environment(r)
+	cmd.Env = append(environment(r), d.mark(r.Spec.SessionID))
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = wait, output, output
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := cmd.Start(); err != nil {

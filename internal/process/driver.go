@@ -1,7 +1,8 @@
 // Package process is a runtime driver that runs each sandbox as a process of
-// this machine. It is for trying Bivouac out: a sandbox is not confined, and it
-// is stopped by stopping its process group, so a process that leaves the group
-// also leaves the driver's sight.
+// this machine. It is for trying Bivouac out: a sandbox is not confined. Its
+// processes are found by their process group, their parents, and a variable in
+// their environment; macOS does not show environments. One that gets rid of all
+// that applies is not found, and outlives its sandbox.
 //
 // What the driver knows stands in a folder, one file for each sandbox, written
 // before and after each step. A driver that is opened on the folder of one that

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -157,6 +158,79 @@ func TestStopEndsTheWholeGroup(t *testing.T) {
 
 	must.NoError(t, d.Stop(t.Context(), spec.SessionID))
 	must.SliceEmpty(t, processesOf(spec.SessionID))
+}
+
+func TestProcessesThatLeftTheGroup(t *testing.T) {
+	if _, err := os.Stat("/proc/self/environ"); err != nil {
+		t.Skip("this system does not show what a process was given")
+	}
+	for name, script := range map[string]string{
+		"one in a session of its own":                     `setsid sleep 600 & `,
+		"one that its parent has left behind":             `(setsid sleep 600 &) ; `,
+		"one that has cleared its environment":            `env -i setsid sleep 600 & `,
+		"one that ignores SIGTERM":                        `setsid sh -c 'trap "" TERM; while :; do sleep 600; done' & `,
+		"the child of one, which cleared its environment": `setsid sh -c 'env -i sleep 600; :' & `,
+	} {
+		t.Run(name, func(t *testing.T) {
+			for _, test := range []struct {
+				name string
+				end  func(*testing.T, *Driver, runtime.Sandbox)
+			}{
+				{"ends with a Stop", func(t *testing.T, d *Driver, s runtime.Sandbox) {
+					must.NoError(t, d.Stop(t.Context(), s.SessionID))
+				}},
+				{"ends with a Stop by the next driver", func(t *testing.T, d *Driver, s runtime.Sandbox) {
+					must.NoError(t, d.Close())
+					must.NoError(t, openDriver(t, d.dir).Stop(t.Context(), s.SessionID))
+				}},
+				{"ends when the sandbox's first process does", func(t *testing.T, d *Driver, s runtime.Sandbox) {
+					pid, err := strconv.Atoi(s.ContainerID)
+					must.NoError(t, err)
+					must.NoError(t, syscall.Kill(pid, syscall.SIGKILL))
+					must.Wait(t, wait.InitialSuccess(wait.Gap(time.Millisecond), wait.Timeout(10*time.Second), wait.BoolFunc(func() bool {
+						found, err := d.Inspect(t.Context(), s.SessionID)
+						return err == nil && found.State == runtime.StateDead
+					})))
+				}},
+			} {
+				t.Run(test.name, func(t *testing.T) {
+					if strings.Contains(name, "cleared") && strings.Contains(test.name, "first process") {
+						t.Skip("nothing ties it to the sandbox any more once its parent has ended")
+					}
+					d := openDriver(t, t.TempDir(), "/bin/sh", "-c", script+" exec "+os.Args[0])
+					d.grace = 50 * time.Millisecond
+					spec := runtime.Spec{SessionID: uuid.NewString(), VolumeHostPath: t.TempDir()}
+					made, err := d.Create(t.Context(), spec, ignore)
+					must.NoError(t, err)
+					pid, err := strconv.Atoi(made.ContainerID)
+					must.NoError(t, err)
+					before := awaitEscape(t, pid, d.mark(spec.SessionID))
+
+					test.end(t, d, made)
+					for _, m := range before {
+						now, runs := statOf(m.pid)
+						must.False(t, runs && now.start == m.start, must.Sprint("process", m.pid, "still runs"))
+					}
+				})
+			}
+		})
+	}
+}
+
+// awaitEscape waits until a process of the sandbox sleeps outside of its group,
+// and returns all that the sandbox has.
+func awaitEscape(t *testing.T, leader int, mark string) []member {
+	t.Helper()
+	var all []member
+	must.Wait(t, wait.InitialSuccess(wait.Gap(time.Millisecond), wait.Timeout(10*time.Second), wait.BoolFunc(func() bool {
+		all = members(leader, true, mark)
+		return slices.ContainsFunc(all, func(m member) bool {
+			s, runs := statOf(m.pid)
+			name, err := os.ReadFile("/proc/" + strconv.Itoa(m.pid) + "/comm")
+			return runs && err == nil && s.group != leader && strings.TrimSpace(string(name)) == "sleep"
+		})
+	})))
+	return all
 }
 
 func TestChildrenEndWithTheLeader(t *testing.T) {
