@@ -366,6 +366,93 @@ func TestADamagedRecordIsNamed(t *testing.T) {
 	must.ErrorContains(t, err, path)
 }
 
+func TestAFolderThatOthersCanWriteToIsRefused(t *testing.T) {
+	open := func(dir string) error {
+		d, err := New(Config{Dir: dir, Command: []string{"true"}, Logger: hclog.NewNullLogger()})
+		if err == nil {
+			must.NoError(t, d.Close())
+		}
+		return err
+	}
+	for name, test := range map[string]struct {
+		make func(t *testing.T, dir string)
+		want string
+	}{
+		"one that anybody can write to":   {func(t *testing.T, dir string) { must.NoError(t, os.Chmod(dir, 0o777)) }, "others can write to"}, //nolint:gosec // as somebody careless does
+		"one that its group can write to": {func(t *testing.T, dir string) { must.NoError(t, os.Chmod(dir, 0o770)) }, "others can write to"}, //nolint:gosec // as above
+		"a symbolic link": {func(t *testing.T, dir string) {
+			must.NoError(t, os.RemoveAll(dir))
+			must.NoError(t, os.Symlink(t.TempDir(), dir))
+		}, "not a directory"},
+		"one of another user": {func(t *testing.T, dir string) {
+			if os.Geteuid() != 0 {
+				t.Skip("only root can give a folder away")
+			}
+			must.NoError(t, os.Chown(dir, 65534, 65534))
+		}, "belongs to another user"},
+		"one with a record that anybody can write to": {func(t *testing.T, dir string) {
+			record := filepath.Join(dir, uuid.NewString()+recordExt)
+			must.NoError(t, os.WriteFile(record, []byte("{}"), 0o600))
+			must.NoError(t, os.Chmod(record, 0o666)) //nolint:gosec // as above
+		}, "others can write to"},
+		"one with a record that is a symbolic link": {func(t *testing.T, dir string) {
+			must.NoError(t, os.Symlink("/dev/null", filepath.Join(dir, uuid.NewString()+recordExt)))
+		}, "not a regular file"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := filepath.Join(t.TempDir(), "sandboxes")
+			must.NoError(t, os.Mkdir(dir, 0o700))
+			must.NoError(t, open(dir))
+			test.make(t, dir)
+			must.ErrorContains(t, open(dir), test.want)
+		})
+	}
+}
+
+func TestAFolderKeepsItsFilesWhenItsPathIsTaken(t *testing.T) {
+	// Given a driver whose folder somebody has replaced by a link to another one.
+	dir, other := filepath.Join(t.TempDir(), "sandboxes"), t.TempDir()
+	d := openDriver(t, dir)
+	must.NoError(t, os.Rename(dir, dir+".moved"))
+	must.NoError(t, os.Symlink(other, dir))
+
+	// When it makes a sandbox, then nothing is written through the link.
+	spec := newSpec(t, d)
+	_, err := d.Create(t.Context(), spec, ignore)
+	must.NoError(t, err)
+	files, err := os.ReadDir(other)
+	must.NoError(t, err)
+	must.SliceEmpty(t, files)
+}
+
+func TestCreateFollowsNoLinkOutOfAVolumeRoot(t *testing.T) {
+	// Given a root with a folder and links, which is itself reached by a link.
+	target, outside := t.TempDir(), t.TempDir()
+	root := filepath.Join(t.TempDir(), "root")
+	must.NoError(t, os.Symlink(target, root))
+	must.NoError(t, os.MkdirAll(filepath.Join(target, "own", "deep"), 0o700))
+	for name, to := range map[string]string{"host": "/", "outside": outside, "self": target, "deeper": filepath.Join(target, "own", "deep")} {
+		must.NoError(t, os.Symlink(to, filepath.Join(target, name)))
+	}
+	d, err := New(Config{Dir: t.TempDir(), Command: []string{os.Args[0]}, VolumeRoots: []string{root}, Logger: hclog.NewNullLogger()})
+	must.NoError(t, err)
+	t.Cleanup(func() { must.NoError(t, d.Close()) })
+
+	for name, allowed := range map[string]bool{"own": true, "host": false, "outside": false, "self": false, "deeper": false} {
+		t.Run(name, func(t *testing.T) {
+			spec := newSpec(t, d)
+			spec.VolumeHostPath = filepath.Join(root, name)
+			_, err := d.Create(t.Context(), spec, ignore)
+			if allowed {
+				must.NoError(t, err)
+				return
+			}
+			must.ErrorIs(t, err, runtime.ErrInvalid)
+			must.ErrorContains(t, err, "not directly below a volume root")
+		})
+	}
+}
+
 func TestDeletedIDsAreForgottenInTime(t *testing.T) {
 	// Given two session IDs, one deleted just now and one long ago.
 	dir := t.TempDir()

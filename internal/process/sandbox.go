@@ -2,6 +2,7 @@ package process
 
 import (
 	"context"
+	"errors"
 	"os"
 	"os/exec"
 	"strconv"
@@ -138,12 +139,15 @@ func (d *Driver) tendAdopted(sb *sandbox) {
 // cutLog empties a log that grew too long. The sandbox appends, so it goes on at
 // the beginning.
 func (d *Driver) cutLog(sessionID string) {
-	path := d.path(sessionID, logExt)
-	info, err := os.Stat(path)
-	if err != nil || info.Size() <= maxLog {
-		return // it was deleted meanwhile, or is short
+	log, err := d.folder.OpenFile(sessionID+logExt, os.O_WRONLY, 0)
+	if err != nil {
+		return // it was deleted meanwhile
 	}
-	if err := os.Truncate(path, 0); err != nil && !os.IsNotExist(err) {
+	info, err := log.Stat()
+	if err == nil && info.Size() > maxLog {
+		err = log.Truncate(0)
+	}
+	if err = errors.Join(err, log.Close()); err != nil {
 		d.log.Warn("sandbox_log_not_cut", "session_id", sessionID, "error", err)
 	}
 }
@@ -151,7 +155,7 @@ func (d *Driver) cutLog(sessionID string) {
 // lastWords is the last line of the sandbox's log, for an error message. It is
 // empty where there is none.
 func (d *Driver) lastWords(sessionID string) string {
-	text, err := os.ReadFile(d.path(sessionID, logExt))
+	text, err := d.folder.ReadFile(sessionID + logExt)
 	if err != nil {
 		return ""
 	}
