@@ -18,6 +18,7 @@ import (
 
 	"github.com/hashicorp/cli"
 
+	"github.com/bivouac/bivouac/internal/agent"
 	"github.com/bivouac/bivouac/internal/apiclient"
 	"github.com/bivouac/bivouac/internal/httpapi/wire"
 	"github.com/bivouac/bivouac/internal/version"
@@ -41,7 +42,7 @@ func Main() int {
 		Commands: commands(t),
 
 		// Programs call these.
-		HiddenCommands: []string{"plugin-process"},
+		HiddenCommands: []string{"plugin-process", agent.DevCleanup},
 
 		HelpFunc:    cli.BasicHelpFunc("bivouac"),
 		HelpWriter:  t.out,
@@ -84,6 +85,7 @@ func commands(t terminal) map[string]cli.CommandFactory {
 		versionCommand(t),
 		demoSandboxCommand(t),
 		pluginProcessCommand(t),
+		devCleanupCommand(t),
 	} {
 		all[c.name] = func() (cli.Command, error) { return c, nil }
 	}
