@@ -3,6 +3,7 @@ package process
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"path/filepath"
 
@@ -55,6 +56,11 @@ func (p *Plugin) Configure(_ context.Context, given runtime.Config) error {
 	})
 	if err != nil {
 		return fmt.Errorf("%w: %w", runtime.ErrInvalid, err)
+	}
+	if given.DropMarks {
+		if err := d.dropMarks(); err != nil {
+			return errors.Join(err, d.Close())
+		}
 	}
 	p.Driver = d
 	return nil

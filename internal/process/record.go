@@ -179,3 +179,14 @@ func (d *Driver) sweep(now time.Time) error {
 	}
 	return nil
 }
+
+// dropMarks forgets all session IDs that were deleted.
+func (d *Driver) dropMarks() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	now := time.Now()
+	for id := range d.gone {
+		d.gone[id] = now.Add(-goneFor)
+	}
+	return d.sweep(now)
+}
