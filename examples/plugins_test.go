@@ -20,6 +20,7 @@ import (
 	"github.com/bivouac/bivouac/internal/stack"
 	"github.com/bivouac/bivouac/runtime"
 	"github.com/bivouac/bivouac/runtime/conformance"
+	"github.com/bivouac/bivouac/runtime/plugin"
 )
 
 func TestMain(m *testing.M) { os.Exit(stack.Main(m)) }
@@ -32,6 +33,8 @@ type example struct {
 	// ended, and runs what of that is a sandbox of its own.
 	left func(ctx context.Context, sessionID string) ([]string, error)
 	runs func(ctx context.Context, sessionID string) ([]string, error)
+	// marks names the marks of used session IDs.
+	marks func(t *testing.T, bivouac string) []string
 }
 
 // The Bivouacs that the tests are.
@@ -43,6 +46,7 @@ func TestPluginDocker(t *testing.T) {
 	t.Run("conforms", e.conforms)
 	t.Run("is killed in creates", e.isKilledInCreates)
 	t.Run("is hung in a create", e.isHungInACreate)
+	t.Run("drops its marks", e.dropsItsMarks)
 }
 
 func TestPluginBubblewrap(t *testing.T) {
@@ -54,6 +58,7 @@ func TestPluginBubblewrap(t *testing.T) {
 	t.Run("conforms", e.conforms)
 	t.Run("is killed in creates", e.isKilledInCreates)
 	t.Run("is hung in a create", e.isHungInACreate)
+	t.Run("drops its marks", e.dropsItsMarks)
 	t.Run("refuses an open folder", e.refusesAnOpenFolder)
 	config["network"] = true
 	e = ofProcesses(t, e.plugin, bivouac, config)
@@ -71,7 +76,32 @@ func TestPluginPython(t *testing.T) {
 	t.Run("conforms", e.conforms)
 	t.Run("is killed in creates", e.isKilledInCreates)
 	t.Run("is hung in a create", e.isHungInACreate)
+	t.Run("drops its marks", e.dropsItsMarks)
 	t.Run("refuses an open folder", e.refusesAnOpenFolder)
+}
+
+// dropsItsMarks: given marks of used session IDs, they stay while a plugin runs
+// that is told nothing, and none is left once one was told to drop them.
+func (e example) dropsItsMarks(t *testing.T) {
+	for _, bivouac := range []string{instance, otherInstance} {
+		p := start(t, e.plugin, bivouac)
+		must.NoError(t, p.driver.Delete(t.Context(), newSpec("").SessionID))
+		listAll(t, p.driver)
+		must.SliceNotEmpty(t, e.marks(t, bivouac))
+		p.end()
+
+		told := e.plugin
+		told.Env = map[string]string{plugin.DropMarksKey: "1"}
+		listAll(t, start(t, told, bivouac).driver)
+		must.SliceEmpty(t, e.marks(t, bivouac))
+	}
+}
+
+func listAll(t *testing.T, driver runtime.Driver) {
+	t.Helper()
+	for _, err := range driver.List(t.Context()) {
+		must.NoError(t, err)
+	}
 }
 
 // refusesAnOpenFolder: records that anybody can write are not relied on.
@@ -113,13 +143,6 @@ func (e example) conforms(t *testing.T) {
 // docker is the example whose sandboxes are containers.
 func docker(t *testing.T) example {
 	image := stack.DockerForTest(t)
-	t.Cleanup(func() { // the marks that would go after an hour
-		for _, bivouac := range []string{instance, otherInstance} {
-			if marks := strings.Fields(output(t, "docker", "volume", "ls", "--quiet", "--filter=label=bivouac.instance="+bivouac)); len(marks) > 0 {
-				output(t, "docker", append([]string{"volume", "rm"}, marks...)...)
-			}
-		}
-	})
 	containers := func(ctx context.Context, sessionID string) ([]string, error) {
 		out, err := exec.CommandContext(ctx, "docker", "ps", "--all", "--quiet", "--filter=label=bivouac.session_id="+sessionID).Output()
 		return strings.Fields(string(out)), err
@@ -134,6 +157,10 @@ func docker(t *testing.T) example {
 		},
 		left: containers,
 		runs: containers,
+		marks: func(t *testing.T, bivouac string) []string {
+			t.Helper()
+			return strings.Fields(output(t, "docker", "volume", "ls", "--quiet", "--filter=label=bivouac.instance="+bivouac))
+		},
 	}
 }
 
@@ -165,6 +192,12 @@ func ofProcesses(t *testing.T, plugin pluginhost.Plugin, program string, config 
 		},
 		runs: func(_ context.Context, sessionID string) ([]string, error) {
 			return processesOf(sessionID, program), nil
+		},
+		marks: func(t *testing.T, bivouac string) []string {
+			t.Helper()
+			files, err := filepath.Glob(filepath.Join(state, bivouac, "*"))
+			must.NoError(t, err)
+			return files
 		},
 	}
 }

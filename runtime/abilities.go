@@ -105,6 +105,11 @@ type Config struct {
 	Instance string
 	// JSON is an object that fits the driver's ConfigSchema, "{}" at least.
 	JSON json.RawMessage
+	// DropMarks says that no earlier call of this instance is under way any
+	// more. The driver may then remove all that marks session IDs as used, as it
+	// otherwise does an hour after the Delete. "bivouac plugin verify" says so
+	// when it is done, so that nothing is left of it.
+	DropMarks bool
 }
 
 // LogReader is implemented by drivers that keep what a sandbox prints.

@@ -82,8 +82,12 @@ func checkAgentID(id string) error {
 	return nil
 }
 
-// checkVolumeHostPath looks at the name alone: the path is one of the machine
-// that will run the sandbox, which need not be this one.
+// checkVolumeHostPath checks the name of a volume, and nothing else: the path is
+// one of the machine that will run the sandbox, which need not be this one.
+//
+// If there are roots, a volume is directly below one of them. No sandbox can then
+// write to the parent of a volume, to put a symbolic link where another session
+// expects its own folder, and no volume is inside another.
 func checkVolumeHostPath(p string, roots []string) error {
 	const field = "volume_host_path"
 	switch {
@@ -102,15 +106,10 @@ func checkVolumeHostPath(p string, roots []string) error {
 	case path.Clean(p) != p:
 		return invalid(field, "is not clean: it has '.', '..', a double or a trailing slash")
 	}
-	if len(roots) == 0 {
-		return nil
+	if len(roots) > 0 && (p == "/" || !slices.Contains(roots, path.Dir(p))) {
+		return invalid(field, "is not directly below a volume root: it must be ROOT/NAME, where ROOT is one of "+strings.Join(roots, ", "))
 	}
-	for _, root := range roots {
-		if p == root || root == "/" || strings.HasPrefix(p, root+"/") {
-			return nil
-		}
-	}
-	return invalid(field, "is outside the volume roots of this Bivouac")
+	return nil
 }
 
 func invalid(field, why string) error {

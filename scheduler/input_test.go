@@ -64,11 +64,14 @@ func TestCreate_input(t *testing.T) {
 		{"a volume with a newline", volume("/data/a\n"), nil, "volume_host_path"},
 		{"a volume that is not UTF-8", volume("/data/\xff"), nil, "volume_host_path"},
 
-		{"a volume at a root", volume("/data"), []string{"/srv", "/data"}, ""},
-		{"a volume below a root", volume("/data/a/b"), []string{"/srv", "/data"}, ""},
+		{"a volume directly below a root", volume("/data/a"), []string{"/srv", "/data"}, ""},
+		{"a volume that is a root", volume("/data"), []string{"/srv", "/data"}, "volume_host_path"},
+		{"a volume that may be inside another volume", volume("/data/a/b"), []string{"/srv", "/data"}, "volume_host_path"},
 		{"a volume beside a root whose name it begins with", volume("/database"), []string{"/srv", "/data"}, "volume_host_path"},
 		{"a volume above a root", volume("/"), []string{"/srv", "/data"}, "volume_host_path"},
-		{"any volume, with / as root", volume("/etc"), []string{"/"}, ""},
+		{"a volume directly below the root /", volume("/etc"), []string{"/"}, ""},
+		{"a volume deeper below the root /", volume("/etc/a"), []string{"/"}, "volume_host_path"},
+		{"the root / itself", volume("/"), []string{"/"}, "volume_host_path"},
 
 		{"a runtime that this Bivouac has", with(func(c *scheduler.CreateCommand) { c.Runtime = "fake" }), nil, ""},
 		{"a runtime that nobody has", with(func(c *scheduler.CreateCommand) { c.Runtime = "other" }), nil, "runtime"},

@@ -61,7 +61,7 @@ type Config struct {
 	TTL             time.Duration // of a session whose create names none
 	MaxTTL          time.Duration // the longest that a caller may ask for
 	CleanupInterval time.Duration
-	VolumeRoots     []string // where any are set, volumes lie at or below one of them
+	VolumeRoots     []string // if any are set, each volume is directly below one of them, as ROOT/NAME
 
 	Logger hclog.Logger
 	Meter  metric.Meter

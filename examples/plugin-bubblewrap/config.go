@@ -61,7 +61,10 @@ func (d *driver) Configure(_ context.Context, given runtime.Config) error {
 			return fmt.Errorf("%w: state_dir: %w", runtime.ErrInvalid, err)
 		}
 	}
-	d.config, d.self, d.records = c, self, records{dir: dir}
+	d.config, d.self, d.records = c, self, records{dir: dir, life: deletedLife}
+	if given.DropMarks {
+		d.records.life = 0
+	}
 	d.ready = ready.Check{HTTPPath: c.ReadyPath, WantSessionID: c.ReadyPath != ""}
 	return nil
 }

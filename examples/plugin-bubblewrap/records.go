@@ -31,7 +31,10 @@ type record struct {
 const deletedLife = time.Hour
 
 // records keeps one file for each session ID.
-type records struct{ dir string }
+type records struct {
+	dir  string
+	life time.Duration // how long the record of a deleted sandbox is kept
+}
 
 func (r records) path(sessionID string) (string, error) {
 	if sessionID == "" || strings.ContainsAny(sessionID, "/.") {
@@ -127,7 +130,7 @@ func (r records) expire(sessionID string) error {
 		return err
 	}
 	info, err := os.Stat(path + ".json")
-	if err != nil || time.Since(info.ModTime()) < deletedLife {
+	if err != nil || time.Since(info.ModTime()) < r.life {
 		return err
 	}
 	return errors.Join(os.Remove(path+".json"), os.Remove(path+".lock"))

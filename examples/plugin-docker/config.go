@@ -63,6 +63,9 @@ func (d *driver) Configure(_ context.Context, given runtime.Config) error {
 		return fmt.Errorf("%w: %w", runtime.ErrInvalid, err)
 	}
 	d.config, d.instance, d.engine = c, given.Instance, engine
+	if d.markLife = deletedLife; given.DropMarks {
+		d.markLife = 0
+	}
 	d.ready = ready.Check{HTTPPath: c.ReadyPath, WantSessionID: c.ReadyPath != ""}
 	return nil
 }

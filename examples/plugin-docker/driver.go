@@ -49,6 +49,7 @@ type driver struct {
 	instance string
 	engine   *client.Client
 	ready    ready.Check
+	markLife time.Duration // how long a mark of a deleted sandbox is kept
 }
 
 func containerName(sessionID string) string { return "bivouac-" + sessionID }

@@ -24,9 +24,9 @@ const (
 	markDeleted markKind = "deleted" // nobody sees it
 )
 
-// markLife is how long a mark of a deleted sandbox is kept. No call is under way
-// for so long.
-const markLife = time.Hour
+// deletedLife is how long a mark of a deleted sandbox is kept. No call is under
+// way for so long.
+const deletedLife = time.Hour
 
 const (
 	labelMark      = "bivouac.mark"
@@ -134,18 +134,18 @@ func (d *driver) allStopped(ctx context.Context) iter.Seq2[runtime.Sandbox, erro
 					return
 				}
 			case markDeleted:
-				if err := d.expire(ctx, mark); err != nil {
-					yield(runtime.Sandbox{}, err)
-					return
+				if err := d.expire(ctx, mark); err != nil { // the next List tries again
+					d.logger.Warn("an old mark was not removed", "volume", mark.Name, "error", err)
 				}
 			}
 		}
 	}
 }
 
+// expire does away with the mark of a sandbox that was deleted long ago.
 func (d *driver) expire(ctx context.Context, mark volume.Volume) error {
 	made, err := time.Parse(time.RFC3339, mark.CreatedAt)
-	if err != nil || time.Since(made) < markLife {
+	if err != nil || time.Since(made) < d.markLife {
 		return nil //nolint:nilerr // a mark whose age is unknown is kept
 	}
 	return d.unmark(ctx, mark.Labels[labelSession], markDeleted)

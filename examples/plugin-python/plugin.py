@@ -260,6 +260,7 @@ class Driver:
         config = json.loads(request.config_json)
         self.command = config["command"]
         self.ready_path = config.get("ready_path")
+        self.deleted_life = 0 if os.environ.get("BIVOUAC_DROP_MARKS") == "1" else DELETED_LIFE
         self.folder = pathlib.Path(config.get("state_dir", "/var/tmp/bivouac-python"), request.instance)
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -389,7 +390,7 @@ class Driver:
             record = self.load(file.stem)
             if "spec" in record:
                 yield M["ListResponse"](sandboxes=[self.sandbox(record)])
-            elif record.get("deleted") and time.time() - file.stat().st_mtime > DELETED_LIFE:
+            elif record.get("deleted") and time.time() - file.stat().st_mtime >= self.deleted_life:
                 file.unlink(missing_ok=True)
                 file.with_suffix(".lock").unlink(missing_ok=True)
 

@@ -73,7 +73,7 @@ func Validate(ctx context.Context, c config.Config) error {
 // Run runs a replica until ctx ends, and then returns nil once all of it has
 // stopped, or an error where that took more than 45 seconds. Where a part of it
 // fails it stops the others and returns why.
-func Run(ctx context.Context, c config.Config, env Environment) error {
+func Run(ctx context.Context, c config.Config, env Environment) (err error) {
 	log := hclog.New(&hclog.LoggerOptions{
 		Name: "bivouac", Level: hclog.LevelFromString(c.LogLevel), JSONFormat: c.LogJSON, Output: env.Stderr,
 	})
@@ -92,6 +92,15 @@ func Run(ctx context.Context, c config.Config, env Environment) error {
 		// What it has to itself on this machine goes by the address, and port 0
 		// is that of many.
 		c.HTTPAddr = listener.Addr().String()
+		lock, err := lockDev(ctx, c.HTTPAddr)
+		if err != nil {
+			return err
+		}
+		end, err := startDevCleanup(ctx, log, env.Stderr)
+		if err != nil {
+			return errors.Join(err, lock.Close())
+		}
+		defer func() { err = errors.Join(err, lock.Close(), end()) }()
 	}
 	telemetry, err := newTelemetry(ctx, log)
 	if err != nil {

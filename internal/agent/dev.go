@@ -57,7 +57,9 @@ func newDevBase(c config.Config, log hclog.Logger) (base, error) {
 		// Where a plugin has it: what one of the two leaves, the other ends.
 		Dir:     filepath.Join(settings.Dir, devInstance(c.HTTPAddr)),
 		Command: settings.Command,
-		Logger:  log.Named("process"),
+
+		VolumeRoots: settings.VolumeRoots,
+		Logger:      log.Named("process"),
 	})
 	if err != nil {
 		return base{}, fmt.Errorf("agent: %w", err)
@@ -87,8 +89,9 @@ func devPlugin(c config.Config) (pluginhost.Plugin, error) {
 
 // devSettings is what the runtime process is told, as its plugin reads it.
 type devSettings struct {
-	Dir     string   `json:"dir"`
-	Command []string `json:"command"`
+	Dir         string   `json:"dir"`
+	Command     []string `json:"command"`
+	VolumeRoots []string `json:"volume_roots,omitempty"`
 
 	program string // this one
 }
@@ -114,16 +117,51 @@ func newDevSettings(c config.Config) (devSettings, error) {
 			return devSettings{}, fmt.Errorf(`agent: job_vars: args is %s, and must be a list such as ["-v", "serve"]: %w`, given, err)
 		}
 	}
-	return devSettings{Dir: filepath.Join(dir, "sandboxes"), Command: append([]string{command}, args...), program: self}, nil
+	return devSettings{
+		Dir: filepath.Join(dir, sandboxFolder), Command: append([]string{command}, args...), VolumeRoots: c.VolumeRoots, program: self,
+	}, nil
 }
 
-// devDir is the folder for what an agent at this address has to remember.
-func devDir(addr string) (string, error) {
+// sandboxFolder is where in an agent's folder the sandboxes are, by instance.
+const sandboxFolder = "sandboxes"
+
+// devRoot is the folder of all agents of -dev of this user.
+func devRoot() (string, error) {
 	cache, err := os.UserCacheDir()
 	if err != nil {
 		return "", fmt.Errorf("agent: a folder for -dev: %w", err)
 	}
-	return filepath.Join(cache, "bivouac", "dev", strings.NewReplacer(":", "_", "[", "", "]", "").Replace(addr)), nil
+	return filepath.Join(cache, "bivouac", "dev"), nil
+}
+
+// devDir is the folder for what an agent at this address has to remember.
+func devDir(addr string) (string, error) {
+	root, err := devRoot()
+	if err != nil {
+		return "", err
+	}
+	return filepath.Join(root, strings.NewReplacer(":", "_", "[", "", "]", "").Replace(addr)), nil
+}
+
+// makeDevDir makes the folder of devDir and those above it, so that only this
+// user can write to them.
+func makeDevDir(addr string) (string, error) {
+	dir, err := devDir(addr)
+	if err != nil {
+		return "", err
+	}
+	root := filepath.Dir(dir)
+	bivouac := filepath.Dir(root)
+	err = os.MkdirAll(filepath.Dir(bivouac), 0o700)
+	for _, own := range []string{bivouac, root, dir} {
+		if err == nil {
+			err = process.MakeFolder(own)
+		}
+	}
+	if err != nil {
+		return "", fmt.Errorf("agent: a folder for -dev: %w", err)
+	}
+	return dir, nil
 }
 
 // devInstance names an agent of -dev to its drivers. It ends all sandboxes of

@@ -26,6 +26,9 @@ const endLimit = 10 * time.Second
 func (b *base) endWithAgent(host *pluginhost.Host, log hclog.Logger) {
 	drivers := maps.Clone(b.drivers)
 	b.prepare = func(ctx context.Context) error {
+		if err := endAllAbandoned(ctx, log); err != nil { // which is in nobody's way
+			log.Warn("leftovers_not_ended", "runtime", process.Name, "error", err)
+		}
 		awaitStarts(ctx, drivers)
 		failed := endEach(ctx, drivers, endAll)
 		if ctx.Err() != nil {
@@ -52,6 +55,14 @@ func (b *base) endWithAgent(host *pluginhost.Host, log hclog.Logger) {
 		failed := endEach(context.WithoutCancel(ctx), drivers, endOnceUp)
 		return errors.Join(slices.Collect(maps.Values(failed))...)
 	}})
+}
+
+func endAllAbandoned(ctx context.Context, log hclog.Logger) error {
+	root, err := devRoot()
+	if err != nil {
+		return err
+	}
+	return EndAbandoned(ctx, root, 0, log)
 }
 
 // awaitStarts waits until the plugins have come up or failed to: for that of

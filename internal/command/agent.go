@@ -4,10 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/signal"
 	"syscall"
 	"time"
+
+	"github.com/hashicorp/go-hclog"
 
 	"github.com/bivouac/bivouac/internal/agent"
 	"github.com/bivouac/bivouac/internal/config"
@@ -123,6 +126,23 @@ in BIVOUAC_BIND.`
 	settings := demosandbox.FromEnv(t.getenv)
 	c.flags.StringVar(&settings.Addr, "addr", settings.Addr, "`HOST:PORT` to listen on.")
 	c.run = func(ctx context.Context, _ []string) error { return demosandbox.Run(ctx, settings) }
+	return c
+}
+
+func devCleanupCommand(t terminal) *command {
+	c := newCommand(t, agent.DevCleanup)
+	c.args = "FOLDER"
+	c.synopsis = "End the sandboxes of agents with -dev that were killed"
+	c.about = `Waits for the end of its standard input, and then ends the sandboxes of all
+agents with -dev that have their files in FOLDER and do not run any more. An
+agent with -dev starts it; it is of no use by itself.`
+	c.example = "$ bivouac dev-cleanup ~/.cache/bivouac/dev"
+	c.run = func(ctx context.Context, args []string) error {
+		if _, err := io.Copy(io.Discard, c.in); err != nil {
+			return err
+		}
+		return agent.EndAbandoned(ctx, args[0], time.Second, hclog.New(&hclog.LoggerOptions{Name: "bivouac", Output: c.err}).Named(agent.DevCleanup))
+	}
 	return c
 }
 

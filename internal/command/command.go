@@ -20,6 +20,7 @@ import (
 
 	"github.com/hashicorp/cli"
 
+	"github.com/bivouac/bivouac/internal/agent"
 	"github.com/bivouac/bivouac/internal/apiclient"
 	"github.com/bivouac/bivouac/internal/httpapi/wire"
 	"github.com/bivouac/bivouac/internal/version"
@@ -85,7 +86,7 @@ func Main() int {
 		Commands: commands(t),
 
 		// Programs call these.
-		HiddenCommands: []string{"plugin-process"},
+		HiddenCommands: []string{"plugin-process", agent.DevCleanup},
 
 		Autocomplete: true,
 
@@ -133,6 +134,7 @@ func commands(t terminal) map[string]cli.CommandFactory {
 		versionCommand(t),
 		demoSandboxCommand(t),
 		pluginProcessCommand(t),
+		devCleanupCommand(t),
 	} {
 		all[c.name] = func() (cli.Command, error) { return c, nil }
 	}

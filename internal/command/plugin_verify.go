@@ -5,11 +5,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"syscall"
+	"time"
 
 	"github.com/bivouac/bivouac/internal/pluginhost"
 	"github.com/bivouac/bivouac/runtime"
 	"github.com/bivouac/bivouac/runtime/conformance"
+	"github.com/bivouac/bivouac/runtime/plugin"
 )
 
 var errNotConforming = errors.New("the plugin does not do all that a runtime must")
@@ -21,7 +24,8 @@ func pluginVerifyCommand(t terminal) *command {
 	c.about = `Runs the plugin as an agent would and goes through the conformance suite of
 package runtime/conformance with it, as a Go author's own tests do. It makes
 some dozens of sandboxes, ten at a time, kills the plugin now and then, and
-deletes what it made. Prints a verdict on each requirement. Exits with 1 where
+deletes what it made. When it is done it starts the plugin once more, with
+BIVOUAC_DROP_MARKS=1, to have it remove its marks of used session IDs. Prints a verdict on each requirement. Exits with 1 where
 one is not met.
 
 With -demo all requirements are checked: the sandboxes then run
@@ -33,7 +37,7 @@ must be mounted from this machine.`
 	settings := c.flags.String("plugin-config", "", "`JSON` object that the plugin is configured with. (default as its block says)")
 	demo := c.flags.Bool("demo", false, "What runs in the sandboxes is bivouac demo-sandbox.")
 	level := c.flags.String("log-level", "off", "`LEVEL` of the log: trace, debug, info, warn, error or off.")
-	c.run = func(ctx context.Context, args []string) error {
+	c.run = func(ctx context.Context, args []string) (err error) {
 		p, dir, err := flags.find(args[0])
 		if err != nil {
 			return err
@@ -52,6 +56,7 @@ must be mounted from this machine.`
 		if err != nil {
 			return err
 		}
+		defer func() { err = errors.Join(err, dropMarks(ctx, host), dropMarks(ctx, other)) }()
 		defer func() { verified.end() }() // the one that runs then
 		foreign, err := startPlugin(ctx, other)
 		if err != nil {
@@ -79,6 +84,31 @@ must be mounted from this machine.`
 		return err
 	}
 	return c
+}
+
+// dropMarks has the plugin remove what it keeps to refuse the session IDs that
+// this command has used.
+func dropMarks(ctx context.Context, config pluginhost.Config) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
+	defer cancel()
+	p := config.Plugins[0]
+	p.Env = maps.Clone(p.Env)
+	if p.Env == nil {
+		p.Env = map[string]string{}
+	}
+	p.Env[plugin.DropMarksKey] = "1"
+	config.Plugins = []pluginhost.Plugin{p}
+	running, err := startPlugin(ctx, config)
+	if err != nil {
+		return fmt.Errorf("remove the marks of used session IDs: %w", err)
+	}
+	defer running.end()
+	for _, err := range running.driver.List(ctx) {
+		if err != nil {
+			return fmt.Errorf("remove the marks of used session IDs: %w", err)
+		}
+	}
+	return nil
 }
 
 // crash kills the plugin's process and starts the next one in a host anew: the

@@ -4,12 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -85,6 +87,7 @@ func runScripts(t *testing.T, scripts testscript.Params, inProcess bool) {
 			"exits":   exits,
 			"healthy": healthy,
 			"await":   await,
+			"silent":  silent,
 		},
 	})
 }
@@ -109,6 +112,18 @@ func until(ts *testscript.TestScript, try func(context.Context) error) {
 			ts.Fatalf("%v", err)
 		}
 	}
+}
+
+// silent FILE waits until nobody listens any more at the address in the file.
+func silent(ts *testscript.TestScript, _ bool, args []string) {
+	addr := strings.TrimSpace(ts.ReadFile(args[0]))
+	until(ts, func(ctx context.Context) error {
+		conn, err := new(net.Dialer).DialContext(ctx, "tcp", addr)
+		if err != nil {
+			return nil
+		}
+		return errors.Join(fmt.Errorf("%s still answers", addr), conn.Close())
+	})
 }
 
 // exits CODE COMMAND… runs a command that has to exit with the code.

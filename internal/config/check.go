@@ -59,11 +59,7 @@ func (c *Config) check() error {
 	if c.CleanupInterval < minCleanupInterval {
 		refuse("cleanup_interval", "%s is too short; it must be %s or longer", c.CleanupInterval, minCleanupInterval)
 	}
-	for _, root := range c.VolumeRoots {
-		if !filepath.IsAbs(root) || filepath.Clean(root) != root {
-			refuse("volume_roots", "%q is not an absolute, clean path", root)
-		}
-	}
+	c.checkVolumeRoots(refuse)
 	if c.InProcess && !c.Dev {
 		refuse("in_process", "it goes with dev alone")
 	}
@@ -121,6 +117,22 @@ func isAddress(address string) bool {
 		return u.Host == "" && filepath.IsAbs(u.Path)
 	default:
 		return false
+	}
+}
+
+// checkVolumeRoots refuses roots that do not keep volumes apart: one root inside
+// another would be a volume of the outer root, or inside one.
+func (c *Config) checkVolumeRoots(refuse func(name, format string, args ...any)) {
+	for _, root := range c.VolumeRoots {
+		if !filepath.IsAbs(root) || filepath.Clean(root) != root {
+			refuse("volume_roots", "%q is not an absolute, clean path", root)
+			continue
+		}
+		for _, outer := range c.VolumeRoots {
+			if root != outer && strings.HasPrefix(root, strings.TrimSuffix(outer, "/")+"/") {
+				refuse("volume_roots", "%q is inside the volume root %q, so volumes could be inside one another; name roots that are apart", root, outer)
+			}
+		}
 	}
 }
 

@@ -92,7 +92,7 @@ func (c *Config) keys() []key {
 		{"ttl", "ttl", &c.TTL, "`DURATION` that a session lives whose create does not say."},
 		{"max_ttl", "max-ttl", &c.MaxTTL, "`DURATION` that a create or a renew may ask for at most."},
 		{"cleanup_interval", "cleanup-interval", &c.CleanupInterval, "`DURATION` between two looks for sessions that have expired."},
-		{"volume_roots", "volume-root", &c.VolumeRoots, "`FOLDER` at or below which volumes must lie; any folder where none is named. May be repeated."},
+		{"volume_roots", "volume-root", &c.VolumeRoots, "`FOLDER` whose direct subfolders may be volumes, as FOLDER/NAME; if none is given, any folder may be. May be repeated. Only the name is checked: what a node has at that path, such as a symbolic link, is up to its operator."},
 		{"job_template", "job-template", &c.JobTemplate, "`NAME|FILE` of the job template: docker, exec, raw_exec, or a file."},
 		{"job_vars", "job-var", &c.JobVars, "`NAME=VALUE` of a variable of the job template. May be repeated. With -dev there are two, command and args, as raw_exec has them."},
 		{"plugin_dir", "plugin-dir", &c.PluginDir, "`FOLDER` of the plugins. Those run that have a plugin block in a configuration file."},

@@ -266,6 +266,8 @@ func TestWrongFilesAreRefusedWithTheirLine(t *testing.T) {
 		{"a.hcl", "nomad { address = \"localhost:4646\" }", `a.hcl:1: nomad.address: "localhost:4646"`},
 		{"a.hcl", "nomad { address = \"http://\" }", `a.hcl:1: nomad.address: "http://"`},
 		{"a.hcl", "nomad { address = \"unix://x\" }", `a.hcl:1: nomad.address: "unix://x"`},
+		{"a.hcl", "volume_roots = [\"/srv\", \"/srv/a\"]", `a.hcl:1: volume_roots: "/srv/a" is inside the volume root "/srv"`},
+		{"a.hcl", "volume_roots = [\"/\", \"/srv\"]", `a.hcl:1: volume_roots: "/srv" is inside the volume root "/"`},
 		{"a.hcl", "\nhttp_addr = \"0.0.0.0:4747\"", `a.hcl:2: http_addr: "0.0.0.0" is not a loopback address`},
 		{"a.hcl", "max_ttl = \"1m\"", `a.hcl:1: max_ttl: the ttl of 30m0s is over the max_ttl of 1m0s`},
 		{"a.hcl", "\n\nttl = \"48h\"", `a.hcl:3: ttl: the ttl of 48h0m0s is over the max_ttl of 24h0m0s`},

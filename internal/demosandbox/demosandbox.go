@@ -14,7 +14,9 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
+	"strings"
 	"time"
 )
 
@@ -92,8 +94,8 @@ func Run(ctx context.Context, config Config) error {
 }
 
 // Handler answers /, /healthz and /workspace/, and calls exit for a POST to
-// /exit. Nothing outside workspace can be reached through it, by symbolic links
-// neither.
+// /exit. Nothing outside workspace can be reached through it, not even by
+// symbolic links. Web pages of other origins are refused.
 func Handler(config Config, workspace *os.Root, exit func()) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
@@ -112,5 +114,35 @@ func Handler(config Config, workspace *os.Root, exit func()) http.Handler {
 	})
 	mux.HandleFunc("POST /exit", func(http.ResponseWriter, *http.Request) { exit() })
 	mux.Handle("GET /workspace/", http.StripPrefix("/workspace", http.FileServerFS(workspace.FS())))
-	return mux
+	return refuseWebPages(mux)
+}
+
+// refuseWebPages refuses what a web page of another origin may send through a
+// browser on this machine: requests to a DNS name, which that page's owner may
+// have pointed here, and requests that the browser marks as cross-origin.
+func refuseWebPages(next http.Handler) http.Handler {
+	protection := http.NewCrossOriginProtection()
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if !isAddress(r.Host) {
+			http.Error(w, fmt.Sprintf("host %q is refused: use the sandbox's IP address, or localhost", r.Host), http.StatusForbidden)
+			return
+		}
+		// The check lets reads pass, and here they are of the volume.
+		asPost := r.WithContext(r.Context())
+		asPost.Method = http.MethodPost
+		if err := protection.Check(asPost); err != nil {
+			http.Error(w, "requests from other web pages are refused: "+err.Error(), http.StatusForbidden)
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+// isAddress says whether a Host header names an IP address or localhost.
+func isAddress(host string) bool {
+	if name, _, err := net.SplitHostPort(host); err == nil {
+		host = name
+	}
+	_, err := netip.ParseAddr(strings.Trim(host, "[]"))
+	return err == nil || host == "localhost"
 }

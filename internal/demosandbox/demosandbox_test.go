@@ -41,10 +41,61 @@ func TestHandler(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			answer := httptest.NewRecorder()
-			handler.ServeHTTP(answer, httptest.NewRequest(test.method, test.path, nil))
+			handler.ServeHTTP(answer, newRequest(test.method, test.path))
 			must.Eq(t, test.status, answer.Code)
 			must.StrContains(t, answer.Body.String(), test.body)
 			must.StrNotContains(t, answer.Body.String(), "secret")
+		})
+	}
+}
+
+// newRequest is a request as a caller sends it who knows the endpoint.
+func newRequest(method, path string) *http.Request {
+	request := httptest.NewRequest(method, path, nil)
+	request.Host = "127.0.0.1:8080"
+	return request
+}
+
+func TestHandlerRefusesWebPages(t *testing.T) {
+	workspace := t.TempDir()
+	must.NoError(t, os.WriteFile(filepath.Join(workspace, "notes.txt"), []byte("hello"), 0o600))
+	root, err := os.OpenRoot(workspace)
+	must.NoError(t, err)
+	t.Cleanup(func() { must.NoError(t, root.Close()) })
+
+	for _, test := range []struct {
+		name      string
+		host      string
+		header    http.Header
+		forbidden bool
+	}{
+		{"curl at the endpoint", "127.0.0.1:18620", nil, false},
+		{"curl at the address of a node", "192.0.2.7:30123", nil, false},
+		{"curl at an IPv6 address", "[::1]:18620", nil, false},
+		{"curl at an IPv6 address and port 80", "[::1]", nil, false},
+		{"curl at localhost", "localhost:18620", nil, false},
+		{"a browser whose user typed the address", "127.0.0.1:18620", http.Header{"Sec-Fetch-Site": {"none"}}, false},
+		{"a page of the sandbox itself", "127.0.0.1:18620", http.Header{"Sec-Fetch-Site": {"same-origin"}}, false},
+		{"a page of the sandbox itself in an old browser", "127.0.0.1:18620", http.Header{"Origin": {"http://127.0.0.1:18620"}}, false},
+
+		{"a page whose name points here", "evil.example:18620", nil, true},
+		{"a name that looks like an address", "127.0.0.1.evil.example:18620", nil, true},
+		{"no host", "", nil, true},
+		{"a page of another site", "127.0.0.1:18620", http.Header{"Sec-Fetch-Site": {"cross-site"}}, true},
+		{"a page of another port", "127.0.0.1:18620", http.Header{"Sec-Fetch-Site": {"same-site"}}, true},
+		{"a page of another site in an old browser", "127.0.0.1:18620", http.Header{"Origin": {"https://evil.example"}}, true},
+		{"a page without an origin", "127.0.0.1:18620", http.Header{"Origin": {"null"}}, true},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			exited := false
+			handler := Handler(Config{}, root, func() { exited = true })
+			for _, request := range []*http.Request{newRequest(http.MethodGet, "/workspace/notes.txt"), newRequest(http.MethodPost, "/exit")} {
+				request.Host, request.Header = test.host, test.header
+				answer := httptest.NewRecorder()
+				handler.ServeHTTP(answer, request)
+				must.Eq(t, test.forbidden, answer.Code == http.StatusForbidden, must.Sprint(request.Method, answer.Body))
+			}
+			must.Eq(t, !test.forbidden, exited)
 		})
 	}
 }
@@ -96,7 +147,7 @@ func TestRunExitsWhenItIsTold(t *testing.T) {
 	answer := httptest.NewRecorder()
 
 	// When it is told to exit, then it does.
-	Handler(Config{}, workspace, func() { exited = true }).ServeHTTP(answer, httptest.NewRequest(http.MethodPost, "/exit", nil))
+	Handler(Config{}, workspace, func() { exited = true }).ServeHTTP(answer, newRequest(http.MethodPost, "/exit"))
 	must.True(t, exited)
 }
 

@@ -5,7 +5,7 @@ import (
 )
 
 func (a *API) adopt(w http.ResponseWriter, r *http.Request, _ query) error {
-	fields, err := readFields(w, r, "instance")
+	fields, err := readFields(r, "instance")
 	if err != nil {
 		return err
 	}
@@ -20,7 +20,7 @@ func (a *API) adopt(w http.ResponseWriter, r *http.Request, _ query) error {
 }
 
 func (a *API) forget(w http.ResponseWriter, r *http.Request, _ query) error {
-	if _, err := readFields(w, r); err != nil {
+	if _, err := readFields(r); err != nil {
 		return err
 	}
 	if a.config.Operator == nil {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 	"maps"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -26,6 +27,9 @@ const (
 	outputWindow   = time.Second
 	outputDropNote = "the plugin prints too much; lines were dropped"
 )
+
+// lineBreaks are line breaks, with the space around them.
+var lineBreaks = regexp.MustCompile(`\s*[\n\r\v\f\x{85}\x{2028}\x{2029}]\s*`)
 
 // output turns what a plugin prints into lines of the host's log. Lines in
 // hclog's JSON form keep their level and values, others are logged as they are.
@@ -211,8 +215,11 @@ func plainEntry(line string) entry {
 	return e
 }
 
-// printable makes text fit for a log line and a terminal.
+// printable makes one line of text that is fit for a log and a terminal. Lines
+// are put together with "; ", or with a space after a colon.
 func printable(s string) string {
+	s = lineBreaks.ReplaceAllLiteralString(strings.Trim(s, "\r\n"), "; ")
+	s = strings.ReplaceAll(s, ":; ", ": ")
 	return strings.Map(func(r rune) rune {
 		if r == '\t' {
 			return ' '

@@ -26,7 +26,8 @@ func TestOutput_KeepsLevelAndValues(t *testing.T) {
 		"[ERROR] no engine":                 "[ERROR] [ERROR] no engine\n",
 		"panic: nil map":                    "[ERROR] panic: nil map\n",
 		"plain\ttext \x1b[2J":               "[INFO]  plain text \uFFFD[2J\n",
-		"":                                  "",
+		`{"@level":"error","@message":"no\nroom","error":"first:\r\n  second\n\nthird\n"}`: `[ERROR] no; room: error="first: second; third"` + "\n",
+		"": "",
 	} {
 		out, log := logged(t)
 		out.copy(strings.NewReader(line + "\n"))

@@ -29,7 +29,7 @@ func (d *Driver) Create(ctx context.Context, spec runtime.Spec, progress func(ru
 }
 
 func (d *Driver) create(ctx context.Context, spec runtime.Spec, progress func(runtime.Stage)) (*sandbox, error) {
-	if err := checkSpec(spec); err != nil {
+	if err := d.checkSpec(spec); err != nil {
 		return nil, err
 	}
 	sb, err := d.intend(ctx, spec)
@@ -161,7 +161,7 @@ func (d *Driver) launch(ctx context.Context, sb *sandbox) error {
 // startGated starts the process behind its gate, which opens at a line written
 // to the returned file.
 func (d *Driver) startGated(ctx context.Context, r record) (*exec.Cmd, *os.File, error) {
-	output, err := os.OpenFile(d.path(r.Spec.SessionID, logExt), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	output, err := d.folder.OpenFile(r.Spec.SessionID+logExt, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -175,7 +175,7 @@ func (d *Driver) startGated(ctx context.Context, r record) (*exec.Cmd, *os.File,
 	// The sandbox does not end with the request that made it.
 	cmd := exec.CommandContext(context.WithoutCancel(ctx), "/bin/sh", append([]string{"-c", gate, "sh"}, d.command...)...)
 	cmd.Dir = r.Spec.VolumeHostPath
-	cmd.Env = environment(r)
+	cmd.Env = append(environment(r), d.mark(r.Spec.SessionID))
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = wait, output, output
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := cmd.Start(); err != nil {

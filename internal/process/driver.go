@@ -1,7 +1,8 @@
 // Package process is a runtime driver that runs each sandbox as a process of
-// this machine. It is for trying Bivouac out: a sandbox is not confined, and it
-// is stopped by stopping its process group, so a process that leaves the group
-// also leaves the driver's sight.
+// this machine. It is for trying Bivouac out: a sandbox is not confined. Its
+// processes are found by their process group, their parents, and a variable in
+// their environment; macOS does not show environments. One that gets rid of all
+// that applies is not found, and outlives its sandbox.
 //
 // What the driver knows stands in a folder, one file for each sandbox, written
 // before and after each step. A driver that is opened on the folder of one that
@@ -17,6 +18,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -38,22 +40,29 @@ const (
 	lockLimit  = time.Second      // for a driver that was killed to be gone
 )
 
-// Config is what a Driver is made from. All fields are required.
+// Config is what a Driver is made from. All fields but VolumeRoots are
+// required.
 type Config struct {
 	// Dir is where the driver keeps its files. It is created if need be, and
-	// belongs to one driver at a time.
+	// belongs to one driver at a time. Nobody but this user may be able to write
+	// to it.
 	Dir string
 	// Command is run for each sandbox: a program and its arguments, taken as
 	// they are. It must answer GET /healthz on 127.0.0.1:$PORT with the value
 	// of $BIVOUAC_SESSION_ID in the body.
 	Command []string
-	Logger  hclog.Logger
+	// VolumeRoots are the folders below which volumes must be, once symbolic
+	// links are followed. Empty allows any volume.
+	VolumeRoots []string
+	Logger      hclog.Logger
 }
 
 // Driver is a runtime.Driver and a runtime.Watcher.
 type Driver struct {
-	dir     string
+	dir     string   // the folder's path, for what is said of it
+	folder  *os.Root // where all files are
 	command []string
+	roots   []string
 	log     hclog.Logger
 	grace   time.Duration
 	lock    *os.File      // held on the folder
@@ -76,18 +85,24 @@ func New(config Config) (*Driver, error) {
 	if len(config.Command) == 0 {
 		return nil, errors.New("process: no command")
 	}
-	if err := os.MkdirAll(config.Dir, 0o700); err != nil {
+	if err := os.MkdirAll(filepath.Dir(config.Dir), 0o700); err != nil {
 		return nil, fmt.Errorf("process: %w", err)
 	}
-	lock, err := lockDir(config.Dir)
+	folder, err := openFolder(config.Dir)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("process: %w", err)
+	}
+	lock, err := lockFolder(folder)
+	if err != nil {
+		return nil, errors.Join(err, folder.Close())
 	}
 	d := &Driver{
 		dir:       config.Dir,
 		command:   slices.Clone(config.Command),
+		roots:     slices.Clone(config.VolumeRoots),
 		log:       config.Logger,
 		grace:     stopGrace,
+		folder:    folder,
 		lock:      lock,
 		closing:   make(chan struct{}),
 		sandboxes: map[string]*sandbox{},
@@ -96,17 +111,17 @@ func New(config Config) (*Driver, error) {
 		watchers:  map[*watcher]struct{}{},
 	}
 	if err := d.load(); err != nil {
-		return nil, errors.Join(err, lock.Close())
+		return nil, errors.Join(err, lock.Close(), folder.Close())
 	}
 	d.tending.Go(d.tend)
 	return d, nil
 }
 
-// lockDir makes sure that no other driver uses the folder. The lock ends with
+// lockFolder makes sure that no other driver uses the folder. The lock ends with
 // the process that holds it, however that ends; one that was killed a moment ago
 // may still be ending.
-func lockDir(dir string) (*os.File, error) {
-	lock, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
+func lockFolder(folder *os.Root) (*os.File, error) {
+	lock, err := folder.OpenFile("lock", os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("process: %w", err)
 	}
@@ -121,7 +136,7 @@ func lockDir(dir string) (*os.File, error) {
 		select {
 		case <-again.C:
 		case <-limit:
-			return nil, errors.Join(fmt.Errorf("process: %s is used by another Bivouac: %w", dir, err), lock.Close())
+			return nil, errors.Join(fmt.Errorf("process: %s is used by another Bivouac: %w", folder.Name(), err), lock.Close())
 		}
 	}
 }
@@ -133,7 +148,7 @@ func (d *Driver) Close() error {
 	}
 	close(d.closing)
 	d.tending.Wait()
-	return d.lock.Close()
+	return errors.Join(d.lock.Close(), d.folder.Close())
 }
 
 // Info says who the driver is.
@@ -174,7 +189,7 @@ func (d *Driver) snapshot() []*sandbox {
 }
 
 // checkSpec refuses what can never work here.
-func checkSpec(spec runtime.Spec) error {
+func (d *Driver) checkSpec(spec runtime.Spec) error {
 	if err := uuid.Validate(spec.SessionID); err != nil {
 		return fmt.Errorf("%w: session ID %q: %w", runtime.ErrInvalid, spec.SessionID, err)
 	}
@@ -188,7 +203,26 @@ func checkSpec(spec runtime.Spec) error {
 	if !info.IsDir() {
 		return fmt.Errorf("%w: volume %s is not a folder", runtime.ErrInvalid, spec.VolumeHostPath)
 	}
-	return nil
+	return d.checkRoots(spec.VolumeHostPath)
+}
+
+// checkRoots refuses a volume that a symbolic link leads away from the roots.
+// The links on the way to a root are its operator's.
+func (d *Driver) checkRoots(volume string) error {
+	if len(d.roots) == 0 {
+		return nil
+	}
+	resolved, err := filepath.EvalSymlinks(volume)
+	if err != nil {
+		return fmt.Errorf("%w: volume: %w", runtime.ErrInvalid, err)
+	}
+	for _, root := range d.roots {
+		if to, err := filepath.EvalSymlinks(root); err == nil && to != resolved && filepath.Dir(resolved) == to {
+			return nil
+		}
+	}
+	return fmt.Errorf("%w: volume %s leads to %s, which is not directly below a volume root (%s)",
+		runtime.ErrInvalid, volume, resolved, strings.Join(d.roots, ", "))
 }
 
 // sameSpec says whether two specs stand for the same sandbox. Times do not

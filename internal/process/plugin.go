@@ -3,6 +3,7 @@ package process
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"path/filepath"
 
@@ -28,7 +29,8 @@ const configSchema = `{
   "required": ["dir", "command"],
   "properties": {
     "dir":     {"type": "string", "pattern": "^/", "description": "Where the driver keeps its files"},
-    "command": {"type": "array", "minItems": 1, "items": {"type": "string"}, "description": "What is run for each sandbox"}
+    "command": {"type": "array", "minItems": 1, "items": {"type": "string"}, "description": "What is run for each sandbox"},
+    "volume_roots": {"type": "array", "items": {"type": "string", "pattern": "^/"}, "description": "Folders below which volumes must be, once symbolic links are followed"}
   }
 }`
 
@@ -42,15 +44,23 @@ func (p *Plugin) Info(ctx context.Context) (runtime.Info, error) {
 // Configure opens the folder of the given instance.
 func (p *Plugin) Configure(_ context.Context, given runtime.Config) error {
 	var c struct {
-		Dir     string   `json:"dir"`
-		Command []string `json:"command"`
+		Dir         string   `json:"dir"`
+		Command     []string `json:"command"`
+		VolumeRoots []string `json:"volume_roots"`
 	}
 	if err := json.Unmarshal(given.JSON, &c); err != nil {
 		return fmt.Errorf("%w: %w", runtime.ErrInvalid, err)
 	}
-	d, err := New(Config{Dir: filepath.Join(c.Dir, given.Instance), Command: c.Command, Logger: p.logger})
+	d, err := New(Config{
+		Dir: filepath.Join(c.Dir, given.Instance), Command: c.Command, VolumeRoots: c.VolumeRoots, Logger: p.logger,
+	})
 	if err != nil {
 		return fmt.Errorf("%w: %w", runtime.ErrInvalid, err)
+	}
+	if given.DropMarks {
+		if err := d.dropMarks(); err != nil {
+			return errors.Join(err, d.Close())
+		}
 	}
 	p.Driver = d
 	return nil

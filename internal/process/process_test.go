@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -159,6 +160,79 @@ func TestStopEndsTheWholeGroup(t *testing.T) {
 	must.SliceEmpty(t, processesOf(spec.SessionID))
 }
 
+func TestProcessesThatLeftTheGroup(t *testing.T) {
+	if _, err := os.Stat("/proc/self/environ"); err != nil {
+		t.Skip("this system does not show what a process was given")
+	}
+	for name, script := range map[string]string{
+		"one in a session of its own":                     `setsid sleep 600 & `,
+		"one that its parent has left behind":             `(setsid sleep 600 &) ; `,
+		"one that has cleared its environment":            `env -i setsid sleep 600 & `,
+		"one that ignores SIGTERM":                        `setsid sh -c 'trap "" TERM; while :; do sleep 600; done' & `,
+		"the child of one, which cleared its environment": `setsid sh -c 'env -i sleep 600; :' & `,
+	} {
+		t.Run(name, func(t *testing.T) {
+			for _, test := range []struct {
+				name string
+				end  func(*testing.T, *Driver, runtime.Sandbox)
+			}{
+				{"ends with a Stop", func(t *testing.T, d *Driver, s runtime.Sandbox) {
+					must.NoError(t, d.Stop(t.Context(), s.SessionID))
+				}},
+				{"ends with a Stop by the next driver", func(t *testing.T, d *Driver, s runtime.Sandbox) {
+					must.NoError(t, d.Close())
+					must.NoError(t, openDriver(t, d.dir).Stop(t.Context(), s.SessionID))
+				}},
+				{"ends when the sandbox's first process does", func(t *testing.T, d *Driver, s runtime.Sandbox) {
+					pid, err := strconv.Atoi(s.ContainerID)
+					must.NoError(t, err)
+					must.NoError(t, syscall.Kill(pid, syscall.SIGKILL))
+					must.Wait(t, wait.InitialSuccess(wait.Gap(time.Millisecond), wait.Timeout(10*time.Second), wait.BoolFunc(func() bool {
+						found, err := d.Inspect(t.Context(), s.SessionID)
+						return err == nil && found.State == runtime.StateDead
+					})))
+				}},
+			} {
+				t.Run(test.name, func(t *testing.T) {
+					if strings.Contains(name, "cleared") && strings.Contains(test.name, "first process") {
+						t.Skip("nothing ties it to the sandbox any more once its parent has ended")
+					}
+					d := openDriver(t, t.TempDir(), "/bin/sh", "-c", script+" exec "+os.Args[0])
+					d.grace = 50 * time.Millisecond
+					spec := runtime.Spec{SessionID: uuid.NewString(), VolumeHostPath: t.TempDir()}
+					made, err := d.Create(t.Context(), spec, ignore)
+					must.NoError(t, err)
+					pid, err := strconv.Atoi(made.ContainerID)
+					must.NoError(t, err)
+					before := awaitEscape(t, pid, d.mark(spec.SessionID))
+
+					test.end(t, d, made)
+					for _, m := range before {
+						now, runs := statOf(m.pid)
+						must.False(t, runs && now.start == m.start, must.Sprint("process", m.pid, "still runs"))
+					}
+				})
+			}
+		})
+	}
+}
+
+// awaitEscape waits until a process of the sandbox sleeps outside of its group,
+// and returns all that the sandbox has.
+func awaitEscape(t *testing.T, leader int, mark string) []member {
+	t.Helper()
+	var all []member
+	must.Wait(t, wait.InitialSuccess(wait.Gap(time.Millisecond), wait.Timeout(10*time.Second), wait.BoolFunc(func() bool {
+		all = members(leader, true, mark)
+		return slices.ContainsFunc(all, func(m member) bool {
+			s, runs := statOf(m.pid)
+			name, err := os.ReadFile("/proc/" + strconv.Itoa(m.pid) + "/comm")
+			return runs && err == nil && s.group != leader && strings.TrimSpace(string(name)) == "sleep"
+		})
+	})))
+	return all
+}
+
 func TestChildrenEndWithTheLeader(t *testing.T) {
 	d := openDriver(t, t.TempDir(), "/bin/sh", "-c", "sleep 600 & exit 4")
 	spec := newSpec(t, d)
@@ -290,6 +364,93 @@ func TestADamagedRecordIsNamed(t *testing.T) {
 	must.NoError(t, os.WriteFile(path, []byte("{"), 0o600))
 	_, err := New(Config{Dir: dir, Command: []string{"true"}, Logger: hclog.NewNullLogger()})
 	must.ErrorContains(t, err, path)
+}
+
+func TestAFolderThatOthersCanWriteToIsRefused(t *testing.T) {
+	open := func(dir string) error {
+		d, err := New(Config{Dir: dir, Command: []string{"true"}, Logger: hclog.NewNullLogger()})
+		if err == nil {
+			must.NoError(t, d.Close())
+		}
+		return err
+	}
+	for name, test := range map[string]struct {
+		make func(t *testing.T, dir string)
+		want string
+	}{
+		"one that anybody can write to":   {func(t *testing.T, dir string) { must.NoError(t, os.Chmod(dir, 0o777)) }, "others can write to"}, //nolint:gosec // as somebody careless does
+		"one that its group can write to": {func(t *testing.T, dir string) { must.NoError(t, os.Chmod(dir, 0o770)) }, "others can write to"}, //nolint:gosec // as above
+		"a symbolic link": {func(t *testing.T, dir string) {
+			must.NoError(t, os.RemoveAll(dir))
+			must.NoError(t, os.Symlink(t.TempDir(), dir))
+		}, "not a directory"},
+		"one of another user": {func(t *testing.T, dir string) {
+			if os.Geteuid() != 0 {
+				t.Skip("only root can give a folder away")
+			}
+			must.NoError(t, os.Chown(dir, 65534, 65534))
+		}, "belongs to another user"},
+		"one with a record that anybody can write to": {func(t *testing.T, dir string) {
+			record := filepath.Join(dir, uuid.NewString()+recordExt)
+			must.NoError(t, os.WriteFile(record, []byte("{}"), 0o600))
+			must.NoError(t, os.Chmod(record, 0o666)) //nolint:gosec // as above
+		}, "others can write to"},
+		"one with a record that is a symbolic link": {func(t *testing.T, dir string) {
+			must.NoError(t, os.Symlink("/dev/null", filepath.Join(dir, uuid.NewString()+recordExt)))
+		}, "not a regular file"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := filepath.Join(t.TempDir(), "sandboxes")
+			must.NoError(t, os.Mkdir(dir, 0o700))
+			must.NoError(t, open(dir))
+			test.make(t, dir)
+			must.ErrorContains(t, open(dir), test.want)
+		})
+	}
+}
+
+func TestAFolderKeepsItsFilesWhenItsPathIsTaken(t *testing.T) {
+	// Given a driver whose folder somebody has replaced by a link to another one.
+	dir, other := filepath.Join(t.TempDir(), "sandboxes"), t.TempDir()
+	d := openDriver(t, dir)
+	must.NoError(t, os.Rename(dir, dir+".moved"))
+	must.NoError(t, os.Symlink(other, dir))
+
+	// When it makes a sandbox, then nothing is written through the link.
+	spec := newSpec(t, d)
+	_, err := d.Create(t.Context(), spec, ignore)
+	must.NoError(t, err)
+	files, err := os.ReadDir(other)
+	must.NoError(t, err)
+	must.SliceEmpty(t, files)
+}
+
+func TestCreateFollowsNoLinkOutOfAVolumeRoot(t *testing.T) {
+	// Given a root with a folder and links, which is itself reached by a link.
+	target, outside := t.TempDir(), t.TempDir()
+	root := filepath.Join(t.TempDir(), "root")
+	must.NoError(t, os.Symlink(target, root))
+	must.NoError(t, os.MkdirAll(filepath.Join(target, "own", "deep"), 0o700))
+	for name, to := range map[string]string{"host": "/", "outside": outside, "self": target, "deeper": filepath.Join(target, "own", "deep")} {
+		must.NoError(t, os.Symlink(to, filepath.Join(target, name)))
+	}
+	d, err := New(Config{Dir: t.TempDir(), Command: []string{os.Args[0]}, VolumeRoots: []string{root}, Logger: hclog.NewNullLogger()})
+	must.NoError(t, err)
+	t.Cleanup(func() { must.NoError(t, d.Close()) })
+
+	for name, allowed := range map[string]bool{"own": true, "host": false, "outside": false, "self": false, "deeper": false} {
+		t.Run(name, func(t *testing.T) {
+			spec := newSpec(t, d)
+			spec.VolumeHostPath = filepath.Join(root, name)
+			_, err := d.Create(t.Context(), spec, ignore)
+			if allowed {
+				must.NoError(t, err)
+				return
+			}
+			must.ErrorIs(t, err, runtime.ErrInvalid)
+			must.ErrorContains(t, err, "not directly below a volume root")
+		})
+	}
 }
 
 func TestDeletedIDsAreForgottenInTime(t *testing.T) {

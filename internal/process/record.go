@@ -3,6 +3,7 @@ package process
 import (
 	"encoding/json"
 	"fmt"
+	"io/fs"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -60,6 +61,7 @@ func (r record) view() runtime.Sandbox {
 	return view
 }
 
+// path is that of a file, for what is said of it.
 func (d *Driver) path(sessionID, ext string) string {
 	return filepath.Join(d.dir, sessionID+ext)
 }
@@ -72,11 +74,11 @@ func (d *Driver) save(r record) error {
 	if err != nil {
 		return fmt.Errorf("%w: %w", runtime.ErrUnavailable, err)
 	}
-	path := d.path(r.Spec.SessionID, recordExt)
-	if err := os.WriteFile(path+".new", text, 0o600); err != nil {
+	name := r.Spec.SessionID + recordExt
+	if err := d.folder.WriteFile(name+".new", text, 0o600); err != nil {
 		return fmt.Errorf("%w: %w", runtime.ErrUnavailable, err)
 	}
-	if err := os.Rename(path+".new", path); err != nil {
+	if err := d.folder.Rename(name+".new", name); err != nil {
 		return fmt.Errorf("%w: %w", runtime.ErrUnavailable, err)
 	}
 	return nil
@@ -84,7 +86,7 @@ func (d *Driver) save(r record) error {
 
 // load reads the folder, when nobody else uses the driver yet.
 func (d *Driver) load() error {
-	entries, err := os.ReadDir(d.dir) // sorted: .gone comes before .json
+	entries, err := fs.ReadDir(d.folder.FS(), ".") // sorted: .gone comes before .json
 	if err != nil {
 		return fmt.Errorf("process: %w", err)
 	}
@@ -113,7 +115,7 @@ func (d *Driver) load() error {
 }
 
 func (d *Driver) loadRecord(id string) error {
-	text, err := os.ReadFile(d.path(id, recordExt))
+	text, err := readOwn(d.folder, id+recordExt)
 	if err != nil {
 		return err
 	}
@@ -143,7 +145,7 @@ func (d *Driver) loadRecord(id string) error {
 // removeFiles removes what a session ID had, apart from the mark that it is gone.
 func (d *Driver) removeFiles(id string) error {
 	for _, ext := range []string{logExt, recordExt} {
-		if err := os.Remove(d.path(id, ext)); err != nil && !os.IsNotExist(err) {
+		if err := d.folder.Remove(id + ext); err != nil && !os.IsNotExist(err) {
 			return fmt.Errorf("%w: %w", runtime.ErrUnavailable, err)
 		}
 	}
@@ -152,7 +154,7 @@ func (d *Driver) removeFiles(id string) error {
 
 // markGone makes a session ID refused from now on. The caller holds d.mu.
 func (d *Driver) markGone(id string, now time.Time) error {
-	if err := os.WriteFile(d.path(id, goneExt), nil, 0o600); err != nil {
+	if err := d.folder.WriteFile(id+goneExt, nil, 0o600); err != nil {
 		return fmt.Errorf("%w: %w", runtime.ErrUnavailable, err)
 	}
 	d.gone[id] = now
@@ -170,10 +172,21 @@ func (d *Driver) sweep(now time.Time) error {
 		if now.Sub(since) < goneFor {
 			continue
 		}
-		if err := os.Remove(d.path(id, goneExt)); err != nil && !os.IsNotExist(err) {
+		if err := d.folder.Remove(id + goneExt); err != nil && !os.IsNotExist(err) {
 			return fmt.Errorf("%w: %w", runtime.ErrUnavailable, err)
 		}
 		delete(d.gone, id)
 	}
 	return nil
+}
+
+// dropMarks forgets all session IDs that were deleted.
+func (d *Driver) dropMarks() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	now := time.Now()
+	for id := range d.gone {
+		d.gone[id] = now.Add(-goneFor)
+	}
+	return d.sweep(now)
 }

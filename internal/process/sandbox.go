@@ -2,6 +2,7 @@ package process
 
 import (
 	"context"
+	"errors"
 	"os"
 	"os/exec"
 	"strconv"
@@ -35,15 +36,10 @@ func (sb *sandbox) view() runtime.Sandbox {
 	return sb.record.view()
 }
 
-// signal sends sig to the sandbox's process group, if the group is still the
-// sandbox's. The caller holds sb.mu.
-func (sb *sandbox) signal(sig syscall.Signal) {
-	r := sb.record
-	if r.Ended || r.PID == 0 {
-		return
-	}
-	if start, ok := startOf(r.PID); (ok && start == r.Start) || groupCarries(r.PID, r.Spec.SessionID) {
-		_ = syscall.Kill(-r.PID, sig) // it fails only where the group is gone, which is then seen
+// signal sends sig to all processes of the sandbox. The caller holds sb.mu.
+func (d *Driver) signal(sb *sandbox, sig syscall.Signal) {
+	if !sb.record.Ended && sb.record.PID != 0 {
+		signal(d.members(sb.record), sig)
 	}
 }
 
@@ -68,16 +64,21 @@ func (d *Driver) ended(sb *sandbox, reason string) {
 }
 
 // reap waits until the process that leads the sandbox ends, and then ends what
-// is left of its group: a sandbox is as long as its leader. Nothing of the
-// group can be seen as a process of another sandbox meanwhile, since the kernel
-// gives out no PID that is still the name of a group.
+// is left of the sandbox: it is as long as its leader.
 func (d *Driver) reap(sb *sandbox, cmd *exec.Cmd) {
-	_ = cmd.Wait() // how it ended is in its state
+	awaitExit(cmd)
 	pid := cmd.Process.Pid
-	for pause := time.Millisecond; groupRuns(pid); pause = min(2*pause, 100*time.Millisecond) {
-		_ = syscall.Kill(-pid, syscall.SIGKILL) // it fails only where the group is gone, which is then seen
+	mark := d.mark(sb.view().SessionID)
+	for pause := time.Millisecond; ; pause = min(2*pause, 100*time.Millisecond) {
+		left := members(pid, true, mark)
+		if len(left) == 0 {
+			break
+		}
+		_ = syscall.Kill(-pid, syscall.SIGKILL) // all of the group at once, however fast it forks; it fails where it is empty
+		signal(left, syscall.SIGKILL)
 		<-time.After(pause)
 	}
+	_ = cmd.Wait() // how it ended is in its state
 	d.ended(sb, exitReason(cmd.ProcessState))
 }
 
@@ -128,8 +129,8 @@ func (d *Driver) tendAdopted(sb *sandbox) {
 	if start, ok := startOf(r.PID); ok && start == r.Start {
 		return
 	}
-	if groupCarries(r.PID, r.Spec.SessionID) {
-		_ = syscall.Kill(-r.PID, syscall.SIGKILL) // what is left of it is seen to be gone at the next look
+	if left := d.members(r); len(left) > 0 {
+		signal(left, syscall.SIGKILL) // that they are gone is seen at the next look
 		return
 	}
 	d.ended(sb, "it ended after the agent that started it; its exit status is unknown")
@@ -138,12 +139,15 @@ func (d *Driver) tendAdopted(sb *sandbox) {
 // cutLog empties a log that grew too long. The sandbox appends, so it goes on at
 // the beginning.
 func (d *Driver) cutLog(sessionID string) {
-	path := d.path(sessionID, logExt)
-	info, err := os.Stat(path)
-	if err != nil || info.Size() <= maxLog {
-		return // it was deleted meanwhile, or is short
+	log, err := d.folder.OpenFile(sessionID+logExt, os.O_WRONLY, 0)
+	if err != nil {
+		return // it was deleted meanwhile
 	}
-	if err := os.Truncate(path, 0); err != nil && !os.IsNotExist(err) {
+	info, err := log.Stat()
+	if err == nil && info.Size() > maxLog {
+		err = log.Truncate(0)
+	}
+	if err = errors.Join(err, log.Close()); err != nil {
 		d.log.Warn("sandbox_log_not_cut", "session_id", sessionID, "error", err)
 	}
 }
@@ -151,7 +155,7 @@ func (d *Driver) cutLog(sessionID string) {
 // lastWords is the last line of the sandbox's log, for an error message. It is
 // empty where there is none.
 func (d *Driver) lastWords(sessionID string) string {
-	text, err := os.ReadFile(d.path(sessionID, logExt))
+	text, err := d.folder.ReadFile(sessionID + logExt)
 	if err != nil {
 		return ""
 	}

@@ -12,8 +12,8 @@ import (
 	"github.com/bivouac/bivouac/runtime"
 )
 
-// Stop ends the sandbox's process group with SIGTERM, and with SIGKILL where
-// that does not help within 5 seconds.
+// Stop ends the sandbox's processes with SIGTERM, and with SIGKILL if that does
+// not help within 5 seconds.
 func (d *Driver) Stop(ctx context.Context, sessionID string) error {
 	if err := d.stop(ctx, sessionID); err != nil {
 		return fmt.Errorf("process: stop %s: %w", sessionID, err)
@@ -51,7 +51,7 @@ func (d *Driver) stop(ctx context.Context, sessionID string) error {
 	case <-grace.C:
 	}
 	sb.mu.Lock()
-	sb.signal(syscall.SIGKILL)
+	d.signal(sb, syscall.SIGKILL)
 	sb.mu.Unlock()
 	select {
 	case <-sb.running.Done():
@@ -95,7 +95,7 @@ func (d *Driver) markStopped(sb *sandbox) error {
 		sb.record = next
 	}
 	started := sb.record.PID != 0
-	sb.signal(syscall.SIGTERM)
+	d.signal(sb, syscall.SIGTERM)
 	sb.mu.Unlock()
 	if !started && sb.running.Err() == nil {
 		d.ended(sb, "stopped before it was started")

@@ -11,7 +11,8 @@
 #   }
 #
 # That opens every path of the node to everyone who may submit jobs to it, so
-# keep such nodes for sandboxes, and set Bivouac's -volume-root.
+# keep such nodes for sandboxes, and set Bivouac's -volume-root. Bivouac checks
+# the name of a volume only: let nobody but the node's operator write to a root.
 #
 # Docker opens a container's port on the node before the container's network is
 # up. Who calls in between waits a second for ARP, and so does every start of a

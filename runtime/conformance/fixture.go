@@ -61,7 +61,10 @@ func (f *fixture) attempt(check func(*fixture)) (err error) {
 	return nil
 }
 
+// cleanUp deletes and removes what the check made, also if the suite is
+// interrupted.
 func (f *fixture) cleanUp() error {
+	f.ctx = context.WithoutCancel(f.ctx)
 	var problems []error
 	for _, spec := range f.made {
 		if err := f.driver.Delete(f.patience(), spec.SessionID); err != nil {

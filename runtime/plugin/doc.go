@@ -31,6 +31,8 @@
 //	PLUGIN_UNIX_SOCKET_DIR    a folder for the plugin's socket, empty
 //	PLUGIN_MIN_PORT           for a TCP port instead: at least this
 //	PLUGIN_MAX_PORT           and at most this
+//	BIVOUAC_DROP_MARKS        "1" if all marks of used session IDs may go, see
+//	                          "Marks"; else not there
 //
 // Nothing of the host's own environment is passed on. Where
 // BIVOUAC_RUNTIME_PLUGIN does not have this value a plugin was started by
@@ -138,6 +140,15 @@
 // own deadline has passed or that the host has cancelled the call. Where an
 // error is of several kinds, bivouac.runtime.v1.ErrorDetail among the details
 // of the status names them all.
+//
+// # Marks
+//
+// A plugin marks each session ID that Stop or Delete was called for, and keeps
+// the mark for an hour after the Delete. It removes older marks of its instance at
+// each List, which the host asks for soon after the start and then regularly.
+// "bivouac plugin verify" starts the plugin once more when it is done, with
+// BIVOUAC_DROP_MARKS=1, and asks for a List. After that no mark of the instance is
+// left.
 //
 // # Life cycle
 //

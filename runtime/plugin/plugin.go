@@ -20,6 +20,10 @@ const (
 	CookieValue     = "2d8c7528-8d4c-4544-9587-215db8490912"
 )
 
+// DropMarksKey is the variable by which a plugin's process is told
+// [runtime.Config].DropMarks: "1" if so.
+const DropMarksKey = "BIVOUAC_DROP_MARKS"
+
 const (
 	// MaxMessage is the size limit of a message, in bytes, in both directions.
 	MaxMessage = 1 << 20

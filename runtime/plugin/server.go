@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"os"
 	"sync"
 
 	"google.golang.org/grpc"
@@ -34,7 +35,9 @@ func (s *server) Configure(ctx context.Context, req *runtimev1.ConfigureRequest)
 	if !ok {
 		return nil, toStatus(unsupported(runtime.AbilityConfigure))
 	}
-	config := runtime.Config{Instance: req.GetInstance(), JSON: json.RawMessage(req.GetConfigJson())}
+	config := runtime.Config{
+		Instance: req.GetInstance(), JSON: json.RawMessage(req.GetConfigJson()), DropMarks: os.Getenv(DropMarksKey) == "1",
+	}
 	if err := configurer.Configure(ctx, config); err != nil {
 		return nil, toStatus(err)
 	}

@@ -4,18 +4,21 @@ import (
 	"bytes"
 	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
 	"syscall"
+
+	"golang.org/x/sys/unix"
 )
 
 // startOf tells when the process was started, in a form that is good for
 // comparing alone: no other process has the same PID and the same start. It
 // returns false where there is no such process, or only a zombie of it.
 func startOf(pid int) (string, bool) {
-	stat, ok := readStat(pid)
+	found, ok := statOf(pid)
 	if !ok {
 		return "", false
 	}
@@ -24,26 +27,33 @@ func startOf(pid int) (string, bool) {
 	if err != nil {
 		return "", false
 	}
-	return strings.TrimSpace(string(boot)) + "/" + stat.start, true
+	return strings.TrimSpace(string(boot)) + "/" + found.start, true
 }
 
-// groupRuns says whether a process of the group runs. Zombies do not count:
-// where the machine's first process does not collect them they stay for ever.
-func groupRuns(pgid int) bool {
-	if errors.Is(syscall.Kill(-pgid, 0), syscall.ESRCH) {
-		return false
+// allProcesses returns the processes that run. Zombies do not count: where the
+// machine's first process does not collect them they stay for ever.
+func allProcesses() map[int]stat {
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return nil
 	}
-	return len(groupMembers(pgid)) > 0
+	all := make(map[int]stat, len(entries))
+	for _, entry := range entries {
+		pid, err := strconv.Atoi(entry.Name())
+		if err != nil {
+			continue
+		}
+		if found, ok := statOf(pid); ok {
+			all[pid] = found
+		}
+	}
+	return all
 }
 
-// groupCarries says whether a process of the group runs that was given the
-// session ID in its environment.
-func groupCarries(pgid int, sessionID string) bool {
-	variable := []byte("BIVOUAC_SESSION_ID=" + sessionID)
-	return slices.ContainsFunc(groupMembers(pgid), func(pid int) bool {
-		return slices.ContainsFunc(bytes.Split(environ(pid), []byte{0}), func(v []byte) bool {
-			return bytes.Equal(v, variable)
-		})
+// carries says whether a process was given this variable in its environment.
+func carries(pid int, variable string) bool {
+	return slices.ContainsFunc(bytes.Split(environ(pid), []byte{0}), func(v []byte) bool {
+		return string(v) == variable
 	})
 }
 
@@ -63,33 +73,10 @@ func environ(pid int) []byte {
 	return nil
 }
 
-func groupMembers(pgid int) []int {
-	entries, err := os.ReadDir("/proc")
-	if err != nil {
-		return nil
-	}
-	var members []int
-	for _, entry := range entries {
-		pid, err := strconv.Atoi(entry.Name())
-		if err != nil {
-			continue
-		}
-		if stat, ok := readStat(pid); ok && stat.pgid == pgid {
-			members = append(members, pid)
-		}
-	}
-	return members
-}
-
-type stat struct {
-	pgid  int
-	start string // clock ticks since the boot
-}
-
-// readStat returns false where the process does not run: it is gone or a zombie.
+// statOf returns false where the process does not run: it is gone or a zombie.
 // One whose first thread alone has ended shows as a zombie too, and runs for as
 // long as it has others.
-func readStat(pid int) (stat, bool) {
+func statOf(pid int) (stat, bool) {
 	text, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "stat"))
 	if err != nil {
 		return stat{}, false
@@ -97,15 +84,27 @@ func readStat(pid int) (stat, bool) {
 	// The second field is the program's name in parentheses. It may hold
 	// anything, so the others are counted from its end.
 	_, rest, _ := strings.Cut(string(text[bytes.LastIndexByte(text, ')')+1:]), " ")
-	const state, pgrp, numThreads, starttime = 0, 2, 17, 19
+	const state, ppid, pgrp, numThreads, starttime = 0, 1, 2, 17, 19
 	fields := strings.Fields(rest)
 	if len(fields) <= starttime {
 		return stat{}, false
 	}
-	pgid, pgidErr := strconv.Atoi(fields[pgrp])
+	parent, parentErr := strconv.Atoi(fields[ppid])
+	group, groupErr := strconv.Atoi(fields[pgrp])
 	threads, threadsErr := strconv.Atoi(fields[numThreads])
-	if pgidErr != nil || threadsErr != nil || fields[state] == "X" || fields[state] == "Z" && threads <= 1 {
+	if errors.Join(parentErr, groupErr, threadsErr) != nil || fields[state] == "X" || fields[state] == "Z" && threads <= 1 {
 		return stat{}, false
 	}
-	return stat{pgid: pgid, start: fields[starttime]}, true
+	return stat{parent: parent, group: group, start: fields[starttime]}, true
+}
+
+// awaitExit returns once the process has ended. It is not collected: until then
+// its PID, and so its group's, is nobody else's.
+func awaitExit(cmd *exec.Cmd) {
+	for {
+		err := unix.Waitid(unix.P_PID, cmd.Process.Pid, nil, unix.WEXITED|unix.WNOWAIT, nil)
+		if !errors.Is(err, syscall.EINTR) {
+			return
+		}
+	}
 }

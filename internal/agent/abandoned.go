@@ -1,0 +1,167 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/bivouac/bivouac/internal/process"
+)
+
+// The sandboxes of -dev end with their agent, also if it is killed. Two things
+// see to that. Each agent starts a helper, which waits until the agent is gone
+// and then ends what it has left. And each agent does the same at its start, in
+// case that a helper was killed too. How they know that an agent is gone: it has
+// its folder locked for as long as it lives.
+
+// DevCleanup is the command that an agent of -dev starts its helper with. It
+// takes the folder of all such agents and calls EndAbandoned at the end of its
+// standard input.
+const DevCleanup = "dev-cleanup"
+
+// devLock is the file in an agent's folder that the agent has locked.
+const devLock = "agent.lock"
+
+// lockDev locks the folder of the agent at this address until the file is
+// closed. It waits for one that still ends what an earlier agent has left.
+func lockDev(ctx context.Context, addr string) (*os.File, error) {
+	dir, err := makeDevDir(addr)
+	if err != nil {
+		return nil, err
+	}
+	lock, err := awaitLockDev(ctx, dir, endLimit)
+	if lock == nil && err == nil {
+		err = fmt.Errorf("agent: %s is locked by another process", dir)
+	}
+	return lock, err
+}
+
+// awaitLockDev locks a folder. It returns nil if another process has it locked
+// for longer than patience.
+func awaitLockDev(ctx context.Context, dir string, patience time.Duration) (*os.File, error) {
+	limit := time.After(patience)
+	again := time.NewTicker(10 * time.Millisecond)
+	defer again.Stop()
+	for {
+		lock, err := tryLockDev(dir)
+		if lock != nil || err != nil {
+			return lock, err
+		}
+		select {
+		case <-again.C:
+		case <-limit:
+			return nil, nil
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
+
+// tryLockDev returns nil if another process has the folder locked.
+func tryLockDev(dir string) (*os.File, error) {
+	lock, err := os.OpenFile(filepath.Join(dir, devLock), os.O_CREATE|os.O_RDWR|syscall.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("agent: %w", err)
+	}
+	switch err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); {
+	case err == nil:
+		return lock, nil
+	case errors.Is(err, syscall.EWOULDBLOCK):
+		return nil, lock.Close()
+	default:
+		return nil, errors.Join(fmt.Errorf("agent: lock %s: %w", dir, err), lock.Close())
+	}
+}
+
+// EndAbandoned ends the sandboxes of all agents of -dev that are gone, whatever
+// their address was. Root is the folder of all such agents. An agent that was
+// killed is gone once its lock is, some moments later: patience is how long a lock
+// is waited for.
+func EndAbandoned(ctx context.Context, root string, patience time.Duration, log hclog.Logger) error {
+	entries, err := os.ReadDir(root)
+	if err != nil {
+		return fmt.Errorf("agent: %w", err)
+	}
+	var problems []error
+	for _, entry := range entries {
+		if entry.IsDir() {
+			problems = append(problems, endAbandonedOf(ctx, filepath.Join(root, entry.Name()), patience, log))
+		}
+	}
+	return errors.Join(problems...)
+}
+
+// endAbandonedOf ends the sandboxes of the agent with this folder, unless it is
+// there.
+func endAbandonedOf(ctx context.Context, dir string, patience time.Duration, log hclog.Logger) (err error) {
+	if err := process.MakeFolder(dir); err != nil {
+		return fmt.Errorf("agent: %w", err)
+	}
+	lock, err := awaitLockDev(ctx, dir, patience)
+	if lock == nil || err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, lock.Close()) }()
+	instances, err := os.ReadDir(filepath.Join(dir, sandboxFolder))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("agent: %w", err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, endLimit)
+	defer cancel()
+	for _, instance := range instances {
+		driver, openErr := process.New(process.Config{
+			Dir: filepath.Join(dir, sandboxFolder, instance.Name()), Command: []string{"false"}, Logger: log, // it makes no sandbox
+		})
+		if openErr != nil {
+			err = errors.Join(err, openErr)
+			continue
+		}
+		err = errors.Join(err, endAll(ctx, driver), driver.Close())
+	}
+	return err
+}
+
+// startDevCleanup starts the helper that ends the sandboxes of this agent if the
+// agent is killed. The agent calls the returned function when it ends, which
+// returns once the helper has ended too.
+func startDevCleanup(ctx context.Context, log hclog.Logger, stderr io.Writer) (end func() error, err error) {
+	root, err := devRoot()
+	if err != nil {
+		return nil, err
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return nil, fmt.Errorf("agent: find this program: %w", err)
+	}
+	cmd := exec.CommandContext(context.WithoutCancel(ctx), self, DevCleanup, root)
+	for name, value := range process.Environment() {
+		cmd.Env = append(cmd.Env, name+"="+value)
+	}
+	cmd.Stderr = stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // a signal for the agent's group or terminal is not for it
+	alive, err := cmd.StdinPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
+		return nil, fmt.Errorf("agent: start the helper that cleans up: %w", err)
+	}
+	log.Debug("dev_cleanup_started", "pid", cmd.Process.Pid)
+	return func() error {
+		if err := errors.Join(alive.Close(), cmd.Wait()); err != nil {
+			return fmt.Errorf("agent: the helper that cleans up: %w", err)
+		}
+		return nil
+	}, nil
+}
