@@ -125,10 +125,7 @@ func (s *Store) Run(ctx context.Context) error {
 		}
 		return nil
 	})
-	if err := g.Wait(); err != nil {
-		return fmt.Errorf("consul: %w", err)
-	}
-	return nil
+	return g.Wait()
 }
 
 // Health returns nil where Consul has a leader, the store its identity, and this
