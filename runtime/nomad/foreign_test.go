@@ -92,10 +92,10 @@ func listed(t *testing.T, r replica) []string {
 func TestInstance_owns_what_bears_its_legacy_name(t *testing.T) {
 	before := openShared(t, rawExec(t, nil))
 	must.NoError(t, before.Current(patiently(t)))
-	old, _ := create(t, before)
+	_, old := create(t, before)
 	after := openWithLegacy(t, before.client, before.template, before.instance+"-1", before.instance)
 	must.NoError(t, after.Current(patiently(t)))
-	fresh, _ := create(t, after)
+	_, fresh := create(t, after)
 
 	counts, err := before.Instances(patiently(t))
 	must.NoError(t, err)
