@@ -28,9 +28,10 @@ const identityVersion = 1
 // bears its instance ID. Two Bivouacs never share an instance ID, whatever their
 // operators typed, and a store that lost its data is told from an empty one.
 //
-// Replicas from before identities may run beside those that have one. They do
-// not check it, and what they make bears the configured name: see
-// LegacyInstance.
+// Replicas from before identities do not check it. What they make bears the
+// configured name, which LegacyInstance allows for. But what newer replicas make
+// they take for another Bivouac's, and may end it: stop them before the first
+// newer one is started.
 type Identity struct {
 	Version int `json:"v"`
 	// Instance is the instance ID: the configured name, "-" and 20 random
