@@ -165,6 +165,24 @@ func TestDelete(t *testing.T) {
 	must.Eq(t, "", a.sent)
 }
 
+func TestAdoptAndForget(t *testing.T) {
+	adopted := wire.AdoptAnswer{Instance: "default-4f7k2mq6zt3vxw5yabcd", Adopted: 2}
+	a := &agent{status: 200, body: adopted}
+	gotAdopted, err := start(t, a).Adopt(t.Context(), adopted.Instance)
+	must.NoError(t, err)
+	must.Eq(t, adopted, gotAdopted)
+	must.Eq(t, "POST /v1/operator/adopt", a.request)
+	must.Eq(t, `{"instance":"default-4f7k2mq6zt3vxw5yabcd"}`, a.sent)
+
+	forgotten := wire.ForgetAnswer{Instance: adopted.Instance, Left: []wire.Left{{Instance: "default", Sandboxes: 2, Look: "nomad"}}}
+	a = &agent{status: 200, body: forgotten}
+	gotForgotten, err := start(t, a).Forget(t.Context())
+	must.NoError(t, err)
+	must.Eq(t, forgotten, gotForgotten)
+	must.Eq(t, "POST /v1/operator/forget", a.request)
+	must.Eq(t, "", a.sent)
+}
+
 func TestCleanup(t *testing.T) {
 	want := wire.CleanupAnswer{Cleaned: []wire.Session{session}, ErrorCount: 2}
 	a := &agent{status: 200, body: want}

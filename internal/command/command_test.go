@@ -87,6 +87,12 @@ func TestACleanupWithFailuresFails(t *testing.T) {
 	must.StrContains(t, told.String(), "could not be ended")
 }
 
+func TestForgetTellsHowToSeeWhatIsLeft(t *testing.T) {
+	terminal, out, _ := newTerminal(t, 200, `{"instance":"prod-b","left":[{"instance":"prod-a","sandboxes":2,"look":"nomad operator api /v1/jobs"}]}`)
+	must.Eq(t, exitDone, operatorForgetCommand(terminal).Run(nil))
+	must.Eq(t, "Instance prod-b\n2 sandboxes of instance prod-a are left alone. They are shown by\n  nomad operator api /v1/jobs\n", out.String())
+}
+
 func TestEveryCommandHasItsHelp(t *testing.T) {
 	for name, factory := range commands(terminal{getenv: func(string) string { return "" }}) {
 		made, err := factory()

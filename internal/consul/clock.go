@@ -158,6 +158,9 @@ func (c *Clock) awaitKnown(ctx context.Context) error {
 	if c.isKnown() {
 		return nil
 	}
+	if err := c.identity.stands(ctx); err != nil { // without it no time is kept
+		return err
+	}
 	limit := time.NewTimer(requestTimeout)
 	defer limit.Stop()
 	select {

@@ -138,10 +138,7 @@ func (s *Store) Run(ctx context.Context) error {
 		}
 		return nil
 	})
-	if err := g.Wait(); err != nil {
-		return fmt.Errorf("consul: %w", err)
-	}
-	return nil
+	return g.Wait()
 }
 
 // Health returns nil if Consul has a leader, the Consul token may read, write and

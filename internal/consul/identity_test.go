@@ -3,6 +3,7 @@ package consul
 import (
 	"context"
 	"errors"
+	"maps"
 	"regexp"
 	"strings"
 	"sync/atomic"
@@ -110,13 +111,7 @@ func (c *cluster) wipe(t *testing.T) {
 }
 
 func runs(sandboxes map[string]int) func(context.Context) (map[string]int, error) {
-	return func(context.Context) (map[string]int, error) {
-		found := make(map[string]int)
-		for instance, n := range sandboxes {
-			found[instance] = n
-		}
-		return found, nil
-	}
+	return func(context.Context) (map[string]int, error) { return maps.Clone(sandboxes), nil }
 }
 
 func in(region, namespace string) func(context.Context) (Place, error) {

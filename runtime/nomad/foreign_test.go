@@ -5,12 +5,14 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/nomad/api"
 	"github.com/shoenig/test/must"
 	"github.com/shoenig/test/wait"
 
 	"github.com/bivouac/bivouac/jobs"
 	"github.com/bivouac/bivouac/runtime"
+	"github.com/bivouac/bivouac/runtime/nomad"
 )
 
 // A job bears the name of a session's and is not this Bivouac's, or was damaged
@@ -83,4 +85,40 @@ func listed(t *testing.T, r replica) []string {
 		ids = append(ids, sandbox.SessionID)
 	}
 	return ids
+}
+
+// What a Bivouac made before its instance had an ID of its own bears the name
+// that was configured.
+func TestInstance_owns_what_bears_its_legacy_name(t *testing.T) {
+	before := openShared(t, rawExec(t, nil))
+	must.NoError(t, before.Current(patiently(t)))
+	_, old := create(t, before)
+	after := openWithLegacy(t, before.client, before.template, before.instance+"-1", before.instance)
+	must.NoError(t, after.Current(patiently(t)))
+	_, fresh := create(t, after)
+
+	counts, err := before.Instances(patiently(t))
+	must.NoError(t, err)
+	must.Eq(t, 1, counts[before.instance])
+	must.Eq(t, 1, counts[after.instance])
+	must.SliceContainsAll(t, []string{old.SessionID, fresh.SessionID}, listed(t, after))
+	must.Eq(t, []string{old.SessionID}, listed(t, before))
+	_, err = before.Inspect(patiently(t), fresh.SessionID)
+	must.ErrorIs(t, err, runtime.ErrConflict)
+
+	seen, err := after.Inspect(patiently(t), old.SessionID)
+	must.NoError(t, err)
+	must.Eq(t, old.ContainerID, seen.ContainerID)
+	must.NoError(t, after.Delete(patiently(t), old.SessionID))
+	must.NoError(t, after.Delete(patiently(t), fresh.SessionID))
+	counts, err = before.Instances(patiently(t))
+	must.NoError(t, err)
+	must.MapNotContainsKeys(t, counts, []string{before.instance, after.instance})
+}
+
+func TestCreate_without_an_instance_is_refused(t *testing.T) {
+	driver, err := nomad.New(nomad.Config{Client: &api.Client{}, Template: rawExec(t, nil), Logger: hclog.NewNullLogger()})
+	must.NoError(t, err)
+	_, err = driver.Create(t.Context(), runtime.Spec{}, ignore)
+	must.ErrorIs(t, err, runtime.ErrUnavailable)
 }

@@ -66,13 +66,19 @@ func rawExec(t testing.TB, variables map[string]string) *jobs.Template {
 // open starts a replica that ends with the test.
 func open(t testing.TB, client *api.Client, template *jobs.Template, instance string) replica {
 	t.Helper()
+	return openWithLegacy(t, client, template, instance, "")
+}
+
+// openWithLegacy is open for an instance whose older jobs bear another ID.
+func openWithLegacy(t testing.TB, client *api.Client, template *jobs.Template, instance, legacy string) replica {
+	t.Helper()
 	driver, err := nomad.New(nomad.Config{
 		Client:   client,
 		Template: template,
-		Instance: instance,
 		Logger:   hclog.New(&hclog.LoggerOptions{Output: testWriter{t}, Level: hclog.Debug}),
 	})
 	must.NoError(t, err)
+	driver.SetInstance(instance, legacy)
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- driver.Run(ctx) }()

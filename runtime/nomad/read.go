@@ -54,7 +54,8 @@ func (d *Driver) read(ctx context.Context, jobID string) (state, error) {
 		s.whole = true
 		return s, true
 	})
-	if alloc := s.sandboxAlloc(); alloc == nil || alloc.AllocatedResources != nil {
+	// A job of another instance is not kept in the cache, which could not add to it.
+	if alloc := s.sandboxAlloc(); alloc == nil || alloc.AllocatedResources != nil || d.notForeign(s) != nil {
 		return s, nil
 	}
 	return d.readResources(ctx, s.sandboxAlloc().ID, jobID)
