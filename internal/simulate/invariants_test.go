@@ -19,6 +19,7 @@ import (
 const (
 	prefix      = "bivouac/v1/"
 	locksPrefix = prefix + "locks/"
+	clockKey    = prefix + "clock"
 	nobody      = "00000000-0000-0000-0000-000000000000" // the leader's lock is named for no chat
 )
 
