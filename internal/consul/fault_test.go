@@ -351,6 +351,24 @@ func TestHealthIsAlsoThatThereIsASession(t *testing.T) {
 	must.ErrorContains(t, err, "Permission denied")
 }
 
+// Given the name of another datacenter than the Consul agent's, whose servers take
+// keys and refuse the session, then health tells what is wrong.
+func TestHealthTellsOfAnotherDatacenter(t *testing.T) {
+	c := open(t)
+	p := newProxy(t, c.addr)
+	p.do(always(func(w http.ResponseWriter, r *http.Request, consul http.Handler) {
+		if r.URL.Path == "/v1/session/create" {
+			http.Error(w, "rpc error making call: apply failed: Missing node registration", http.StatusInternalServerError)
+			return
+		}
+		consul.ServeHTTP(w, r)
+	}))
+	proxied := c.join(t, p.addr)
+	_, err := proxied.session.current(t.Context())
+	must.ErrorIs(t, err, scheduler.ErrUnavailable)
+	must.ErrorContains(t, proxied.Health(t.Context()), "do not set consul { datacenter } to another")
+}
+
 func TestWithoutASessionNoLockIsGivenOut(t *testing.T) {
 	c := open(t)
 	p := newProxy(t, c.addr)

@@ -100,6 +100,18 @@ func (h *hold) holds(lease *Lease) bool {
 	return held
 }
 
+// has says whether a lease that is held has its lock at key.
+func (h *hold) has(key string) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for lease := range h.leases {
+		if lease.store.keys.lock(lease.chatID) == key {
+			return true
+		}
+	}
+	return false
+}
+
 // drain lets no new leases in, and returns a channel that is closed once the
 // last is gone.
 func (h *hold) drain() <-chan struct{} {

@@ -277,10 +277,13 @@ func (l *Lease) giveUp(ctx context.Context) error {
 	}
 	key := l.store.keys.lock(l.chatID)
 	_, err := l.store.retryTxn(ctx, &api.KVTxnOp{Verb: api.KVDeleteCAS, Key: key, Index: l.lockIndex})
-	if err == nil || errors.Is(err, errRolledBack) {
+	if err == nil {
 		return nil
 	}
 	l.store.abandon(l.hold, l)
+	if errors.Is(err, errRolledBack) {
+		return nil // another's by now, or overwritten by hand
+	}
 	return err
 }
 

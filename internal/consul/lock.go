@@ -189,7 +189,7 @@ func (s *Store) clearStrays(ctx context.Context, h *hold) {
 	}
 	for _, id := range slices.SortedFunc(maps.Keys(strays), oldestFirst) {
 		left := strays[id]
-		if err := s.clearStray(ctx, id, left.key); err != nil {
+		if err := s.clearStray(ctx, h, id, left.key); err != nil {
 			s.log.Debug("cannot clear a lock that was left behind", "key", left.key, "error", err)
 			return
 		}
@@ -201,10 +201,15 @@ func (s *Store) clearStrays(ctx context.Context, h *hold) {
 	}
 }
 
-func (s *Store) clearStray(ctx context.Context, leaseID, key string) error {
+// clearStray releases the lock at key if it is the one of that lease, or if somebody
+// overwrote it by hand: then it is our session's, and no lease of ours has it.
+func (s *Store) clearStray(ctx context.Context, h *hold, leaseID, key string) error {
 	pair, _, err := s.get(ctx, key, scheduler.Block{})
-	if err != nil || pair == nil || string(pair.Value) != leaseID {
-		return err // another's, or nobody's
+	if err != nil || pair == nil {
+		return err
+	}
+	if string(pair.Value) != leaseID && (pair.Session != h.session || h.has(key)) {
+		return nil // another's
 	}
 	_, err = s.retryTxn(ctx, &api.KVTxnOp{Verb: api.KVDeleteCAS, Key: key, Index: pair.ModifyIndex})
 	if errors.Is(err, errRolledBack) {

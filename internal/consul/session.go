@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"time"
 
@@ -83,7 +84,11 @@ func (k *keeper) trouble() error {
 }
 
 func noSession(why error) error {
-	return unavailable("no Consul session: ", why)
+	what := "no Consul session: "
+	if strings.Contains(why.Error(), "Missing node registration") {
+		what = "no Consul session, which only the datacenter of the Consul agent that is asked can give; do not set consul { datacenter } to another: "
+	}
+	return unavailable(what, why)
 }
 
 func (k *keeper) set(hold *hold, failed error) {

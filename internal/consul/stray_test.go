@@ -88,3 +88,38 @@ func TestLockOfAnEditedRecordIsCleared(t *testing.T) {
 	must.NoError(t, lock(t, b, session.ChatID).Write(t.Context(), nil, scheduler.Release))
 	c.MustBeEmpty(t)
 }
+
+// Given a lock's key that somebody overwrites while an operation holds it, then the
+// operation learns that its lock is lost, and other replicas can have it.
+func TestLockThatIsOverwrittenByHandIsCleared(t *testing.T) {
+	c := open(t)
+	a, b := c.join(t, c.addr), c.join(t, c.addr)
+	session := freshSession()
+	lease := lock(t, a, session.ChatID)
+	_, err := c.client.KV().Put(&api.KVPair{Key: a.keys.lock(session.ChatID), Value: []byte("by hand")}, nil)
+	must.NoError(t, err)
+
+	must.ErrorIs(t, lease.Write(t.Context(), &session, scheduler.Release), scheduler.ErrLockLost)
+	must.NoError(t, lease.Release(t.Context()))
+
+	next, err := b.Lock(t.Context(), session.ChatID, 30*time.Second)
+	must.NoError(t, err)
+	must.NoError(t, next.Release(t.Context()))
+	c.MustBeEmpty(t)
+}
+
+// The same for one that is released without a write.
+func TestLockThatIsOverwrittenByHandIsReleased(t *testing.T) {
+	c := open(t)
+	a, b := c.join(t, c.addr), c.join(t, c.addr)
+	chatID := uuid.New()
+	lease := lock(t, a, chatID)
+	_, err := c.client.KV().Put(&api.KVPair{Key: a.keys.lock(chatID), Value: []byte("by hand")}, nil)
+	must.NoError(t, err)
+	must.NoError(t, lease.Release(t.Context()))
+
+	next, err := b.Lock(t.Context(), chatID, 30*time.Second)
+	must.NoError(t, err)
+	must.NoError(t, next.Release(t.Context()))
+	c.MustBeEmpty(t)
+}

@@ -28,7 +28,7 @@ func (w *world) provoke(n int, f fault) {
 	switch f.kind {
 	case "crash", "stop", "pause", "cut consul", "cut nomad", "cut both":
 		w.hits.count(f.kind, !r.isDead())
-	case "consul leader", "nomad leader", "no room":
+	case "consul leader", "nomad leader", "no room", "clock set ahead", "clock set back", "clock deleted":
 		w.hits.count(f.kind, true)
 	}
 	switch f.kind {
@@ -97,6 +97,20 @@ func (w *world) provoke(n int, f fault) {
 				w.consul.DeleteKey(key)
 			}
 		}
+	case "clock set ahead", "clock set back":
+		off := 24 * time.Hour
+		if f.kind == "clock set back" {
+			off = -off
+		}
+		value := "hand " + time.Now().Add(off).UTC().Format(time.RFC3339Nano)
+		w.consul.SetKey(clockKey, value)
+		wait(w.ctx, f.lasts)
+		// If nobody knew better, health says to delete it.
+		if string(w.consul.Keys(clockKey)[clockKey].Value) == value {
+			w.consul.DeleteKey(clockKey)
+		}
+	case "clock deleted":
+		w.consul.DeleteKey(clockKey)
 	default:
 		panic("no such fault: " + f.kind)
 	}

@@ -3,9 +3,12 @@ package simulate
 import (
 	"math"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/anishathalye/porcupine"
+
+	"github.com/bivouac/bivouac/internal/simulate/network"
 )
 
 // chatState is what a chat may be like, as far as callers can tell.
@@ -25,12 +28,17 @@ const (
 // skewLimit is how far replicas may be apart in when a session expires.
 const skewLimit = 3 * time.Second
 
-// skew is how far they may be apart in this run. Where the tick by which they agree
-// on the time may come late, another may take over from an older one, and the time
-// goes back: by as much as callers were told.
+// skew is how far they may be apart in this run: as far as callers were told, and
+// no further than what can move the agreed time. A tick that comes late may take it
+// back. If its key is lost while no replica knows the time, the time goes on as
+// another machine has it.
 func (w *world) skew() time.Duration {
-	if w.odds.Late == 0 {
-		return skewLimit
+	var limit time.Duration
+	if w.odds.Late > 0 {
+		limit += network.MaxLate
+	}
+	if slices.ContainsFunc(w.faults, func(f fault) bool { return strings.HasPrefix(f.kind, "clock ") }) {
+		limit += slices.Max(w.skews) - slices.Min(w.skews)
 	}
 	var all []time.Duration
 	for _, c := range w.history {
@@ -41,7 +49,7 @@ func (w *world) skew() time.Duration {
 	if len(all) == 0 {
 		return skewLimit
 	}
-	return skewLimit + slices.Max(all) - slices.Min(all)
+	return skewLimit + min(limit, slices.Max(all)-slices.Min(all))
 }
 
 // by is when all that a call does is done.

@@ -19,6 +19,7 @@ import (
 const (
 	prefix      = "bivouac/v1/"
 	locksPrefix = prefix + "locks/"
+	clockKey    = prefix + "clock"
 	nobody      = "00000000-0000-0000-0000-000000000000" // the leader's lock is named for no chat
 )
 
@@ -69,6 +70,9 @@ func (w *world) processEnded(p nomadmodel.Process) {
 // did so at that of the look before it. Whether it was right to end is for the
 // history.
 func (w *world) checkTold(c call) {
+	if most := slices.Max(w.skews) + skewLimit; c.session != "" && c.ahead > most {
+		w.violate("the agreed time is %v ahead, and no machine's clock by more than %v", c.ahead, most)
+	}
 	w.mu.Lock()
 	lives := w.living[c.session] > 0
 	w.mu.Unlock()

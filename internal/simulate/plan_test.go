@@ -97,7 +97,7 @@ func newPlan(seed uint64) plan {
 	for range p.hosts {
 		var skew time.Duration
 		if skewed {
-			skew = between(rng, -5*time.Minute, 5*time.Minute)
+			skew = between(rng, -150*time.Second, 150*time.Second)
 		}
 		p.skews = append(p.skews, skew)
 	}
@@ -184,7 +184,7 @@ func (p plan) newRequest(rng *rand.Rand) request {
 var kinds = []string{
 	"crash", "crash", "stop", "pause", "pause", "cut consul", "cut nomad", "cut both", "consul leader",
 	"nomad leader", "node cut", "node agent dead", "sandbox dies", "sandbox dies", "no room", "streams break",
-	"session destroyed", "lock deleted", "job stopped",
+	"session destroyed", "lock deleted", "job stopped", "clock set ahead", "clock set back", "clock deleted",
 }
 
 func (p plan) newFault(rng *rand.Rand) fault {

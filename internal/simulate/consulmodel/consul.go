@@ -111,6 +111,16 @@ func (s *Server) DeleteKey(key string) {
 	s.remove(key, s.index)
 }
 
+// SetKey writes a key, as an operator would by hand.
+func (s *Server) SetKey(key, value string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.index++
+	if _, err := s.apply(&api.KVTxnOp{Verb: api.KVSet, Key: key, Value: []byte(value)}); err != nil {
+		panic(err)
+	}
+}
+
 // Serve answers a request. Its context is the connection's.
 func (s *Server) Serve(ctx context.Context, req *http.Request, body []byte) *http.Response {
 	s.mu.Lock()

@@ -3,6 +3,7 @@ package main
 // mutants returns the safeguards, each with what takes it away.
 func mutants() []mutant {
 	const (
+		clock     = "internal/consul/clock.go"
 		lease     = "internal/consul/lease.go"
 		lock      = "internal/consul/lock.go"
 		create    = "scheduler/create.go"
@@ -65,6 +66,9 @@ func mutants() []mutant {
 		{without: "ruling out of a late save", changes: []change{
 			{create, `ruledOut := ruleOut(look, lease, session, err)`, `ruledOut := error(nil)`},
 		}, noticedBy: test{"./scheduler", "TestCreate_whatCannotBeUndoneIsSettled"}},
+		{without: "bound of the agreed time", changes: []change{
+			{clock, `case agreed != nil && (tick-*agreed).Abs() <= tolerance:`, `case true:`},
+		}},
 		{without: "clearing of stray locks", changes: []change{
 			{lock, `h.strays[lease.id] = stray{`, `_ = stray{`},
 		}},
