@@ -180,7 +180,7 @@ func parent(pid int) (int, error) {
 
 // other is a task beside the sandbox's own, with a script and further lines.
 func other(name, script, more string) string {
-	return strings.Replace(task("raw_exec", shell(script), more), `task "sandbox"`, `task "`+name+`"`, 1)
+	return "\n" + strings.Replace(task("raw_exec", shell(script), more), `task "sandbox"`, `task "`+name+`"`, 1)
 }
 
 // Nomad calls an allocation running while any task of it runs.
