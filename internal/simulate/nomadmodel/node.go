@@ -345,13 +345,17 @@ func (s *Server) Reconnect(i int) {
 		if s.allocs[r.AllocID] == nil {
 			s.stop(r)
 		}
-		if r.gone && !r.over {
+		switch {
+		case !r.gone:
+		case r.ending:
+			r.over, r.ended = true, time.Now()
+		default:
 			// The agent does not find it, and starts it again once it has heard
 			// what the servers want.
-			r.gone = false
 			r.note(api.TaskEvent{Type: "Failed Restoring Task"})
 			s.after("start again", 31*time.Millisecond, 250*time.Millisecond, func() { s.start(r) })
 		}
+		r.gone = false
 		s.sync(r)
 	}
 	s.unblock()
