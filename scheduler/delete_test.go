@@ -2,6 +2,8 @@ package scheduler_test
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"maps"
 	"testing"
 
@@ -170,4 +172,65 @@ func TestDelete_ofAnAbandonedStartEndsIt(t *testing.T) {
 	must.Eq(t, []string{"lock", "driver.inspect", "driver.delete", "remove + release"}, w.effects.taken())
 	must.SliceEmpty(t, w.records())
 	must.SliceEmpty(t, w.running())
+}
+
+// A stop that comes to no end leaves in the record what it waits for, for those
+// who ask how the chat stands.
+func TestDelete_ofWhatDoesNotEndSaysWhatItWaitsFor(t *testing.T) {
+	const why = `task "cleanup" runs since 12:00`
+	for _, tc := range []struct {
+		name  string
+		given []func(*world)
+		stop  func(*world) error
+	}{
+		{"by a delete", []func(*world){created(createA)}, func(w *world) error {
+			_, err := w.Delete(t.Context(), chatA)
+			return err
+		}},
+		{"by a create that replaces a session", []func(*world){created(createA), later(defaultTTL)}, func(w *world) error {
+			_, err := w.Create(t.Context(), createA)
+			return err
+		}},
+		{"by another replica that goes on with it", []func(*world){created(createA), abandonedStop}, func(w *world) error {
+			return errors.Join(w.SettleInFlight(t.Context()), runtime.ErrNotStopped) // it only logs what fails for a chat
+		}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			w := newWorld(t)
+			w.given(tc.given...)
+			for _, call := range []string{"driver.delete", "driver.stop"} {
+				w.effects.fail(call, fmt.Errorf("%w: %s", runtime.ErrNotStopped, why))
+			}
+
+			must.Eq(t, "not_stopped", scheduler.Kind(tc.stop(w)))
+
+			session, _, err := w.Get(t.Context(), chatA, scheduler.Block{})
+			must.NoError(t, err)
+			must.Eq(t, scheduler.StateStopping, session.State)
+			must.Eq(t, "sandbox has not ended yet: "+why, session.Reason)
+
+			w.effects.heal()
+			_, err = w.Delete(t.Context(), chatA)
+			must.NoError(t, err)
+			must.SliceEmpty(t, w.records())
+		})
+	}
+}
+
+// Who lost the lock writes nothing, also not what it waited for.
+func TestDelete_thatLosesTheLockWhileItWaitsLeavesTheRecord(t *testing.T) {
+	w := newWorld(t)
+	w.given(created(createA))
+	w.effects.hook(effect{Name: "driver.delete"}, hook{before: func(ctx context.Context) error {
+		w.locker.End()
+		<-ctx.Done()
+		return fmt.Errorf("%w: it takes its time", runtime.ErrNotStopped)
+	}})
+
+	_, err := w.Delete(t.Context(), chatA)
+
+	must.Eq(t, "lock_lost", scheduler.Kind(err))
+	session, _, err := w.Get(t.Context(), chatA, scheduler.Block{})
+	must.NoError(t, err)
+	must.Eq(t, "", session.Reason)
 }

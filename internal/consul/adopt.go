@@ -107,7 +107,7 @@ func (i *identity) forget(ctx context.Context) (Identity, map[string]int, error)
 	case err != nil:
 		return Identity{}, nil, err
 	case !first:
-		return Identity{}, nil, unavailable("the identity was written meanwhile")
+		return Identity{}, nil, undecidable("the identity was written meanwhile")
 	case own.Instance == "":
 		err = i.written(ctx)
 	}

@@ -63,7 +63,7 @@ func (w *world) provoke(n int, f fault) {
 		w.nomad.LoseLeader()
 		wait(w.ctx, f.lasts/4)
 		w.nomad.ElectLeader()
-	case "node cut", "node agent dead":
+	case "node cut", "node agent dead", "node reboots":
 		w.loseNode(f)
 	case "sandbox dies":
 		if alive := w.nomad.Processes(); len(alive) > 0 {
@@ -71,6 +71,13 @@ func (w *world) provoke(n int, f fault) {
 			w.died(p.Meta[jobs.MetaSessionID], f.kind)
 			w.hits.count(f.kind, true)
 			w.nomad.Kill(p.AllocID)
+		}
+	case "task restarted":
+		if alive := w.nomad.Processes(); len(alive) > 0 {
+			p := alive[f.which%len(alive)]
+			w.died(p.Meta[jobs.MetaSessionID], f.kind)
+			w.hits.count(f.kind, true)
+			w.nomad.Restart(p.AllocID)
 		}
 	case "job stopped":
 		if alive := w.nomad.Processes(); len(alive) > 0 {
@@ -184,7 +191,11 @@ func (w *world) loseNode(f fault) {
 			w.died(p.Meta[jobs.MetaSessionID], f.kind)
 		}
 	}
-	w.hits.count(f.kind, w.nomad.Disconnect(i, f.kind == "node agent dead"))
+	if f.kind == "node reboots" {
+		w.hits.count(f.kind, w.nomad.PowerOff(i))
+	} else {
+		w.hits.count(f.kind, w.nomad.Disconnect(i, f.kind == "node agent dead"))
+	}
 	wait(w.ctx, f.lasts)
 	w.nomad.Reconnect(i)
 	w.mu.Lock()

@@ -198,6 +198,8 @@ func (w *world) unmatched(records map[string]record) []string {
 			left = append(left, "a process without a record: session "+id)
 		case r.ContainerID != p.AllocID:
 			left = append(left, fmt.Sprintf("session %s has container %s, and %s runs", id, r.ContainerID, p.AllocID))
+		case p.Run > 1:
+			left = append(left, fmt.Sprintf("session %s is %s, and what runs is its run %d", id, r.State, p.Run))
 		case r.State != "running":
 			left = append(left, fmt.Sprintf("session %s is %s, and its process lives", id, r.State))
 		}

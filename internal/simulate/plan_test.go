@@ -184,7 +184,8 @@ func (p plan) newRequest(rng *rand.Rand) request {
 var kinds = []string{
 	"crash", "crash", "stop", "pause", "pause", "cut consul", "cut nomad", "cut both", "consul leader",
 	"nomad leader", "node cut", "node agent dead", "sandbox dies", "sandbox dies", "no room", "streams break",
-	"session destroyed", "lock deleted", "job stopped", "clock set ahead", "clock set back", "clock deleted",
+	"session destroyed", "lock deleted", "job stopped", "task restarted", "task restarted", "node reboots",
+	"clock set ahead", "clock set back", "clock deleted",
 }
 
 func (p plan) newFault(rng *rand.Rand) fault {

@@ -22,7 +22,13 @@ import (
 // templateOf returns a template whose group holds body, next to a port.
 func templateOf(t *testing.T, timeout, body string) *jobs.Template {
 	t.Helper()
-	src := `
+	template, err := jobs.Parse("test.hcl", []byte(templateSource(timeout, body)), nil)
+	must.NoError(t, err)
+	return template
+}
+
+func templateSource(timeout, body string) string {
+	return `
 		ready {
 			port       = "http"
 			type       = "http"
@@ -42,9 +48,6 @@ func templateOf(t *testing.T, timeout, body string) *jobs.Template {
 				` + body + `
 			}
 		}`
-	template, err := jobs.Parse("test.hcl", []byte(src), nil)
-	must.NoError(t, err)
-	return template
 }
 
 // task is a task with no logs; more are further lines of it.

@@ -10,6 +10,7 @@ func mutants() []mutant {
 		reconcile = "scheduler/reconcile.go"
 		stop      = "runtime/nomad/stop.go"
 		watch     = "runtime/nomad/watch.go"
+		run       = "runtime/nomad/run.go"
 	)
 	return []mutant{
 		{without: "fence", changes: []change{
@@ -48,6 +49,16 @@ func mutants() []mutant {
 		{without: "guard of jobs that Nomad gave up", changes: []change{
 			{watch, `case givenUp > 0:`, `case false && givenUp > 0:`},
 		}},
+		{without: "end of a sandbox with its first run", changes: []change{
+			{run, `if why := ranAgain(alloc.TaskStates[name]); why != "" {`, `if why := ranAgain(alloc.TaskStates[name]); false && why != "" {`},
+		}},
+		{without: "guard of second runs", changes: []change{
+			{watch, `return runOver(s.job, first)`, `return ""`},
+		}},
+		// In the simulation a sandbox has one task.
+		{without: "end of a sandbox with its first main task", changes: []change{
+			{run, `return task.State == taskDead && !slices`, `return false && !slices`},
+		}, noticedBy: test{"./runtime/nomad", "TestRun"}},
 		// Nomad checks the index of a registration before the log. In the time
 		// between, which is short, the simulation lays no tombstone.
 		{without: "guard of jobs registered anew", changes: []change{

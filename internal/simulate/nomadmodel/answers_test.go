@@ -32,6 +32,7 @@ func TestModelAnswersAsNomadDoes(t *testing.T) {
 		"purge alive":  (*probe).purgeAlive,
 		"no room":      (*probe).noRoom,
 		"sandbox dies": (*probe).sandboxDies,
+		"restarted":    (*probe).restarted,
 		"missing":      (*probe).missing,
 		"events":       (*probe).events,
 	} {
@@ -152,6 +153,23 @@ func (p *probe) sandboxDies() {
 	<-time.After(time.Second) // nothing is to take its place
 	p.look(*job.ID)
 	p.deregister(*job.ID, false)
+}
+
+// restarted: a client starts a task again in its allocation, which no restart
+// policy forbids.
+func (p *probe) restarted() {
+	job := p.job()
+	p.first(job)
+	p.awaitProcess(*job.ID, true)
+	p.awaitClient(*job.ID, "running")
+	p.restart(*job.ID)
+	p.await("another run", func() bool { return p.starts(*job.ID) == 2 })
+	p.awaitProcess(*job.ID, true)
+	p.lookAtRuns(*job.ID)
+	p.look(*job.ID)
+	p.deregister(*job.ID, false)
+	p.awaitProcess(*job.ID, false)
+	p.awaitClient(*job.ID, "complete")
 }
 
 func (p *probe) missing() {

@@ -27,13 +27,29 @@ type run struct {
 	node    *node
 	spec    *api.Job
 	ending  bool // told to stop
+	again   bool // told to end and to be started once more
+	gone    bool // it ended while its node's agent was down
 	alive   bool // the truth
 	ready   bool // its port answers
 	over    bool // it will not run any more
 	failed  bool
 	started time.Time
 	ended   time.Time
-	events  []*api.TaskEvent
+
+	restarts uint64
+	events   []*api.TaskEvent // the last ones
+	news     int              // counts what happened
+	told     int              // and how much of it the servers know
+}
+
+// maxEvents is how many events of a task Nomad keeps.
+const maxEvents = 10
+
+func (r *run) note(e api.TaskEvent) {
+	e.Time = time.Now().UnixNano()
+	r.news++
+	r.events = append(r.events, &e)
+	r.events = r.events[max(0, len(r.events)-maxEvents):]
 }
 
 func sortedByID[T any](m map[string]T) []T {
@@ -82,12 +98,14 @@ func (s *Server) start(r *run) {
 	}
 	if s.Rand("start fails").IntN(40) == 0 {
 		r.over, r.failed, r.ended = true, true, time.Now()
-		r.events = append(r.events, &api.TaskEvent{Type: api.TaskDriverFailure, DisplayMessage: "it did not start"})
+		r.note(api.TaskEvent{Type: api.TaskDriverFailure, DisplayMessage: "it did not start"})
 		s.sync(r)
 		return
 	}
 	r.alive, r.started = true, time.Now()
-	s.trace("process of %s on %s starts", r.AllocID, r.node.name)
+	r.Run++
+	r.note(api.TaskEvent{Type: api.TaskStarted})
+	s.trace("process of %s on %s starts, run %d", r.AllocID, r.node.name, r.Run)
 	s.Started(r.Process)
 	s.sync(r)
 	s.after("listen", 5*time.Millisecond, 120*time.Millisecond, func() { r.ready = r.alive })
@@ -99,12 +117,17 @@ func (s *Server) stop(r *run) {
 	if r.over {
 		return
 	}
-	r.events = append(r.events, &api.TaskEvent{Type: api.TaskKilling})
+	r.note(api.TaskEvent{Type: api.TaskKilling})
 	if !r.alive {
 		r.over, r.ended = true, time.Now()
 		s.sync(r)
 		return
 	}
+	s.endWithin(r)
+}
+
+// endWithin has a process end that was asked to, by the kill timeout at last.
+func (s *Server) endWithin(r *run) {
 	kill := 5 * time.Second
 	if t := r.spec.TaskGroups[0].Tasks[0].KillTimeout; t != nil {
 		kill = *t
@@ -113,7 +136,12 @@ func (s *Server) stop(r *run) {
 	if s.KillAtLast {
 		least = kill
 	}
-	s.after("kill", least, kill, func() { s.end(r, false) })
+	which := r.Run
+	s.after("kill", least, kill, func() {
+		if r.Run == which {
+			s.end(r, false)
+		}
+	})
 }
 
 // end is the end of a process.
@@ -122,14 +150,39 @@ func (s *Server) end(r *run, failed bool) {
 		return
 	}
 	s.trace("process of %s on %s ends", r.AllocID, r.node.name)
-	r.alive, r.ready, r.over, r.failed, r.ended = false, false, true, failed, time.Now()
+	r.alive, r.ready = false, false
 	code := 0
 	if failed {
 		code = 137
 	}
-	r.events = append(r.events, &api.TaskEvent{Type: api.TaskTerminated, ExitCode: code})
+	r.note(api.TaskEvent{Type: api.TaskTerminated, ExitCode: code})
 	s.Ended(r.Process)
+	if r.again && !r.ending {
+		r.again = false
+		r.restarts++
+		r.note(api.TaskEvent{Type: api.TaskRestarting})
+		s.after("start again", 15*time.Millisecond, 250*time.Millisecond, func() { s.start(r) })
+	} else {
+		r.over, r.failed, r.ended = true, failed, time.Now()
+	}
 	s.sync(r)
+}
+
+// Restart has a client end a process and start another one in the same
+// allocation, as it does if an operator asks for it or a template changed,
+// whatever the job's restart policy is.
+func (s *Server) Restart(allocID string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	r := s.clients[allocID]
+	if r == nil || !r.alive || r.ending || r.again || r.node.down {
+		return
+	}
+	s.trace("process of %s on %s is restarted", r.AllocID, r.node.name)
+	r.again = true
+	r.note(api.TaskEvent{Type: api.TaskRestartSignal, DisplayMessage: "User requested running tasks to restart"})
+	s.sync(r)
+	s.endWithin(r)
 }
 
 // sync tells the servers how an allocation stands. A client holds news up to
@@ -156,14 +209,15 @@ func (s *Server) report(r *run) {
 	case r.alive:
 		status, task = api.AllocClientStatusRunning, "running"
 	}
-	if a.ClientStatus == status {
+	if a.ClientStatus == status && r.told == r.news {
 		return
 	}
+	r.told = r.news
 	s.index++
 	wasTerminal := a.terminal()
 	a.ClientStatus, a.ModifyIndex = status, s.index
 	a.TaskStates = map[string]*api.TaskState{"sandbox": {
-		State: task, Failed: r.failed, StartedAt: r.started, FinishedAt: r.ended, Events: slices.Clone(r.events),
+		State: task, Failed: r.failed, Restarts: r.restarts, StartedAt: r.started, FinishedAt: r.ended, Events: slices.Clone(r.events),
 	}}
 	s.trace("allocation %s is %s", a.ID, status)
 	s.publish(a.event())
@@ -226,6 +280,24 @@ func (s *Server) Disconnect(i int, agent bool) bool {
 	return true
 }
 
+// PowerOff ends a node's agent and all that runs there, as a reboot does. It
+// returns false for a node that is cut off already.
+func (s *Server) PowerOff(i int) bool {
+	if !s.Disconnect(i, true) {
+		return false
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, r := range s.runsOn(s.nodes[i%len(s.nodes)]) {
+		if r.alive {
+			s.trace("process of %s on %s ends", r.AllocID, r.node.name)
+			r.alive, r.ready, r.again, r.gone = false, false, false, true
+			s.Ended(r.Process)
+		}
+	}
+	return true
+}
+
 // lose is what the servers do about a node that they hear nothing of.
 func (s *Server) lose(n *node) {
 	s.trace("%s is lost", n.name)
@@ -257,10 +329,10 @@ func (s *Server) Reconnect(i int) {
 		return
 	}
 	s.trace("%s is back", n.name)
-	wasReady := n.ready
+	news := !n.ready || n.down // an agent that starts registers its node anew
 	n.connected, n.down, n.ready = true, false, true
 	n.agent++
-	if !wasReady {
+	if news {
 		s.index++
 		s.evaluate(n)
 	}
@@ -273,6 +345,17 @@ func (s *Server) Reconnect(i int) {
 		if s.allocs[r.AllocID] == nil {
 			s.stop(r)
 		}
+		switch {
+		case !r.gone:
+		case r.ending:
+			r.over, r.ended = true, time.Now()
+		default:
+			// The agent does not find it, and starts it again once it has heard
+			// what the servers want.
+			r.note(api.TaskEvent{Type: "Failed Restoring Task"})
+			s.after("start again", 31*time.Millisecond, 250*time.Millisecond, func() { s.start(r) })
+		}
+		r.gone = false
 		s.sync(r)
 	}
 	s.unblock()

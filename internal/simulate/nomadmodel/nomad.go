@@ -53,6 +53,7 @@ type Process struct {
 	AllocID, JobID, NodeID string
 	Meta                   map[string]string // the job's
 	Port                   int
+	Run                    int // counts those of one allocation, from 1
 }
 
 // Server is the model. Use [New].

@@ -35,6 +35,9 @@ type probe struct {
 	// agentDies kills the agent of the i-th node, and not what runs there;
 	// agentIsBack starts it again. Not for the Nomad that all tests share.
 	agentDies, agentIsBack func(i int)
+	// restart has the job's task run again; nodeReboots does so by the end of
+	// the node's agent and of all that runs there, for a short time.
+	restart, nodeReboots func(jobID string)
 
 	dir  string // where processes of the real one say who they are
 	seen []string
@@ -77,7 +80,29 @@ func realProbe(t *testing.T, nomad *stack.Nomad) *probe {
 			must.NoError(t, syscall.Kill(pid, syscall.SIGKILL))
 		}
 	}
+	p.restart = func(jobID string) {
+		must.NoError(t, client.Allocations().Restart(&api.Allocation{ID: p.allocs(jobID)[0].ID}, "", nil))
+	}
+	p.nodeReboots = func(jobID string) {
+		for _, pid := range p.living(jobID) {
+			executor := parent(t, pid)
+			must.NoError(t, nomad.Clients[0].Kill())
+			must.NoError(t, syscall.Kill(executor, syscall.SIGKILL))
+			must.NoError(t, syscall.Kill(pid, syscall.SIGKILL))
+			must.NoError(t, nomad.Clients[0].Start())
+		}
+	}
 	return p
+}
+
+// parent returns the ID of a process's parent.
+func parent(t *testing.T, pid int) int {
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	must.NoError(t, err)
+	_, after, _ := strings.Cut(string(data), ") ")
+	id, err := strconv.Atoi(strings.Fields(after)[1])
+	must.NoError(t, err)
+	return id
 }
 
 // modelProbe is of a Nomad that has room for two on a node, and in which nothing
@@ -106,6 +131,11 @@ func modelProbe(t *testing.T, config nomadmodel.Config) *probe {
 				server.Kill(process.AllocID)
 			}
 		}
+	}
+	p.restart = func(jobID string) { server.Restart(p.allocs(jobID)[0].ID) }
+	p.nodeReboots = func(string) {
+		must.True(t, server.PowerOff(0))
+		server.Reconnect(0)
 	}
 	p.agentDies = func(i int) { must.True(t, server.Disconnect(i, true)) }
 	p.agentIsBack = server.Reconnect
@@ -181,6 +211,35 @@ func taskState(a *api.AllocationListStub) string {
 		return "none"
 	}
 	return fmt.Sprintf("%s, failed %t, started %t", task.State, task.Failed, !task.StartedAt.IsZero())
+}
+
+// lookAtRuns writes down what Nomad tells of how often the job's task ran.
+func (p *probe) lookAtRuns(id string) {
+	for _, a := range p.allocs(id) {
+		task := a.TaskStates["sandbox"]
+		var events []string
+		for _, e := range task.Events {
+			if slices.Contains([]string{api.TaskStarted, api.TaskRestartSignal, api.TaskTerminated, api.TaskRestarting, "Failed Restoring Task"}, e.Type) {
+				events = append(events, e.Type)
+			}
+		}
+		p.see("restarts %d, events %q", task.Restarts, events)
+	}
+}
+
+// starts returns how often the job's task was started.
+func (p *probe) starts(id string) int {
+	n := 0
+	for _, a := range p.allocs(id) {
+		if task := a.TaskStates["sandbox"]; task != nil {
+			for _, e := range task.Events {
+				if e.Type == api.TaskStarted {
+					n++
+				}
+			}
+		}
+	}
+	return n
 }
 
 func (p *probe) allocs(id string) []*api.AllocationListStub {
