@@ -91,7 +91,7 @@ func lastWord(alloc *api.AllocationListStub) string {
 // told returns an event in words.
 func told(e *api.TaskEvent) string {
 	text := strings.ToLower(e.Type)
-	if message := strings.TrimSpace(cmp.Or(e.DisplayMessage, e.Message)); message != "" {
+	if message := strings.Join(strings.Fields(cmp.Or(e.DisplayMessage, e.Message)), " "); message != "" {
 		text += ": " + message
 	}
 	if image := e.Details["image"]; image != "" { // of one that is downloaded
