@@ -130,7 +130,24 @@ func parse(filename string, src []byte, variables map[string]string) (*Template,
 	if t.sample, diags = t.decodeJob(sampleSpec(), "sample"); diags.HasErrors() {
 		return nil, diags
 	}
+	if t.ready.Check.HTTPPath == "" && isPublished(t.sample.TaskGroups[0]) {
+		t.ready.Check.StayOpen = ready.DockerStayOpen
+	}
+	if open := t.ready.Check.StayOpen; t.ready.Timeout <= open {
+		return nil, hcl.Diagnostics{problem(f.ready.DefRange(), "Wrong ready check",
+			"The timeout is %v, but behind Docker's proxy a connection counts only after %v: make it longer, or use type \"http\".", t.ready.Timeout, open)}
+	}
 	return t, nil
+}
+
+// isPublished says whether a container engine publishes the group's ports, which
+// it may do by a proxy that listens before the container does. In a network of
+// its own a group's ports lead straight to its tasks.
+func isPublished(group *api.TaskGroup) bool {
+	network := group.Networks[0].Mode
+	return (network == "" || network == "host") && slices.ContainsFunc(group.Tasks, func(task *api.Task) bool {
+		return task.Driver == "docker" || task.Driver == "podman"
+	})
 }
 
 // maxSyntaxErrors is how many syntax errors of a template are told. One missing

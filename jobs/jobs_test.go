@@ -237,18 +237,33 @@ func TestReady_of_an_image_that_knows_nothing_of_sessions(t *testing.T) {
 			}
 			return load(t, name, vars).Ready()
 		}
-		must.Eq(t, ready.Check{}, given(map[string]string{"ready_type": "tcp"}).Check)
+		tcp := ready.Check{}
+		if name == "docker" { // its proxy listens before the container does
+			tcp.StayOpen = ready.DockerStayOpen
+		}
+		must.Eq(t, tcp, given(map[string]string{"ready_type": "tcp"}).Check)
 		must.Eq(t, ready.Check{HTTPPath: "/"}, given(map[string]string{"ready_path": "/", "ready_session_id": "false"}).Check)
+	}
+}
+
+// Ports of a network of its own lead to the task, with no proxy between.
+func TestReady_of_a_group_with_a_network_of_its_own(t *testing.T) {
+	for mode, want := range map[string]time.Duration{"host": ready.DockerStayOpen, "bridge": 0} {
+		src := strings.Replace(around("", "", "", ""), "network {", "network {\nmode = \""+mode+"\"", 1)
+		template, err := jobs.Parse("test.hcl", []byte(src), nil)
+		must.NoError(t, err)
+		must.Eq(t, want, template.Ready().Check.StayOpen)
 	}
 }
 
 func TestLoad_refuses_a_wrong_ready_check(t *testing.T) {
 	for says, vars := range map[string]map[string]string{
-		`not "udp"`:           {"ready_type": "udp"},
-		"docker.hcl:":         {"ready_timeout": "4m1s"},
-		"4m0s at most":        {"ready_timeout": "4m1s"},
-		"more than zero":      {"ready_timeout": "0s"},
-		"does not begin with": {"ready_path": "healthz"},
+		"counts only after 3s": {"ready_type": "tcp", "ready_timeout": "3s"},
+		`not "udp"`:            {"ready_type": "udp"},
+		"docker.hcl:":          {"ready_timeout": "4m1s"},
+		"4m0s at most":         {"ready_timeout": "4m1s"},
+		"more than zero":       {"ready_timeout": "0s"},
+		"does not begin with":  {"ready_path": "healthz"},
 	} {
 		_, err := jobs.Load("docker", vars)
 		must.ErrorContains(t, err, says)

@@ -160,6 +160,7 @@ func TestObey(t *testing.T) {
 		{"runs where it is told nothing", "", nil},
 		{"fails where it is told to", "exit\n", errToldToExit},
 		{"hangs where it is told to, until its end", "hang", context.Canceled},
+		{"hangs for a while where it is told to, or until its end", "hang 1h", context.Canceled},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			workspace, err := os.OpenRoot(t.TempDir())

@@ -9,13 +9,14 @@ import (
 	"os"
 	"strings"
 	"syscall"
+	"time"
 )
 
 // What a sandbox may be ordered to do by a file of its workspace, so that a
 // runtime can be tried with sandboxes that fail.
 const (
 	orderExit = "exit" // end at once, with an error
-	orderHang = "hang" // run and never listen
+	orderHang = "hang" // run and never listen, or, with a duration after it, only then
 )
 
 var (
@@ -50,15 +51,32 @@ func follow(ctx context.Context, file *os.File) error {
 	if err != nil {
 		return fmt.Errorf("read orders: %w", err)
 	}
-	switch order := strings.TrimSpace(string(order)); order {
+	switch order, duration, _ := strings.Cut(strings.TrimSpace(string(order)), " "); order {
 	case "":
 		return nil
 	case orderExit:
 		return errToldToExit
 	case orderHang:
-		<-ctx.Done()
-		return ctx.Err()
+		return hang(ctx, duration)
 	default:
 		return fmt.Errorf("unknown order %q", order)
+	}
+}
+
+// hang waits for a duration, or without one until ctx ends.
+func hang(ctx context.Context, duration string) error {
+	var over <-chan time.Time
+	if duration != "" {
+		wait, err := time.ParseDuration(duration)
+		if err != nil {
+			return fmt.Errorf("hang: %w", err)
+		}
+		over = time.After(wait)
+	}
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-over:
+		return nil
 	}
 }

@@ -70,7 +70,7 @@ variable "datacenters" {
 }
 
 variable "ready_type" {
-  description = "What shows that the sandbox is ready: http, a GET of ready_path that is answered with 2xx, or tcp, a connection to its port."
+  description = "What shows that the sandbox is ready: http, a GET of ready_path that is answered with 2xx, or tcp, a connection to its port that stays open for 3s, or that brings a byte."
   default     = "http"
 }
 

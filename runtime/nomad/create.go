@@ -133,17 +133,23 @@ func (l *launch) untilReady(ctx context.Context) (runtime.Sandbox, error) {
 			return l.ready(ctx)
 		case <-readyCtx.Done():
 			last := <-lookedOut
-			if l.asked != "" { // the probe ends too, and knows what went wrong last
+			switch {
+			case l.asked != "": // the probe ends too, and knows what went wrong last
 				last = <-l.answer
+			case l.told[runtime.StagePlaced]:
+				last = errors.New("not all of its tasks have started")
 			}
-			return runtime.Sandbox{}, l.tooLate(ctx, limit, fmt.Errorf("%w: %w", readyCtx.Err(), last))
+			if !errors.Is(last, context.DeadlineExceeded) {
+				last = fmt.Errorf("%w: %w", readyCtx.Err(), last)
+			}
+			return runtime.Sandbox{}, l.tooLate(ctx, limit, last)
 		case <-l.changed:
 		}
 	}
 }
 
 // advance tells what has been reached, and begins to ask the endpoint as soon as
-// it is known.
+// it is known, or as soon as an answer can say something.
 func (l *launch) advance(ctx context.Context, s state, probe *sync.WaitGroup) error {
 	alloc := s.sandboxAlloc()
 	if alloc == nil || alloc.AllocatedResources == nil { // some lists leave them out: they are on their way
@@ -155,10 +161,13 @@ func (l *launch) advance(ctx context.Context, s state, probe *sync.WaitGroup) er
 		if !endpoint.IsValid() {
 			return fmt.Errorf("nomad: %w: allocation %s has no address for port %q", runtime.ErrNotReady, alloc.ID, settings.Port)
 		}
-		l.asked = alloc.ID
 		l.tell(runtime.StagePlaced)
-		settings.Check.Dial = l.driver.dial
-		probe.Go(func() { l.answer <- settings.Check.Wait(ctx, endpoint, l.spec.SessionID) })
+		// What stays open says something of a container that has started.
+		if settings.Check.StayOpen == 0 || allStarted(alloc) {
+			l.asked = alloc.ID
+			settings.Check.Dial = l.driver.dial
+			probe.Go(func() { l.answer <- settings.Check.Wait(ctx, endpoint, l.spec.SessionID) })
+		}
 	}
 	if hasStarted(alloc) {
 		l.tell(runtime.StageStarted)
@@ -245,4 +254,15 @@ func hasStarted(alloc *api.AllocationListStub) bool {
 		}
 	}
 	return false
+}
+
+// allStarted says whether each of the allocation's tasks is seen to run, or to
+// have run.
+func allStarted(alloc *api.AllocationListStub) bool {
+	for _, task := range alloc.TaskStates {
+		if task.StartedAt.IsZero() {
+			return false
+		}
+	}
+	return len(alloc.TaskStates) > 0
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -84,11 +85,13 @@ func TestCreate_tells_why_there_is_no_sandbox(t *testing.T) {
 		}
 		` + task("raw_exec", shell("exec sleep 100"), "")
 	huge := strings.Replace(task("raw_exec", shell("exec sleep 100"), ""), "memory = 32", "memory = 99000000", 1)
+	device := strings.Replace(task("raw_exec", shell("exec sleep 100"), ""), "memory = 32", "memory = 32\ndevice \"nvidia/gpu\" {}", 1)
 	cases := []struct {
 		name, body string
 		is         error
 		says       string
 	}{
+		{"a device that no node has", device, runtime.ErrNotPlaced, "missing devices rules out 1 node"},
 		{"a constraint that no node meets", unplaceable, runtime.ErrNotPlaced, "plan9 rules out 1 node"},
 		{"a driver that no node has", task("no_such_driver", "", ""), runtime.ErrNotPlaced, "missing drivers rules out 1 node"},
 		{"more than a node has", huge, runtime.ErrNotPlaced, "memory exhausted on 1 node"},
@@ -149,6 +152,79 @@ func TestCreate_tells_that_a_volume_is_missing(t *testing.T) {
 			must.ErrorContains(t, err, "bind source path does not exist: ")
 		})
 	}
+}
+
+// Time may run out before there is a process at all. Then a refused connection
+// says nothing, and what Nomad still waits for says it all.
+func TestCreate_tells_what_it_waited_for(t *testing.T) {
+	sleeps := task("raw_exec", shell("exec sleep 100"), "")
+	before := strings.Replace(task("raw_exec", shell("exec sleep 100"), `lifecycle {
+		hook = "prestart"
+	}`), `"sandbox"`, `"before"`, 1)
+	waits := task("raw_exec", shell("exec sleep 100"), `template {
+		data        = "{{ with nomadVar \"nomad/jobs/no-such\" }}{{ .x }}{{ end }}"
+		destination = "local/x"
+		change_mode = "noop"
+	}`)
+	cases := []struct{ name, body, says string }{
+		{"a variable that is missing", waits, `task "sandbox" is pending (template: Missing: nomad.var.block(nomad/jobs/no-such@default.global))`},
+		{"a task that has to end first", before + "\n" + sleeps, `task "before" is running, task "sandbox" is pending (received: Task received by client)`},
+	}
+	for _, tc := range cases {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			r := openShared(t, templateOf(t, "15s", tc.body))
+			_, err := r.Create(patiently(t), newSpec(t, r), ignore)
+			t.Log(err)
+			must.ErrorIs(t, err, runtime.ErrNotReady)
+			must.ErrorIs(t, err, context.DeadlineExceeded)
+			must.ErrorContains(t, err, tc.says)
+			must.ErrorContains(t, err, "connection refused")
+		})
+	}
+	t.Run("a registry that does not answer", func(t *testing.T) {
+		t.Parallel()
+		stack.DockerForTest(t)
+		silent, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
+		must.NoError(t, err)
+		image := silent.Addr().String() + "/no/such:image"
+		r := openShared(t, templateOf(t, "15s", task("docker", `image = "`+image+`"`, "")))
+		_, err = r.Create(patiently(t), newSpec(t, r), ignore)
+		must.NoError(t, silent.Close()) // Nomad cannot end the task before the pull has failed
+		t.Log(err)
+		must.ErrorIs(t, err, runtime.ErrNotReady)
+		must.ErrorIs(t, err, context.DeadlineExceeded)
+		must.ErrorContains(t, err, `task "sandbox" is pending (driver: Downloading image `+image+`)`)
+	})
+}
+
+// A task that is asked to end may do so with exit code 0, which alone would say
+// that all was well.
+func TestCreate_tells_what_made_a_task_end(t *testing.T) {
+	r := openShared(t, templateOf(t, patience.String(), `service {
+		provider = "nomad"
+		port     = "http"
+		check {
+			type     = "tcp"
+			interval = "1s"
+			timeout  = "1s"
+			check_restart {
+				limit = 1
+				grace = "5s"
+			}
+		}
+	}
+	`+task("raw_exec", shell("trap 'exit 0' INT; while true; do sleep 0.1; done"), "")))
+	spec := newSpec(t, r)
+	_, err := r.Create(patiently(t), spec, ignore)
+	t.Log(err)
+	must.ErrorIs(t, err, runtime.ErrNotReady)
+	must.ErrorContains(t, err, "exit code 0, after restart signaled: healthcheck: check")
+	must.ErrorContains(t, err, "unhealthy")
+	allocs, _, err := r.client.Jobs().Allocations(jobs.ID(spec.SessionID), true, nil)
+	must.NoError(t, err)
+	must.Len(t, 1, allocs)
+	must.Eq(t, uint64(0), allocs[0].TaskStates["sandbox"].Restarts, must.Sprint("it ended, once and for all"))
 }
 
 // A sandbox that runs but does not answer is not waited for without end, and
@@ -229,6 +305,35 @@ func TestCreate_delivers_what_looks_like_interpolation(t *testing.T) {
 			must.Eq(t, odd, job.Meta[jobs.MetaAgentID])
 		})
 	}
+}
+
+// Docker's proxy takes connections before anybody listens behind it. A sandbox
+// is ready once somebody does, and not if nobody ever does.
+func TestCreate_is_not_taken_in_by_Docker_s_proxy(t *testing.T) {
+	create := func(t *testing.T, order, timeout string) (runtime.Sandbox, error) {
+		t.Helper()
+		template, err := jobs.Load("docker", map[string]string{
+			"image": stack.DockerForTest(t), "ready_type": "tcp", "ready_timeout": timeout,
+		})
+		must.NoError(t, err)
+		r := openShared(t, template)
+		spec := newSpec(t, r)
+		must.NoError(t, os.WriteFile(filepath.Join(spec.VolumeHostPath, ".demo-sandbox-"+spec.SessionID), []byte(order), 0o644))
+		began := time.Now()
+		sandbox, err := r.Create(patiently(t), spec, ignore)
+		t.Logf("after %v: %v", time.Since(began).Round(time.Millisecond), err)
+		return sandbox, err
+	}
+	t.Run("somebody who listens late", func(t *testing.T) {
+		sandbox, err := create(t, "hang 3s", patience.String())
+		must.NoError(t, err)
+		get(t, sandbox, "/healthz")
+	})
+	t.Run("nobody", func(t *testing.T) {
+		_, err := create(t, "hang", "10s")
+		must.ErrorIs(t, err, runtime.ErrNotReady)
+		must.ErrorIs(t, err, context.DeadlineExceeded)
+	})
 }
 
 func get(t *testing.T, sandbox runtime.Sandbox, path string) []byte {

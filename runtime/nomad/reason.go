@@ -98,8 +98,10 @@ func lastWordOf(task *api.TaskState) string {
 	return ""
 }
 
-// message returns what Nomad says of an event.
-func message(e *api.TaskEvent) string { return strings.TrimSpace(cmp.Or(e.DisplayMessage, e.Message)) }
+// message returns what Nomad says of an event, in one line.
+func message(e *api.TaskEvent) string {
+	return strings.Join(strings.Fields(cmp.Or(e.DisplayMessage, e.Message)), " ")
+}
 
 // told returns an event in words.
 func told(e *api.TaskEvent) string {

@@ -13,6 +13,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"time"
 
 	"github.com/bivouac/bivouac/runtime"
@@ -30,14 +31,27 @@ const (
 	// hang up and call again.
 	minTry, maxTry = 100 * time.Millisecond, 2 * time.Second
 	tryShare       = 4
+
+	// againOpen is how long a second connection has to stay open after one that
+	// stayed open for Check.StayOpen.
+	againOpen = 250 * time.Millisecond
 )
+
+// DockerStayOpen is the StayOpen of a port that Docker publishes, for a check that
+// begins once the container has started. Docker's proxy takes each connection,
+// and only then calls the container. If nobody listens there, it hangs up. That
+// takes a millisecond, or a second while Linux still waits for its next look for
+// the container's address. Before the container has started it takes as long as
+// the start, so that no time would do.
+const DockerStayOpen = 3 * time.Second
 
 // Check says what counts as an answer. The zero value is content with a TCP
 // connection.
 //
 // A connection shows that somebody listens, not who: another process may hold
-// the port, and docker's port proxy accepts connections before the container
-// does. HTTPPath with WantSessionID leaves no such doubt.
+// the port. Behind a proxy, such as Docker's, it shows only that the proxy
+// listens, unless StayOpen is set. HTTPPath with WantSessionID leaves no such
+// doubt.
 type Check struct {
 	// HTTPPath is asked for with GET, for example "/healthz". Any 2xx status
 	// is an answer; redirects are not followed. Empty means TCP only.
@@ -46,6 +60,12 @@ type Check struct {
 	// session's ID as text. The request does not carry the ID, so a process
 	// that only echoes requests does not pass. It needs HTTPPath.
 	WantSessionID bool
+	// StayOpen is how long a connection has to stay open to count, if the other
+	// side sends nothing; as soon as it sends something, the connection counts.
+	// One that the other side closes does not: a proxy does that if it reaches
+	// nobody. A server that hangs up on callers who say nothing must not do so
+	// within this time. 0: a connection counts at once. It is for TCP alone.
+	StayOpen time.Duration
 	// Dial opens connections where that is not a [net.Dialer]'s to do, as in
 	// a simulation. Nil: a net.Dialer does.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
@@ -57,6 +77,9 @@ func (c Check) Validate() error {
 	if c.WantSessionID && c.HTTPPath == "" {
 		return fmt.Errorf("%w: ready check: a session ID can only be asked for with an HTTP path", runtime.ErrInvalid)
 	}
+	if c.StayOpen != 0 && c.HTTPPath != "" {
+		return fmt.Errorf("%w: ready check: StayOpen is for TCP, and there is an HTTP path", runtime.ErrInvalid)
+	}
 	if c.HTTPPath != "" && c.HTTPPath[0] != '/' {
 		return fmt.Errorf("%w: ready check: HTTP path %q does not begin with /", runtime.ErrInvalid, c.HTTPPath)
 	}
@@ -65,7 +88,7 @@ func (c Check) Validate() error {
 
 // Wait returns nil as soon as endpoint answers as c asks. Until then it tries
 // again after short pauses, of 2 ms at first and 50 ms at most; one try takes
-// 2 seconds at most.
+// 2 seconds at most, beside the time that a connection has to stay open.
 //
 // When ctx's deadline passes, the error wraps [runtime.ErrNotReady],
 // [context.DeadlineExceeded] and what went wrong last. When ctx is cancelled,
@@ -119,24 +142,56 @@ func ended(ctx context.Context, endpoint runtime.Endpoint, last error) error {
 func clamp(d, lowest, highest time.Duration) time.Duration { return min(max(d, lowest), highest) }
 
 func (c Check) try(ctx context.Context, limit time.Duration, endpoint runtime.Endpoint, sessionID string) error {
-	ctx, cancel := context.WithTimeout(ctx, limit)
-	defer cancel()
-	if c.HTTPPath == "" {
-		return c.connect(ctx, endpoint)
+	if c.HTTPPath != "" {
+		ctx, cancel := context.WithTimeout(ctx, limit)
+		defer cancel()
+		return c.get(ctx, endpoint, sessionID)
 	}
-	return c.get(ctx, endpoint, sessionID)
+	err := c.connect(ctx, limit, endpoint, c.StayOpen)
+	if err == nil && c.StayOpen > 0 {
+		// The proxy's call may have been lost while the container's network was
+		// not up, and be repeated ever more rarely. A new one arrives at once.
+		err = c.connect(ctx, limit, endpoint, min(c.StayOpen, againOpen))
+	}
+	return err
 }
 
-func (c Check) connect(ctx context.Context, endpoint runtime.Endpoint) error {
+// connect opens a connection within limit, which then has to stay open.
+func (c Check) connect(ctx context.Context, limit time.Duration, endpoint runtime.Endpoint, stayOpen time.Duration) error {
 	dial := c.Dial
 	if dial == nil {
 		dial = new(net.Dialer).DialContext
 	}
-	conn, err := dial(ctx, "tcp", endpoint.AddrPort().String())
+	dialCtx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	conn, err := dial(dialCtx, "tcp", endpoint.AddrPort().String())
 	if err != nil {
 		return err
 	}
-	return conn.Close()
+	if stayOpen > 0 {
+		err = staysOpen(ctx, conn, stayOpen)
+	}
+	return errors.Join(err, conn.Close())
+}
+
+// staysOpen waits for the other side to say something, or to say nothing for a
+// time, and fails if it hangs up.
+func staysOpen(ctx context.Context, conn net.Conn, stayOpen time.Duration) error {
+	if err := conn.SetReadDeadline(time.Now().Add(stayOpen)); err != nil {
+		return err
+	}
+	defer context.AfterFunc(ctx, func() { _ = conn.SetReadDeadline(time.Unix(1, 0)) })() // a closed one needs none
+	n, err := conn.Read(make([]byte, 1))
+	switch {
+	case n > 0:
+		return nil
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return nil
+	default:
+		return fmt.Errorf("the connection was closed, as a proxy does if nobody listens behind it: %w", err)
+	}
 }
 
 func (c Check) get(ctx context.Context, endpoint runtime.Endpoint, sessionID string) error {

@@ -2,11 +2,13 @@ package ready_test
 
 import (
 	"context"
+	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -105,6 +107,84 @@ func TestWait_refuses_until_the_deadline(t *testing.T) {
 	}
 }
 
+// behind is a port whose connections are dealt with by handle, one after another.
+func behind(t *testing.T, handle func(conn net.Conn)) runtime.Endpoint {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	must.NoError(t, err)
+	var conns sync.WaitGroup
+	conns.Go(func() {
+		for {
+			conn, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			conns.Go(func() {
+				defer conn.Close()
+				handle(conn)
+			})
+		}
+	})
+	t.Cleanup(func() {
+		must.NoError(t, listener.Close())
+		conns.Wait()
+	})
+	return endpointOf(t, listener.Addr().String())
+}
+
+// untilHungUp holds a connection until the caller hangs up.
+func untilHungUp(conn net.Conn) { _, _ = io.Copy(io.Discard, conn) }
+
+// A proxy takes connections for somebody who may not be there.
+func TestWait_StayOpen(t *testing.T) {
+	check := ready.Check{StayOpen: 300 * time.Millisecond}
+	t.Run("accepts a connection that stays open", func(t *testing.T) {
+		began := time.Now()
+		must.NoError(t, check.Wait(t.Context(), behind(t, untilHungUp), sessionID))
+		must.GreaterEq(t, check.StayOpen, time.Since(began))
+	})
+	t.Run("accepts a server that speaks first and hangs up, at once", func(t *testing.T) {
+		patient := ready.Check{StayOpen: time.Hour}
+		must.NoError(t, patient.Wait(t.Context(), behind(t, func(conn net.Conn) { _, _ = conn.Write([]byte("220 hello")) }), sessionID))
+	})
+	for name, handle := range map[string]func(net.Conn){
+		"a connection that is closed at once": func(net.Conn) {},
+		"a connection that is reset":          func(conn net.Conn) { _ = conn.(*net.TCPConn).SetLinger(0) },
+		"a connection that is closed somewhat later": func(conn net.Conn) {
+			_ = conn.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
+			untilHungUp(conn)
+		},
+	} {
+		t.Run("refuses "+name, func(t *testing.T) {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			defer cancel()
+			err := check.Wait(ctx, behind(t, handle), sessionID)
+			must.ErrorIs(t, err, runtime.ErrNotReady)
+			must.ErrorIs(t, err, context.DeadlineExceeded)
+			must.ErrorContains(t, err, "nobody listens behind it")
+		})
+	}
+	t.Run("refuses one that stays open if the next one is closed", func(t *testing.T) {
+		var conns atomic.Int32
+		endpoint := behind(t, func(conn net.Conn) {
+			if conns.Add(1)%2 == 1 {
+				untilHungUp(conn)
+			}
+		})
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		must.ErrorIs(t, check.Wait(ctx, endpoint, sessionID), runtime.ErrNotReady)
+	})
+	t.Run("ends with its caller", func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		endpoint := behind(t, func(conn net.Conn) {
+			cancel()
+			untilHungUp(conn)
+		})
+		must.ErrorIs(t, ready.Check{StayOpen: time.Hour}.Wait(ctx, endpoint, sessionID), context.Canceled)
+	})
+}
+
 func TestWait_tries_again_until_the_sandbox_is_up(t *testing.T) {
 	var tries atomic.Int32
 	endpoint := serve(t, func(w http.ResponseWriter, _ *http.Request) {
@@ -138,6 +218,7 @@ func TestWait_refuses_what_can_never_be_answered(t *testing.T) {
 		{"a session ID without a path", ready.Check{WantSessionID: true}, up, sessionID},
 		{"a path that does not begin with /", ready.Check{HTTPPath: "healthz"}, up, sessionID},
 		{"no endpoint", ready.Check{}, runtime.Endpoint{}, sessionID},
+		{"a connection that stays open, and http", ready.Check{HTTPPath: "/", StayOpen: time.Second}, up, sessionID},
 		{"no session ID where one is asked for", ready.Check{HTTPPath: "/", WantSessionID: true}, up, ""},
 	}
 	for _, tc := range cases {
