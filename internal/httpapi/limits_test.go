@@ -143,7 +143,7 @@ func TestHealthIsCheckedOnceForAllWhoAsk(t *testing.T) {
 		must.Eq(t, 1, runs.Load())
 
 		// What was found is told for a second.
-		time.Sleep(2 * time.Second)
+		<-time.After(2 * time.Second)
 		must.Eq(t, http.StatusOK, ask(t.Context()))
 		must.Eq(t, 2, runs.Load())
 	})
