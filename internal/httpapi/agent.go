@@ -35,7 +35,7 @@ const checkupLasts = time.Second
 type checkup struct {
 	turn chan struct{} // one token, for who reads or changes the rest
 	at   time.Time     // zero: never
-	errs []error   // in the order of the checks
+	errs []error       // in the order of the checks
 }
 
 // checkUp returns what the checks found within the last second. It takes no
