@@ -33,16 +33,16 @@ const checkupLasts = time.Second
 // checkup is what the checks found last. Callers that come together share one
 // run, so that they take no requests to Consul and Nomad from others.
 type checkup struct {
-	mu   sync.Mutex
-	at   time.Time // zero: never
-	errs []error   // in the order of the checks
+	turn chan struct{} // one token, for who reads or changes the rest
+	at   time.Time     // zero: never
+	errs []error       // in the order of the checks
 }
 
 // checkUp returns what the checks found within the last second. It takes no
 // longer than checkLimit, and as long again if a run has to be waited for.
 func (a *API) checkUp(ctx context.Context) []error {
-	a.checkup.mu.Lock()
-	defer a.checkup.mu.Unlock()
+	a.checkup.turn <- struct{}{}
+	defer func() { <-a.checkup.turn }()
 	if !a.checkup.at.IsZero() && time.Since(a.checkup.at) < checkupLasts {
 		return a.checkup.errs
 	}

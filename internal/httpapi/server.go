@@ -77,6 +77,7 @@ func New(config Config) *API {
 		csrf:     http.NewCrossOriginProtection(),
 		requests: make(chan struct{}, maxRequests),
 		watchers: make(chan struct{}, maxWatchers),
+		checkup:  checkup{turn: make(chan struct{}, 1)},
 		stopping: stopping,
 		stop:     stop,
 	}
