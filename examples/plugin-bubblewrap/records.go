@@ -130,8 +130,17 @@ func (r records) expire(sessionID string) error {
 		return err
 	}
 	info, err := os.Stat(path + ".json")
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // another List was quicker
+	}
 	if err != nil || time.Since(info.ModTime()) < r.life {
 		return err
 	}
-	return errors.Join(os.Remove(path+".json"), os.Remove(path+".lock"))
+	// The record goes last: once it is gone, so is all else.
+	for _, file := range []string{path + ".lock", path + ".json"} {
+		if err := os.Remove(file); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
 }

@@ -390,9 +390,15 @@ class Driver:
             record = self.load(file.stem)
             if "spec" in record:
                 yield M["ListResponse"](sandboxes=[self.sandbox(record)])
-            elif record.get("deleted") and time.time() - file.stat().st_mtime >= self.deleted_life:
-                file.unlink(missing_ok=True)
+            elif record.get("deleted"):
+                self.expire(file)
+
+    def expire(self, file):
+        """Removes the record of a sandbox that was deleted long ago. The record goes last: once it is gone, so is all else."""
+        with contextlib.suppress(FileNotFoundError):  # another List was quicker
+            if time.time() - file.stat().st_mtime >= self.deleted_life:
                 file.with_suffix(".lock").unlink(missing_ok=True)
+                file.unlink()
 
     def sandbox(self, record):
         sandbox = M["Sandbox"](
