@@ -152,10 +152,14 @@ func (n *Nomad) addAgent(bin string, config nomadAgent, drivers []string) error 
 // bootstrapACL makes the first token, if it is not there.
 func bootstrapACL(ctx context.Context, client *api.Client, token string) error {
 	_, _, err := client.ACLTokens().BootstrapOpts(token, (&api.WriteOptions{}).WithContext(ctx))
-	if err != nil && strings.Contains(err.Error(), "bootstrap already done") {
+	if isBootstrapped(err) {
 		return nil
 	}
 	return err
+}
+
+func isBootstrapped(err error) bool {
+	return err != nil && strings.Contains(err.Error(), "bootstrap already done")
 }
 
 // nomadServerReady asks a server who it is, and whether it knows a leader that
