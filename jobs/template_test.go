@@ -406,3 +406,27 @@ func FuzzParse(f *testing.F) {
 		must.Nil(t, group.Disconnect.LostAfter)
 	})
 }
+
+// Lists and events of Nomad do not say which tasks are the main ones, so the
+// job's meta does.
+func TestMainTasks(t *testing.T) {
+	job := parse(t, around("", "", `task "web" { 
+	driver = "docker" 
+	}
+	task "before" {
+		driver = "docker"
+		lifecycle { 
+			hook    = "prestart" 
+			sidecar = true
+		}
+	}
+	task "after" {
+		driver = "docker"
+		lifecycle { 
+			hook = "poststart" 
+		}
+	}`, ""))
+	must.SliceContainsAll(t, []string{"t", "web"}, jobs.MainTasks(job.Meta))
+	must.Len(t, 2, jobs.MainTasks(job.Meta))
+	must.SliceEmpty(t, jobs.MainTasks(map[string]string{jobs.MetaSessionID: "of an older Bivouac"}))
+}

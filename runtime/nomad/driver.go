@@ -9,6 +9,9 @@
 //     deregistration that returned and the status "lost" prove nothing.
 //   - A sandbox is its allocation. A second one for the same job is never
 //     handed out, and is stopped.
+//   - A sandbox is one run of its main tasks. If Nomad starts one of them again
+//     in the same allocation, or one ends while other tasks run on, the sandbox
+//     is dead, and what still runs is stopped.
 //   - A job that is registered once more, over its stop, is stopped again.
 //
 // With ACLs, Nomad wants a token with this policy, of the namespace that the jobs

@@ -250,8 +250,7 @@ func TestStop_says_which_task_it_waits_for(t *testing.T) {
 		group.Tasks = append(group.Tasks, hangs)
 	})
 
-	// Both calls, the first of which asks Nomad to stop the job, and another
-	// replica, which only finds it stopped.
+	// The first replica asks Nomad to stop the job, the second finds it stopped.
 	for _, each := range []replica{r, open(t, r.client, r.template, r.instance)} {
 		must.Wait(t, wait.InitialSuccess(wait.Timeout(patience), wait.ErrorFunc(func() error {
 			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
