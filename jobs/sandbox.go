@@ -36,6 +36,10 @@ func (d *decoder) force(t *Template, job *api.Job, spec runtime.Spec, instance, 
 		MetaAgentID:   d.protect(spec.AgentID),
 		MetaInstance:  instance,
 		MetaSpec:      Fingerprint(spec),
+
+		MetaVolumeHostPath: d.protect(spec.VolumeHostPath),
+		MetaCreatedAt:      spec.CreatedAt.UTC().Format(time.RFC3339Nano),
+		MetaExpiresAt:      spec.ExpiresAt.UTC().Format(time.RFC3339Nano),
 	})
 
 	group := job.TaskGroups[0]
