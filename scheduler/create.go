@@ -92,14 +92,30 @@ func (s *Scheduler) create(ctx context.Context, cmd CreateCommand, span trace.Sp
 	ctx, done := underLock(ctx, lease)
 	defer done()
 
-	if current := lease.Session(); current != nil {
-		seen := s.observe(ctx, *current)
-		if s.stands(seen) {
-			return s.reuseOrConflict(ctx, cmd, seen, span)
+	seen := s.observeLeased(ctx, lease)
+	if seen == nil || !s.stands(*seen) {
+		done, err := s.reclaim(ctx, lease, cmd.ChatID, s.chatFinders())
+		if err != nil {
+			return CreateResult{}, fmt.Errorf("create: %w", err)
 		}
-		return s.createOrReplace(ctx, cmd, lease, &seen, span)
+		if done.adopted {
+			seen = s.observeLeased(ctx, lease)
+		}
 	}
-	return s.createOrReplace(ctx, cmd, lease, nil, span)
+	if seen != nil && s.stands(*seen) {
+		return s.reuseOrConflict(ctx, cmd, *seen, span)
+	}
+	return s.createOrReplace(ctx, cmd, lease, seen, span)
+}
+
+// observeLeased returns the lease's session as its driver sees it, nil if the
+// chat has none.
+func (s *Scheduler) observeLeased(ctx context.Context, lease Lease) *Session {
+	current := lease.Session()
+	if current == nil {
+		return nil
+	}
+	return new(s.observe(ctx, *current))
 }
 
 // stands says whether a session may be handed out.
@@ -214,7 +230,8 @@ func (s *Scheduler) stopPrevious(ctx context.Context, lease Lease, previous Sess
 	if err != nil {
 		return err
 	}
-	if err := checkChat(ctx, driver, previous); err != nil {
+	known, err := isKnown(ctx, driver, previous)
+	if err != nil {
 		return err
 	}
 	spanPreviousSession(span, previous)
@@ -223,7 +240,7 @@ func (s *Scheduler) stopPrevious(ctx context.Context, lease Lease, previous Sess
 	if err := markStopping(ctx, lease); err != nil {
 		return err
 	}
-	return stop(ctx, lease, driver, runtime.Driver.Stop, previous)
+	return endSandbox(ctx, lease, driver, runtime.Driver.Stop, previous, known)
 }
 
 // markStopping writes down that the lease's session is about to be stopped.
@@ -333,8 +350,8 @@ func (s *Scheduler) undoIntent(ctx context.Context, lease Lease, intent Session)
 	if err != nil {
 		return err
 	}
-	if err := checkChat(ctx, driver, intent); err != nil {
+	if _, err := isKnown(ctx, driver, intent); err != nil {
 		return err
 	}
-	return stop(ctx, lease, driver, runtime.Driver.Delete, intent)
+	return stop(ctx, lease, driver, runtime.Driver.Delete, intent.SessionID.String())
 }

@@ -3,6 +3,7 @@ package scheduler
 import (
 	"context"
 	"errors"
+	"time"
 
 	"github.com/google/uuid"
 
@@ -12,7 +13,7 @@ import (
 // observe returns the session as its driver sees it now. Where the driver
 // cannot tell, the record's word stands: doubt is not death.
 func (s *Scheduler) observe(ctx context.Context, session Session) Session {
-	if session.State != StateRunning && session.State != StateLost {
+	if !session.mayChange() {
 		return session
 	}
 	driver, err := s.driver(session.Runtime)
@@ -20,6 +21,15 @@ func (s *Scheduler) observe(ctx context.Context, session Session) Session {
 		return session
 	}
 	sandbox, err := driver.Inspect(ctx, session.SessionID.String())
+	return seenAs(session, sandbox, err)
+}
+
+// mayChange says whether what a driver sees can change what is recorded: not
+// while somebody is at work on the session, nor once its sandbox is dead.
+func (s Session) mayChange() bool { return s.State == StateRunning || s.State == StateLost }
+
+// seenAs returns the session in the light of what its driver's Inspect answered.
+func seenAs(session Session, sandbox runtime.Sandbox, err error) Session {
 	switch {
 	case errors.Is(err, runtime.ErrNotFound):
 		session.State, session.Reason = StateLost, "the runtime no longer knows the sandbox"
@@ -46,8 +56,9 @@ func (s *Scheduler) observe(ctx context.Context, session Session) Session {
 }
 
 // record writes down that a session's sandbox has ended, is lost, or is back,
-// if what the driver reports is so and not known yet.
-func (s *Scheduler) record(ctx context.Context, changed runtime.Sandbox) error {
+// if what the driver reports is so and not known yet. It waits for the chat's
+// lock as long as that.
+func (s *Scheduler) record(ctx context.Context, changed runtime.Sandbox, wait time.Duration) error {
 	chatID, err := uuid.Parse(changed.ChatID)
 	if err != nil {
 		return nil // not a sandbox of a session
@@ -62,7 +73,7 @@ func (s *Scheduler) record(ctx context.Context, changed runtime.Sandbox) error {
 	if s.observe(ctx, *known).State == known.State {
 		return nil
 	}
-	lease, err := s.Locker.Lock(ctx, chatID, LockWait)
+	lease, err := s.Locker.Lock(ctx, chatID, wait)
 	if err != nil {
 		return err
 	}

@@ -115,7 +115,7 @@ func (s *Scheduler) watch(ctx context.Context, w runtime.Watcher) error {
 	g.SetLimit(workers)
 	err := w.Watch(ctx, func(changed runtime.Sandbox) {
 		g.Go(func() error {
-			if err := s.record(ctx, changed); err != nil && ctx.Err() == nil {
+			if err := s.record(ctx, changed, LockWait); err != nil && ctx.Err() == nil {
 				s.Logger.Warn("sandbox_record_failed", "chat_id", changed.ChatID,
 					"session_id", changed.SessionID, "error", Kind(err), "detail", err)
 			}

@@ -67,6 +67,7 @@ type Config struct {
 type Scheduler struct {
 	Config
 	metrics  instruments
+	findings findings
 	starting chan struct{} // one token per sandbox being started
 }
 

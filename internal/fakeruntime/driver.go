@@ -187,7 +187,7 @@ func (d *Driver) start(spec runtime.Spec) (runtime.Sandbox, error) {
 // Stop implements [runtime.Driver].
 func (d *Driver) Stop(ctx context.Context, sessionID string) error {
 	return d.end(ctx, OpStop, sessionID, func() {
-		if s, ok := d.sandboxes[sessionID]; ok && s.runs {
+		if s, ok := d.sandboxes[sessionID]; ok && s.runs && !s.hid {
 			s.runs = false
 			s.State, s.Reason = runtime.StateDead, "stopped"
 			d.report(s.Sandbox)
@@ -198,7 +198,7 @@ func (d *Driver) Stop(ctx context.Context, sessionID string) error {
 // Delete implements [runtime.Driver].
 func (d *Driver) Delete(ctx context.Context, sessionID string) error {
 	return d.end(ctx, OpDelete, sessionID, func() {
-		if s, ok := d.sandboxes[sessionID]; ok {
+		if s, ok := d.sandboxes[sessionID]; ok && !s.hid {
 			s.State, s.Reason = runtime.StateDead, "deleted"
 			delete(d.sandboxes, sessionID)
 			d.report(s.Sandbox)

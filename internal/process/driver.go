@@ -50,7 +50,7 @@ type Config struct {
 	Logger  hclog.Logger
 }
 
-// Driver is a runtime.Driver and a runtime.Watcher.
+// Driver is a runtime.Driver, a runtime.Watcher and a runtime.ChatFinder.
 type Driver struct {
 	dir     string
 	command []string
@@ -161,6 +161,17 @@ func (d *Driver) List(context.Context) iter.Seq2[runtime.Sandbox, error] {
 			}
 		}
 	}
+}
+
+// FindChat returns the sandboxes of a chat that are not dead.
+func (d *Driver) FindChat(_ context.Context, chatID string) ([]runtime.Sandbox, error) {
+	var found []runtime.Sandbox
+	for _, sb := range d.snapshot() {
+		if view := sb.view(); view.ChatID == chatID && view.State != runtime.StateDead {
+			found = append(found, view)
+		}
+	}
+	return found, nil
 }
 
 func (d *Driver) snapshot() []*sandbox {

@@ -26,7 +26,7 @@ func (d *Driver) sandbox(s state) (sandbox runtime.Sandbox, ok bool) {
 		sandbox.AgentID, sandbox.VolumeHostPath = spec.AgentID, spec.VolumeHostPath
 		sandbox.CreatedAt, sandbox.ExpiresAt = spec.CreatedAt, spec.ExpiresAt
 	}
-	if s.job.SubmitTime > 0 {
+	if s.job.SubmitTime > 0 && !s.job.Stop && !s.job.altered() {
 		sandbox.RegisteredAt = time.Unix(0, s.job.SubmitTime).UTC()
 	}
 	alloc := s.sandboxAlloc()
