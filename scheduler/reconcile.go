@@ -1,11 +1,14 @@
 package scheduler
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/google/uuid"
@@ -245,37 +248,37 @@ type Orphan struct {
 // many chats at a time, and on one chat's newest sandbox first. Each waits for
 // its chat's lock as long as wait.
 func (s *Scheduler) resolveAll(ctx context.Context, orphans []found, wait time.Duration) (adopted []Session, left []Orphan) {
-	slices.SortFunc(orphans, func(a, b found) int {
-		if byChat := strings.Compare(a.ChatID, b.ChatID); byChat != 0 {
-			return byChat
-		}
-		return newestFirst(a, b)
-	})
-	sessions := make([]*Session, len(orphans))
-	results := make([]*Orphan, len(orphans))
+	byChat := make(map[string][]found)
+	for _, orphan := range orphans {
+		byChat[orphan.ChatID] = append(byChat[orphan.ChatID], orphan)
+	}
+	var mu sync.Mutex // of the results
 	g := newSettlers()
-	for begin := 0; begin < len(orphans); {
-		end := begin + 1
-		for end < len(orphans) && orphans[end].ChatID == orphans[begin].ChatID {
-			end++
-		}
+	for _, chat := range slices.Sorted(maps.Keys(byChat)) {
+		orphans := slices.SortedFunc(slices.Values(byChat[chat]), newestFirst)
 		g.Go(func() error {
-			for i := begin; i < end && ctx.Err() == nil; i++ {
-				sessions[i], results[i] = s.resolveOne(ctx, orphans[i], wait)
+			for _, orphan := range orphans {
+				if ctx.Err() != nil { // nobody wants the rest any more
+					return nil
+				}
+				session, remains := s.resolveOne(ctx, orphan, wait)
+				mu.Lock()
+				if session != nil {
+					adopted = append(adopted, *session)
+				}
+				if remains != nil {
+					left = append(left, *remains)
+				}
+				mu.Unlock()
 			}
 			return nil
 		})
-		begin = end
 	}
 	_ = g.Wait() // its functions return no error
-	for i := range orphans {
-		if sessions[i] != nil {
-			adopted = append(adopted, *sessions[i])
-		}
-		if results[i] != nil {
-			left = append(left, *results[i])
-		}
-	}
+	slices.SortFunc(adopted, func(a, b Session) int { return strings.Compare(a.ChatID.String(), b.ChatID.String()) })
+	slices.SortFunc(left, func(a, b Orphan) int {
+		return cmp.Or(strings.Compare(a.ChatID, b.ChatID), strings.Compare(a.SessionID, b.SessionID))
+	})
 	return adopted, left
 }
 
