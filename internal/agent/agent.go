@@ -106,7 +106,7 @@ func Run(ctx context.Context, c config.Config, env Environment) error {
 	self := describe(c)
 	api := httpapi.New(httpapi.Config{
 		Sessions: sessions,
-		Checks:   base.checks,
+		Checks:   append(base.checks, httpapi.Check{Name: "sessions", Run: sessions.Health, Optional: true}),
 		Metrics:  telemetry.handler,
 		Self:     self,
 		Runtimes: func(ctx context.Context) []wire.Runtime { return describeRuntimes(ctx, base.drivers) },

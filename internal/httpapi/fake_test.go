@@ -116,6 +116,14 @@ func (f *fake) CleanupExpired(context.Context) (scheduler.CleanupResult, error) 
 	return scheduler.CleanupResult{ErrorCount: 1}, f.err
 }
 
+func (f *fake) Repair(context.Context, uuid.UUID) (scheduler.RepairResult, error) {
+	f.note(func() {})
+	if f.gone {
+		return scheduler.RepairResult{Result: scheduler.RepairRemoved}, f.err
+	}
+	return scheduler.RepairResult{Result: scheduler.RepairAdopted, Session: &session}, f.err
+}
+
 // log is an hclog output that may be read while it is written.
 type log struct {
 	mu   sync.Mutex
@@ -254,6 +262,7 @@ var (
 	renew      = request{method: "POST", path: sessionURL + "/renew", body: `{"ttl":"10m"}`}
 	remove     = request{method: "DELETE", path: sessionURL}
 	cleanup    = request{method: "POST", path: "/v1/cleanup"}
+	repair     = request{method: "POST", path: "/v1/operator/repair/" + chat.String()}
 	health     = request{method: "GET", path: "/v1/agent/health"}
 	self       = request{method: "GET", path: "/v1/agent/self"}
 	metrics    = request{method: "GET", path: "/v1/metrics"}

@@ -130,6 +130,12 @@ type CleanupAnswer struct {
 	ErrorCount int       `json:"error_count"` // expired sessions that could not be ended
 }
 
+// RepairAnswer is what a repair did: "intact", "adopted" or "removed".
+type RepairAnswer struct {
+	Result  string   `json:"result"`
+	Session *Session `json:"session,omitempty"` // the chat's; absent after "removed"
+}
+
 // HealthAnswer says whether a replica can serve, and part by part why not.
 type HealthAnswer struct {
 	Status string           `json:"status"` // StatusOK or StatusFailing
