@@ -71,7 +71,9 @@ type HealthChecker interface {
 }
 
 // ChatFinder is implemented by drivers that can name the sandboxes of one chat
-// at once, without listing all.
+// at once, without listing all. With it a create finds a sandbox whose record was
+// lost, and starts no second one. For other drivers a create relies on the record.
+// It is for drivers in Go that are part of the host: a plugin's is not asked.
 type ChatFinder interface {
 	// FindChat returns the sandboxes of a chat that are not dead. Callers wait
 	// on it at each create, so it should take a millisecond at most.
