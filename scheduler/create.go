@@ -237,19 +237,23 @@ func (s *Scheduler) stopPrevious(ctx context.Context, lease Lease, previous Sess
 	spanPreviousSession(span, previous)
 	span.SetAttributes(attribute.String("sandbox.new_session.id", newID.String()))
 	s.Logger.Info("sandbox_replaced", logArgs(previous, "reason", previous.Reason)...)
-	if err := markStopping(ctx, lease); err != nil {
+	if err := markStopping(ctx, lease, known); err != nil {
 		return err
 	}
 	return endSandbox(ctx, lease, driver, runtime.Driver.Stop, previous, known)
 }
 
-// markStopping writes down that the lease's session is about to be stopped.
-func markStopping(ctx context.Context, lease Lease) error {
+// markStopping writes down that the lease's session is about to be stopped, and
+// what is waited for if its driver does not know its sandbox.
+func markStopping(ctx context.Context, lease Lease, known bool) error {
 	stopping := *lease.Session()
 	if stopping.State == StateStopping {
 		return nil
 	}
 	stopping.State = StateStopping
+	if !known {
+		stopping.Reason = "the runtime no longer knows the sandbox: it counts as ended once it no longer answers"
+	}
 	if err := write(ctx, lease, &stopping, Keep); err != nil {
 		return fmt.Errorf("write the intent to stop: %w", err)
 	}

@@ -97,7 +97,7 @@ func (s *Scheduler) end(ctx context.Context, lease Lease, driver runtime.Driver,
 		return err
 	}
 	if session.State != StateCreating { // an intent to create says enough
-		if err := markStopping(ctx, lease); err != nil {
+		if err := markStopping(ctx, lease, known); err != nil {
 			return err
 		}
 	}

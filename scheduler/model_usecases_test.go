@@ -96,6 +96,9 @@ func (m *model) markStopping(chat uuid.UUID) string {
 		return ""
 	}
 	stopping.state = scheduler.StateStopping
+	if m.sandboxes[stopping.name] == nil {
+		stopping.reason = "the runtime no longer knows the sandbox: it counts as ended once it no longer answers"
+	}
 	return m.write(chat, &stopping, false)
 }
 

@@ -127,13 +127,13 @@ func (s *Scheduler) allFinders() []finder {
 		if _, ok := driver.(runtime.ChatFinder); ok {
 			continue
 		}
-		finders = append(finders, finder{name, driver, func(ctx context.Context, chatID string) ([]runtime.Sandbox, error) {
+		finders = append(finders, finder{name, driver, func(ctx context.Context, chatID, except string) ([]runtime.Sandbox, error) {
 			var sandboxes []runtime.Sandbox
 			for sandbox, err := range driver.List(ctx) {
 				if err != nil {
 					return nil, err
 				}
-				if sandbox.ChatID == chatID && sandbox.State != runtime.StateDead {
+				if sandbox.ChatID == chatID && sandbox.SessionID != except && sandbox.State != runtime.StateDead {
 					sandboxes = append(sandboxes, sandbox)
 				}
 			}

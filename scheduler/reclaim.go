@@ -44,11 +44,12 @@ func (f found) session() *Session {
 	}
 }
 
-// finder names the sandboxes of a chat that are not dead, in one runtime.
+// finder names the sandboxes of a chat in one runtime, as [runtime.ChatFinder]
+// does.
 type finder struct {
 	name   string
 	driver runtime.Driver
-	find   func(ctx context.Context, chatID string) ([]runtime.Sandbox, error)
+	find   func(ctx context.Context, chatID, except string) ([]runtime.Sandbox, error)
 }
 
 // chatFinders returns the drivers that can name a chat's sandboxes at once. Of
@@ -66,16 +67,18 @@ func (s *Scheduler) chatFinders() []finder {
 // findOthers returns the chat's sandboxes that are not dead, apart from that of
 // the recorded session, if there is one: the newest first.
 func findOthers(ctx context.Context, finders []finder, chatID uuid.UUID, recorded *Session) ([]found, error) {
+	except := ""
+	if recorded != nil {
+		except = recorded.SessionID.String()
+	}
 	var others []found
 	for _, f := range finders {
-		sandboxes, err := f.find(ctx, chatID.String())
+		sandboxes, err := f.find(ctx, chatID.String(), except)
 		if err != nil {
 			return nil, runtimeError(ctx, "find the chat's sandboxes in runtime "+f.name, err)
 		}
 		for _, sandbox := range sandboxes {
-			if recorded == nil || sandbox.SessionID != recorded.SessionID.String() {
-				others = append(others, found{sandbox, f.name, f.driver})
-			}
+			others = append(others, found{sandbox, f.name, f.driver})
 		}
 	}
 	slices.SortFunc(others, newestFirst)

@@ -319,14 +319,12 @@ func (s *Scheduler) resolve(ctx context.Context, orphan found, wait time.Duratio
 	ctx, cancel := context.WithTimeout(ctx, undoLimit) // not to hold the chat for long
 	defer cancel()
 
-	orphan.Sandbox, err = orphan.driver.Inspect(ctx, orphan.SessionID)
+	orphan.Sandbox, err = lookAgain(ctx, orphan)
 	switch {
 	case errors.Is(err, runtime.ErrNotFound):
-		return nil, "", nil
+		return nil, "", nil // it ended meanwhile
 	case err != nil:
 		return nil, "", runtimeError(ctx, "look at a sandbox without a record", err)
-	case orphan.State == runtime.StateDead || orphan.ChatID != chatID.String():
-		return nil, "", nil // it ended, or is another now than at the last look
 	}
 	current := lease.Session()
 	switch {
@@ -348,6 +346,28 @@ func (s *Scheduler) resolve(ctx context.Context, orphan found, wait time.Duratio
 	// The record was edited or set back, so it is no reason to end anything.
 	return nil, "", fmt.Errorf("%w: the record of chat %s names session %s, which does not run: create the chat again, or run: bivouac operator repair %s",
 		ErrDamaged, chatID, current.SessionID, chatID)
+}
+
+// lookAgain returns how a sandbox stands now, ErrNotFound if it is dead.
+func lookAgain(ctx context.Context, orphan found) (runtime.Sandbox, error) {
+	finder, ok := orphan.driver.(runtime.ChatFinder)
+	if !ok {
+		sandbox, err := orphan.driver.Inspect(ctx, orphan.SessionID)
+		if err == nil && sandbox.State == runtime.StateDead {
+			err = runtime.ErrNotFound
+		}
+		return sandbox, err
+	}
+	sandboxes, err := finder.FindChat(ctx, orphan.ChatID, "")
+	if err != nil {
+		return runtime.Sandbox{}, err
+	}
+	for _, sandbox := range sandboxes {
+		if sandbox.SessionID == orphan.SessionID {
+			return sandbox, nil
+		}
+	}
+	return runtime.Sandbox{}, runtime.ErrNotFound
 }
 
 // resolveUnrecorded does what is due about a sandbox whose chat has no record.

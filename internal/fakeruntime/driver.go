@@ -235,14 +235,14 @@ func (d *Driver) Inspect(ctx context.Context, sessionID string) (runtime.Sandbox
 }
 
 // FindChat implements [runtime.ChatFinder].
-func (d *Driver) FindChat(ctx context.Context, chatID string) ([]runtime.Sandbox, error) {
+func (d *Driver) FindChat(ctx context.Context, chatID, except string) ([]runtime.Sandbox, error) {
 	call := Call{Op: OpFind, ChatID: chatID}
 	if err := d.tell(ctx, call); err != nil {
 		return nil, err
 	}
 	var found []runtime.Sandbox
 	for _, s := range d.all() {
-		if s.ChatID == chatID && s.State != runtime.StateDead {
+		if s.ChatID == chatID && s.SessionID != except && s.State != runtime.StateDead {
 			found = append(found, s)
 		}
 	}

@@ -163,11 +163,11 @@ func (d *Driver) List(context.Context) iter.Seq2[runtime.Sandbox, error] {
 	}
 }
 
-// FindChat returns the sandboxes of a chat that are not dead.
-func (d *Driver) FindChat(_ context.Context, chatID string) ([]runtime.Sandbox, error) {
+// FindChat returns the sandboxes of a chat that are not dead, apart from one.
+func (d *Driver) FindChat(_ context.Context, chatID, except string) ([]runtime.Sandbox, error) {
 	var found []runtime.Sandbox
 	for _, sb := range d.snapshot() {
-		if view := sb.view(); view.ChatID == chatID && view.State != runtime.StateDead {
+		if view := sb.view(); view.ChatID == chatID && view.SessionID != except && view.State != runtime.StateDead {
 			found = append(found, view)
 		}
 	}

@@ -10,9 +10,11 @@ import (
 	"github.com/bivouac/bivouac/runtime"
 )
 
-// FindChat implements [runtime.ChatFinder]. It makes no request while [Driver.Run]
-// follows Nomad's events, and else one list and two for each job of the chat.
-func (d *Driver) FindChat(ctx context.Context, chatID string) ([]runtime.Sandbox, error) {
+// FindChat implements [runtime.ChatFinder]. While [Driver.Run] follows Nomad's
+// events it makes no request if there is no other job of the chat, and else one
+// list. What another replica has just ended may not have been told by an event
+// yet, so each other job is read.
+func (d *Driver) FindChat(ctx context.Context, chatID, except string) ([]runtime.Sandbox, error) {
 	jobIDs, current := d.cache.ofChat(chatID)
 	if !current {
 		var err error
@@ -22,7 +24,10 @@ func (d *Driver) FindChat(ctx context.Context, chatID string) ([]runtime.Sandbox
 	}
 	var found []runtime.Sandbox
 	for _, id := range jobIDs {
-		s, err := d.look(ctx, id)
+		if id == jobs.ID(except) {
+			continue
+		}
+		s, err := d.read(ctx, id)
 		if err != nil {
 			return nil, err
 		}

@@ -38,7 +38,7 @@ func TestFindChat(t *testing.T) {
 
 	for name, driver := range map[string]*nomad.Driver{"from_memory": r.Driver, "by_asking_Nomad": other} {
 		t.Run(name, func(t *testing.T) {
-			found, err := driver.FindChat(patiently(t), spec.ChatID)
+			found, err := driver.FindChat(patiently(t), spec.ChatID, "")
 			must.NoError(t, err)
 			must.Len(t, 1, found)
 			must.Eq(t, made.ContainerID, found[0].ContainerID)
@@ -48,9 +48,12 @@ func TestFindChat(t *testing.T) {
 				VolumeHostPath: found[0].VolumeHostPath, CreatedAt: found[0].CreatedAt, ExpiresAt: found[0].ExpiresAt,
 			})
 			must.Less(t, patience, found[0].RegisteredAt.Sub(found[0].CreatedAt).Abs())
-			none, err := driver.FindChat(patiently(t), uuid.NewString())
+			none, err := driver.FindChat(patiently(t), uuid.NewString(), "")
 			must.NoError(t, err)
 			must.SliceEmpty(t, none)
+			others, err := driver.FindChat(patiently(t), spec.ChatID, spec.SessionID)
+			must.NoError(t, err)
+			must.SliceEmpty(t, others)
 		})
 	}
 
@@ -68,7 +71,7 @@ func TestFindChat(t *testing.T) {
 
 	must.NoError(t, r.Delete(patiently(t), spec.SessionID))
 	for _, driver := range []*nomad.Driver{r.Driver, other} {
-		found, err := driver.FindChat(patiently(t), spec.ChatID)
+		found, err := driver.FindChat(patiently(t), spec.ChatID, "")
 		must.NoError(t, err)
 		must.SliceEmpty(t, found)
 	}
