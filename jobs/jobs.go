@@ -45,6 +45,11 @@ const (
 	MetaChatID    = "chat_id"
 	MetaAgentID   = "agent_id"
 	MetaInstance  = "bivouac_instance"
+	// What else a session's record holds, so that one that was lost can be
+	// written again. Times are RFC 3339, in UTC.
+	MetaVolumeHostPath = "volume_host_path"
+	MetaCreatedAt      = "created_at"
+	MetaExpiresAt      = "expires_at" // as planned at creation
 	// MetaSpec is a fingerprint of the spec, see [Fingerprint].
 	MetaSpec = "bivouac_spec"
 	// MetaMainTasks names the main tasks, see [MainTasks].

@@ -100,7 +100,40 @@ func TestJob_is_the_same_each_time(t *testing.T) {
 	must.Eq(t, asJSON(t, jobOf(t, template, spec())), asJSON(t, jobOf(t, template, spec())))
 	later := spec()
 	later.CreatedAt, later.ExpiresAt = later.CreatedAt.Add(time.Hour), later.ExpiresAt.Add(time.Hour)
-	must.Eq(t, asJSON(t, jobOf(t, template, spec())), asJSON(t, jobOf(t, template, later)))
+	// Other times change the meta that tells them, and nothing else.
+	job, moved := jobOf(t, template, spec()), jobOf(t, template, later)
+	must.NotEq(t, job.Meta, moved.Meta)
+	moved.Meta[jobs.MetaCreatedAt], moved.Meta[jobs.MetaExpiresAt] = job.Meta[jobs.MetaCreatedAt], job.Meta[jobs.MetaExpiresAt]
+	must.Eq(t, asJSON(t, job), asJSON(t, moved))
+}
+
+func TestSpecOf(t *testing.T) {
+	made := func(change func(meta map[string]string)) map[string]string {
+		meta := jobOf(t, load(t, "raw_exec", nil), spec()).Meta
+		change(meta)
+		return meta
+	}
+	t.Run("returns_what_the_job_was_made_from", func(t *testing.T) {
+		got, ok := jobs.SpecOf(made(func(map[string]string) {}))
+		must.True(t, ok)
+		must.Eq(t, spec(), got)
+	})
+	for name, change := range map[string]func(map[string]string){
+		"the_job_of_an_older_version": func(meta map[string]string) {
+			for _, key := range []string{jobs.MetaVolumeHostPath, jobs.MetaCreatedAt, jobs.MetaExpiresAt} {
+				delete(meta, key)
+			}
+		},
+		"a_job_without_a_fingerprint":      func(meta map[string]string) { delete(meta, jobs.MetaSpec) },
+		"a_job_whose_chat_was_edited":      func(meta map[string]string) { meta[jobs.MetaChatID] = spec().SessionID },
+		"a_job_whose_volume_was_edited":    func(meta map[string]string) { meta[jobs.MetaVolumeHostPath] = "/" },
+		"a_job_whose_times_cannot_be_read": func(meta map[string]string) { meta[jobs.MetaExpiresAt] = "tomorrow" },
+	} {
+		t.Run("refuses_"+name, func(t *testing.T) {
+			_, ok := jobs.SpecOf(made(change))
+			must.False(t, ok)
+		})
+	}
 }
 
 func TestJob_refuses_what_no_spec_may_hold(t *testing.T) {

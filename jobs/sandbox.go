@@ -38,6 +38,10 @@ func (d *decoder) force(t *Template, job *api.Job, spec runtime.Spec, instance, 
 		MetaInstance:  instance,
 		MetaSpec:      Fingerprint(spec),
 		MetaMainTasks: mainTasks(group),
+
+		MetaVolumeHostPath: d.protect(spec.VolumeHostPath),
+		MetaCreatedAt:      spec.CreatedAt.UTC().Format(time.RFC3339Nano),
+		MetaExpiresAt:      spec.ExpiresAt.UTC().Format(time.RFC3339Nano),
 	})
 
 	group.Count = new(1)

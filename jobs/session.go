@@ -62,6 +62,26 @@ func Fingerprint(spec runtime.Spec) string {
 	return hex.EncodeToString(hash.Sum(nil))
 }
 
+// SpecOf returns the spec that a job was made from, as its meta says. It returns
+// false if the meta lacks a part of it, or if the parts do not fit the meta's
+// fingerprint, as in a job of an older version or one that was edited.
+func SpecOf(meta map[string]string) (runtime.Spec, bool) {
+	created, createdErr := time.Parse(time.RFC3339Nano, meta[MetaCreatedAt])
+	expires, expiresErr := time.Parse(time.RFC3339Nano, meta[MetaExpiresAt])
+	spec := runtime.Spec{
+		SessionID:      meta[MetaSessionID],
+		ChatID:         meta[MetaChatID],
+		AgentID:        meta[MetaAgentID],
+		VolumeHostPath: meta[MetaVolumeHostPath],
+		CreatedAt:      created.UTC(),
+		ExpiresAt:      expires.UTC(),
+	}
+	if createdErr != nil || expiresErr != nil || validate(spec) != nil || meta[MetaSpec] != Fingerprint(spec) {
+		return runtime.Spec{}, false
+	}
+	return spec, true
+}
+
 func sampleSpec() runtime.Spec {
 	return runtime.Spec{
 		SessionID:      "00000000-0000-4000-8000-000000000001",

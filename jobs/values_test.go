@@ -57,9 +57,10 @@ func TestProperty_session_values_change_nothing_but_themselves(t *testing.T) {
 		"raw_exec": {".TaskGroups.0.Tasks.0.Env.BIVOUAC_WORKSPACE"},
 	}
 	everywhere := []string{
-		".Meta.agent_id", ".Meta.bivouac_spec", ".Meta.BIVOUAC_DOLLAR", ".Meta.BIVOUAC_PERCENT",
+		".Meta.agent_id", ".Meta.volume_host_path", ".Meta.bivouac_spec", ".Meta.BIVOUAC_DOLLAR", ".Meta.BIVOUAC_PERCENT",
 		".TaskGroups.0.Tasks.0.Env.BIVOUAC_AGENT_ID",
 		".TaskGroups.0.Tasks.0.Env.NOMAD_META_agent_id", ".TaskGroups.0.Tasks.0.Env.NOMAD_META_AGENT_ID",
+		".TaskGroups.0.Tasks.0.Env.NOMAD_META_volume_host_path", ".TaskGroups.0.Tasks.0.Env.NOMAD_META_VOLUME_HOST_PATH",
 	}
 	for name, places := range ownPlaces {
 		t.Run(name, func(t *testing.T) {
@@ -84,6 +85,9 @@ func TestProperty_session_values_change_nothing_but_themselves(t *testing.T) {
 				must.Eq(rt, s.AgentID, env["NOMAD_META_agent_id"])
 				must.Eq(rt, s.AgentID, env["NOMAD_META_AGENT_ID"])
 				must.Eq(rt, s.AgentID, job.Meta[jobs.MetaAgentID])
+				back, ok := jobs.SpecOf(job.Meta)
+				must.True(rt, ok)
+				must.Eq(rt, s, back)
 				if name == "docker" {
 					mount := task.Config["mount"].([]map[string]any)[0]
 					must.Eq(rt, s.VolumeHostPath, driverConfig(rt, mount["source"].(string), env))

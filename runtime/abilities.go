@@ -71,11 +71,16 @@ type HealthChecker interface {
 }
 
 // ChatFinder is implemented by drivers that can name the sandboxes of one chat
-// at once, without listing all.
+// at once, without listing all. With it a create finds a sandbox whose record was
+// lost, and starts no second one. For other drivers a create relies on the record.
+// It is for drivers in Go that are part of the host: a plugin's is not asked.
 type ChatFinder interface {
-	// FindChat returns the sandboxes of a chat that are not dead. Callers wait
-	// on it at each create, so it should take a millisecond at most.
-	FindChat(ctx context.Context, chatID string) ([]Sandbox, error)
+	// FindChat returns the sandboxes of a chat that are not dead, apart from that
+	// of the session except, which may be empty. Callers wait on it at each create,
+	// so it should take a millisecond at most where there is none. Of one that
+	// there is it says what is so now, and not what was seen before: the host may
+	// hand that sandbox out.
+	FindChat(ctx context.Context, chatID, except string) ([]Sandbox, error)
 }
 
 // Prober is implemented by drivers that can ask a sandbox itself whether it

@@ -166,6 +166,11 @@ type Sandbox struct {
 	VolumeHostPath string
 	CreatedAt      time.Time
 	ExpiresAt      time.Time // as planned at creation
+
+	// RegisteredAt is when the runtime took the sandbox on, by the runtime's own
+	// clock. It is zero if the driver does not know. A sandbox that was taken on
+	// long after CreatedAt was started by a request that came late.
+	RegisteredAt time.Time
 }
 
 // Endpoint is where a sandbox's port can be reached.

@@ -131,10 +131,20 @@ func (s *Scheduler) endIfExpired(ctx context.Context, listed Session) (*Session,
 	ctx, done := s.underLock(ctx, lease)
 	defer done()
 
-	current := lease.Session()
-	if current == nil || current.SessionID != listed.SessionID || !current.Expired(s.Now()) {
+	isDue := func() bool {
+		current := lease.Session()
+		return current != nil && current.SessionID == listed.SessionID && current.Expired(s.Now())
+	}
+	if !isDue() {
 		return nil, nil
 	}
+	if _, err := s.reclaim(ctx, lease, listed.ChatID, s.chatFinders()); err != nil {
+		return nil, fmt.Errorf("cleanup: %w", err)
+	}
+	if !isDue() {
+		return nil, nil
+	}
+	current := lease.Session()
 	found := *current
 	driver, err := s.driver(found.Runtime)
 	if err != nil {

@@ -78,15 +78,15 @@ func TestCleanupExpired(t *testing.T) {
 	}{{
 		name:  "a session at its expiry, not only after it",
 		given: expired,
-		want:  cleaned(standing[0], "driver.inspect", "write stopping", "driver.stop", "remove + release"),
+		want:  cleaned(standing[0], "driver.find", "driver.inspect", "write stopping", "driver.stop", "remove + release"),
 	}, {
 		name:  "one whose sandbox is dead",
 		given: and(killed("exit code 1")),
-		want:  cleaned(standing[0], "driver.inspect", "write stopping", "driver.stop", "remove + release"),
+		want:  cleaned(standing[0], "driver.find", "driver.inspect", "write stopping", "driver.stop", "remove + release"),
 	}, {
 		name:  "one that somebody began to stop",
 		given: and(abandonedStop),
-		want:  cleaned(stopping[0], "driver.inspect", "driver.stop", "remove + release"),
+		want:  cleaned(stopping[0], "driver.find", "driver.inspect", "driver.stop", "remove + release"),
 	}, {
 		name:  "none before its expiry",
 		given: []func(*world){created(createA), later(defaultTTL - 1)},
@@ -126,19 +126,19 @@ func TestCleanupExpired(t *testing.T) {
 	}, {
 		name:  "not where the intent to stop cannot be written",
 		given: and(fails("write stopping", scheduler.ErrUnavailable)),
-		want:  failed("store_unavailable", standing, alive, "driver.inspect", "write stopping", "release"),
+		want:  failed("store_unavailable", standing, alive, "driver.find", "driver.inspect", "write stopping", "release"),
 	}, {
 		name:  "not where the sandbox cannot be stopped: its record stays",
 		given: and(fails("driver.stop", runtime.ErrUnavailable)),
-		want:  failed("runtime_unavailable", stopping, alive, "driver.inspect", "write stopping", "driver.stop", "release"),
+		want:  failed("runtime_unavailable", stopping, alive, "driver.find", "driver.inspect", "write stopping", "driver.stop", "release"),
 	}, {
 		name:  "not where the lock is lost before the stop",
 		given: and(lockLost("driver.stop")),
-		want:  failed("lock_lost", stopping, alive, "driver.inspect", "write stopping", "driver.stop", "release"),
+		want:  failed("lock_lost", stopping, alive, "driver.find", "driver.inspect", "write stopping", "driver.stop", "release"),
 	}, {
 		name:  "not where the record cannot be removed",
 		given: and(fails("remove + release", scheduler.ErrUnavailable)),
-		want:  failed("store_unavailable", stopping, nil, "driver.inspect", "write stopping", "driver.stop", "remove + release", "release"),
+		want:  failed("store_unavailable", stopping, nil, "driver.find", "driver.inspect", "write stopping", "driver.stop", "remove + release", "release"),
 	}} {
 		t.Run(tc.name, func(t *testing.T) {
 			w := newWorld(t)
@@ -278,6 +278,6 @@ func TestCleanupExpired_asksForWhatExpiredAndNothingElse(t *testing.T) {
 	_, err := w.CleanupExpired(t.Context())
 
 	must.NoError(t, err)
-	must.Eq(t, []string{"list expired", "lock", "driver.inspect", "write stopping", "driver.stop", "remove + release"},
+	must.Eq(t, []string{"list expired", "lock", "driver.find", "driver.inspect", "write stopping", "driver.stop", "remove + release"},
 		w.effects.taken(), must.Sprint("its cost does not grow with what lives"))
 }

@@ -91,14 +91,30 @@ func (s *Scheduler) create(ctx context.Context, cmd CreateCommand, span trace.Sp
 	ctx, done := s.underLock(ctx, lease)
 	defer done()
 
-	if current := lease.Session(); current != nil {
-		seen := s.observe(ctx, *current)
-		if s.stands(seen) {
-			return s.reuseOrConflict(ctx, cmd, seen, span)
+	seen := s.observeLeased(ctx, lease)
+	if seen == nil || !s.stands(*seen) {
+		done, err := s.reclaim(ctx, lease, cmd.ChatID, s.chatFinders())
+		if err != nil {
+			return CreateResult{}, fmt.Errorf("create: %w", err)
 		}
-		return s.createOrReplace(ctx, cmd, lease, &seen, span)
+		if done.adopted {
+			seen = s.observeLeased(ctx, lease)
+		}
 	}
-	return s.createOrReplace(ctx, cmd, lease, nil, span)
+	if seen != nil && s.stands(*seen) {
+		return s.reuseOrConflict(ctx, cmd, *seen, span)
+	}
+	return s.createOrReplace(ctx, cmd, lease, seen, span)
+}
+
+// observeLeased returns the lease's session as its driver sees it, nil if the
+// chat has none.
+func (s *Scheduler) observeLeased(ctx context.Context, lease Lease) *Session {
+	current := lease.Session()
+	if current == nil {
+		return nil
+	}
+	return new(s.observe(ctx, *current))
 }
 
 // standing returns the chat's session if it stands. Else the caller is the one
@@ -237,7 +253,8 @@ func (s *Scheduler) stopPrevious(ctx context.Context, lease Lease, previous Sess
 	if err != nil {
 		return err
 	}
-	if err := checkChat(ctx, driver, previous); err != nil {
+	known, err := isKnown(ctx, driver, previous)
+	if err != nil {
 		return err
 	}
 	leave, err := take(s.replacing, "replaced")
@@ -248,19 +265,23 @@ func (s *Scheduler) stopPrevious(ctx context.Context, lease Lease, previous Sess
 	spanPreviousSession(span, previous)
 	span.SetAttributes(attribute.String("sandbox.new_session.id", newID.String()))
 	s.Logger.Info("sandbox_replaced", logArgs(previous, "reason", previous.Reason)...)
-	if err := markStopping(ctx, lease); err != nil {
+	if err := markStopping(ctx, lease, known); err != nil {
 		return err
 	}
-	return stop(ctx, lease, driver, runtime.Driver.Stop, previous)
+	return endSandbox(ctx, lease, driver, runtime.Driver.Stop, previous, known)
 }
 
-// markStopping writes down that the lease's session is about to be stopped.
-func markStopping(ctx context.Context, lease Lease) error {
+// markStopping writes down that the lease's session is about to be stopped, and
+// what is waited for if its driver does not know its sandbox.
+func markStopping(ctx context.Context, lease Lease, known bool) error {
 	stopping := *lease.Session()
 	if stopping.State == StateStopping {
 		return nil
 	}
 	stopping.State = StateStopping
+	if !known {
+		stopping.Reason = "the runtime no longer knows the sandbox: it counts as ended once it no longer answers"
+	}
 	if err := write(ctx, lease, &stopping, Keep); err != nil {
 		return fmt.Errorf("write the intent to stop: %w", err)
 	}
@@ -363,7 +384,7 @@ func (s *Scheduler) undoIntent(ctx context.Context, lease Lease, intent Session)
 	if err != nil {
 		return err
 	}
-	if err := checkChat(ctx, driver, intent); err != nil {
+	if _, err := isKnown(ctx, driver, intent); err != nil {
 		return err
 	}
 	leave, err := take(s.replacing, "replaced")
@@ -371,5 +392,5 @@ func (s *Scheduler) undoIntent(ctx context.Context, lease Lease, intent Session)
 		return err
 	}
 	defer leave()
-	return stop(ctx, lease, driver, runtime.Driver.Delete, intent)
+	return stop(ctx, lease, driver, runtime.Driver.Delete, intent.SessionID.String())
 }

@@ -36,7 +36,7 @@ func TestCreate_aCallerWhoGoesAwayInMidStartDoesNotKeepAFailedOneFromBeingUndone
 
 	_, err := w.Create(ctx, createA)
 
-	must.Eq(t, failedCreate("not_ready", attrs{"session.id": "s1"}, "get", "lock", "write creating",
+	must.Eq(t, failedCreate("not_ready", attrs{"session.id": "s1"}, "get", "lock", "driver.find", "write creating",
 		"driver.create", "driver.delete", "remove + release"), w.outcome("", err))
 }
 

@@ -37,7 +37,7 @@ func TestCreate_aStartThatFailsIsUndone(t *testing.T) {
 		{errors.New("of no known kind"), "runtime_unavailable"},
 	} {
 		want := failedCreate(failure.kind, attrs{"session.id": "s1"},
-			"get", "lock", "write creating", "driver.create", "driver.delete", "remove + release")
+			"get", "lock", "driver.find", "write creating", "driver.create", "driver.delete", "remove + release")
 		for _, tc := range []createCase{{
 			name:  failure.kind + ", before anything was started",
 			given: []func(*world){fails("driver.create", failure.err)},
@@ -100,12 +100,12 @@ func TestCreate_whatFailsBeforeTheStartLeavesNothing(t *testing.T) {
 		name:  "the intent cannot be written",
 		given: []func(*world){fails("write creating", scheduler.ErrUnavailable)},
 		want: failedCreate("store_unavailable", attrs{"session.id": "s1"},
-			"get", "lock", "write creating", "release"),
+			"get", "lock", "driver.find", "write creating", "release"),
 	}, {
 		name:  "the lock is lost before the intent",
 		given: []func(*world){lockLost("write creating")},
 		want: failedCreate("lock_lost", attrs{"session.id": "s1"},
-			"get", "lock", "write creating", "release"),
+			"get", "lock", "driver.find", "write creating", "release"),
 	}} {
 		t.Run(tc.name, tc.run)
 	}
@@ -116,7 +116,7 @@ func TestCreate_aSandboxWhoseSessionCannotBeSavedIsStopped(t *testing.T) {
 	for _, tc := range []createCase{{
 		name:  "the save fails",
 		given: []func(*world){fails("write running + release", scheduler.ErrUnavailable)},
-		want: failedCreate("store_unavailable", saved, "get", "lock", "write creating", "driver.create",
+		want: failedCreate("store_unavailable", saved, "get", "lock", "driver.find", "write creating", "driver.create",
 			"write running + release", "write creating", "get", "driver.stop", "remove + release"),
 	}} {
 		t.Run(tc.name, tc.run)
@@ -125,7 +125,7 @@ func TestCreate_aSandboxWhoseSessionCannotBeSavedIsStopped(t *testing.T) {
 
 // What cannot be undone at once stays recorded, and SettleInFlight ends it.
 func TestCreate_whatCannotBeUndoneIsSettled(t *testing.T) {
-	begun := []string{"get", "lock", "write creating"}
+	begun := []string{"get", "lock", "driver.find", "write creating"}
 	for _, tc := range []struct {
 		name    string
 		given   []func(*world)
@@ -226,7 +226,7 @@ func TestCreate_whatCannotBeUndoneIsSettled(t *testing.T) {
 			w.effects.heal()
 			must.NoError(t, w.SettleInFlight(t.Context()))
 			must.Eq(t, outcome{
-				Effects: []string{"list in flight", "lock", "driver.inspect", "driver.delete", "remove + release"},
+				Effects: []string{"list in flight", "lock", "driver.find", "driver.inspect", "driver.delete", "remove + release"},
 				Metrics: []string{"sandbox.active.count 0"},
 				Logs:    []string{"info sandbox_settled chat_id=chat-a session_id=s1 container_id= state=creating"},
 			}, w.outcome("", nil))
@@ -259,7 +259,7 @@ func TestCreate_aSaveWhoseAnswerIsLostHasSaved(t *testing.T) {
 
 	must.Eq(t, outcome{
 		Result:  "created",
-		Effects: []string{"get", "lock", "write creating", "driver.create", "write running + release", "driver.inspect", "write creating", "get"},
+		Effects: []string{"get", "lock", "driver.find", "write creating", "driver.create", "write running + release", "driver.inspect", "write creating", "get"},
 		Spans:   createSpan("", sessionAttrs(attrs{"sandbox.result": "created"})),
 		Metrics: []string{"sandbox.active.count 1", "sandbox.create.total{result=created} 1"},
 		Logs:    []string{"info sandbox_created chat_id=chat-a session_id=s1 container_id=container-1"},
@@ -279,7 +279,7 @@ func TestCreate_aReplaceThatFailsStartsNothing(t *testing.T) {
 		"sandbox.new_session.id":            "unwritten",
 	}
 	expired := []func(*world){created(createA), later(defaultTTL)}
-	looked := []string{"get", "driver.inspect", "lock", "driver.inspect"}
+	looked := []string{"get", "driver.inspect", "lock", "driver.inspect", "driver.find"}
 	for _, tc := range []struct {
 		name    string
 		fault   func(*world)

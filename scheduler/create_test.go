@@ -52,7 +52,7 @@ func TestCreate_aChatWithoutASessionGetsOne(t *testing.T) {
 		name: "nothing stands",
 		want: outcome{
 			Result:  "created",
-			Effects: []string{"get", "lock", "write creating", "driver.create", "write running + release"},
+			Effects: []string{"get", "lock", "driver.find", "write creating", "driver.create", "write running + release"},
 			Spans: createSpan("", attrs{
 				"sandbox.result":                   "created",
 				"session.id":                       "s1",
@@ -72,7 +72,7 @@ func TestCreate_aChatWithoutASessionGetsOne(t *testing.T) {
 		cmd:  scheduler.CreateCommand{ChatID: chatA, AgentID: "agent-1", VolumeHostPath: "/data/a", TTL: maxTTL},
 		want: outcome{
 			Result:  "created",
-			Effects: []string{"get", "lock", "write creating", "driver.create", "write running + release"},
+			Effects: []string{"get", "lock", "driver.find", "write creating", "driver.create", "write running + release"},
 			Spans: createSpan("", attrs{
 				"sandbox.result":                   "created",
 				"session.id":                       "s1",
@@ -92,7 +92,7 @@ func TestCreate_aChatWithoutASessionGetsOne(t *testing.T) {
 		given: []func(*world){abandonedStart},
 		want: outcome{
 			Result: "created",
-			Effects: []string{"get", "lock", "driver.inspect", "driver.delete", "write creating", "driver.create",
+			Effects: []string{"get", "lock", "driver.find", "driver.inspect", "driver.delete", "write creating", "driver.create",
 				"write running + release"},
 			Spans: createSpan("", attrs{
 				"sandbox.result":                   "created",
@@ -113,7 +113,7 @@ func TestCreate_aChatWithoutASessionGetsOne(t *testing.T) {
 		given: []func(*world){abandonedStart, fails("driver.delete", runtime.ErrUnavailable)},
 		want: outcome{
 			Result:  "error runtime_unavailable",
-			Effects: []string{"get", "lock", "driver.inspect", "driver.delete", "release"},
+			Effects: []string{"get", "lock", "driver.find", "driver.inspect", "driver.delete", "release"},
 			Spans:   createSpan("runtime_unavailable", nil),
 			Metrics: []string{"sandbox.active.count 0", "sandbox.create.total{result=error} 1"},
 			Logs:    []string{"error sandbox_create_failed chat_id=chat-a error=runtime_unavailable"},
@@ -259,7 +259,7 @@ func TestCreate_aSessionThatEndedIsReplaced(t *testing.T) {
 			Running: []string{"chat-a s2"},
 		}
 	}
-	looked := []string{"get", "driver.inspect", "lock", "driver.inspect", "driver.inspect", "write stopping", "driver.stop",
+	looked := []string{"get", "driver.inspect", "lock", "driver.inspect", "driver.find", "driver.inspect", "write stopping", "driver.stop",
 		"write creating", "driver.create", "write running + release"}
 	for _, tc := range []createCase{{
 		name:  "at its expiry, not only after it",
@@ -276,7 +276,8 @@ func TestCreate_aSessionThatEndedIsReplaced(t *testing.T) {
 	}, {
 		name:  "with its sandbox gone from the runtime",
 		given: []func(*world){created(createA), forgotten},
-		want:  replaced("the runtime no longer knows the sandbox", "12:30:00", looked...),
+		want: replaced("the runtime no longer knows the sandbox", "12:30:00", "get", "driver.inspect", "lock", "driver.inspect",
+			"driver.find", "driver.inspect", "write stopping", "driver.answers", "write creating", "driver.create", "write running + release"),
 	}, {
 		name:  "with a foreign container in its sandbox's place, which is never handed out",
 		given: []func(*world){created(createA), swapped},
@@ -284,7 +285,7 @@ func TestCreate_aSessionThatEndedIsReplaced(t *testing.T) {
 	}, {
 		name:  "with a stop that somebody began",
 		given: []func(*world){created(createA), abandonedStop},
-		want: replaced("", "12:30:00", "get", "lock", "driver.inspect", "driver.stop",
+		want: replaced("", "12:30:00", "get", "lock", "driver.find", "driver.inspect", "driver.stop",
 			"write creating", "driver.create", "write running + release"),
 	}} {
 		tc.cmd = other

@@ -2,7 +2,6 @@ package scheduler_test
 
 import (
 	"context"
-	"strings"
 	"testing"
 	"time"
 
@@ -25,10 +24,9 @@ func edited(chat uuid.UUID, edit func(*scheduler.Session)) func(*world) {
 }
 
 // Somebody edited a chat's record so that it names the session of another chat.
-// That chat's sandbox is neither handed out nor stopped, whatever is asked for.
+// That chat's sandbox is neither handed out nor stopped, whatever is asked for,
+// and the chat's own is found again.
 func TestRecordThatNamesAnotherChatsSession(t *testing.T) {
-	other := createA
-	other.ChatID = chatB
 	steal := func(state scheduler.State, expiry time.Duration) func(*world) {
 		return func(w *world) {
 			theirs := w.standing(chatB)
@@ -38,10 +36,11 @@ func TestRecordThatNamesAnotherChatsSession(t *testing.T) {
 			})(w)
 		}
 	}
+	ownGone := func(w *world) { w.driver.Forget(w.standing(chatA).SessionID.String()) }
 	for _, state := range []scheduler.State{scheduler.StateRunning, scheduler.StateCreating, scheduler.StateStopping} {
 		for _, expiry := range []time.Duration{time.Hour, -time.Hour} {
 			w := newWorld(t)
-			w.given(created(createA), created(other), steal(state, expiry))
+			w.given(created(createA), created(createOf(chatB)), ownGone, steal(state, expiry))
 			stands := w.records()
 
 			_, err := w.Create(t.Context(), createA)
@@ -59,12 +58,22 @@ func TestRecordThatNamesAnotherChatsSession(t *testing.T) {
 				must.Eq(t, scheduler.StateLost, seen.State)
 				must.Eq(t, "the session is that of another chat: "+chatB.String(), seen.Reason)
 			}
-
 			must.SliceContains(t, w.running(), "chat-b s2")
 			must.Eq(t, stands, w.records())
-			reused, err := w.Create(t.Context(), other)
+			reused, err := w.Create(t.Context(), createOf(chatB))
 			must.NoError(t, err)
 			must.Eq(t, scheduler.ResultReused, reused.Result)
+			repaired, err := w.Repair(t.Context(), chatA)
+			must.NoError(t, err)
+			must.Eq(t, scheduler.RepairRemoved, repaired.Result)
+
+			// While its own sandbox runs, a create finds that.
+			w = newWorld(t)
+			w.given(created(createA), created(createOf(chatB)), steal(state, expiry))
+			reused, err = w.Create(t.Context(), createA)
+			must.NoError(t, err)
+			must.Eq(t, scheduler.ResultReused, reused.Result)
+			must.Eq(t, []string{"chat-a s1", "chat-b s2"}, w.running())
 		}
 	}
 }
@@ -132,21 +141,26 @@ func TestRun_catchesUpOnWhatTheIndexesLack(t *testing.T) {
 }
 
 // The sandbox of a chat whose record cannot be understood is on no list of
-// records, and still no orphan.
+// records, and still no orphan. Health says what to do about it.
 func TestRun_leavesTheSandboxOfADamagedRecordAlone(t *testing.T) {
 	inBubble(t, func(t *testing.T, w *world) {
-		w.given(created(createA))
-		w.driver.Plant(orphanOf(chatB))
-		w.effects.hook(effect{chatB, "lock"}, hook{before: func(context.Context) error { return scheduler.ErrDamaged }})
+		w.given(created(createA), created(createOf(chatB)), created(createOf(chatC)))
+		w.driver.Forget(w.standing(chatC).SessionID.String())
+		w.store.Damage(chatB)
+		w.store.Damage(chatC)
 		stop := run(t, w.Scheduler)
-		w.driver.Plant(orphanOf(chatC)) // which is one
+		w.driver.Plant(orphanOf(chatA)) // which is one
 		pass(5 * time.Minute)
-		must.Eq(t, []string{"chat-a s1", "chat-b unwritten"}, w.running())
-		told := false
-		for _, warning := range w.warnings() {
-			told = told || strings.HasPrefix(warning, "sandbox_orphan_failed") && strings.HasSuffix(warning, "error=damaged_record")
+		must.Eq(t, []string{"chat-a s1", "chat-b s2"}, w.running())
+		must.Eq(t, []string{"chat-a s1 running"}, w.reasons())
+		for _, chat := range []uuid.UUID{chatB, chatC} {
+			must.ErrorContains(t, w.Health(t.Context()), "run: bivouac operator repair "+chat.String())
+			_, err := w.Repair(t.Context(), chat)
+			must.NoError(t, err)
 		}
-		must.True(t, told)
+		pass(time.Minute)
+		must.NoError(t, w.Health(t.Context()))
+		must.Eq(t, []string{"chat-a s1 running", "chat-b s2 running"}, w.reasons())
 		stop()
 	})
 }

@@ -62,13 +62,21 @@ func (s *Scheduler) delete(ctx context.Context, chatID uuid.UUID, span trace.Spa
 		return nil, fmt.Errorf("delete: %w", err)
 	}
 	defer s.release(ctx, lease)
-	session := lease.Session()
-	if session == nil {
-		return nil, nil
-	}
 	ctx, done := s.underLock(ctx, lease)
 	defer done()
-	spanSession(span, *session)
+	reclaimed, err := s.reclaim(ctx, lease, chatID, s.chatFinders())
+	session := lease.Session()
+	if session != nil {
+		spanSession(span, *session)
+	}
+	switch {
+	case err != nil:
+		return session, fmt.Errorf("delete: %w", err)
+	case session == nil && len(reclaimed.ended) > 0:
+		return reclaimed.ended[0].session(), nil // it had no record, and none could be made
+	case session == nil:
+		return nil, nil
+	}
 	found := *session
 
 	driver, err := s.driver(found.Runtime)
@@ -85,15 +93,16 @@ func (s *Scheduler) delete(ctx context.Context, chatID uuid.UUID, span trace.Spa
 // the record and the lock, in this order.
 func (s *Scheduler) end(ctx context.Context, lease Lease, driver runtime.Driver, by ending) error {
 	session := *lease.Session()
-	if err := checkChat(ctx, driver, session); err != nil {
+	known, err := isKnown(ctx, driver, session)
+	if err != nil {
 		return err
 	}
 	if session.State != StateCreating { // an intent to create says enough
-		if err := markStopping(ctx, lease); err != nil {
+		if err := markStopping(ctx, lease, known); err != nil {
 			return err
 		}
 	}
-	if err := stop(ctx, lease, driver, by, session); err != nil {
+	if err := endSandbox(ctx, lease, driver, by, session, known); err != nil {
 		return err
 	}
 	if err := write(ctx, lease, nil, Release); err != nil {

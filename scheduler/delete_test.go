@@ -27,13 +27,16 @@ func deleteSpan(failed string, more attrs) []span {
 func TestDelete(t *testing.T) {
 	deleted := outcome{
 		Result:  "deleted s1 container-1",
-		Effects: []string{"lock", "driver.inspect", "write stopping", "driver.delete", "remove + release"},
+		Effects: []string{"lock", "driver.find", "driver.inspect", "write stopping", "driver.delete", "remove + release"},
 		Spans:   deleteSpan("", sessionAttrs(attrs{"sandbox.result": "deleted"})),
 		Metrics: []string{"sandbox.active.count 0", "sandbox.delete.total{result=deleted} 1"},
 		Logs:    []string{"info sandbox_deleted chat_id=chat-a session_id=s1 container_id=container-1"},
 	}
 	resumed := deleted
-	resumed.Effects = []string{"lock", "driver.inspect", "driver.delete", "remove + release"}
+	resumed.Effects = []string{"lock", "driver.find", "driver.inspect", "driver.delete", "remove + release"}
+
+	silent := deleted
+	silent.Effects = []string{"lock", "driver.find", "driver.inspect", "write stopping", "driver.answers", "remove + release"}
 
 	failed := func(kind string, span attrs, effects ...string) outcome {
 		o := outcome{
@@ -50,9 +53,9 @@ func TestDelete(t *testing.T) {
 	unlocked := failed("lock_timeout", nil, "lock")
 	unlocked.Logs = []string{"error sandbox_delete_failed chat_id=chat-a error=lock_timeout"}
 	unlocked.Records = []string{"chat-a s1 running container-1 12:30:00"}
-	unmarked := failed("store_unavailable", sessionAttrs(nil), "lock", "driver.inspect", "write stopping", "release")
+	unmarked := failed("store_unavailable", sessionAttrs(nil), "lock", "driver.find", "driver.inspect", "write stopping", "release")
 	unmarked.Records = unlocked.Records
-	unremoved := failed("store_unavailable", sessionAttrs(nil), "lock", "driver.inspect", "write stopping", "driver.delete", "remove + release", "release")
+	unremoved := failed("store_unavailable", sessionAttrs(nil), "lock", "driver.find", "driver.inspect", "write stopping", "driver.delete", "remove + release", "release")
 	unremoved.Running = nil
 
 	for _, tc := range []struct {
@@ -63,7 +66,7 @@ func TestDelete(t *testing.T) {
 		name: "no session stands",
 		want: outcome{
 			Result:  "not_found",
-			Effects: []string{"lock", "release"},
+			Effects: []string{"lock", "driver.find", "release"},
 			Spans:   deleteSpan("", attrs{"sandbox.result": "not_found"}),
 			Metrics: []string{"sandbox.active.count 0", "sandbox.delete.total{result=not_found} 1"},
 			Logs:    []string{"info sandbox_delete_not_found chat_id=chat-a"},
@@ -85,9 +88,9 @@ func TestDelete(t *testing.T) {
 		given: []func(*world){created(createA), lost("node down")},
 		want:  deleted,
 	}, {
-		name:  "the runtime no longer knows its sandbox",
+		name:  "the runtime no longer knows its sandbox, which does not answer: no session ID is used up",
 		given: []func(*world){created(createA), forgotten},
-		want:  deleted,
+		want:  silent,
 	}, {
 		name:  "somebody began to stop it and is gone",
 		given: []func(*world){created(createA), abandonedStop},
@@ -103,11 +106,11 @@ func TestDelete(t *testing.T) {
 	}, {
 		name:  "the sandbox cannot be stopped: its record stays",
 		given: []func(*world){created(createA), fails("driver.delete", runtime.ErrUnavailable)},
-		want:  failed("runtime_unavailable", sessionAttrs(nil), "lock", "driver.inspect", "write stopping", "driver.delete", "release"),
+		want:  failed("runtime_unavailable", sessionAttrs(nil), "lock", "driver.find", "driver.inspect", "write stopping", "driver.delete", "release"),
 	}, {
 		name:  "the lock is lost before the stop",
 		given: []func(*world){created(createA), lockLost("driver.delete")},
-		want:  failed("lock_lost", sessionAttrs(nil), "lock", "driver.inspect", "write stopping", "driver.delete", "release"),
+		want:  failed("lock_lost", sessionAttrs(nil), "lock", "driver.find", "driver.inspect", "write stopping", "driver.delete", "release"),
 	}, {
 		name:  "the record cannot be removed",
 		given: []func(*world){created(createA), fails("remove + release", scheduler.ErrUnavailable)},
@@ -169,7 +172,7 @@ func TestDelete_ofAnAbandonedStartEndsIt(t *testing.T) {
 
 	must.NoError(t, err)
 	must.True(t, res.Found)
-	must.Eq(t, []string{"lock", "driver.inspect", "driver.delete", "remove + release"}, w.effects.taken())
+	must.Eq(t, []string{"lock", "driver.find", "driver.inspect", "driver.delete", "remove + release"}, w.effects.taken())
 	must.SliceEmpty(t, w.records())
 	must.SliceEmpty(t, w.running())
 }

@@ -125,6 +125,9 @@ func (e *effects) intercept(ctx context.Context, call fakeruntime.Call) error {
 	e.mu.Lock()
 	id, _ := uuid.Parse(call.SessionID) // nil for a list
 	chat := e.sessions[id].chat
+	if call.ChatID != "" {
+		chat, _ = uuid.Parse(call.ChatID)
+	}
 	e.mu.Unlock()
 	name := "driver." + string(call.Op)
 	if call.Moment == fakeruntime.Before {

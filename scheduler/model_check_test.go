@@ -103,6 +103,8 @@ var failures = []struct {
 	{name: "driver.stop", before: []failure{noRuntime, unknown, tooSlow}, after: []failure{noRuntime, unknown}},
 	{name: "driver.delete", before: []failure{noRuntime, unknown, tooSlow}, after: []failure{noRuntime, unknown}},
 	{name: "driver.inspect", before: []failure{noRuntime, unknown}},
+	{name: "driver.find", before: []failure{noRuntime, unknown}},
+	{name: "driver.answers", before: []failure{noRuntime, unknown}},
 }
 
 // break lets up to three effects fail in this step, on one chat each. Locks are

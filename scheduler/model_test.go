@@ -168,6 +168,18 @@ func (m *model) observe(chat uuid.UUID) modelSession {
 // inspect is a look at a sandbox that is to be stopped.
 func (m *model) inspect(chat uuid.UUID) string { return m.try(chat, "driver.inspect", func() {}) }
 
+// find is a look for sandboxes of the chat beside that of its record. There are none.
+func (m *model) find(chat uuid.UUID) string { return m.try(chat, "driver.find", func() {}) }
+
+// endSandbox stops a session's sandbox, or asks it whether it answers if the
+// runtime no longer knows it, which it does not.
+func (m *model) endSandbox(chat uuid.UUID, s modelSession, stop func(uuid.UUID, string) string) string {
+	if m.sandboxes[s.name] == nil && s.state != scheduler.StateCreating {
+		return m.try(chat, "driver.answers", func() {})
+	}
+	return stop(chat, s.name)
+}
+
 func (m *model) stop(chat uuid.UUID, session string) string {
 	return m.try(chat, "driver.stop", func() {
 		if s := m.sandboxes[session]; s != nil && s.runs {

@@ -41,19 +41,26 @@ func (m *model) create(cmd scheduler.CreateCommand) (result, kind string) {
 	defer m.release(chat)
 
 	result = "created"
-	if current := m.records[chat]; current != nil && current.state == scheduler.StateCreating {
+	current := m.records[chat]
+	var seen modelSession
+	if current != nil && current.state != scheduler.StateCreating {
+		seen = m.observe(chat)
+	}
+	if kind := m.find(chat); kind != "" {
+		return "", kind
+	}
+	if current != nil && current.state == scheduler.StateCreating {
 		if kind = m.inspect(chat); kind == "" {
 			kind = m.delete(chat, current.name)
 		}
 	} else if current != nil {
 		result = "replaced"
-		seen := m.observe(chat)
 		if kind = m.inspect(chat); kind != "" {
 			return "", kind
 		}
 		m.log("info", "sandbox_replaced", named(chat, seen, "reason", seen.reason)...)
 		if kind = m.markStopping(chat); kind == "" {
-			kind = m.stop(chat, current.name)
+			kind = m.endSandbox(chat, seen, m.stop)
 		}
 	}
 	if kind != "" {
@@ -89,6 +96,9 @@ func (m *model) markStopping(chat uuid.UUID) string {
 		return ""
 	}
 	stopping.state = scheduler.StateStopping
+	if m.sandboxes[stopping.name] == nil {
+		stopping.reason = "the runtime no longer knows the sandbox: it counts as ended once it no longer answers"
+	}
 	return m.write(chat, &stopping, false)
 }
 
@@ -148,7 +158,7 @@ func (m *model) abandon(chat uuid.UUID, end func(uuid.UUID, string) string, s mo
 
 // end stops a session's sandbox and then removes its record.
 func (m *model) end(chat uuid.UUID, stop func(uuid.UUID, string) string) string {
-	s := m.records[chat]
+	s := *m.records[chat]
 	if kind := m.inspect(chat); kind != "" {
 		return kind
 	}
@@ -157,7 +167,7 @@ func (m *model) end(chat uuid.UUID, stop func(uuid.UUID, string) string) string 
 			return kind
 		}
 	}
-	if kind := stop(chat, s.name); kind != "" {
+	if kind := m.endSandbox(chat, s, stop); kind != "" {
 		return kind
 	}
 	return m.write(chat, nil, true)
@@ -174,6 +184,12 @@ func (m *model) Delete(chat uuid.UUID) string {
 	}
 	defer m.release(chat)
 	found := m.records[chat]
+	if kind := m.find(chat); kind != "" {
+		if found == nil {
+			return failed(kind, []any{"chat_id", chatNames[chat]})
+		}
+		return failed(kind, named(chat, *found))
+	}
 	if found == nil {
 		m.countResult("sandbox.delete.total", "not_found")
 		m.log("info", "sandbox_delete_not_found", "chat_id", chatNames[chat])
@@ -238,7 +254,10 @@ func (m *model) Cleanup() string {
 		}
 		kind := m.lock(chat)
 		if kind == "" {
-			kind = m.end(chat, m.stop)
+			kind = m.find(chat)
+			if kind == "" {
+				kind = m.end(chat, m.stop)
+			}
 			m.release(chat)
 		}
 		if kind != "" {
@@ -268,7 +287,10 @@ func (m *model) Settle() string {
 			continue
 		}
 		if kind == "" {
-			kind = m.end(chat, m.delete)
+			kind = m.find(chat)
+			if kind == "" {
+				kind = m.end(chat, m.delete)
+			}
 			m.release(chat)
 		}
 		if kind != "" {

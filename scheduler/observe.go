@@ -13,7 +13,7 @@ import (
 // observe returns the session as its driver sees it now. Where the driver
 // cannot tell, the record's word stands: doubt is not death.
 func (s *Scheduler) observe(ctx context.Context, session Session) Session {
-	if session.State != StateRunning && session.State != StateLost {
+	if !session.mayChange() {
 		return session
 	}
 	driver, err := s.driver(session.Runtime)
@@ -21,6 +21,15 @@ func (s *Scheduler) observe(ctx context.Context, session Session) Session {
 		return session
 	}
 	sandbox, err := driver.Inspect(ctx, session.SessionID.String())
+	return seenAs(session, sandbox, err)
+}
+
+// mayChange says whether what a driver sees can change what is recorded: not
+// while somebody is at work on the session, nor once its sandbox is dead.
+func (s Session) mayChange() bool { return s.State == StateRunning || s.State == StateLost }
+
+// seenAs returns the session in the light of what its driver's Inspect answered.
+func seenAs(session Session, sandbox runtime.Sandbox, err error) Session {
 	switch {
 	case errors.Is(err, runtime.ErrNotFound):
 		session.State, session.Reason = StateLost, "the runtime no longer knows the sandbox"

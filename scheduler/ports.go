@@ -59,8 +59,15 @@ const MaxPerPage = 1000
 // Page is one page of a list.
 type Page struct {
 	Sessions  []Session
-	NextToken string // empty on the last page
-	Index     uint64 // for the next blocking read, never 0
+	Damaged   []DamagedRecord // records that would lie on this page and cannot be understood; not where Query names an agent
+	NextToken string          // empty on the last page
+	Index     uint64          // for the next blocking read, never 0
+}
+
+// DamagedRecord is a chat's record that cannot be understood.
+type DamagedRecord struct {
+	ChatID uuid.UUID
+	Err    error // wraps ErrDamaged
 }
 
 // Locker gives out one lock per chat, across all replicas.
@@ -68,7 +75,14 @@ type Locker interface {
 	// Lock takes the chat's lock and reads its record in one atomic step. It
 	// waits at most wait for another holder, without polling, and then returns
 	// ErrLockTimeout; with wait 0 it only tries.
+	// It returns ErrDamaged if the record cannot be understood.
 	Lock(ctx context.Context, chatID uuid.UUID, wait time.Duration) (Lease, error)
+
+	// LockDamaged does as Lock does, but takes the lock of a chat with a damaged
+	// record too. The lease's Session is nil then, and its first Write replaces or
+	// removes the damaged record, if that is still as it was when the lock was
+	// taken.
+	LockDamaged(ctx context.Context, chatID uuid.UUID, wait time.Duration) (Lease, error)
 }
 
 // Lease is a chat's lock, held. It is not safe for concurrent use.

@@ -5,7 +5,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
+	"strings"
+	"sync"
 	"time"
 
 	"github.com/google/uuid"
@@ -21,13 +24,13 @@ const (
 	reconcileInterval = time.Minute
 
 	// orphanGrace is how long a sandbox must have been seen without a record
-	// before it is stopped. An intent is recorded before a sandbox starts, so a
-	// healthy sandbox is without one only in a reader's stale view.
+	// before something is done about it. An intent is recorded before a sandbox
+	// starts, so a healthy sandbox is without one only in a reader's stale view.
 	orphanGrace = 30 * time.Second
 
-	// maxKills bounds what one pass stops. More orphans than that at a time
-	// are rather a sign that the records were lost than that the sandboxes leaked.
-	maxKills = 16
+	// passLockWait is how long a pass waits for a chat's lock. Whoever holds it
+	// is at work on the chat, and the next pass looks again.
+	passLockWait = time.Second
 )
 
 // lead reconciles for as long as this replica leads, which is to hold the lock
@@ -46,12 +49,10 @@ func (s *Scheduler) lead(ctx context.Context) error {
 	ctx, done := whileHeld(ctx, lease)
 	defer done()
 	s.Logger.Debug("leading")
-	var reconcilers []*reconciler
-	for name, driver := range s.Drivers {
-		reconcilers = append(reconcilers, &reconciler{s: s, name: name, driver: driver})
-	}
+	defer s.findings.clear()
 	var g errgroup.Group // no runtime waits for another
-	for _, r := range reconcilers {
+	for name, driver := range s.Drivers {
+		r := &reconciler{s: s, name: name, driver: driver}
 		g.Go(func() error {
 			return every(ctx, reconcileInterval, func(ctx context.Context) {
 				if err := r.pass(ctx); err != nil && ctx.Err() == nil {
@@ -71,66 +72,87 @@ type reconciler struct {
 	driver runtime.Driver
 
 	// Of the last pass, by session ID:
-	orphans  map[string]time.Time // sandboxes without a record: when they were first seen so, or last not to be stopped
-	known    map[string]bool      // sandboxes that had a record at some pass
+	orphans  map[string]time.Time // when sandboxes without a record were first seen so
 	inFlight map[string]bool      // sessions in flight
 }
 
-// pass makes one comparison. It acts only on what two complete reads say: where
-// one fails it changes nothing.
+// comparison is what a pass finds in two complete reads.
+type comparison struct {
+	orphans  []found   // sandboxes that are not dead and that no record names
+	changed  []Session // whose sandboxes are not as recorded
+	overdue  []Session // that should have been settled or cleaned up by now
+	inFlight map[string]bool
+	damaged  []DamagedRecord
+}
+
+// pass makes one comparison. It acts only on what two complete reads say: if one
+// fails it changes nothing.
 func (r *reconciler) pass(ctx context.Context) error {
-	sandboxes := make(map[string]runtime.Sandbox)
-	for sandbox, err := range r.driver.List(ctx) {
-		if err != nil {
-			return fmt.Errorf("list sandboxes: %w", err)
-		}
-		sandboxes[sandbox.SessionID] = sandbox
-	}
-	recorded, overdue, err := r.noteChanges(ctx, sandboxes)
+	c, err := r.compare(ctx)
 	if err != nil {
 		return err
 	}
-	err = r.stopOrphans(ctx, sandboxes, recorded)
-	r.catchUp(ctx, overdue) // last, as it may take long
-	return err
+	r.inFlight = c.inFlight
+	problems := r.resolveOrphans(ctx, c.orphans)
+	if ctx.Err() == nil {
+		r.s.findings.set(r.name, c.damaged, problems)
+	}
+	r.noteChanges(ctx, c.changed)
+	r.catchUp(ctx, c.overdue) // last, as it may take long
+	return nil
 }
 
-// noteChanges goes through the driver's sessions, and records what became of
-// their sandboxes. It returns the session IDs on record, and the sessions that
-// are overdue.
-func (r *reconciler) noteChanges(ctx context.Context, sandboxes map[string]runtime.Sandbox) (recorded map[string]bool, overdue []Session, err error) {
-	recorded = make(map[string]bool)
-	inFlight := make(map[string]bool)
+// compare reads the driver's sandboxes and then all records.
+func (r *reconciler) compare(ctx context.Context) (comparison, error) {
+	sandboxes := make(map[string]runtime.Sandbox)
+	for sandbox, err := range r.driver.List(ctx) {
+		if err != nil {
+			return comparison{}, fmt.Errorf("list sandboxes: %w", err)
+		}
+		sandboxes[sandbox.SessionID] = sandbox
+	}
+	c := comparison{inFlight: make(map[string]bool)}
 	query := Query{PerPage: MaxPerPage}
 	for {
 		page, err := r.s.Store.List(ctx, query)
 		if err != nil {
-			return nil, nil, fmt.Errorf("list sessions: %w", err)
+			return comparison{}, fmt.Errorf("list sessions: %w", err)
 		}
+		c.damaged = append(c.damaged, page.Damaged...)
 		for _, session := range page.Sessions {
-			id := session.SessionID.String()
-			recorded[id] = true
-			if session.Runtime != r.name {
-				continue
-			}
-			inFlight[id] = !session.Settled()
-			if r.isOverdue(session) {
-				overdue = append(overdue, session)
-				continue
-			}
-			sandbox, ok := sandboxes[id]
-			if ok && sandbox.State == runtime.StateRunning && session.State == StateRunning {
-				continue
-			}
-			if err := r.s.record(ctx, runtime.Sandbox{SessionID: id, ChatID: session.ChatID.String()}, LockWait); err != nil {
-				r.s.Logger.Warn("sandbox_record_failed", logArgs(session, "error", Kind(err), "detail", err)...)
+			sandbox, ok := sandboxes[session.SessionID.String()]
+			delete(sandboxes, session.SessionID.String())
+			if session.Runtime == r.name {
+				r.classify(session, sandbox, ok, &c)
 			}
 		}
 		if page.NextToken == "" {
-			r.inFlight = inFlight
-			return recorded, overdue, nil
+			break
 		}
 		query.NextToken = page.NextToken
+	}
+	for _, sandbox := range sandboxes {
+		if sandbox.State != runtime.StateDead {
+			c.orphans = append(c.orphans, found{sandbox, r.name, r.driver})
+		}
+	}
+	return c, nil
+}
+
+// classify says what there is to do about a session of this driver. What can be told
+// from the two reads alone is not asked of the store again.
+func (r *reconciler) classify(session Session, sandbox runtime.Sandbox, known bool, c *comparison) {
+	id := session.SessionID.String()
+	c.inFlight[id] = !session.Settled()
+	var err error
+	if !known {
+		err = runtime.ErrNotFound
+	}
+	switch {
+	case r.isOverdue(session):
+		c.overdue = append(c.overdue, session)
+	case session.mayChange() && seenAs(session, sandbox, err).State != session.State:
+		c.changed = append(c.changed, session)
 	}
 }
 
@@ -142,6 +164,27 @@ func (r *reconciler) isOverdue(session Session) bool {
 	}
 	return session.Expired(r.s.Now().Add(-max(reconcileInterval, 2*r.s.CleanupInterval)))
 }
+
+// noteChanges records what became of sandboxes, where it still is so.
+func (r *reconciler) noteChanges(ctx context.Context, changed []Session) {
+	var g errgroup.Group
+	g.SetLimit(workers)
+	for _, session := range changed {
+		g.Go(func() error {
+			sandbox := runtime.Sandbox{SessionID: session.SessionID.String(), ChatID: session.ChatID.String()}
+			err := r.s.record(ctx, sandbox, passLockWait)
+			if err != nil && !isUnderWay(err) && ctx.Err() == nil {
+				r.s.Logger.Warn("sandbox_record_failed", logArgs(session, "error", Kind(err), "detail", err)...)
+			}
+			return nil
+		})
+	}
+	_ = g.Wait() // its functions return no error
+}
+
+// isUnderWay says whether an operation failed since another one is at work on
+// the chat.
+func isUnderWay(err error) bool { return errors.Is(err, ErrLockTimeout) || errors.Is(err, ErrBusy) }
 
 // catchUp does what is overdue, where it still is under the chat's lock.
 func (r *reconciler) catchUp(ctx context.Context, overdue []Session) {
@@ -160,85 +203,194 @@ func (r *reconciler) catchUp(ctx context.Context, overdue []Session) {
 	_ = g.Wait() // its functions return no error
 }
 
-// stopOrphans stops sandboxes that have been without a record for a while.
-func (r *reconciler) stopOrphans(ctx context.Context, sandboxes map[string]runtime.Sandbox, recorded map[string]bool) error {
+// resolveOrphans does what is due about sandboxes that have been without a record
+// for a while, and returns those about which nothing could be done.
+func (r *reconciler) resolveOrphans(ctx context.Context, orphans []found) []Orphan {
 	now := r.s.Now()
-	seen, known := make(map[string]time.Time), make(map[string]bool)
-	var due []runtime.Sandbox
-	forgotten := 0 // of those due: how many had a record once
-	for id, sandbox := range sandboxes {
-		if recorded[id] || r.known[id] {
-			known[id] = true
-		}
-		if sandbox.State == runtime.StateDead || recorded[id] {
-			continue
-		}
-		since, ok := r.orphans[id]
+	seen := make(map[string]time.Time)
+	var due []found
+	for _, orphan := range orphans {
+		since, ok := r.orphans[orphan.SessionID]
 		if !ok {
 			since = now
 		}
-		seen[id] = since
+		seen[orphan.SessionID] = since
 		if now.Sub(since) >= orphanGrace {
-			due = append(due, sandbox)
-			if known[id] {
-				forgotten++
-			}
+			due = append(due, orphan)
 		}
 	}
-	r.orphans, r.known = seen, known
-	// A session's sandbox ends before its record goes. Where more sandboxes
-	// outlive their records than there are records left, as when the store was set
-	// back to an old state, it is the records that are wrong.
-	if forgotten > len(recorded) || len(recorded) == 0 && len(due) > maxKills {
-		return fmt.Errorf("%w: %d records, and %d sandboxes run without one, of which %d had one: standing still",
-			ErrUnavailable, len(recorded), len(due), forgotten)
-	}
-	slices.SortFunc(due, func(a, b runtime.Sandbox) int { // those first that were left alone longest
-		return cmp.Or(seen[a.SessionID].Compare(seen[b.SessionID]), cmp.Compare(a.SessionID, b.SessionID))
-	})
-	for _, sandbox := range due[:min(len(due), maxKills)] {
-		if err := r.stopOrphan(ctx, sandbox); err != nil && ctx.Err() == nil {
-			seen[sandbox.SessionID] = now // after the others, which it must not keep waiting
-			r.s.Logger.Warn("sandbox_orphan_failed", "session_id", sandbox.SessionID,
-				"container_id", sandbox.ContainerID, "error", Kind(err), "detail", err)
+	r.orphans = seen
+	_, left := r.s.resolveAll(ctx, due, passLockWait)
+	left = slices.DeleteFunc(left, func(o Orphan) bool { return o.err == nil }) // stopped
+	for i := range left {
+		left[i].since = seen[left[i].SessionID]
+		if !isUnderWay(left[i].err) && ctx.Err() == nil {
+			r.s.Logger.Warn("sandbox_orphan_failed", "session_id", left[i].SessionID,
+				"container_id", left[i].ContainerID, "error", Kind(left[i].err), "detail", left[i].err)
 		}
 	}
-	return nil
+	return left
 }
 
-// stopOrphan stops one sandbox, if under its chat's lock there is still no
-// record of it. A record that names another chat's session was edited by hand,
-// and may have been this sandbox's: nothing is stopped on its word.
-func (r *reconciler) stopOrphan(ctx context.Context, sandbox runtime.Sandbox) error {
-	chatID, err := uuid.Parse(sandbox.ChatID)
-	if err != nil {
-		return fmt.Errorf("%w: chat ID %q of a sandbox: %w", ErrInvalid, sandbox.ChatID, err)
+// Orphan is a sandbox that no record names and that was not adopted.
+type Orphan struct {
+	Runtime     string
+	SessionID   string // as the runtime says
+	ChatID      string // as the runtime says
+	ContainerID string
+	Reason      string // why it was not adopted, and what became of it or may be done
+
+	err   error     // nil: it was stopped
+	since time.Time // when it was first seen without a record
+}
+
+// resolveAll does what is due about sandboxes that no record names. It works on
+// many chats at a time, and on one chat's newest sandbox first. Each waits for
+// its chat's lock as long as wait.
+func (s *Scheduler) resolveAll(ctx context.Context, orphans []found, wait time.Duration) (adopted []Session, left []Orphan) {
+	byChat := make(map[string][]found)
+	for _, orphan := range orphans {
+		byChat[orphan.ChatID] = append(byChat[orphan.ChatID], orphan)
 	}
-	lease, err := r.s.Locker.Lock(ctx, chatID, LockWait)
-	if err != nil {
-		return err
-	}
-	defer r.s.release(ctx, lease)
-	ctx, done := r.s.underLock(ctx, lease)
-	defer done()
-	ctx, cancel := context.WithTimeout(ctx, undoLimit) // not to keep the others waiting
-	defer cancel()
-	if current := lease.Session(); current != nil {
-		if current.SessionID.String() == sandbox.SessionID {
+	var mu sync.Mutex // of the results
+	g := newSettlers()
+	for _, chat := range slices.Sorted(maps.Keys(byChat)) {
+		orphans := slices.SortedFunc(slices.Values(byChat[chat]), newestFirst)
+		g.Go(func() error {
+			for _, orphan := range orphans {
+				if ctx.Err() != nil { // nobody wants the rest any more
+					return nil
+				}
+				session, remains := s.resolveOne(ctx, orphan, wait)
+				mu.Lock()
+				if session != nil {
+					adopted = append(adopted, *session)
+				}
+				if remains != nil {
+					left = append(left, *remains)
+				}
+				mu.Unlock()
+			}
 			return nil
+		})
+	}
+	_ = g.Wait() // its functions return no error
+	slices.SortFunc(adopted, func(a, b Session) int { return strings.Compare(a.ChatID.String(), b.ChatID.String()) })
+	slices.SortFunc(left, func(a, b Orphan) int {
+		return cmp.Or(strings.Compare(a.ChatID, b.ChatID), strings.Compare(a.SessionID, b.SessionID))
+	})
+	return adopted, left
+}
+
+func (s *Scheduler) resolveOne(ctx context.Context, orphan found, wait time.Duration) (*Session, *Orphan) {
+	adopted, stopped, err := s.resolve(ctx, orphan, wait)
+	if err == nil && stopped == "" {
+		return adopted, nil
+	}
+	left := &Orphan{
+		Runtime: orphan.name, SessionID: orphan.SessionID, ChatID: orphan.ChatID,
+		ContainerID: orphan.ContainerID, Reason: "stopped: " + stopped, err: err,
+	}
+	if err != nil {
+		left.Reason = err.Error()
+	}
+	return nil, left
+}
+
+// resolve does what is due about one sandbox, if under its chat's lock there is
+// still no record that names it. It returns the session that it became, or why
+// it was stopped, or why it was left alone, or nothing where all is well by now.
+func (s *Scheduler) resolve(ctx context.Context, orphan found, wait time.Duration) (adopted *Session, stopped string, err error) {
+	chatID, err := uuid.Parse(orphan.ChatID)
+	if err != nil || checkChatID(chatID) != nil { // the lock of the nil UUID is the leader's
+		return nil, "", fmt.Errorf("%w: %q is no chat's ID: Bivouac did not make this sandbox; end it in runtime %s, as container %s",
+			ErrInvalid, orphan.ChatID, orphan.name, orphan.ContainerID)
+	}
+	lease, err := s.Locker.Lock(ctx, chatID, wait)
+	if errors.Is(err, ErrDamaged) {
+		return nil, "", fmt.Errorf("%w: run: bivouac operator repair %s", err, chatID)
+	}
+	if err != nil {
+		return nil, "", err
+	}
+	defer s.release(ctx, lease)
+	ctx, done := s.underLock(ctx, lease)
+	defer done()
+	ctx, cancel := context.WithTimeout(ctx, undoLimit) // not to hold the chat for long
+	defer cancel()
+
+	orphan.Sandbox, err = lookAgain(ctx, orphan)
+	switch {
+	case errors.Is(err, runtime.ErrNotFound):
+		return nil, "", nil // it ended meanwhile
+	case err != nil:
+		return nil, "", runtimeError(ctx, "look at a sandbox without a record", err)
+	}
+	current := lease.Session()
+	switch {
+	case current == nil:
+		return s.resolveUnrecorded(ctx, lease, orphan)
+	case current.SessionID.String() == orphan.SessionID:
+		return nil, "", nil
+	}
+	alive, err := s.isAlive(ctx, *current)
+	switch {
+	case err != nil:
+		return nil, "", err
+	case alive:
+		stopped = fmt.Sprintf("the chat has session %s", current.SessionID)
+		return nil, stopped, s.endOrphan(ctx, lease, orphan)
+	case !current.Settled():
+		return nil, "", fmt.Errorf("%w: its chat's session %s is %s", ErrBusy, current.SessionID, current.State)
+	}
+	// The record was edited or set back, so it is no reason to end anything.
+	return nil, "", fmt.Errorf("%w: the record of chat %s names session %s, which does not run: create the chat again, or run: bivouac operator repair %s",
+		ErrDamaged, chatID, current.SessionID, chatID)
+}
+
+// lookAgain returns how a sandbox stands now, ErrNotFound if it is dead.
+func lookAgain(ctx context.Context, orphan found) (runtime.Sandbox, error) {
+	finder, ok := orphan.driver.(runtime.ChatFinder)
+	if !ok {
+		sandbox, err := orphan.driver.Inspect(ctx, orphan.SessionID)
+		if err == nil && sandbox.State == runtime.StateDead {
+			err = runtime.ErrNotFound
 		}
-		driver, err := r.s.driver(current.Runtime)
+		return sandbox, err
+	}
+	sandboxes, err := finder.FindChat(ctx, orphan.ChatID, "")
+	if err != nil {
+		return runtime.Sandbox{}, err
+	}
+	for _, sandbox := range sandboxes {
+		if sandbox.SessionID == orphan.SessionID {
+			return sandbox, nil
+		}
+	}
+	return runtime.Sandbox{}, runtime.ErrNotFound
+}
+
+// resolveUnrecorded does what is due about a sandbox whose chat has no record.
+func (s *Scheduler) resolveUnrecorded(ctx context.Context, lease Lease, orphan found) (adopted *Session, stopped string, err error) {
+	why := whyNotAdopted(orphan.Sandbox)
+	switch {
+	case why == nil:
+		session, err := s.adopt(ctx, lease, orphan, Release)
 		if err != nil {
-			return err
+			return nil, "", err
 		}
-		if err := checkChat(ctx, driver, *current); err != nil {
-			return err
-		}
+		return &session, "", nil
+	case isLate(orphan.Sandbox), isAbandoned(orphan.Sandbox, s.now()):
+		return nil, why.Error(), s.endOrphan(ctx, lease, orphan)
+	case errors.Is(why, ErrInvalid):
+		return nil, "", fmt.Errorf("it cannot be adopted: %w; delete the chat's session to end it: bivouac session delete %s", why, orphan.ChatID)
+	default:
+		return nil, "", fmt.Errorf("it cannot be adopted yet: %w", why)
 	}
-	if err := r.driver.Delete(ctx, sandbox.SessionID); err != nil {
-		return runtimeError(ctx, "stop an orphan", err)
-	}
-	r.s.Logger.Info("sandbox_orphan_stopped", "chat_id", sandbox.ChatID,
-		"session_id", sandbox.SessionID, "container_id", sandbox.ContainerID)
-	return nil
+}
+
+// isAbandoned says whether a sandbox has been starting for longer than any
+// create waits: nobody was told of it.
+func isAbandoned(sandbox runtime.Sandbox, now time.Time) bool {
+	return sandbox.State == runtime.StateStarting && !sandbox.CreatedAt.IsZero() && now.Sub(sandbox.CreatedAt) > operationLimit
 }

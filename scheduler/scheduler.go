@@ -73,6 +73,7 @@ type Config struct {
 type Scheduler struct {
 	Config
 	metrics   instruments
+	findings  findings
 	starting  chan struct{} // one token per sandbox being started
 	replacing chan struct{} // one token per sandbox being stopped for its successor
 	creating  creating

@@ -66,11 +66,20 @@ func (s *Scheduler) settle(ctx context.Context, listed Session) error {
 	ctx, cancel := context.WithTimeout(ctx, undoLimit) // not to hold the chat for long
 	defer cancel()
 
-	current := lease.Session()
-	if current == nil || current.SessionID != listed.SessionID || current.Settled() {
+	inFlight := func() bool {
+		current := lease.Session()
+		return current != nil && current.SessionID == listed.SessionID && !current.Settled()
+	}
+	if !inFlight() {
 		return nil
 	}
-	found := *current
+	if _, err := s.reclaim(ctx, lease, listed.ChatID, s.chatFinders()); err != nil {
+		return err
+	}
+	if !inFlight() {
+		return nil
+	}
+	found := *lease.Session()
 	driver, err := s.driver(found.Runtime)
 	if err != nil {
 		return err

@@ -33,7 +33,7 @@ func TestSettleInFlight(t *testing.T) {
 		name:  "undoes a start whose replica is gone",
 		given: []func(*world){abandonedStart},
 		want: outcome{
-			Effects: []string{"list in flight", "lock", "driver.inspect", "driver.delete", "remove + release"},
+			Effects: []string{"list in flight", "lock", "driver.find", "driver.inspect", "driver.delete", "remove + release"},
 			Metrics: []string{"sandbox.active.count 0"},
 			Logs:    []string{"info sandbox_settled chat_id=chat-a session_id=s1 container_id= state=creating"},
 		},
@@ -41,7 +41,7 @@ func TestSettleInFlight(t *testing.T) {
 		name:  "finishes a stop whose replica is gone",
 		given: []func(*world){created(createA), abandonedStop},
 		want: outcome{
-			Effects: []string{"list in flight", "lock", "driver.inspect", "driver.delete", "remove + release"},
+			Effects: []string{"list in flight", "lock", "driver.find", "driver.inspect", "driver.delete", "remove + release"},
 			Metrics: []string{"sandbox.active.count 0"},
 			Logs:    []string{"info sandbox_settled chat_id=chat-a session_id=s1 container_id=container-1 state=stopping"},
 		},
@@ -58,7 +58,7 @@ func TestSettleInFlight(t *testing.T) {
 		name:  "keeps the record of what cannot be stopped",
 		given: []func(*world){abandonedStart, fails("driver.delete", errors.New("of no known kind"))},
 		want: outcome{
-			Effects: []string{"list in flight", "lock", "driver.inspect", "driver.delete", "release"},
+			Effects: []string{"list in flight", "lock", "driver.find", "driver.inspect", "driver.delete", "release"},
 			Metrics: []string{"sandbox.active.count 0"},
 			Logs:    []string{"warn sandbox_settle_failed chat_id=chat-a session_id=s1 container_id= error=runtime_unavailable"},
 			Records: []string{"chat-a s1 creating  12:30:00"},

@@ -15,7 +15,7 @@ import (
 // with those who watch Bivouac. They are spelled out where they are used.
 
 type instruments struct {
-	create, delete, renew, cleanup, cleanupError metric.Int64Counter
+	create, delete, renew, cleanup, cleanupError, adopt metric.Int64Counter
 }
 
 // newInstruments makes the counters, and the gauge of active sessions, which
@@ -31,6 +31,7 @@ func newInstruments(meter metric.Meter, store Store) (instruments, error) {
 		{&in.delete, "sandbox.delete.total", "Deletes by result."},
 		{&in.renew, "sandbox.renew.total", "Renewals by result."},
 		{&in.cleanup, "sandbox.cleanup.total", "Expired sandboxes cleaned up."},
+		{&in.adopt, "sandbox.adopt.total", "Records written anew from what runs."},
 		{&in.cleanupError, "sandbox.cleanup.error.total", "Failures to clean up, by kind of error."},
 	} {
 		counter, err := meter.Int64Counter(c.name, metric.WithDescription(c.desc))

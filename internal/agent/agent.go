@@ -136,7 +136,7 @@ func Run(ctx context.Context, c config.Config, env Environment) (err error) {
 	settings := httpapi.Config{
 		Sessions: sessions,
 		Store:    base.storeName,
-		Checks:   base.checks,
+		Checks:   append(base.checks, httpapi.Check{Name: "sessions", Run: sessions.Health, Optional: true}),
 		Metrics:  telemetry.handler,
 		Self:     self,
 		Instance: base.instance,
@@ -146,7 +146,7 @@ func Run(ctx context.Context, c config.Config, env Environment) (err error) {
 		MaxConnections: connections,
 	}
 	if base.operator != nil {
-		base.operator.adopt = adoptNone
+		base.operator.adopt = sessions.Adopt
 		settings.Operator = base.operator
 	}
 	api := httpapi.New(settings)
@@ -193,9 +193,6 @@ func Run(ctx context.Context, c config.Config, env Environment) (err error) {
 	log.Info("agent_stopped")
 	return nil
 }
-
-// adoptNone makes no records.
-func adoptNone(context.Context) (adopted, failed int, err error) { return 0, 0, nil }
 
 // noteHangups logs each SIGHUP until ctx ends.
 func noteHangups(ctx context.Context, hangups <-chan os.Signal, log hclog.Logger) error {

@@ -26,8 +26,21 @@ func withFailpoints(b base) base {
 				runtime.Watcher
 			}{failing, w}
 		}
+		if all, ok := driver.(watchingFinder); ok {
+			b.drivers[name] = struct {
+				failingDriver
+				watchingFinder
+			}{failing, all}
+		}
 	}
 	return b
+}
+
+// watchingFinder is what the Nomad driver can do beyond [runtime.Driver].
+type watchingFinder interface {
+	runtime.Watcher
+	runtime.ChatFinder
+	runtime.Prober
 }
 
 // around passes the points before and after an effect.

@@ -17,6 +17,7 @@ import (
 	"github.com/bivouac/bivouac/internal/httpapi/wire"
 	"github.com/bivouac/bivouac/internal/pluginhost"
 	"github.com/bivouac/bivouac/runtime/nomad"
+	"github.com/bivouac/bivouac/scheduler"
 )
 
 // whenReady returns run, begun once ready is closed.
@@ -97,9 +98,7 @@ func agentRegion(ctx context.Context, client *nomadapi.Client) (string, error) {
 type operator struct {
 	store      *consul.Store
 	identified <-chan struct{}
-	// adopt makes records of the sandboxes that run without one, and returns of
-	// how many it did, and of how many it could not.
-	adopt func(ctx context.Context) (adopted, failed int, err error)
+	adopt      func(ctx context.Context) (scheduler.AdoptResult, error)
 }
 
 // Adopt implements [httpapi.Operator].
@@ -113,11 +112,11 @@ func (o operator) Adopt(ctx context.Context, instance string) (wire.AdoptAnswer,
 	case <-ctx.Done():
 		return wire.AdoptAnswer{}, ctx.Err()
 	}
-	adopted, failed, err := o.adopt(ctx)
+	result, err := o.adopt(ctx)
 	if err != nil {
 		return wire.AdoptAnswer{}, err
 	}
-	return wire.AdoptAnswer{Instance: own.Instance, Adopted: adopted, Failed: failed}, nil
+	return wire.AdoptAnswer{Instance: own.Instance, Adopted: len(result.Adopted), Failed: len(result.Left)}, nil
 }
 
 // Forget implements [httpapi.Operator].

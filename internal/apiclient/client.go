@@ -189,6 +189,13 @@ func (c *Client) Forget(ctx context.Context) (wire.ForgetAnswer, error) {
 	return out, err
 }
 
+// Repair mends the chat's record, and returns what that came to.
+func (c *Client) Repair(ctx context.Context, chatID uuid.UUID) (wire.RepairAnswer, error) {
+	var out wire.RepairAnswer
+	_, err := c.call(ctx, request{method: http.MethodPost, path: "/v1/operator/repair/" + chatID.String()}, &out)
+	return out, err
+}
+
 // Health says how the agent stands. Where a part is failing there are both an
 // answer and an *Error with wire.CodeUnhealthy.
 func (c *Client) Health(ctx context.Context) (wire.HealthAnswer, error) {

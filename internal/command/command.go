@@ -129,7 +129,7 @@ func commands(t terminal) map[string]cli.CommandFactory {
 		sessionCommand(t), sessionCreateCommand(t), sessionGetCommand(t), sessionListCommand(t),
 		sessionRenewCommand(t), sessionDeleteCommand(t), sessionWatchCommand(t),
 		cleanupCommand(t),
-		operatorCommand(t), operatorAdoptCommand(t), operatorForgetCommand(t),
+		operatorCommand(t), operatorAdoptCommand(t), operatorForgetCommand(t), operatorRepairCommand(t),
 		pluginCommand(t), pluginListCommand(t), pluginInspectCommand(t), pluginRunCommand(t), pluginVerifyCommand(t),
 		versionCommand(t),
 		demoSandboxCommand(t),

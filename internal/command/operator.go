@@ -14,9 +14,9 @@ import (
 func operatorCommand(t terminal) *command {
 	c := newCommand(t, "operator")
 	c.synopsis = "Decide what only an operator can"
-	c.about = `Groups the commands for a Bivouac whose store has no identity: Consul lost its
-data, or sandboxes run that may be another Bivouac's. The agent's health says
-which.`
+	c.about = `Groups the commands for what was lost, damaged or edited in Consul: adopt and
+forget for a store that has no identity, repair for one chat's record. The
+server's health names the command that helps.`
 	return c
 }
 
@@ -44,6 +44,35 @@ was started since takes the one that sandboxes bear which run under its name;
 if there are several, -instance says which. Then the sandboxes get records.
 If Consul can be restored from a snapshot, do that instead.`
 	c.example = "$ bivouac operator adopt"
+	return c
+}
+
+func operatorRepairCommand(t terminal) *command {
+	var asJSON *bool
+	c := sessionCommandOf(t, "operator repair", func(c *command) {
+		asJSON = jsonFlag(c)
+	}, func(ctx context.Context, c *command, api *apiclient.Client, chat uuid.UUID) error {
+		repaired, err := api.Repair(ctx, chat)
+		if err != nil {
+			return err
+		}
+		if *asJSON {
+			return showJSON(c.out, repaired)
+		}
+		lines := fmt.Sprintf("Result\t%s\n", repaired.Result)
+		if repaired.Session != nil {
+			lines += sessionLines(*repaired.Session)
+		}
+		return showTable(c.out, lines)
+	})
+	c.args = "CHAT_ID"
+	c.synopsis = "Repair a chat's record"
+	c.about = `Mends a record that cannot be understood, or that names a session which is
+not alive or is another chat's. If a sandbox of the chat runs, the record is
+written anew from what the sandbox was created with, and the session goes on.
+Otherwise a record that cannot be used is removed. A sandbox of the chat that no
+record can be made of is ended. A record that is well stays as it is.`
+	c.example = "$ bivouac operator repair 8a1f6c2e-5c0f-4f0e-9d6b-0c6f6f0f8f11"
 	return c
 }
 

@@ -107,6 +107,14 @@ func (c *Clock) Lock(ctx context.Context, chatID uuid.UUID, wait time.Duration) 
 	return c.Store.Lock(ctx, chatID, wait)
 }
 
+// LockDamaged implements [scheduler.Locker].
+func (c *Clock) LockDamaged(ctx context.Context, chatID uuid.UUID, wait time.Duration) (scheduler.Lease, error) {
+	if err := c.awaitKnown(ctx); err != nil {
+		return nil, fmt.Errorf("consul: lock chat %s: %w", chatID, err)
+	}
+	return c.Store.LockDamaged(ctx, chatID, wait)
+}
+
 // Get implements [scheduler.Store].
 func (c *Clock) Get(ctx context.Context, chatID uuid.UUID, block scheduler.Block) (*scheduler.Session, uint64, error) {
 	if err := c.awaitKnown(ctx); err != nil {

@@ -83,6 +83,11 @@ func (c *cluster) BreakLock(t *testing.T, chatID uuid.UUID) {
 	must.NoError(t, err)
 }
 
+func (c *cluster) Damage(t *testing.T, chatID uuid.UUID) {
+	t.Helper()
+	c.set(t, newKeyspace(c.prefix).record(chatID), `{"v":1,"session_id":"x`)
+}
+
 // MustBeEmpty waits, since what a caller who left may have in Consul is cleared
 // in the background.
 func (c *cluster) MustBeEmpty(t *testing.T) {

@@ -163,7 +163,7 @@ func (l *Lease) ops(w *write) []*api.KVTxnOp {
 	switch {
 	case w.next != nil:
 		ops = append(ops, &api.KVTxnOp{Verb: api.KVCAS, Key: keys.record(l.chatID), Index: l.index, Value: w.value})
-	case l.session != nil:
+	case l.index != 0:
 		ops = append(ops, &api.KVTxnOp{Verb: api.KVDeleteCAS, Key: keys.record(l.chatID), Index: l.index})
 	}
 	before, after := keys.index(l.session, ""), keys.index(w.next, w.id)
@@ -175,7 +175,7 @@ func (l *Lease) ops(w *write) []*api.KVTxnOp {
 	for key, value := range after {
 		ops = append(ops, &api.KVTxnOp{Verb: api.KVSet, Key: key, Value: []byte(value)})
 	}
-	if w.next != nil || l.session != nil {
+	if w.next != nil || l.index != 0 {
 		ops = append(ops, &api.KVTxnOp{Verb: api.KVSet, Key: keys.changed(), Value: []byte(w.id)})
 	}
 	if w.then == scheduler.Release {
@@ -226,7 +226,7 @@ func (l *Lease) settle(ctx context.Context) (*write, error) {
 	}
 
 	var writeID string
-	if stands.ModifyIndex != 0 {
+	if stands.ModifyIndex != 0 && stands.ModifyIndex != l.index { // else none was applied
 		if _, writeID, err = decodeRecord(recordKey, l.chatID, stands.Value); err != nil {
 			return nil, err
 		}
@@ -244,6 +244,18 @@ func (l *Lease) settle(ctx context.Context) (*write, error) {
 		return nil, fmt.Errorf("%w: while a write was unanswered", scheduler.ErrLockLost)
 	}
 	return nil, nil
+}
+
+// readRecord is what a lease does with the record that its first transaction read.
+type readRecord func(*Lease, []*api.KVPair) error
+
+// readDamaged does as read, but a record that cannot be understood is no error:
+// the lease knows its index, and no session.
+func (l *Lease) readDamaged(pairs []*api.KVPair) error {
+	if err := l.read(pairs); err != nil && !errors.Is(err, scheduler.ErrDamaged) {
+		return err
+	}
+	return nil
 }
 
 // read takes over the record that the lease's first transaction read.

@@ -18,6 +18,16 @@ import (
 
 // Lock implements [scheduler.Locker].
 func (s *Store) Lock(ctx context.Context, chatID uuid.UUID, wait time.Duration) (scheduler.Lease, error) {
+	return s.lock(ctx, chatID, wait, (*Lease).read)
+}
+
+// LockDamaged implements [scheduler.Locker].
+func (s *Store) LockDamaged(ctx context.Context, chatID uuid.UUID, wait time.Duration) (scheduler.Lease, error) {
+	return s.lock(ctx, chatID, wait, (*Lease).readDamaged)
+}
+
+// lock takes the chat's lock, with the record as read takes it over.
+func (s *Store) lock(ctx context.Context, chatID uuid.UUID, wait time.Duration, read readRecord) (scheduler.Lease, error) {
 	until := time.Now().Add(wait)
 	if err := s.identity.stands(ctx); err != nil {
 		return nil, fmt.Errorf("consul: lock chat %s: %w", chatID, err)
@@ -26,7 +36,7 @@ func (s *Store) Lock(ctx context.Context, chatID uuid.UUID, wait time.Duration) 
 	if err != nil {
 		return nil, fmt.Errorf("consul: lock chat %s: %w", chatID, err)
 	}
-	lease, err := s.lockKey(ctx, chatID, wait, until)
+	lease, err := s.lockKey(ctx, chatID, wait, until, read)
 	if err != nil {
 		unlock()
 		return nil, fmt.Errorf("consul: lock chat %s: %w", chatID, err)
@@ -36,7 +46,7 @@ func (s *Store) Lock(ctx context.Context, chatID uuid.UUID, wait time.Duration) 
 }
 
 // lockKey takes the chat's lock key from the other replicas.
-func (s *Store) lockKey(ctx context.Context, chatID uuid.UUID, wait time.Duration, until time.Time) (*Lease, error) {
+func (s *Store) lockKey(ctx context.Context, chatID uuid.UUID, wait time.Duration, until time.Time, read readRecord) (*Lease, error) {
 	waiting, cancel := context.WithDeadline(ctx, until)
 	defer cancel()
 	pause := newBackOff(2*time.Millisecond, 200*time.Millisecond)
@@ -45,7 +55,7 @@ func (s *Store) lockKey(ctx context.Context, chatID uuid.UUID, wait time.Duratio
 		if err != nil {
 			return nil, err
 		}
-		lease, refused := s.tryLock(ctx, hold, chatID)
+		lease, refused := s.tryLock(ctx, hold, chatID, read)
 		if moved, ok := errors.AsType[*movedError](refused); ok {
 			if err := s.identity.moved(ctx, moved.index); err != nil {
 				return nil, err
@@ -72,7 +82,7 @@ func (s *Store) lockKey(ctx context.Context, chatID uuid.UUID, wait time.Duratio
 // tryLock takes the lock key and reads the record, in one transaction. It
 // returns errRolledBack where the key is not to be had now, and a movedError
 // where the identity is another or gone.
-func (s *Store) tryLock(ctx context.Context, h *hold, chatID uuid.UUID) (*Lease, error) {
+func (s *Store) tryLock(ctx context.Context, h *hold, chatID uuid.UUID, read readRecord) (*Lease, error) {
 	lease := &Lease{store: s, hold: h, chatID: chatID, id: rand.Text(), lost: make(chan struct{})}
 	if !h.add(lease) {
 		return nil, fmt.Errorf("%w: the hold just ended", errRolledBack)
@@ -100,7 +110,7 @@ func (s *Store) tryLock(ctx context.Context, h *hold, chatID uuid.UUID) (*Lease,
 	locked, err := pick(pairs, lockKey)
 	if err == nil {
 		lease.lockIndex = locked.ModifyIndex
-		err = lease.read(pairs)
+		err = read(lease, pairs)
 	}
 	if err == nil {
 		err = ctx.Err()

@@ -125,9 +125,12 @@ func (s *Store) listAll(ctx context.Context, query scheduler.Query, enough int) 
 		shard, read, seen = shard+batch, read+batch, seen+len(pairs)
 		for _, pair := range pairs {
 			if pair.Key > lastKey && len(page.Sessions) < enough {
-				if session := s.decode(pair); session != nil {
-					page.Sessions = append(page.Sessions, *session)
+				session, err := s.understand(pair)
+				if err != nil {
+					page.Damaged = s.appendDamaged(page.Damaged, pair, err)
+					continue
 				}
+				page.Sessions = append(page.Sessions, *session)
 			}
 		}
 	}
@@ -172,6 +175,12 @@ func (s *Store) listAgent(ctx context.Context, query scheduler.Query, enough int
 
 // decode reads a record, or logs why it cannot be read and returns nil.
 func (s *Store) decode(pair *api.KVPair) *scheduler.Session {
+	session, _ := s.understand(pair)
+	return session
+}
+
+// understand reads a record, or logs why it cannot be read and returns that.
+func (s *Store) understand(pair *api.KVPair) (*scheduler.Session, error) {
 	chatID, err := chatOf(pair.Key)
 	var session *scheduler.Session
 	if err == nil && pair.Key != s.keys.record(chatID) {
@@ -182,9 +191,19 @@ func (s *Store) decode(pair *api.KVPair) *scheduler.Session {
 	}
 	if err != nil {
 		s.log.Warn("skipped a record", "key", pair.Key, "error", err)
-		return nil
+		return nil, err
 	}
-	return session
+	return session, nil
+}
+
+// appendDamaged notes whose record cannot be understood, if it lies where a
+// chat's record belongs.
+func (s *Store) appendDamaged(damaged []scheduler.DamagedRecord, pair *api.KVPair, err error) []scheduler.DamagedRecord {
+	chatID, noChat := chatOf(pair.Key)
+	if noChat != nil || pair.Key != s.keys.record(chatID) {
+		return damaged
+	}
+	return append(damaged, scheduler.DamagedRecord{ChatID: chatID, Err: err})
 }
 
 // token names the last chat of a page, and the query that it is of.

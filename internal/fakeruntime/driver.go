@@ -32,6 +32,8 @@ const (
 	OpDelete  Op = "delete"
 	OpInspect Op = "inspect"
 	OpList    Op = "list"
+	OpFind    Op = "find"    // FindChat
+	OpAnswers Op = "answers" // Answers
 )
 
 // Moment says when in a call an [Interceptor] is asked.
@@ -47,7 +49,8 @@ const (
 // Call is one call of a method.
 type Call struct {
 	Op        Op
-	SessionID string // empty for OpList
+	SessionID string // empty for OpList and OpFind
+	ChatID    string // of OpFind alone
 	Moment    Moment
 }
 
@@ -73,11 +76,14 @@ type sandbox struct {
 	runtime.Sandbox
 	spec runtime.Spec
 	runs bool // the truth, which State need not tell while it is lost
+	hid  bool // the driver no longer knows it
 }
 
 var (
-	_ runtime.Driver  = (*Driver)(nil)
-	_ runtime.Watcher = (*Driver)(nil)
+	_ runtime.Driver     = (*Driver)(nil)
+	_ runtime.Watcher    = (*Driver)(nil)
+	_ runtime.ChatFinder = (*Driver)(nil)
+	_ runtime.Prober     = (*Driver)(nil)
 )
 
 // New returns a driver with no sandboxes.
@@ -99,13 +105,17 @@ func (d *Driver) Intercept(f Interceptor) {
 }
 
 func (d *Driver) ask(ctx context.Context, op Op, sessionID string, moment Moment) error {
+	return d.tell(ctx, Call{Op: op, SessionID: sessionID, Moment: moment})
+}
+
+func (d *Driver) tell(ctx context.Context, call Call) error {
 	d.mu.Lock()
 	f := d.intercept
 	d.mu.Unlock()
 	if f == nil {
 		return nil
 	}
-	return f(ctx, Call{Op: op, SessionID: sessionID, Moment: moment})
+	return f(ctx, call)
 }
 
 // Info implements [runtime.Driver].
@@ -159,6 +169,12 @@ func (d *Driver) start(spec runtime.Spec) (runtime.Sandbox, error) {
 				Port: uint16(20000 + d.created%40000),
 			},
 			State: runtime.StateRunning,
+
+			AgentID:        spec.AgentID,
+			VolumeHostPath: spec.VolumeHostPath,
+			CreatedAt:      spec.CreatedAt,
+			ExpiresAt:      spec.ExpiresAt,
+			RegisteredAt:   spec.CreatedAt,
 		},
 		spec: spec,
 		runs: true,
@@ -171,7 +187,7 @@ func (d *Driver) start(spec runtime.Spec) (runtime.Sandbox, error) {
 // Stop implements [runtime.Driver].
 func (d *Driver) Stop(ctx context.Context, sessionID string) error {
 	return d.end(ctx, OpStop, sessionID, func() {
-		if s, ok := d.sandboxes[sessionID]; ok && s.runs {
+		if s, ok := d.sandboxes[sessionID]; ok && s.runs && !s.hid {
 			s.runs = false
 			s.State, s.Reason = runtime.StateDead, "stopped"
 			d.report(s.Sandbox)
@@ -182,7 +198,7 @@ func (d *Driver) Stop(ctx context.Context, sessionID string) error {
 // Delete implements [runtime.Driver].
 func (d *Driver) Delete(ctx context.Context, sessionID string) error {
 	return d.end(ctx, OpDelete, sessionID, func() {
-		if s, ok := d.sandboxes[sessionID]; ok {
+		if s, ok := d.sandboxes[sessionID]; ok && !s.hid {
 			s.State, s.Reason = runtime.StateDead, "deleted"
 			delete(d.sandboxes, sessionID)
 			d.report(s.Sandbox)
@@ -212,10 +228,38 @@ func (d *Driver) Inspect(ctx context.Context, sessionID string) (runtime.Sandbox
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	s, ok := d.sandboxes[sessionID]
-	if !ok {
+	if !ok || s.hid {
 		return runtime.Sandbox{}, fmt.Errorf("%w: %s", runtime.ErrNotFound, sessionID)
 	}
 	return s.Sandbox, nil
+}
+
+// FindChat implements [runtime.ChatFinder].
+func (d *Driver) FindChat(ctx context.Context, chatID, except string) ([]runtime.Sandbox, error) {
+	call := Call{Op: OpFind, ChatID: chatID}
+	if err := d.tell(ctx, call); err != nil {
+		return nil, err
+	}
+	var found []runtime.Sandbox
+	for _, s := range d.all() {
+		if s.ChatID == chatID && s.SessionID != except && s.State != runtime.StateDead {
+			found = append(found, s)
+		}
+	}
+	call.Moment = After
+	return found, d.tell(ctx, call)
+}
+
+// Answers implements [runtime.Prober]: what runs answers.
+func (d *Driver) Answers(ctx context.Context, sessionID string, endpoint runtime.Endpoint) (bool, error) {
+	if err := d.ask(ctx, OpAnswers, sessionID, Before); err != nil {
+		return false, err
+	}
+	d.mu.Lock()
+	s, ok := d.sandboxes[sessionID]
+	answers := ok && s.runs && s.Endpoint == endpoint
+	d.mu.Unlock()
+	return answers, d.ask(ctx, OpAnswers, sessionID, After)
 }
 
 // List implements [runtime.Driver]. Its order is that of the session IDs.
@@ -241,7 +285,9 @@ func (d *Driver) all() []runtime.Sandbox {
 	defer d.mu.Unlock()
 	var all []runtime.Sandbox
 	for _, id := range slices.Sorted(maps.Keys(d.sandboxes)) {
-		all = append(all, d.sandboxes[id].Sandbox)
+		if s := d.sandboxes[id]; !s.hid {
+			all = append(all, s.Sandbox)
+		}
 	}
 	return all
 }

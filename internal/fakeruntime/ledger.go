@@ -96,6 +96,19 @@ func (d *Driver) Forget(sessionID string) {
 	delete(d.sandboxes, sessionID)
 }
 
+// Hide lets the driver no longer know a sandbox, which runs on, as a purge does
+// that does not wait for its end.
+func (d *Driver) Hide(sessionID string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.must(sessionID).hid = true
+}
+
+// Edit changes what the driver tells of a sandbox.
+func (d *Driver) Edit(sessionID string, edit func(*runtime.Sandbox)) {
+	d.change(sessionID, func(s *sandbox) { edit(&s.Sandbox) })
+}
+
 // change changes a sandbox and tells the watchers of it.
 func (d *Driver) change(sessionID string, f func(*sandbox)) {
 	d.mu.Lock()

@@ -131,6 +131,16 @@ func TestEveryDocumentedAnswerIsGiven(t *testing.T) {
 		{"forget that meets a fault", failing(errors.New("oops")), forget, 500, "internal"},
 		{"forget without a store", failing(down), forget, 503, "store_unavailable"},
 
+		{"repair", fine, repair, 200, ""},
+		{"repair that removes the record", func(f *fake, _ *httpapi.Config) { f.gone = true }, repair, 200, ""},
+		{"repair that is misspelt", fine, misspelt(repair), 400, "invalid"},
+		{"repair for a foreign host", fine, foreign(repair), 403, "forbidden_host"},
+		{"repair of a chat without a session", failing(scheduler.ErrNotFound), repair, 404, "not_found"},
+		{"repair from a form", fine, asForm(repair), 415, "unsupported_media_type"},
+		{"repair among too many", failing(scheduler.ErrBusy), repair, 429, "busy"},
+		{"repair that meets a fault", failing(errors.New("oops")), repair, 500, "internal"},
+		{"repair without a store", failing(down), repair, 503, "store_unavailable"},
+
 		{"health", fine, health, 200, ""},
 		{"health that is misspelt", fine, misspelt(health), 400, "invalid"},
 		{"health for a foreign host", fine, foreign(health), 403, "forbidden_host"},

@@ -106,7 +106,7 @@ func byKind(kind string, late bool) apiError {
 			message: "the operation was canceled"}
 	case wire.CodeDamagedRecord:
 		return apiError{status: http.StatusInternalServerError, code: code,
-			message: "the chat's record cannot be understood; the agent's log says why"}
+			message: "the chat's record cannot be understood, and the server's log says why; an operator can mend it with: bivouac operator repair CHAT_ID"}
 	default:
 		return apiError{status: http.StatusInternalServerError, code: wire.CodeInternal,
 			message: "something went wrong that should not; the agent's log has it under the request ID"}

@@ -129,6 +129,14 @@ func (f *fake) CleanupExpired(context.Context) (scheduler.CleanupResult, error) 
 	return scheduler.CleanupResult{ErrorCount: 1}, f.err
 }
 
+func (f *fake) Repair(context.Context, uuid.UUID) (scheduler.RepairResult, error) {
+	f.note(func() {})
+	if f.gone {
+		return scheduler.RepairResult{Result: scheduler.RepairRemoved}, f.err
+	}
+	return scheduler.RepairResult{Result: scheduler.RepairAdopted, Session: &session}, f.err
+}
+
 // log is an hclog output that may be read while it is written.
 type log struct {
 	mu   sync.Mutex
@@ -272,6 +280,7 @@ var (
 	cleanup    = request{method: "POST", path: "/v1/cleanup"}
 	adopt      = request{method: "POST", path: "/v1/operator/adopt", body: `{"instance":"default-4f7k2mq6zt3vxw5yabcd"}`}
 	forget     = request{method: "POST", path: "/v1/operator/forget"}
+	repair     = request{method: "POST", path: "/v1/operator/repair/" + chat.String()}
 	health     = request{method: "GET", path: "/v1/agent/health"}
 	self       = request{method: "GET", path: "/v1/agent/self"}
 	metrics    = request{method: "GET", path: "/v1/metrics"}

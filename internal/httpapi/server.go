@@ -25,6 +25,7 @@ type Sessions interface {
 	Renew(ctx context.Context, chatID uuid.UUID, ttl time.Duration) (scheduler.Session, error)
 	Delete(ctx context.Context, chatID uuid.UUID) (scheduler.DeleteResult, error)
 	CleanupExpired(ctx context.Context) (scheduler.CleanupResult, error)
+	Repair(ctx context.Context, chatID uuid.UUID) (scheduler.RepairResult, error)
 }
 
 // Operator carries out what only an operator can decide, about a store that lost
@@ -93,6 +94,7 @@ func New(config Config) *API {
 	a.mux.Handle("/v1/cleanup", methods{"POST": {a.cleanup, nil}})
 	a.mux.Handle("/v1/operator/adopt", methods{"POST": {a.adopt, nil}})
 	a.mux.Handle("/v1/operator/forget", methods{"POST": {a.forget, nil}})
+	a.mux.Handle("/v1/operator/repair/{chat_id}", methods{"POST": {a.repair, nil}})
 	a.mux.Handle("/v1/agent/health", methods{"GET": {a.health, nil}})
 	a.mux.Handle("/v1/agent/self", methods{"GET": {a.self, nil}})
 	a.mux.Handle("/v1/metrics", methods{"GET": {a.metrics, nil}})
@@ -171,7 +173,7 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // enter takes one of the places for requests about sessions, if there is one.
 // Whoever asks how the agent is needs none: that it is busy is not that it is ill.
 func (a *API) enter(r *http.Request) (leave func(), err error) {
-	if !strings.HasPrefix(r.URL.Path, "/v1/sessions") && r.URL.Path != "/v1/cleanup" {
+	if !strings.HasPrefix(r.URL.Path, "/v1/sessions") && !strings.HasPrefix(r.URL.Path, "/v1/operator/") && r.URL.Path != "/v1/cleanup" {
 		return func() {}, nil
 	}
 	select {

@@ -171,6 +171,25 @@ func (a *API) cleanup(w http.ResponseWriter, r *http.Request, _ query) error {
 	return writeJSON(w, http.StatusOK, wire.CleanupAnswer{Cleaned: wireSessions(res.Cleaned), ErrorCount: res.ErrorCount})
 }
 
+func (a *API) repair(w http.ResponseWriter, r *http.Request, _ query) error {
+	chat, err := chatID(r)
+	if err != nil {
+		return err
+	}
+	if _, err := readFields(r); err != nil {
+		return err
+	}
+	res, err := a.config.Sessions.Repair(r.Context(), chat)
+	if err != nil {
+		return err
+	}
+	body := wire.RepairAnswer{Result: string(res.Result)}
+	if res.Session != nil {
+		body.Session = new(wireSession(*res.Session))
+	}
+	return writeJSON(w, http.StatusOK, body)
+}
+
 func wireSession(s scheduler.Session) wire.Session {
 	out := wire.Session{
 		SessionID:      s.SessionID,

@@ -2,6 +2,7 @@ package memory
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -35,18 +36,39 @@ func (l *Locker) End() {
 
 // Lock implements [scheduler.Locker].
 func (l *Locker) Lock(ctx context.Context, chatID uuid.UUID, wait time.Duration) (scheduler.Lease, error) {
-	unlock, err := l.store.locks.Lock(ctx, chatID, wait)
+	held, damaged, err := l.lock(ctx, chatID, wait)
+	if err == nil && damaged {
+		err = errors.Join(errDamaged(chatID), held.Release(ctx))
+	}
 	if err != nil {
 		return nil, fmt.Errorf("memory: lock chat %s: %w", chatID, err)
 	}
-	held := &lease{locker: l, chatID: chatID, unlock: unlock, lost: make(chan struct{})}
+	return held, nil
+}
+
+// LockDamaged implements [scheduler.Locker].
+func (l *Locker) LockDamaged(ctx context.Context, chatID uuid.UUID, wait time.Duration) (scheduler.Lease, error) {
+	held, _, err := l.lock(ctx, chatID, wait)
+	if err != nil {
+		return nil, fmt.Errorf("memory: lock chat %s: %w", chatID, err)
+	}
+	return held, nil
+}
+
+func (l *Locker) lock(ctx context.Context, chatID uuid.UUID, wait time.Duration) (held *lease, damaged bool, err error) {
+	unlock, err := l.store.locks.Lock(ctx, chatID, wait)
+	if err != nil {
+		return nil, false, err
+	}
+	held = &lease{locker: l, chatID: chatID, unlock: unlock, lost: make(chan struct{})}
 	l.store.mu.Lock()
 	defer l.store.mu.Unlock()
-	if r, ok := l.store.records[chatID]; ok {
+	r, ok := l.store.records[chatID]
+	if ok && !r.damaged {
 		held.session = &r.session
 	}
 	l.leases[held] = struct{}{}
-	return held, nil
+	return held, r.damaged, nil
 }
 
 // lease is a [scheduler.Lease]. While it is among its locker's leases nobody
@@ -100,7 +122,7 @@ func (l *lease) write(ctx context.Context, next *scheduler.Session, then schedul
 	if _, held := l.locker.leases[l]; !held {
 		return scheduler.ErrLockLost
 	}
-	if next != nil || l.session != nil {
+	if _, stands := store.records[l.chatID]; next != nil || stands {
 		store.put(l.chatID, next)
 	}
 	l.session = next

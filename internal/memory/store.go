@@ -40,6 +40,7 @@ type Store struct {
 type record struct {
 	session scheduler.Session
 	index   uint64 // of its last change
+	damaged bool
 }
 
 // NewStore returns an empty store.
@@ -52,11 +53,27 @@ func NewStore() *Store {
 	}
 }
 
+// Damage makes the chat's record one that cannot be understood, as somebody does
+// who edits it by hand. It is for tests.
+func (s *Store) Damage(chatID uuid.UUID) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	r := s.records[chatID]
+	r.damaged = true
+	s.records[chatID] = r
+}
+
+func errDamaged(chatID uuid.UUID) error {
+	return fmt.Errorf("%w: that of chat %s", scheduler.ErrDamaged, chatID)
+}
+
 // Get implements [scheduler.Store].
 func (s *Store) Get(ctx context.Context, chatID uuid.UUID, block scheduler.Block) (*scheduler.Session, uint64, error) {
 	var found *scheduler.Session
+	damaged := false
 	index, err := s.read(ctx, block, func() uint64 {
 		r, ok := s.records[chatID]
+		damaged = r.damaged
 		if !ok {
 			found = nil
 			return s.removed
@@ -64,6 +81,9 @@ func (s *Store) Get(ctx context.Context, chatID uuid.UUID, block scheduler.Block
 		found = &r.session
 		return r.index
 	})
+	if err == nil && damaged {
+		err = errDamaged(chatID)
+	}
 	if err != nil {
 		return nil, 0, fmt.Errorf("memory: get chat %s: %w", chatID, err)
 	}
@@ -84,6 +104,12 @@ func (s *Store) List(ctx context.Context, query scheduler.Query) (scheduler.Page
 	var page scheduler.Page
 	index, err := s.read(ctx, query.Block, func() uint64 {
 		index := s.removed
+		page.Damaged = nil
+		for chatID, r := range s.records {
+			if r.damaged && query.AgentID == "" && query.NextToken == "" { // all on the first page
+				page.Damaged = append(page.Damaged, scheduler.DamagedRecord{ChatID: chatID, Err: errDamaged(chatID)})
+			}
+		}
 		page.Sessions = s.selectWhere(func(r record) bool {
 			if query.AgentID != "" && r.session.AgentID != query.AgentID {
 				return false
@@ -141,7 +167,7 @@ func (s *Store) Count(ctx context.Context) (int, error) {
 	if _, err := s.read(ctx, scheduler.Block{}, func() uint64 {
 		count = 0
 		for _, r := range s.records {
-			if r.session.State != scheduler.StateCreating {
+			if r.session.State != scheduler.StateCreating && !r.damaged {
 				count++
 			}
 		}
@@ -186,7 +212,7 @@ func (s *Store) read(ctx context.Context, block scheduler.Block, look func() uin
 func (s *Store) selectWhere(match func(record) bool) []scheduler.Session {
 	var selected []scheduler.Session
 	for _, r := range s.records {
-		if match(r) {
+		if !r.damaged && match(r) {
 			selected = append(selected, r.session)
 		}
 	}

@@ -57,7 +57,7 @@ type Config struct {
 	Logger      hclog.Logger
 }
 
-// Driver is a runtime.Driver and a runtime.Watcher.
+// Driver is a runtime.Driver, a runtime.Watcher and a runtime.ChatFinder.
 type Driver struct {
 	dir     string   // the folder's path, for what is said of it
 	folder  *os.Root // where all files are
@@ -176,6 +176,17 @@ func (d *Driver) List(context.Context) iter.Seq2[runtime.Sandbox, error] {
 			}
 		}
 	}
+}
+
+// FindChat returns the sandboxes of a chat that are not dead, apart from one.
+func (d *Driver) FindChat(_ context.Context, chatID, except string) ([]runtime.Sandbox, error) {
+	var found []runtime.Sandbox
+	for _, sb := range d.snapshot() {
+		if view := sb.view(); view.ChatID == chatID && view.SessionID != except && view.State != runtime.StateDead {
+			found = append(found, view)
+		}
+	}
+	return found, nil
 }
 
 func (d *Driver) snapshot() []*sandbox {

@@ -48,6 +48,11 @@ func (r record) view() runtime.Sandbox {
 		ChatID:    r.Spec.ChatID,
 		Endpoint:  r.endpoint(),
 		State:     runtime.StateStarting,
+
+		AgentID:        r.Spec.AgentID,
+		VolumeHostPath: r.Spec.VolumeHostPath,
+		CreatedAt:      r.Spec.CreatedAt,
+		ExpiresAt:      r.Spec.ExpiresAt,
 	}
 	if r.PID != 0 {
 		view.ContainerID = strconv.Itoa(r.PID)

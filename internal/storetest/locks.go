@@ -37,6 +37,9 @@ func Locks(t *testing.T, open func(t *testing.T) Cluster) {
 		{"after release a lease does nothing", releasedLease},
 		{"a lease knows its own writes", leaseKnowsItsWrites},
 		{"a caller who gives up holds nothing", givingUp},
+		{"a damaged record is taken over under its lock", damagedIsReplaced},
+		{"a damaged record is removed under its lock", damagedIsRemoved},
+		{"a record that is well is no other for the lock of damaged ones", damagedLockOfAWellRecord},
 		{"too many waiters are turned away", tooManyWaiters},
 	}
 	for _, tt := range tests {

@@ -36,6 +36,7 @@ func Stores(t *testing.T, open func(t *testing.T) Cluster) {
 		{"an intent does not expire and is not counted", intentsAreNotSessions},
 		{"what is in flight is creating or stopping", inFlight},
 		{"a removed record leaves nothing behind", removedLeavesNothing},
+		{"a damaged record is told of and hides no other", damagedIsToldOf},
 		{"a read of a caller who left fails", canceledReads},
 	}
 	for _, tt := range tests {

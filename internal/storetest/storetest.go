@@ -28,6 +28,10 @@ type Cluster interface {
 	// holder's back.
 	BreakLock(t *testing.T, chatID uuid.UUID)
 
+	// Damage makes the chat's record, which is there, one that cannot be
+	// understood, behind everybody's back. Its index entries stay as they are.
+	Damage(t *testing.T, chatID uuid.UUID)
+
 	// MustBeEmpty fails the test where anything is left of any chat: records,
 	// locks or index entries.
 	MustBeEmpty(t *testing.T)

@@ -22,6 +22,7 @@ type cache struct {
 
 	mu      sync.Mutex
 	entries map[string]*entry
+	chats   map[string]map[string]struct{} // IDs of this instance's jobs in entries, by chat
 	feeds   map[*feed]struct{}
 	current bool   // the event stream is up, and what came before it was read
 	breaks  uint64 // how often it was lost
@@ -31,6 +32,7 @@ type entry struct {
 	state   state
 	changed time.Time
 	waiters map[*waiter]struct{}
+	chat    string // under which the cache's chats have it; empty for none
 }
 
 // waiter is told when one job's state changes.
@@ -49,6 +51,7 @@ func newCache(instance *instance) *cache {
 		instance: instance,
 		purged:   newRecent(),
 		entries:  make(map[string]*entry),
+		chats:    make(map[string]map[string]struct{}),
 		feeds:    make(map[*feed]struct{}),
 	}
 }
@@ -61,6 +64,38 @@ func (c *cache) get(jobID string) (s state, current bool) {
 		s = e.state
 	}
 	return s, c.current
+}
+
+// ofChat returns the IDs of a chat's jobs, in order. current says whether they
+// are all.
+func (c *cache) ofChat(chatID string) (jobIDs []string, current bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.Sorted(maps.Keys(c.chats[chatID])), c.current
+}
+
+// reindex notes what chat a job is of, after its entry changed or went. The
+// caller holds mu.
+func (c *cache) reindex(jobID string, e *entry) {
+	var chat string
+	if c.entries[jobID] == e && e.state.known && c.instance.owns(e.state.job.Meta[jobs.MetaInstance]) {
+		chat = e.state.job.Meta[jobs.MetaChatID]
+	}
+	if chat == e.chat {
+		return
+	}
+	delete(c.chats[e.chat], jobID)
+	if len(c.chats[e.chat]) == 0 {
+		delete(c.chats, e.chat)
+	}
+	e.chat = chat
+	if chat == "" {
+		return
+	}
+	if c.chats[chat] == nil {
+		c.chats[chat] = make(map[string]struct{})
+	}
+	c.chats[chat][jobID] = struct{}{}
 }
 
 func (c *cache) isCurrent() bool {
@@ -172,6 +207,7 @@ func (c *cache) update(jobID string, change func(state) (state, bool)) state {
 		return e.state
 	}
 	e.state, e.changed = next, time.Now()
+	defer c.reindex(jobID, e)
 	// What is not known to be a job of this instance is kept for those only
 	// who wait for it.
 	if next.known && c.instance.owns(next.job.Meta[jobs.MetaInstance]) {
@@ -261,6 +297,7 @@ func (c *cache) sweep(before time.Time) {
 		ended := e.state.job.Stop || len(e.state.allocs) > 0
 		if len(e.waiters) == 0 && ended && e.state.allEnded() && e.changed.Before(before) {
 			delete(c.entries, id)
+			c.reindex(id, e)
 			for f := range c.feeds {
 				f.add(id)
 			}

@@ -82,6 +82,8 @@ var (
 	_ runtime.Driver        = (*Driver)(nil)
 	_ runtime.Watcher       = (*Driver)(nil)
 	_ runtime.HealthChecker = (*Driver)(nil)
+	_ runtime.ChatFinder    = (*Driver)(nil)
+	_ runtime.Prober        = (*Driver)(nil)
 )
 
 // New returns a driver. It asks Nomad nothing yet.

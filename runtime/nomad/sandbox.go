@@ -3,6 +3,7 @@ package nomad
 import (
 	"net/netip"
 	"slices"
+	"time"
 
 	"github.com/hashicorp/nomad/api"
 
@@ -20,6 +21,13 @@ func (d *Driver) sandbox(s state) (sandbox runtime.Sandbox, ok bool) {
 		SessionID: s.job.Meta[jobs.MetaSessionID],
 		ChatID:    s.job.Meta[jobs.MetaChatID],
 		State:     runtime.StateStarting,
+	}
+	if spec, ok := jobs.SpecOf(s.job.Meta); ok {
+		sandbox.AgentID, sandbox.VolumeHostPath = spec.AgentID, spec.VolumeHostPath
+		sandbox.CreatedAt, sandbox.ExpiresAt = spec.CreatedAt, spec.ExpiresAt
+	}
+	if s.job.SubmitTime > 0 && !s.job.Stop && !s.job.altered() {
+		sandbox.RegisteredAt = time.Unix(0, s.job.SubmitTime).UTC()
 	}
 	alloc := s.sandboxAlloc()
 	if alloc == nil {

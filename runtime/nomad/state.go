@@ -34,6 +34,7 @@ type jobFields struct {
 	CreateIndex    uint64
 	ModifyIndex    uint64
 	JobModifyIndex uint64
+	SubmitTime     int64 // ns since 1970, of the last registration or stop, by Nomad's clock
 }
 
 // altered says whether the job was registered again after its creation, which
@@ -59,6 +60,9 @@ func jobFieldsOf(job *api.Job) jobFields {
 	if job.ID != nil {
 		fields.ID = *job.ID
 	}
+	if job.SubmitTime != nil {
+		fields.SubmitTime = *job.SubmitTime
+	}
 	return fields
 }
 
@@ -70,6 +74,7 @@ func jobFieldsOfStub(job *api.JobListStub) jobFields {
 		CreateIndex:    job.CreateIndex,
 		ModifyIndex:    job.ModifyIndex,
 		JobModifyIndex: job.JobModifyIndex,
+		SubmitTime:     job.SubmitTime,
 	}
 }
 

@@ -12,6 +12,11 @@
 // by implementing their interfaces: [runtime.Configurer], [runtime.Watcher],
 // [runtime.HealthChecker], [runtime.LogReader], [runtime.Execer].
 //
+// A record that is lost, as by a store that was set back, is not found again for
+// a plugin's sandbox: a plugin does not say what its sandboxes were created for,
+// nor is it asked for those of one chat. A create then relies on the record alone.
+// A sandbox without one is stopped once its chat has another, and else reported.
+//
 // # In other languages
 //
 // What follows is all that a plugin needs to speak. The protocol is that of

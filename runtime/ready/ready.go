@@ -94,14 +94,8 @@ func (c Check) Validate() error {
 // [context.DeadlineExceeded] and what went wrong last. When ctx is cancelled,
 // it wraps ctx's error.
 func (c Check) Wait(ctx context.Context, endpoint runtime.Endpoint, sessionID string) error {
-	if err := c.Validate(); err != nil {
+	if err := c.check(endpoint, sessionID); err != nil {
 		return err
-	}
-	if !endpoint.IsValid() {
-		return fmt.Errorf("%w: ready check: no endpoint", runtime.ErrInvalid)
-	}
-	if c.WantSessionID && sessionID == "" {
-		return fmt.Errorf("%w: ready check: no session ID", runtime.ErrInvalid)
 	}
 
 	last := errors.New("no try was finished")
@@ -140,6 +134,29 @@ func ended(ctx context.Context, endpoint runtime.Endpoint, last error) error {
 }
 
 func clamp(d, lowest, highest time.Duration) time.Duration { return min(max(d, lowest), highest) }
+
+// Once asks endpoint once and returns nil if it answers as c asks. It takes 2
+// seconds at most.
+func (c Check) Once(ctx context.Context, endpoint runtime.Endpoint, sessionID string) error {
+	if err := c.check(endpoint, sessionID); err != nil {
+		return err
+	}
+	return c.try(ctx, maxTry, endpoint, sessionID)
+}
+
+// check refuses a question that cannot be asked.
+func (c Check) check(endpoint runtime.Endpoint, sessionID string) error {
+	if err := c.Validate(); err != nil {
+		return err
+	}
+	if !endpoint.IsValid() {
+		return fmt.Errorf("%w: ready check: no endpoint", runtime.ErrInvalid)
+	}
+	if c.WantSessionID && sessionID == "" {
+		return fmt.Errorf("%w: ready check: no session ID", runtime.ErrInvalid)
+	}
+	return nil
+}
 
 func (c Check) try(ctx context.Context, limit time.Duration, endpoint runtime.Endpoint, sessionID string) error {
 	if c.HTTPPath != "" {

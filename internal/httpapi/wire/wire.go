@@ -157,6 +157,12 @@ type Left struct {
 	Look      string `json:"look"` // a command that shows them
 }
 
+// RepairAnswer is what a repair did: "intact", "adopted" or "removed".
+type RepairAnswer struct {
+	Result  string   `json:"result"`
+	Session *Session `json:"session,omitempty"` // the chat's; absent after "removed"
+}
+
 // HealthAnswer says whether a replica can serve, and part by part why not.
 type HealthAnswer struct {
 	Status   string           `json:"status"`             // StatusOK or StatusFailing

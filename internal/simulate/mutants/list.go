@@ -40,11 +40,17 @@ func mutants() []mutant {
 		{without: "re-check in cleanup", changes: []change{
 			{"scheduler/cleanup.go", ` || !current.Expired(s.Now())`, ``},
 		}},
-		// More orphans at a time than the cap are not made by the faults of the
-		// simulation: only somebody who deletes records makes them.
-		{without: "kill cap", changes: []change{
-			{reconcile, `range due[:min(len(due), maxKills)]`, `range due`},
-		}, noticedBy: test{"./scheduler", "TestRun_standsStillWhereAllRecordsAreGone"}},
+		// The faults of the simulation lose no records: only somebody does who
+		// deletes or edits them.
+		{without: "adoption of what lost its record", changes: []change{
+			{reconcile, `	case why == nil:`, `	case false:`},
+		}, noticedBy: test{"./scheduler", "TestRun_sandboxWithoutARecord"}},
+		{without: "look for a chat's sandboxes before a create", changes: []change{
+			{"scheduler/reclaim.go", `if err != nil || len(others) == 0 {`, `if true {`},
+		}, noticedBy: test{"./scheduler", "TestReclaim"}},
+		{without: "question to a sandbox that its runtime forgot", changes: []change{
+			{"scheduler/stop.go", `	if !ok || session.State == StateDead ||`, `	if true || session.State == StateDead ||`},
+		}, noticedBy: test{"./scheduler", "TestSandboxThatItsRuntimeForgotAndThatAnswers"}},
 
 		{without: "guard of jobs that Nomad gave up", changes: []change{
 			{watch, `case givenUp > 0:`, `case false && givenUp > 0:`},

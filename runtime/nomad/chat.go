@@ -1,0 +1,77 @@
+package nomad
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/hashicorp/nomad/api"
+
+	"github.com/bivouac/bivouac/jobs"
+	"github.com/bivouac/bivouac/runtime"
+)
+
+// FindChat implements [runtime.ChatFinder]. While [Driver.Run] follows Nomad's
+// events it makes no request if there is no other job of the chat, and else one
+// list. What another replica has just ended may not have been told by an event
+// yet, so each other job is read.
+func (d *Driver) FindChat(ctx context.Context, chatID, except string) ([]runtime.Sandbox, error) {
+	jobIDs, current := d.cache.ofChat(chatID)
+	if !current {
+		var err error
+		if jobIDs, err = d.listChat(ctx, chatID); err != nil {
+			return nil, err
+		}
+	}
+	var found []runtime.Sandbox
+	for _, id := range jobIDs {
+		if id == jobs.ID(except) {
+			continue
+		}
+		s, err := d.read(ctx, id)
+		if err != nil {
+			return nil, err
+		}
+		if sandbox, ok := d.sandbox(s); ok && sandbox.ChatID == chatID && sandbox.State != runtime.StateDead {
+			found = append(found, sandbox)
+		}
+	}
+	return found, nil
+}
+
+// listChat asks Nomad for the IDs of a chat's jobs.
+func (d *Driver) listChat(ctx context.Context, chatID string) ([]string, error) {
+	filter := fmt.Sprintf("%q in Meta and Meta.%s == %q", jobs.MetaChatID, jobs.MetaChatID, chatID)
+	var page []*api.JobListStub
+	read := func(opts *api.QueryOptions) (meta *api.QueryMeta, err error) {
+		page, meta, err = d.client.Jobs().List(opts)
+		return meta, err
+	}
+	var jobIDs []string
+	for err := range d.pages(ctx, jobs.IDPrefix, filter, nil, read) {
+		if err != nil {
+			return nil, failed(ctx, "list the jobs of chat "+chatID, err)
+		}
+		for _, job := range page {
+			jobIDs = append(jobIDs, job.ID)
+		}
+	}
+	return jobIDs, nil
+}
+
+// Answers implements [runtime.Prober] by asking the template's ready check once.
+// No answer counts as no, within 2 seconds.
+//
+// With session_id in the ready check an answer proves that the session's sandbox
+// still serves. Without it, an answer only proves that something does: it may be
+// another process that was given the port since, and then the session counts as
+// alive for as long as that one answers. No answer does not prove that no process
+// is left: one that has closed its port may take some time to end.
+func (d *Driver) Answers(ctx context.Context, sessionID string, endpoint runtime.Endpoint) (bool, error) {
+	check := d.template.Ready().Check
+	check.Dial = d.dial
+	err := check.Once(ctx, endpoint, sessionID)
+	if err != nil && ctx.Err() != nil {
+		return false, fmt.Errorf("nomad: ask session %s at %s: %w", sessionID, endpoint.AddrPort(), ctx.Err())
+	}
+	return err == nil, nil
+}

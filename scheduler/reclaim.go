@@ -1,0 +1,225 @@
+package scheduler
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/bivouac/bivouac/runtime"
+)
+
+// lateStart is how long after its session a sandbox must have been taken on by
+// its runtime to count as one that nobody was told of: its start arrived after
+// the create was given up, and after what should have refused it was collected.
+// It is far beyond operationLimit, since two clocks are compared.
+const lateStart = time.Hour
+
+// found is a sandbox, and the runtime that runs it.
+type found struct {
+	runtime.Sandbox
+	name   string // of the runtime
+	driver runtime.Driver
+}
+
+// session is what a sandbox says of its session. IDs that are no UUIDs are nil.
+func (f found) session() *Session {
+	sessionID, _ := uuid.Parse(f.SessionID)
+	chatID, _ := uuid.Parse(f.ChatID)
+	return &Session{
+		SessionID:      sessionID,
+		ChatID:         chatID,
+		AgentID:        f.AgentID,
+		VolumeHostPath: f.VolumeHostPath,
+		Runtime:        f.name,
+		ContainerID:    f.ContainerID,
+		Endpoint:       f.Endpoint,
+		CreatedAt:      f.CreatedAt,
+		ExpiresAt:      f.ExpiresAt,
+	}
+}
+
+// finder names the sandboxes of a chat in one runtime, as [runtime.ChatFinder]
+// does.
+type finder struct {
+	name   string
+	driver runtime.Driver
+	find   func(ctx context.Context, chatID, except string) ([]runtime.Sandbox, error)
+}
+
+// chatFinders returns the drivers that can name a chat's sandboxes at once. Of
+// the sandboxes of other drivers only their records tell.
+func (s *Scheduler) chatFinders() []finder {
+	var finders []finder
+	for _, name := range slices.Sorted(maps.Keys(s.Drivers)) {
+		if f, ok := s.Drivers[name].(runtime.ChatFinder); ok {
+			finders = append(finders, finder{name, s.Drivers[name], f.FindChat})
+		}
+	}
+	return finders
+}
+
+// findOthers returns the chat's sandboxes that are not dead, apart from that of
+// the recorded session, if there is one: the newest first.
+func findOthers(ctx context.Context, finders []finder, chatID uuid.UUID, recorded *Session) ([]found, error) {
+	except := ""
+	if recorded != nil {
+		except = recorded.SessionID.String()
+	}
+	var others []found
+	for _, f := range finders {
+		sandboxes, err := f.find(ctx, chatID.String(), except)
+		if err != nil {
+			return nil, runtimeError(ctx, "find the chat's sandboxes in runtime "+f.name, err)
+		}
+		for _, sandbox := range sandboxes {
+			others = append(others, found{sandbox, f.name, f.driver})
+		}
+	}
+	slices.SortFunc(others, newestFirst)
+	return others, nil
+}
+
+func newestFirst(a, b found) int {
+	return cmp.Or(b.CreatedAt.Compare(a.CreatedAt), cmp.Compare(a.SessionID, b.SessionID))
+}
+
+// reclaimed is what reclaim did.
+type reclaimed struct {
+	adopted bool
+	ended   []found
+}
+
+// reclaim makes the lease's record and the chat's sandboxes fit together, before
+// the session is created, replaced or ended.
+//
+// A sandbox that runs while the record's own does not has lost its record, as
+// when the store was set back to an old state or somebody edited a key. It is
+// adopted: the record is written again from what the sandbox says of itself.
+// What else of the chat is alive, beside the record's own, is ended. It costs
+// nothing where there is none.
+func (s *Scheduler) reclaim(ctx context.Context, lease Lease, chatID uuid.UUID, finders []finder) (done reclaimed, err error) {
+	current := lease.Session()
+	others, err := findOthers(ctx, finders, chatID, current)
+	if err != nil || len(others) == 0 {
+		return done, err
+	}
+	alive := false
+	if current != nil {
+		if alive, err = s.isAlive(ctx, *current); err != nil {
+			return done, err
+		}
+	}
+	lost := slices.IndexFunc(others, func(other found) bool { return whyNotAdopted(other.Sandbox) == nil })
+	if !alive && lost >= 0 {
+		if current != nil {
+			if err := s.outlive(ctx, lease, *current); err != nil {
+				return done, err
+			}
+		}
+		if _, err := s.adopt(ctx, lease, others[lost], Keep); err != nil {
+			return done, err
+		}
+		done.adopted, others = true, slices.Delete(others, lost, lost+1)
+	}
+	for _, other := range others {
+		if err := s.endOrphan(ctx, lease, other); err != nil {
+			return done, err
+		}
+		done.ended = append(done.ended, other)
+	}
+	return done, nil
+}
+
+// isAlive says whether the record's own sandbox may still run: its driver knows
+// it, as the chat's, and not as dead.
+func (s *Scheduler) isAlive(ctx context.Context, session Session) (bool, error) {
+	driver, err := s.driver(session.Runtime)
+	if err != nil {
+		return false, err
+	}
+	limited, cancel := context.WithTimeout(ctx, stopLimit)
+	defer cancel()
+	sandbox, err := driver.Inspect(limited, session.SessionID.String())
+	switch {
+	case errors.Is(err, runtime.ErrNotFound):
+		return false, nil
+	case err != nil:
+		return false, runtimeError(ctx, "look at the recorded sandbox", err)
+	}
+	return sandbox.State != runtime.StateDead && !isOfAnotherChat(sandbox, session), nil
+}
+
+// outlive makes sure that nothing comes of a record's session any more, whose
+// sandbox is not alive, before another one takes the record over.
+func (s *Scheduler) outlive(ctx context.Context, lease Lease, session Session) error {
+	driver, err := s.driver(session.Runtime)
+	if err != nil {
+		return err
+	}
+	known, err := isKnown(ctx, driver, session)
+	switch {
+	case errors.Is(err, ErrDamaged):
+		return nil // it is another chat's session, and goes on
+	case err != nil:
+		return err
+	case known && session.State != StateCreating:
+		return nil // its end was seen
+	}
+	return endSandbox(ctx, lease, driver, runtime.Driver.Delete, session, known)
+}
+
+// whyNotAdopted returns why no record can be made of a sandbox, nil if one can.
+func whyNotAdopted(sandbox runtime.Sandbox) error {
+	_, err := uuid.Parse(sandbox.SessionID)
+	switch {
+	case err != nil:
+		return fmt.Errorf("%w: its session ID %q is no UUID", ErrInvalid, sandbox.SessionID)
+	case sandbox.AgentID == "" || sandbox.VolumeHostPath == "" || sandbox.CreatedAt.IsZero() || sandbox.ExpiresAt.IsZero():
+		return fmt.Errorf("%w: its runtime does not say what it was created for", ErrInvalid)
+	case isLate(sandbox):
+		return fmt.Errorf("%w: it was started %s after its session was created, when nobody waited for it any more",
+			ErrInvalid, sandbox.RegisteredAt.Sub(sandbox.CreatedAt).Round(time.Second))
+	case sandbox.State != runtime.StateRunning:
+		return fmt.Errorf("%w: it is %s", ErrNotRunning, sandbox.State)
+	case sandbox.ContainerID == "" || !sandbox.Endpoint.IsValid():
+		return fmt.Errorf("%w: its runtime does not say where it is reached", ErrNotRunning)
+	}
+	return nil
+}
+
+func isLate(sandbox runtime.Sandbox) bool {
+	return !sandbox.CreatedAt.IsZero() && sandbox.RegisteredAt.Sub(sandbox.CreatedAt) > lateStart
+}
+
+// adopt writes the record of a sandbox that has none, from what the sandbox says
+// of itself. As the expiry may have been extended in the record that was lost,
+// the session lives for the default TTL at least.
+func (s *Scheduler) adopt(ctx context.Context, lease Lease, sandbox found, then Then) (Session, error) {
+	session := *sandbox.session()
+	session.State = StateRunning
+	if least := s.now().Add(s.TTL); least.After(session.ExpiresAt) {
+		session.ExpiresAt = least
+	}
+	if err := write(ctx, lease, &session, then); err != nil {
+		return Session{}, fmt.Errorf("adopt session %s: %w", session.SessionID, err)
+	}
+	count(ctx, s.metrics.adopt, result("adopted"))
+	s.Logger.Warn("sandbox_adopted", logArgs(session, "expires_at", session.ExpiresAt)...)
+	return session, nil
+}
+
+// endOrphan ends a sandbox that no record names.
+func (s *Scheduler) endOrphan(ctx context.Context, lease Lease, orphan found) error {
+	if err := stop(ctx, lease, orphan.driver, runtime.Driver.Delete, orphan.SessionID); err != nil {
+		return fmt.Errorf("end session %s, which no record names: %w", orphan.SessionID, err)
+	}
+	s.Logger.Warn("sandbox_orphan_stopped", "chat_id", orphan.ChatID,
+		"session_id", orphan.SessionID, "container_id", orphan.ContainerID)
+	return nil
+}
