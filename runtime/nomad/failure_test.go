@@ -251,7 +251,7 @@ func TestCreate_is_not_taken_in_by_a_foreign_process(t *testing.T) {
 	must.NoError(t, err)
 	// A demo sandbox that was told another session's ID.
 	impostor := task("raw_exec", shell("BIVOUAC_SESSION_ID=other BIVOUAC_WORKSPACE=/tmp exec "+self+" demo-sandbox"), "")
-	r := openShared(t, templateOf(t, "2s", impostor))
+	r := openShared(t, templateOf(t, "5s", impostor))
 	_, err = r.Create(patiently(t), newSpec(t, r), ignore)
 	must.ErrorIs(t, err, runtime.ErrNotReady)
 	must.ErrorContains(t, err, "something else has this port")

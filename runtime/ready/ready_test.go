@@ -147,21 +147,26 @@ func TestWait_StayOpen(t *testing.T) {
 		patient := ready.Check{StayOpen: time.Hour}
 		must.NoError(t, patient.Wait(t.Context(), behind(t, func(conn net.Conn) { _, _ = conn.Write([]byte("220 hello")) }), sessionID))
 	})
-	for name, handle := range map[string]func(net.Conn){
-		"a connection that is closed at once": func(net.Conn) {},
-		"a connection that is reset":          func(conn net.Conn) { _ = conn.(*net.TCPConn).SetLinger(0) },
-		"a connection that is closed somewhat later": func(conn net.Conn) {
+	for _, tc := range []struct {
+		name   string
+		handle func(net.Conn)
+		cause  string
+	}{
+		{"a connection that is closed at once", func(net.Conn) {}, "nobody listens behind it"},
+		// It may be reset before it is open to the caller.
+		{"a connection that is reset", func(conn net.Conn) { _ = conn.(*net.TCPConn).SetLinger(0) }, "reset"},
+		{"a connection that is closed somewhat later", func(conn net.Conn) {
 			_ = conn.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
 			untilHungUp(conn)
-		},
+		}, "nobody listens behind it"},
 	} {
-		t.Run("refuses "+name, func(t *testing.T) {
+		t.Run("refuses "+tc.name, func(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 			defer cancel()
-			err := check.Wait(ctx, behind(t, handle), sessionID)
+			err := check.Wait(ctx, behind(t, tc.handle), sessionID)
 			must.ErrorIs(t, err, runtime.ErrNotReady)
 			must.ErrorIs(t, err, context.DeadlineExceeded)
-			must.ErrorContains(t, err, "nobody listens behind it")
+			must.ErrorContains(t, err, tc.cause)
 		})
 	}
 	t.Run("refuses one that stays open if the next one is closed", func(t *testing.T) {
