@@ -85,7 +85,7 @@ func (c *cluster) BreakLock(t *testing.T, chatID uuid.UUID) {
 
 func (c *cluster) Damage(t *testing.T, chatID uuid.UUID) {
 	t.Helper()
-	c.set(t, newKeyspace(c.prefix).record(chatID), `{"v":1,"session_id":"x`)
+	c.set(t, c.keys(t).record(chatID), `{"v":1,"session_id":"x`)
 }
 
 // MustBeEmpty waits, since what a caller who left may have in Consul is cleared
