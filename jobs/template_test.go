@@ -335,7 +335,7 @@ func TestParse_tells_the_first_syntax_errors(t *testing.T) {
 	must.NoError(t, err)
 	broken := strings.Replace(string(src), `"bivouac-demo:dev"`, `"bivouac-demo:dev`, 1)
 	_, err = jobs.Parse("docker.hcl", []byte(broken), nil)
-	must.ErrorContains(t, err, "docker.hcl:24,")
+	must.ErrorContains(t, err, "docker.hcl:25,")
 	must.ErrorContains(t, err, "more from here on")
 	must.Eq(t, 4, len(strings.Split(err.Error(), "\n")))
 }

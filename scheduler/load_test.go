@@ -2,7 +2,6 @@ package scheduler_test
 
 import (
 	"context"
-	"errors"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -274,6 +273,6 @@ func TestEnd(t *testing.T) {
 		must.NoError(t, err)
 		must.Eq(t, scheduler.ResultReused, res.Result)
 		_, err = w.Create(t.Context(), someCreate())
-		must.True(t, errors.Is(err, scheduler.ErrShuttingDown))
+		must.ErrorIs(t, err, scheduler.ErrShuttingDown)
 	})
 }

@@ -122,6 +122,9 @@ func (s *Scheduler) shuttingDown(err error) error {
 	if err == nil || s.ending.Err() == nil {
 		return err
 	}
+	if errors.Is(err, ErrShuttingDown) {
+		return err
+	}
 	return fmt.Errorf("%w: %w", ErrShuttingDown, err)
 }
 
@@ -140,6 +143,9 @@ func (s *Scheduler) driver(name string) (runtime.Driver, error) {
 
 // lock takes the chat's lock for a caller. It gives up when End is called.
 func (s *Scheduler) lock(ctx context.Context, chatID uuid.UUID, wait time.Duration) (Lease, error) {
+	if s.ending.Err() != nil {
+		return nil, ErrShuttingDown
+	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(s.ending, cancel)()
