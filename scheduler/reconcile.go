@@ -259,7 +259,7 @@ func (s *Scheduler) resolveAll(ctx context.Context, orphans []found, wait time.D
 		g.Go(func() error {
 			for _, orphan := range orphans {
 				if ctx.Err() != nil { // nobody wants the rest any more
-					return nil
+					break
 				}
 				session, remains := s.resolveOne(ctx, orphan, wait)
 				mu.Lock()

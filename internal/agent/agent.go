@@ -11,7 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	stdlog "log"
+	stdlog "log" //nolint:depguard // it is sent to the hclog.Logger
 	"net"
 	"net/http"
 	"os"

@@ -120,7 +120,7 @@ func silent(ts *testscript.TestScript, _ bool, args []string) {
 	until(ts, func(ctx context.Context) error {
 		conn, err := new(net.Dialer).DialContext(ctx, "tcp", addr)
 		if err != nil {
-			return nil
+			return nil //nolint:nilerr // that nobody answers is what is waited for
 		}
 		return errors.Join(fmt.Errorf("%s still answers", addr), conn.Close())
 	})

@@ -164,7 +164,7 @@ func (w watcher) watch(ctx context.Context) error {
 		case <-time.After(pause):
 		}
 	}
-	return nil
+	return nil //nolint:nilerr // to be interrupted is no failure
 }
 
 // retryAfter returns how long the server asks to wait, 0 if it does not.

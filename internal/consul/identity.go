@@ -121,7 +121,7 @@ func (i *identity) run(ctx context.Context) error {
 			told = time.Time{}
 			continue
 		case ctx.Err() != nil:
-			return nil
+			return nil //nolint:nilerr // nobody wants the identity any more
 		}
 		i.fail(err, read)
 		level := hclog.Debug

@@ -3,6 +3,7 @@ package e2e
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"strings"
 	"sync"
@@ -253,9 +254,7 @@ func (w *world) copyJob(session wire.Session, meta map[string]string) string {
 	id := uuid.NewString()
 	job.ID, job.Name = new("bivouac-"+id), new("bivouac-"+id)
 	job.Meta["session_id"] = id
-	for key, value := range meta {
-		job.Meta[key] = value
-	}
+	maps.Copy(job.Meta, meta)
 	job.Version, job.CreateIndex, job.ModifyIndex, job.JobModifyIndex = nil, nil, nil, nil
 	_, _, err = w.nomad.Jobs().Register(job, nil)
 	must.NoError(w.t, err)

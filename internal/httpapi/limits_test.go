@@ -99,7 +99,7 @@ func TestTheServerItselfIsNoPath(t *testing.T) {
 	a := start(t, &fake{})
 	conn, err := new(net.Dialer).DialContext(t.Context(), "tcp", strings.TrimPrefix(a.url, "http://"))
 	must.NoError(t, err)
-	defer conn.Close()
+	t.Cleanup(func() { must.NoError(t, conn.Close()) })
 	_, err = io.WriteString(conn, "OPTIONS * HTTP/1.1\r\nHost: localhost\r\n\r\n")
 	must.NoError(t, err)
 	res, err := http.ReadResponse(bufio.NewReader(conn), nil)

@@ -378,8 +378,8 @@ func TestAFolderThatOthersCanWriteToIsRefused(t *testing.T) {
 		make func(t *testing.T, dir string)
 		want string
 	}{
-		"one that anybody can write to":   {func(t *testing.T, dir string) { must.NoError(t, os.Chmod(dir, 0o777)) }, "others can write to"}, //nolint:gosec // as somebody careless does
-		"one that its group can write to": {func(t *testing.T, dir string) { must.NoError(t, os.Chmod(dir, 0o770)) }, "others can write to"}, //nolint:gosec // as above
+		"one that anybody can write to":   {func(t *testing.T, dir string) { must.NoError(t, os.Chmod(dir, 0o777)) }, "others can write to"},
+		"one that its group can write to": {func(t *testing.T, dir string) { must.NoError(t, os.Chmod(dir, 0o770)) }, "others can write to"},
 		"a symbolic link": {func(t *testing.T, dir string) {
 			must.NoError(t, os.RemoveAll(dir))
 			must.NoError(t, os.Symlink(t.TempDir(), dir))
@@ -393,7 +393,7 @@ func TestAFolderThatOthersCanWriteToIsRefused(t *testing.T) {
 		"one with a record that anybody can write to": {func(t *testing.T, dir string) {
 			record := filepath.Join(dir, uuid.NewString()+recordExt)
 			must.NoError(t, os.WriteFile(record, []byte("{}"), 0o600))
-			must.NoError(t, os.Chmod(record, 0o666)) //nolint:gosec // as above
+			must.NoError(t, os.Chmod(record, 0o666))
 		}, "others can write to"},
 		"one with a record that is a symbolic link": {func(t *testing.T, dir string) {
 			must.NoError(t, os.Symlink("/dev/null", filepath.Join(dir, uuid.NewString()+recordExt)))

@@ -55,7 +55,8 @@ func (d *Driver) read(ctx context.Context, jobID string) (state, error) {
 		return s, true
 	})
 	// A job of another instance is not kept in the cache, which could not add to it.
-	if alloc := s.sandboxAlloc(); alloc == nil || alloc.AllocatedResources != nil || d.notForeign(s) != nil {
+	ours := d.notForeign(s) == nil
+	if alloc := s.sandboxAlloc(); alloc == nil || alloc.AllocatedResources != nil || !ours {
 		return s, nil
 	}
 	return d.readResources(ctx, s.sandboxAlloc().ID, jobID)

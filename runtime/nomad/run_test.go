@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	"github.com/hashicorp/go-hclog"
@@ -77,7 +78,7 @@ func TestRun(t *testing.T) {
 			name: "two starts are two runs, whatever lay between them", captured: "client_rebooted", mains: "web",
 			change: func(a *api.AllocationListStub) {
 				events := a.TaskStates["web"].Events
-				a.TaskStates["web"].Events = append(events[:3:3], events[4])
+				a.TaskStates["web"].Events = slices.Concat(events[:3], events[4:5])
 			},
 			state: runtime.StateLost, surplus: true, reason: `task "web" was started again by Nomad` + stopped,
 		},

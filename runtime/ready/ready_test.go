@@ -120,8 +120,8 @@ func behind(t *testing.T, handle func(conn net.Conn)) runtime.Endpoint {
 				return
 			}
 			conns.Go(func() {
-				defer conn.Close()
 				handle(conn)
+				_ = conn.Close() // the other side may be gone
 			})
 		}
 	})
