@@ -213,7 +213,7 @@ func (l *launch) failure(s state) error {
 	case !s.known:
 		return nil // its own events are on their way
 	case alloc != nil && runOver(s.job, alloc) != "": // whoever has stopped the job since
-		return fmt.Errorf("nomad: %w: %s", runtime.ErrNotReady, runOver(s.job, alloc))
+		return l.ended(runOver(s.job, alloc))
 	case l.driver.fit(s, l.spec) != nil:
 		return l.driver.fit(s, l.spec)
 	case alloc == nil:
@@ -223,12 +223,18 @@ func (l *launch) failure(s state) error {
 		return nil
 	}
 	if state, why := l.driver.stateOf(s, alloc); state == runtime.StateDead || state == runtime.StateLost {
-		if strings.HasSuffix(why, noSuchVolume+l.spec.VolumeHostPath) {
-			return fmt.Errorf("nomad: %w: volume: %s", runtime.ErrInvalid, why)
-		}
-		return fmt.Errorf("nomad: %w: %s", runtime.ErrNotReady, why)
+		return l.ended(why)
 	}
 	return nil
+}
+
+// ended tells that the sandbox ended before it was ready: by the caller's mistake
+// if the volume is missing.
+func (l *launch) ended(why string) error {
+	if strings.HasSuffix(why, noSuchVolume+l.spec.VolumeHostPath) {
+		return fmt.Errorf("nomad: %w: volume: %s", runtime.ErrInvalid, why)
+	}
+	return fmt.Errorf("nomad: %w: %s", runtime.ErrNotReady, why)
 }
 
 // tooLate says what the sandbox was waiting for when its time ran out.

@@ -219,7 +219,7 @@ func TestCreate_tells_what_made_a_task_end(t *testing.T) {
 	_, err := r.Create(patiently(t), spec, ignore)
 	t.Log(err)
 	must.ErrorIs(t, err, runtime.ErrNotReady)
-	must.ErrorContains(t, err, "exit code 0, after restart signaled: healthcheck: check")
+	must.ErrorContains(t, err, "was ended by Nomad to be restarted: healthcheck: check")
 	must.ErrorContains(t, err, "unhealthy")
 	allocs, _, err := r.client.Jobs().Allocations(jobs.ID(spec.SessionID), true, nil)
 	must.NoError(t, err)
