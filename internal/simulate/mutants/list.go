@@ -96,13 +96,13 @@ func mutants() []mutant {
 		{without: "look after an unknown outcome", changes: []change{
 			{lease, `		applied, settleErr := l.settle(ctx)`, `		applied, settleErr := (*write)(nil), error(nil)`},
 		}, noticedBy: test{"./internal/consul", "TestWriteIsMadeOnceWhateverHappensToARequest"}},
-		// The simulation has one Bivouac, and a Consul that loses nothing.
 		{without: "identity check of writes", changes: []change{
 			{lease, `	ops = append(ops, l.store.identity.unmoved())`, ``},
-		}, noticedBy: test{"./internal/consul", "TestStoreThatLosesItsData"}},
+		}},
 		{without: "standing still without an identity", changes: []change{
 			{"internal/consul/identity.go", `case len(running) > 0:`, `case false:`},
-		}, noticedBy: test{"./internal/consul", "TestStoreWithoutIdentity"}},
+		}},
+		// The simulation has one Bivouac.
 		{without: "instance of each job", changes: []change{
 			{"runtime/nomad/foreign.go", `case !d.instance.owns(id):`, `case false:`},
 		}, noticedBy: test{"./runtime/nomad", "TestForeignJobs_are_left_alone"}},
