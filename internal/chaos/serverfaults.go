@@ -1,12 +1,9 @@
 package main
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 	"time"
 
@@ -17,7 +14,7 @@ import (
 	"github.com/bivouac/bivouac/internal/stack"
 )
 
-// consulFaults are what happens to Consul, and to what is in it.
+// consulFaults are what happens to Consul, and to its locks and sessions.
 func (w *world) consulFaults() []fault {
 	return []fault{
 		{"Consul leader killed", 25 * time.Second, nil, func(ctx context.Context) error {
@@ -50,8 +47,6 @@ func (w *world) consulFaults() []fault {
 		}},
 		{"lock key deleted", 5 * time.Second, nil, w.deleteLock},
 		{"Consul session destroyed", 5 * time.Second, nil, w.destroySession},
-		{"clock key set a day ahead", 10 * time.Second, nil, w.setClock},
-		{"record deleted", 5 * time.Second, nil, w.deleteRecord},
 	}
 }
 
@@ -108,63 +103,6 @@ func (w *world) deleteLock(ctx context.Context) error {
 		pause(ctx, 5*time.Millisecond)
 	}
 	return errMissed
-}
-
-// setClock writes a time to the clock key that is a day ahead, by which no session
-// may end. If no replica knows better, it deletes the key, as health says to.
-func (w *world) setClock(ctx context.Context) error {
-	value := []byte("hand " + time.Now().Add(24*time.Hour).UTC().Format(time.RFC3339Nano))
-	if err := patiently(ctx, func(ctx context.Context) error {
-		_, err := w.kv.KV().Put(&consulapi.KVPair{Key: clockKey, Value: value}, (&consulapi.WriteOptions{}).WithContext(ctx))
-		return err
-	}); err != nil {
-		return err
-	}
-	pause(ctx, 5*time.Second)
-	return patiently(ctx, func(ctx context.Context) error {
-		pair, _, err := w.kv.KV().Get(clockKey, (&consulapi.QueryOptions{RequireConsistent: true}).WithContext(ctx))
-		if err != nil || pair == nil || !bytes.Equal(pair.Value, value) {
-			return err
-		}
-		w.log.note("nobody has overwritten the clock key: it is deleted")
-		_, _, err = w.kv.KV().DeleteCAS(pair, (&consulapi.WriteOptions{}).WithContext(ctx))
-		return err
-	})
-}
-
-// deleteRecord deletes the record of a session whose sandbox runs: it is to be
-// adopted, and the chat must not get another one beside it.
-func (w *world) deleteRecord(ctx context.Context) error {
-	var pairs consulapi.KVPairs
-	if err := patiently(ctx, func(ctx context.Context) (err error) {
-		pairs, _, err = w.kv.KV().List(prefix+"v1/sessions/", (&consulapi.QueryOptions{RequireConsistent: true}).WithContext(ctx))
-		return err
-	}); err != nil {
-		return err
-	}
-	running := w.census.running()
-	pairs = slices.DeleteFunc(pairs, func(pair *consulapi.KVPair) bool {
-		var r record
-		return json.Unmarshal(pair.Value, &r) != nil || r.State != "running" || running[r.SessionID] == nil
-	})
-	if len(pairs) == 0 {
-		return errMissed
-	}
-	pair := pairs[w.below(len(pairs))]
-	chat, err := uuid.Parse(pair.Key[strings.LastIndexByte(pair.Key, '/')+1:])
-	if err != nil {
-		return err
-	}
-	w.told.loses(chat)
-	w.log.note("delete the record of chat %s", chat)
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
-	defer cancel()
-	done, _, err := w.kv.KV().DeleteCAS(pair, (&consulapi.WriteOptions{}).WithContext(ctx))
-	if err != nil || !done {
-		w.log.note("the record of chat %s was not deleted: %v", chat, err)
-		return errMissed // it changed, or Consul is out
-	}
-	return nil
 }
 
 // destroySession ends the Consul session of a replica, and all its locks.
