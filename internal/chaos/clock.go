@@ -17,6 +17,9 @@ type clock struct {
 	recent []time.Duration // how far the agreed time was ahead, at the last ticks
 }
 
+// clockKey holds the agreed time.
+const clockKey = prefix + "v1/clock"
+
 // clockSamples is how many of the last ticks count. Where the time stood still for
 // a while, some replicas may go by the later time for a few ticks.
 const clockSamples = 20
@@ -38,7 +41,7 @@ func (c *clock) ours(agreed time.Time) time.Time { return agreed.Add(-c.agreed(a
 func (c *clock) follow(ctx context.Context, kv *consulapi.KV) {
 	var index uint64
 	for ctx.Err() == nil {
-		pair, meta, err := kv.Get(prefix+"v1/clock", (&consulapi.QueryOptions{WaitIndex: index, WaitTime: 5 * time.Second}).WithContext(ctx))
+		pair, meta, err := kv.Get(clockKey, (&consulapi.QueryOptions{WaitIndex: index, WaitTime: 5 * time.Second}).WithContext(ctx))
 		if err != nil || pair == nil {
 			pause(ctx, 200*time.Millisecond) // Consul is out, or it is early
 			continue
@@ -53,8 +56,8 @@ func (c *clock) follow(ctx context.Context, kv *consulapi.KV) {
 func (c *clock) take(tick string) {
 	_, text, _ := strings.Cut(tick, " ")
 	at, err := time.Parse(time.RFC3339Nano, text)
-	if err != nil {
-		return
+	if err != nil || time.Until(at).Abs() > 2*farOff {
+		return // a fault wrote it, and no replica may go by it
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()

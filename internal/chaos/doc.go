@@ -22,6 +22,15 @@
 // the only one that this command uses; the tests of this package use those that kill
 // and pause.
 //
+// Some faults are an operator's mistakes: a sandbox's task is restarted inside its
+// allocation, after which the session must be dead and the second run must end; a
+// record is deleted, after which the sandbox must live and be adopted; the clock key
+// is set a day ahead, after which no session may expire early. A second Bivouac of
+// the same name runs beside the first one, below another prefix in Consul. Its
+// sandboxes must live through all of it, unless their node is lost.
+//
+// That the whole store is set back or wiped is left to package simulate.
+//
 // Plugins are not part of it: what their crashes leave is shown by the tests of
 // internal/pluginhost and examples.
 //

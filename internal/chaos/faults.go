@@ -58,6 +58,7 @@ func (w *world) lanes() []lane {
 		{w.nomadServerFaults(), 7 * time.Second, 15 * time.Second},
 		{w.nomadClientFaults(), 3 * time.Second, 9 * time.Second},
 		{w.sandboxFaults(), 5 * time.Second, 14 * time.Second},
+		{w.storeFaults(), 10 * time.Second, 30 * time.Second},
 	}
 	for _, r := range w.replicas {
 		lanes = append(lanes, lane{w.replicaFaults(r), 2 * time.Second, 7 * time.Second})

@@ -24,6 +24,9 @@ type ledger struct {
 	nodes     map[uuid.UUID]string    // where sessions run, told or not
 	running   map[uuid.UUID]*sandbox  // what the last look at processes found
 	doomed    map[uuid.UUID]time.Time // when a fault was to end a session, told or not
+	restarted map[uuid.UUID]*restart  // sessions whose task a fault had run once more
+	lacking   map[uuid.UUID]time.Time // chats whose record a fault deleted, since when, until all has settled
+	lacked    map[string]bool         // all such chats
 	deletions map[uuid.UUID][]*deletion
 	hazards   []hazard
 	suspects  []suspect
@@ -78,6 +81,12 @@ const lateLimit = pastTTL + settleLimit + stopTime
 // stopTime is within what time a sandbox ends that is stopped.
 const stopTime = 10 * time.Second
 
+// restart is that a task was run once more in its allocation.
+type restart struct {
+	first  []int     // the processes of its first run
+	second time.Time // when one of another run was first seen
+}
+
 // hazard is a node that Nomad took for lost. When it is back it ends what ran
 // there.
 type hazard struct {
@@ -100,6 +109,7 @@ func newLedger(log *timeline) *ledger {
 	return &ledger{
 		log: log, chats: make(map[uuid.UUID][]*told), sessions: make(map[uuid.UUID]*told),
 		nodes: make(map[uuid.UUID]string), running: make(map[uuid.UUID]*sandbox), doomed: make(map[uuid.UUID]time.Time),
+		restarted: make(map[uuid.UUID]*restart), lacking: make(map[uuid.UUID]time.Time), lacked: make(map[string]bool),
 		deletions: make(map[uuid.UUID][]*deletion), confirmed: make(map[string]bool), ends: make(map[cause]int),
 	}
 }
@@ -120,6 +130,9 @@ func (l *ledger) saw(a answer) {
 	t := l.sessions[s.SessionID]
 	if t == nil {
 		t = &told{session: s.SessionID, chat: s.ChatID, agent: s.AgentID, created: l.clock.ours(s.CreatedAt), first: a.end}
+		if t.created.After(a.end) { // by the clock of another Bivouac
+			t.created = a.end
+		}
 		l.sessions[s.SessionID] = t
 		l.chats[s.ChatID] = append(l.chats[s.ChatID], t)
 	}
@@ -135,13 +148,16 @@ func (l *ledger) saw(a answer) {
 	if s.ExpiresAt.After(t.expires) {
 		t.expires, t.expiresTold = s.ExpiresAt, a.end
 	}
-	if runs := l.running[s.SessionID]; s.State == "dead" && runs != nil && slices.ContainsFunc(runs.pids, isAlive) {
+	if runs := l.running[s.SessionID]; s.State == "dead" && runs != nil && slices.ContainsFunc(l.firstRun(runs), isAlive) {
 		l.wrong(t, "%s says that session %s is dead, and it runs on %s, pids %v", a.op, s.SessionID, runs.node, runs.pids)
 	}
 	switch s.State {
 	case "dead", "lost", "stopping":
 		l.suspects = append(l.suspects, suspect{wrong, t, l.instant(a.end), fmt.Sprintf("%s says that session %s is %s: %s", a.op, s.SessionID, s.State, s.Reason), false})
 	case "running":
+		if r := l.restarted[s.SessionID]; r != nil && !r.second.IsZero() && a.start.After(r.second.Add(restartLimit)) {
+			l.wrong(t, "%s says that session %s runs, %s after its second run was seen", a.op, s.SessionID, a.start.Sub(r.second))
+		}
 	default:
 		l.wrong(t, "%s tells of session %s in state %q", a.op, s.SessionID, s.State)
 	}
@@ -215,6 +231,61 @@ func (l *ledger) doom(session uuid.UUID) {
 	}
 }
 
+// restartLimit is how long after a second run of a task began a replica may take the
+// session for what it was, as it may be cut off from Nomad, and Nomad from the node.
+const restartLimit = time.Minute
+
+// restarts notes that a fault is about to run a sandbox's task once more.
+func (l *ledger) restarts(s *sandbox) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.restarted[s.session] == nil {
+		l.restarted[s.session] = &restart{first: s.pids}
+	}
+}
+
+// firstRun returns the processes of a sandbox that are of its task's first run.
+func (l *ledger) firstRun(s *sandbox) []int {
+	r := l.restarted[s.session]
+	if r == nil {
+		return s.pids
+	}
+	return slices.DeleteFunc(slices.Clone(s.pids), func(pid int) bool { return !slices.Contains(r.first, pid) })
+}
+
+// secondRun returns the processes of a sandbox that are of a later run of its task.
+func (l *ledger) secondRun(s *sandbox) []int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	first := l.firstRun(s)
+	return slices.DeleteFunc(slices.Clone(s.pids), func(pid int) bool { return slices.Contains(first, pid) })
+}
+
+// loses notes that a fault is about to delete a chat's record. Until the record is
+// back, callers may be told that there is none; its sandbox must not end.
+func (l *ledger) loses(chat uuid.UUID) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.lacked[chat.String()] = true
+	if _, ok := l.lacking[chat]; !ok {
+		l.lacking[chat] = time.Now()
+	}
+}
+
+// misses says whether a record was deleted since all had settled.
+func (l *ledger) misses() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.lacking) > 0
+}
+
+// missed says whether the record of a chat was ever deleted.
+func (l *ledger) missed(chat string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.lacked[chat]
+}
+
 // lost notes that Nomad took a node for lost.
 func (l *ledger) lost(h hazard) {
 	l.mu.Lock()
@@ -233,6 +304,10 @@ func (l *ledger) runs(s *sandbox) {
 func (l *ledger) alive(s *sandbox, at time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if r := l.restarted[s.session]; r != nil && r.second.IsZero() && len(l.firstRun(s)) < len(s.pids) {
+		r.second = at
+		l.log.note("second run of chat %s session %s, pids %v", s.chat, s.session, s.pids)
+	}
 	if t := l.sessions[s.session]; t != nil && !t.deleted.IsZero() && t.deleted.Before(at) {
 		l.wrong(t, "session %s was deleted and still runs on %s, pids %v", s.session, s.node, s.pids)
 	}
@@ -265,6 +340,10 @@ func (l *ledger) judge() {
 	slices.SortStableFunc(l.suspects, func(a, b suspect) int { return a.when.at.Compare(b.when.at) })
 	for _, s := range l.suspects {
 		cause := l.cause(s.told, s.when)
+		since, lacks := l.lacking[s.told.chat]
+		if cause == noCause && s.kind == loss && !s.ended && lacks && !s.when.at.Before(since) {
+			continue // it was not found, and will be adopted
+		}
 		if s.ended {
 			l.ends[cause]++
 		}
@@ -273,6 +352,7 @@ func (l *ledger) judge() {
 		}
 	}
 	l.suspects = nil
+	clear(l.lacking)
 	for chat, all := range l.chats { // what is long over is not needed any more
 		var kept []*told
 		for _, t := range all {

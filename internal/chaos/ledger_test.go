@@ -11,6 +11,9 @@ import (
 	"github.com/bivouac/bivouac/internal/httpapi/wire"
 )
 
+// gonePID is that of no process: it is more than Linux gives out.
+const gonePID = 1 << 23
+
 // What contradicts what callers were told is found, and what has a cause is not
 // held against anybody.
 func TestLedgerFindsWhatMustNotBe(t *testing.T) {
@@ -119,6 +122,33 @@ func TestLedgerFindsWhatMustNotBe(t *testing.T) {
 			l.runs(&sandbox{session: session, chat: chat, node: "client-0", pids: []int{os.Getpid()}})
 			l.saw(answer{start: at(5), end: at(6), op: "get", session: told(session, time.Minute, "dead")})
 		}, 1},
+		{"it is told to be dead while only a second run of its task lives", func(l *ledger) {
+			l.doom(session)
+			l.restarts(&sandbox{session: session, pids: []int{gonePID}})
+			l.runs(&sandbox{session: session, chat: chat, node: "client-0", pids: []int{os.Getpid()}})
+			l.saw(answer{start: at(5), end: at(6), op: "get", session: told(session, time.Minute, "running")})
+			l.saw(answer{start: at(7), end: at(8), op: "get", session: told(session, time.Minute, "dead")})
+		}, 0},
+		{"it is handed out long after a second run of its task was seen", func(l *ledger) {
+			l.doom(session)
+			l.restarts(&sandbox{session: session, pids: []int{gonePID}})
+			l.alive(&sandbox{session: session, chat: chat, node: "client-0", pids: []int{os.Getpid()}}, at(5))
+			late := 6 + restartLimit.Seconds()
+			l.saw(answer{start: at(late), end: at(late), op: "create", session: told(session, time.Minute, "running")})
+		}, 1},
+		{"a get finds none after its record was deleted", func(l *ledger) {
+			l.loses(chat)
+			l.sawNone(at(5), at(6), chat, "get")
+		}, 0},
+		{"a get finds none after its record was deleted and all had settled", func(l *ledger) {
+			l.loses(chat)
+			l.judge()
+			l.sawNone(at(5), at(6), chat, "get")
+		}, 1},
+		{"its sandbox ends after its record was deleted", func(l *ledger) {
+			l.loses(chat)
+			l.ended(here, at(10))
+		}, 1},
 		{"a cleanup ends it early", func(l *ledger) { l.cleaned(told(session, time.Minute, "running")) }, 1},
 		{"its sandbox does not answer", func(l *ledger) {
 			l.silent(answer{op: "create", session: told(session, time.Minute, "running")}, at(5), nil)
@@ -149,6 +179,7 @@ func TestLedgerGoesByTheAgreedTime(t *testing.T) {
 		{"expired by both", -30 * time.Second, 0, 0},
 		{"expired by none", 30 * time.Second, 0, 1},
 		{"expired by the agreed time alone", 30 * time.Second, time.Minute, 0},
+		{"expired by a time that a fault wrote alone", 30 * time.Second, 24 * time.Hour, 1},
 		{"expired by this machine's time alone", -30 * time.Second, -time.Minute, 1},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -137,8 +137,8 @@ func (w *world) report(took time.Duration) *report {
 	fmt.Fprintf(&b, "Sandboxes that callers had been told of and that ended: %s.\n", w.told.howTheyEnded())
 	settled := slices.SortedFunc(slices.Values(w.settled), cmp.Compare[time.Duration])
 	if len(settled) > 0 {
-		fmt.Fprintf(&b, "Settled %d times after the last fault, in %.1f s at the median and %.1f s at most (limit %s).\n",
-			len(settled), settled[len(settled)/2].Seconds(), settled[len(settled)-1].Seconds(), settleLimit)
+		fmt.Fprintf(&b, "Settled %d times after the last fault, in %.1f s at the median and %.1f s at most (limit %s, and %s after a record was deleted).\n",
+			len(settled), settled[len(settled)/2].Seconds(), settled[len(settled)-1].Seconds(), settleLimit, adoptLimit)
 	}
 	fmt.Fprintf(&b, "Creates served in quiet, by every replica for each chat: %d.\n", w.served.Load())
 	fmt.Fprintf(&b, "A violation counts for each fault of the last %s before it; the last row counts each once.\n", blameFor)

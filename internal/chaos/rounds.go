@@ -30,6 +30,7 @@ func (w *world) run(ctx context.Context) (*report, error) {
 
 func (w *world) cycles(ctx context.Context, end time.Time) error {
 	patience := end.Add(w.plan.duration)
+	w.serveNeighbour(ctx)
 	for round := 1; ctx.Err() == nil; round++ {
 		name, times := w.rarest()
 		switch now := time.Now(); {

@@ -36,6 +36,7 @@ func (w *world) sandboxFaults() []fault {
 			}
 			return nil
 		}},
+		{"task restarted in place", 12 * time.Second, nil, w.restartTask},
 		{"slow stop and immediate create", 20 * time.Second, nil, w.slowStop},
 		{fmt.Sprintf("%d creates at once on one chat", w.plan.burst), 15 * time.Second, nil, func(ctx context.Context) error {
 			chat := w.chats[w.below(len(w.chats))]
@@ -57,7 +58,9 @@ func (w *world) victim() *sandbox {
 	running := w.census.running()
 	var all []*sandbox
 	for _, s := range running {
-		all = append(all, s)
+		if slices.Contains(w.chats, s.chat) { // and not the neighbour's
+			all = append(all, s)
+		}
 	}
 	if len(all) == 0 {
 		return nil
@@ -67,6 +70,24 @@ func (w *world) victim() *sandbox {
 	w.told.doom(s.session)
 	w.log.note("FAULT hits chat %s session %s on %s, pids %v", s.chat, s.session, s.node, s.pids)
 	return s
+}
+
+// restartTask has Nomad run a sandbox's task once more in its allocation. That one
+// is not the sandbox that was handed out, and must end.
+func (w *world) restartTask(ctx context.Context) error {
+	s := w.victim()
+	if s == nil {
+		return errMissed
+	}
+	w.told.restarts(s)
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	err := w.jobs.Allocations().Restart(&nomadapi.Allocation{ID: s.alloc.String()}, "", (&nomadapi.QueryOptions{}).WithContext(ctx))
+	if err != nil {
+		w.log.note("the operator cannot restart session %s: %v", s.session, err)
+		return errMissed // most likely Nomad or the node is out, or it has just ended
+	}
+	return nil
 }
 
 // slowStop deletes a session whose sandbox does not end when it is asked to, and

@@ -14,7 +14,7 @@ import (
 	"github.com/bivouac/bivouac/internal/stack"
 )
 
-// consulFaults are what happens to Consul, and to what is in it.
+// consulFaults are what happens to Consul, and to its locks and sessions.
 func (w *world) consulFaults() []fault {
 	return []fault{
 		{"Consul leader killed", 25 * time.Second, nil, func(ctx context.Context) error {

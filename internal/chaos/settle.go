@@ -20,9 +20,13 @@ import (
 // again: a replica's hold on its locks ends at twice its Consul session's TTL of
 // 10 s, and what it left in flight is done by then in a few passes of 5 s.
 //
-// A sandbox without any record would take longer, as it is looked at twice, a
-// minute apart, before it is stopped. As intents come first there must be none.
+// As intents come first there is no sandbox without a record, but for those whose
+// record a fault deleted: see adoptLimit.
 const settleLimit = 45 * time.Second
+
+// adoptLimit is within what time a sandbox is adopted whose record was deleted: it
+// is looked at twice, a minute apart.
+const adoptLimit = 3 * time.Minute
 
 // cleanupDelay is how long after its expiry a session may stand while nothing is
 // broken: until the next cleanup, and the stop of its sandbox.
@@ -36,10 +40,14 @@ func (w *world) settle(ctx context.Context) error {
 	if err := w.back(ctx); err != nil {
 		return err
 	}
+	limit := settleLimit
+	if w.told.misses() {
+		limit = adoptLimit
+	}
 	var left []string
 	for {
 		left = w.leftovers(ctx)
-		if len(left) == 0 || time.Since(began) > settleLimit || ctx.Err() != nil {
+		if len(left) == 0 || time.Since(began) > limit || ctx.Err() != nil {
 			break
 		}
 		pause(ctx, 500*time.Millisecond)
@@ -49,7 +57,7 @@ func (w *world) settle(ctx context.Context) error {
 	}
 	w.settled = append(w.settled, time.Since(began))
 	for _, l := range left {
-		w.log.violation(leak, mentioned(l), "left after %s of quiet: %s", settleLimit, l)
+		w.log.violation(leak, mentioned(l), "left after %s of quiet: %s", limit, l)
 	}
 	w.told.judge()
 	w.log.note("SETTLED after %s", time.Since(began).Round(time.Millisecond))
@@ -59,6 +67,9 @@ func (w *world) settle(ctx context.Context) error {
 // serveLimit is how long a create may take while nothing is broken, on a machine that
 // has other things to do.
 const serveLimit = 30 * time.Second
+
+// neighbourTTL is longer than a run.
+const neighbourTTL = 2 * time.Hour
 
 // serve has every replica asked for a sandbox of each chat, while nothing is broken:
 // to do no harm and to serve nobody is not enough.
@@ -72,10 +83,23 @@ func (w *world) serve(ctx context.Context) {
 		}
 		_ = all.Wait() // its functions return no error
 	}
+	w.serveNeighbour(ctx)
+}
+
+// serveNeighbour asks the neighbour for its sandboxes. The ledger knows of them, so
+// that none may end but for a cause of its own.
+func (w *world) serveNeighbour(ctx context.Context) {
+	for _, chat := range w.theirs {
+		w.serveOne(ctx, w.neighbour, chat)
+	}
 }
 
 func (w *world) serveOne(ctx context.Context, r *replica, chat uuid.UUID) {
-	err := w.load.create(ctx, r, chat, w.load.input("agent-1", 10*time.Minute), serveLimit)
+	ttl := 10 * time.Minute
+	if r == w.neighbour {
+		ttl = neighbourTTL
+	}
+	err := w.load.create(ctx, r, chat, w.load.input("agent-1", ttl), serveLimit)
 	switch {
 	case ctx.Err() != nil:
 	case err == nil || codeOf(err) == wire.CodeConflict: // it stands for another agent
@@ -108,7 +132,7 @@ func (w *world) back(ctx context.Context) error {
 	if err := servers.Wait(); err != nil {
 		return fmt.Errorf("not back after the last fault: %w", err)
 	}
-	for _, r := range w.replicas {
+	for _, r := range w.all() {
 		err := w.recovered(ctx, r, r.ready(ctx))
 		if err != nil && ctx.Err() == nil {
 			w.log.violation(wrong, r.name, "all servers are back: %v", err)
@@ -146,6 +170,7 @@ func (w *world) survey(ctx context.Context) (map[uuid.UUID]record, []string) {
 	records := make(map[uuid.UUID]record) // by session
 	chats := make(map[string]bool)
 	var entries []string
+	own := struct{ Instance string }{}
 	for _, pair := range pairs {
 		key := strings.TrimPrefix(pair.Key, prefix+"v1/")
 		folder, _, _ := strings.Cut(key, "/")
@@ -164,12 +189,17 @@ func (w *world) survey(ctx context.Context) (map[uuid.UUID]record, []string) {
 			}
 		case "flight":
 			left = append(left, "in flight: chat "+chat)
+		case "identity":
+			if err := json.Unmarshal(pair.Value, &own); err != nil {
+				left = append(left, fmt.Sprintf("the identity cannot be read: %v", err))
+			}
 		case "agents", "expiry":
 			entries = append(entries, key)
 		}
 	}
 	for _, key := range entries {
-		if chat := key[strings.LastIndexByte(key, '/')+1:]; !chats[chat] {
+		// Those of a record that was deleted go once they are due.
+		if chat := key[strings.LastIndexByte(key, '/')+1:]; !chats[chat] && !w.told.missed(chat) {
 			left = append(left, "index entry without a record: "+key)
 		}
 	}
@@ -188,18 +218,24 @@ func (w *world) survey(ctx context.Context) (map[uuid.UUID]record, []string) {
 		}
 	}
 	for id, s := range running {
+		if slices.Contains(w.theirs, s.chat) {
+			continue
+		}
+		if pids := w.told.secondRun(s); len(pids) > 0 {
+			left = append(left, fmt.Sprintf("second run of a sandbox: chat %s session %s on %s, pids %v", s.chat, id, s.node, pids))
+		}
 		if _, ok := records[id]; !ok {
 			left = append(left, fmt.Sprintf("process without a record: chat %s session %s on %s, pids %v", s.chat, id, s.node, s.pids))
 		}
 	}
 	w.log.note("%d records, %d processes, %d keys", len(records), len(running), len(pairs))
-	left = append(left, w.liveJobs(ctx, records)...)
+	left = append(left, w.liveJobs(ctx, own.Instance, records)...)
 	slices.Sort(left)
 	return records, left
 }
 
 // liveJobs lists the jobs that run, or are about to, without a record.
-func (w *world) liveJobs(ctx context.Context, records map[uuid.UUID]record) []string {
+func (w *world) liveJobs(ctx context.Context, own string, records map[uuid.UUID]record) []string {
 	list, _, err := w.jobs.Jobs().ListOptions(&nomadapi.JobListOptions{Fields: &nomadapi.JobListFields{Meta: true}},
 		(&nomadapi.QueryOptions{}).WithContext(ctx))
 	if err != nil {
@@ -207,7 +243,7 @@ func (w *world) liveJobs(ctx context.Context, records map[uuid.UUID]record) []st
 	}
 	var left []string
 	for _, job := range list {
-		if !strings.HasPrefix(job.Meta["bivouac_instance"], instance+"-") || job.Stop || job.Status == "dead" {
+		if job.Meta["bivouac_instance"] != own || job.Stop || job.Status == "dead" {
 			continue
 		}
 		id, err := uuid.Parse(job.Meta["session_id"])

@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -26,6 +27,10 @@ const (
 	replicas = 3
 	prefix   = "chaos/"
 	instance = "chaos"
+
+	// The neighbour is another Bivouac of the same name on the same servers.
+	neighbourPrefix = "neighbour/"
+	neighbourChats  = 3
 
 	// manyConns is more than Consul's and Nomad's own limits, as all
 	// replicas come from one address here.
@@ -47,11 +52,15 @@ type world struct {
 	jobs     *nomadapi.Client  // past the proxies
 	replicas []*replica
 	chats    []uuid.UUID
-	told     *ledger
-	census   *census
-	load     *load
-	settled  []time.Duration
-	served   atomic.Int64 // creates while nothing was broken
+
+	neighbour *replica
+	theirs    []uuid.UUID // the neighbour's chats
+
+	told    *ledger
+	census  *census
+	load    *load
+	settled []time.Duration
+	served  atomic.Int64 // creates while nothing was broken
 
 	random   *rand.Rand
 	randomMu sync.Mutex
@@ -70,7 +79,10 @@ func newWorld(ctx context.Context, dir string, log *timeline, p plan) (*world, e
 	for range p.chats {
 		w.chats = append(w.chats, uuid.New())
 	}
-	w.census = newCensus(w.chats, log, w.told)
+	for range neighbourChats {
+		w.theirs = append(w.theirs, uuid.New())
+	}
+	w.census = newCensus(slices.Concat(w.chats, w.theirs), log, w.told)
 	w.load = &load{chats: w.chats, volume: filepath.Join(dir, "volume"), told: w.told, log: log}
 	err := os.Mkdir(w.load.volume, 0o755)
 	if err == nil {
@@ -115,15 +127,7 @@ func (w *world) start(ctx context.Context) error {
 	for i := range replicas {
 		// Each has a server of its own, as agents of Consul are spread.
 		near := append(append([]string(nil), servers[i:]...), servers[:i]...)
-		consul, err := newProxy(near, w.draw())
-		if err != nil {
-			return err
-		}
-		nomad, err := newProxy([]string{w.nomad.Addr()}, w.draw())
-		if err != nil {
-			return err
-		}
-		r, err := newReplica(w.dir, fmt.Sprintf("replica-%d", i), binary, consul, nomad, flags("5s"))
+		r, err := w.newReplica(fmt.Sprintf("replica-%d", i), binary, near, flags("5s"))
 		if err != nil {
 			return err
 		}
@@ -132,6 +136,12 @@ func (w *world) start(ctx context.Context) error {
 			return err
 		}
 	}
+	if w.neighbour, err = w.newReplica("neighbour", binary, servers, append(flags("5s"), "-kv-prefix="+neighbourPrefix)); err != nil {
+		return err
+	}
+	if err := w.neighbour.start(ctx); err != nil {
+		return err
+	}
 	direct, err := newProxy(servers, w.draw())
 	if err != nil {
 		return err
@@ -139,6 +149,19 @@ func (w *world) start(ctx context.Context) error {
 	context.AfterFunc(ctx, direct.stop)
 	w.kv, err = consulapi.NewClient(&consulapi.Config{Address: direct.addr})
 	return err
+}
+
+// newReplica makes a replica that reaches the servers through proxies of its own.
+func (w *world) newReplica(name, binary string, consulServers, flags []string) (*replica, error) {
+	consul, err := newProxy(consulServers, w.draw())
+	if err != nil {
+		return nil, err
+	}
+	nomad, err := newProxy([]string{w.nomad.Addr()}, w.draw())
+	if err != nil {
+		return nil, err
+	}
+	return newReplica(w.dir, name, binary, consul, nomad, flags)
 }
 
 // flags are those of every replica.
@@ -151,7 +174,7 @@ func flags(cleanup string) []string {
 func (w *world) stop(keep bool) error {
 	w.halt()
 	var errs []error
-	for _, r := range w.replicas {
+	for _, r := range w.all() {
 		errs = append(errs, r.close())
 	}
 	if keep {
@@ -164,6 +187,14 @@ func (w *world) stop(keep bool) error {
 		errs = append(errs, w.consul.Stop())
 	}
 	return errors.Join(errs...)
+}
+
+// all returns the replicas and the neighbour.
+func (w *world) all() []*replica {
+	if w.neighbour == nil {
+		return w.replicas
+	}
+	return append(slices.Clone(w.replicas), w.neighbour)
 }
 
 func (w *world) agents() []*stack.Agent {

@@ -13,12 +13,9 @@ import (
 // instance says which. It changes nothing if an identity stands. Errors wrap
 // [scheduler.ErrInvalid] or [scheduler.ErrUnavailable].
 func (s *Store) Adopt(ctx context.Context, instance string) (Identity, error) {
-	own, stands := s.identity.known()
+	own, _ := s.identity.known()
 	if own.Instance != "" && instance != "" && instance != own.Instance {
 		return Identity{}, fmt.Errorf("consul: adopt: %w: this replica is of instance %s, not %s", scheduler.ErrInvalid, own.Instance, instance)
-	}
-	if stands {
-		return own, nil
 	}
 	next := own
 	var err error
@@ -26,7 +23,9 @@ func (s *Store) Adopt(ctx context.Context, instance string) (Identity, error) {
 		next, err = s.identity.adoptable(ctx, instance)
 	}
 	if err == nil {
-		_, err = s.identity.write(ctx, next, 0) // if another was first, that is what stands
+		// If an identity stands, it stays. Only the write tells: this replica may not
+		// have seen yet that its own was lost.
+		_, err = s.identity.write(ctx, next, 0)
 	}
 	if err == nil {
 		err = s.identity.written(ctx)

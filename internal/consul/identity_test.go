@@ -309,3 +309,24 @@ func TestLeaseOutlivesTheRestoringOfTheIdentity(t *testing.T) {
 	must.NoError(t, err)
 	must.NoError(t, lease.Write(t.Context(), &session, scheduler.Release))
 }
+
+// A replica that is cut off may not have seen yet that the identity was lost.
+func TestAdoptOnAReplicaThatHasNotSeenTheLoss(t *testing.T) {
+	t.Parallel()
+	c := open(t)
+	store, err := New(c.client, Config{Instance: "test", Prefix: c.prefix, Name: t.Name(), Logger: hclog.NewNullLogger()})
+	must.NoError(t, err)
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- store.Run(ctx) }()
+	own, err := store.Identity(ctx)
+	must.NoError(t, err)
+	stop() // it sees nothing from now on
+	must.NoError(t, <-ended)
+	c.wipe(t)
+
+	got, err := store.Adopt(t.Context(), "")
+	must.NoError(t, err)
+	must.Eq(t, own, got)
+	must.True(t, c.has(t, store.keys.identity()))
+}

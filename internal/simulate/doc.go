@@ -7,6 +7,12 @@
 // processes, that what callers were told fits together (is linearizable), and
 // that some time after the last fault nothing is left over.
 //
+// Some faults change the store as an operator or a restored snapshot does: one
+// record is deleted, all records are set back, the store is wiped. Callers may then
+// be told anything of the chats that lost their records, so that what they are told
+// is not checked. Two processes of a chat are never allowed, and everything must
+// settle, within 3 minutes. These faults spare starts that are in flight.
+//
 // All of it is tests. The package must never hold anything that the product
 // needs.
 package simulate

@@ -118,6 +118,12 @@ func (w *world) provoke(n int, f fault) {
 		}
 	case "clock deleted":
 		w.consul.DeleteKey(clockKey)
+	case "record deleted":
+		w.hits.count(f.kind, w.loseRecord(f.which))
+	case "store set back":
+		w.hits.count(f.kind, w.setBack(f.lasts))
+	case "store wiped":
+		w.hits.count(f.kind, w.wipe(f.lasts))
 	default:
 		panic("no such fault: " + f.kind)
 	}

@@ -185,7 +185,7 @@ var kinds = []string{
 	"crash", "crash", "stop", "pause", "pause", "cut consul", "cut nomad", "cut both", "consul leader",
 	"nomad leader", "node cut", "node agent dead", "sandbox dies", "sandbox dies", "no room", "streams break",
 	"session destroyed", "lock deleted", "job stopped", "task restarted", "task restarted", "node reboots",
-	"clock set ahead", "clock set back", "clock deleted",
+	"clock set ahead", "clock set back", "clock deleted", "record deleted", "store set back", "store wiped",
 }
 
 func (p plan) newFault(rng *rand.Rand) fault {

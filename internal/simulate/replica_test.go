@@ -26,6 +26,7 @@ type replica struct {
 	host      *network.Host
 	consul    *network.Link
 	nomad     *network.Link
+	store     *consul.Store
 	clock     *consul.Clock
 	scheduler *scheduler.Scheduler
 	died      chan struct{} // closed when it crashes
@@ -58,6 +59,7 @@ func (w *world) start(i int, name string) {
 	if err != nil {
 		panic(err)
 	}
+	r.store = store
 	r.clock = consul.NewClock(store, func() time.Time { return time.Now().Add(w.skews[i]) })
 	turns := turns{r.clock, w.net, name}
 	r.scheduler, err = scheduler.New(scheduler.Config{
@@ -87,7 +89,12 @@ func (w *world) start(i int, name string) {
 		}
 	}
 	w.supervise(r, i, []func(context.Context){
-		func(ctx context.Context) { _ = store.Run(ctx) },
+		func(ctx context.Context) {
+			if err := store.Run(ctx); err != nil && ctx.Err() == nil {
+				w.note(logged, name+" ends: "+err.Error())
+				w.remains.Go(func() { w.startAgain(i, r) })
+			}
+		},
 		func(ctx context.Context) {
 			own, err := store.Identity(ctx)
 			if err == nil {
@@ -104,6 +111,16 @@ func (w *world) start(i int, name string) {
 	w.replicas[i] = r
 	w.mu.Unlock()
 	w.note("%s starts", name)
+}
+
+// startAgain starts a replica that has ended by itself once more, as who supervises
+// processes does.
+func (w *world) startAgain(i int, r *replica) {
+	r.stop()
+	r.crash()
+	if w.replica(i) == r {
+		w.start(i, r.name+"+")
+	}
 }
 
 // supervise runs a replica's parts. A clean end stops the last first.

@@ -68,10 +68,11 @@ type world struct {
 	started    *occasion  // a process, on the node of that number
 	history    []call
 	deaths     []death
-	cutNodes   map[string]int // by node ID: how many faults cut it off
-	alive      map[string]int // live processes, by chat
-	living     map[string]int // and by session, 0 for those that have ended
-	settled    time.Duration  // how long that took
+	cutNodes   map[string]int  // by node ID: how many faults cut it off
+	edited     map[string]bool // chats whose records were changed by hand
+	alive      map[string]int  // live processes, by chat
+	living     map[string]int  // and by session, 0 for those that have ended
+	settled    time.Duration   // how long that took
 	hits       hits
 	violations []string
 	trace      []event
@@ -89,7 +90,7 @@ func run(t *testing.T, p plan, template *jobs.Template) *world {
 	ctx, cancel := context.WithCancel(t.Context())
 	w := &world{
 		plan: p, template: template, ctx: ctx, began: time.Now(),
-		asked: newOccasion(), started: newOccasion(), cutNodes: make(map[string]int), alive: make(map[string]int), living: make(map[string]int), hits: hits{times: make(map[string]int)},
+		asked: newOccasion(), started: newOccasion(), cutNodes: make(map[string]int), edited: make(map[string]bool), alive: make(map[string]int), living: make(map[string]int), hits: hits{times: make(map[string]int)},
 	}
 	w.net = network.New(ctx, p.seed, func(host, event string) { w.note("%s: %s", host, event) })
 	w.consul = consulmodel.New(p.expire)

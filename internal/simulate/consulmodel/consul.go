@@ -8,9 +8,11 @@
 package consulmodel
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net/http"
 	"slices"
 	"strconv"
@@ -98,7 +100,7 @@ func (s *Server) Keys(prefix string) map[string]api.KVPair {
 	defer s.mu.Unlock()
 	pairs := make(map[string]api.KVPair)
 	for _, p := range s.below(prefix) {
-		pairs[p.Key] = api.KVPair{Key: p.Key, Value: p.Value, ModifyIndex: p.ModifyIndex, Session: p.Session}
+		pairs[p.Key] = p.public()
 	}
 	return pairs
 }
@@ -119,6 +121,36 @@ func (s *Server) SetKey(key, value string) {
 	if _, err := s.apply(&api.KVTxnOp{Verb: api.KVSet, Key: key, Value: []byte(value)}); err != nil {
 		panic(err)
 	}
+}
+
+// Change replaces the pairs below prefix by those that f makes of them, in one
+// step, as a restored snapshot does. If f returns nil nothing is changed.
+func (s *Server) Change(prefix string, f func(pairs map[string]api.KVPair) map[string]api.KVPair) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	stands := make(map[string]api.KVPair)
+	for _, p := range s.below(prefix) {
+		stands[p.Key] = p.public()
+	}
+	next := f(maps.Clone(stands))
+	if next == nil {
+		return
+	}
+	s.index++
+	for _, key := range slices.Sorted(maps.Keys(stands)) {
+		if _, ok := next[key]; !ok {
+			s.remove(key, s.index)
+		}
+	}
+	for _, key := range slices.Sorted(maps.Keys(next)) {
+		if p, ok := stands[key]; !ok || !bytes.Equal(p.Value, next[key].Value) {
+			s.set(&pair{Key: key, Value: next[key].Value}, s.index, false)
+		}
+	}
+}
+
+func (p *pair) public() api.KVPair {
+	return api.KVPair{Key: p.Key, Value: p.Value, ModifyIndex: p.ModifyIndex, Session: p.Session}
 }
 
 // Serve answers a request. Its context is the connection's.

@@ -1,0 +1,78 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+	consulapi "github.com/hashicorp/consul/api"
+)
+
+// storeFaults are wrong writes to Consul, as an operator may make by hand.
+func (w *world) storeFaults() []fault {
+	return []fault{
+		{"clock key set a day ahead", 10 * time.Second, nil, w.setClock},
+		{"record deleted", 5 * time.Second, nil, w.deleteRecord},
+	}
+}
+
+// setClock writes a time to the clock key that is a day ahead, by which no session
+// may end. If no replica knows better, it deletes the key, as health says to.
+func (w *world) setClock(ctx context.Context) error {
+	value := []byte("hand " + time.Now().Add(24*time.Hour).UTC().Format(time.RFC3339Nano))
+	if err := patiently(ctx, func(ctx context.Context) error {
+		_, err := w.kv.KV().Put(&consulapi.KVPair{Key: clockKey, Value: value}, (&consulapi.WriteOptions{}).WithContext(ctx))
+		return err
+	}); err != nil {
+		return err
+	}
+	pause(ctx, 5*time.Second)
+	return patiently(ctx, func(ctx context.Context) error {
+		pair, _, err := w.kv.KV().Get(clockKey, (&consulapi.QueryOptions{RequireConsistent: true}).WithContext(ctx))
+		if err != nil || pair == nil || !bytes.Equal(pair.Value, value) {
+			return err
+		}
+		w.log.note("nobody has overwritten the clock key: it is deleted")
+		_, _, err = w.kv.KV().DeleteCAS(pair, (&consulapi.WriteOptions{}).WithContext(ctx))
+		return err
+	})
+}
+
+// deleteRecord deletes the record of a session whose sandbox runs: it is to be
+// adopted, and the chat must not get another one beside it.
+func (w *world) deleteRecord(ctx context.Context) error {
+	var pairs consulapi.KVPairs
+	if err := patiently(ctx, func(ctx context.Context) (err error) {
+		pairs, _, err = w.kv.KV().List(prefix+"v1/sessions/", (&consulapi.QueryOptions{RequireConsistent: true}).WithContext(ctx))
+		return err
+	}); err != nil {
+		return err
+	}
+	running := w.census.running()
+	pairs = slices.DeleteFunc(pairs, func(pair *consulapi.KVPair) bool {
+		var r record
+		return json.Unmarshal(pair.Value, &r) != nil || r.State != "running" || running[r.SessionID] == nil
+	})
+	if len(pairs) == 0 {
+		return errMissed
+	}
+	pair := pairs[w.below(len(pairs))]
+	chat, err := uuid.Parse(pair.Key[strings.LastIndexByte(pair.Key, '/')+1:])
+	if err != nil {
+		return err
+	}
+	w.told.loses(chat)
+	w.log.note("delete the record of chat %s", chat)
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	done, _, err := w.kv.KV().DeleteCAS(pair, (&consulapi.WriteOptions{}).WithContext(ctx))
+	if err != nil || !done {
+		w.log.note("the record of chat %s was not deleted: %v", chat, err)
+		return errMissed // it changed, or Consul is out
+	}
+	return nil
+}

@@ -1,0 +1,187 @@
+package simulate
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	consulapi "github.com/hashicorp/consul/api"
+
+	"github.com/bivouac/bivouac/scheduler"
+)
+
+// identityKey says whose the records are.
+const identityKey = prefix + "identity"
+
+// loseRecord deletes the record of one session, as somebody may by hand, and says
+// whether there was one. It leaves intents alone: no part but Consul knows of a
+// start that was asked for and has not reached Nomad.
+func (w *world) loseRecord(which int) bool {
+	var lost string
+	w.consul.Change(prefix, func(pairs map[string]consulapi.KVPair) map[string]consulapi.KVPair {
+		var settled []string
+		for key, pair := range pairs {
+			var r record
+			if isOf(key, "sessions") && json.Unmarshal(pair.Value, &r) == nil && r.State != "creating" && r.State != "stopping" {
+				settled = append(settled, key)
+			}
+		}
+		if len(settled) == 0 {
+			return nil
+		}
+		slices.Sort(settled)
+		lost = settled[which%len(settled)]
+		delete(pairs, lost)
+		return pairs
+	})
+	if lost == "" {
+		return false
+	}
+	w.edit(lost[strings.LastIndexByte(lost, '/')+1:])
+	return true
+}
+
+// setBack makes the store what it was some time before, and then has an operator
+// repair all chats. It says whether it did.
+func (w *world) setBack(after time.Duration) bool {
+	var saved map[string]consulapi.KVPair
+	w.whenQuiet(func(pairs map[string]consulapi.KVPair) map[string]consulapi.KVPair {
+		saved = pairs
+		return nil
+	})
+	if saved == nil {
+		return false
+	}
+	wait(w.ctx, after)
+	done := w.whenQuiet(func(pairs map[string]consulapi.KVPair) map[string]consulapi.KVPair {
+		next := make(map[string]consulapi.KVPair)
+		for key, pair := range saved {
+			if !isKept(key) {
+				next[key] = pair
+			}
+		}
+		for key, pair := range pairs {
+			if isKept(key) {
+				next[key] = pair
+			}
+		}
+		return next
+	})
+	if !done {
+		return false
+	}
+	w.editAll()
+	for _, chat := range w.chatIDs {
+		w.operate(func(ctx context.Context, r *replica) error {
+			_, err := r.scheduler.Repair(ctx, chat)
+			if errors.Is(err, scheduler.ErrNotFound) {
+				return nil // it has neither a record nor a sandbox
+			}
+			return err
+		})
+	}
+	return true
+}
+
+// isKept says whether a key outlives that the store is set back: the identity is as
+// old as the store, and locks are their holders'.
+func isKept(key string) bool { return key == identityKey || isOf(key, "locks") }
+
+// wipe loses all that the store has, and after a time has an operator adopt what
+// runs. It says whether it did.
+func (w *world) wipe(lasts time.Duration) bool {
+	done := w.whenQuiet(func(pairs map[string]consulapi.KVPair) map[string]consulapi.KVPair {
+		if _, ok := pairs[identityKey]; !ok {
+			return nil
+		}
+		return make(map[string]consulapi.KVPair)
+	})
+	if !done {
+		return false
+	}
+	w.editAll()
+	wait(w.ctx, lasts)
+	w.operate(func(ctx context.Context, r *replica) error {
+		if _, err := r.store.Adopt(ctx, ""); err != nil {
+			return err
+		}
+		_, err := r.scheduler.Adopt(ctx)
+		return err
+	})
+	return true
+}
+
+// whenQuiet changes the store at a moment when nothing is in flight, and says
+// whether it found one and changed it: no part but Consul knows of a start that was
+// asked for and has not reached Nomad.
+func (w *world) whenQuiet(change func(map[string]consulapi.KVPair) map[string]consulapi.KVPair) (changed bool) {
+	for range 200 {
+		quiet := false
+		w.consul.Change(prefix, func(pairs map[string]consulapi.KVPair) map[string]consulapi.KVPair {
+			for key := range maps.Keys(pairs) {
+				if isOf(key, "flight") || isOf(key, "locks") && !strings.HasSuffix(key, nobody) {
+					return nil
+				}
+			}
+			quiet = true
+			next := change(pairs)
+			changed = next != nil
+			return next
+		})
+		if quiet {
+			return changed
+		}
+		wait(w.ctx, 53*time.Millisecond)
+	}
+	return false
+}
+
+// isOf says whether a key is in one of the store's folders.
+func isOf(key, folder string) bool { return strings.HasPrefix(key, prefix+folder+"/") }
+
+// edit notes that a chat's record is not what callers were told any more.
+func (w *world) edit(chatID string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.edited[chatID] = true
+}
+
+func (w *world) editAll() {
+	for _, chat := range w.chatIDs {
+		w.edit(chat.String())
+	}
+}
+
+// isEdited says whether the chat's record was changed by hand: then callers may be
+// told anything but that a process is dead that lives.
+func (w *world) isEdited(chatID string) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.edited[chatID]
+}
+
+// operate does what an operator does until it works on one of the replicas.
+func (w *world) operate(f func(context.Context, *replica) error) {
+	for n := range 60 {
+		if r := w.replica(n); !r.isDead() && w.ctx.Err() == nil {
+			ctx, cancel := context.WithTimeout(w.ctx, 20*time.Second)
+			done := make(chan error, 1)
+			w.remains.Go(func() { done <- f(ctx, r) })
+			err := errors.New("the replica died")
+			select {
+			case err = <-done:
+			case <-r.died:
+			}
+			cancel()
+			if err == nil {
+				return
+			}
+			w.note(logged, "the operator is told by "+r.name+": "+err.Error())
+		}
+		wait(w.ctx, 2*time.Second)
+	}
+}
