@@ -18,6 +18,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/bivouac/bivouac/internal/apiclient"
+	"github.com/bivouac/bivouac/scheduler"
 )
 
 // counter is a proxy in front of a server that counts the requests that name
@@ -83,10 +84,11 @@ func (c *counter) take(ids ...string) (reads, writes int) {
 	return reads, writes
 }
 
-// requests counts what one create, reuse and delete ask of Consul and Nomad. A
-// request counts if it names the chat or its session. So does that of a pass in
-// the background which happens to read the record meanwhile; it is not the
-// operation's own, and as there are few passes the median is without it.
+// requests counts what one create, reuse and delete, and then the cleanup of an
+// expired session, ask of Consul and Nomad. A request counts if it names the chat
+// or its session. So does that of a pass in the background which happens to read
+// the record meanwhile; it is not the operation's own, and as there are few passes
+// the median is without it.
 func (w *world) requests(ctx context.Context) (out report, err error) {
 	toConsul, err := newCounter(w.consul.Addr())
 	if err != nil {
@@ -134,5 +136,44 @@ func (w *world) requests(ctx context.Context) (out report, err error) {
 			out = append(out, row{Part: "requests", What: op, N: rounds, Count: float64(median), Unit: unit + " at p50"})
 		}
 	}
-	return out, r.stop()
+	cleanups, err := countCleanup(ctx, r, toConsul, toNomad)
+	return append(out, cleanups...), errors.Join(err, r.stop())
+}
+
+// countCleanup counts what a pass over sessions that expired asks for each of
+// them.
+func countCleanup(ctx context.Context, r *replica, toConsul, toNomad *counter) (out report, err error) {
+	const sessions = 11
+	var ids []string
+	var expires time.Time
+	for range sessions {
+		chat := uuid.New()
+		answer, err := r.api.Create(ctx, chat, apiclient.CreateInput{AgentID: "bench", VolumeHostPath: r.volume, TTL: scheduler.MinTTL})
+		if err != nil {
+			return nil, fmt.Errorf("create: %w", err)
+		}
+		ids = append(ids, chat.String(), answer.Session.SessionID.String())
+		expires = answer.Session.ExpiresAt
+	}
+	select {
+	case <-time.After(time.Until(expires) + time.Second): // the replicas' clock may differ by that
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	toConsul.take()
+	toNomad.take()
+	cleaned, err := r.api.Cleanup(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("cleanup: %w", err)
+	}
+	n := len(cleaned.Cleaned)
+	if n != sessions {
+		return nil, fmt.Errorf("cleanup: ended %d of %d sessions", n, sessions)
+	}
+	cr, cw := toConsul.take(ids...)
+	nr, nw := toNomad.take(ids...)
+	for i, unit := range []string{"Consul round trips", "Nomad reads", "Nomad writes"} {
+		out = append(out, row{Part: "requests", What: "cleanup", N: n, Count: float64([]int{cr + cw, nr, nw}[i]) / sessions, Unit: unit + " on average"})
+	}
+	return out, nil
 }

@@ -141,7 +141,7 @@ func waitsFor(s state) string {
 	for _, name := range slices.Sorted(maps.Keys(alloc.TaskStates)) {
 		task := alloc.TaskStates[name]
 		text := fmt.Sprintf("task %q is %s", name, task.State)
-		if task.State == "pending" {
+		if task.State == taskPending {
 			waiting = true
 			if n := len(task.Events); n > 0 {
 				text += " (" + told(task.Events[n-1]) + ")"

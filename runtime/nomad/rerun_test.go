@@ -3,6 +3,7 @@ package nomad_test
 import (
 	"context"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -268,4 +269,25 @@ func TestStop_says_which_task_it_waits_for(t *testing.T) {
 
 	must.NoError(t, r.client.Allocations().Signal(&api.Allocation{ID: sandbox.ContainerID}, nil, "cleanup", "SIGKILL"))
 	must.NoError(t, r.Delete(patiently(t), spec.SessionID))
+}
+
+// Nomad's client cannot end a task while its driver makes it, as by a pull from a
+// registry that is silent: then a stop takes as long as the pull.
+func TestStop_says_that_a_pull_has_to_end_first(t *testing.T) {
+	stack.DockerForTest(t)
+	silent, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	must.NoError(t, err)
+	image := silent.Addr().String() + "/no/such:image"
+	r := openShared(t, templateOf(t, "10s", task("docker", `image = "`+image+`"`, "")))
+	spec := newSpec(t, r)
+	_, err = r.Create(patiently(t), spec, ignore)
+	must.ErrorIs(t, err, runtime.ErrNotReady)
+
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	defer cancel()
+	err = r.Stop(ctx, spec.SessionID)
+	must.NoError(t, silent.Close()) // the pull fails, and the stop ends
+	t.Log(err)
+	must.ErrorIs(t, err, runtime.ErrNotStopped)
+	must.ErrorContains(t, err, "before it had started, and Nomad cannot interrupt what comes first: driver: Downloading image "+image)
 }

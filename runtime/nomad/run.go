@@ -93,6 +93,9 @@ func stillRuns(job jobFields, alloc *api.AllocationListStub) string {
 		killing := slices.IndexFunc(task.Events, isKilling)
 		switch {
 		case task.State == taskDead:
+		case killing > 0 && task.State == taskPending:
+			what = append(what, fmt.Sprintf("task %q was told to end at %s, before it had started, and Nomad cannot interrupt what comes first: %s", name,
+				inUTC(time.Unix(0, task.Events[killing].Time)), told(task.Events[killing-1])))
 		case killing >= 0:
 			last := task.Events[len(task.Events)-1]
 			what = append(what, fmt.Sprintf("task %q was told to end at %s and still runs: %s", name,

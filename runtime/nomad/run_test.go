@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/nomad/api"
@@ -148,6 +149,15 @@ func TestStillRuns(t *testing.T) {
 		web := alloc.TaskStates["web"]
 		web.State, web.Events = "running", web.Events[:8]
 		must.Eq(t, `task "web" was told to end at 2026-11-28T21:08:17Z and still runs: Sent interrupt. Waiting 4s before force killing`,
+			stillRuns(stateWith(alloc, "web").job, alloc))
+	})
+	t.Run("says_what_comes_before_a_start_that_cannot_be_interrupted", func(t *testing.T) {
+		alloc := &api.AllocationListStub{TaskStates: map[string]*api.TaskState{"web": {State: "pending", Events: []*api.TaskEvent{
+			{Type: api.TaskReceived},
+			{Type: "Driver", DisplayMessage: "Downloading image", Details: map[string]string{"image": "busybox:1"}},
+			{Type: api.TaskKilling, DisplayMessage: "Sent interrupt. Waiting 5s before force killing", Time: time.Date(2026, 11, 28, 21, 59, 4, 0, time.UTC).UnixNano()},
+		}}}}
+		must.Eq(t, `task "web" was told to end at 2026-11-28T21:59:04Z, before it had started, and Nomad cannot interrupt what comes first: driver: Downloading image busybox:1`,
 			stillRuns(stateWith(alloc, "web").job, alloc))
 	})
 	t.Run("says_that_nothing_was_heard", func(t *testing.T) {

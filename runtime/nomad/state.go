@@ -149,6 +149,7 @@ func isLive(alloc *api.AllocationListStub) bool { return !hasEnded(alloc) }
 
 // States of a task, which package api does not name.
 const (
+	taskPending = "pending"
 	taskRunning = "running"
 	taskDead    = "dead"
 )
