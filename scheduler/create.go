@@ -368,7 +368,8 @@ func ruleOut(ctx context.Context, lease Lease, session Session, err error) error
 func (s *Scheduler) abandon(ctx context.Context, end func(context.Context, string) error, lease Lease, session Session) {
 	ctx, done := s.undoing(ctx)
 	defer done()
-	err := runtimeError(ctx, "undo the start", end(ctx, session.SessionID.String()))
+	sessionID := session.SessionID.String()
+	err := runtimeError(ctx, "undo the start", noteWait(ctx, lease, sessionID, end(ctx, sessionID)))
 	if err == nil {
 		err = write(ctx, lease, nil, Release)
 	}

@@ -220,6 +220,21 @@ func TestDelete_ofWhatDoesNotEndSaysWhatItWaitsFor(t *testing.T) {
 	}
 }
 
+// So does the undoing of a start.
+func TestCreate_ofWhatCannotBeUndoneSaysWhatItWaitsFor(t *testing.T) {
+	w := newWorld(t)
+	w.effects.fail("driver.create", runtime.ErrNotReady)
+	w.effects.fail("driver.delete", fmt.Errorf("%w: its image is pulled", runtime.ErrNotStopped))
+
+	_, err := w.Create(t.Context(), createA)
+
+	must.Eq(t, "not_ready", scheduler.Kind(err))
+	session, _, err := w.Get(t.Context(), chatA, scheduler.Block{})
+	must.NoError(t, err)
+	must.Eq(t, scheduler.StateCreating, session.State)
+	must.Eq(t, "sandbox has not ended yet: its image is pulled", session.Reason)
+}
+
 // Who lost the lock writes nothing, also not what it waited for.
 func TestDelete_thatLosesTheLockWhileItWaitsLeavesTheRecord(t *testing.T) {
 	w := newWorld(t)

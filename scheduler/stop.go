@@ -21,31 +21,28 @@ func stop(ctx context.Context, lease Lease, driver runtime.Driver, end ending, s
 	}
 	limited, cancel := context.WithTimeout(ctx, stopLimit)
 	defer cancel()
-	err := end(driver, limited, sessionID)
-	if errors.Is(err, runtime.ErrNotStopped) {
-		err = errors.Join(err, noteWait(ctx, lease, sessionID, err.Error()))
-	}
-	if err != nil {
+	if err := noteWait(ctx, lease, sessionID, end(driver, limited, sessionID)); err != nil {
 		return runtimeError(ctx, "stop the sandbox", unlessHeld(lease, err))
 	}
 	return nil
 }
 
-// noteWait writes into the lease's record why its sandbox has not ended, if the
-// record is that of the session. It works although ctx may have ended.
-func noteWait(ctx context.Context, lease Lease, sessionID, why string) error {
+// noteWait returns stopErr. If that says that the sandbox has not ended, it first
+// writes into the lease's record why, provided that the record is that of the
+// session. It works although ctx may have ended.
+func noteWait(ctx context.Context, lease Lease, sessionID string, stopErr error) error {
 	current := lease.Session()
-	if current == nil || current.SessionID.String() != sessionID || current.Reason == why {
-		return nil
+	if !errors.Is(stopErr, runtime.ErrNotStopped) || current == nil || current.SessionID.String() != sessionID || current.Reason == stopErr.Error() {
+		return stopErr
 	}
 	waiting := *current
-	waiting.Reason = why
+	waiting.Reason = stopErr.Error()
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoLimit)
 	defer cancel()
 	if err := write(ctx, lease, &waiting, Keep); err != nil {
-		return fmt.Errorf("write what the stop waits for: %w", err)
+		return errors.Join(stopErr, fmt.Errorf("write what the stop waits for: %w", err))
 	}
-	return nil
+	return stopErr
 }
 
 // isKnown says whether the driver knows the sandbox of a recorded session, which
