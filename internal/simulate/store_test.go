@@ -93,7 +93,14 @@ func isKept(key string) bool { return key == identityKey || isOf(key, "locks") }
 
 // wipe loses all that the store has, and after a time has an operator adopt what
 // runs. It says whether it did.
+//
+// It does not where requests may arrive late: that of a replica which wrote a first
+// identity, and tried again, would be applied to the empty store, as another
+// Bivouac's. What runs is then left alone by all.
 func (w *world) wipe(lasts time.Duration) bool {
+	if w.odds.Late > 0 {
+		return false
+	}
 	done := w.whenQuiet(func(pairs map[string]consulapi.KVPair) map[string]consulapi.KVPair {
 		if _, ok := pairs[identityKey]; !ok {
 			return nil
