@@ -258,9 +258,6 @@ func (s *Scheduler) resolveAll(ctx context.Context, orphans []found, wait time.D
 		orphans := slices.SortedFunc(slices.Values(byChat[chat]), newestFirst)
 		g.Go(func() error {
 			for _, orphan := range orphans {
-				if ctx.Err() != nil { // nobody wants the rest any more
-					break
-				}
 				session, remains := s.resolveOne(ctx, orphan, wait)
 				mu.Lock()
 				if session != nil {
