@@ -96,9 +96,10 @@ func mutants() []mutant {
 		{without: "look after an unknown outcome", changes: []change{
 			{lease, `		applied, settleErr := l.settle(ctx)`, `		applied, settleErr := (*write)(nil), error(nil)`},
 		}, noticedBy: test{"./internal/consul", "TestWriteIsMadeOnceWhateverHappensToARequest"}},
+		// In the simulation nothing is in flight when the store is wiped.
 		{without: "identity check of writes", changes: []change{
 			{lease, `	ops = append(ops, l.store.identity.unmoved())`, ``},
-		}},
+		}, noticedBy: test{"./internal/consul", "TestStoreThatLosesItsData"}},
 		{without: "standing still without an identity", changes: []change{
 			{"internal/consul/identity.go", `case len(running) > 0:`, `case false:`},
 		}},
