@@ -48,7 +48,7 @@ func mutants() []mutant {
 		}},
 		// In the simulation nobody purges a job.
 		{without: "question to a sandbox that its runtime forgot", changes: []change{
-			{"scheduler/stop.go", `	if !ok || session.State == StateDead ||`, `	if true || session.State == StateDead ||`},
+			{"scheduler/stop.go", `	if !ok || session.State == StateDead ||`, `	if !ok || true || session.State == StateDead ||`},
 		}, noticedBy: test{"./scheduler", "TestSandboxThatItsRuntimeForgotAndThatAnswers"}},
 
 		{without: "guard of jobs that Nomad gave up", changes: []change{
