@@ -48,7 +48,7 @@ func mutants() []mutant {
 		}},
 		// In the simulation nobody purges a job.
 		{without: "question to a sandbox that its runtime forgot", changes: []change{
-			{"scheduler/stop.go", `	if !ok || session.State == StateDead ||`, `	if true || session.State == StateDead ||`},
+			{"scheduler/stop.go", `	if !ok || session.State == StateDead ||`, `	if !ok || true || session.State == StateDead ||`},
 		}, noticedBy: test{"./scheduler", "TestSandboxThatItsRuntimeForgotAndThatAnswers"}},
 
 		{without: "guard of jobs that Nomad gave up", changes: []change{
@@ -96,9 +96,10 @@ func mutants() []mutant {
 		{without: "look after an unknown outcome", changes: []change{
 			{lease, `		applied, settleErr := l.settle(ctx)`, `		applied, settleErr := (*write)(nil), error(nil)`},
 		}, noticedBy: test{"./internal/consul", "TestWriteIsMadeOnceWhateverHappensToARequest"}},
+		// In the simulation nothing is in flight when the store is wiped.
 		{without: "identity check of writes", changes: []change{
 			{lease, `	ops = append(ops, l.store.identity.unmoved())`, ``},
-		}},
+		}, noticedBy: test{"./internal/consul", "TestStoreThatLosesItsData"}},
 		{without: "standing still without an identity", changes: []change{
 			{"internal/consul/identity.go", `case len(running) > 0:`, `case false:`},
 		}},
