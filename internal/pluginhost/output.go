@@ -218,8 +218,11 @@ func plainEntry(line string) entry {
 // printable makes one line of text that is fit for a log and a terminal. Lines
 // are put together with "; ", or with a space after a colon.
 func printable(s string) string {
-	s = lineBreaks.ReplaceAllLiteralString(strings.Trim(s, "\r\n"), "; ")
-	s = strings.ReplaceAll(s, ":; ", ": ")
+	// Most text is one line, and a plugin may print a lot of it.
+	if strings.ContainsAny(s, "\n\r\v\f\u0085\u2028\u2029") {
+		s = lineBreaks.ReplaceAllLiteralString(strings.Trim(s, "\r\n"), "; ")
+		s = strings.ReplaceAll(s, ":; ", ": ")
+	}
 	return strings.Map(func(r rune) rune {
 		if r == '\t' {
 			return ' '

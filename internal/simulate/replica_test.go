@@ -79,10 +79,12 @@ func (w *world) start(i int, name string) {
 		panic(err)
 	}
 	identified := make(chan struct{})
-	onceIdentified := func(run func(context.Context)) func(context.Context) {
+	// They begin one after the other, and no two replicas at one instant.
+	onceIdentified := func(nth int, run func(context.Context)) func(context.Context) {
 		return func(ctx context.Context) {
 			select {
 			case <-identified:
+				wait(ctx, time.Duration(1+nth+17*i)*41*time.Microsecond)
 				run(ctx)
 			case <-ctx.Done():
 			}
@@ -103,9 +105,9 @@ func (w *world) start(i int, name string) {
 				<-ctx.Done()
 			}
 		},
-		onceIdentified(func(ctx context.Context) { _ = r.clock.Run(ctx) }),
-		onceIdentified(func(ctx context.Context) { _ = driver.Run(ctx) }),
-		onceIdentified(func(ctx context.Context) { r.scheduler.Run(ctx) }),
+		onceIdentified(1, func(ctx context.Context) { _ = r.clock.Run(ctx) }),
+		onceIdentified(2, func(ctx context.Context) { _ = driver.Run(ctx) }),
+		onceIdentified(3, func(ctx context.Context) { r.scheduler.Run(ctx) }),
 	})
 	w.mu.Lock()
 	w.replicas[i] = r

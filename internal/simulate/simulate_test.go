@@ -55,13 +55,14 @@ func TestSimulations(t *testing.T) {
 // one instant is taken, in what order goroutines go on that one event wakes, and
 // in what order timers of one instant fire. The models and the network keep such
 // instants apart, but those of the product's own making remain. They make about
-// one run in a hundred go another way, and more than one in four with the race
-// detector, under which goroutines go on in random order.
+// one run in a hundred go another way, and about one in two with the race detector,
+// under which goroutines go on in random order: a replica waits for its identity with
+// several of them.
 func TestASeedReplays(t *testing.T) {
 	const seeds = 30
 	mayDiffer := 2
 	if raceDetector {
-		mayDiffer = seeds / 2
+		mayDiffer = seeds * 3 / 4
 	}
 	template := prepare(t)
 	differ := 0
