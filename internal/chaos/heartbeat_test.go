@@ -86,7 +86,7 @@ func TestSandboxOfNodeThatIsCutOffForLongIsEndedAndNotReplaced(t *testing.T) {
 	must.NoError(t, r.start(t.Context()))
 	created, err := r.api.Create(t.Context(), chat, w.load.input("agent-1", time.Hour))
 	must.NoError(t, err)
-	must.Eq(t, 1, shortened.Load())
+	must.Positive(t, shortened.Load()) // health asks with a job, too
 	id := created.Session.SessionID
 	sandbox := w.awaitProcess(t.Context(), id)
 

@@ -123,9 +123,21 @@ func TestCreateThatCannotSucceedLeavesNothing(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			w := newWorld(t, tc.template)
 			w.flags = append(w.flags, tc.flags...)
-			r := w.start()
+			r := w.launch()
 			chat := uuid.NewString()
-			failed := call[wire.ErrorAnswer](r, http.MethodPut, sessionPath(chat), w.body(), tc.status)
+			var failed wire.ErrorAnswer
+			// With a job that Nomad rejects the replica is never healthy.
+			eventually(t, "the answer "+string(tc.code), func() error {
+				_, body, err := r.try(http.MethodPut, sessionPath(chat), w.body())
+				if err == nil {
+					err = json.Unmarshal(body, &failed)
+				}
+				if err == nil && failed.Error.Code != tc.code {
+					err = fmt.Errorf("it is %s", failed.Error.Code)
+				}
+				return err
+			})
+			failed = call[wire.ErrorAnswer](r, http.MethodPut, sessionPath(chat), w.body(), tc.status)
 			must.Eq(t, tc.code, failed.Error.Code)
 			must.StrContains(t, failed.Error.Message, tc.says)
 			must.SliceEmpty(t, w.jobs())

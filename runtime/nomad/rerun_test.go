@@ -222,7 +222,8 @@ func TestSandbox_ends_with_the_first_of_its_main_tasks(t *testing.T) {
 		must.Wait(t, wait.InitialSuccess(wait.Timeout(patience), wait.BoolFunc(func() bool {
 			alloc, _, err := r.client.Allocations().Info(sandbox.ContainerID, nil)
 			must.NoError(t, err)
-			return alloc.TaskStates["after"].State == "dead"
+			after := alloc.TaskStates["after"]
+			return after != nil && after.State == "dead"
 		})))
 		sandbox, err := r.Inspect(patiently(t), spec.SessionID)
 		must.NoError(t, err)
