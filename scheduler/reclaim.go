@@ -143,16 +143,8 @@ func (s *Scheduler) isAlive(ctx context.Context, session Session) (bool, error) 
 	if err != nil {
 		return false, err
 	}
-	limited, cancel := context.WithTimeout(ctx, stopLimit)
-	defer cancel()
-	sandbox, err := driver.Inspect(limited, session.SessionID.String())
-	switch {
-	case errors.Is(err, runtime.ErrNotFound):
-		return false, nil
-	case err != nil:
-		return false, runtimeError(ctx, "look at the recorded sandbox", err)
-	}
-	return sandbox.State != runtime.StateDead && !isOfAnotherChat(sandbox, session), nil
+	sandbox, known, err := inspect(ctx, driver, session)
+	return known && sandbox.State != runtime.StateDead && !isOfAnotherChat(sandbox, session), err
 }
 
 // outlive makes sure that nothing comes of a record's session any more, whose

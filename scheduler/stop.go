@@ -49,19 +49,24 @@ func noteWait(ctx context.Context, lease Lease, sessionID string, stopErr error)
 // is about to be stopped. If the sandbox serves another chat it must not be,
 // whatever the record says, since somebody edited that: it returns ErrDamaged.
 func isKnown(ctx context.Context, driver runtime.Driver, session Session) (bool, error) {
-	limited, cancel := context.WithTimeout(ctx, stopLimit)
-	defer cancel()
-	sandbox, err := driver.Inspect(limited, session.SessionID.String())
-	switch {
-	case errors.Is(err, runtime.ErrNotFound):
-		return false, nil
-	case err != nil:
-		return false, runtimeError(ctx, "look at the sandbox that is to be stopped", err)
-	case isOfAnotherChat(sandbox, session):
+	sandbox, known, err := inspect(ctx, driver, session)
+	if err == nil && known && isOfAnotherChat(sandbox, session) {
 		return false, fmt.Errorf("%w: session %s in the record of chat %s is that of chat %s: it is left alone",
 			ErrDamaged, session.SessionID, session.ChatID, sandbox.ChatID)
 	}
-	return true, nil
+	return known, err
+}
+
+// inspect returns a recorded session's sandbox as its driver sees it now, within
+// stopLimit. known is false if the driver does not know it.
+func inspect(ctx context.Context, driver runtime.Driver, session Session) (sandbox runtime.Sandbox, known bool, err error) {
+	limited, cancel := context.WithTimeout(ctx, stopLimit)
+	defer cancel()
+	sandbox, err = driver.Inspect(limited, session.SessionID.String())
+	if errors.Is(err, runtime.ErrNotFound) {
+		return runtime.Sandbox{}, false, nil
+	}
+	return sandbox, err == nil, runtimeError(ctx, "look at the recorded sandbox", err)
 }
 
 func isOfAnotherChat(sandbox runtime.Sandbox, session Session) bool {
