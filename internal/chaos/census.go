@@ -145,7 +145,7 @@ func (c *census) compare(live map[uuid.UUID]*sandbox, began time.Time) {
 	for id, s := range before {
 		if live[id] == nil {
 			c.log.note("process chat %s session %s is gone as %s from %s", s.chat, s.session, id, s.node)
-			c.told.ended(s, began)
+			c.told.ended(s, time.Now()) // a fault may have hit it since the scan began
 		}
 	}
 	for chat, several := range byChat {

@@ -196,3 +196,23 @@ func TestLedgerGoesByTheAgreedTime(t *testing.T) {
 		})
 	}
 }
+
+// A scan takes some time. What a fault hits meanwhile ends by that fault.
+func TestSandboxEndsWhenItIsSeenToBeGone(t *testing.T) {
+	log, err := newTimeline(t.TempDir())
+	must.NoError(t, err)
+	l := newLedger(log)
+	s := &sandbox{session: uuid.New(), chat: uuid.New(), alloc: uuid.New(), node: "client-0"}
+	c := newCensus([]uuid.UUID{s.chat}, log, l)
+	began := time.Now()
+	c.compare(map[uuid.UUID]*sandbox{s.alloc: s}, began)
+	l.saw(answer{start: began, end: began, op: "create", session: wire.Session{
+		SessionID: s.session, ChatID: s.chat, CreatedAt: began, ExpiresAt: began.Add(time.Hour), State: "running",
+	}})
+	began = time.Now()
+	l.doom(s.session)
+	c.compare(nil, began)
+	l.judge()
+	must.Eq(t, 0, log.violations(), must.Sprint(log.worst()))
+	must.NoError(t, log.close())
+}
