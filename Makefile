@@ -1,14 +1,14 @@
 # Needs Go, git, make and a C compiler. Everything else is pinned in
-# internal/tools and internal/stack, comes from the Go module proxy and is kept
+# internal/test/tools and internal/test/stack, comes from the Go module proxy and is kept
 # in Go's build cache.
 
 FOLDERS := $(wildcard cmd examples internal jobs runtime scheduler)
 MODULES := $(dir $(wildcard go.mod examples/*/go.mod))
-OPENAPI := internal/httpapi/openapi.json
+OPENAPI := internal/api/openapi.json
 PROTO   := runtime/plugin/proto
 
-# $(call tool,NAME) runs the tool that internal/tools/NAME pins.
-tool = go tool -modfile=$(CURDIR)/internal/tools/$(1)/go.mod $(1)
+# $(call tool,NAME) runs the tool that internal/test/tools/NAME pins.
+tool = go tool -modfile=$(CURDIR)/internal/test/tools/$(1)/go.mod $(1)
 
 # $(call each,COMMAND) runs COMMAND in each module, and fails if one failed.
 each = @$(in-each)
@@ -31,36 +31,36 @@ dev: build ## Run an agent that needs neither Nomad nor Consul, until Ctrl-C
 # build each as its author would, and verify it.
 .PHONY: test
 test: ## Run all tests with the race detector; with CI=true none may be skipped
-	go run ./internal/stack/prepare
+	go run ./internal/test/stack/prepare
 	$(call tool,gotestsum) --format standard-quiet \
-		--post-run-command $(CURDIR)/internal/tools/gotestsum/no-skips.sh \
+		--post-run-command $(CURDIR)/internal/test/tools/gotestsum/no-skips.sh \
 		-- -race -timeout 40m $(if $(CI),-count=1) ./...
 
 # DURATION= and SEED= choose another run than the full one, in which each fault
 # comes at least 20 times.
 .PHONY: chaos
 chaos: ## Break a running Bivouac in every way for half an hour or more, and count what it does wrong
-	go run ./internal/chaos $(if $(DURATION),-duration=$(DURATION) -times=0) $(if $(SEED),-seed=$(SEED))
+	go run ./internal/test/chaos $(if $(DURATION),-duration=$(DURATION) -times=0) $(if $(SEED),-seed=$(SEED))
 
 RUNS ?= 10000
 .PHONY: simulate
 simulate: ## Run RUNS simulations of replicas under faults, from seed FROM on; SEED=n shows one
-	SEED=$(SEED) FROM=$(FROM) RUNS=$(RUNS) go test -count=1 -timeout 60m -v -run TestSimulations ./internal/simulate
+	SEED=$(SEED) FROM=$(FROM) RUNS=$(RUNS) go test -count=1 -timeout 60m -v -run TestSimulations ./internal/test/simulate
 
 # It fails where one is not noticed. SEEDS= is how many are tried for each.
 .PHONY: mutants
 mutants: ## Take each safeguard away, and see what seed or test notices
-	go run ./internal/simulate/mutants $(if $(SEEDS),-seeds=$(SEEDS))
+	go run ./internal/test/mutants $(if $(SEEDS),-seeds=$(SEEDS))
 
 .PHONY: stack
 stack: ## Run Bivouac on a real Consul and a real Nomad, until Ctrl-C
-	go build -o bin/stack ./internal/stack/up
+	go build -o bin/stack ./internal/test/stack/up
 	@exec bin/stack
 
 .PHONY: bench
 bench: ## Measure Bivouac beside raw Nomad and docker; also written to bin/bench.json
 	@mkdir -p bin
-	go run ./internal/bench -json=bin/bench.json
+	go run ./internal/test/bench -json=bin/bench.json
 
 .PHONY: fmt
 fmt: ## Format all Go files
@@ -71,7 +71,7 @@ proto: ## Generate the Go code of the plugin protocol
 	cd $(PROTO) && $(call tool,buf) generate
 
 .PHONY: check
-check: check-format check-vet check-lint check-arrows check-openapi check-proto check-tidy check-vulnerabilities ## Check all that can be checked without running it
+check: check-format check-vet check-lint check-openapi check-proto check-tidy check-vulnerabilities ## Check all that can be checked without running it
 
 .PHONY: check-format
 check-format:
@@ -86,14 +86,10 @@ check-vet:
 check-lint:
 	$(call each,$(call tool,golangci-lint) run --config $(CURDIR)/.golangci.yml ./...)
 
-.PHONY: check-arrows
-check-arrows:
-	go run ./internal/arch
-
 .PHONY: check-openapi
 check-openapi:
 	$(call tool,vacuum) lint --no-banner --no-style --no-clip --details --remote=false \
-		--fail-severity warn --ruleset internal/tools/vacuum/ruleset.yaml $(OPENAPI)
+		--fail-severity warn --ruleset internal/test/tools/vacuum/ruleset.yaml $(OPENAPI)
 
 # The generated code is that of the proto files, and these still understand
 # what plugins of the last release say.

@@ -17,7 +17,7 @@ import (
 	"github.com/shoenig/test/must"
 
 	"github.com/bivouac/bivouac/internal/pluginhost"
-	"github.com/bivouac/bivouac/internal/stack"
+	"github.com/bivouac/bivouac/internal/test/stack"
 	"github.com/bivouac/bivouac/runtime"
 	"github.com/bivouac/bivouac/runtime/conformance"
 	"github.com/bivouac/bivouac/runtime/plugin"

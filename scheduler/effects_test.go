@@ -7,7 +7,7 @@ import (
 
 	"github.com/google/uuid"
 
-	"github.com/bivouac/bivouac/internal/fakeruntime"
+	"github.com/bivouac/bivouac/internal/test/fakeruntime"
 	"github.com/bivouac/bivouac/scheduler"
 )
 

@@ -9,7 +9,7 @@ import (
 
 	"github.com/shoenig/test/must"
 
-	"github.com/bivouac/bivouac/internal/fakeruntime"
+	"github.com/bivouac/bivouac/internal/test/fakeruntime"
 	"github.com/bivouac/bivouac/runtime"
 	"github.com/bivouac/bivouac/scheduler"
 )

@@ -11,7 +11,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/shoenig/test/must"
 
-	"github.com/bivouac/bivouac/internal/fakeruntime"
+	"github.com/bivouac/bivouac/internal/test/fakeruntime"
 	"github.com/bivouac/bivouac/runtime"
 	"github.com/bivouac/bivouac/scheduler"
 )

@@ -14,8 +14,8 @@ import (
 	"github.com/google/uuid"
 	"github.com/shoenig/test/must"
 
-	"github.com/bivouac/bivouac/internal/fakeruntime"
-	"github.com/bivouac/bivouac/internal/memory"
+	"github.com/bivouac/bivouac/internal/store/memory"
+	"github.com/bivouac/bivouac/internal/test/fakeruntime"
 	"github.com/bivouac/bivouac/runtime"
 	"github.com/bivouac/bivouac/scheduler"
 )

@@ -19,10 +19,10 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 
+	"github.com/bivouac/bivouac/internal/api"
+	"github.com/bivouac/bivouac/internal/api/wire"
 	"github.com/bivouac/bivouac/internal/config"
-	"github.com/bivouac/bivouac/internal/consul"
-	"github.com/bivouac/bivouac/internal/httpapi"
-	"github.com/bivouac/bivouac/internal/httpapi/wire"
+	"github.com/bivouac/bivouac/internal/store/consul"
 	"github.com/bivouac/bivouac/internal/version"
 	"github.com/bivouac/bivouac/scheduler"
 )
@@ -133,10 +133,10 @@ func Run(ctx context.Context, c config.Config, env Environment) (err error) {
 		return err
 	}
 	self := describe(c)
-	settings := httpapi.Config{
+	settings := api.Config{
 		Sessions: sessions,
 		Store:    base.storeName,
-		Checks:   append(base.checks, httpapi.Check{Name: "sessions", Run: sessions.Health, Optional: true}),
+		Checks:   append(base.checks, api.Check{Name: "sessions", Run: sessions.Health, Optional: true}),
 		Metrics:  telemetry.handler,
 		Self:     self,
 		Instance: base.instance,
@@ -149,7 +149,7 @@ func Run(ctx context.Context, c config.Config, env Environment) (err error) {
 		base.operator.adopt = sessions.Adopt
 		settings.Operator = base.operator
 	}
-	api := httpapi.New(settings)
+	server := api.New(settings)
 
 	prepared := make(chan struct{})
 	parts := append([]part{
@@ -173,7 +173,7 @@ func Run(ctx context.Context, c config.Config, env Environment) (err error) {
 			return nil
 		}))},
 		part{"http", whenReady(prepared, func(ctx context.Context) error {
-			return serve(ctx, api.Server(), listener, sessions.End, log)
+			return serve(ctx, server.Server(), listener, sessions.End, log)
 		})},
 	)
 	if c.Dev {

@@ -16,7 +16,7 @@ import (
 	"github.com/shoenig/test/must"
 
 	"github.com/bivouac/bivouac/internal/config"
-	"github.com/bivouac/bivouac/internal/consul"
+	"github.com/bivouac/bivouac/internal/store/consul"
 	"github.com/bivouac/bivouac/jobs"
 	"github.com/bivouac/bivouac/runtime"
 )

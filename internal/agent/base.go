@@ -14,12 +14,11 @@ import (
 	"github.com/hashicorp/go-hclog"
 	nomadapi "github.com/hashicorp/nomad/api"
 
+	"github.com/bivouac/bivouac/internal/api"
 	"github.com/bivouac/bivouac/internal/config"
-	"github.com/bivouac/bivouac/internal/consul"
-	"github.com/bivouac/bivouac/internal/failpoint"
-	"github.com/bivouac/bivouac/internal/httpapi"
 	"github.com/bivouac/bivouac/internal/pluginhost"
 	"github.com/bivouac/bivouac/internal/process"
+	"github.com/bivouac/bivouac/internal/store/consul"
 	"github.com/bivouac/bivouac/jobs"
 	"github.com/bivouac/bivouac/runtime"
 	"github.com/bivouac/bivouac/runtime/nomad"
@@ -33,7 +32,7 @@ type base struct {
 	locker    scheduler.Locker
 	now       func() time.Time
 	drivers   map[string]runtime.Driver
-	checks    []httpapi.Check
+	checks    []api.Check
 	parts     []part
 	prepare   func(ctx context.Context) error // is called while the parts run, before anything is asked of them
 	plugins   *pluginhost.Host
@@ -86,10 +85,10 @@ func newBuiltIn(c config.Config, host *pluginhost.Host, log hclog.Logger) (base,
 	if err != nil {
 		return base{}, err
 	}
-	clock := consul.NewClock(store, failpoint.Wall)
+	clock := consul.NewClock(store, wall)
 	b.store, b.storeName, b.locker, b.now, b.instance = clock, name, clock, clock.Now, store.Instance
 	b.operator = &operator{store: store, identified: b.identified}
-	b.checks = []httpapi.Check{
+	b.checks = []api.Check{
 		{Name: "consul", Run: clock.Health},
 		{Name: "clock", Run: clock.TimeHealth, Optional: true},
 	}
@@ -99,7 +98,7 @@ func newBuiltIn(c config.Config, host *pluginhost.Host, log hclog.Logger) (base,
 		{"clock", whenReady(b.identified, clock.Run)},
 	}
 	if driver != nil {
-		b.checks = append(b.checks, httpapi.Check{Name: nomadName, Run: driver.Health, Optional: c.Runtime != nomadName})
+		b.checks = append(b.checks, api.Check{Name: nomadName, Run: driver.Health, Optional: c.Runtime != nomadName})
 		b.parts = append(b.parts, part{"nomad", whenReady(b.identified, driver.Run)})
 	}
 	return b, nil

@@ -17,9 +17,9 @@ import (
 	"github.com/hashicorp/go-hclog"
 
 	"github.com/bivouac/bivouac/internal/config"
-	"github.com/bivouac/bivouac/internal/memory"
 	"github.com/bivouac/bivouac/internal/pluginhost"
 	"github.com/bivouac/bivouac/internal/process"
+	"github.com/bivouac/bivouac/internal/store/memory"
 	"github.com/bivouac/bivouac/runtime"
 )
 

@@ -8,7 +8,7 @@ import (
 
 	"github.com/google/uuid"
 
-	"github.com/bivouac/bivouac/internal/failpoint"
+	"github.com/bivouac/bivouac/internal/test/failpoint"
 	"github.com/bivouac/bivouac/runtime"
 	"github.com/bivouac/bivouac/scheduler"
 )
@@ -35,6 +35,9 @@ func withFailpoints(b base) base {
 	}
 	return b
 }
+
+// wall returns the time that this process takes for its machine's.
+func wall() time.Time { return failpoint.Wall() }
 
 // watchingFinder is what the Nomad driver can do beyond [runtime.Driver].
 type watchingFinder interface {

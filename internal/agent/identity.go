@@ -13,9 +13,9 @@ import (
 	"github.com/hashicorp/go-hclog"
 	nomadapi "github.com/hashicorp/nomad/api"
 
-	"github.com/bivouac/bivouac/internal/consul"
-	"github.com/bivouac/bivouac/internal/httpapi/wire"
+	"github.com/bivouac/bivouac/internal/api/wire"
 	"github.com/bivouac/bivouac/internal/pluginhost"
+	"github.com/bivouac/bivouac/internal/store/consul"
 	"github.com/bivouac/bivouac/runtime/nomad"
 	"github.com/bivouac/bivouac/scheduler"
 )
@@ -101,7 +101,7 @@ type operator struct {
 	adopt      func(ctx context.Context) (scheduler.AdoptResult, error)
 }
 
-// Adopt implements [httpapi.Operator].
+// Adopt implements [api.Operator].
 func (o operator) Adopt(ctx context.Context, instance string) (wire.AdoptAnswer, error) {
 	own, err := o.store.Adopt(ctx, instance)
 	if err != nil {
@@ -119,7 +119,7 @@ func (o operator) Adopt(ctx context.Context, instance string) (wire.AdoptAnswer,
 	return wire.AdoptAnswer{Instance: own.Instance, Adopted: len(result.Adopted), Failed: len(result.Left)}, nil
 }
 
-// Forget implements [httpapi.Operator].
+// Forget implements [api.Operator].
 func (o operator) Forget(ctx context.Context) (wire.ForgetAnswer, error) {
 	own, left, err := o.store.Forget(ctx)
 	if err != nil {

@@ -8,7 +8,7 @@ import (
 	nomadapi "github.com/hashicorp/nomad/api"
 	"github.com/shoenig/test/must"
 
-	"github.com/bivouac/bivouac/internal/consul"
+	"github.com/bivouac/bivouac/internal/store/consul"
 )
 
 func TestPlace(t *testing.T) {

@@ -10,9 +10,9 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 
+	"github.com/bivouac/bivouac/internal/api"
+	"github.com/bivouac/bivouac/internal/api/wire"
 	"github.com/bivouac/bivouac/internal/config"
-	"github.com/bivouac/bivouac/internal/httpapi"
-	"github.com/bivouac/bivouac/internal/httpapi/wire"
 	"github.com/bivouac/bivouac/internal/pluginhost"
 	"github.com/bivouac/bivouac/runtime"
 )
@@ -75,7 +75,7 @@ func (b *base) addPlugins(host *pluginhost.Host, c config.Config) {
 	b.parts = append(b.parts, part{"plugins", whenReady(b.identified, func(ctx context.Context) error { host.Run(ctx); return nil })})
 	for name, driver := range drivers {
 		b.drivers[name] = driver
-		b.checks = append(b.checks, httpapi.Check{Name: "plugin." + name, Run: driver.Health, Optional: name != c.Runtime})
+		b.checks = append(b.checks, api.Check{Name: "plugin." + name, Run: driver.Health, Optional: name != c.Runtime})
 	}
 }
 

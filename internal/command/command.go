@@ -21,8 +21,8 @@ import (
 	"github.com/hashicorp/cli"
 
 	"github.com/bivouac/bivouac/internal/agent"
-	"github.com/bivouac/bivouac/internal/apiclient"
-	"github.com/bivouac/bivouac/internal/httpapi/wire"
+	"github.com/bivouac/bivouac/internal/api/apiclient"
+	"github.com/bivouac/bivouac/internal/api/wire"
 	"github.com/bivouac/bivouac/internal/version"
 )
 

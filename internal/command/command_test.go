@@ -15,8 +15,8 @@ import (
 	"github.com/google/uuid"
 	"github.com/shoenig/test/must"
 
-	"github.com/bivouac/bivouac/internal/apiclient"
-	"github.com/bivouac/bivouac/internal/httpapi/wire"
+	"github.com/bivouac/bivouac/internal/api/apiclient"
+	"github.com/bivouac/bivouac/internal/api/wire"
 )
 
 // newTerminal stands before an agent that gives the same answer to everything.

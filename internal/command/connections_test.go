@@ -12,7 +12,7 @@ import (
 	"github.com/shoenig/test/must"
 	"github.com/shoenig/test/wait"
 
-	"github.com/bivouac/bivouac/internal/stack"
+	"github.com/bivouac/bivouac/internal/test/stack"
 )
 
 func TestIdleConnectionsDoNotShutCreatesOut(t *testing.T) {

@@ -7,8 +7,8 @@ import (
 
 	"github.com/google/uuid"
 
-	"github.com/bivouac/bivouac/internal/apiclient"
-	"github.com/bivouac/bivouac/internal/httpapi/wire"
+	"github.com/bivouac/bivouac/internal/api/apiclient"
+	"github.com/bivouac/bivouac/internal/api/wire"
 )
 
 func operatorCommand(t terminal) *command {

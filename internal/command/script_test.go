@@ -19,7 +19,7 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/bivouac/bivouac/internal/process"
-	"github.com/bivouac/bivouac/internal/stack"
+	"github.com/bivouac/bivouac/internal/test/stack"
 	"github.com/bivouac/bivouac/runtime/plugin"
 )
 

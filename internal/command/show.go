@@ -8,7 +8,7 @@ import (
 	"text/tabwriter"
 	"time"
 
-	"github.com/bivouac/bivouac/internal/httpapi/wire"
+	"github.com/bivouac/bivouac/internal/api/wire"
 	"github.com/bivouac/bivouac/runtime"
 )
 

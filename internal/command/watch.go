@@ -14,8 +14,8 @@ import (
 	"github.com/cenkalti/backoff/v5"
 	"github.com/google/uuid"
 
-	"github.com/bivouac/bivouac/internal/apiclient"
-	"github.com/bivouac/bivouac/internal/httpapi/wire"
+	"github.com/bivouac/bivouac/internal/api/apiclient"
+	"github.com/bivouac/bivouac/internal/api/wire"
 )
 
 func sessionWatchCommand(t terminal) *command {

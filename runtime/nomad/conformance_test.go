@@ -13,7 +13,7 @@ import (
 	"github.com/hashicorp/nomad/api"
 	"github.com/shoenig/test/must"
 
-	"github.com/bivouac/bivouac/internal/stack"
+	"github.com/bivouac/bivouac/internal/test/stack"
 	"github.com/bivouac/bivouac/jobs"
 	"github.com/bivouac/bivouac/runtime"
 	"github.com/bivouac/bivouac/runtime/conformance"

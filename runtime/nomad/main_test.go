@@ -18,7 +18,7 @@ import (
 	"github.com/shoenig/test/must"
 
 	"github.com/bivouac/bivouac/internal/demosandbox"
-	"github.com/bivouac/bivouac/internal/stack"
+	"github.com/bivouac/bivouac/internal/test/stack"
 	"github.com/bivouac/bivouac/jobs"
 	"github.com/bivouac/bivouac/runtime"
 	"github.com/bivouac/bivouac/runtime/nomad"

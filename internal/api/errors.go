@@ -1,0 +1,114 @@
+package api
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"net/http"
+	"strconv"
+	"time"
+
+	"github.com/bivouac/bivouac/internal/api/wire"
+	"github.com/bivouac/bivouac/scheduler"
+)
+
+// apiError is an error as the caller is told it. One with a message of its own
+// keeps the words of the error behind it, which may name what is none of the
+// caller's business, for the log.
+type apiError struct {
+	status     int
+	code       wire.Code
+	message    string        // empty: the error's own words
+	retryAfter time.Duration // 0: nothing says that waiting helps
+	reason     string        // of a conflict
+	session    *wire.Session // of a conflict
+}
+
+func (e *apiError) Error() string { return e.message }
+
+func (e *apiError) wire() wire.Error {
+	return wire.Error{Code: e.code, Message: e.message, Reason: e.reason}
+}
+
+func retryAfterHeader(d time.Duration) string {
+	return strconv.Itoa(int(d / time.Second))
+}
+
+// The waits that are advised to a caller.
+const (
+	soon  = 1 * time.Second // another's operation on the chat is about to end
+	later = 5 * time.Second // something has to come back, or room to be made
+)
+
+var errShuttingDown = &apiError{
+	status: http.StatusServiceUnavailable, code: wire.CodeShuttingDown, retryAfter: soon,
+	message: "this agent is shutting down",
+}
+
+// errorFor is the one place that says how an error is told: by its kind, as the
+// scheduler names it. store names what keeps the sessions.
+func errorFor(err error, store string) apiError {
+	if own, ok := errors.AsType[*apiError](err); ok {
+		return *own
+	}
+	e := byKind(scheduler.Kind(err), errors.Is(err, context.DeadlineExceeded))
+	if e.code == wire.CodeStoreUnavailable {
+		e.message = cmp.Or(store, "the store of the sessions") + " cannot be reached, or its answer is unknown"
+		if why, ok := errors.AsType[*scheduler.UnavailableError](err); ok {
+			e.message += ": " + why.Reason
+		}
+	}
+	if e.message == "" {
+		e.message = err.Error()
+	}
+	if conflict, ok := errors.AsType[*scheduler.ConflictError](err); ok {
+		session := wireSession(conflict.Session)
+		e.reason, e.session = conflict.Reason, &session
+	}
+	return e
+}
+
+func byKind(kind string, late bool) apiError {
+	code := wire.Code(kind)
+	switch code {
+	case wire.CodeInvalid, wire.CodeRuntimeInvalid:
+		return apiError{status: http.StatusBadRequest, code: code}
+	case wire.CodeNotFound:
+		return apiError{status: http.StatusNotFound, code: code}
+	case wire.CodeConflict, wire.CodeExpired, wire.CodeNotRunning:
+		return apiError{status: http.StatusConflict, code: code}
+	case wire.CodeBusy:
+		return apiError{status: http.StatusTooManyRequests, code: code, retryAfter: soon}
+	case wire.CodeShuttingDown:
+		return *errShuttingDown
+	case wire.CodeLockTimeout, wire.CodeLockLost, wire.CodeSandboxConflict:
+		return apiError{status: http.StatusServiceUnavailable, code: code, retryAfter: soon}
+	case wire.CodeNotPlaced, wire.CodeNotStopped:
+		return apiError{status: http.StatusServiceUnavailable, code: code, retryAfter: later}
+	case wire.CodeNotReady:
+		// A sandbox that needs too long may do better next time. One that
+		// failed to start, for want of its image or by exiting, says so and
+		// will fail again until somebody mends it.
+		if late {
+			return apiError{status: http.StatusGatewayTimeout, code: code}
+		}
+		return apiError{status: http.StatusServiceUnavailable, code: code}
+	case wire.CodeStoreUnavailable:
+		return apiError{status: http.StatusServiceUnavailable, code: code, retryAfter: later}
+	case wire.CodeRuntimeUnavailable:
+		return apiError{status: http.StatusServiceUnavailable, code: code, retryAfter: later,
+			message: "the runtime cannot be reached, or its answer is unknown"}
+	case wire.CodeDeadlineExceeded:
+		return apiError{status: http.StatusServiceUnavailable, code: code, retryAfter: later,
+			message: "the operation took too long"}
+	case wire.CodeCanceled:
+		return apiError{status: http.StatusServiceUnavailable, code: code, retryAfter: soon,
+			message: "the operation was canceled"}
+	case wire.CodeDamagedRecord:
+		return apiError{status: http.StatusInternalServerError, code: code,
+			message: "the chat's record cannot be understood, and the server's log says why; an operator can mend it with: bivouac operator repair CHAT_ID"}
+	default:
+		return apiError{status: http.StatusInternalServerError, code: wire.CodeInternal,
+			message: "something went wrong that should not; the agent's log has it under the request ID"}
+	}
+}

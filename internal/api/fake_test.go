@@ -1,0 +1,288 @@
+package api_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/hashicorp/go-hclog"
+	"github.com/shoenig/test/must"
+
+	"github.com/bivouac/bivouac/internal/api"
+	"github.com/bivouac/bivouac/internal/api/wire"
+	"github.com/bivouac/bivouac/internal/test/apitest"
+	"github.com/bivouac/bivouac/runtime"
+	"github.com/bivouac/bivouac/scheduler"
+)
+
+var (
+	chat    = uuid.MustParse("7d3f2a54-5b0e-4a55-8d2c-3f1f9b6f2c01")
+	session = scheduler.Session{
+		SessionID:      uuid.MustParse("0f0c3c1a-6c1d-4f0e-9a53-0d9a7f3b8a10"),
+		ChatID:         chat,
+		AgentID:        "researcher",
+		VolumeHostPath: "/srv/a&b <c>",
+		Runtime:        "process",
+		ContainerID:    "4711",
+		Endpoint:       runtime.Endpoint{IP: netip.MustParseAddr("10.0.3.7"), Port: 25017},
+		CreatedAt:      time.Date(2026, 3, 1, 10, 30, 0, 123456000, time.FixedZone("CET", 3600)),
+		ExpiresAt:      time.Date(2026, 3, 1, 11, 0, 0, 123456000, time.FixedZone("CET", 3600)),
+		State:          scheduler.StateRunning,
+	}
+)
+
+// fake is a scheduler that gives the fixed session, or err, and remembers what
+// it was asked. A hook that is set takes the place of its answer.
+type fake struct {
+	err    error
+	result scheduler.Result // created where empty
+	gone   bool             // the chat has no session to delete
+
+	onCreate func(ctx context.Context, cmd scheduler.CreateCommand) error
+	onGet    func(ctx context.Context) error
+
+	mu     sync.Mutex
+	create scheduler.CreateCommand
+	query  scheduler.Query
+	ttl    time.Duration
+	adopt  string
+	calls  int
+}
+
+func (f *fake) note(set func()) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.calls++
+	set()
+}
+
+func (f *fake) Create(ctx context.Context, cmd scheduler.CreateCommand) (scheduler.CreateResult, error) {
+	f.note(func() { f.create = cmd })
+	if f.onCreate != nil {
+		if err := f.onCreate(ctx, cmd); err != nil {
+			return scheduler.CreateResult{}, err
+		}
+	}
+	result := f.result
+	if result == "" {
+		result = scheduler.ResultCreated
+	}
+	return scheduler.CreateResult{Result: result, Session: session}, f.err
+}
+
+func (f *fake) Get(ctx context.Context, _ uuid.UUID, block scheduler.Block) (scheduler.Session, uint64, error) {
+	f.note(func() { f.query.Block = block })
+	if f.onGet != nil {
+		if err := f.onGet(ctx); err != nil {
+			return scheduler.Session{}, 0, err
+		}
+	}
+	return session, 42, f.err
+}
+
+func (f *fake) List(_ context.Context, query scheduler.Query) (scheduler.Page, error) {
+	f.note(func() { f.query = query })
+	if f.err != nil {
+		return scheduler.Page{}, f.err
+	}
+	return scheduler.Page{Sessions: []scheduler.Session{session}, NextToken: "more", Index: 43}, nil
+}
+
+func (f *fake) Renew(_ context.Context, _ uuid.UUID, ttl time.Duration) (scheduler.Session, error) {
+	f.note(func() { f.ttl = ttl })
+	return session, f.err
+}
+
+func (f *fake) Delete(_ context.Context, chatID uuid.UUID) (scheduler.DeleteResult, error) {
+	f.note(func() {})
+	if f.gone {
+		return scheduler.DeleteResult{ChatID: chatID}, f.err
+	}
+	return scheduler.DeleteResult{
+		Found: true, ChatID: chatID, SessionID: session.SessionID, ContainerID: session.ContainerID,
+	}, f.err
+}
+
+func (f *fake) Adopt(_ context.Context, instance string) (wire.AdoptAnswer, error) {
+	f.note(func() { f.adopt = instance })
+	return wire.AdoptAnswer{Instance: "default-4f7k2mq6zt3vxw5yabcd", Adopted: 3, Failed: 1}, f.err
+}
+
+func (f *fake) Forget(context.Context) (wire.ForgetAnswer, error) {
+	f.note(func() {})
+	return wire.ForgetAnswer{Instance: "default-4f7k2mq6zt3vxw5yabcd", Left: []wire.Left{
+		{Instance: "default", Sandboxes: 2, Look: "nomad operator api /v1/jobs"},
+	}}, f.err
+}
+
+func (f *fake) CleanupExpired(context.Context) (scheduler.CleanupResult, error) {
+	f.note(func() {})
+	return scheduler.CleanupResult{ErrorCount: 1}, f.err
+}
+
+func (f *fake) Repair(context.Context, uuid.UUID) (scheduler.RepairResult, error) {
+	f.note(func() {})
+	if f.gone {
+		return scheduler.RepairResult{Result: scheduler.RepairRemoved}, f.err
+	}
+	return scheduler.RepairResult{Result: scheduler.RepairAdopted, Session: &session}, f.err
+}
+
+// log is an hclog output that may be read while it is written.
+type log struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (l *log) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(p)
+}
+
+func (l *log) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()
+}
+
+// agent is the API on a loopback address, with a client that holds every answer
+// against openapi.json.
+type agent struct {
+	t        *testing.T
+	url      string
+	log      *log
+	server   *http.Server
+	served   chan struct{} // has one element for each request that was served
+	recorder *apitest.Recorder
+}
+
+func testConfig(sessions api.Sessions, out io.Writer) api.Config {
+	operator, _ := sessions.(api.Operator) // a fake is both
+	return api.Config{
+		Sessions: sessions,
+		Operator: operator,
+		Metrics: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
+			_, _ = io.WriteString(w, "sandbox_active_count 3\n")
+		}),
+		Instance: func() string { return "default-0123456789abcdefghij" },
+		Self:     wire.SelfAnswer{Version: "1.2.3", Revision: "abc", Config: map[string]any{"ttl": "30m"}},
+		Runtimes: func(context.Context) []wire.Runtime {
+			return []wire.Runtime{{Name: "process", Version: "1.2.3"}, {Name: "mine"}}
+		},
+		Logger: hclog.New(&hclog.LoggerOptions{Output: out, Level: hclog.Trace}),
+	}
+}
+
+func start(t *testing.T, sessions api.Sessions, change ...func(*api.Config)) *agent {
+	t.Helper()
+	return startRecorded(t, apitest.New(t, nil), sessions, change...)
+}
+
+// startRecorded is start with a recorder that several agents share.
+func startRecorded(t *testing.T, recorder *apitest.Recorder, sessions api.Sessions, change ...func(*api.Config)) *agent {
+	t.Helper()
+	a := &agent{t: t, log: &log{}, served: make(chan struct{}, 1024), recorder: recorder}
+	config := testConfig(sessions, a.log)
+	for _, change := range change {
+		change(&config)
+	}
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	must.NoError(t, err)
+	a.url = "http://" + listener.Addr().String()
+	a.server = api.New(config).Server()
+	inner := a.server.Handler
+	a.server.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		defer func() { a.served <- struct{}{} }()
+		inner.ServeHTTP(w, r)
+	})
+	var serving sync.WaitGroup
+	serving.Go(func() {
+		if err := a.server.Serve(listener); err != http.ErrServerClosed {
+			t.Errorf("serve: %v", err)
+		}
+	})
+	t.Cleanup(func() {
+		_ = a.server.Close()
+		serving.Wait()
+	})
+	return a
+}
+
+// request is one request to the API. What is empty is left out.
+type request struct {
+	method, path, body string
+	host, contentType  string // contentType: application/json where there is a body
+	header             http.Header
+}
+
+func (a *agent) newRequest(ctx context.Context, in request) *http.Request {
+	a.t.Helper()
+	var body io.Reader
+	if in.body != "" {
+		body = strings.NewReader(in.body)
+	}
+	req, err := http.NewRequestWithContext(ctx, in.method, a.url+in.path, body)
+	must.NoError(a.t, err)
+	if in.header != nil {
+		req.Header = in.header.Clone()
+	}
+	if in.host != "" {
+		req.Host = in.host
+	}
+	switch {
+	case in.contentType != "":
+		req.Header.Set("Content-Type", in.contentType)
+	case in.body != "":
+		req.Header.Set("Content-Type", "application/json")
+	}
+	return req
+}
+
+func (a *agent) send(in request) (*http.Response, string) {
+	a.t.Helper()
+	res, err := a.recorder.RoundTrip(a.newRequest(a.t.Context(), in))
+	must.NoError(a.t, err)
+	body, err := io.ReadAll(res.Body)
+	must.NoError(a.t, err)
+	must.NoError(a.t, res.Body.Close())
+	return res, string(body)
+}
+
+// refused sends a request and returns the error that it is answered with.
+func (a *agent) refused(in request) (int, wire.Error) {
+	a.t.Helper()
+	res, body := a.send(in)
+	var answer wire.ErrorAnswer
+	must.NoError(a.t, json.Unmarshal([]byte(body), &answer))
+	return res.StatusCode, answer.Error
+}
+
+const goodCreate = `{"agent_id":"researcher","volume_host_path":"/srv/a"}`
+
+var (
+	sessionURL = "/v1/sessions/" + chat.String()
+	create     = request{method: "PUT", path: sessionURL, body: goodCreate}
+	get        = request{method: "GET", path: sessionURL}
+	list       = request{method: "GET", path: "/v1/sessions"}
+	renew      = request{method: "POST", path: sessionURL + "/renew", body: `{"ttl":"10m"}`}
+	remove     = request{method: "DELETE", path: sessionURL}
+	cleanup    = request{method: "POST", path: "/v1/cleanup"}
+	adopt      = request{method: "POST", path: "/v1/operator/adopt", body: `{"instance":"default-4f7k2mq6zt3vxw5yabcd"}`}
+	forget     = request{method: "POST", path: "/v1/operator/forget"}
+	repair     = request{method: "POST", path: "/v1/operator/repair/" + chat.String()}
+	health     = request{method: "GET", path: "/v1/agent/health"}
+	self       = request{method: "GET", path: "/v1/agent/self"}
+	metrics    = request{method: "GET", path: "/v1/metrics"}
+	openAPI    = request{method: "GET", path: "/v1/openapi.json"}
+)

@@ -1,0 +1,195 @@
+package api
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"mime"
+	"net/http"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/google/uuid"
+
+	"github.com/bivouac/bivouac/internal/api/jsonfields"
+	"github.com/bivouac/bivouac/internal/api/wire"
+	"github.com/bivouac/bivouac/scheduler"
+)
+
+var errMediaType = &apiError{
+	status: http.StatusUnsupportedMediaType, code: wire.CodeUnsupportedMediaType,
+	message: "the Content-Type must be application/json, once, in UTF-8, and without a Content-Encoding",
+}
+
+func invalid(format string, args ...any) error {
+	return fmt.Errorf("%w: %w", scheduler.ErrInvalid, fmt.Errorf(format, args...))
+}
+
+func chatID(r *http.Request) (uuid.UUID, error) {
+	s := r.PathValue("chat_id")
+	id, err := uuid.Parse(s)
+	if err != nil || len(s) != len(id.String()) { // Parse knows other forms as well
+		return uuid.Nil, invalid("chat_id is not a UUID in its form of 36 characters")
+	}
+	return id, nil
+}
+
+// receive reads the body of a request to its end and lets the request go on with
+// what it read. So a request that waits for its body holds nothing but its
+// connection.
+func receive(ans *answer, r *http.Request) error {
+	if r.ContentLength == 0 {
+		return nil
+	}
+	text, err := io.ReadAll(http.MaxBytesReader(ans, r.Body, maxBody))
+	if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
+		return invalid("the body is over %d bytes", maxBody)
+	}
+	if err != nil {
+		return invalid("the body could not be read to its end")
+	}
+	ans.readLimit(0)
+	r.Body = io.NopCloser(bytes.NewReader(text))
+	return nil
+}
+
+// readFields reads a body that is one JSON object of strings, with no other
+// fields than those named. A request without a body has no fields.
+func readFields(r *http.Request, names ...string) (map[string]string, error) {
+	text, err := io.ReadAll(r.Body) // as receive left it
+	if err != nil {
+		return nil, invalid("the body could not be read to its end")
+	}
+	if len(text) == 0 {
+		return nil, nil
+	}
+	if !isJSON(r.Header) {
+		return nil, errMediaType
+	}
+	fields, err := jsonfields.Parse(string(text), names...)
+	if err != nil {
+		return nil, invalid("%w", err)
+	}
+	return fields, nil
+}
+
+// isJSON says whether the headers of a body say that it is JSON in UTF-8, once
+// and as it is.
+func isJSON(header http.Header) bool {
+	types := header.Values("Content-Type")
+	if len(types) != 1 {
+		return false
+	}
+	mediaType, params, err := mime.ParseMediaType(types[0])
+	if err != nil || mediaType != "application/json" {
+		return false
+	}
+	if charset, ok := params["charset"]; ok && !strings.EqualFold(charset, "utf-8") {
+		return false
+	}
+	for _, encoding := range header.Values("Content-Encoding") {
+		if !strings.EqualFold(encoding, "identity") {
+			return false
+		}
+	}
+	return true
+}
+
+// ttl returns 0, the default, where there is no such field.
+func ttl(fields map[string]string) (time.Duration, error) {
+	s, ok := fields["ttl"]
+	if !ok {
+		return 0, nil
+	}
+	return positiveDuration("ttl", s)
+}
+
+func positiveDuration(name, s string) (time.Duration, error) {
+	d, err := time.ParseDuration(s)
+	if err != nil {
+		return 0, invalid(`%s is not a duration such as "30m" or "90s"`, name)
+	}
+	if d <= 0 {
+		return 0, invalid("%s is not more than zero", name)
+	}
+	return d, nil
+}
+
+// query is a request's query: each parameter once, and with a value.
+type query map[string]string
+
+func parseQuery(raw string, known []string) (query, error) {
+	values, err := url.ParseQuery(raw)
+	if err != nil {
+		return nil, invalid("the query is not well-formed")
+	}
+	q := make(query, len(values))
+	for name, list := range values {
+		if !slices.Contains(known, name) {
+			return nil, invalid("unknown query parameter %.64q", name)
+		}
+		if len(list) > 1 {
+			return nil, invalid("query parameter %s stands twice", name)
+		}
+		if list[0] == "" { // such as a script's variable that is not set
+			return nil, invalid("query parameter %s is empty", name)
+		}
+		if !utf8.ValidString(list[0]) {
+			return nil, invalid("query parameter %s is not UTF-8", name)
+		}
+		q[name] = list[0]
+	}
+	return q, nil
+}
+
+// The page of a list where the caller does not say.
+const defaultPerPage = 100
+
+func (q query) perPage() (int, error) {
+	if q["per_page"] == "" {
+		return defaultPerPage, nil
+	}
+	n, err := strconv.Atoi(q["per_page"])
+	if err != nil || n < 1 || n > scheduler.MaxPerPage {
+		return 0, invalid("per_page is not a number from 1 to %d", scheduler.MaxPerPage)
+	}
+	return n, nil
+}
+
+// The wait of a blocking read.
+const (
+	defaultWait = 5 * time.Minute
+	maxWait     = 10 * time.Minute
+)
+
+// block returns the zero Block for a read that is not to wait. A wait without
+// an index has nothing to wait from, and is checked all the same.
+func (q query) block() (scheduler.Block, error) {
+	var block scheduler.Block
+	wait := defaultWait
+	if s := q["wait"]; s != "" {
+		var err error
+		if wait, err = positiveDuration("wait", s); err != nil {
+			return block, err
+		}
+		if wait > maxWait {
+			return block, invalid("wait is over %s", maxWait)
+		}
+	}
+	if s := q["index"]; s != "" {
+		index, err := strconv.ParseUint(s, 10, 64)
+		if err != nil {
+			return block, invalid("index is not a number as %s has it", wire.HeaderIndex)
+		}
+		block.Index = index
+	}
+	if block.Index != 0 {
+		block.Wait = wait
+	}
+	return block, nil
+}

@@ -1,0 +1,218 @@
+package api
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"strconv"
+
+	"github.com/bivouac/bivouac/internal/api/wire"
+	"github.com/bivouac/bivouac/runtime"
+	"github.com/bivouac/bivouac/scheduler"
+)
+
+func (a *API) create(w http.ResponseWriter, r *http.Request, _ query) error {
+	chat, err := chatID(r)
+	if err != nil {
+		return err
+	}
+	fields, err := readFields(r, "agent_id", "volume_host_path", "runtime", "ttl")
+	if err != nil {
+		return err
+	}
+	cmd := scheduler.CreateCommand{
+		ChatID: chat, AgentID: fields["agent_id"], VolumeHostPath: fields["volume_host_path"], Runtime: fields["runtime"],
+	}
+	if _, named := fields["runtime"]; named && cmd.Runtime == "" {
+		return invalid("runtime is empty")
+	}
+	if cmd.TTL, err = ttl(fields); err != nil {
+		return err
+	}
+
+	end := func() {}
+	if wantsStages(r) {
+		cmd.Progress, end = tellStages(w)
+	}
+	defer end() // nothing may write to w beside it once this returns, panic or not
+	res, err := a.config.Sessions.Create(r.Context(), cmd)
+	end()
+	if err != nil {
+		return err
+	}
+	status := http.StatusCreated
+	if res.Result == scheduler.ResultReused {
+		status = http.StatusOK
+	}
+	return writeJSON(w, status, wire.CreateAnswer{Result: string(res.Result), Session: wireSession(res.Session)})
+}
+
+func (a *API) get(w http.ResponseWriter, r *http.Request, q query) error {
+	chat, err := chatID(r)
+	if err != nil {
+		return err
+	}
+	block, err := q.block()
+	if err != nil {
+		return err
+	}
+	var session scheduler.Session
+	var index uint64
+	err = a.read(r, block, func(ctx context.Context) (err error) {
+		session, index, err = a.config.Sessions.Get(ctx, chat, block)
+		return err
+	})
+	if err == nil || errors.Is(err, scheduler.ErrNotFound) {
+		setIndex(w, index)
+	}
+	if err != nil {
+		return err
+	}
+	return writeJSON(w, http.StatusOK, wire.SessionAnswer{Session: wireSession(session)})
+}
+
+func (a *API) list(w http.ResponseWriter, r *http.Request, q query) error {
+	perPage, err := q.perPage()
+	if err != nil {
+		return err
+	}
+	block, err := q.block()
+	if err != nil {
+		return err
+	}
+	var page scheduler.Page
+	err = a.read(r, block, func(ctx context.Context) (err error) {
+		page, err = a.config.Sessions.List(ctx, scheduler.Query{
+			AgentID: q["agent_id"], PerPage: perPage, NextToken: q["next_token"], Block: block,
+		})
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	setIndex(w, page.Index)
+	return writeJSON(w, http.StatusOK, wire.ListAnswer{Sessions: wireSessions(page.Sessions), NextToken: page.NextToken})
+}
+
+// read runs a read that may block. Those that do are counted, and end when the
+// agent does.
+func (a *API) read(r *http.Request, block scheduler.Block, read func(context.Context) error) error {
+	if block.Index == 0 {
+		return read(r.Context())
+	}
+	select {
+	case a.watchers <- struct{}{}:
+		defer func() { <-a.watchers }()
+	default:
+		return fmt.Errorf("%w: %d blocking reads already", scheduler.ErrBusy, maxWatchers)
+	}
+	ctx, cancel := context.WithCancel(r.Context())
+	defer cancel()
+	defer context.AfterFunc(a.stopping, cancel)()
+	err := read(ctx)
+	if err != nil && ctx.Err() != nil && a.stopping.Err() != nil {
+		return errShuttingDown
+	}
+	return err
+}
+
+func setIndex(w http.ResponseWriter, index uint64) {
+	w.Header().Set(wire.HeaderIndex, strconv.FormatUint(index, 10))
+}
+
+func (a *API) renew(w http.ResponseWriter, r *http.Request, _ query) error {
+	chat, err := chatID(r)
+	if err != nil {
+		return err
+	}
+	fields, err := readFields(r, "ttl")
+	if err != nil {
+		return err
+	}
+	d, err := ttl(fields)
+	if err != nil {
+		return err
+	}
+	session, err := a.config.Sessions.Renew(r.Context(), chat, d)
+	if err != nil {
+		return err
+	}
+	return writeJSON(w, http.StatusOK, wire.SessionAnswer{Session: wireSession(session)})
+}
+
+func (a *API) delete(w http.ResponseWriter, r *http.Request, _ query) error {
+	chat, err := chatID(r)
+	if err != nil {
+		return err
+	}
+	if _, err := readFields(r); err != nil {
+		return err
+	}
+	res, err := a.config.Sessions.Delete(r.Context(), chat)
+	if err != nil {
+		return err
+	}
+	body := wire.DeleteAnswer{Result: "not_found", ChatID: chat}
+	if res.Found {
+		body = wire.DeleteAnswer{Result: "deleted", ChatID: chat, SessionID: res.SessionID, ContainerID: res.ContainerID}
+	}
+	return writeJSON(w, http.StatusOK, body)
+}
+
+func (a *API) cleanup(w http.ResponseWriter, r *http.Request, _ query) error {
+	if _, err := readFields(r); err != nil {
+		return err
+	}
+	res, err := a.config.Sessions.CleanupExpired(r.Context())
+	if err != nil {
+		return err
+	}
+	return writeJSON(w, http.StatusOK, wire.CleanupAnswer{Cleaned: wireSessions(res.Cleaned), ErrorCount: res.ErrorCount})
+}
+
+func (a *API) repair(w http.ResponseWriter, r *http.Request, _ query) error {
+	chat, err := chatID(r)
+	if err != nil {
+		return err
+	}
+	if _, err := readFields(r); err != nil {
+		return err
+	}
+	res, err := a.config.Sessions.Repair(r.Context(), chat)
+	if err != nil {
+		return err
+	}
+	body := wire.RepairAnswer{Result: string(res.Result)}
+	if res.Session != nil {
+		body.Session = new(wireSession(*res.Session))
+	}
+	return writeJSON(w, http.StatusOK, body)
+}
+
+func wireSession(s scheduler.Session) wire.Session {
+	out := wire.Session{
+		SessionID:      s.SessionID,
+		ChatID:         s.ChatID,
+		AgentID:        s.AgentID,
+		VolumeHostPath: s.VolumeHostPath,
+		Runtime:        s.Runtime,
+		ContainerID:    s.ContainerID,
+		CreatedAt:      s.CreatedAt.UTC(),
+		ExpiresAt:      s.ExpiresAt.UTC(),
+		State:          string(s.State),
+		Reason:         s.Reason,
+	}
+	if s.Endpoint.IsValid() {
+		out.Endpoint = &runtime.Endpoint{IP: s.Endpoint.IP, Port: s.Endpoint.Port}
+	}
+	return out
+}
+
+func wireSessions(sessions []scheduler.Session) []wire.Session {
+	out := make([]wire.Session, len(sessions)) // never nil, which would be null
+	for i, s := range sessions {
+		out[i] = wireSession(s)
+	}
+	return out
+}

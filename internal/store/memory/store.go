@@ -1,0 +1,259 @@
+// Package memory keeps records and locks in this process's memory, under the
+// same contract as a real store: for -dev, and for tests that should be fast
+// and do the same thing each time.
+//
+// It starts no goroutine. All that waits, waits on channels and timers, so it
+// may be used inside a [testing/synctest] bubble. The package must never know
+// of any other store.
+package memory
+
+import (
+	"cmp"
+	"context"
+	"encoding/base64"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/bivouac/bivouac/internal/store/chatmutex"
+	"github.com/bivouac/bivouac/scheduler"
+)
+
+// defaultWait is how long a blocking read waits that names no time.
+const defaultWait = 5 * time.Minute
+
+// Store is a [scheduler.Store]. Make one with [NewStore].
+type Store struct {
+	locks chatmutex.Mutex
+
+	mu      sync.Mutex
+	records map[uuid.UUID]record
+	index   uint64        // of the last change
+	removed uint64        // index of the last removal, for reads that find nothing
+	changed chan struct{} // closed at the next change
+}
+
+type record struct {
+	session scheduler.Session
+	index   uint64 // of its last change
+	damaged bool
+}
+
+// NewStore returns an empty store.
+func NewStore() *Store {
+	return &Store{
+		records: make(map[uuid.UUID]record),
+		index:   1, // an index is never 0
+		removed: 1,
+		changed: make(chan struct{}),
+	}
+}
+
+// Damage makes the chat's record one that cannot be understood, as somebody does
+// who edits it by hand. It is for tests.
+func (s *Store) Damage(chatID uuid.UUID) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	r := s.records[chatID]
+	r.damaged = true
+	s.records[chatID] = r
+}
+
+func errDamaged(chatID uuid.UUID) error {
+	return fmt.Errorf("%w: that of chat %s", scheduler.ErrDamaged, chatID)
+}
+
+// Get implements [scheduler.Store].
+func (s *Store) Get(ctx context.Context, chatID uuid.UUID, block scheduler.Block) (*scheduler.Session, uint64, error) {
+	var found *scheduler.Session
+	damaged := false
+	index, err := s.read(ctx, block, func() uint64 {
+		r, ok := s.records[chatID]
+		damaged = r.damaged
+		if !ok {
+			found = nil
+			return s.removed
+		}
+		found = &r.session
+		return r.index
+	})
+	if err == nil && damaged {
+		err = errDamaged(chatID)
+	}
+	if err != nil {
+		return nil, 0, fmt.Errorf("memory: get chat %s: %w", chatID, err)
+	}
+	return found, index, nil
+}
+
+// List implements [scheduler.Store].
+func (s *Store) List(ctx context.Context, query scheduler.Query) (scheduler.Page, error) {
+	if query.PerPage < 1 || query.PerPage > scheduler.MaxPerPage {
+		return scheduler.Page{}, fmt.Errorf("memory: list: %w: per_page %d is not from 1 to %d",
+			scheduler.ErrInvalid, query.PerPage, scheduler.MaxPerPage)
+	}
+	after, err := parseToken(query.NextToken)
+	if err != nil {
+		return scheduler.Page{}, fmt.Errorf("memory: list: %w", err)
+	}
+
+	var page scheduler.Page
+	index, err := s.read(ctx, query.Block, func() uint64 {
+		index := s.removed
+		page.Damaged = nil
+		for chatID, r := range s.records {
+			if r.damaged && query.AgentID == "" && query.NextToken == "" { // all on the first page
+				page.Damaged = append(page.Damaged, scheduler.DamagedRecord{ChatID: chatID, Err: errDamaged(chatID)})
+			}
+		}
+		page.Sessions = s.selectWhere(func(r record) bool {
+			if query.AgentID != "" && r.session.AgentID != query.AgentID {
+				return false
+			}
+			index = max(index, r.index)
+			return r.session.ChatID.String() > after
+		})
+		return index
+	})
+	if err != nil {
+		return scheduler.Page{}, fmt.Errorf("memory: list: %w", err)
+	}
+	slices.SortFunc(page.Sessions, byChat)
+	if len(page.Sessions) > query.PerPage {
+		page.Sessions = slices.Clip(page.Sessions[:query.PerPage])
+		page.NextToken = token(page.Sessions[query.PerPage-1].ChatID)
+	}
+	page.Index = index
+	return page, nil
+}
+
+// Expired implements [scheduler.Store].
+func (s *Store) Expired(ctx context.Context, now time.Time, limit int) ([]scheduler.Session, error) {
+	var expired []scheduler.Session
+	if _, err := s.read(ctx, scheduler.Block{}, func() uint64 {
+		expired = s.selectWhere(func(r record) bool {
+			return r.session.State != scheduler.StateCreating && r.session.Expired(now)
+		})
+		return s.index
+	}); err != nil {
+		return nil, fmt.Errorf("memory: list expired: %w", err)
+	}
+	slices.SortFunc(expired, func(a, b scheduler.Session) int {
+		return cmp.Or(a.ExpiresAt.Compare(b.ExpiresAt), byChat(a, b))
+	})
+	return expired[:min(len(expired), max(limit, 0))], nil
+}
+
+// InFlight implements [scheduler.Store].
+func (s *Store) InFlight(ctx context.Context) ([]scheduler.Session, error) {
+	var inFlight []scheduler.Session
+	if _, err := s.read(ctx, scheduler.Block{}, func() uint64 {
+		inFlight = s.selectWhere(func(r record) bool { return !r.session.Settled() })
+		return s.index
+	}); err != nil {
+		return nil, fmt.Errorf("memory: list in flight: %w", err)
+	}
+	slices.SortFunc(inFlight, byChat)
+	return inFlight, nil
+}
+
+// Count implements [scheduler.Store].
+func (s *Store) Count(ctx context.Context) (int, error) {
+	var count int
+	if _, err := s.read(ctx, scheduler.Block{}, func() uint64 {
+		count = 0
+		for _, r := range s.records {
+			if r.session.State != scheduler.StateCreating && !r.damaged {
+				count++
+			}
+		}
+		return s.index
+	}); err != nil {
+		return 0, fmt.Errorf("memory: count: %w", err)
+	}
+	return count, nil
+}
+
+// read calls look, which returns the index of what it saw, and calls it again
+// at each change until that index is above block's or block's time is over.
+func (s *Store) read(ctx context.Context, block scheduler.Block, look func() uint64) (uint64, error) {
+	if err := ctx.Err(); err != nil {
+		return 0, err
+	}
+	var timeout <-chan time.Time
+	if block.Index != 0 {
+		timer := time.NewTimer(cmp.Or(block.Wait, defaultWait))
+		defer timer.Stop()
+		timeout = timer.C
+	}
+	for {
+		s.mu.Lock()
+		index, changed := look(), s.changed
+		foreign := block.Index > s.index // from before a restart
+		s.mu.Unlock()
+		if block.Index == 0 || index > block.Index || foreign {
+			return index, nil
+		}
+		select {
+		case <-changed:
+		case <-timeout:
+			return index, nil
+		case <-ctx.Done():
+			return 0, ctx.Err()
+		}
+	}
+}
+
+// selectWhere returns the sessions of the records that match. The caller holds mu.
+func (s *Store) selectWhere(match func(record) bool) []scheduler.Session {
+	var selected []scheduler.Session
+	for _, r := range s.records {
+		if !r.damaged && match(r) {
+			selected = append(selected, r.session)
+		}
+	}
+	return selected
+}
+
+// put replaces a chat's record, or removes it where next is nil. The caller holds mu.
+func (s *Store) put(chatID uuid.UUID, next *scheduler.Session) {
+	before, stood := s.records[chatID]
+	s.index++
+	if next == nil {
+		delete(s.records, chatID)
+	} else {
+		s.records[chatID] = record{session: *next, index: s.index}
+	}
+	// A record that another agent takes over is gone from the first one's list.
+	if next == nil || stood && before.session.AgentID != next.AgentID {
+		s.removed = s.index
+	}
+	close(s.changed)
+	s.changed = make(chan struct{})
+}
+
+func byChat(a, b scheduler.Session) int {
+	return strings.Compare(a.ChatID.String(), b.ChatID.String())
+}
+
+// token names the last chat of a page.
+func token(last uuid.UUID) string { return base64.RawURLEncoding.EncodeToString(last[:]) }
+
+func parseToken(token string) (after string, err error) {
+	if token == "" {
+		return "", nil
+	}
+	raw, err := base64.RawURLEncoding.DecodeString(token)
+	if err != nil {
+		return "", fmt.Errorf("%w: next_token", scheduler.ErrInvalid)
+	}
+	last, err := uuid.FromBytes(raw)
+	if err != nil {
+		return "", fmt.Errorf("%w: next_token", scheduler.ErrInvalid)
+	}
+	return last.String(), nil
+}

@@ -1,0 +1,183 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"os/exec"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/hashicorp/nomad/api"
+
+	"github.com/bivouac/bivouac/internal/test/stack"
+	"github.com/bivouac/bivouac/jobs"
+	"github.com/bivouac/bivouac/runtime"
+)
+
+// rawNomad does by hand, and as directly as can be, what Bivouac has Nomad do:
+// the same jobs, watched through one event stream, asked in the same way
+// whether they answer.
+type rawNomad struct {
+	client   *api.Client
+	template *jobs.Template
+	volume   string
+
+	mu      sync.Mutex
+	waiting map[string]chan *api.Allocation // by job ID
+	ended   chan struct{}
+}
+
+func newRawNomad(ctx context.Context, w *world, template *jobs.Template) (*rawNomad, error) {
+	client, err := w.nomad.Client()
+	if err != nil {
+		return nil, err
+	}
+	volume, err := w.volume()
+	if err != nil {
+		return nil, err
+	}
+	r := &rawNomad{client: client, template: template, volume: volume,
+		waiting: make(map[string]chan *api.Allocation), ended: make(chan struct{})}
+	events, err := client.EventStream().Stream(ctx, map[api.Topic][]string{api.TopicAllocation: {"*"}}, 0, nil)
+	if err != nil {
+		return nil, err
+	}
+	go func() { // ends with ctx, which ends the stream
+		defer close(r.ended)
+		for batch := range events {
+			for _, e := range batch.Events {
+				if alloc, err := e.Allocation(); err == nil && alloc != nil {
+					r.tell(alloc)
+				}
+			}
+		}
+	}()
+	return r, nil
+}
+
+func (r *rawNomad) tell(alloc *api.Allocation) {
+	r.mu.Lock()
+	ch := r.waiting[alloc.JobID]
+	r.mu.Unlock()
+	if ch != nil {
+		select {
+		case ch <- alloc:
+		default: // more events than anybody looks at
+		}
+	}
+}
+
+// register registers a session's job and calls done with each event of its
+// allocation until it says that this is enough.
+func (r *rawNomad) register(ctx context.Context, id string, done func(*api.Allocation) (bool, error)) error {
+	now := time.Now()
+	job, err := r.template.Job(runtime.Spec{SessionID: id, ChatID: uuid.NewString(), AgentID: "bench",
+		VolumeHostPath: r.volume, CreatedAt: now, ExpiresAt: now.Add(time.Hour)}, "raw")
+	if err != nil {
+		return err
+	}
+	ch := make(chan *api.Allocation, 64)
+	r.mu.Lock()
+	r.waiting[*job.ID] = ch
+	r.mu.Unlock()
+	defer func() {
+		r.mu.Lock()
+		delete(r.waiting, *job.ID)
+		r.mu.Unlock()
+	}()
+	if _, _, err := r.client.Jobs().Register(job, nil); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	for {
+		select {
+		case alloc := <-ch:
+			if alloc.ClientStatus == api.AllocClientStatusFailed {
+				return fmt.Errorf("allocation %s failed", alloc.ID)
+			}
+			if ok, err := done(alloc); ok || err != nil {
+				return err
+			}
+		case <-r.ended:
+			return errors.New("the event stream ended")
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// untilAnswers registers a job and returns once its port answers.
+func (r *rawNomad) untilAnswers(ctx context.Context, id string) error {
+	return r.register(ctx, id, func(alloc *api.Allocation) (bool, error) {
+		if alloc.AllocatedResources == nil || len(alloc.AllocatedResources.Shared.Ports) == 0 {
+			return false, nil
+		}
+		port := alloc.AllocatedResources.Shared.Ports[0]
+		ip, err := netip.ParseAddr(port.HostIP)
+		if err != nil {
+			return false, err
+		}
+		return true, r.template.Ready().Check.Wait(ctx, runtime.Endpoint{IP: ip, Port: uint16(port.Value)}, id)
+	})
+}
+
+// untilRunning registers a job and returns once Nomad says that it runs.
+func (r *rawNomad) untilRunning(ctx context.Context, id string) error {
+	return r.register(ctx, id, func(alloc *api.Allocation) (bool, error) {
+		return alloc.ClientStatus == api.AllocClientStatusRunning, nil
+	})
+}
+
+// remove stops a job and waits until its allocations have ended.
+func (r *rawNomad) remove(ctx context.Context, id string) error {
+	if _, _, err := r.client.Jobs().Deregister(jobs.ID(id), false, nil); err != nil {
+		return err
+	}
+	var index uint64
+	for {
+		q := (&api.QueryOptions{WaitIndex: index, WaitTime: 30 * time.Second}).WithContext(ctx)
+		allocs, meta, err := r.client.Jobs().Allocations(jobs.ID(id), true, q)
+		if err != nil {
+			return err
+		}
+		live := 0
+		for _, a := range allocs {
+			if a.ClientStatus == api.AllocClientStatusPending || a.ClientStatus == api.AllocClientStatusRunning {
+				live++
+			}
+		}
+		if live == 0 {
+			_, _, err := r.client.Jobs().Deregister(jobs.ID(id), true, nil)
+			return err
+		}
+		index = meta.LastIndex
+	}
+}
+
+// dockerRun runs the demo image as a user of docker would, and returns once its
+// port answers.
+func dockerRun(ctx context.Context, image, volume, id string, check func(context.Context, runtime.Endpoint) error) error {
+	port, err := stack.FreePort(0)
+	if err != nil {
+		return err
+	}
+	cmd := exec.CommandContext(ctx, "docker", "run", "--detach", "--name=bench-"+id,
+		fmt.Sprintf("--publish=127.0.0.1:%d:8080", port), "--volume="+volume+":/workspace",
+		"--env=PORT=8080", "--env=BIVOUAC_BIND=0.0.0.0", "--env=BIVOUAC_SESSION_ID="+id, image)
+	if text, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("docker run: %w: %s", err, strings.TrimSpace(string(text)))
+	}
+	return check(ctx, runtime.Endpoint{IP: netip.MustParseAddr("127.0.0.1"), Port: uint16(port)})
+}
+
+func dockerRemove(ctx context.Context, id string) error {
+	cmd := exec.CommandContext(ctx, "docker", "rm", "--force", "bench-"+id)
+	cmd.Stderr = os.Stderr
+	return cmd.Run()
+}

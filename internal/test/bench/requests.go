@@ -1,0 +1,179 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httputil"
+	"net/url"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/bivouac/bivouac/internal/api/apiclient"
+	"github.com/bivouac/bivouac/scheduler"
+)
+
+// counter is a proxy in front of a server that counts the requests that name
+// one of some IDs, by whether they change anything.
+type counter struct {
+	addr   string
+	server *http.Server
+
+	mu     sync.Mutex
+	bodies []seen
+}
+
+// seen is a request: what it names, and whether it writes.
+type seen struct {
+	text  string
+	write bool
+}
+
+func newCounter(target string) (*counter, error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return nil, err
+	}
+	c := &counter{addr: l.Addr().String()}
+	proxy := httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "http", Host: target})
+	proxy.FlushInterval = -1 // event streams
+	proxy.Transport = &http.Transport{MaxIdleConnsPerHost: 100}
+	c.server = &http.Server{ReadHeaderTimeout: 10 * time.Second, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		body, err := io.ReadAll(io.LimitReader(r.Body, 1<<20))
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusBadGateway)
+			return
+		}
+		r.Body = io.NopCloser(bytes.NewReader(body))
+		c.mu.Lock()
+		c.bodies = append(c.bodies, seen{text: r.URL.String() + "\n" + string(body), write: r.Method != http.MethodGet})
+		c.mu.Unlock()
+		proxy.ServeHTTP(w, r)
+	})}
+	go func() { _ = c.server.Serve(l) }() // ends with close
+	return c, nil
+}
+
+func (c *counter) close() error { return c.server.Close() }
+
+// take returns how many requests since the last call named one of the IDs.
+func (c *counter) take(ids ...string) (reads, writes int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, s := range c.bodies {
+		for _, id := range ids {
+			if strings.Contains(s.text, id) {
+				if s.write {
+					writes++
+				} else {
+					reads++
+				}
+				break
+			}
+		}
+	}
+	c.bodies = nil
+	return reads, writes
+}
+
+// requests counts what one create, reuse and delete, and then the cleanup of an
+// expired session, ask of Consul and Nomad. A request counts if it names the chat
+// or its session. So does that of a pass in the background which happens to read
+// the record meanwhile; it is not the operation's own, and as there are few passes
+// the median is without it.
+func (w *world) requests(ctx context.Context) (out report, err error) {
+	toConsul, err := newCounter(w.consul.Addr())
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, toConsul.close()) }()
+	toNomad, err := newCounter(w.nomad.Addr())
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, toNomad.close()) }()
+	r, err := w.startReplica(ctx, replicaConfig{consul: toConsul.addr, nomad: toNomad.addr, prefix: "requests", template: "raw_exec"})
+	if err != nil {
+		return nil, err
+	}
+
+	const rounds = 11
+	counts := map[string]*[3][]int{"create": {}, "reuse": {}, "delete": {}}
+	for range rounds {
+		chat := uuid.New()
+		var session string
+		for _, op := range []string{"create", "reuse", "delete"} {
+			toConsul.take()
+			toNomad.take()
+			if op == "delete" {
+				err = r.delete(ctx, chat)
+			} else {
+				answer, createErr := r.api.Create(ctx, chat, apiclient.CreateInput{AgentID: "bench", VolumeHostPath: r.volume})
+				session, err = answer.Session.SessionID.String(), createErr
+			}
+			if err != nil {
+				return nil, fmt.Errorf("%s: %w", op, err)
+			}
+			cr, cw := toConsul.take(chat.String())
+			nr, nw := toNomad.take(chat.String(), session)
+			for i, n := range []int{cr + cw, nr, nw} {
+				counts[op][i] = append(counts[op][i], n)
+			}
+		}
+	}
+	for _, op := range []string{"create", "reuse", "delete"} {
+		for i, unit := range []string{"Consul round trips", "Nomad reads", "Nomad writes"} {
+			slices.Sort(counts[op][i])
+			median := counts[op][i][rounds/2]
+			out = append(out, row{Part: "requests", What: op, N: rounds, Count: float64(median), Unit: unit + " at p50"})
+		}
+	}
+	cleanups, err := countCleanup(ctx, r, toConsul, toNomad)
+	return append(out, cleanups...), errors.Join(err, r.stop())
+}
+
+// countCleanup counts what a pass over sessions that expired asks for each of
+// them.
+func countCleanup(ctx context.Context, r *replica, toConsul, toNomad *counter) (out report, err error) {
+	const sessions = 11
+	var ids []string
+	var expires time.Time
+	for range sessions {
+		chat := uuid.New()
+		answer, err := r.api.Create(ctx, chat, apiclient.CreateInput{AgentID: "bench", VolumeHostPath: r.volume, TTL: scheduler.MinTTL})
+		if err != nil {
+			return nil, fmt.Errorf("create: %w", err)
+		}
+		ids = append(ids, chat.String(), answer.Session.SessionID.String())
+		expires = answer.Session.ExpiresAt
+	}
+	select {
+	case <-time.After(time.Until(expires) + time.Second): // the replicas' clock may differ by that
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	toConsul.take()
+	toNomad.take()
+	cleaned, err := r.api.Cleanup(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("cleanup: %w", err)
+	}
+	n := len(cleaned.Cleaned)
+	if n != sessions {
+		return nil, fmt.Errorf("cleanup: ended %d of %d sessions", n, sessions)
+	}
+	cr, cw := toConsul.take(ids...)
+	nr, nw := toNomad.take(ids...)
+	for i, unit := range []string{"Consul round trips", "Nomad reads", "Nomad writes"} {
+		out = append(out, row{Part: "requests", What: "cleanup", N: n, Count: float64([]int{cr + cw, nr, nw}[i]) / sessions, Unit: unit + " on average"})
+	}
+	return out, nil
+}

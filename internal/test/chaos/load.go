@@ -1,0 +1,312 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/bivouac/bivouac/internal/api/apiclient"
+	"github.com/bivouac/bivouac/internal/api/wire"
+)
+
+// load is the callers: what they ask, and what they are told.
+type load struct {
+	replicas []*replica
+	chats    []uuid.UUID
+	volume   string
+	told     *ledger
+	log      *timeline
+
+	inFlight atomic.Int32
+	asked    atomic.Int64
+	made     atomic.Int64 // creates that made a session
+	reused   atomic.Int64
+	deleted  atomic.Int64
+	renewed  atomic.Int64
+	failed   atomic.Int64
+
+	mu     sync.Mutex
+	served time.Time // when a create or get was last answered; zero while nobody asks
+}
+
+// The rates and limits of the callers.
+const (
+	tries     = 3 // replicas that a caller tries
+	tryLimit  = 12 * time.Second
+	probeEach = 200 * time.Millisecond
+)
+
+// run lets callers ask until ctx ends. Then all of them are gone at once, whatever
+// they wait for.
+func (l *load) run(ctx context.Context, workers int, random *rand.Rand) {
+	l.serve(true)
+	var all sync.WaitGroup
+	for range workers {
+		own := rand.New(rand.NewPCG(random.Uint64(), random.Uint64()))
+		all.Go(func() {
+			for ctx.Err() == nil {
+				l.ask(ctx, own)
+				pause(ctx, time.Duration(150+own.IntN(700))*time.Millisecond)
+			}
+		})
+	}
+	for _, r := range l.replicas {
+		own := rand.New(rand.NewPCG(random.Uint64(), random.Uint64()))
+		all.Go(func() {
+			for ctx.Err() == nil {
+				_ = l.get(ctx, r, l.chats[own.IntN(len(l.chats))], time.Second) // it is noted
+				pause(ctx, probeEach)
+			}
+		})
+	}
+	all.Wait()
+	l.serve(false)
+}
+
+// serve notes that a caller was served, and how long none had been.
+func (l *load) serve(more bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	now := time.Now()
+	if !l.served.IsZero() {
+		l.log.faults.silence(now.Sub(l.served))
+	}
+	l.served = now
+	if !more {
+		l.served = time.Time{}
+	}
+}
+
+// ask makes one request to a replica, and to another where that fails.
+func (l *load) ask(ctx context.Context, random *rand.Rand) {
+	// The first chats are restless, the others keep their sessions for long.
+	i := random.IntN(len(l.chats))
+	chat, calm := l.chats[i], i >= len(l.chats)/2
+	limit := tryLimit
+	if random.IntN(10) == 0 { // the caller is soon gone
+		limit = time.Duration(50+random.IntN(1500)) * time.Millisecond
+	}
+	in := l.input("agent-1", 10*time.Minute)
+	if !calm && random.IntN(3) == 0 {
+		in.TTL = time.Duration(5+random.IntN(15)) * time.Second
+	}
+	var try func(*replica) error
+	switch n := random.IntN(100); {
+	case n < 40:
+		try = func(r *replica) error { return l.create(ctx, r, chat, in, limit) }
+	case n < 45:
+		in.AgentID = "agent-2"
+		try = func(r *replica) error { return l.create(ctx, r, chat, in, limit) }
+	case n < 65:
+		try = func(r *replica) error { return l.get(ctx, r, chat, limit) }
+	case n < 77:
+		try = func(r *replica) error { return l.renew(ctx, r, chat, in.TTL, limit) }
+	case n < 95 && (!calm || n < 79):
+		try = func(r *replica) error { return l.delete(ctx, r, chat, limit) }
+	default:
+		try = func(r *replica) error { return l.cleanup(ctx, r, limit) }
+	}
+	first := random.IntN(len(l.replicas))
+	for n := range tries {
+		err := try(l.replicas[(first+n)%len(l.replicas)])
+		if !worthAnother(err) || ctx.Err() != nil {
+			return
+		}
+	}
+	l.failed.Add(1)
+}
+
+func (l *load) input(agent string, ttl time.Duration) apiclient.CreateInput {
+	return apiclient.CreateInput{AgentID: agent, VolumeHostPath: l.volume, TTL: ttl}
+}
+
+// worthAnother says whether another replica may do better.
+func worthAnother(err error) bool {
+	if err == nil {
+		return false
+	}
+	e, ok := errors.AsType[*apiclient.Error](err)
+	return !ok || e.Status >= http.StatusInternalServerError || e.Status == http.StatusTooManyRequests
+}
+
+// call makes one request and notes it.
+func (l *load) call(ctx context.Context, r *replica, changes bool, limit time.Duration, text string, f func(context.Context) (string, error)) error {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	l.asked.Add(1)
+	l.inFlight.Add(1)
+	defer l.inFlight.Add(-1)
+	if changes {
+		r.busy.Add(1)
+		defer r.busy.Add(-1)
+	}
+	start := time.Now()
+	came, err := f(ctx)
+	if err != nil {
+		came = describe(err)
+	}
+	if changes || err != nil && codeOf(err) != wire.CodeNotFound {
+		l.log.note("%s %s, after %d ms: %s", r.name, text, time.Since(start).Milliseconds(), came)
+	}
+	return err
+}
+
+func describe(err error) string {
+	if e, ok := errors.AsType[*apiclient.Error](err); ok {
+		return fmt.Sprintf("%d %s: %s", e.Status, e.Code, e.Message)
+	}
+	return err.Error()
+}
+
+func codeOf(err error) wire.Code {
+	if e, ok := errors.AsType[*apiclient.Error](err); ok {
+		return e.Code
+	}
+	return ""
+}
+
+func (l *load) create(ctx context.Context, r *replica, chat uuid.UUID, in apiclient.CreateInput, limit time.Duration) error {
+	op := "create chat " + chat.String() + " on " + r.name
+	return l.call(ctx, r, true, limit, "create chat "+chat.String()+" for "+in.AgentID, func(ctx context.Context) (string, error) {
+		start := time.Now()
+		res, err := r.api.Create(ctx, chat, in)
+		end := time.Now()
+		if err == nil {
+			l.serve(true)
+			if res.Session.AgentID != in.AgentID {
+				l.log.violation(wrong, chat.String(), "%s for %s is answered with a session of %s", op, in.AgentID, res.Session.AgentID)
+			}
+			a := answer{start, end, op + " (" + res.Result + ")", res.Result != "reused", res.Session}
+			l.told.saw(a)
+			if a.made {
+				l.made.Add(1)
+			} else {
+				l.reused.Add(1)
+			}
+			if err := l.knock(res.Session); err != nil {
+				l.told.silent(a, time.Now(), err)
+			}
+			return res.Result + " session " + res.Session.SessionID.String(), nil
+		}
+		if e, ok := errors.AsType[*apiclient.Error](err); ok && e.Code == wire.CodeConflict && e.Session != nil {
+			l.serve(true)
+			if e.Session.AgentID == in.AgentID {
+				l.log.violation(wrong, chat.String(), "%s for %s conflicts with a session of the same", op, in.AgentID)
+			}
+			l.told.saw(answer{start, end, op + " (conflict)", false, *e.Session})
+		}
+		return "", err
+	})
+}
+
+func (l *load) get(ctx context.Context, r *replica, chat uuid.UUID, limit time.Duration) error {
+	return l.call(ctx, r, false, limit, "get chat "+chat.String(), func(ctx context.Context) (string, error) {
+		start := time.Now()
+		op := "get chat " + chat.String() + " on " + r.name
+		session, _, err := r.api.Get(ctx, chat, apiclient.Block{})
+		end := time.Now()
+		switch {
+		case err == nil:
+			l.serve(true)
+			// An intent is shown as it is recorded, and nobody was told of it.
+			if session.State != "creating" {
+				l.told.saw(answer{start, end, op, false, session})
+			}
+		case codeOf(err) == wire.CodeNotFound:
+			l.serve(true)
+			l.told.sawNone(start, end, chat, op)
+		}
+		return "", err
+	})
+}
+
+func (l *load) renew(ctx context.Context, r *replica, chat uuid.UUID, ttl, limit time.Duration) error {
+	return l.call(ctx, r, true, limit, "renew chat "+chat.String(), func(ctx context.Context) (string, error) {
+		start := time.Now()
+		op := "renew chat " + chat.String() + " on " + r.name
+		session, err := r.api.Renew(ctx, chat, ttl)
+		switch {
+		case err == nil:
+			l.renewed.Add(1)
+			l.told.saw(answer{start, time.Now(), op, false, session})
+		case codeOf(err) == wire.CodeNotFound:
+			l.told.sawNone(start, time.Now(), chat, op)
+		}
+		return "renewed session " + session.SessionID.String(), err
+	})
+}
+
+func (l *load) delete(ctx context.Context, r *replica, chat uuid.UUID, limit time.Duration) error {
+	return l.call(ctx, r, true, limit, "delete chat "+chat.String(), func(ctx context.Context) (string, error) {
+		start := time.Now()
+		done := l.told.deleting(chat)
+		res, err := r.api.Delete(ctx, chat)
+		done(err == nil, res.SessionID)
+		if err != nil {
+			return "", err
+		}
+		if res.Result == "deleted" {
+			l.deleted.Add(1)
+			return "deleted session " + res.SessionID.String(), nil
+		}
+		l.told.sawNone(start, time.Now(), chat, "delete chat "+chat.String()+" on "+r.name)
+		return res.Result, nil
+	})
+}
+
+func (l *load) cleanup(ctx context.Context, r *replica, limit time.Duration) error {
+	return l.call(ctx, r, true, limit, "cleanup", func(ctx context.Context) (string, error) {
+		res, err := r.api.Cleanup(ctx)
+		for _, s := range res.Cleaned {
+			l.told.cleaned(s)
+		}
+		return fmt.Sprintf("cleaned %d, failed %d", len(res.Cleaned), res.ErrorCount), err
+	})
+}
+
+// knock asks the sandbox at the endpoint that was told who it is.
+func (l *load) knock(s wire.Session) error {
+	if s.Endpoint == nil {
+		return errors.New("no endpoint was told")
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+s.Endpoint.AddrPort().String()+"/healthz", nil)
+	if err != nil {
+		return err
+	}
+	req.Close = true
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return err
+	}
+	defer res.Body.Close()
+	text, err := io.ReadAll(io.LimitReader(res.Body, 1024))
+	if err == nil && string(text) != s.SessionID.String() {
+		err = fmt.Errorf("it says that it is %q", text)
+	}
+	return err
+}
+
+func (l *load) summary() string {
+	return fmt.Sprintf("%d requests: %d sessions made, %d reused, %d renewals, %d deletes; %d found no replica that could.",
+		l.asked.Load(), l.made.Load(), l.reused.Load(), l.renewed.Load(), l.deleted.Load(), l.failed.Load())
+}
+
+// pause waits for a time, or until ctx ends.
+func pause(ctx context.Context, d time.Duration) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+}

@@ -1,0 +1,255 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+	consulapi "github.com/hashicorp/consul/api"
+	nomadapi "github.com/hashicorp/nomad/api"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/bivouac/bivouac/internal/api/wire"
+)
+
+// settleLimit is within what time all must have settled once everything runs
+// again: a replica's hold on its locks ends at twice its Consul session's TTL of
+// 10 s, and what it left in flight is done by then in a few passes of 5 s.
+//
+// As intents come first there is no sandbox without a record, but for those whose
+// record a fault deleted: see adoptLimit.
+const settleLimit = 45 * time.Second
+
+// adoptLimit is within what time a sandbox is adopted whose record was deleted: it
+// is looked at twice, a minute apart.
+const adoptLimit = 3 * time.Minute
+
+// cleanupDelay is how long after its expiry a session may stand while nothing is
+// broken: until the next cleanup, and the stop of its sandbox.
+const cleanupDelay = 20 * time.Second
+
+// settle waits until nothing is left of what was broken. What is left after
+// settleLimit is a violation.
+func (w *world) settle(ctx context.Context) error {
+	began := time.Now()
+	w.log.note("QUIET")
+	if err := w.back(ctx); err != nil {
+		return err
+	}
+	limit := settleLimit
+	if w.told.misses() {
+		limit = adoptLimit
+	}
+	var left []string
+	for {
+		left = w.leftovers(ctx)
+		if len(left) == 0 || time.Since(began) > limit || ctx.Err() != nil {
+			break
+		}
+		pause(ctx, 500*time.Millisecond)
+	}
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	w.settled = append(w.settled, time.Since(began))
+	for _, l := range left {
+		w.log.violation(leak, mentioned(l), "left after %s of quiet: %s", limit, l)
+	}
+	w.told.judge()
+	w.log.note("SETTLED after %s", time.Since(began).Round(time.Millisecond))
+	return nil
+}
+
+// serveLimit is how long a create may take while nothing is broken, on a machine that
+// has other things to do.
+const serveLimit = 30 * time.Second
+
+// neighbourTTL is longer than a run.
+const neighbourTTL = 2 * time.Hour
+
+// serve has every replica asked for a sandbox of each chat, while nothing is broken:
+// to do no harm and to serve nobody is not enough.
+func (w *world) serve(ctx context.Context) {
+	defer w.load.serve(false) // until the next round nobody asks
+	for _, r := range w.replicas {
+		var all errgroup.Group
+		all.SetLimit(4)
+		for _, chat := range w.chats {
+			all.Go(func() error { w.serveOne(ctx, r, chat); return nil })
+		}
+		_ = all.Wait() // its functions return no error
+	}
+	w.serveNeighbour(ctx)
+}
+
+// serveNeighbour asks the neighbour for its sandboxes. The ledger knows of them, so
+// that none may end but for a cause of its own.
+func (w *world) serveNeighbour(ctx context.Context) {
+	for _, chat := range w.theirs {
+		w.serveOne(ctx, w.neighbour, chat)
+	}
+}
+
+func (w *world) serveOne(ctx context.Context, r *replica, chat uuid.UUID) {
+	ttl := 10 * time.Minute
+	if r == w.neighbour {
+		ttl = neighbourTTL
+	}
+	err := w.load.create(ctx, r, chat, w.load.input("agent-1", ttl), serveLimit)
+	switch {
+	case ctx.Err() != nil:
+	case err == nil || codeOf(err) == wire.CodeConflict: // it stands for another agent
+		w.served.Add(1)
+	default:
+		w.log.violation(wrong, chat.String(), "nothing is broken, and a create of chat %s on %s is answered: %s", chat, r.name, describe(err))
+	}
+}
+
+// mentioned is the chat that a leftover names, or all of it.
+func mentioned(text string) string {
+	for word := range strings.FieldsSeq(text) {
+		if _, err := uuid.Parse(word); err == nil {
+			return word
+		}
+	}
+	return text
+}
+
+// back waits until every server and replica is as it should be.
+func (w *world) back(ctx context.Context) error {
+	for _, r := range w.replicas {
+		r.consul.trouble(trouble{})
+		r.nomad.trouble(trouble{})
+	}
+	var servers errgroup.Group
+	for _, a := range w.agents() {
+		servers.Go(func() error { return a.WaitReady(ctx) })
+	}
+	if err := servers.Wait(); err != nil {
+		return fmt.Errorf("not back after the last fault: %w", err)
+	}
+	for _, r := range w.all() {
+		err := w.recovered(ctx, r, r.ready(ctx))
+		if err != nil && ctx.Err() == nil {
+			w.log.violation(wrong, r.name, "all servers are back: %v", err)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return w.noteLostNodes(ctx)
+}
+
+// record is what is read of a session's record in Consul.
+type record struct {
+	SessionID uuid.UUID `json:"session_id"`
+	ChatID    uuid.UUID `json:"chat_id"`
+	State     string    `json:"state"`
+	Reason    string    `json:"reason"`
+	ExpiresAt time.Time `json:"expires_at"`
+}
+
+// leftovers lists what is not settled.
+func (w *world) leftovers(ctx context.Context) []string {
+	_, left := w.survey(ctx)
+	return left
+}
+
+// survey returns the records by session, and what is not settled.
+func (w *world) survey(ctx context.Context) (map[uuid.UUID]record, []string) {
+	opts := (&consulapi.QueryOptions{RequireConsistent: true}).WithContext(ctx)
+	pairs, _, err := w.kv.KV().List(prefix, opts)
+	if err != nil {
+		return nil, []string{"Consul cannot be read: " + err.Error()}
+	}
+	var left []string
+	records := make(map[uuid.UUID]record) // by session
+	chats := make(map[string]bool)
+	var entries []string
+	own := struct{ Instance string }{}
+	for _, pair := range pairs {
+		key := strings.TrimPrefix(pair.Key, prefix+"v1/")
+		folder, _, _ := strings.Cut(key, "/")
+		chat := key[strings.LastIndexByte(key, '/')+1:]
+		switch folder {
+		case "sessions":
+			var r record
+			if err := json.Unmarshal(pair.Value, &r); err != nil {
+				left = append(left, fmt.Sprintf("record of chat %s cannot be read: %v", chat, err))
+				continue
+			}
+			records[r.SessionID], chats[chat] = r, true
+		case "locks":
+			if chat != uuid.Nil.String() { // the leader's
+				left = append(left, fmt.Sprintf("lock of chat %s, held by session %q", chat, pair.Session))
+			}
+		case "flight":
+			left = append(left, "in flight: chat "+chat)
+		case "identity":
+			if err := json.Unmarshal(pair.Value, &own); err != nil {
+				left = append(left, fmt.Sprintf("the identity cannot be read: %v", err))
+			}
+		case "agents", "expiry":
+			entries = append(entries, key)
+		}
+	}
+	for _, key := range entries {
+		// Those of a record that was deleted go once they are due.
+		if chat := key[strings.LastIndexByte(key, '/')+1:]; !chats[chat] && !w.told.missed(chat) {
+			left = append(left, "index entry without a record: "+key)
+		}
+	}
+	running, now := w.census.running(), w.told.clock.agreed(time.Now())
+	for id, r := range records {
+		_, runs := running[id]
+		switch {
+		case r.State == "running" && !runs:
+			left = append(left, fmt.Sprintf("record without a process: chat %s session %s", r.ChatID, id))
+		case r.State != "running" && runs:
+			left = append(left, fmt.Sprintf("process whose record says %s (%s): chat %s session %s", r.State, r.Reason, r.ChatID, id))
+		case r.State == "lost":
+			left = append(left, fmt.Sprintf("lost while all nodes are there: chat %s session %s (%s)", r.ChatID, id, r.Reason))
+		case now.Sub(r.ExpiresAt) > cleanupDelay:
+			left = append(left, fmt.Sprintf("expired %s ago: chat %s session %s", now.Sub(r.ExpiresAt).Round(time.Second), r.ChatID, id))
+		}
+	}
+	for id, s := range running {
+		if slices.Contains(w.theirs, s.chat) {
+			continue
+		}
+		if pids := w.told.secondRun(s); len(pids) > 0 {
+			left = append(left, fmt.Sprintf("second run of a sandbox: chat %s session %s on %s, pids %v", s.chat, id, s.node, pids))
+		}
+		if _, ok := records[id]; !ok {
+			left = append(left, fmt.Sprintf("process without a record: chat %s session %s on %s, pids %v", s.chat, id, s.node, s.pids))
+		}
+	}
+	w.log.note("%d records, %d processes, %d keys", len(records), len(running), len(pairs))
+	left = append(left, w.liveJobs(ctx, own.Instance, records)...)
+	slices.Sort(left)
+	return records, left
+}
+
+// liveJobs lists the jobs that run, or are about to, without a record.
+func (w *world) liveJobs(ctx context.Context, own string, records map[uuid.UUID]record) []string {
+	list, _, err := w.jobs.Jobs().ListOptions(&nomadapi.JobListOptions{Fields: &nomadapi.JobListFields{Meta: true}},
+		(&nomadapi.QueryOptions{}).WithContext(ctx))
+	if err != nil {
+		return []string{"Nomad cannot be read: " + err.Error()}
+	}
+	var left []string
+	for _, job := range list {
+		if job.Meta["bivouac_instance"] != own || job.Stop || job.Status == "dead" {
+			continue
+		}
+		id, err := uuid.Parse(job.Meta["session_id"])
+		if _, ok := records[id]; err != nil || !ok {
+			left = append(left, fmt.Sprintf("job without a record: %s is %s, chat %s", job.ID, job.Status, job.Meta["chat_id"]))
+		}
+	}
+	return left
+}

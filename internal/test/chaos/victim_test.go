@@ -1,0 +1,364 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"text/tabwriter"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/shoenig/test/must"
+
+	"github.com/bivouac/bivouac/internal/api/apiclient"
+	"github.com/bivouac/bivouac/internal/api/wire"
+	"github.com/bivouac/bivouac/jobs"
+	"github.com/bivouac/bivouac/scheduler"
+)
+
+// victim is a replica that is killed at one step of an operation on one chat.
+type victim struct {
+	*replica
+	operation, before string
+	step
+	chat uuid.UUID
+	old  wire.Session // that stood before
+	died time.Time
+	from time.Time     // when what it left could be settled: since it died, or later
+	took time.Duration // since then
+	left string        // what is not as it should be yet
+	by   string        // who settled it
+
+	answered chan struct{} // closed once its caller has an answer:
+	session  uuid.UUID     // the session that this tells of
+	next     wire.Session  // that was made while it slept
+	err      error
+}
+
+// blow is what hits a victim, by its name as a failpoint.
+type blow string
+
+const (
+	kill blow = "kill"
+	halt blow = "pause"
+)
+
+// look is what there was at a time.
+type look struct {
+	began   time.Time
+	records map[uuid.UUID]record
+	left    []string
+}
+
+// clockSlack is more than the time that two replicas tell may differ.
+const clockSlack = 2 * time.Second
+
+// stepLimit bounds what comes before a replica is dead.
+const stepLimit = 90 * time.Second
+
+// lookOn looks again and again at what there is, and returns the last look.
+func (w *world) lookOn(t *testing.T) (last func() *look) {
+	w.census = newCensus(w.chats, w.log, w.told)
+	w.watch(t.Context())
+	t.Cleanup(w.halt)
+	ctx, enough := context.WithCancel(t.Context())
+	var now atomic.Pointer[look]
+	var looking sync.WaitGroup
+	looking.Go(func() {
+		for ctx.Err() == nil {
+			next := &look{began: time.Now()}
+			next.records, next.left = w.survey(ctx)
+			now.Store(next)
+			pause(ctx, 200*time.Millisecond)
+		}
+	})
+	t.Cleanup(looking.Wait)
+	t.Cleanup(enough)
+	return now.Load
+}
+
+// awaitSettled looks on until what the victim left is settled, or for longer than
+// that may take. It is to be called as soon as the victim is dead, or the others are
+// there that settle it: the first look that finds it settled says when it was.
+func (w *world) awaitSettled(ctx context.Context, v *victim, last func() *look) {
+	v.from = time.Now()
+	for v.left = "not looked at"; v.left != "" && ctx.Err() == nil; pause(ctx, 50*time.Millisecond) {
+		now := last()
+		if now == nil || now.began.Before(v.from) {
+			continue
+		}
+		v.took, v.left = now.began.Sub(v.from), w.unsettled(v, now.records, now.left)
+		if v.took > settleLimit {
+			return
+		}
+	}
+}
+
+// awaitAllSettled does it for several.
+func (w *world) awaitAllSettled(ctx context.Context, victims []*victim, last func() *look) {
+	var all sync.WaitGroup
+	for _, v := range victims {
+		all.Go(func() { w.awaitSettled(ctx, v, last) })
+	}
+	all.Wait()
+}
+
+// victims makes a replica for each step of some operations, that is hit there.
+func (w *world) victims(t *testing.T, b blow, operations ...operation) []*victim {
+	var all []*victim
+	for _, op := range operations {
+		for _, s := range op.steps {
+			v := &victim{operation: op.name, before: op.before, step: s, chat: uuid.New()}
+			name := strings.NewReplacer(" ", "-", ":", "-").Replace(op.name + "-" + s.point)
+			v.replica = w.replica(t, name, "1h")
+			switch s.point {
+			case registered:
+				v.nomad.tell(v.hitBy(b, func(r *http.Request, body []byte) bool {
+					return jobSent(r, body) && bytes.Contains(body, []byte(v.chat.String()))
+				}))
+			case deregistered, purged:
+				v.nomad.tell(v.hitBy(b, func(r *http.Request, _ []byte) bool {
+					return r.Method == http.MethodDelete && r.URL.Path == "/v1/job/bivouac-"+v.old.SessionID.String() &&
+						(r.URL.Query().Get("purge") == "true") == (s.point == purged)
+				}))
+			case tombstoned:
+				v.nomad.tell(v.hitBy(b, func(r *http.Request, body []byte) bool {
+					return jobSent(r, body) && bytes.Contains(body, []byte(jobs.MetaTombstone))
+				}))
+			default:
+				v.env = append(v.env, fmt.Sprintf("BIVOUAC_FAILPOINT=%s %s %s", b, s.point, v.chat))
+			}
+			all = append(all, v)
+			w.chats = append(w.chats, v.chat)
+		}
+	}
+	return all
+}
+
+// hitBy has the replica hit once Nomad has carried out a request, before the replica
+// has the answer.
+func (v *victim) hitBy(b blow, at moment) spy {
+	var once sync.Once
+	return func(r *http.Request, body []byte) {
+		switch {
+		case !at(r, body):
+		case b == halt:
+			once.Do(func() { _ = v.halt() }) // if it fails, the test waits in vain
+		default:
+			_ = v.signal(syscall.SIGKILL) // it may be dead already
+			<-v.done
+		}
+	}
+}
+
+// each does something with all victims at once.
+func each(t *testing.T, victims []*victim, do func(context.Context, *victim) error) {
+	ctx, cancel := context.WithTimeout(t.Context(), stepLimit)
+	defer cancel()
+	var all sync.WaitGroup
+	for _, v := range victims {
+		all.Go(func() {
+			if err := do(ctx, v); err != nil {
+				t.Errorf("%s, to be hit at %s: %v", v.operation, v.point, err)
+			}
+		})
+	}
+	all.Wait()
+	must.False(t, t.Failed())
+}
+
+// prepare gives the victim's chat what it has before the operation.
+func (w *world) prepare(ctx context.Context, survivor *replica, v *victim) error {
+	if v.before == fresh {
+		return nil
+	}
+	ttl := time.Hour
+	if v.before == expired {
+		ttl = scheduler.MinTTL
+	}
+	res, err := survivor.api.Create(ctx, v.chat, w.load.input("agent-1", ttl))
+	if err != nil {
+		return err
+	}
+	v.old = res.Session
+	switch v.before {
+	case expired:
+		pause(ctx, ttl+clockSlack) // by the time that the replicas agree on, which need not be ours
+	case ended:
+		w.awaitProcess(ctx, v.old.SessionID).signal(syscall.SIGKILL)
+	}
+	return nil
+}
+
+// leaveIntent has another replica die before it asks Nomad for the sandbox that it
+// has just noted down.
+func (w *world) leaveIntent(ctx context.Context, t *testing.T, v *victim) error {
+	dead := &victim{replica: w.replica(t, "dead-before-"+v.name, "1h"), operation: "create", chat: v.chat}
+	dead.env = append(dead.env, fmt.Sprintf("BIVOUAC_FAILPOINT=%s create:before %s", kill, v.chat))
+	return errors.Join(dead.start(ctx), w.die(ctx, dead))
+}
+
+// begin starts the victim, and waits until it knows what its chat has. Before all
+// is prepared it would settle what it finds in flight, and be hit in that.
+func begin(ctx context.Context, v *victim) error {
+	if err := v.start(ctx); err != nil || v.before != ended {
+		return err
+	}
+	for index := uint64(0); ; {
+		session, next, err := v.api.Get(ctx, v.chat, apiclient.Block{Index: index, Wait: time.Second})
+		if err != nil || session.State == "dead" {
+			return err
+		}
+		index = next
+	}
+}
+
+func (w *world) awaitProcess(ctx context.Context, session uuid.UUID) *sandbox {
+	for ctx.Err() == nil {
+		if s := w.census.running()[session]; s != nil {
+			return s
+		}
+		pause(ctx, scanEvery)
+	}
+	return &sandbox{}
+}
+
+// die has the victim carry out its operation, and waits until it is dead.
+func (w *world) die(ctx context.Context, v *victim) error {
+	err := v.signal(0) // it is there
+	if err != nil {
+		return err
+	}
+	_, err = w.ask(ctx, v)
+	if _, answered := errors.AsType[*apiclient.Error](err); err == nil || answered || ctx.Err() != nil {
+		return errors.Join(errors.New("it was not killed"), err)
+	}
+	<-v.done
+	v.died = time.Now()
+	return nil
+}
+
+// ask has the victim carry out its operation, and returns the session that the
+// answer tells of.
+func (w *world) ask(ctx context.Context, v *victim) (uuid.UUID, error) {
+	switch v.operation {
+	case "create", "replace":
+		res, err := v.api.Create(ctx, v.chat, w.load.input("agent-1", time.Hour))
+		return res.Session.SessionID, err
+	case "delete", "delete nothing", settling.name:
+		res, err := v.api.Delete(ctx, v.chat)
+		return res.SessionID, err
+	case "renew":
+		session, err := v.api.Renew(ctx, v.chat, 2*time.Hour)
+		return session.SessionID, err
+	default:
+		_, err := v.api.Cleanup(ctx)
+		return uuid.Nil, err
+	}
+}
+
+// unsettled says what of a victim's chat is not as it should be.
+func (w *world) unsettled(v *victim, records map[uuid.UUID]record, left []string) string {
+	if l := v.leftover(records, left); l != "" {
+		return l
+	}
+	has, _ := v.has(records)
+	if has != v.then {
+		return "the chat has: " + has
+	}
+	return ""
+}
+
+// leftover is what of the victim's chat is not as it may be for long.
+func (v *victim) leftover(records map[uuid.UUID]record, left []string) string {
+	for _, l := range left {
+		if strings.Contains(l, v.chat.String()) || records == nil {
+			return l
+		}
+	}
+	return ""
+}
+
+// has says what the victim's chat has, and by which session.
+func (v *victim) has(records map[uuid.UUID]record) (string, uuid.UUID) {
+	for id, r := range records {
+		switch {
+		case r.ChatID != v.chat:
+		case r.State != "running":
+			return oldRecord, id
+		case id == v.old.SessionID:
+			return oldSession, id
+		default:
+			return newSession, id
+		}
+	}
+	return nothing, uuid.Nil
+}
+
+// nameSettlers finds out from the replicas' logs who settled what each left.
+func (w *world) nameSettlers(t *testing.T, victims []*victim) {
+	logs, err := filepath.Glob(filepath.Join(w.dir, "*.log"))
+	must.NoError(t, err)
+	settled, cleaned := make(map[string]string), make(map[string]string) // by chat
+	for _, name := range logs {
+		text, err := os.ReadFile(name)
+		must.NoError(t, err)
+		who := strings.TrimSuffix(filepath.Base(name), ".log")
+		for line := range strings.Lines(string(text)) {
+			_, rest, _ := strings.Cut(line, "chat_id=")
+			chat, _, _ := strings.Cut(rest, " ")
+			switch {
+			case strings.Contains(line, "sandbox_settled: "):
+				settled[chat] = who
+			case strings.Contains(line, "sandbox_cleaned: "):
+				cleaned[chat] = who
+			}
+		}
+	}
+	for _, v := range victims {
+		switch chat := v.chat.String(); {
+		case settled[chat] != "":
+			v.by = settled[chat] + ", which finds it in flight"
+		case cleaned[chat] != "":
+			v.by = cleaned[chat] + ", which cleans up"
+		case v.took < sessionTTL: // sooner than any lock ends
+			v.by = "nothing was left"
+		default:
+			v.by = "Consul, which ends the lock"
+		}
+	}
+}
+
+// table is what a test came to, with what the victims answered in the end where any
+// did.
+func table(victims []*victim) string {
+	var b strings.Builder
+	out := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
+	_, _ = fmt.Fprintln(out, "operation\thit at\tthen the chat has\tsettled after\tby\tthen it answers")
+	for _, v := range victims {
+		_, _ = fmt.Fprintf(out, "%s\t%s\t%s\t%.1f s\t%s\t%s\n", v.operation, v.point, v.then, v.took.Seconds(), v.by, v.answer())
+	}
+	_ = out.Flush() // all to memory
+	return b.String()
+}
+
+// answer is what the caller of the victim's operation was told, if anything.
+func (v *victim) answer() string {
+	switch {
+	case v.answered == nil:
+		return ""
+	case v.err != nil:
+		return string(codeOf(v.err))
+	default:
+		return "done"
+	}
+}

@@ -1,0 +1,356 @@
+package e2e
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	consul "github.com/hashicorp/consul/api"
+	nomad "github.com/hashicorp/nomad/api"
+	"github.com/shoenig/test/must"
+	"github.com/shoenig/test/wait"
+
+	"github.com/bivouac/bivouac/internal/api/wire"
+	"github.com/bivouac/bivouac/internal/test/apitest"
+	"github.com/bivouac/bivouac/internal/test/stack"
+)
+
+// world is one Bivouac: any number of replicas over one Nomad and one prefix of
+// one Consul.
+type world struct {
+	t        *testing.T
+	nomad    *nomad.Client
+	consul   *consul.Client
+	prefix   string
+	instance string
+	volume   string       // a folder with a file hello.txt in it
+	api      *http.Client // holds every answer against the API's document
+	env      []string
+	flags    []string
+}
+
+// newWorld makes a Bivouac whose sandboxes come from the named job template.
+func newWorld(t *testing.T, template string, flags ...string) *world {
+	c, prefix := stack.ConsulForTest(t)
+	n := stack.NomadForTest(t)
+	consulClient, err := c.Client()
+	must.NoError(t, err)
+	nomadClient, err := n.Client()
+	must.NoError(t, err)
+	w := &world{
+		t:        t,
+		nomad:    nomadClient,
+		consul:   consulClient,
+		prefix:   prefix,
+		instance: strings.ToLower(strings.TrimSuffix(prefix, "/")),
+		volume:   t.TempDir(),
+		api:      &http.Client{Transport: apitest.New(t, nil), Timeout: callLimit},
+		env:      append(os.Environ(), "CONSUL_HTTP_ADDR="+c.Addr(), "NOMAD_ADDR=http://"+n.Addr()),
+	}
+	must.NoError(t, os.WriteFile(filepath.Join(w.volume, "hello.txt"), []byte("from the host"), 0o644))
+	must.NoError(t, os.Chmod(w.volume, 0o755))
+	w.flags = append([]string{"-kv-prefix=" + prefix, "-instance=" + w.instance, "-job-template=" + template,
+		"-cleanup-interval=1s", "-log-level=debug", "-job-var=ready_timeout=" + patience.String()}, flags...)
+	if template == "docker" {
+		w.flags = append(w.flags, "-job-var=image="+stack.DockerForTest(t))
+	}
+	return w
+}
+
+// replica is one running bivouac agent.
+type replica struct {
+	t    *testing.T
+	api  *http.Client
+	url  string
+	log  string // the file that it logs to
+	cmd  *exec.Cmd
+	gone chan struct{}
+}
+
+// start starts a replica and waits until it says that it can serve.
+func (w *world) start() *replica {
+	w.t.Helper()
+	r := w.launch()
+	eventually(w.t, "a healthy replica", func() error {
+		select {
+		case <-r.gone:
+			w.t.Fatal("the replica ended")
+		default:
+		}
+		status, _, err := r.try(http.MethodGet, "/v1/agent/health", nil)
+		if err == nil && status != http.StatusOK {
+			err = fmt.Errorf("health answers %d", status)
+		}
+		return err
+	})
+	return r
+}
+
+// launch starts a replica.
+func (w *world) launch() *replica {
+	w.t.Helper()
+	port, err := stack.FreePort(0)
+	must.NoError(w.t, err)
+	addr := fmt.Sprintf("127.0.0.1:%d", port)
+	log, err := os.Create(filepath.Join(w.t.TempDir(), "agent.log"))
+	must.NoError(w.t, err)
+	cmd := exec.Command(binary, append([]string{"agent", "-http-addr=" + addr}, w.flags...)...)
+	cmd.Env, cmd.Stdout, cmd.Stderr = w.env, log, log
+	must.NoError(w.t, cmd.Start())
+	r := &replica{t: w.t, api: w.api, url: "http://" + addr, log: log.Name(), cmd: cmd, gone: make(chan struct{})}
+	go func() {
+		defer close(r.gone)
+		_ = cmd.Wait() // how it ended is for the test to ask
+	}()
+	w.t.Cleanup(func() {
+		r.stop(os.Interrupt)
+		must.NoError(w.t, log.Close())
+		if w.t.Failed() {
+			text, err := os.ReadFile(log.Name())
+			w.t.Logf("log of %s (%v):\n%s", addr, err, text)
+		}
+	})
+	return r
+}
+
+// stop sends a signal to the replica and waits until it is gone.
+func (r *replica) stop(sig os.Signal) {
+	select {
+	case <-r.gone:
+		return
+	default:
+	}
+	must.NoError(r.t, r.cmd.Process.Signal(sig))
+	select {
+	case <-r.gone:
+	case <-time.After(patience):
+		_ = r.cmd.Process.Kill() // the test fails for the reason given next
+		<-r.gone
+		r.t.Errorf("the replica did not end within %v of %v", patience, sig)
+	}
+}
+
+// awaitFailing waits until the replica's health names a part that is missing.
+func (r *replica) awaitFailing(part string) {
+	r.t.Helper()
+	eventually(r.t, "health names "+part, func() error {
+		status, text, err := r.try(http.MethodGet, "/v1/agent/health", nil)
+		if err == nil && (status != http.StatusServiceUnavailable || !strings.Contains(string(text), part)) {
+			err = fmt.Errorf("status %d: %s", status, text)
+		}
+		return err
+	})
+}
+
+// hasLogged waits until the replica has logged a line with all of the words.
+func (r *replica) hasLogged(words ...string) {
+	r.t.Helper()
+	eventually(r.t, fmt.Sprintf("a line of the log with %q", words), func() error {
+		text, err := os.ReadFile(r.log)
+		if err != nil {
+			return err
+		}
+		for line := range strings.Lines(string(text)) {
+			if !slices.ContainsFunc(words, func(word string) bool { return !strings.Contains(line, word) }) {
+				return nil
+			}
+		}
+		return errors.New("not yet")
+	})
+}
+
+// try makes one request.
+func (r *replica) try(method, path string, body any) (status int, answer []byte, err error) {
+	var reader io.Reader
+	if body != nil {
+		text, err := json.Marshal(body)
+		if err != nil {
+			return 0, nil, err
+		}
+		reader = bytes.NewReader(text)
+	}
+	req, err := http.NewRequestWithContext(r.t.Context(), method, r.url+path, reader)
+	if err != nil {
+		return 0, nil, err
+	}
+	if body != nil {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	resp, err := r.api.Do(req)
+	if err != nil {
+		return 0, nil, err
+	}
+	defer resp.Body.Close()
+	answer, err = io.ReadAll(io.LimitReader(resp.Body, 16<<20))
+	return resp.StatusCode, answer, err
+}
+
+// patience is how long these tests wait for what they expect within seconds: a
+// machine that is busy with other things takes its time.
+const patience = 2 * time.Minute
+
+// callLimit is far beyond what any call takes.
+const callLimit = patience + time.Minute
+
+// call makes one request, which must be answered with the given status, and
+// decodes the answer.
+func call[A any](r *replica, method, path string, body any, want int) A {
+	r.t.Helper()
+	status, answer, err := r.try(method, path, body)
+	must.NoError(r.t, err)
+	must.Eq(r.t, want, status, must.Sprintf("%s %s: %s", method, path, answer))
+	var a A
+	must.NoError(r.t, json.Unmarshal(answer, &a))
+	return a
+}
+
+func (w *world) body() wire.CreateRequest {
+	return wire.CreateRequest{AgentID: "agent-1", VolumeHostPath: w.volume}
+}
+
+func sessionPath(chat string) string { return "/v1/sessions/" + chat }
+
+func (r *replica) create(chat string, body wire.CreateRequest, status int) wire.CreateAnswer {
+	r.t.Helper()
+	return call[wire.CreateAnswer](r, http.MethodPut, sessionPath(chat), body, status)
+}
+
+func (r *replica) get(chat string) wire.Session {
+	r.t.Helper()
+	return call[wire.SessionAnswer](r, http.MethodGet, sessionPath(chat), nil, http.StatusOK).Session
+}
+
+func (r *replica) delete(chat string) wire.DeleteAnswer {
+	r.t.Helper()
+	return call[wire.DeleteAnswer](r, http.MethodDelete, sessionPath(chat), nil, http.StatusOK)
+}
+
+// page reads a page of the sandbox's own server.
+func page(t *testing.T, s wire.Session, path string) (string, error) {
+	t.Helper()
+	must.NotNil(t, s.Endpoint)
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+s.Endpoint.AddrPort().String()+path, nil)
+	must.NoError(t, err)
+	resp, err := (&http.Client{Timeout: patience}).Do(req)
+	if err != nil {
+		return "", err
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
+	if err == nil && resp.StatusCode != http.StatusOK {
+		err = fmt.Errorf("GET %s: %s", path, resp.Status)
+	}
+	return string(text), err
+}
+
+// processes returns the IDs of the processes of this machine that were given the
+// session's environment: what runs, whatever any record says.
+func processes(t *testing.T, s wire.Session) []int {
+	t.Helper()
+	files, err := filepath.Glob("/proc/[0-9]*/environ")
+	must.NoError(t, err)
+	var pids []int
+	for _, file := range files {
+		environ, err := os.ReadFile(file)
+		if err != nil || !bytes.Contains(environ, []byte("BIVOUAC_SESSION_ID="+s.SessionID.String())) {
+			continue // ended meanwhile, or another's
+		}
+		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(file)))
+		must.NoError(t, err)
+		pids = append(pids, pid)
+	}
+	return pids
+}
+
+// liveAllocs returns the allocations of the chat's sessions that have not ended.
+func (w *world) liveAllocs(chat string) []*nomad.AllocationListStub {
+	w.t.Helper()
+	allocs, _, err := w.nomad.Allocations().List(&nomad.QueryOptions{})
+	must.NoError(w.t, err)
+	var live []*nomad.AllocationListStub
+	for _, a := range allocs {
+		if a.ClientStatus == nomad.AllocClientStatusComplete || a.ClientStatus == nomad.AllocClientStatusFailed {
+			continue
+		}
+		job, _, err := w.nomad.Jobs().Info(a.JobID, nil)
+		if err == nil && job.Meta["chat_id"] == chat {
+			live = append(live, a)
+		}
+	}
+	return live
+}
+
+// jobs returns the jobs of this Bivouac in Nomad, dead ones included.
+func (w *world) jobs() []string {
+	w.t.Helper()
+	list, _, err := w.nomad.Jobs().ListOptions(&nomad.JobListOptions{Fields: &nomad.JobListFields{Meta: true}}, nil)
+	must.NoError(w.t, err)
+	var ids []string
+	for _, j := range list {
+		if strings.HasPrefix(j.Meta["bivouac_instance"], w.instance+"-") {
+			ids = append(ids, j.ID)
+		}
+	}
+	return ids
+}
+
+// keys returns the Consul keys that name the chat.
+func (w *world) keys(chat string) []string {
+	w.t.Helper()
+	all, _, err := w.consul.KV().Keys(w.prefix, "", nil)
+	must.NoError(w.t, err)
+	var keys []string
+	for _, k := range all {
+		if strings.Contains(k, chat) {
+			keys = append(keys, k)
+		}
+	}
+	return keys
+}
+
+// createUnderWay begins a create and returns once its sandbox runs, with a
+// channel for its answer.
+func createUnderWay(w *world, r *replica, chat string) <-chan string {
+	answered := make(chan string, 1)
+	go func() {
+		status, text, err := r.try(http.MethodPut, sessionPath(chat), w.body())
+		answered <- fmt.Sprint(status, " ", string(text), " ", err)
+	}()
+	eventually(w.t, "the sandbox runs", func() error {
+		if len(w.liveAllocs(chat)) == 0 {
+			return fmt.Errorf("no allocation yet")
+		}
+		return nil
+	})
+	return answered
+}
+
+// awaitNothing waits until nothing of a chat is left, and a replica says so.
+func (w *world) awaitNothing(r *replica, chat string) {
+	w.t.Helper()
+	eventually(w.t, "nothing is left", func() error {
+		if live, keys := len(w.liveAllocs(chat)), w.keys(chat); live > 0 || len(keys) > 0 {
+			return fmt.Errorf("%d allocations, keys %q", live, keys)
+		}
+		return nil
+	})
+	_ = call[wire.ErrorAnswer](r, http.MethodGet, sessionPath(chat), nil, http.StatusNotFound)
+}
+
+// eventually waits until check returns nil.
+func eventually(t *testing.T, what string, check func() error) {
+	t.Helper()
+	must.Wait(t, wait.InitialSuccess(wait.ErrorFunc(check), wait.Timeout(patience), wait.Gap(50*time.Millisecond)),
+		must.Sprint(what))
+}

@@ -1,0 +1,197 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+)
+
+const (
+	// limit bounds the runs of one process. Some mutants run in circles, which
+	// is as good as any other failure.
+	limit = 5 * time.Minute
+	// chunk is how many seeds one process runs.
+	chunk = 250
+)
+
+// mutant is the source without one safeguard.
+type mutant struct {
+	without   string
+	changes   []change
+	noticedBy test // in place of the simulation
+}
+
+// change is one place in a file, which is to stand there once.
+type change struct{ file, from, to string }
+
+// test is one of a package.
+type test struct{ pkg, name string }
+
+var simulation = test{"./internal/test/simulate", "TestSimulations"}
+
+var (
+	failedSeed = regexp.MustCompile(`TestSimulations/seed=(\d+)`)
+	tookLong   = []byte("panic: test timed out after ")
+	noTests    = []byte("testing: warning: no tests to run")
+	violated   = regexp.MustCompile(`VIOLATED (.*)`)
+)
+
+// result is what noticed that a safeguard is gone, a seed or a test, and as what;
+// empty where nothing did.
+type result struct {
+	by, as string
+	err    error
+}
+
+// try looks for a seed, or runs the test, that fails without the safeguard.
+func (m mutant) try(ctx context.Context, dir string, seeds int) result {
+	dir = filepath.Join(dir, strings.NewReplacer(" ", "-", "'", "").Replace(m.without))
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return result{err: err}
+	}
+	of := simulation
+	if m.noticedBy != (test{}) {
+		of = m.noticedBy
+	}
+	bin, err := m.build(ctx, dir, of)
+	if err != nil {
+		return result{err: err}
+	}
+	if of != simulation {
+		text, err := start(ctx, bin, of)
+		switch {
+		case ctx.Err() != nil:
+			return result{err: ctx.Err()}
+		case err == nil:
+			return result{}
+		case !of.noticed(text):
+			return result{err: fmt.Errorf("%s %s could not run: %w\n%s", of.pkg, of.name, err, text)}
+		}
+		return result{by: "a test", as: of.pkg + " " + of.name + ": " + failureOf(text, of)}
+	}
+	for first := 1; first <= seeds; first += chunk {
+		text, err := start(ctx, bin, of, fmt.Sprintf("FROM=%d", first), fmt.Sprintf("RUNS=%d", min(chunk, seeds-first+1)))
+		if err == nil {
+			continue
+		}
+		seed, why := failedSeed.FindSubmatch(text), violated.FindSubmatch(text)
+		switch {
+		case ctx.Err() != nil:
+			return result{err: ctx.Err()}
+		case seed == nil:
+			return result{err: fmt.Errorf("%w:\n%s", err, text)}
+		case why == nil:
+			return result{by: "seed " + string(seed[1]), as: "it does not come to an end"}
+		default:
+			return result{by: "seed " + string(seed[1]), as: string(why[1])}
+		}
+	}
+	return result{}
+}
+
+// build builds the tests of a package with the changes.
+func (m mutant) build(ctx context.Context, dir string, of test) (bin string, err error) {
+	overlay, err := m.overlay(dir)
+	if err != nil {
+		return "", err
+	}
+	bin = filepath.Join(dir, "mutant.test")
+	cmd := exec.CommandContext(ctx, "go", "test", "-c", "-vet=off", "-overlay", overlay, "-o", bin, of.pkg)
+	if text, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("%w:\n%s", err, text)
+	}
+	return bin, nil
+}
+
+// noticed says whether a run in which something went wrong says so of the test: it
+// failed, or came to no end. That it could not run says nothing.
+func (of test) noticed(text []byte) bool {
+	return bytes.Contains(text, tookLong) || slices.ContainsFunc(slices.Collect(bytes.Lines(text)), func(line []byte) bool {
+		return bytes.HasPrefix(line, []byte("--- FAIL: "+of.name+" "))
+	})
+}
+
+// sound returns an error where the test does not pass on the source as it is:
+// then it notices nothing.
+func (of test) sound(ctx context.Context, dir string) error {
+	bin := filepath.Join(dir, "sound-"+of.name+".test")
+	cmd := exec.CommandContext(ctx, "go", "test", "-c", "-vet=off", "-o", bin, of.pkg)
+	if text, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("%w:\n%s", err, text)
+	}
+	text, err := start(ctx, bin, of)
+	if err == nil && bytes.Contains(text, noTests) {
+		err = errors.New("there is no such test")
+	}
+	if err != nil {
+		return fmt.Errorf("with all safeguards, %s %s does not pass: %w\n%s", of.pkg, of.name, err, text)
+	}
+	return nil
+}
+
+// start runs a test in its package's folder.
+func start(ctx context.Context, bin string, of test, env ...string) ([]byte, error) {
+	cmd := exec.CommandContext(ctx, bin, "-test.failfast", "-test.timeout="+limit.String(), "-test.run=^"+of.name+"$")
+	cmd.Dir = of.pkg
+	cmd.Env = append(os.Environ(), append(env, "SEED=")...)
+	return cmd.CombinedOutput()
+}
+
+// failureOf returns the first line of what a test complains of.
+func failureOf(text []byte, of test) string {
+	_, rest, _ := strings.Cut(string(text), "--- FAIL: "+of.name)
+	for line := range strings.Lines(rest) {
+		if line = strings.TrimSpace(line); strings.Contains(line, "_test.go:") && !strings.HasSuffix(line, ":") {
+			return line
+		}
+	}
+	return "it does not come to an end"
+}
+
+// overlay writes the changed files and what tells the go command of them.
+func (m mutant) overlay(dir string) (string, error) {
+	texts := make(map[string]string)
+	for _, c := range m.changes {
+		text, ok := texts[c.file]
+		if !ok {
+			data, err := os.ReadFile(c.file)
+			if err != nil {
+				return "", err
+			}
+			text = string(data)
+		}
+		if n := strings.Count(text, c.from); n != 1 {
+			return "", fmt.Errorf("%s has %d times: %s", c.file, n, c.from)
+		}
+		texts[c.file] = strings.Replace(text, c.from, c.to, 1)
+	}
+	if len(texts) == 0 {
+		return "", errors.New("no change")
+	}
+	replaced := make(map[string]string)
+	for file, text := range texts {
+		path, err := filepath.Abs(file)
+		if err != nil {
+			return "", err
+		}
+		replaced[path] = filepath.Join(dir, strings.ReplaceAll(file, "/", "-"))
+		if err := os.WriteFile(replaced[path], []byte(text), 0o600); err != nil {
+			return "", err
+		}
+	}
+	data, err := json.Marshal(map[string]any{"Replace": replaced})
+	if err != nil {
+		return "", err
+	}
+	overlay := filepath.Join(dir, "overlay.json")
+	return overlay, os.WriteFile(overlay, data, 0o600)
+}

@@ -1,0 +1,317 @@
+// Package consulmodel is a Consul in memory, as far as Bivouac uses one: KV
+// pairs, transactions, locks, sessions with a TTL, lock-delay and blocking
+// queries, over Consul's HTTP API and with the semantics of its servers.
+//
+// Its timers are the time package's, so in a synctest bubble it lives in
+// simulated time. One suite asks it and a real Consul the same questions. The
+// package must never know what the keys are for.
+package consulmodel
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/consul/api"
+
+	"github.com/bivouac/bivouac/internal/test/simulate/network"
+)
+
+// Server is the model. Use [New].
+type Server struct {
+	expireAfter time.Duration
+
+	mu       sync.Mutex
+	index    uint64 // of the raft log
+	kvIndex  uint64 // of the last change to any key
+	kv       map[string]*pair
+	watched  map[string]chan struct{} // by key: closed when it changes
+	sessions map[string]*session
+	lastID   int
+	delays   map[string]time.Time // by key: until when a lock-delay holds it back
+	leading  bool
+}
+
+type pair struct {
+	Key         string
+	CreateIndex uint64
+	ModifyIndex uint64
+	LockIndex   uint64
+	Flags       uint64
+	Value       []byte
+	Session     string `json:",omitempty"`
+}
+
+// New returns an empty Consul with a leader. A session ends by itself after
+// expire times its TTL without a renewal: 2 is what Consul does, and 1 the least
+// that it promises.
+func New(expire float64) *Server {
+	return &Server{
+		expireAfter: time.Duration(expire * float64(time.Second)),
+		index:       10,
+		kvIndex:     1,
+		kv:          make(map[string]*pair),
+		watched:     make(map[string]chan struct{}),
+		sessions:    make(map[string]*session),
+		delays:      make(map[string]time.Time),
+		leading:     true,
+	}
+}
+
+// Close stops all timers.
+func (s *Server) Close() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, session := range s.sessions {
+		session.timer.Stop()
+	}
+}
+
+// LoseLeader leaves Consul without a leader: it answers nothing but errors.
+func (s *Server) LoseLeader() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.leading = false
+}
+
+// ElectLeader gives it a new one, for which every session was renewed just now.
+// Lock-delays are forgotten: they were in the memory of the old one.
+func (s *Server) ElectLeader() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.leading = true
+	clear(s.delays)
+	for _, session := range s.sessions {
+		s.renew(session)
+	}
+}
+
+// Keys returns the pairs below prefix, by key.
+func (s *Server) Keys(prefix string) map[string]api.KVPair {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	pairs := make(map[string]api.KVPair)
+	for _, p := range s.below(prefix) {
+		pairs[p.Key] = p.public()
+	}
+	return pairs
+}
+
+// DeleteKey removes a key, as an operator would by hand.
+func (s *Server) DeleteKey(key string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.index++
+	s.remove(key, s.index)
+}
+
+// SetKey writes a key, as an operator would by hand.
+func (s *Server) SetKey(key, value string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.index++
+	if _, err := s.apply(&api.KVTxnOp{Verb: api.KVSet, Key: key, Value: []byte(value)}); err != nil {
+		panic(err)
+	}
+}
+
+// Change replaces the pairs below prefix by those that f makes of them, in one
+// step, as a restored snapshot does. If f returns nil nothing is changed.
+func (s *Server) Change(prefix string, f func(pairs map[string]api.KVPair) map[string]api.KVPair) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	stands := make(map[string]api.KVPair)
+	for _, p := range s.below(prefix) {
+		stands[p.Key] = p.public()
+	}
+	next := f(maps.Clone(stands))
+	if next == nil {
+		return
+	}
+	s.index++
+	for _, key := range slices.Sorted(maps.Keys(stands)) {
+		if _, ok := next[key]; !ok {
+			s.remove(key, s.index)
+		}
+	}
+	for _, key := range slices.Sorted(maps.Keys(next)) {
+		if p, ok := stands[key]; !ok || !bytes.Equal(p.Value, next[key].Value) {
+			s.set(&pair{Key: key, Value: next[key].Value}, s.index, false)
+		}
+	}
+}
+
+func (p *pair) public() api.KVPair {
+	return api.KVPair{Key: p.Key, Value: p.Value, ModifyIndex: p.ModifyIndex, Session: p.Session}
+}
+
+// Serve answers a request. Its context is the connection's.
+func (s *Server) Serve(ctx context.Context, req *http.Request, body []byte) *http.Response {
+	s.mu.Lock()
+	leading := s.leading
+	s.mu.Unlock()
+	if !leading {
+		return network.Text(http.StatusInternalServerError, "No cluster leader")
+	}
+	path := req.URL.Path
+	switch {
+	case req.Method == http.MethodPut && path == "/v1/txn":
+		return s.serveTxn(body)
+	case strings.HasPrefix(path, "/v1/session/") && req.Method == http.MethodPut:
+		return s.serveSession(strings.TrimPrefix(path, "/v1/session/"), body)
+	case strings.HasPrefix(path, "/v1/kv/") && req.Method == http.MethodPut:
+		return s.servePut(strings.TrimPrefix(path, "/v1/kv/"), req.URL.Query().Get("cas"), body)
+	case strings.HasPrefix(path, "/v1/kv/") && req.Method == http.MethodGet:
+		return s.serveRead(ctx, strings.TrimPrefix(path, "/v1/kv/"), req)
+	case path == "/v1/status/leader":
+		return answer(http.StatusOK, 0, "127.0.0.1:8300")
+	default:
+		panic(fmt.Sprintf("consulmodel: no model of %s %s", req.Method, req.URL))
+	}
+}
+
+// answer returns a response as Consul writes them.
+func answer(status int, index uint64, value any) *http.Response {
+	var body []byte
+	if value != nil {
+		var err error
+		if body, err = json.Marshal(value); err != nil {
+			panic(err)
+		}
+	}
+	resp := network.Answer(status, body)
+	resp.Header.Set("X-Consul-Knownleader", "true")
+	resp.Header.Set("X-Consul-Lastcontact", "0")
+	if index != 0 {
+		resp.Header.Set("X-Consul-Index", strconv.FormatUint(index, 10))
+	}
+	return resp
+}
+
+// servePut writes a key; where cas is set, only over the pair of that index.
+func (s *Server) servePut(key, cas string, body []byte) *http.Response {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.index++
+	op := &api.KVTxnOp{Verb: api.KVSet, Key: key, Value: body}
+	if cas != "" {
+		index, err := strconv.ParseUint(cas, 10, 64)
+		if err != nil {
+			return network.Text(http.StatusBadRequest, err.Error())
+		}
+		op.Verb, op.Index = api.KVCAS, index
+	}
+	_, err := s.apply(op)
+	return answer(http.StatusOK, 0, err == nil)
+}
+
+// serveRead reads a key, or the names of keys, and waits where asked to.
+func (s *Server) serveRead(ctx context.Context, key string, req *http.Request) *http.Response {
+	query := req.URL.Query()
+	after, _ := strconv.ParseUint(query.Get("index"), 10, 64)
+	var timeout <-chan time.Time
+	if after > 0 {
+		wait, err := time.ParseDuration(query.Get("wait"))
+		if err != nil {
+			wait = 5 * time.Minute
+		}
+		timer := time.NewTimer(wait + wait/32)
+		defer timer.Stop()
+		timeout = timer.C
+	}
+	read := func() (*http.Response, uint64, <-chan struct{}) {
+		if query.Has("keys") {
+			return s.listKeys(key, query.Get("separator"))
+		}
+		return s.getKey(key)
+	}
+	missing := false
+	for {
+		resp, index, changed := read()
+		// A change from missing to missing is none.
+		if after == 0 || index > after && (!missing || resp.StatusCode != http.StatusNotFound) {
+			return resp
+		}
+		missing = missing || resp.StatusCode == http.StatusNotFound
+		select {
+		case <-changed:
+			continue
+		case <-timeout:
+		case <-ctx.Done():
+		}
+		resp, _, _ = read()
+		return resp
+	}
+}
+
+func (s *Server) getKey(key string) (*http.Response, uint64, <-chan struct{}) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	changed := s.watch(key)
+	p := s.kv[key]
+	if p == nil {
+		return answer(http.StatusNotFound, s.kvIndex, nil), s.kvIndex, changed
+	}
+	return answer(http.StatusOK, p.ModifyIndex, []*pair{p}), p.ModifyIndex, changed
+}
+
+// listKeys does not tell of changes: no list of keys is waited for here.
+func (s *Server) listKeys(prefix, separator string) (*http.Response, uint64, <-chan struct{}) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	names := []string{}
+	for _, p := range s.below(prefix) {
+		name := p.Key
+		if separator != "" {
+			if i := strings.Index(name[len(prefix):], separator); i >= 0 {
+				name = name[:len(prefix)+i+len(separator)]
+			}
+		}
+		if len(names) == 0 || names[len(names)-1] != name {
+			names = append(names, name)
+		}
+	}
+	if len(names) == 0 {
+		return answer(http.StatusNotFound, max(s.kvIndex, 1), nil), s.kvIndex, nil
+	}
+	return answer(http.StatusOK, s.kvIndex, names), s.kvIndex, nil
+}
+
+// below returns the pairs whose keys have the prefix, in order.
+func (s *Server) below(prefix string) []*pair {
+	var pairs []*pair
+	for key, p := range s.kv {
+		if strings.HasPrefix(key, prefix) {
+			pairs = append(pairs, p)
+		}
+	}
+	slices.SortFunc(pairs, func(a, b *pair) int { return strings.Compare(a.Key, b.Key) })
+	return pairs
+}
+
+// watch returns a channel that is closed when the key changes.
+func (s *Server) watch(key string) <-chan struct{} {
+	changed := s.watched[key]
+	if changed == nil {
+		changed = make(chan struct{})
+		s.watched[key] = changed
+	}
+	return changed
+}
+
+// changedKey wakes who waits for the key.
+func (s *Server) changedKey(key string, index uint64) {
+	s.kvIndex = index
+	if changed := s.watched[key]; changed != nil {
+		close(changed)
+		delete(s.watched, key)
+	}
+}

@@ -1,0 +1,261 @@
+package simulate
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/bivouac/bivouac/internal/test/simulate/network"
+	"github.com/bivouac/bivouac/internal/test/simulate/nomadmodel"
+	"github.com/bivouac/bivouac/jobs"
+)
+
+// Where Bivouac keeps what in Consul.
+const (
+	prefix      = "bivouac/v1/"
+	locksPrefix = prefix + "locks/"
+	clockKey    = prefix + "clock"
+	nobody      = "00000000-0000-0000-0000-000000000000" // the leader's lock is named for no chat
+)
+
+// settleLimit is how long after the last fault and the last request nothing may
+// be left over: what the README promises.
+const settleLimit = 45 * time.Second
+
+// adoptLimit is the same for a run that lost records: within that time a sandbox
+// that lost its record is adopted.
+const adoptLimit = 3 * time.Minute
+
+// record is what matters here of a record.
+type record struct {
+	SessionID   string    `json:"session_id"`
+	ChatID      string    `json:"chat_id"`
+	AgentID     string    `json:"agent_id"`
+	ContainerID string    `json:"container_id"`
+	State       string    `json:"state"`
+	ExpiresAt   time.Time `json:"expires_at"`
+}
+
+// processStarted counts the chat's live processes.
+func (w *world) processStarted(p nomadmodel.Process) {
+	chat, session := p.Meta[jobs.MetaChatID], p.Meta[jobs.MetaSessionID]
+	w.mu.Lock()
+	if w.cutNodes[p.NodeID] > 0 {
+		w.deaths = append(w.deaths, death{session, w.now(), "started on a node that is cut off"})
+	}
+	w.alive[chat]++
+	w.living[session]++
+	for i := range w.nodes {
+		if w.nomad.NodeID(i) == p.NodeID {
+			w.started.happens(i)
+		}
+	}
+	n := w.alive[chat]
+	w.mu.Unlock()
+	if n > 1 {
+		w.violate("%d processes of chat %s live, the last of session %s", n, chat, session)
+	}
+}
+
+func (w *world) processEnded(p nomadmodel.Process) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.alive[p.Meta[jobs.MetaChatID]]--
+	w.living[p.Meta[jobs.MetaSessionID]]--
+}
+
+// checkTold holds what a caller is told of a session's end against the truth:
+// doubt is not death. What has ended stays so: what lives at the time of the answer
+// did so at that of the look before it. Whether it was right to end is for the
+// history.
+func (w *world) checkTold(c call) {
+	if most := slices.Max(w.skews) + skewLimit; c.session != "" && c.ahead > most {
+		w.violate("the agreed time is %v ahead, and no machine's clock by more than %v", c.ahead, most)
+	}
+	w.mu.Lock()
+	lives := w.living[c.session] > 0
+	w.mu.Unlock()
+	switch {
+	case c.told == "dead" && lives:
+		w.violate("caller %d is told that session %s is dead, and its process lives", c.caller, c.session)
+	case (c.told == "dead" || c.told == "lost") && !lives && !w.hasRun(c.session):
+		w.violate("caller %d is told that session %s is %s, and it never ran", c.caller, c.session, c.told)
+	case c.told == "lost" && lives && w.stands(c.session) && !w.hasDied(c.session):
+		w.violate("caller %d is told that session %s is lost, and it lives, and nothing had happened to it", c.caller, c.session)
+	}
+}
+
+// stands says whether the session's job has not been stopped, as a delete does that
+// is under way.
+func (w *world) stands(sessionID string) bool {
+	for _, meta := range w.nomad.Jobs() {
+		if meta[jobs.MetaSessionID] == sessionID {
+			return true
+		}
+	}
+	return false
+}
+
+// hasRun says whether a process of the session was ever started.
+func (w *world) hasRun(sessionID string) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	_, ok := w.living[sessionID]
+	return ok
+}
+
+// settle waits until nothing is left over, and is not content with less. What
+// was sent late is waited for first.
+func (w *world) settle() {
+	if w.odds.Late > 0 {
+		wait(w.ctx, w.calm+network.MaxLate-w.now())
+	}
+	began, limit := w.now(), settleLimit
+	if len(w.edited) > 0 {
+		limit = adoptLimit
+	}
+	for {
+		left := w.leftOver()
+		if len(left) == 0 {
+			w.mu.Lock()
+			w.settled = w.now() - began
+			w.mu.Unlock()
+			return
+		}
+		if w.now()-began > limit {
+			for _, l := range left {
+				w.violate("%v after the last fault: %s", limit, l)
+			}
+			return
+		}
+		wait(w.ctx, time.Second)
+	}
+}
+
+// leftOver says what records, locks, indexes and sandboxes do not fit together.
+func (w *world) leftOver() []string {
+	var left []string
+	keys := w.consul.Keys(prefix)
+	sessions := w.consul.Sessions()
+	expected := make(map[string]bool)
+	records := make(map[string]record) // by session ID
+	for _, key := range slices.Sorted(maps.Keys(keys)) {
+		pair := keys[key]
+		switch folder, _, _ := strings.Cut(strings.TrimPrefix(key, prefix), "/"); folder {
+		case "locks":
+			if !strings.HasSuffix(key, nobody) || sessions[pair.Session] == "" {
+				left = append(left, "a lock stands: "+key)
+			}
+		case "sessions":
+			var r record
+			if err := json.Unmarshal(pair.Value, &r); err != nil {
+				left = append(left, fmt.Sprintf("%s: %v", key, err))
+				continue
+			}
+			records[r.SessionID] = r
+			for _, entry := range r.index() {
+				expected[entry] = true
+			}
+			if r.State == "creating" || r.State == "stopping" {
+				left = append(left, fmt.Sprintf("session %s is still %s", r.SessionID, r.State))
+			}
+		}
+	}
+	for key := range keys {
+		folder, _, _ := strings.Cut(strings.TrimPrefix(key, prefix), "/")
+		if slices.Contains([]string{"agents", "expiry", "flight"}, folder) && !expected[key] && !w.isEdited(key[strings.LastIndexByte(key, '/')+1:]) {
+			left = append(left, "an index entry that no record has: "+key)
+		}
+	}
+	for key := range expected {
+		if _, ok := keys[key]; !ok {
+			left = append(left, "an index entry is missing: "+key)
+		}
+	}
+	return append(left, w.unmatched(records)...)
+}
+
+// index are the keys that a record has in the indexes.
+func (r record) index() []string {
+	sum := sha256.Sum256([]byte(r.AgentID))
+	entries := []string{prefix + "agents/" + hex.EncodeToString(sum[:16]) + "/" + r.ChatID}
+	if r.State != "creating" {
+		entries = append(entries, prefix+"expiry/"+r.ExpiresAt.UTC().Format("200601021504")+"/"+r.ChatID)
+	}
+	if r.State == "creating" || r.State == "stopping" {
+		entries = append(entries, prefix+"flight/"+r.ChatID)
+	}
+	return entries
+}
+
+// unmatched compares sessions with what runs.
+func (w *world) unmatched(records map[string]record) []string {
+	var left []string
+	runs := make(map[string]nomadmodel.Process)
+	for _, p := range w.nomad.Processes() {
+		id := p.Meta[jobs.MetaSessionID]
+		runs[id] = p
+		switch r, ok := records[id]; {
+		case !ok:
+			left = append(left, "a process without a record: session "+id)
+		case r.ContainerID != p.AllocID:
+			left = append(left, fmt.Sprintf("session %s has container %s, and %s runs", id, r.ContainerID, p.AllocID))
+		case p.Run > 1:
+			left = append(left, fmt.Sprintf("session %s is %s, and what runs is its run %d", id, r.State, p.Run))
+		case r.State != "running":
+			left = append(left, fmt.Sprintf("session %s is %s, and its process lives", id, r.State))
+		}
+	}
+	for id, r := range records {
+		if _, ok := runs[id]; r.State == "running" && !ok {
+			left = append(left, fmt.Sprintf("session %s is running, and no process is", id))
+		}
+		if (r.State == "dead" || r.State == "lost") && !w.hasDied(id) && !w.isEdited(r.ChatID) {
+			left = append(left, fmt.Sprintf("session %s is %s, and nothing but a delete ended it", id, r.State))
+		}
+	}
+	for id, meta := range w.nomad.Jobs() {
+		session := meta[jobs.MetaSessionID]
+		// Nomad forgets the job of a sandbox that died without a record.
+		isOver := w.isEdited(meta[jobs.MetaChatID]) && w.hasDied(session)
+		if _, ok := records[session]; !ok && !isOver {
+			left = append(left, "a job without a record: "+id)
+		}
+	}
+	return left
+}
+
+func (w *world) hasDied(sessionID string) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return slices.ContainsFunc(w.deaths, func(d death) bool { return d.sessionID == sessionID })
+}
+
+// checkAnswers finds callers who were told of a failure although nothing failed.
+func (w *world) checkAnswers() {
+	if len(w.faults) > 0 || w.odds != (network.Odds{}) {
+		return
+	}
+	// There may be no room, and a sandbox may fail to start.
+	expected := []string{"not_found", "expired", "not_running", "not_placed", "not_ready"}
+	for _, c := range w.history {
+		if c.err != nil && c.patient == 0 && !slices.Contains(expected, c.told) {
+			w.violate("nothing failed, and a caller is told %v", c.err)
+		}
+	}
+}
+
+// lastLook asks every replica how each chat stands, for the history.
+func (w *world) lastLook() {
+	caller := 1 + len(w.callers)
+	for i := range w.replicas {
+		for chat := range w.chats {
+			w.ask(caller, request{kind: "get", chat: chat, replica: i}, w.replica(i))
+		}
+	}
+}

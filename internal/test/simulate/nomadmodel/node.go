@@ -1,0 +1,394 @@
+package nomadmodel
+
+import (
+	"cmp"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/hashicorp/nomad/api"
+
+	"github.com/bivouac/bivouac/internal/test/simulate/network"
+)
+
+// node is a Nomad client.
+type node struct {
+	id, name  string
+	room      int
+	ready     bool // what the servers think
+	connected bool // whether it and the servers reach each other
+	agent     int  // counts disconnections, so that timers of older ones are known
+	down      bool // its agent is gone; the processes live on
+}
+
+// run is an allocation as its node knows it.
+type run struct {
+	Process
+	node    *node
+	spec    *api.Job
+	ending  bool // told to stop
+	again   bool // told to end and to be started once more
+	gone    bool // it ended while its node's agent was down
+	alive   bool // the truth
+	ready   bool // its port answers
+	over    bool // it will not run any more
+	failed  bool
+	started time.Time
+	ended   time.Time
+
+	restarts uint64
+	events   []*api.TaskEvent // the last ones
+	news     int              // counts what happened
+	told     int              // and how much of it the servers know
+}
+
+// maxEvents is how many events of a task Nomad keeps.
+const maxEvents = 10
+
+func (r *run) note(e api.TaskEvent) {
+	e.Time = time.Now().UnixNano()
+	r.news++
+	r.events = append(r.events, &e)
+	r.events = r.events[max(0, len(r.events)-maxEvents):]
+}
+
+func sortedByID[T any](m map[string]T) []T {
+	var values []T
+	for _, id := range slices.Sorted(maps.Keys(m)) {
+		values = append(values, m[id])
+	}
+	return values
+}
+
+// tell lets the allocation's node know what the servers want of it, once it
+// hears of it. gone says that the servers no longer know the allocation.
+func (s *Server) tell(a *alloc, gone bool) {
+	s.after("tell "+a.node.name, 2*time.Millisecond, 30*time.Millisecond, func() {
+		if !a.node.connected {
+			return // it hears all of it when it is back
+		}
+		s.hear(a, gone)
+	})
+}
+
+func (s *Server) hear(a *alloc, gone bool) {
+	r := s.clients[a.ID]
+	wanted := a.DesiredStatus == api.AllocDesiredStatusRun && !gone
+	switch {
+	case r == nil && !gone:
+		r = &run{node: a.node, spec: a.job, Process: Process{
+			AllocID: a.ID, JobID: a.JobID, NodeID: a.NodeID, Meta: a.job.Meta, Port: a.AllocatedResources.Shared.Ports[0].Value,
+		}}
+		s.clients[a.ID] = r
+		if wanted {
+			s.after("start", 15*time.Millisecond, 250*time.Millisecond, func() { s.start(r) })
+		} else {
+			r.over = true
+			s.sync(r)
+		}
+	case r != nil && !wanted && !r.ending:
+		s.stop(r)
+	}
+}
+
+// start starts the process, unless it was stopped before it began.
+func (s *Server) start(r *run) {
+	if r.over || r.ending || r.node.down {
+		return
+	}
+	if s.Rand("start fails").IntN(40) == 0 {
+		r.over, r.failed, r.ended = true, true, time.Now()
+		r.note(api.TaskEvent{Type: api.TaskDriverFailure, DisplayMessage: "it did not start"})
+		s.sync(r)
+		return
+	}
+	r.alive, r.started = true, time.Now()
+	r.Run++
+	r.note(api.TaskEvent{Type: api.TaskStarted})
+	s.trace("process of %s on %s starts, run %d", r.AllocID, r.node.name, r.Run)
+	s.Started(r.Process)
+	s.sync(r)
+	s.after("listen", 5*time.Millisecond, 120*time.Millisecond, func() { r.ready = r.alive })
+}
+
+// stop asks the process to end, and kills it after the kill timeout.
+func (s *Server) stop(r *run) {
+	r.ending = true
+	if r.over {
+		return
+	}
+	r.note(api.TaskEvent{Type: api.TaskKilling})
+	if !r.alive {
+		r.over, r.ended = true, time.Now()
+		s.sync(r)
+		return
+	}
+	s.endWithin(r)
+}
+
+// endWithin has a process end that was asked to, by the kill timeout at last.
+func (s *Server) endWithin(r *run) {
+	kill := 5 * time.Second
+	if t := r.spec.TaskGroups[0].Tasks[0].KillTimeout; t != nil {
+		kill = *t
+	}
+	least := time.Millisecond
+	if s.KillAtLast {
+		least = kill
+	}
+	which := r.Run
+	s.after("kill", least, kill, func() {
+		if r.Run == which {
+			s.end(r, false)
+		}
+	})
+}
+
+// end is the end of a process.
+func (s *Server) end(r *run, failed bool) {
+	if !r.alive {
+		return
+	}
+	s.trace("process of %s on %s ends", r.AllocID, r.node.name)
+	r.alive, r.ready = false, false
+	code := 0
+	if failed {
+		code = 137
+	}
+	r.note(api.TaskEvent{Type: api.TaskTerminated, ExitCode: code})
+	s.Ended(r.Process)
+	if r.again && !r.ending {
+		r.again = false
+		r.restarts++
+		r.note(api.TaskEvent{Type: api.TaskRestarting})
+		s.after("start again", 15*time.Millisecond, 250*time.Millisecond, func() { s.start(r) })
+	} else {
+		r.over, r.failed, r.ended = true, failed, time.Now()
+	}
+	s.sync(r)
+}
+
+// Restart has a client end a process and start another one in the same
+// allocation, as it does if an operator asks for it or a template changed,
+// whatever the job's restart policy is.
+func (s *Server) Restart(allocID string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	r := s.clients[allocID]
+	if r == nil || !r.alive || r.ending || r.again || r.node.down {
+		return
+	}
+	s.trace("process of %s on %s is restarted", r.AllocID, r.node.name)
+	r.again = true
+	r.note(api.TaskEvent{Type: api.TaskRestartSignal, DisplayMessage: "User requested running tasks to restart"})
+	s.sync(r)
+	s.endWithin(r)
+}
+
+// sync tells the servers how an allocation stands. A client holds news up to
+// five ticks of 200 ms.
+func (s *Server) sync(r *run) {
+	s.after("sync", 5*time.Millisecond, time.Second, func() {
+		if r.node.connected {
+			s.report(r)
+		}
+	})
+}
+
+func (s *Server) report(r *run) {
+	a := s.allocs[r.AllocID]
+	if a == nil {
+		return
+	}
+	status, task := api.AllocClientStatusPending, "pending"
+	switch {
+	case r.over && r.failed:
+		status, task = api.AllocClientStatusFailed, "dead"
+	case r.over:
+		status, task = api.AllocClientStatusComplete, "dead"
+	case r.alive:
+		status, task = api.AllocClientStatusRunning, "running"
+	}
+	if a.ClientStatus == status && r.told == r.news {
+		return
+	}
+	r.told = r.news
+	s.index++
+	wasTerminal := a.terminal()
+	a.ClientStatus, a.ModifyIndex = status, s.index
+	a.TaskStates = map[string]*api.TaskState{"sandbox": {
+		State: task, Failed: r.failed, Restarts: r.restarts, StartedAt: r.started, FinishedAt: r.ended, Events: slices.Clone(r.events),
+	}}
+	s.trace("allocation %s is %s", a.ID, status)
+	s.publish(a.event())
+	if a.terminal() && !wasTerminal {
+		s.unblock()
+	}
+}
+
+// Kill ends one process by itself, as its own crash does.
+func (s *Server) Kill(allocID string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if r := s.clients[allocID]; r != nil {
+		s.end(r, true)
+	}
+}
+
+// NodeID returns the ID of the i-th node.
+func (s *Server) NodeID(i int) string { return s.nodes[i%len(s.nodes)].id }
+
+// Disconnect cuts a node off from the servers. Where agent is true its agent
+// dies: then nobody stops the node's processes. It returns false for a node that is
+// cut off already.
+func (s *Server) Disconnect(i int, agent bool) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n := s.nodes[i%len(s.nodes)]
+	if !n.connected {
+		return false
+	}
+	s.trace("%s is cut off, agent dead: %t", n.name, agent)
+	n.connected, n.down = false, agent
+	n.agent++
+	epoch := n.agent
+	still := func() bool { return !n.connected && n.agent == epoch }
+	least, most := s.LostAfter, s.LostAfter
+	if most == 0 {
+		least, most = 10*time.Second, 30*time.Second
+	}
+	s.after("heartbeat", least, most, func() {
+		if still() {
+			s.lose(n)
+		}
+	})
+	for _, r := range s.runsOn(n) {
+		d := r.spec.TaskGroups[0].Disconnect
+		if d == nil || d.StopOnClientAfter == nil || agent {
+			continue
+		}
+		s.after("heartbeat stop", *d.StopOnClientAfter, *d.StopOnClientAfter+5*time.Second, func() {
+			if still() && !r.ending {
+				s.trace("%s, which hears nothing, stops %s", n.name, r.AllocID)
+				if s.Stopped != nil {
+					s.Stopped(r.Process)
+				}
+				s.stop(r)
+			}
+		})
+	}
+	return true
+}
+
+// PowerOff ends a node's agent and all that runs there, as a reboot does. It
+// returns false for a node that is cut off already.
+func (s *Server) PowerOff(i int) bool {
+	if !s.Disconnect(i, true) {
+		return false
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, r := range s.runsOn(s.nodes[i%len(s.nodes)]) {
+		if r.alive {
+			s.trace("process of %s on %s ends", r.AllocID, r.node.name)
+			r.alive, r.ready, r.again, r.gone = false, false, false, true
+			s.Ended(r.Process)
+		}
+	}
+	return true
+}
+
+// lose is what the servers do about a node that they hear nothing of.
+func (s *Server) lose(n *node) {
+	s.trace("%s is lost", n.name)
+	s.index++
+	n.ready = false
+	s.evaluate(n)
+}
+
+// evaluate has the servers decide about each job that may run on a node.
+func (s *Server) evaluate(n *node) {
+	asked := make(map[string]bool)
+	for _, a := range sortedByID(s.allocs) {
+		if a.node == n && !a.terminal() && !asked[a.JobID] {
+			asked[a.JobID] = true
+			e := s.newEval(a.JobID, "node-update")
+			s.publish(e.event())
+			s.enqueue(e)
+		}
+	}
+}
+
+// Reconnect brings a node back. It hears what it missed, and tells what became
+// of its processes.
+func (s *Server) Reconnect(i int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n := s.nodes[i%len(s.nodes)]
+	if n.connected {
+		return
+	}
+	s.trace("%s is back", n.name)
+	news := !n.ready || n.down // an agent that starts registers its node anew
+	n.connected, n.down, n.ready = true, false, true
+	n.agent++
+	if news {
+		s.index++
+		s.evaluate(n)
+	}
+	for _, a := range sortedByID(s.allocs) {
+		if a.node == n {
+			s.tell(a, false)
+		}
+	}
+	for _, r := range s.runsOn(n) {
+		if s.allocs[r.AllocID] == nil {
+			s.stop(r)
+		}
+		switch {
+		case !r.gone:
+		case r.ending:
+			r.over, r.ended = true, time.Now()
+		default:
+			// The agent does not find it, and starts it again once it has heard
+			// what the servers want.
+			r.note(api.TaskEvent{Type: "Failed Restoring Task"})
+			s.after("start again", 31*time.Millisecond, 250*time.Millisecond, func() { s.start(r) })
+		}
+		r.gone = false
+		s.sync(r)
+	}
+	s.unblock()
+}
+
+func (s *Server) runsOn(n *node) []*run {
+	return slices.DeleteFunc(sortedByID(s.clients), func(r *run) bool { return r.node != n })
+}
+
+// Processes returns those that live, by allocation ID.
+func (s *Server) Processes() []Process {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var alive []Process
+	for _, r := range s.clients {
+		if r.alive {
+			alive = append(alive, r.Process)
+		}
+	}
+	slices.SortFunc(alive, func(a, b Process) int { return cmp.Compare(a.AllocID, b.AllocID) })
+	return alive
+}
+
+// Answers says whether a process answers on a port.
+func (s *Server) Answers(port int) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, r := range s.clients {
+		if r.Port == port && r.ready {
+			return true
+		}
+	}
+	return false
+}
+
+var _ network.Server = (*Server)(nil)

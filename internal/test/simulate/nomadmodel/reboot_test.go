@@ -1,0 +1,38 @@
+package nomadmodel_test
+
+import (
+	"testing"
+	"time"
+
+	"github.com/shoenig/test/must"
+
+	"github.com/bivouac/bivouac/internal/test/simulate/nomadmodel"
+	"github.com/bivouac/bivouac/internal/test/stack"
+)
+
+// The model reboots a node as Nomad sees it: one that is back before it counts
+// as lost starts its tasks again, in the same allocations.
+func TestModelRebootsNodesAsNomadDoes(t *testing.T) {
+	nomad, err := stack.StartNomad(t.Context(), stack.NomadConfig{
+		Servers: 1, Clients: 1, HeartbeatGrace: time.Minute, Drivers: []string{"raw_exec"},
+	})
+	must.NoError(t, err)
+	t.Cleanup(func() { must.NoError(t, nomad.Stop()) })
+	model := modelProbe(t, nomadmodel.Config{Nodes: 1, LostAfter: time.Minute})
+	compare(t, realProbe(t, nomad), model, (*probe).nodeReboot)
+}
+
+func (p *probe) nodeReboot() {
+	job := p.job()
+	p.first(job)
+	p.awaitProcess(*job.ID, true)
+	p.awaitClient(*job.ID, "running")
+	p.nodeReboots(*job.ID)
+	p.await("another run", func() bool { return p.starts(*job.ID) == 2 })
+	p.awaitProcess(*job.ID, true)
+	p.lookAtRuns(*job.ID)
+	p.look(*job.ID)
+	p.deregister(*job.ID, false)
+	p.awaitProcess(*job.ID, false)
+	p.awaitClient(*job.ID, "complete")
+}

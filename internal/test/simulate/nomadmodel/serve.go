@@ -1,0 +1,196 @@
+package nomadmodel
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/hashicorp/nomad/api"
+
+	"github.com/bivouac/bivouac/internal/test/simulate/network"
+)
+
+// Serve answers a request. Its context is the connection's.
+func (s *Server) Serve(ctx context.Context, req *http.Request, body []byte) *http.Response {
+	s.mu.Lock()
+	leading := s.leading
+	s.mu.Unlock()
+	if !leading {
+		return network.Text(http.StatusInternalServerError, "No cluster leader")
+	}
+	path, of, _ := strings.Cut(strings.TrimPrefix(req.URL.Path, "/v1/"), "/")
+	switch {
+	case req.Method == http.MethodPut && path == "jobs":
+		return s.serveRegister(body)
+	case req.Method == http.MethodPut && path == "job" && strings.HasSuffix(of, "/evaluate"):
+		return s.serveEvaluate(strings.TrimSuffix(of, "/evaluate"))
+	case req.Method == http.MethodDelete && path == "job":
+		return s.serveDeregister(of, req.URL.Query().Get("purge") == "true")
+	case req.Method == http.MethodGet && path == "event":
+		return s.subscribe(ctx)
+	case req.Method == http.MethodGet:
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return s.serveRead(path, of, req)
+	default:
+		panic(fmt.Sprintf("nomadmodel: no model of %s %s", req.Method, req.URL))
+	}
+}
+
+func (s *Server) answer(value any) *http.Response {
+	resp := network.Answer(http.StatusOK, encode(value))
+	resp.Header.Set("X-Nomad-Index", strconv.FormatUint(s.index, 10))
+	resp.Header.Set("X-Nomad-Lastcontact", "0")
+	resp.Header.Set("X-Nomad-Knownleader", "true")
+	return resp
+}
+
+// serveRegister checks the index first and applies the registration later, as
+// Nomad does: between the two another one may come.
+func (s *Server) serveRegister(body []byte) *http.Response {
+	var asked struct {
+		Job            *api.Job
+		EnforceIndex   bool
+		JobModifyIndex uint64
+	}
+	if err := json.Unmarshal(body, &asked); err != nil {
+		return network.Text(http.StatusBadRequest, err.Error())
+	}
+	s.mu.Lock()
+	stands := s.jobs[*asked.Job.ID]
+	s.mu.Unlock()
+	switch {
+	case asked.EnforceIndex && asked.JobModifyIndex == 0 && stands != nil:
+		return network.Text(http.StatusInternalServerError, "Enforcing job modify index 0: job already exists")
+	case asked.JobModifyIndex != 0:
+		panic("nomadmodel: no model of an update with an index")
+	}
+	s.commit()
+
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	j, e := s.register(asked.Job)
+	return s.answer(map[string]any{"EvalID": e.ID, "EvalCreateIndex": s.index, "JobModifyIndex": j.jobModifyIndex})
+}
+
+// commit is the way through the log.
+func (s *Server) commit() {
+	rng := s.Rand("commit")
+	gap := 100*time.Microsecond + time.Duration(rng.ExpFloat64()*float64(time.Millisecond))
+	if rng.IntN(20) == 0 {
+		gap += time.Duration(rng.Int64N(int64(40 * time.Millisecond)))
+	}
+	done := make(chan struct{})
+	time.AfterFunc(gap, func() { close(done) })
+	<-done
+}
+
+func (s *Server) serveDeregister(id string, purge bool) *http.Response {
+	s.commit()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	answer := map[string]any{"EvalID": "", "JobModifyIndex": s.index}
+	if e := s.deregister(id, purge); e != nil {
+		answer["EvalID"], answer["EvalCreateIndex"] = e.ID, s.index
+	}
+	return s.answer(answer)
+}
+
+// serveEvaluate looks at a job anew, as an operator may ask for.
+func (s *Server) serveEvaluate(id string) *http.Response {
+	s.commit()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.index++
+	e := s.newEval(id, "job-register")
+	s.publish(e.event())
+	s.enqueue(e)
+	return s.answer(map[string]any{"EvalID": e.ID, "EvalCreateIndex": s.index})
+}
+
+func (s *Server) serveRead(path, of string, req *http.Request) *http.Response {
+	id, part, _ := strings.Cut(of, "/")
+	switch {
+	case path == "status":
+		return s.answer("127.0.0.1:4647")
+	case path == "node":
+		for _, n := range s.nodes {
+			if n.id == id {
+				return s.answer(map[string]any{"ID": n.id, "Name": n.name, "Status": "ready"})
+			}
+		}
+		return network.Text(http.StatusNotFound, "node not found")
+	case path == "jobs":
+		stubs := []*api.JobListStub{}
+		for _, j := range sortedByID(s.jobs) {
+			if strings.HasPrefix(*j.spec.ID, req.URL.Query().Get("prefix")) {
+				stubs = append(stubs, j.stub())
+			}
+		}
+		return s.answer(stubs)
+	case path == "allocations":
+		stubs := []api.AllocationListStub{}
+		for _, a := range sortedByID(s.allocs) {
+			stubs = append(stubs, a.AllocationListStub)
+		}
+		return s.answer(stubs)
+	case path == "allocation":
+		a := s.allocs[id]
+		if a == nil {
+			return network.Text(http.StatusNotFound, "alloc not found")
+		}
+		return s.answer(a.AllocationListStub) // the fields have the same names in both
+	case path == "job" && part == "allocations":
+		stubs := []api.AllocationListStub{}
+		for _, a := range s.allocsOf(id) {
+			stub := a.AllocationListStub
+			stub.AllocatedResources = nil // this list leaves them out
+			stubs = append(stubs, stub)
+		}
+		return s.answer(stubs)
+	case path == "job" && part == "evaluations":
+		evals := []api.Evaluation{}
+		for _, e := range sortedByID(s.evals) {
+			if e.JobID == id {
+				evals = append(evals, e.Evaluation)
+			}
+		}
+		return s.answer(evals)
+	case path == "job" && part == "":
+		j := s.jobs[id]
+		if j == nil {
+			return network.Text(http.StatusNotFound, "job not found")
+		}
+		return s.answer(j.view())
+	default:
+		panic(fmt.Sprintf("nomadmodel: no model of %s %s", req.Method, req.URL))
+	}
+}
+
+// jobView is what of a job is told; its groups are left out.
+type jobView struct {
+	ID                                       string
+	Meta                                     map[string]string
+	Stop                                     bool
+	Status                                   string
+	Version                                  uint64
+	CreateIndex, ModifyIndex, JobModifyIndex uint64
+}
+
+func (j *job) view() jobView {
+	return jobView{
+		ID: *j.spec.ID, Meta: j.spec.Meta, Stop: j.stop, Status: j.status, Version: j.version,
+		CreateIndex: j.createIndex, ModifyIndex: j.modifyIndex, JobModifyIndex: j.jobModifyIndex,
+	}
+}
+
+func (j *job) stub() *api.JobListStub {
+	return &api.JobListStub{
+		ID: *j.spec.ID, Name: *j.spec.ID, Type: "batch", Meta: j.spec.Meta, Stop: j.stop, Status: j.status,
+		CreateIndex: j.createIndex, ModifyIndex: j.modifyIndex, JobModifyIndex: j.jobModifyIndex,
+	}
+}

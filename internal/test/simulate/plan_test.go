@@ -1,0 +1,222 @@
+package simulate
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"time"
+
+	"github.com/bivouac/bivouac/internal/test/simulate/network"
+	"github.com/bivouac/bivouac/scheduler"
+)
+
+// plan is what a seed decides before a run begins.
+type plan struct {
+	seed    uint64
+	hosts   int
+	chats   int
+	callers [][]request
+	faults  []fault
+	odds    network.Odds
+	calm    time.Duration // when the last fault is over
+
+	skews           []time.Duration // of each replica's clock
+	expire          float64         // times a session's TTL until it ends
+	nodes           int
+	capacity        int
+	slowNomad       bool
+	ttl             time.Duration
+	cleanupInterval time.Duration
+}
+
+// request is one thing that a caller asks, some time after its last.
+type request struct {
+	after   time.Duration
+	kind    string
+	chat    int
+	replica int
+	agent   string
+	ttl     time.Duration // 0: the default
+	patient time.Duration // gives up after; 0: never
+}
+
+func (r request) String() string {
+	s := fmt.Sprintf("%s chat %d at replica %d", r.kind, r.chat, r.replica)
+	if r.kind == "create" {
+		s += fmt.Sprintf(" for %s, ttl %v", r.agent, r.ttl)
+	}
+	if r.patient > 0 {
+		s += fmt.Sprintf(", gives up after %v", r.patient)
+	}
+	return s
+}
+
+// fault is one thing that goes wrong, at a time, for some time.
+type fault struct {
+	at, lasts time.Duration
+	kind      string
+	which     int
+	// into is how long after the next request of a caller it happens, and then
+	// to the replica that was asked; 0: it does not wait for one. With ofStart
+	// it waits for the next start of a process, and happens to its node.
+	into    time.Duration
+	ofStart bool
+}
+
+func (f fault) String() string {
+	s := fmt.Sprintf("%s %d at %v for %v", f.kind, f.which, f.at, f.lasts)
+	if f.into > 0 {
+		what := "request"
+		if f.ofStart {
+			what = "start"
+		}
+		s += fmt.Sprintf(", %v into the next %s", f.into, what)
+	}
+	return s
+}
+
+// period is how long faults may begin.
+const period = 30 * time.Second
+
+func newPlan(seed uint64) plan {
+	rng := rand.New(rand.NewPCG(seed, 0))
+	p := plan{
+		seed:            seed,
+		hosts:           2 + rng.IntN(2),
+		chats:           1 + rng.IntN(2),
+		expire:          2,
+		nodes:           1 + rng.IntN(3),
+		capacity:        1 + rng.IntN(4),
+		slowNomad:       rng.IntN(4) == 0,
+		ttl:             time.Minute,
+		cleanupInterval: between(rng, 5*time.Second, 15*time.Second),
+	}
+	if rng.IntN(3) == 0 {
+		p.expire = 1 + rng.Float64()
+	}
+	skewed := rng.IntN(2) == 0
+	for range p.hosts {
+		var skew time.Duration
+		if skewed {
+			skew = between(rng, -150*time.Second, 150*time.Second)
+		}
+		p.skews = append(p.skews, skew)
+	}
+	for range 2 + rng.IntN(2) {
+		var requests []request
+		for range 2 + rng.IntN(4) {
+			requests = append(requests, p.newRequest(rng))
+		}
+		p.callers = append(p.callers, requests)
+	}
+	for range rng.IntN(5) {
+		f := p.newFault(rng)
+		p.faults = append(p.faults, f)
+		p.calm = max(p.calm, f.at+f.lasts)
+	}
+	if rng.IntN(40) == 0 {
+		p.loseNodeForLong(rng, "node agent dead")
+	} else if rng.IntN(60) == 0 {
+		p.loseNodeForLong(rng, "node cut")
+	}
+	p.odds = newOdds(rng)
+	if p.odds != (network.Odds{}) {
+		p.calm = max(p.calm, period)
+	}
+	return p
+}
+
+// loseNodeForLong loses a node, perhaps before it told that a sandbox runs, for
+// longer than Nomad waits for its agent to stop what runs there, which an agent
+// that is only cut off does; and sessions last that long.
+func (p *plan) loseNodeForLong(rng *rand.Rand, kind string) {
+	p.nodes, p.ttl = max(p.nodes, 2), 20*time.Minute
+	for _, requests := range p.callers {
+		for i := range requests {
+			requests[i].ttl = 0
+		}
+	}
+	f := fault{
+		at:    between(rng, 0, 10*time.Second),
+		lasts: between(rng, 345*time.Second, 7*time.Minute),
+		kind:  kind,
+		into:  between(rng, time.Millisecond, 500*time.Millisecond), ofStart: true,
+	}
+	p.faults = append(p.faults, f)
+	p.calm = max(p.calm, f.at+f.lasts)
+}
+
+func between(rng *rand.Rand, least, most time.Duration) time.Duration {
+	return least + time.Duration(rng.Int64N(int64(most-least)))
+}
+
+func (p plan) newRequest(rng *rand.Rand) request {
+	r := request{
+		after:   time.Duration(rng.ExpFloat64() * float64(3*time.Second)),
+		chat:    rng.IntN(p.chats),
+		replica: rng.IntN(p.hosts),
+		agent:   "agent-1",
+		kind:    "create",
+	}
+	if rng.IntN(4) == 0 { // at nearly the same time as others
+		r.after = between(rng, 0, 50*time.Millisecond)
+	}
+	switch n := rng.IntN(100); {
+	case n < 20:
+		r.kind = "delete"
+	case n < 32:
+		r.kind = "renew"
+	case n < 45:
+		r.kind = "get"
+	}
+	if rng.IntN(8) == 0 {
+		r.agent = "agent-2"
+	}
+	if rng.IntN(4) == 0 {
+		r.ttl = between(rng, scheduler.MinTTL, 20*time.Second)
+	}
+	if rng.IntN(8) == 0 {
+		r.patient = between(rng, time.Millisecond, 2*time.Second)
+	}
+	return r
+}
+
+// kinds are those of faults, more than once where they are to come more often.
+var kinds = []string{
+	"crash", "crash", "stop", "pause", "pause", "cut consul", "cut nomad", "cut both", "consul leader",
+	"nomad leader", "node cut", "node agent dead", "sandbox dies", "sandbox dies", "no room", "streams break",
+	"session destroyed", "lock deleted", "job stopped", "task restarted", "task restarted", "node reboots",
+	"clock set ahead", "clock set back", "clock deleted", "record deleted", "store set back", "store wiped",
+}
+
+func (p plan) newFault(rng *rand.Rand) fault {
+	f := fault{
+		at:    between(rng, 0, period),
+		lasts: between(rng, 100*time.Millisecond, 8*time.Second),
+		kind:  kinds[rng.IntN(len(kinds))],
+		which: rng.IntN(12),
+	}
+	if rng.IntN(2) == 0 {
+		f.into = time.Duration(rng.ExpFloat64() * float64(700*time.Millisecond))
+	}
+	if rng.IntN(2) == 0 { // long enough to outlast locks and heartbeats
+		f.lasts = between(rng, 8*time.Second, 40*time.Second)
+	}
+	return f
+}
+
+// newOdds makes some runs quiet, and in others a few things likely.
+func newOdds(rng *rand.Rand) network.Odds {
+	var odds network.Odds
+	if rng.IntN(3) == 0 {
+		return odds
+	}
+	for _, chance := range []*float64{
+		&odds.LoseRequest, &odds.LoseReply, &odds.Late, &odds.LateReply, &odds.Fail, &odds.Busy,
+	} {
+		if rng.IntN(3) == 0 {
+			*chance = rng.Float64() * 0.15
+		}
+	}
+	odds.Busy *= 4 // a server that has no time has none for many
+	return odds
+}

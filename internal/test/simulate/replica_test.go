@@ -1,0 +1,218 @@
+package simulate
+
+import (
+	"context"
+	"net/http"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+	consulapi "github.com/hashicorp/consul/api"
+	nomadapi "github.com/hashicorp/nomad/api"
+	metricnoop "go.opentelemetry.io/otel/metric/noop"
+	tracenoop "go.opentelemetry.io/otel/trace/noop"
+
+	"github.com/bivouac/bivouac/internal/store/consul"
+	"github.com/bivouac/bivouac/internal/test/simulate/network"
+	"github.com/bivouac/bivouac/runtime"
+	"github.com/bivouac/bivouac/runtime/nomad"
+	"github.com/bivouac/bivouac/scheduler"
+)
+
+// replica is one process of Bivouac, put together as the agent does it.
+type replica struct {
+	name      string
+	host      *network.Host
+	consul    *network.Link
+	nomad     *network.Link
+	store     *consul.Store
+	clock     *consul.Clock
+	scheduler *scheduler.Scheduler
+	died      chan struct{} // closed when it crashes
+	stop      func()        // ends it in order, and waits
+	crash     func()        // ends it at once
+}
+
+// start starts the i-th replica.
+func (w *world) start(i int, name string) {
+	r := &replica{name: name, host: network.NewHost(name), died: make(chan struct{})}
+	r.consul, r.nomad = w.net.Link(r.host, w.consul), w.net.Link(r.host, w.nomad)
+	log := w.newLogger(name)
+	consulClient, err := consul.NewClient(&consulapi.Config{HttpClient: &http.Client{Transport: r.consul}})
+	if err != nil {
+		panic(err)
+	}
+	nomadClient, err := nomadapi.NewClient(&nomadapi.Config{HttpClient: &http.Client{Transport: r.nomad}})
+	if err != nil {
+		panic(err)
+	}
+	driver, err := nomad.New(nomad.Config{
+		Client: nomadClient, Template: w.template, Logger: log.Named("nomad"), Dial: w.dial,
+	})
+	if err != nil {
+		panic(err)
+	}
+	store, err := consul.New(consulClient, consul.Config{
+		Instance: instance, Name: name, Logger: log.Named("consul"), Running: driver.Instances,
+	})
+	if err != nil {
+		panic(err)
+	}
+	r.store = store
+	r.clock = consul.NewClock(store, func() time.Time { return time.Now().Add(w.skews[i]) })
+	turns := turns{r.clock, w.net, name}
+	r.scheduler, err = scheduler.New(scheduler.Config{
+		Store:           turns,
+		Locker:          turns,
+		Drivers:         map[string]runtime.Driver{"nomad": driver},
+		DefaultRuntime:  "nomad",
+		TTL:             w.ttl,
+		MaxTTL:          time.Hour,
+		CleanupInterval: w.cleanupInterval,
+		Logger:          log,
+		Meter:           metricnoop.Meter{},
+		Tracer:          tracenoop.Tracer{},
+		Now:             r.clock.Now,
+	})
+	if err != nil {
+		panic(err)
+	}
+	identified := make(chan struct{})
+	// They begin one after the other, and no two replicas at one instant.
+	onceIdentified := func(nth int, run func(context.Context)) func(context.Context) {
+		return func(ctx context.Context) {
+			select {
+			case <-identified:
+				wait(ctx, time.Duration(1+nth+17*i)*41*time.Microsecond)
+				run(ctx)
+			case <-ctx.Done():
+			}
+		}
+	}
+	w.supervise(r, i, []func(context.Context){
+		func(ctx context.Context) {
+			if err := store.Run(ctx); err != nil && ctx.Err() == nil {
+				w.note(logged, name+" ends: "+err.Error())
+				w.remains.Go(func() { w.startAgain(i, r) })
+			}
+		},
+		func(ctx context.Context) {
+			own, err := store.Identity(ctx)
+			if err == nil {
+				driver.SetInstance(own.Instance, own.LegacyInstance)
+				close(identified)
+				<-ctx.Done()
+			}
+		},
+		onceIdentified(1, func(ctx context.Context) { _ = r.clock.Run(ctx) }),
+		onceIdentified(2, func(ctx context.Context) { _ = driver.Run(ctx) }),
+		onceIdentified(3, func(ctx context.Context) { r.scheduler.Run(ctx) }),
+	})
+	w.mu.Lock()
+	w.replicas[i] = r
+	w.mu.Unlock()
+	w.note("%s starts", name)
+}
+
+// startAgain starts a replica that has ended by itself once more, as who supervises
+// processes does.
+func (w *world) startAgain(i int, r *replica) {
+	r.stop()
+	r.crash()
+	if w.replica(i) == r {
+		w.start(i, r.name+"+")
+	}
+}
+
+// supervise runs a replica's parts. A clean end stops the last first.
+func (w *world) supervise(r *replica, i int, parts []func(context.Context)) {
+	var cancels []context.CancelFunc
+	var dones []*sync.WaitGroup
+	for n, part := range parts {
+		ctx, cancel := context.WithCancel(context.Background())
+		done := new(sync.WaitGroup)
+		// They begin one after the other, and no two replicas at one instant.
+		w.remains.Add(1)
+		done.Go(func() {
+			defer w.remains.Done()
+			wait(ctx, time.Duration(1+n+17*i)*37*time.Microsecond)
+			part(ctx)
+		})
+		cancels, dones = append(cancels, cancel), append(dones, done)
+	}
+	stopped := make(chan struct{}) // to wait for a sync.Once would hold up the bubble's time
+	stopping := sync.OnceFunc(func() {
+		go func() {
+			defer close(stopped)
+			for n, cancel := range slices.Backward(cancels) {
+				cancel()
+				dones[n].Wait()
+			}
+		}()
+	})
+	r.stop = func() {
+		stopping()
+		<-stopped
+	}
+	r.crash = sync.OnceFunc(func() {
+		r.host.Kill()
+		close(r.died)
+		for _, cancel := range cancels {
+			cancel()
+		}
+	})
+}
+
+func (r *replica) isDead() bool {
+	select {
+	case <-r.died:
+		return true
+	default:
+		return false
+	}
+}
+
+func (w *world) replica(i int) *replica {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.replicas[i%len(w.replicas)]
+}
+
+// turns is a replica's store, whose callers come in turns: not at one instant,
+// as the ticks of its background work do. In what order timers of one instant
+// fire, the runtime leaves to chance.
+type turns struct {
+	*consul.Clock
+	net  *network.Network
+	name string
+}
+
+func (t turns) await(ctx context.Context, what string) {
+	wait(ctx, network.Latency(t.net.Rand(t.name+" "+what)))
+}
+
+func (t turns) Lock(ctx context.Context, chatID uuid.UUID, wait time.Duration) (scheduler.Lease, error) {
+	t.await(ctx, "locks "+chatID.String())
+	return t.Clock.Lock(ctx, chatID, wait)
+}
+
+func (t turns) Get(ctx context.Context, chatID uuid.UUID, block scheduler.Block) (*scheduler.Session, uint64, error) {
+	t.await(ctx, "gets "+chatID.String())
+	return t.Clock.Get(ctx, chatID, block)
+}
+
+func (t turns) List(ctx context.Context, query scheduler.Query) (scheduler.Page, error) {
+	t.await(ctx, "lists")
+	return t.Clock.List(ctx, query)
+}
+
+func (t turns) Expired(ctx context.Context, now time.Time, limit int) ([]scheduler.Session, error) {
+	t.await(ctx, "looks for expired")
+	return t.Clock.Expired(ctx, now, limit)
+}
+
+func (t turns) InFlight(ctx context.Context) ([]scheduler.Session, error) {
+	t.await(ctx, "looks for what is in flight")
+	return t.Clock.InFlight(ctx)
+}

@@ -1,0 +1,181 @@
+package simulate
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"strconv"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/bivouac/bivouac/internal/test/simulate/consulmodel"
+	"github.com/bivouac/bivouac/internal/test/simulate/network"
+	"github.com/bivouac/bivouac/internal/test/simulate/nomadmodel"
+	"github.com/bivouac/bivouac/jobs"
+)
+
+const instance = "simulation"
+
+// template is a job template such as users have. What it runs is left to the
+// model.
+const template = `
+ready {
+  port    = "http"
+  timeout = "12s"
+}
+
+job {
+  datacenters = ["*"]
+
+  group "sandbox" {
+    network {
+      port "http" {}
+    }
+
+    task "sandbox" {
+      driver       = "raw_exec"
+      kill_timeout = "5s"
+
+      config {
+        command = "sandbox"
+      }
+    }
+  }
+}
+`
+
+// world is one run.
+type world struct {
+	plan
+	template *jobs.Template
+	began    time.Time
+	ctx      context.Context // of the network and the servers: ends last
+	net      *network.Network
+	consul   *consulmodel.Server
+	nomad    *nomadmodel.Server
+	chatIDs  []uuid.UUID
+
+	// remains are goroutines of replicas, crashed ones too: time stands still
+	// for them once the run has returned.
+	remains sync.WaitGroup
+
+	mu         sync.Mutex
+	replicas   []*replica // by number; one that was restarted takes its place
+	asked      *occasion  // a request, of the replica of that number
+	started    *occasion  // a process, on the node of that number
+	history    []call
+	deaths     []death
+	cutNodes   map[string]int  // by node ID: how many faults cut it off
+	edited     map[string]bool // chats whose records were changed by hand
+	alive      map[string]int  // live processes, by chat
+	living     map[string]int  // and by session, 0 for those that have ended
+	settled    time.Duration   // how long that took
+	hits       hits
+	violations []string
+	trace      []event
+}
+
+// death is a sandbox's end, or loss, that no caller asked for.
+type death struct {
+	sessionID string
+	at        time.Duration
+	why       string
+}
+
+// run carries out a plan, in a bubble of simulated time.
+func run(t *testing.T, p plan, template *jobs.Template) *world {
+	ctx, cancel := context.WithCancel(t.Context())
+	w := &world{
+		plan: p, template: template, ctx: ctx, began: time.Now(),
+		asked: newOccasion(), started: newOccasion(), cutNodes: make(map[string]int), edited: make(map[string]bool), alive: make(map[string]int), living: make(map[string]int), hits: hits{times: make(map[string]int)},
+	}
+	w.net = network.New(ctx, p.seed, func(host, event string) { w.note("%s: %s", host, event) })
+	w.consul = consulmodel.New(p.expire)
+	config := nomadmodel.Config{
+		Nodes: p.nodes, Capacity: p.capacity, Slow: p.slowNomad, Rand: w.net.Rand,
+		Started: w.processStarted, Ended: w.processEnded,
+		Stopped: func(nomadmodel.Process) { w.hits.count(stoppedByNode, true) },
+		Trace:   func(event string) { w.note("nomad: %s", event) },
+	}
+	w.nomad = nomadmodel.New(ctx, config)
+	for i := range p.chats {
+		w.chatIDs = append(w.chatIDs, uuid.NewSHA1(uuid.NameSpaceURL, []byte(strconv.Itoa(i))))
+	}
+	w.replicas = make([]*replica, p.hosts)
+	for i := range p.hosts {
+		w.start(i, fmt.Sprintf("replica-%d", i))
+	}
+
+	w.net.SetOdds(p.odds)
+	var all sync.WaitGroup
+	for i, requests := range p.callers {
+		all.Go(func() { w.call(1+i, requests) })
+	}
+	for i, f := range p.faults {
+		all.Go(func() { w.provoke(i, f) })
+	}
+	all.Go(func() {
+		wait(ctx, p.calm)
+		w.net.SetOdds(network.Odds{})
+	})
+	all.Wait()
+	w.settle()
+	w.lastLook()
+	w.checkAnswers()
+
+	for _, r := range w.replicas {
+		r.stop()
+	}
+	w.consul.Close()
+	cancel()
+	w.remains.Wait()
+	return w
+}
+
+func wait(ctx context.Context, d time.Duration) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+}
+
+func (w *world) now() time.Duration { return time.Since(w.began) }
+
+func (w *world) note(format string, args ...any) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.trace = append(w.trace, event{w.now(), format, args})
+}
+
+func (w *world) violate(format string, args ...any) {
+	text := fmt.Sprintf(format, args...)
+	w.note("VIOLATION: %s", text)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.violations = append(w.violations, fmt.Sprintf("at %v: %s", w.now(), text))
+}
+
+// dial reaches the port of a sandbox's process.
+func (w *world) dial(_ context.Context, _, address string) (net.Conn, error) {
+	_, text, err := net.SplitHostPort(address)
+	if err != nil {
+		return nil, err
+	}
+	port, err := strconv.Atoi(text)
+	if err != nil {
+		return nil, err
+	}
+	if !w.nomad.Answers(port) {
+		return nil, fmt.Errorf("dial %s: connection refused", address)
+	}
+	ours, theirs := net.Pipe()
+	if err := theirs.Close(); err != nil {
+		return nil, err
+	}
+	return ours, nil
+}

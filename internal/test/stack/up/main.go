@@ -1,0 +1,254 @@
+// Command up runs Bivouac on a real Consul and a real Nomad, on loopback, until
+// Ctrl-C: the stack to try things out on. Nothing of it is kept.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/bivouac/bivouac/internal/test/stack"
+)
+
+// Ports where those who know the programs look for them; others if they are
+// taken.
+const (
+	consulPort  = 8500
+	nomadPort   = 4646
+	bivouacPort = 4747
+)
+
+// bivouacPath is where the command is built to, from the top of the source tree:
+// the same place as by make build.
+const bivouacPath = "bin/bivouac"
+
+func main() {
+	runtime.LockOSThread() // for Pdeathsig, which counts from the thread that starts the process
+	if err := run(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+}
+
+// run starts everything, waits until it is told to end or Bivouac ends by itself,
+// and stops it: Bivouac before what it stands on.
+func run() (err error) {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	volume, user, err := makeVolume()
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(filepath.Dir(volume))) }()
+	fmt.Println("Starting Consul and Nomad. Where they have to be built first, that takes minutes.")
+	consul, nomad, err := startBoth(ctx)
+	defer func() {
+		fmt.Println("Stopping.")
+		if nomad != nil {
+			err = errors.Join(err, nomad.Stop())
+		}
+		if consul != nil {
+			err = errors.Join(err, consul.Stop())
+		}
+	}()
+	if ctx.Err() != nil {
+		return nil // told to end, and what has started so far is stopped
+	}
+	if err != nil {
+		return err
+	}
+	return serve(ctx, consul.Addr(), nomad.Addr(), volume, user)
+}
+
+// serve builds Bivouac and runs it against Consul and Nomad at these addresses,
+// for sandboxes with that volume and, in containers, that user.
+func serve(ctx context.Context, consul, nomad, volume, user string) error {
+	bin, err := filepath.Abs(bivouacPath)
+	if err != nil {
+		return err
+	}
+	if err := stack.BuildBivouac(ctx, bin); err != nil {
+		return err
+	}
+	template, err := jobTemplate(ctx, user)
+	if err != nil {
+		return err
+	}
+	consulBin, err := stack.ConsulBinary(ctx)
+	if err != nil {
+		return err
+	}
+	nomadBin, err := stack.NomadBinary(ctx)
+	if err != nil {
+		return err
+	}
+	port, err := stack.FreePort(bivouacPort)
+	if err != nil {
+		return err
+	}
+	addr := fmt.Sprintf("127.0.0.1:%d", port)
+
+	bivouac := exec.CommandContext(ctx, bin, append([]string{
+		"agent", "-http-addr=" + addr, "-volume-root=" + filepath.Dir(volume),
+	}, template...)...)
+	bivouac.Env = append(os.Environ(), "CONSUL_HTTP_ADDR="+consul, "NOMAD_ADDR=http://"+nomad)
+	bivouac.Stdout, bivouac.Stderr = os.Stdout, os.Stderr
+	// Away from the terminal's Ctrl-C, which it would take twice: once from
+	// there and once from us.
+	bivouac.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
+	bivouac.Cancel = func() error { return bivouac.Process.Signal(syscall.SIGTERM) }
+	bivouac.WaitDelay = 50 * time.Second // it ends by itself within 45
+	if err := bivouac.Start(); err != nil {
+		return err
+	}
+	alive, died := context.WithCancel(ctx)
+	ended := make(chan error, 1)
+	go func() {
+		defer died()
+		ended <- bivouac.Wait()
+	}()
+	err = waitHealthy(alive, "http://"+addr)
+	switch {
+	case err == nil:
+		fmt.Printf(help, consul, nomad, addr, volume, consulBin, nomadBin, strings.Join(template, " "), volume)
+	case alive.Err() == nil:
+		err = errors.Join(err, bivouac.Cancel())
+	}
+	end := <-ended
+	if ctx.Err() == nil {
+		return errors.Join(err, errors.New("bivouac has ended"), end)
+	}
+	return nil // told to end, and it has
+}
+
+func startBoth(ctx context.Context) (consul *stack.Consul, nomad *stack.Nomad, err error) {
+	consulAt, err := stack.FreePort(consulPort)
+	if err != nil {
+		return nil, nil, err
+	}
+	nomadAt, err := stack.FreePort(nomadPort)
+	if err != nil {
+		return nil, nil, err
+	}
+	both, ctx := errgroup.WithContext(ctx)
+	both.Go(func() (err error) {
+		consul, err = stack.StartConsul(ctx, stack.ConsulConfig{HTTPPort: consulAt})
+		return err
+	})
+	both.Go(func() (err error) {
+		nomad, err = stack.StartNomad(ctx, stack.NomadConfig{HTTPPort: nomadAt})
+		return err
+	})
+	err = both.Wait()
+	return consul, nomad, err
+}
+
+// nobody is the user of sandboxes if root runs this program.
+const nobody = 65534
+
+// makeVolume makes a folder to give to a sandbox, alone in another one, and
+// returns it with the user, as UID:GID, that owns it: the one who runs this
+// program, unless that is root.
+func makeVolume() (volume, user string, err error) {
+	root, err := os.MkdirTemp("", "bivouac-volumes-")
+	if err != nil {
+		return "", "", err
+	}
+	volume = filepath.Join(root, "demo")
+	uid, gid := os.Getuid(), os.Getgid()
+	if uid == 0 {
+		uid, gid = nobody, nobody
+	}
+	const text = "This folder is the volume of the sandbox that make stack offers to make.\n"
+	err = os.Mkdir(volume, 0o700)
+	if err == nil {
+		err = os.WriteFile(filepath.Join(volume, "README"), []byte(text), 0o600)
+	}
+	for _, path := range []string{filepath.Join(volume, "README"), volume} {
+		if err == nil {
+			err = os.Chown(path, uid, gid)
+		}
+	}
+	if err != nil {
+		return "", "", errors.Join(err, os.RemoveAll(root))
+	}
+	return volume, fmt.Sprintf("%d:%d", uid, gid), nil
+}
+
+// jobTemplate returns the flags for sandboxes in containers where an engine
+// answers, and as plain processes elsewhere. In a container they run as user.
+func jobTemplate(ctx context.Context, user string) ([]string, error) {
+	if err := stack.DockerEngine(ctx); err != nil {
+		fmt.Println("Sandboxes will be plain processes:", err)
+		return []string{"-job-template=raw_exec"}, nil
+	}
+	image, err := stack.DemoImage(ctx)
+	return []string{"-job-template=docker", "-job-var=image=" + image, "-job-var=user=" + user}, err
+}
+
+// waitHealthy waits until the agent says that it can serve.
+func waitHealthy(ctx context.Context, url string) error {
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		err := healthy(ctx, url)
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("bivouac is not healthy: %w", err)
+		case <-tick.C:
+		}
+	}
+}
+
+func healthy(ctx context.Context, url string) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url+"/v1/agent/health", nil)
+	if err != nil {
+		return err
+	}
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return err
+	}
+	if res.StatusCode != http.StatusOK {
+		err = errors.New(res.Status)
+	}
+	return errors.Join(err, res.Body.Close())
+}
+
+// help is printed with addresses of Consul, Nomad and Bivouac, the volume, the
+// paths of the first two, the flags that say what a sandbox is, and the volume
+// once more.
+const help = `
+Bivouac runs on a real Consul and a real Nomad. In another terminal:
+
+  export CONSUL_HTTP_ADDR=%s NOMAD_ADDR=http://%s BIVOUAC_ADDR=http://%s
+
+  curl -X PUT -H 'Content-Type: application/json' \
+    -d '{"agent_id":"agent-1","volume_host_path":"%s"}' \
+    $BIVOUAC_ADDR/v1/sessions/4b825dc6-42cb-4e8b-a6e0-0123456789ab
+
+  bin/bivouac session list
+  %s kv get -recurse
+  %s job status
+
+The first answers with the endpoint of a sandbox (%s).
+Its volume is %s, which is removed at the end.
+The others show it and what it stands on. Ctrl-C stops all of it.
+
+`
