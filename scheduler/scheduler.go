@@ -72,7 +72,8 @@ type Config struct {
 // Scheduler carries out the use cases. It is safe for concurrent use.
 type Scheduler struct {
 	Config
-	metrics   instruments
+	metrics   *instruments
+	journal   journal
 	findings  findings
 	starting  chan struct{} // one token per sandbox being started
 	replacing chan struct{} // one token per sandbox being stopped for its successor
@@ -104,6 +105,7 @@ func New(c Config) (*Scheduler, error) {
 	if s.metrics, err = newInstruments(c.Meter, c.Store); err != nil {
 		return nil, fmt.Errorf("scheduler: metrics: %w", err)
 	}
+	s.journal = journal{now: s.now, readers: []func(context.Context, Event){s.logEvent, s.metrics.countEvent, traceEvent}}
 	return s, nil
 }
 

@@ -135,6 +135,9 @@ func (a *API) Server() *http.Server {
 	return server
 }
 
+// everybody is the caller of each request, as long as callers are not told apart.
+var everybody = scheduler.Caller{Name: "anonymous"}
+
 // ServeHTTP answers one request. Nothing that goes wrong in it goes further.
 func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	began := time.Now()
@@ -167,6 +170,7 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	defer leave()
 	ctx := propagation.TraceContext{}.Extract(r.Context(), propagation.HeaderCarrier(r.Header))
+	ctx = scheduler.WithRequestID(scheduler.WithCaller(ctx, everybody), ans.requestID)
 	a.mux.ServeHTTP(ans, r.WithContext(ctx))
 }
 
