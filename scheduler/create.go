@@ -50,6 +50,7 @@ func (s *Scheduler) Create(ctx context.Context, cmd CreateCommand) (CreateResult
 		attribute.String("volume.host_path", cmd.VolumeHostPath))
 	defer span.End()
 
+	defer s.metrics.begin(ctx, "create")()
 	began := time.Now()
 	event, err := s.create(ctx, cmd)
 	if err = s.shuttingDown(err); err != nil {
@@ -273,7 +274,7 @@ func (s *Scheduler) start(ctx context.Context, lease Lease, driver runtime.Drive
 	if err := held(lease); err != nil {
 		return fmt.Errorf("start the sandbox: %w", err)
 	}
-	sandbox, err := driver.Create(ctx, intent.spec(), progress)
+	sandbox, err := driver.Create(ctx, intent.spec(), s.metrics.timeStages(ctx, intent.Runtime, progress))
 	if err != nil {
 		return runtimeError(ctx, "start the sandbox", unlessHeld(lease, err))
 	}

@@ -25,6 +25,7 @@ func (s *Scheduler) Delete(ctx context.Context, chatID uuid.UUID) (DeleteResult,
 	ctx, span := s.startSpan(ctx, "usecase.delete_sandbox", chatAttr(chatID))
 	defer span.End()
 
+	defer s.metrics.begin(ctx, "delete")()
 	began := time.Now()
 	session, err := s.delete(ctx, chatID)
 	err = s.shuttingDown(err)

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"go.opentelemetry.io/otel/attribute"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/bivouac/bivouac/runtime"
@@ -49,6 +50,8 @@ func (s *Scheduler) lead(ctx context.Context) error {
 	ctx, done := whileHeld(ctx, lease)
 	defer done()
 	s.Logger.Debug("leading")
+	s.metrics.leader.Record(ctx, 1)
+	defer s.metrics.leader.Record(ctx, 0)
 	defer s.findings.clear()
 	var g errgroup.Group // no runtime waits for another
 	for name, driver := range s.Drivers {
@@ -98,6 +101,7 @@ func (r *reconciler) pass(ctx context.Context) error {
 		r.s.findings.set(r.name, c.damaged, problems)
 	}
 	r.noteChanges(ctx, c.changed)
+	r.s.metrics.passed(ctx, "reconcile", attribute.String("runtime", r.name))
 	r.catchUp(ctx, c.overdue) // last, as it may take long
 	return nil
 }

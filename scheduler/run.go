@@ -34,6 +34,7 @@ const tellEvery = time.Minute
 // Failures are logged and tried again; any number of replicas may run it.
 func (s *Scheduler) Run(ctx context.Context) {
 	ctx = WithCaller(ctx, background)
+	s.metrics.leader.Record(ctx, 0)
 	var g errgroup.Group
 	g.Go(func() error { return every(ctx, s.CleanupInterval, s.cleanupPass) })
 	g.Go(func() error { return s.keepSettling(ctx) })

@@ -102,10 +102,11 @@ func New(c Config) (*Scheduler, error) {
 	s.ending, s.setEnding = context.WithCancel(context.Background())
 	s.ended, s.setEnded = context.WithCancel(context.Background())
 	var err error
-	if s.metrics, err = newInstruments(c.Meter, c.Store); err != nil {
+	if s.metrics, err = newInstruments(c.Meter, c.Store, c.Now); err != nil {
 		return nil, fmt.Errorf("scheduler: metrics: %w", err)
 	}
-	s.journal = journal{now: s.now, readers: []func(context.Context, Event){s.logEvent, s.metrics.countEvent, traceEvent}}
+	s.Locker = measuredLocker{c.Locker, s.metrics}
+	s.journal = journal{now: s.now, readers: []func(context.Context, Event){s.logEvent, s.metrics.countEvent, s.metrics.timeEvent, traceEvent}}
 	return s, nil
 }
 

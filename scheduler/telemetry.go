@@ -110,7 +110,7 @@ func isGivenUp(ctx context.Context, e Event) bool {
 	return (e.Type == EventExpireFailed || e.Type == EventCleanupFailed) && ctx.Err() != nil && errors.Is(e.Err, ctx.Err())
 }
 
-// countEvent counts an event and, if it ends a use case, how long that took.
+// countEvent counts an event.
 func (in *instruments) countEvent(ctx context.Context, e Event) {
 	told := tellings[e.Type]
 	var attrs []attribute.KeyValue
