@@ -204,7 +204,7 @@ func (s *Scheduler) createOrReplace(ctx context.Context, cmd CreateCommand, leas
 			return event, fmt.Errorf("replace: %w", err)
 		}
 	}
-	leave, err := take(s.starting, "started")
+	leave, err := take(s.starting, "starts", "started")
 	if err != nil {
 		return event, fmt.Errorf("create: %w", err)
 	}
@@ -239,7 +239,7 @@ func (s *Scheduler) stopPrevious(ctx context.Context, lease Lease, previous Sess
 	if err != nil {
 		return err
 	}
-	leave, err := take(s.replacing, "replaced")
+	leave, err := take(s.replacing, "replacements", "replaced")
 	if err != nil {
 		return err
 	}
@@ -367,7 +367,7 @@ func (s *Scheduler) undoIntent(ctx context.Context, lease Lease, intent Session)
 	if _, err := isKnown(ctx, driver, intent); err != nil {
 		return err
 	}
-	leave, err := take(s.replacing, "replaced")
+	leave, err := take(s.replacing, "replacements", "replaced")
 	if err != nil {
 		return err
 	}

@@ -50,6 +50,17 @@ func (e *ConflictError) Error() string {
 // Unwrap makes errors.Is(err, ErrConflict) hold.
 func (e *ConflictError) Unwrap() error { return ErrConflict }
 
+// LimitError is an [ErrBusy] that names the limit which refused the request.
+type LimitError struct {
+	Limit  string // as metrics call it
+	Detail string
+}
+
+func (e *LimitError) Error() string { return fmt.Sprintf("%v: %s", ErrBusy, e.Detail) }
+
+// Unwrap makes errors.Is(err, ErrBusy) hold.
+func (e *LimitError) Unwrap() error { return ErrBusy }
+
 // UnavailableError is an [ErrUnavailable] with a reason for the caller.
 type UnavailableError struct {
 	Reason string // may be shown to anybody: names no address, key or token

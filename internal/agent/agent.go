@@ -64,7 +64,7 @@ func Validate(ctx context.Context, c config.Config) error {
 		err = errors.Join(storeErr, err)
 	}
 	if usesNomad(c) {
-		_, _, runtimeErr := newNomad(c, hclog.NewNullLogger())
+		_, _, runtimeErr := newNomad(c, nil, hclog.NewNullLogger())
 		err = errors.Join(err, runtimeErr)
 	}
 	return err
@@ -106,7 +106,11 @@ func Run(ctx context.Context, c config.Config, env Environment) (err error) {
 	if err != nil {
 		return err
 	}
-	base, err := newBase(c, log)
+	metrics, err := newMetrics(telemetry.meter)
+	if err != nil {
+		return fmt.Errorf("agent: metrics: %w", err)
+	}
+	base, err := newBase(c, metrics, log)
 	if err != nil {
 		return err
 	}
@@ -142,6 +146,7 @@ func Run(ctx context.Context, c config.Config, env Environment) (err error) {
 		Instance: base.instance,
 		Runtimes: func(ctx context.Context) []wire.Runtime { return describeRuntimes(ctx, base.drivers) },
 		Logger:   log.Named("http"),
+		Refused:  metrics.refused,
 
 		MaxConnections: connections,
 	}

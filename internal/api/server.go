@@ -50,6 +50,8 @@ type Config struct {
 	Instance func() string   // the ID of the instance, empty while it is not known
 	Runtimes func(ctx context.Context) []wire.Runtime
 	Logger   hclog.Logger
+	// Refused is told the name of the limit that refused a request.
+	Refused func(ctx context.Context, limit string)
 
 	// MaxConnections is how many connections a server keeps open at a time. To
 	// make room for another one it closes the one that has been without a request
@@ -184,7 +186,7 @@ func (a *API) enter(r *http.Request) (leave func(), err error) {
 	case a.requests <- struct{}{}:
 		return func() { <-a.requests }, nil
 	default:
-		return nil, fmt.Errorf("%w: %d already", scheduler.ErrBusy, maxRequests)
+		return nil, &scheduler.LimitError{Limit: "requests", Detail: fmt.Sprintf("%d already", maxRequests)}
 	}
 }
 
@@ -219,6 +221,9 @@ func (a *API) log(ans *answer, r *http.Request, took time.Duration) {
 	args := []any{"request_id", ans.requestID, "method", clip(r.Method, 32), "path", clip(r.URL.EscapedPath(), 200),
 		"status", ans.status, "took", took}
 	if ans.err != nil {
+		if limit, ok := errors.AsType[*scheduler.LimitError](ans.err); ok {
+			a.config.Refused(r.Context(), limit.Limit)
+		}
 		args = append(args, "error", errorFor(ans.err, ans.store).code, "detail", clip(ans.err.Error(), 4096))
 	}
 	a.config.Logger.Log(level, "request", args...)

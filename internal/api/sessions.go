@@ -105,7 +105,7 @@ func (a *API) read(r *http.Request, block scheduler.Block, read func(context.Con
 	case a.watchers <- struct{}{}:
 		defer func() { <-a.watchers }()
 	default:
-		return fmt.Errorf("%w: %d blocking reads already", scheduler.ErrBusy, maxWatchers)
+		return &scheduler.LimitError{Limit: "blocking_reads", Detail: fmt.Sprintf("%d blocking reads already", maxWatchers)}
 	}
 	ctx, cancel := context.WithCancel(r.Context())
 	defer cancel()

@@ -44,7 +44,8 @@ import (
 	"github.com/bivouac/bivouac/runtime"
 )
 
-// Config is what a driver works with. All fields but Instance and Dial are required.
+// Config is what a driver works with. All fields but Instance, Dial and Observe
+// are required.
 type Config struct {
 	Client   *api.Client
 	Template *jobs.Template
@@ -55,6 +56,10 @@ type Config struct {
 	Logger   hclog.Logger
 	// Dial reaches sandboxes to ask whether they are ready; see [ready.Check].
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
+	// Observe is told of each request to Nomad whether it was a "read", a "write"
+	// or a "check" of Health, how long it took, and its status, 0 for success or if
+	// there was no answer. The event stream is not among them.
+	Observe func(operation string, took time.Duration, status int, err error)
 }
 
 // Driver is the runtime driver for Nomad. [Driver.Run] has to run for it to work
@@ -65,6 +70,7 @@ type Driver struct {
 	instance  *instance
 	logger    hclog.Logger
 	dial      func(ctx context.Context, network, address string) (net.Conn, error)
+	observe   func(operation string, took time.Duration, status int, err error)
 	cache     *cache
 	ownStops  *recent // session IDs that this driver stopped
 	namespace string
@@ -96,6 +102,9 @@ func New(config Config) (*Driver, error) {
 	case config.Logger == nil:
 		return nil, fmt.Errorf("nomad: %w: no logger", runtime.ErrInvalid)
 	}
+	if config.Observe == nil {
+		config.Observe = func(string, time.Duration, int, error) {}
+	}
 	instance := &instance{id: config.Instance}
 	return &Driver{
 		client:    config.Client,
@@ -103,6 +112,7 @@ func New(config Config) (*Driver, error) {
 		instance:  instance,
 		logger:    config.Logger,
 		dial:      config.Dial,
+		observe:   config.Observe,
 		cache:     newCache(instance),
 		ownStops:  newRecent(),
 		namespace: config.Template.Namespace(),

@@ -35,24 +35,24 @@ const (
 
 // ask makes a request that reads, with default consistency: the leader answers.
 func (d *Driver) ask(ctx context.Context, request func(*api.QueryOptions) error) error {
-	return whileBusy(ctx, d.requests, askLimit, func(ctx context.Context) error {
+	return d.whileBusy(ctx, "read", d.requests, askLimit, func(ctx context.Context) error {
 		return request((&api.QueryOptions{Namespace: d.namespace}).WithContext(ctx))
 	})
 }
 
 // tell makes a request that writes.
 func (d *Driver) tell(ctx context.Context, request func(*api.WriteOptions) error) error {
-	return whileBusy(ctx, d.requests, tellLimit, func(ctx context.Context) error {
+	return d.whileBusy(ctx, "write", d.requests, tellLimit, func(ctx context.Context) error {
 		return request((&api.WriteOptions{Namespace: d.namespace}).WithContext(ctx))
 	})
 }
 
 // whileBusy repeats a request that Nomad turned away with 429: such a request
 // was not looked at, so repeating it is safe, a write too.
-func whileBusy(ctx context.Context, places chan struct{}, limit time.Duration, request func(context.Context) error) error {
+func (d *Driver) whileBusy(ctx context.Context, operation string, places chan struct{}, limit time.Duration, request func(context.Context) error) error {
 	pause := 20 * time.Millisecond
 	for try := 1; ; try++ {
-		err := inTurn(ctx, places, limit, request)
+		err := d.inTurn(ctx, operation, places, limit, request)
 		if statusOf(err) != http.StatusTooManyRequests || try == maxTries {
 			return err
 		}
@@ -64,7 +64,7 @@ func whileBusy(ctx context.Context, places chan struct{}, limit time.Duration, r
 }
 
 // inTurn makes a request once there is room for one more.
-func inTurn(ctx context.Context, places chan struct{}, limit time.Duration, request func(context.Context) error) error {
+func (d *Driver) inTurn(ctx context.Context, operation string, places chan struct{}, limit time.Duration, request func(context.Context) error) error {
 	select {
 	case places <- struct{}{}:
 		defer func() { <-places }()
@@ -73,7 +73,10 @@ func inTurn(ctx context.Context, places chan struct{}, limit time.Duration, requ
 	}
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	return request(ctx)
+	began := time.Now()
+	err := request(ctx)
+	d.observe(operation, time.Since(began), statusOf(err), err)
+	return err
 }
 
 // jitter returns a random time between half of d and d. It draws from

@@ -100,7 +100,8 @@ func New(client *api.Client, config Config) (*Store, error) {
 // requests fail with an error of their own where Consul is busy. It fails if
 // config's address is none that Consul can have. It sets the address, the bounds
 // in config's transport, and its HTTP client.
-func NewClient(config *api.Config) (*api.Client, error) {
+// Observers are told of each request.
+func NewClient(config *api.Config, observers ...Observer) (*api.Client, error) {
 	var err error
 	if config.Address, err = cleanAddress(config.Address); err != nil {
 		return nil, fmt.Errorf("consul: %w", err)
@@ -119,7 +120,7 @@ func NewClient(config *api.Config) (*api.Client, error) {
 	if err != nil {
 		return nil, fmt.Errorf("consul: %w", err)
 	}
-	config.HttpClient.Transport = busyTransport{config.HttpClient.Transport}
+	config.HttpClient.Transport = &transport{config.HttpClient.Transport, observers}
 	return client, nil
 }
 

@@ -97,16 +97,49 @@ var errBusy = errors.New("consul is busy")
 
 func isBusy(err error) bool { return errors.Is(err, errBusy) }
 
-// busyTransport makes an error of the status 429. The client keeps no status of
-// a transaction that fails.
-type busyTransport struct{ http.RoundTripper }
+// Observer is told of each request what it was for, how long it took until its
+// answer began, and its status, 0 if there was no answer.
+type Observer = func(operation string, took time.Duration, status int, err error)
 
-func (t busyTransport) RoundTrip(r *http.Request) (*http.Response, error) {
+// transport has its observers told of each request, and makes an error of the
+// status 429. The client keeps no status of a transaction that fails.
+type transport struct {
+	http.RoundTripper
+	observers []Observer
+}
+
+// RoundTrip implements [http.RoundTripper].
+func (t *transport) RoundTrip(r *http.Request) (*http.Response, error) {
+	began := time.Now()
 	response, err := t.RoundTripper.RoundTrip(r)
+	took, status := time.Since(began), 0
+	if err == nil {
+		status = response.StatusCode
+	}
+	for _, observe := range t.observers {
+		observe(operationOf(r), took, status, err)
+	}
 	if err == nil && response.StatusCode == http.StatusTooManyRequests {
 		return nil, errors.Join(errBusy, response.Body.Close())
 	}
 	return response, err
+}
+
+// operationOf says what a request is for, in one of a few words.
+func operationOf(r *http.Request) string {
+	_, path, _ := strings.Cut(r.URL.Path, "/v1/")
+	kind, _, _ := strings.Cut(path, "/")
+	switch {
+	case kind == "txn", kind == "session":
+		return kind
+	case kind != "kv":
+		return "other"
+	case r.Method != http.MethodGet:
+		return "write"
+	case strings.Contains(r.URL.RawQuery, "index="):
+		return "blocking_read"
+	}
+	return "read"
 }
 
 // classify says what a failed request means to the caller: that it gave up
@@ -187,7 +220,7 @@ func (s *Store) park(block scheduler.Block) (leave func(), err error) {
 		return func() {}, nil
 	}
 	if !s.parked.TryAcquire(1) {
-		return nil, fmt.Errorf("%w: %d blocking reads", scheduler.ErrBusy, maxParked)
+		return nil, &scheduler.LimitError{Limit: "blocking_reads", Detail: fmt.Sprintf("%d blocking reads", maxParked)}
 	}
 	return func() { s.parked.Release(1) }, nil
 }
