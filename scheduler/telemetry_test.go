@@ -96,6 +96,16 @@ func TestTelemetry_inputThatIsRefusedIsCountedToo(t *testing.T) {
 	}
 }
 
+func TestTelemetry_aLogLineNamesTheRequestThatItComesFrom(t *testing.T) {
+	w := newWorld(t)
+
+	_, err := w.Create(scheduler.WithRequestID(t.Context(), "r1"), createA)
+	must.NoError(t, err)
+
+	must.Eq(t, []string{"info sandbox_created chat_id=chat-a session_id=s1 container_id=container-1 request_id=r1"},
+		w.outcome("", nil).Logs)
+}
+
 func TestTelemetry_spansStandInTheirCallersTrace(t *testing.T) {
 	w := newWorld(t)
 	ctx, caller := w.seen.tracer.Start(t.Context(), "caller")
