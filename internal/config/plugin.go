@@ -49,8 +49,8 @@ func (c *Config) decodePlugin(block *hcl.Block) hcl.Diagnostics {
 	if first, again := c.origins[origin]; again {
 		return hcl.Diagnostics{{
 			Severity: hcl.DiagError,
-			Summary:  "Plugin stands twice",
-			Detail:   fmt.Sprintf("plugin %q stands at %s already.", p.Name, first),
+			Summary:  "Duplicate plugin block",
+			Detail:   fmt.Sprintf("plugin %q is already defined at %s.", p.Name, first),
 			Subject:  block.DefRange.Ptr(),
 		}}
 	}
@@ -60,8 +60,8 @@ func (c *Config) decodePlugin(block *hcl.Block) hcl.Diagnostics {
 		if p.Config != nil {
 			return hcl.Diagnostics{{
 				Severity: hcl.DiagError,
-				Summary:  "Configuration stands twice",
-				Detail:   fmt.Sprintf("plugin %q has one config block.", p.Name),
+				Summary:  "Duplicate config block",
+				Detail:   fmt.Sprintf("plugin %q may have only one config block.", p.Name),
 				Subject:  block.DefRange.Ptr(),
 			}}
 		}
