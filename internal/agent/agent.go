@@ -19,10 +19,10 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 
+	"github.com/bivouac/bivouac/internal/agent/httpserver"
 	"github.com/bivouac/bivouac/internal/api"
 	"github.com/bivouac/bivouac/internal/api/wire"
 	"github.com/bivouac/bivouac/internal/config"
-	"github.com/bivouac/bivouac/internal/httpserver"
 	"github.com/bivouac/bivouac/internal/store/consul"
 	"github.com/bivouac/bivouac/internal/version"
 	"github.com/bivouac/bivouac/scheduler"

@@ -19,9 +19,9 @@ import (
 	"github.com/shoenig/test/must"
 	"go.opentelemetry.io/otel/trace"
 
+	"github.com/bivouac/bivouac/internal/agent/httpserver"
 	"github.com/bivouac/bivouac/internal/api"
 	"github.com/bivouac/bivouac/internal/api/wire"
-	"github.com/bivouac/bivouac/internal/httpserver"
 	"github.com/bivouac/bivouac/runtime"
 	"github.com/bivouac/bivouac/scheduler"
 )

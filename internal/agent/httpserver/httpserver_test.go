@@ -12,7 +12,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 	"github.com/shoenig/test/must"
 
-	"github.com/bivouac/bivouac/internal/httpserver"
+	"github.com/bivouac/bivouac/internal/agent/httpserver"
 )
 
 func TestConnectionsAreBounded(t *testing.T) {
