@@ -106,15 +106,15 @@ func (c *Config) keys() []key {
 func (c *Config) blocks() map[string][]key {
 	return map[string][]key{
 		"consul": {
-			{name: "address", target: &c.Consul.Address},
-			{name: "token", target: &c.Consul.Token},
-			{name: "datacenter", target: &c.Consul.Datacenter},
+			{name: "address", target: &c.Consul.Address, usage: "`HOST:PORT` or URL of Consul. (default from CONSUL_HTTP_ADDR)"},
+			{name: "token", target: &c.Consul.Token, usage: "ACL token. (default from CONSUL_HTTP_TOKEN)"},
+			{name: "datacenter", target: &c.Consul.Datacenter, usage: "`NAME` of the Consul agent's datacenter. (default that of the agent)"},
 		},
 		"nomad": {
-			{name: "address", target: &c.Nomad.Address},
-			{name: "region", target: &c.Nomad.Region},
-			{name: "namespace", target: &c.Nomad.Namespace},
-			{name: "token", target: &c.Nomad.Token},
+			{name: "address", target: &c.Nomad.Address, usage: "URL of Nomad. (default from NOMAD_ADDR)"},
+			{name: "region", target: &c.Nomad.Region, usage: "`NAME` of the region that runs the sandboxes. (default from NOMAD_REGION)"},
+			{name: "namespace", target: &c.Nomad.Namespace, usage: "`NAME` of the namespace that runs the sandboxes. (default from NOMAD_NAMESPACE)"},
+			{name: "token", target: &c.Nomad.Token, usage: "ACL token. (default from NOMAD_TOKEN)"},
 		},
 	}
 }

@@ -34,10 +34,10 @@ var (
 
 func (p *Plugin) keys() []key {
 	return []key{
-		{name: "path", target: &p.Path},
-		{name: "args", target: &p.Args},
-		{name: "env", target: &p.Env},
-		{name: "sha256", target: &p.SHA256},
+		{name: "path", target: &p.Path, usage: "`FILE` of the plugin. (default the file in plugin_dir with the block's name)"},
+		{name: "args", target: &p.Args, usage: "Arguments of the plugin."},
+		{name: "env", target: &p.Env, usage: "Environment of the plugin. It gets nothing else of the server's environment, except a fixed PATH if you set none."},
+		{name: "sha256", target: &p.SHA256, usage: "Checksum of the file in hex, verified before each start. (default any file)"},
 	}
 }
 
