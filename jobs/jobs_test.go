@@ -294,8 +294,8 @@ func TestLoad_refuses_a_wrong_ready_check(t *testing.T) {
 		"counts only after 3s": {"ready_type": "tcp", "ready_timeout": "3s"},
 		`not "udp"`:            {"ready_type": "udp"},
 		"docker.hcl:":          {"ready_timeout": "4m1s"},
-		"4m0s at most":         {"ready_timeout": "4m1s"},
-		"more than zero":       {"ready_timeout": "0s"},
+		"at most 4m0s":         {"ready_timeout": "4m1s"},
+		"greater than 0":       {"ready_timeout": "0s"},
 		"does not begin with":  {"ready_path": "healthz"},
 	} {
 		_, err := jobs.Load("docker", vars)
