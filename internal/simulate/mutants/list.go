@@ -25,9 +25,10 @@ func mutants() []mutant {
 		{without: "intent", changes: []change{
 			{create, `if err := write(ctx, lease, &next, Keep); err != nil {`, `if err := error(nil); err != nil {`},
 		}},
+		// In the simulation hardly any registration comes after its session was stopped.
 		{without: "tombstone", changes: []change{
 			{stop, `return state{}, d.layTombstone(ctx, sessionID)`, `return s, nil`},
-		}},
+		}, noticedBy: test{"./runtime/nomad", "TestStop_makes_a_late_registration_fail"}},
 		{without: "wait for terminal", changes: []change{
 			{stop, `return s, d.running(ctx, s)`, `return s, nil`},
 		}},
