@@ -24,6 +24,7 @@ type plan struct {
 	nodes           int
 	capacity        int
 	slowNomad       bool
+	neighbour       bool // another Bivouac has a sandbox on the same Nomad
 	ttl             time.Duration
 	cleanupInterval time.Duration
 }
@@ -121,6 +122,10 @@ func newPlan(seed uint64) plan {
 	p.odds = newOdds(rng)
 	if p.odds != (network.Odds{}) {
 		p.calm = max(p.calm, period)
+	}
+	if rng.IntN(3) == 0 {
+		p.neighbour = true
+		p.capacity++ // for its sandbox
 	}
 	return p
 }

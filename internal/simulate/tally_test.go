@@ -108,7 +108,7 @@ const manyRuns = 1000
 func (s *tally) missing() []string {
 	faults := append([]string{
 		network.RequestsLost, network.RepliesLost, network.RequestsLate, network.RepliesLate,
-		network.Failed, network.Refused, network.HeldBack, stoppedByNode,
+		network.Failed, network.Refused, network.HeldBack, stoppedByNode, besideNeighbour,
 	}, kinds...)
 	told := []string{
 		"create: created", "create: replaced", "create: reused", "create: conflict", "create: not_placed", "create: not_ready",

@@ -104,10 +104,9 @@ func mutants() []mutant {
 		{without: "standing still without an identity", changes: []change{
 			{"internal/consul/identity.go", `case len(running) > 0:`, `case false:`},
 		}},
-		// The simulation has one Bivouac.
 		{without: "instance of each job", changes: []change{
 			{"runtime/nomad/foreign.go", `case !d.instance.owns(id):`, `case false:`},
-		}, noticedBy: test{"./runtime/nomad", "TestForeignJobs_are_left_alone"}},
+		}},
 		{without: "doubt about what is not seen to start", changes: []change{
 			{"scheduler/observe.go", `case sandbox.State == runtime.StateStarting && sandbox.ContainerID == "":`, `case false:`},
 		}, noticedBy: test{"./scheduler", "TestGet_tellsWhatTheRuntimeSees"}},
