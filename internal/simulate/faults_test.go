@@ -86,6 +86,10 @@ func (w *world) provoke(n int, f fault) {
 			w.hits.count(f.kind, true)
 			w.nomad.StopJob(p.JobID)
 		}
+	case "stop hangs":
+		release := w.nomad.Hang(f.which % w.nodes)
+		wait(w.ctx, f.lasts)
+		w.hits.count(f.kind, release() > 0)
 	case "no room":
 		w.nomad.SetCapacity(0)
 		wait(w.ctx, f.lasts)
