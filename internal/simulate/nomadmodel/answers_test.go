@@ -208,7 +208,7 @@ func (p *probe) poststop() {
 			p.deregister(*job.ID, false)
 		}
 		p.await("the last task has ended", func() bool { return lastTask().State == "dead" })
-		p.see("it ran to its end: %t", lastTask().FinishedAt.Sub(lastTask().StartedAt) >= 3*time.Second)
+		p.see("it ran to its end: %t", lastTask().FinishedAt.Sub(lastTask().StartedAt) > 2*time.Second)
 		p.look(*job.ID)
 	}
 }
