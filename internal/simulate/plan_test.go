@@ -191,7 +191,7 @@ var kinds = []string{
 	"nomad leader", "node cut", "node agent dead", "sandbox dies", "sandbox dies", "no room", "streams break",
 	"session destroyed", "lock deleted", "job stopped", "task restarted", "task restarted", "node reboots",
 	"clock set ahead", "clock set back", "clock deleted", "record deleted", "store set back", "store wiped",
-	"stop hangs",
+	"stop hangs", "token without rights",
 }
 
 func (p plan) newFault(rng *rand.Rand) fault {

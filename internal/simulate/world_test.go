@@ -64,6 +64,7 @@ type world struct {
 
 	mu         sync.Mutex
 	replicas   []*replica // by number; one that was restarted takes its place
+	over       bool       // none is started any more
 	asked      *occasion  // a request, of the replica of that number
 	started    *occasion  // a process, on the node of that number
 	history    []call
@@ -130,6 +131,9 @@ func run(t *testing.T, p plan, template *jobs.Template) *world {
 	w.checkAnswers()
 	w.checkNeighbour()
 
+	w.mu.Lock()
+	w.over = true
+	w.mu.Unlock()
 	for _, r := range w.replicas {
 		r.stop()
 	}
