@@ -87,9 +87,11 @@ func (w *world) provoke(n int, f fault) {
 			w.nomad.StopJob(p.JobID)
 		}
 	case "stop hangs":
-		release := w.nomad.Hang(f.which % w.nodes)
-		wait(w.ctx, f.lasts)
-		w.hits.count(f.kind, release() > 0)
+		if alive := w.processes(); len(alive) > 0 {
+			release := w.nomad.Hang(alive[f.which%len(alive)].NodeID)
+			wait(w.ctx, f.lasts)
+			w.hits.count(f.kind, release() > 0)
+		}
 	case "token without rights":
 		r.token.lost.Add(1)
 		wait(w.ctx, f.lasts)

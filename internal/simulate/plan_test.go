@@ -127,7 +127,19 @@ func newPlan(seed uint64) plan {
 		p.neighbour = true
 		p.capacity++ // for its sandbox
 	}
+	if rng.IntN(40) == 0 {
+		p.hangForLong(rng)
+	}
 	return p
+}
+
+// hangForLong has a delete meet a stop that hangs for longer than any caller waits.
+func (p *plan) hangForLong(rng *rand.Rand) {
+	create := request{kind: "create", agent: "agent-1", replica: rng.IntN(p.hosts), ttl: 20 * time.Minute}
+	p.callers[0] = append([]request{create, {kind: "delete", after: 3 * time.Second}}, p.callers[0]...)
+	f := fault{at: 2 * time.Second, lasts: between(rng, 65*time.Second, 90*time.Second), kind: "stop hangs"}
+	p.faults = append(p.faults, f)
+	p.calm = max(p.calm, f.at+f.lasts)
 }
 
 // loseNodeForLong loses a node, perhaps before it told that a sandbox runs, for

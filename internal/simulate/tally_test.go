@@ -114,7 +114,7 @@ func (s *tally) missing() []string {
 		"create: created", "create: replaced", "create: reused", "create: conflict", "create: not_placed", "create: not_ready",
 		"get: creating", "get: running", "get: stopping", "get: dead", "get: lost", "get: not_found",
 		"renew: renewed", "renew: expired", "renew: not_running", "renew: not_found",
-		"delete: deleted", "delete: not_found",
+		"delete: deleted", "delete: not_found", "delete: not_stopped",
 	}
 	for _, kind := range []string{"create", "delete"} { // what any may be told
 		for _, trouble := range []string{"nothing", "deadline_exceeded", "lock_lost", "store_unavailable", "runtime_unavailable"} {

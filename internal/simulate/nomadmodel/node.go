@@ -185,13 +185,13 @@ func (s *Server) endWithin(r *run) {
 	})
 }
 
-// Hang has no process of the i-th node end because it was asked to, as one that
-// waits for a disk that does not answer, until the function that it returns is
-// called. That one returns how many had to wait.
-func (s *Server) Hang(i int) (release func() int) {
+// Hang has no process of a node end because it was asked to, as one that waits for
+// a disk that does not answer, until the function that it returns is called. That
+// one returns how many had to wait.
+func (s *Server) Hang(nodeID string) (release func() int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	n := s.nodes[i%len(s.nodes)]
+	n := s.nodes[slices.IndexFunc(s.nodes, func(n *node) bool { return n.id == nodeID })]
 	n.hangs++
 	return func() int {
 		s.mu.Lock()
