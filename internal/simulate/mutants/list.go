@@ -101,6 +101,9 @@ func mutants() []mutant {
 		{without: "identity check of writes", changes: []change{
 			{lease, `	ops = append(ops, l.store.identity.unmoved())`, ``},
 		}, noticedBy: test{"./internal/consul", "TestStoreThatLosesItsData"}},
+		{without: "doubt about what a token may not read", changes: []change{
+			{"internal/consul/request.go", `return nil, fmt.Errorf("%w: the answer lacks %s; may the Consul token read it?", scheduler.ErrUnavailable, key)`, `return &api.KVPair{Key: key}, nil`},
+		}},
 		{without: "standing still without an identity", changes: []change{
 			{"internal/consul/identity.go", `case len(running) > 0:`, `case false:`},
 		}},
