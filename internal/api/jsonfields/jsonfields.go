@@ -36,7 +36,7 @@ func Parse(text string, names ...string) (map[string]string, error) {
 			return nil, fmt.Errorf("unknown field %.64q", name)
 		}
 		if _, ok := fields[name]; ok {
-			return nil, fmt.Errorf("field %s stands twice", name)
+			return nil, fmt.Errorf("duplicate field %s", name)
 		}
 		if fields[name], err = value(tokens, name); err != nil {
 			return nil, err

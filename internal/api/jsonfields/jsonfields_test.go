@@ -38,7 +38,7 @@ func TestTextThatIsRefused(t *testing.T) {
 		{"the wrong bracket", `{"a":"1"]`, "not JSON"},
 		{"an unknown name", `{"a":"1","c":"x"}`, `unknown field "c"`},
 		{"a name in another case", `{"A":"1"}`, `unknown field "A"`},
-		{"a name that stands twice", `{"a":"1","a":"2"}`, "a stands twice"},
+		{"a name that stands twice", `{"a":"1","a":"2"}`, "duplicate field a"},
 		{"a number", `{"a":1}`, "a is not a string"},
 		{"null for a string", `{"a":null}`, "a is not a string"},
 		{"an object for a string", `{"a":{}}`, "a is not a string"},
