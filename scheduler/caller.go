@@ -2,12 +2,12 @@ package scheduler
 
 import "context"
 
-// Caller is who asks for a use case.
+// Caller identifies who requested an operation.
 type Caller struct {
 	Name string
 }
 
-// background is the caller of all work that nobody asked for.
+// background is the caller of background work.
 var background = Caller{Name: "bivouac"}
 
 type (
@@ -15,12 +15,13 @@ type (
 	requestIDKey struct{}
 )
 
-// WithCaller returns a context for the use cases that the caller asks for.
+// WithCaller returns a context that carries the caller.
 func WithCaller(ctx context.Context, caller Caller) context.Context {
 	return context.WithValue(ctx, callerKey{}, caller)
 }
 
-// CallerFrom returns the caller of WithCaller, or "bivouac" if there is none.
+// CallerFrom returns the caller that ctx carries. Without one it returns "bivouac",
+// the caller of background work.
 func CallerFrom(ctx context.Context) Caller {
 	if caller, ok := ctx.Value(callerKey{}).(Caller); ok {
 		return caller
@@ -28,12 +29,12 @@ func CallerFrom(ctx context.Context) Caller {
 	return background
 }
 
-// WithRequestID returns a context for what is done for one request.
+// WithRequestID returns a context that carries the ID of a request.
 func WithRequestID(ctx context.Context, id string) context.Context {
 	return context.WithValue(ctx, requestIDKey{}, id)
 }
 
-// RequestIDFrom returns the ID of WithRequestID, or "" if there is none.
+// RequestIDFrom returns the request ID that ctx carries, or "".
 func RequestIDFrom(ctx context.Context) string {
 	id, _ := ctx.Value(requestIDKey{}).(string)
 	return id

@@ -84,7 +84,7 @@ func (s *Scheduler) CleanupExpired(ctx context.Context) (CleanupResult, error) {
 		attribute.Int("sandbox.cleaned_count", len(res.Cleaned)),
 		attribute.Int("sandbox.error_count", res.ErrorCount))
 	if ctx.Err() == nil {
-		s.metrics.passed(ctx, "cleanup")
+		s.metrics.passSucceeded(ctx, "cleanup")
 	}
 	if res.ErrorCount == 0 {
 		traceResult(ctx, "completed")

@@ -53,9 +53,9 @@ func (e *ConflictError) Error() string {
 // Unwrap makes errors.Is(err, ErrConflict) hold.
 func (e *ConflictError) Unwrap() error { return ErrConflict }
 
-// LimitError is an [ErrBusy] that names the limit which refused the request.
+// LimitError is an [ErrBusy] that names the limit that was reached.
 type LimitError struct {
-	Limit  string // as metrics call it
+	Limit  string // its name in metrics
 	Detail string
 }
 

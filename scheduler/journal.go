@@ -7,17 +7,17 @@ import (
 	"github.com/google/uuid"
 )
 
-// Event is something that happened to a chat's session, or an attempt that
-// failed. Fields that say nothing about its type are zero.
+// Event is something that happened to a chat's session, or that failed to happen.
+// Fields that do not apply to its type are zero.
 type Event struct {
 	Type      EventType
 	Time      time.Time
 	ChatID    uuid.UUID
-	Before    *Session // the session that there was
-	After     *Session // the session that there is now, or that a failed create was starting
+	Before    *Session // before the event; nil if there was none
+	After     *Session // after the event; of a failed create, the session that it tried to start
 	Reason    string
 	Err       error          // why an attempt failed
-	Asked     *CreateCommand // by whoever created the session, or tried to
+	Asked     *CreateCommand // of a create
 	Took      time.Duration  // how long the use case took
 	Caller    Caller
 	RequestID string
@@ -28,8 +28,8 @@ type EventType string
 
 // The types of events.
 const (
-	EventCreated        EventType = "created"  // a sandbox is ready; Before is the session that it replaced
-	EventReplaced       EventType = "replaced" // the session Before is about to make way for a new one
+	EventCreated        EventType = "created"  // the sandbox is ready; Before is the session that it replaced
+	EventReplaced       EventType = "replaced" // Before is about to be stopped, to be replaced by a new session
 	EventReused         EventType = "reused"
 	EventConflict       EventType = "conflict"
 	EventCreateFailed   EventType = "create_failed"
@@ -40,7 +40,7 @@ const (
 	EventDeleteFailed   EventType = "delete_failed"
 	EventExpired        EventType = "expired" // the session expired and was ended
 	EventExpireFailed   EventType = "expire_failed"
-	EventCleanupFailed  EventType = "cleanup_failed" // a whole pass; no chat's
+	EventCleanupFailed  EventType = "cleanup_failed" // a whole pass failed, with no chat
 	EventRunning        EventType = "running"        // the sandbox is back
 	EventDead           EventType = "dead"
 	EventLost           EventType = "lost"
@@ -56,7 +56,7 @@ const (
 	EventRepairFailed   EventType = "repair_failed"
 )
 
-// session returns the session that the event is about, nil if it is about none.
+// session returns the session that the event is about, or nil.
 func (e Event) session() *Session {
 	switch {
 	case e.Type == EventCreateFailed:
@@ -67,13 +67,13 @@ func (e Event) session() *Session {
 	return e.After
 }
 
-// journal takes all events, and hands each to its readers in turn.
+// journal passes each event to all readers, in order.
 type journal struct {
 	now     func() time.Time
 	readers []func(context.Context, Event)
 }
 
-// note completes an event with what the context says of it, and hands it on.
+// note passes an event to the readers, with the time, the caller and the request ID.
 func (j *journal) note(ctx context.Context, e Event) {
 	e.Time, e.Caller, e.RequestID = j.now(), CallerFrom(ctx), RequestIDFrom(ctx)
 	if session := e.session(); session != nil {

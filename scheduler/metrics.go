@@ -27,8 +27,8 @@ type instruments struct {
 	active   activeCount
 }
 
-// Boundaries of histograms, in seconds: of what is answered from records, and of
-// what waits for a sandbox.
+// Bucket boundaries in seconds: quick for operations that only read records or take
+// locks, slow for those that start or stop sandboxes.
 var (
 	quick = metric.WithExplicitBucketBoundaries(.0005, .001, .002, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5)
 	slow  = metric.WithExplicitBucketBoundaries(.01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 120, 300)
@@ -78,7 +78,7 @@ func newInstruments(meter metric.Meter, store Store, now func() time.Time) (*ins
 	in.leader, err = meter.Int64Gauge("bivouac.leader", metric.WithDescription("1 if this replica leads, else 0."))
 	errs = append(errs, err)
 	_, err = meter.Int64ObservableGauge("sandbox.active.count",
-		metric.WithDescription(fmt.Sprintf("Sessions recorded. What other replicas change is counted within %v.", maxActiveAge)),
+		metric.WithDescription(fmt.Sprintf("Recorded sessions. Changes by other replicas are up to %v late.", maxActiveAge)),
 		metric.WithInt64Callback(in.active.observe))
 	return in, errors.Join(append(errs, err)...)
 }
@@ -87,19 +87,19 @@ func result(r string) metric.MeasurementOption {
 	return metric.WithAttributes(attribute.String("result", r))
 }
 
-// begin counts an operation as under way until the returned function is called.
+// begin counts an operation as in flight until the returned function is called.
 func (in *instruments) begin(ctx context.Context, operation string) (end func()) {
 	attrs := metric.WithAttributes(attribute.String("operation", operation))
 	in.inFlight.Add(ctx, 1, attrs)
 	return func() { in.inFlight.Add(ctx, -1, attrs) }
 }
 
-// passed notes that a pass of background work succeeded.
-func (in *instruments) passed(ctx context.Context, pass string, more ...attribute.KeyValue) {
+// passSucceeded records the time of a successful pass of background work.
+func (in *instruments) passSucceeded(ctx context.Context, pass string, more ...attribute.KeyValue) {
 	in.lastPass.Record(ctx, float64(time.Now().UnixMilli())/1000, metric.WithAttributes(append(more, attribute.String("pass", pass))...))
 }
 
-// timeStages measures when a start that begins now reaches its stages.
+// timeStages wraps progress so that it records how long each stage takes from now.
 func (in *instruments) timeStages(ctx context.Context, runtimeName string, progress func(runtime.Stage)) func(runtime.Stage) {
 	began := time.Now()
 	return func(stage runtime.Stage) {
@@ -109,7 +109,7 @@ func (in *instruments) timeStages(ctx context.Context, runtimeName string, progr
 	}
 }
 
-// timeEvent measures how long the use case took that an event ends.
+// timeEvent records the duration of the use case that an event ends.
 func (in *instruments) timeEvent(ctx context.Context, e Event) {
 	took := e.Took.Seconds()
 	switch e.Type {
@@ -126,13 +126,13 @@ func (in *instruments) timeEvent(ctx context.Context, e Event) {
 	}
 }
 
-// maxActiveAge is how old the count of sessions may be, in which this replica's
-// own writes since are counted.
+// maxActiveAge is how long the number of sessions is used before they are counted
+// again.
 const maxActiveAge = time.Minute
 
-// activeCount is the number of recorded sessions. To count them costs the store
-// a walk over all keys, so that it is done once a minute at most, and this
-// replica's own writes are added.
+// activeCount is the number of recorded sessions. Counting them makes the store list
+// all keys, so activeCount does that at most once per maxActiveAge. In between it adds
+// what this replica writes, and misses what other replicas write.
 type activeCount struct {
 	count func(context.Context) (int, error)
 	now   func() time.Time
@@ -160,7 +160,8 @@ func (a *activeCount) observe(ctx context.Context, o metric.Int64Observer) error
 	return nil
 }
 
-// wrote adds what a write changed. If that is not known, all are counted again.
+// wrote adds the change made by a write. After a failed write, whose effect is
+// unknown, the next observation counts again.
 func (a *activeCount) wrote(change int, err error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -170,8 +171,8 @@ func (a *activeCount) wrote(change int, err error) {
 	}
 }
 
-// measuredLocker measures how long locks are waited for, and follows what is
-// written under them.
+// measuredLocker records how long callers wait for locks, and reports writes to the
+// activeCount.
 type measuredLocker struct {
 	Locker
 	in *instruments
@@ -180,7 +181,7 @@ type measuredLocker struct {
 func (l measuredLocker) Lock(ctx context.Context, chatID uuid.UUID, wait time.Duration) (Lease, error) {
 	began := time.Now()
 	lease, err := l.Locker.Lock(ctx, chatID, wait)
-	if wait > 0 && chatID != uuid.Nil { // else it only tries, or would lead
+	if wait > 0 && chatID != uuid.Nil { // not a mere try, nor the leader's lock
 		outcome := "taken"
 		if err != nil {
 			outcome = Kind(err)
@@ -205,7 +206,7 @@ func (l measuredLease) Write(ctx context.Context, next *Session, then Then) erro
 	return err
 }
 
-// sessions is how many sessions a record counts as.
+// sessions returns 1 if the record counts as a session, else 0.
 func sessions(record *Session) int {
 	if record == nil || record.State == StateCreating {
 		return 0

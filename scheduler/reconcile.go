@@ -101,7 +101,7 @@ func (r *reconciler) pass(ctx context.Context) error {
 		r.s.findings.set(r.name, c.damaged, problems)
 	}
 	r.noteChanges(ctx, c.changed)
-	r.s.metrics.passed(ctx, "reconcile", attribute.String("runtime", r.name))
+	r.s.metrics.passSucceeded(ctx, "reconcile", attribute.String("runtime", r.name))
 	r.catchUp(ctx, c.overdue) // last, as it may take long
 	return nil
 }

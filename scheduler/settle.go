@@ -43,7 +43,7 @@ func (s *Scheduler) beginSettling(ctx context.Context, g *errgroup.Group) error 
 			return nil
 		})
 	}
-	s.metrics.passed(ctx, "settle")
+	s.metrics.passSucceeded(ctx, "settle")
 	return nil
 }
 

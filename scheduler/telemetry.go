@@ -12,21 +12,22 @@ import (
 	"go.opentelemetry.io/otel/trace"
 )
 
-// The names of spans, metrics, log events and their attributes are a contract
-// with those who watch Bivouac. Those that tell of events are all in this file.
+// Operators rely on the names of spans, metrics, log events and their attributes. All
+// names that derive from events are in this file.
 
-// telling is how the log, the counters and the span tell of a type of event.
-type telling struct {
-	log     string // name of the log event
+// names are what the log, the counters and the span call a type of event. Empty
+// fields mean that it is not in the log, or not counted.
+type names struct {
+	log     string
 	level   hclog.Level
-	counter string // name of the counter
-	result  string // its attribute "result"
-	ends    bool   // the event ends a use case, whose span gets the result, too
+	counter string
+	result  string // the counter's attribute "result"
+	ends    bool   // the event ends a use case; its span gets the result too
 }
 
-var tellings = map[EventType]telling{
+var eventNames = map[EventType]names{
 	EventCreated:        {"sandbox_created", hclog.Info, "sandbox.create.total", "created", true},
-	EventReplaced:       {"sandbox_replaced", hclog.Info, "", "", false},
+	EventReplaced:       {log: "sandbox_replaced", level: hclog.Info},
 	EventReused:         {"sandbox_reused", hclog.Info, "sandbox.create.total", "reused", true},
 	EventConflict:       {"sandbox_conflict", hclog.Warn, "sandbox.create.total", "conflict", true},
 	EventCreateFailed:   {"sandbox_create_failed", hclog.Error, "sandbox.create.total", "error", true},
@@ -38,37 +39,34 @@ var tellings = map[EventType]telling{
 	EventExpired:        {"sandbox_cleaned", hclog.Info, "sandbox.cleanup.total", "cleaned", true},
 	EventExpireFailed:   {"sandbox_clean_failed", hclog.Error, "sandbox.cleanup.error.total", "error", true},
 	EventCleanupFailed:  {"sandbox_cleanup_failed", hclog.Error, "sandbox.cleanup.error.total", "error", true},
-	EventRunning:        {"sandbox_running", hclog.Info, "", "", false},
-	EventDead:           {"sandbox_dead", hclog.Info, "", "", false},
-	EventLost:           {"sandbox_lost", hclog.Info, "", "", false},
-	EventRecordFailed:   {"sandbox_record_failed", hclog.Warn, "", "", false},
-	EventSettled:        {"sandbox_settled", hclog.Info, "", "", false},
-	EventSettleFailed:   {"sandbox_settle_failed", hclog.Warn, "", "", false},
-	EventUndoFailed:     {"sandbox_undo_failed", hclog.Warn, "", "", false},
-	EventAdopted:        {"sandbox_adopted", hclog.Warn, "sandbox.adopt.total", "adopted", false},
-	EventOrphanFound:    {"", hclog.NoLevel, "sandbox.orphan.found.total", "", false},
-	EventOrphanStopped:  {"sandbox_orphan_stopped", hclog.Warn, "sandbox.orphan.stopped.total", "", false},
-	EventOrphanFailed:   {"sandbox_orphan_failed", hclog.Warn, "", "", false},
-	EventRepaired:       {"record_repaired", hclog.Info, "", "", false},
-	EventRepairFailed:   {"record_repair_failed", hclog.Error, "", "", false},
+	EventRunning:        {log: "sandbox_running", level: hclog.Info},
+	EventDead:           {log: "sandbox_dead", level: hclog.Info},
+	EventLost:           {log: "sandbox_lost", level: hclog.Info},
+	EventRecordFailed:   {log: "sandbox_record_failed", level: hclog.Warn},
+	EventSettled:        {log: "sandbox_settled", level: hclog.Info},
+	EventSettleFailed:   {log: "sandbox_settle_failed", level: hclog.Warn},
+	EventUndoFailed:     {log: "sandbox_undo_failed", level: hclog.Warn},
+	EventAdopted:        {log: "sandbox_adopted", level: hclog.Warn, counter: "sandbox.adopt.total", result: "adopted"},
+	EventOrphanFound:    {counter: "sandbox.orphan.found.total"},
+	EventOrphanStopped:  {log: "sandbox_orphan_stopped", level: hclog.Warn, counter: "sandbox.orphan.stopped.total"},
+	EventOrphanFailed:   {log: "sandbox_orphan_failed", level: hclog.Warn},
+	EventRepaired:       {log: "record_repaired", level: hclog.Info},
+	EventRepairFailed:   {log: "record_repair_failed", level: hclog.Error},
 }
 
-// result is how an event came out, for its counter and its span.
+// result returns how a use case ended, for its counter and its span.
 func (e Event) result() string {
 	if e.Type == EventCreated && e.Before != nil {
 		return string(ResultReplaced)
 	}
-	return tellings[e.Type].result
+	return eventNames[e.Type].result
 }
 
 // logEvent writes the log line of an event.
 func (s *Scheduler) logEvent(ctx context.Context, e Event) {
-	told := tellings[e.Type]
-	switch {
-	case told.log == "", isGivenUp(ctx, e):
+	name := eventNames[e.Type]
+	if name.log == "" || isRefusal(e) || isGivenUp(ctx, e) {
 		return
-	case told.ends && errors.Is(e.Err, ErrInvalid), e.Type == EventCreateFailed && errors.Is(e.Err, ErrBusy):
-		return // a caller must not be able to fill the log with what is refused at once
 	}
 	var args []any
 	add := func(pairs ...any) { args = append(args, pairs...) }
@@ -102,17 +100,29 @@ func (s *Scheduler) logEvent(ctx context.Context, e Event) {
 	if e.RequestID != "" {
 		add("request_id", e.RequestID)
 	}
-	s.Logger.Log(told.level, told.log, args...)
+	s.Logger.Log(name.level, name.log, args...)
 }
 
-// isGivenUp says whether a cleanup failed because nobody wants it any more.
+// isRefusal reports whether a request was refused at once. Such events are not
+// logged, because a caller could fill the log with them.
+func isRefusal(e Event) bool {
+	switch e.Type {
+	case EventCreateFailed:
+		return errors.Is(e.Err, ErrInvalid) || errors.Is(e.Err, ErrBusy)
+	case EventRenewFailed, EventDeleteFailed:
+		return errors.Is(e.Err, ErrInvalid)
+	}
+	return false
+}
+
+// isGivenUp reports whether a cleanup failed because its context ended. Such events
+// are neither logged nor counted.
 func isGivenUp(ctx context.Context, e Event) bool {
 	return (e.Type == EventExpireFailed || e.Type == EventCleanupFailed) && ctx.Err() != nil && errors.Is(e.Err, ctx.Err())
 }
 
 // countEvent counts an event.
 func (in *instruments) countEvent(ctx context.Context, e Event) {
-	told := tellings[e.Type]
 	var attrs []attribute.KeyValue
 	switch e.Type {
 	case EventExpireFailed, EventCleanupFailed:
@@ -125,15 +135,14 @@ func (in *instruments) countEvent(ctx context.Context, e Event) {
 	if e.Type == EventConflict || e.Type == EventCleanupFailed {
 		attrs = append(attrs, attribute.String("reason", e.Reason))
 	}
-	if counter, ok := in.counters[told.counter]; ok && !isGivenUp(ctx, e) {
+	if counter, ok := in.counters[eventNames[e.Type].counter]; ok && !isGivenUp(ctx, e) {
 		counter.Add(ctx, 1, metric.WithAttributes(attrs...))
 	}
 }
 
-// traceEvent sets the attributes of the use case's span that tell how it came
-// out.
+// traceEvent sets the attributes of the use case's span that an event determines.
 func traceEvent(ctx context.Context, e Event) {
-	if !tellings[e.Type].ends {
+	if !eventNames[e.Type].ends {
 		return
 	}
 	span := trace.SpanFromContext(ctx)
@@ -161,8 +170,8 @@ func traceResult(ctx context.Context, result string) {
 	trace.SpanFromContext(ctx).SetAttributes(attribute.String("sandbox.result", result))
 }
 
-// createAttrs are the attributes of a create that started a sandbox, or tried
-// to.
+// createAttrs returns the span attributes of a create that started a sandbox or
+// failed.
 func createAttrs(e Event) []attribute.KeyValue {
 	var attrs []attribute.KeyValue
 	if previous := e.Before; previous != nil {

@@ -13,8 +13,8 @@ import (
 	"github.com/bivouac/bivouac/internal/store/consul"
 )
 
-// metrics are those of the parts around the scheduler, which has its own. All of
-// them are listed in METRICS.md.
+// metrics are the metrics of the parts around the scheduler. The scheduler has its
+// own. METRICS.md lists all of them.
 type metrics struct {
 	meter         metric.Meter
 	consul, nomad metric.Float64Histogram // of requests
@@ -39,7 +39,7 @@ func (m *metrics) refused(ctx context.Context, limit string) {
 	m.refusals.Add(ctx, 1, metric.WithAttributes(attribute.String("limit", limit)))
 }
 
-// requests returns what is to be told of each request of a client.
+// requests returns an observer that records each request of a client.
 func requests(duration metric.Float64Histogram) consul.Observer {
 	return func(operation string, took time.Duration, status int, err error) {
 		duration.Record(context.Background(), took.Seconds(), metric.WithAttributes(
@@ -47,11 +47,11 @@ func requests(duration metric.Float64Histogram) consul.Observer {
 	}
 }
 
-// outcome says how a request came out. A status of 0 is none.
+// outcome classifies how a request ended. The status is 0 if there was none.
 func outcome(status int, err error) string {
 	switch {
 	case status == http.StatusNotFound, status > 0 && status < http.StatusBadRequest, status == 0 && err == nil:
-		return "ok" // that there is nothing is an answer
+		return "ok" // "not found" is an answer
 	case status == http.StatusTooManyRequests:
 		return "busy"
 	case status == http.StatusUnauthorized, status == http.StatusForbidden:

@@ -102,7 +102,7 @@ func (m methods) allow() string {
 // places bounds how many requests of a kind run at a time. The zero value has
 // room for any number.
 type places struct {
-	limit  string // as metrics call it
+	limit  string // its name in metrics
 	what   string
 	tokens chan struct{}
 }

@@ -50,7 +50,7 @@ type Config struct {
 	Instance func() string   // the ID of the instance, empty while it is not known
 	Runtimes func(ctx context.Context) []wire.Runtime
 	Logger   hclog.Logger
-	// Refused is told the name of the limit that refused a request.
+	// Refused is called with the name of the limit when a request is refused.
 	Refused func(ctx context.Context, limit string)
 }
 
@@ -117,7 +117,7 @@ const (
 // Register it to run when the server shuts down.
 func (a *API) Stop() { a.stop() }
 
-// everybody is the caller of each request, as long as callers are not told apart.
+// everybody is the caller of all requests, until callers are authenticated.
 var everybody = scheduler.Caller{Name: "anonymous"}
 
 // ServeHTTP answers one request. Nothing that goes wrong in it goes further.
