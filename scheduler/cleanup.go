@@ -3,7 +3,6 @@ package scheduler
 import (
 	"context"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"time"
 
@@ -44,11 +43,7 @@ func (s *Scheduler) CleanupExpired(ctx context.Context) (CleanupResult, error) {
 	expired, err := s.Store.Expired(ctx, s.Now(), maxCleanup)
 	if err != nil {
 		err = fmt.Errorf("cleanup: list expired: %w", err)
-		spanError(span, err)
-		count(ctx, s.metrics.cleanupError, errorType(err), attribute.String("reason", "list_expired"))
-		if ctx.Err() == nil { // else nobody wants the pass any more
-			s.Logger.Error("sandbox_cleanup_failed", "error", Kind(err), "detail", err)
-		}
+		s.journal.note(ctx, Event{Type: EventCleanupFailed, Err: err, Reason: "list_expired"})
 		return CleanupResult{}, err
 	}
 	span.SetAttributes(attribute.Int("sandbox.expired_count", len(expired)))
@@ -88,10 +83,13 @@ func (s *Scheduler) CleanupExpired(ctx context.Context) (CleanupResult, error) {
 	span.SetAttributes(
 		attribute.Int("sandbox.cleaned_count", len(res.Cleaned)),
 		attribute.Int("sandbox.error_count", res.ErrorCount))
+	if ctx.Err() == nil {
+		s.metrics.passSucceeded(ctx, "cleanup")
+	}
 	if res.ErrorCount == 0 {
-		spanResult(span, "completed")
+		traceResult(ctx, "completed")
 	} else {
-		spanResult(span, "completed_with_errors")
+		traceResult(ctx, "completed_with_errors")
 	}
 	return res, nil
 }
@@ -107,17 +105,11 @@ func (s *Scheduler) cleanupOne(ctx context.Context, session Session) (*Session, 
 	cleaned, err := s.endIfExpired(ctx, session)
 	switch {
 	case err != nil:
-		spanError(span, err)
-		if ctx.Err() == nil || !errors.Is(err, ctx.Err()) { // else nobody waits for the lock any more
-			count(ctx, s.metrics.cleanupError, errorType(err))
-			s.Logger.Error("sandbox_clean_failed", logArgs(session, "error", Kind(err), "detail", err)...)
-		}
+		s.journal.note(ctx, Event{Type: EventExpireFailed, Before: &session, Err: err})
 	case cleaned == nil:
-		spanResult(span, "skipped")
+		traceResult(ctx, "skipped")
 	default:
-		spanResult(span, "cleaned")
-		count(ctx, s.metrics.cleanup, result("cleaned"))
-		s.Logger.Info("sandbox_cleaned", logArgs(*cleaned)...)
+		s.journal.note(ctx, Event{Type: EventExpired, Before: cleaned})
 	}
 	return cleaned, err
 }

@@ -10,7 +10,6 @@ import (
 
 	"github.com/google/uuid"
 	"go.opentelemetry.io/otel/attribute"
-	"go.opentelemetry.io/otel/trace"
 
 	"github.com/bivouac/bivouac/runtime"
 )
@@ -51,21 +50,28 @@ func (s *Scheduler) Create(ctx context.Context, cmd CreateCommand) (CreateResult
 		attribute.String("volume.host_path", cmd.VolumeHostPath))
 	defer span.End()
 
-	res, err := s.create(ctx, cmd, span)
-	err = s.shuttingDown(err)
-	if err != nil && !errors.Is(err, ErrConflict) {
-		spanError(span, err)
-		count(ctx, s.metrics.create, result("error"))
-		if !errors.Is(err, ErrInvalid) && !errors.Is(err, ErrBusy) { // else anybody could fill the log
-			s.Logger.Error("sandbox_create_failed", "chat_id", cmd.ChatID.String(), "error", Kind(err), "detail", err)
-		}
+	defer s.metrics.begin(ctx, "create")()
+	began := time.Now()
+	event, err := s.create(ctx, cmd)
+	if err = s.shuttingDown(err); err != nil {
+		event.Type, event.Err = EventCreateFailed, err
 	}
-	return res, err
+	event.ChatID, event.Asked, event.Took = cmd.ChatID, &cmd, time.Since(began)
+	s.journal.note(ctx, event)
+	switch {
+	case err != nil:
+		return CreateResult{}, err
+	case event.Type == EventConflict:
+		return CreateResult{}, &ConflictError{Session: *event.After, Reason: event.Reason}
+	}
+	return CreateResult{Result: Result(event.result()), Session: *event.After}, nil
 }
 
-func (s *Scheduler) create(ctx context.Context, cmd CreateCommand, span trace.Span) (CreateResult, error) {
+// create returns the event that says what became of the command. If it fails,
+// that names what it had begun.
+func (s *Scheduler) create(ctx context.Context, cmd CreateCommand) (Event, error) {
 	if err := s.checkCreate(cmd); err != nil {
-		return CreateResult{}, err
+		return Event{}, err
 	}
 	if cmd.TTL == 0 {
 		cmd.TTL = s.TTL
@@ -76,16 +82,16 @@ func (s *Scheduler) create(ctx context.Context, cmd CreateCommand, span trace.Sp
 	until := time.Now().Add(LockWait)
 	standing, leave, err := s.standing(ctx, cmd.ChatID, until)
 	if err != nil {
-		return CreateResult{}, fmt.Errorf("create: %w", err)
+		return Event{}, fmt.Errorf("create: %w", err)
 	}
 	if standing != nil {
-		return s.reuseOrConflict(ctx, cmd, *standing, span)
+		return reuseOrConflict(cmd, *standing), nil
 	}
 	defer leave()
 
 	lease, err := s.lock(ctx, cmd.ChatID, time.Until(until))
 	if err != nil {
-		return CreateResult{}, fmt.Errorf("create: %w", err)
+		return Event{}, fmt.Errorf("create: %w", err)
 	}
 	defer s.release(ctx, lease)
 	ctx, done := s.underLock(ctx, lease)
@@ -95,16 +101,16 @@ func (s *Scheduler) create(ctx context.Context, cmd CreateCommand, span trace.Sp
 	if seen == nil || !s.stands(*seen) {
 		done, err := s.reclaim(ctx, lease, cmd.ChatID, s.chatFinders())
 		if err != nil {
-			return CreateResult{}, fmt.Errorf("create: %w", err)
+			return Event{}, fmt.Errorf("create: %w", err)
 		}
 		if done.adopted {
 			seen = s.observeLeased(ctx, lease)
 		}
 	}
 	if seen != nil && s.stands(*seen) {
-		return s.reuseOrConflict(ctx, cmd, *seen, span)
+		return reuseOrConflict(cmd, *seen), nil
 	}
-	return s.createOrReplace(ctx, cmd, lease, seen, span)
+	return s.createOrReplace(ctx, cmd, lease, seen)
 }
 
 // observeLeased returns the lease's session as its driver sees it, nil if the
@@ -144,27 +150,11 @@ func (s *Scheduler) stands(session Session) bool {
 	return session.State == StateRunning && !session.Expired(s.Now())
 }
 
-func (s *Scheduler) reuseOrConflict(ctx context.Context, cmd CreateCommand, session Session, span trace.Span) (CreateResult, error) {
-	spanSession(span, session)
+func reuseOrConflict(cmd CreateCommand, session Session) Event {
 	if reason := conflictReason(session, cmd); reason != "" {
-		spanResult(span, "conflict")
-		span.SetAttributes(attribute.String("sandbox.conflict.reason", reason))
-		count(ctx, s.metrics.create, result("conflict"), attribute.String("reason", reason))
-		args := logArgs(session,
-			"requested_agent_id", cmd.AgentID,
-			"session_agent_id", session.AgentID,
-			"requested_volume_host_path", cmd.VolumeHostPath,
-			"session_volume_host_path", session.VolumeHostPath)
-		if cmd.Runtime != "" {
-			args = append(args, "requested_runtime", cmd.Runtime, "session_runtime", session.Runtime)
-		}
-		s.Logger.Warn("sandbox_conflict", append(args, "reason", reason)...)
-		return CreateResult{}, &ConflictError{Session: session, Reason: reason}
+		return Event{Type: EventConflict, After: &session, Reason: reason}
 	}
-	spanResult(span, string(ResultReused))
-	count(ctx, s.metrics.create, result(string(ResultReused)))
-	s.Logger.Info("sandbox_reused", logArgs(session)...)
-	return CreateResult{Result: ResultReused, Session: session}, nil
+	return Event{Type: EventReused, After: &session}
 }
 
 // conflictReason names the fields in which the session is not what is asked for.
@@ -184,14 +174,13 @@ func conflictReason(session Session, cmd CreateCommand) string {
 	return strings.Join(fields, ",")
 }
 
-func (s *Scheduler) createOrReplace(ctx context.Context, cmd CreateCommand, lease Lease, current *Session, span trace.Span) (CreateResult, error) {
+func (s *Scheduler) createOrReplace(ctx context.Context, cmd CreateCommand, lease Lease, current *Session) (Event, error) {
 	name := cmp.Or(cmd.Runtime, s.DefaultRuntime)
 	driver, err := s.driver(name)
 	if err != nil {
-		return CreateResult{}, fmt.Errorf("create: %w", err)
+		return Event{}, fmt.Errorf("create: %w", err)
 	}
 
-	res := ResultCreated
 	next := Session{
 		SessionID:      uuid.New(),
 		ChatID:         cmd.ChatID,
@@ -199,56 +188,49 @@ func (s *Scheduler) createOrReplace(ctx context.Context, cmd CreateCommand, leas
 		VolumeHostPath: cmd.VolumeHostPath,
 		Runtime:        name,
 		State:          StateCreating,
+		// The owner will be CallerFrom(ctx).
 	}
+	event := Event{Type: EventCreated, After: &next}
 	switch {
 	case current == nil:
-		span.SetAttributes(attribute.String("session.id", next.SessionID.String()))
 	case current.State == StateCreating:
 		// Somebody began this and is gone. No caller was told of it.
 		if err := s.undoIntent(ctx, lease, *current); err != nil {
-			return CreateResult{}, fmt.Errorf("create: %w", err)
+			return Event{}, fmt.Errorf("create: %w", err)
 		}
-		span.SetAttributes(attribute.String("session.id", next.SessionID.String()))
 	default:
-		res = ResultReplaced
-		if err := s.stopPrevious(ctx, lease, *current, next.SessionID, span); err != nil {
-			return CreateResult{}, fmt.Errorf("replace: %w", err)
+		event.Before = current
+		if err := s.stopPrevious(ctx, lease, *current); err != nil {
+			return event, fmt.Errorf("replace: %w", err)
 		}
 	}
-	leave, err := take(s.starting, "started")
+	leave, err := take(s.starting, "starts", "started")
 	if err != nil {
-		return CreateResult{}, fmt.Errorf("create: %w", err)
+		return event, fmt.Errorf("create: %w", err)
 	}
 	defer leave()
 
 	next.CreatedAt = s.now()
 	next.ExpiresAt = next.CreatedAt.Add(cmd.TTL)
 	if err := write(ctx, lease, &next, Keep); err != nil {
-		return CreateResult{}, fmt.Errorf("create: write the intent: %w", err)
+		return event, fmt.Errorf("create: write the intent: %w", err)
 	}
 	if err := s.start(ctx, lease, driver, &next, cmd.Progress); err != nil {
 		s.abandon(ctx, driver.Delete, lease, next)
-		return CreateResult{}, fmt.Errorf("create: %w", err)
+		return event, fmt.Errorf("create: %w", err)
 	}
 	// The TTL counts from when the sandbox is ready: one that took longer than that
 	// to start must not be handed out as expired.
 	next.ExpiresAt = s.now().Add(cmd.TTL)
-	if res == ResultReplaced {
-		spanNewSession(span, next)
-	}
 	if err := s.save(ctx, driver, lease, next); err != nil {
-		return CreateResult{}, fmt.Errorf("create: write the session: %w", err)
+		return event, fmt.Errorf("create: write the session: %w", err)
 	}
-	spanSession(span, next)
-	spanResult(span, string(res))
-	count(ctx, s.metrics.create, result(string(res)))
-	s.Logger.Info("sandbox_created", logArgs(next)...)
-	return CreateResult{Result: res, Session: next}, nil
+	return event, nil
 }
 
 // stopPrevious ends the sandbox of a session that is to be replaced, and
 // returns once it is seen to be gone.
-func (s *Scheduler) stopPrevious(ctx context.Context, lease Lease, previous Session, newID uuid.UUID, span trace.Span) error {
+func (s *Scheduler) stopPrevious(ctx context.Context, lease Lease, previous Session) error {
 	driver, err := s.driver(previous.Runtime)
 	if err != nil {
 		return err
@@ -257,14 +239,12 @@ func (s *Scheduler) stopPrevious(ctx context.Context, lease Lease, previous Sess
 	if err != nil {
 		return err
 	}
-	leave, err := take(s.replacing, "replaced")
+	leave, err := take(s.replacing, "replacements", "replaced")
 	if err != nil {
 		return err
 	}
 	defer leave()
-	spanPreviousSession(span, previous)
-	span.SetAttributes(attribute.String("sandbox.new_session.id", newID.String()))
-	s.Logger.Info("sandbox_replaced", logArgs(previous, "reason", previous.Reason)...)
+	s.journal.note(ctx, Event{Type: EventReplaced, Before: &previous, Reason: previous.Reason})
 	if err := markStopping(ctx, lease, known); err != nil {
 		return err
 	}
@@ -294,7 +274,7 @@ func (s *Scheduler) start(ctx context.Context, lease Lease, driver runtime.Drive
 	if err := held(lease); err != nil {
 		return fmt.Errorf("start the sandbox: %w", err)
 	}
-	sandbox, err := driver.Create(ctx, intent.spec(), progress)
+	sandbox, err := driver.Create(ctx, intent.spec(), s.metrics.timeStages(ctx, intent.Runtime, progress))
 	if err != nil {
 		return runtimeError(ctx, "start the sandbox", unlessHeld(lease, err))
 	}
@@ -339,8 +319,7 @@ func (s *Scheduler) save(ctx context.Context, driver runtime.Driver, lease Lease
 	case lookErr == nil && found != nil && found.SessionID == session.SessionID && found.State != StateCreating:
 		return nil
 	case lookErr != nil || ruledOut != nil:
-		doubt := cmp.Or(lookErr, ruledOut)
-		s.Logger.Warn("sandbox_undo_failed", logArgs(session, "error", Kind(doubt), "detail", doubt)...)
+		s.journal.note(ctx, Event{Type: EventUndoFailed, Before: &session, Err: cmp.Or(lookErr, ruledOut)})
 	default:
 		s.abandon(ctx, driver.Stop, lease, session)
 	}
@@ -374,7 +353,7 @@ func (s *Scheduler) abandon(ctx context.Context, end func(context.Context, strin
 		err = write(ctx, lease, nil, Release)
 	}
 	if err != nil {
-		s.Logger.Warn("sandbox_undo_failed", logArgs(session, "error", Kind(err), "detail", err)...)
+		s.journal.note(ctx, Event{Type: EventUndoFailed, Before: &session, Err: err})
 	}
 }
 
@@ -388,7 +367,7 @@ func (s *Scheduler) undoIntent(ctx context.Context, lease Lease, intent Session)
 	if _, err := isKnown(ctx, driver, intent); err != nil {
 		return err
 	}
-	leave, err := take(s.replacing, "replaced")
+	leave, err := take(s.replacing, "replacements", "replaced")
 	if err != nil {
 		return err
 	}

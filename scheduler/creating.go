@@ -71,7 +71,7 @@ func (c *creating) register(chatID uuid.UUID) (*create, error) {
 		c.chats[chatID] = &create{done: make(chan struct{})}
 		return nil, nil
 	case other.waiters >= maxWaiters:
-		return nil, fmt.Errorf("%w: %d wait for the chat in this replica", ErrBusy, other.waiters)
+		return nil, &LimitError{"chat_waiters", fmt.Sprintf("%d wait for the chat in this replica", other.waiters)}
 	}
 	other.waiters++
 	return other, nil
@@ -85,12 +85,12 @@ func (c *creating) finish(chatID uuid.UUID) {
 }
 
 // take takes one of a bounded number of places, and returns a function that
-// gives it back. If all are taken it returns ErrBusy, which says for what.
-func take(places chan struct{}, what string) (leave func(), err error) {
+// gives it back. If all are taken it returns a [LimitError], which says for what.
+func take(places chan struct{}, limit, what string) (leave func(), err error) {
 	select {
 	case places <- struct{}{}:
 		return func() { <-places }, nil
 	default:
-		return nil, fmt.Errorf("%w: %d sandboxes are being %s", ErrBusy, cap(places), what)
+		return nil, &LimitError{limit, fmt.Sprintf("%d sandboxes are being %s", cap(places), what)}
 	}
 }

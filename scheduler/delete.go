@@ -2,11 +2,10 @@ package scheduler
 
 import (
 	"context"
-	"errors"
 	"fmt"
+	"time"
 
 	"github.com/google/uuid"
-	"go.opentelemetry.io/otel/trace"
 
 	"github.com/bivouac/bivouac/runtime"
 )
@@ -26,34 +25,26 @@ func (s *Scheduler) Delete(ctx context.Context, chatID uuid.UUID) (DeleteResult,
 	ctx, span := s.startSpan(ctx, "usecase.delete_sandbox", chatAttr(chatID))
 	defer span.End()
 
-	session, err := s.delete(ctx, chatID, span)
+	defer s.metrics.begin(ctx, "delete")()
+	began := time.Now()
+	session, err := s.delete(ctx, chatID)
 	err = s.shuttingDown(err)
+	event := Event{Type: EventDeleted, ChatID: chatID, Before: session, Err: err, Took: time.Since(began)}
+	res := DeleteResult{ChatID: chatID}
 	switch {
 	case err != nil:
-		spanError(span, err)
-		count(ctx, s.metrics.delete, result("error"))
-		args := []any{"chat_id", chatID.String()}
-		if session != nil {
-			args = logArgs(*session)
-		}
-		if !errors.Is(err, ErrInvalid) { // else anybody could fill the log
-			s.Logger.Error("sandbox_delete_failed", append(args, "error", Kind(err), "detail", err)...)
-		}
-		return DeleteResult{}, err
+		event.Type, res = EventDeleteFailed, DeleteResult{}
 	case session == nil:
-		spanResult(span, "not_found")
-		count(ctx, s.metrics.delete, result("not_found"))
-		s.Logger.Info("sandbox_delete_not_found", "chat_id", chatID.String())
-		return DeleteResult{ChatID: chatID}, nil
+		event.Type = EventDeleteNotFound
+	default:
+		res = DeleteResult{Found: true, ChatID: chatID, SessionID: session.SessionID, ContainerID: session.ContainerID}
 	}
-	spanResult(span, "deleted")
-	count(ctx, s.metrics.delete, result("deleted"))
-	s.Logger.Info("sandbox_deleted", logArgs(*session)...)
-	return DeleteResult{Found: true, ChatID: chatID, SessionID: session.SessionID, ContainerID: session.ContainerID}, nil
+	s.journal.note(ctx, event)
+	return res, err
 }
 
 // delete returns the session that it found, also where it then failed.
-func (s *Scheduler) delete(ctx context.Context, chatID uuid.UUID, span trace.Span) (*Session, error) {
+func (s *Scheduler) delete(ctx context.Context, chatID uuid.UUID) (*Session, error) {
 	if err := checkChatID(chatID); err != nil {
 		return nil, err
 	}
@@ -66,9 +57,6 @@ func (s *Scheduler) delete(ctx context.Context, chatID uuid.UUID, span trace.Spa
 	defer done()
 	reclaimed, err := s.reclaim(ctx, lease, chatID, s.chatFinders())
 	session := lease.Session()
-	if session != nil {
-		spanSession(span, *session)
-	}
 	switch {
 	case err != nil:
 		return session, fmt.Errorf("delete: %w", err)

@@ -53,6 +53,17 @@ func (e *ConflictError) Error() string {
 // Unwrap makes errors.Is(err, ErrConflict) hold.
 func (e *ConflictError) Unwrap() error { return ErrConflict }
 
+// LimitError is an [ErrBusy] that names the limit that was reached.
+type LimitError struct {
+	Limit  string // its name in metrics
+	Detail string
+}
+
+func (e *LimitError) Error() string { return fmt.Sprintf("%v: %s", ErrBusy, e.Detail) }
+
+// Unwrap makes errors.Is(err, ErrBusy) hold.
+func (e *LimitError) Unwrap() error { return ErrBusy }
+
 // UnavailableError is an [ErrUnavailable] with a reason for the caller.
 type UnavailableError struct {
 	Reason string // for callers: contains no address, key or token

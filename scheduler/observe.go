@@ -92,6 +92,6 @@ func (s *Scheduler) record(ctx context.Context, changed runtime.Sandbox, wait ti
 	if err := write(ctx, lease, &seen, Release); err != nil {
 		return err
 	}
-	s.Logger.Info("sandbox_"+string(seen.State), logArgs(seen, "reason", seen.Reason)...)
+	s.journal.note(ctx, Event{Type: EventType(seen.State), Before: current, After: &seen, Reason: seen.Reason})
 	return nil
 }

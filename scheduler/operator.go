@@ -65,10 +65,10 @@ func (s *Scheduler) Repair(ctx context.Context, chatID uuid.UUID) (RepairResult,
 	res, err := s.repair(ctx, chatID)
 	if err != nil {
 		err = fmt.Errorf("repair: %w", err)
-		s.Logger.Error("record_repair_failed", "chat_id", chatID.String(), "error", Kind(err), "detail", err)
+		s.journal.note(ctx, Event{Type: EventRepairFailed, ChatID: chatID, Err: err})
 		return RepairResult{}, err
 	}
-	s.Logger.Info("record_repaired", "chat_id", chatID.String(), "result", string(res.Result))
+	s.journal.note(ctx, Event{Type: EventRepaired, ChatID: chatID, Reason: string(res.Result)})
 	return res, nil
 }
 

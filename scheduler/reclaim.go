@@ -201,8 +201,7 @@ func (s *Scheduler) adopt(ctx context.Context, lease Lease, sandbox found, then 
 	if err := write(ctx, lease, &session, then); err != nil {
 		return Session{}, fmt.Errorf("adopt session %s: %w", session.SessionID, err)
 	}
-	count(ctx, s.metrics.adopt, result("adopted"))
-	s.Logger.Warn("sandbox_adopted", logArgs(session, "expires_at", session.ExpiresAt)...)
+	s.journal.note(ctx, Event{Type: EventAdopted, After: &session})
 	return session, nil
 }
 
@@ -211,7 +210,6 @@ func (s *Scheduler) endOrphan(ctx context.Context, lease Lease, orphan found) er
 	if err := stop(ctx, lease, orphan.driver, runtime.Driver.Delete, orphan.SessionID); err != nil {
 		return fmt.Errorf("end session %s, which no record names: %w", orphan.SessionID, err)
 	}
-	s.Logger.Warn("sandbox_orphan_stopped", "chat_id", orphan.ChatID,
-		"session_id", orphan.SessionID, "container_id", orphan.ContainerID)
+	s.journal.note(ctx, Event{Type: EventOrphanStopped, Before: orphan.session()})
 	return nil
 }

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"go.opentelemetry.io/otel/attribute"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/bivouac/bivouac/runtime"
@@ -49,6 +50,8 @@ func (s *Scheduler) lead(ctx context.Context) error {
 	ctx, done := whileHeld(ctx, lease)
 	defer done()
 	s.Logger.Debug("leading")
+	s.metrics.leader.Record(ctx, 1)
+	defer s.metrics.leader.Record(ctx, 0)
 	defer s.findings.clear()
 	var g errgroup.Group // no runtime waits for another
 	for name, driver := range s.Drivers {
@@ -98,6 +101,7 @@ func (r *reconciler) pass(ctx context.Context) error {
 		r.s.findings.set(r.name, c.damaged, problems)
 	}
 	r.noteChanges(ctx, c.changed)
+	r.s.metrics.passSucceeded(ctx, "reconcile", attribute.String("runtime", r.name))
 	r.catchUp(ctx, c.overdue) // last, as it may take long
 	return nil
 }
@@ -174,7 +178,7 @@ func (r *reconciler) noteChanges(ctx context.Context, changed []Session) {
 			sandbox := runtime.Sandbox{SessionID: session.SessionID.String(), ChatID: session.ChatID.String()}
 			err := r.s.record(ctx, sandbox, passLockWait)
 			if err != nil && !isUnderWay(err) && ctx.Err() == nil {
-				r.s.Logger.Warn("sandbox_record_failed", logArgs(session, "error", Kind(err), "detail", err)...)
+				r.s.journal.note(ctx, Event{Type: EventRecordFailed, Before: &session, Err: err})
 			}
 			return nil
 		})
@@ -213,6 +217,7 @@ func (r *reconciler) resolveOrphans(ctx context.Context, orphans []found) []Orph
 		since, ok := r.orphans[orphan.SessionID]
 		if !ok {
 			since = now
+			r.s.journal.note(ctx, Event{Type: EventOrphanFound, Before: orphan.session()})
 		}
 		seen[orphan.SessionID] = since
 		if now.Sub(since) >= orphanGrace {
@@ -225,8 +230,7 @@ func (r *reconciler) resolveOrphans(ctx context.Context, orphans []found) []Orph
 	for i := range left {
 		left[i].since = seen[left[i].SessionID]
 		if !isUnderWay(left[i].err) && ctx.Err() == nil {
-			r.s.Logger.Warn("sandbox_orphan_failed", "session_id", left[i].SessionID,
-				"container_id", left[i].ContainerID, "error", Kind(left[i].err), "detail", left[i].err)
+			r.s.journal.note(ctx, Event{Type: EventOrphanFailed, Before: left[i].found.session(), Err: left[i].err})
 		}
 	}
 	return left
@@ -240,6 +244,7 @@ type Orphan struct {
 	ContainerID string
 	Reason      string // why it was not adopted, and what became of it or may be done
 
+	found found
 	err   error     // nil: it was stopped
 	since time.Time // when it was first seen without a record
 }
@@ -286,7 +291,7 @@ func (s *Scheduler) resolveOne(ctx context.Context, orphan found, wait time.Dura
 	}
 	left := &Orphan{
 		Runtime: orphan.name, SessionID: orphan.SessionID, ChatID: orphan.ChatID,
-		ContainerID: orphan.ContainerID, Reason: "stopped: " + stopped, err: err,
+		ContainerID: orphan.ContainerID, Reason: "stopped: " + stopped, found: orphan, err: err,
 	}
 	if err != nil {
 		left.Reason = err.Error()

@@ -298,8 +298,10 @@ func TestRun_oneReplicaReconcilesAtATime(t *testing.T) {
 		stopSecond := run(t, second.Scheduler)
 		pass(10 * time.Minute)
 		must.SliceEmpty(t, w.warnings())
+		must.Eq(t, []string{"1"}, w.seen.measured(t, "bivouac.leader"))
 
 		stop() // the other one takes over
+		must.Eq(t, []string{"0"}, w.seen.measured(t, "bivouac.leader"))
 		w.driver.Plant(orphanOf(chatB))
 		pass(3 * time.Minute)
 		must.Eq(t, []string{"chat-b unwritten running"}, w.reasons())

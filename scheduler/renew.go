@@ -3,12 +3,10 @@ package scheduler
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"time"
 
 	"github.com/google/uuid"
-	"go.opentelemetry.io/otel/trace"
 )
 
 // Renew sets the session's expiry to ttl from now, or to the default TTL where
@@ -19,34 +17,29 @@ func (s *Scheduler) Renew(ctx context.Context, chatID uuid.UUID, ttl time.Durati
 	ctx, span := s.startSpan(ctx, "usecase.renew_sandbox", chatAttr(chatID))
 	defer span.End()
 
-	session, err := s.renew(ctx, chatID, ttl, span)
-	err = s.shuttingDown(err)
-	if err != nil {
+	before, after, err := s.renew(ctx, chatID, ttl)
+	if err = s.shuttingDown(err); err != nil {
 		err = fmt.Errorf("renew: %w", err)
-		spanError(span, err)
-		count(ctx, s.metrics.renew, result("error"))
-		if !errors.Is(err, ErrInvalid) { // else anybody could fill the log
-			s.Logger.Warn("sandbox_renew_failed", "chat_id", chatID.String(), "error", Kind(err), "detail", err)
-		}
+		s.journal.note(ctx, Event{Type: EventRenewFailed, ChatID: chatID, Before: before, Err: err})
 		return Session{}, err
 	}
-	spanResult(span, "renewed")
-	count(ctx, s.metrics.renew, result("renewed"))
-	s.Logger.Info("sandbox_renewed", logArgs(session, "expires_at", session.ExpiresAt)...)
-	return session, nil
+	s.journal.note(ctx, Event{Type: EventRenewed, Before: before, After: after})
+	return *after, nil
 }
 
-func (s *Scheduler) renew(ctx context.Context, chatID uuid.UUID, ttl time.Duration, span trace.Span) (Session, error) {
+// renew returns the session that it found, also if it then failed, and the
+// session that it made of it.
+func (s *Scheduler) renew(ctx context.Context, chatID uuid.UUID, ttl time.Duration) (before, after *Session, err error) {
 	if err := checkChatID(chatID); err != nil {
-		return Session{}, err
+		return nil, nil, err
 	}
 	if err := s.checkTTL(ttl); err != nil {
-		return Session{}, err
+		return nil, nil, err
 	}
 	ttl = cmp.Or(ttl, s.TTL)
 	lease, err := s.lock(ctx, chatID, LockWait)
 	if err != nil {
-		return Session{}, err
+		return nil, nil, err
 	}
 	defer s.release(ctx, lease)
 	ctx, done := s.underLock(ctx, lease)
@@ -54,29 +47,29 @@ func (s *Scheduler) renew(ctx context.Context, chatID uuid.UUID, ttl time.Durati
 
 	current := lease.Session()
 	if current == nil || current.State == StateCreating {
-		return Session{}, ErrNotFound
+		return nil, nil, ErrNotFound
 	}
-	next := s.observe(ctx, *current)
-	spanSession(span, next)
+	seen := s.observe(ctx, *current)
 	now := s.now()
 	switch {
-	case next.Expired(now):
-		return Session{}, fmt.Errorf("%w at %s", ErrExpired, next.ExpiresAt.Format(time.RFC3339))
-	case next.State == StateDead || next.State == StateStopping:
-		why := string(next.State)
-		if next.Reason != "" {
-			why += ": " + next.Reason
+	case seen.Expired(now):
+		return &seen, nil, fmt.Errorf("%w at %s", ErrExpired, seen.ExpiresAt.Format(time.RFC3339))
+	case seen.State == StateDead || seen.State == StateStopping:
+		why := string(seen.State)
+		if seen.Reason != "" {
+			why += ": " + seen.Reason
 		}
-		return Session{}, fmt.Errorf("%w: it is %s", ErrNotRunning, why)
+		return &seen, nil, fmt.Errorf("%w: it is %s", ErrNotRunning, why)
 	}
+	next := seen
 	if later := now.Add(ttl); later.After(next.ExpiresAt) {
 		next.ExpiresAt = later
 	}
 	if next == *current {
-		return next, nil
+		return &seen, &next, nil
 	}
 	if err := write(ctx, lease, &next, Release); err != nil {
-		return Session{}, fmt.Errorf("write the expiry: %w", err)
+		return &seen, nil, fmt.Errorf("write the expiry: %w", err)
 	}
-	return next, nil
+	return &seen, &next, nil
 }

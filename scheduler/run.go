@@ -33,6 +33,8 @@ const tellEvery = time.Minute
 // and reconciles while this replica leads. It returns once all of that is quiet.
 // Failures are logged and tried again; any number of replicas may run it.
 func (s *Scheduler) Run(ctx context.Context) {
+	ctx = WithCaller(ctx, background)
+	s.metrics.leader.Record(ctx, 0)
 	var g errgroup.Group
 	g.Go(func() error { return every(ctx, s.CleanupInterval, s.cleanupPass) })
 	g.Go(func() error { return s.keepSettling(ctx) })
@@ -122,8 +124,7 @@ func (s *Scheduler) watch(ctx context.Context, w runtime.Watcher) error {
 	held.SetLimit(maxHeld)
 	note := func(changed runtime.Sandbox, err error) {
 		if err != nil && ctx.Err() == nil {
-			s.Logger.Warn("sandbox_record_failed", "chat_id", changed.ChatID,
-				"session_id", changed.SessionID, "error", Kind(err), "detail", err)
+			s.journal.note(ctx, Event{Type: EventRecordFailed, Before: found{Sandbox: changed}.session(), Err: err})
 		}
 	}
 	err := w.Watch(ctx, func(changed runtime.Sandbox) {

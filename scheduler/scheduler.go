@@ -72,7 +72,8 @@ type Config struct {
 // Scheduler carries out the use cases. It is safe for concurrent use.
 type Scheduler struct {
 	Config
-	metrics   instruments
+	metrics   *instruments
+	journal   journal
 	findings  findings
 	starting  chan struct{} // one token per sandbox being started
 	replacing chan struct{} // one token per sandbox being stopped for its successor
@@ -101,9 +102,11 @@ func New(c Config) (*Scheduler, error) {
 	s.ending, s.setEnding = context.WithCancel(context.Background())
 	s.ended, s.setEnded = context.WithCancel(context.Background())
 	var err error
-	if s.metrics, err = newInstruments(c.Meter, c.Store); err != nil {
+	if s.metrics, err = newInstruments(c.Meter, c.Store, c.Now); err != nil {
 		return nil, fmt.Errorf("scheduler: metrics: %w", err)
 	}
+	s.Locker = measuredLocker{c.Locker, s.metrics}
+	s.journal = journal{now: s.now, readers: []func(context.Context, Event){s.logEvent, s.metrics.countEvent, s.metrics.timeEvent, traceEvent}}
 	return s, nil
 }
 

@@ -43,12 +43,13 @@ func (s *Scheduler) beginSettling(ctx context.Context, g *errgroup.Group) error 
 			return nil
 		})
 	}
+	s.metrics.passSucceeded(ctx, "settle")
 	return nil
 }
 
 func (s *Scheduler) settleOne(ctx context.Context, session Session) {
 	if err := s.settle(ctx, session); err != nil && ctx.Err() == nil {
-		s.Logger.Warn("sandbox_settle_failed", logArgs(session, "error", Kind(err), "detail", err)...)
+		s.journal.note(ctx, Event{Type: EventSettleFailed, Before: &session, Err: err})
 	}
 }
 
@@ -87,6 +88,6 @@ func (s *Scheduler) settle(ctx context.Context, listed Session) error {
 	if err := s.end(ctx, lease, driver, runtime.Driver.Delete); err != nil {
 		return err
 	}
-	s.Logger.Info("sandbox_settled", logArgs(found, "state", found.State)...)
+	s.journal.note(ctx, Event{Type: EventSettled, Before: &found})
 	return nil
 }

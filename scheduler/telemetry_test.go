@@ -3,6 +3,7 @@ package scheduler_test
 import (
 	"context"
 	"testing"
+	"time"
 
 	"github.com/google/uuid"
 	"github.com/shoenig/test/must"
@@ -14,7 +15,7 @@ import (
 // Names and attributes are asserted where the use cases are specified. Here
 // stands what they have in common.
 
-func TestTelemetry_theGaugeIsExactAtEachScrapeWhicheverReplicaChangedWhat(t *testing.T) {
+func TestTelemetry_theGaugeHasOwnChangesAtOnceAndThoseOfOtherReplicasAfterAMinute(t *testing.T) {
 	w := newWorld(t)
 	other := w.peer()
 	scrape := func() []string {
@@ -26,17 +27,36 @@ func TestTelemetry_theGaugeIsExactAtEachScrapeWhicheverReplicaChangedWhat(t *tes
 
 	_, err := other.Create(t.Context(), createA)
 	must.NoError(t, err)
-	must.Eq(t, []string{"sandbox.active.count 1"}, scrape())
-
-	_, err = other.Delete(t.Context(), chatA)
+	_, err = w.Create(t.Context(), someCreate())
 	must.NoError(t, err)
-	must.Eq(t, []string{"sandbox.active.count 0"}, scrape())
+	w.effects.taken()
+	must.SliceContains(t, scrape(), "sandbox.active.count 1")
+	must.SliceEmpty(t, w.effects.taken(), must.Sprint("a scrape within the minute asks the store nothing"))
+
+	w.clock.advance(time.Minute)
+	must.SliceContains(t, scrape(), "sandbox.active.count 2")
+	must.Eq(t, []string{"count"}, w.effects.taken())
+
+	_, err = w.Delete(t.Context(), chatA)
+	must.NoError(t, err)
+	must.SliceContains(t, scrape(), "sandbox.active.count 1", must.Sprint("whoever created it"))
+}
+
+func TestTelemetry_afterAWriteThatFailedSessionsAreCountedAnew(t *testing.T) {
+	w := newWorld(t)
+	w.given(failsAfter("write running + release", scheduler.ErrUnavailable))
+
+	_, err := w.Create(t.Context(), createA) // the write was applied, and its answer lost
+	must.NoError(t, err)
+
+	must.SliceContains(t, w.outcome("", nil).Metrics, "sandbox.active.count 1")
 }
 
 func TestTelemetry_whereSessionsCannotBeCountedTheGaugeHasNoValue(t *testing.T) {
 	w := newWorld(t)
 	w.given(created(createA))
 	w.effects.fail("count", scheduler.ErrUnavailable)
+	w.clock.advance(time.Minute)
 	lines, err := w.seen.takeMetrics()
 	must.ErrorIs(t, err, scheduler.ErrUnavailable)
 	must.SliceEmpty(t, lines)
@@ -74,6 +94,16 @@ func TestTelemetry_inputThatIsRefusedIsCountedToo(t *testing.T) {
 			must.SliceEmpty(t, got.Logs)
 		}
 	}
+}
+
+func TestTelemetry_aLogLineNamesTheRequestThatItComesFrom(t *testing.T) {
+	w := newWorld(t)
+
+	_, err := w.Create(scheduler.WithRequestID(t.Context(), "r1"), createA)
+	must.NoError(t, err)
+
+	must.Eq(t, []string{"info sandbox_created chat_id=chat-a session_id=s1 container_id=container-1 request_id=r1"},
+		w.outcome("", nil).Logs)
 }
 
 func TestTelemetry_spansStandInTheirCallersTrace(t *testing.T) {

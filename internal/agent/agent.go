@@ -65,7 +65,7 @@ func Validate(ctx context.Context, c config.Config) error {
 		err = errors.Join(storeErr, err)
 	}
 	if usesNomad(c) {
-		_, _, runtimeErr := newNomad(c, hclog.NewNullLogger())
+		_, _, runtimeErr := newNomad(c, nil, hclog.NewNullLogger())
 		err = errors.Join(err, runtimeErr)
 	}
 	return err
@@ -107,7 +107,11 @@ func Run(ctx context.Context, c config.Config, env Environment) (err error) {
 	if err != nil {
 		return err
 	}
-	base, err := newBase(c, log)
+	metrics, err := newMetrics(telemetry.meter)
+	if err != nil {
+		return fmt.Errorf("agent: metrics: %w", err)
+	}
+	base, err := newBase(c, metrics, log)
 	if err != nil {
 		return err
 	}
@@ -143,6 +147,7 @@ func Run(ctx context.Context, c config.Config, env Environment) (err error) {
 		Instance: base.instance,
 		Runtimes: func(ctx context.Context) []wire.Runtime { return describeRuntimes(ctx, base.drivers) },
 		Logger:   log.Named("http"),
+		Refused:  metrics.refused,
 	}
 	if base.operator != nil {
 		base.operator.adopt = sessions.Adopt

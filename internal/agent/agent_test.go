@@ -14,6 +14,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/hashicorp/go-hclog"
 	"github.com/shoenig/test/must"
+	"go.opentelemetry.io/otel/metric/noop"
 
 	"github.com/bivouac/bivouac/internal/config"
 	"github.com/bivouac/bivouac/internal/store/consul"
@@ -204,7 +205,9 @@ func TestWhatAnAgentCannotServeWithout(t *testing.T) {
 			c, err := flags.Load()
 			must.NoError(t, err)
 
-			b, err := newBase(c, hclog.NewNullLogger())
+			metrics, err := newMetrics(noop.Meter{})
+			must.NoError(t, err)
+			b, err := newBase(c, metrics, hclog.NewNullLogger())
 			must.NoError(t, err)
 			optional := map[string]bool{}
 			for _, check := range b.checks {

@@ -44,7 +44,7 @@ type base struct {
 	volume     devVolume     // of -dev
 }
 
-func newBase(c config.Config, log hclog.Logger) (base, error) {
+func newBase(c config.Config, metrics *metrics, log hclog.Logger) (base, error) {
 	if err := checkRuntime(c); err != nil {
 		return base{}, err
 	}
@@ -52,7 +52,10 @@ func newBase(c config.Config, log hclog.Logger) (base, error) {
 	if err != nil {
 		return base{}, err
 	}
-	b, err := newBuiltIn(c, host, log)
+	if err := metrics.addPlugins(host); err != nil {
+		return base{}, fmt.Errorf("agent: metrics: %w", err)
+	}
+	b, err := newBuiltIn(c, host, metrics, log)
 	if err != nil {
 		return base{}, err
 	}
@@ -65,7 +68,7 @@ func newBase(c config.Config, log hclog.Logger) (base, error) {
 }
 
 // newBuiltIn is a base with what is part of Bivouac itself.
-func newBuiltIn(c config.Config, host *pluginhost.Host, log hclog.Logger) (base, error) {
+func newBuiltIn(c config.Config, host *pluginhost.Host, metrics *metrics, log hclog.Logger) (base, error) {
 	if c.Dev {
 		return newDevBase(c, log)
 	}
@@ -75,13 +78,13 @@ func newBuiltIn(c config.Config, host *pluginhost.Host, log hclog.Logger) (base,
 	var driver *nomad.Driver
 	if usesNomad(c) {
 		var err error
-		if driver, settings.Place, err = newNomad(c, log); err != nil {
+		if driver, settings.Place, err = newNomad(c, requests(metrics.nomad), log); err != nil {
 			return base{}, err
 		}
 		settings.Running = driver.Instances
 		b.drivers[nomadName] = driver
 	}
-	store, name, err := newConsul(c, settings, log)
+	store, name, err := newConsul(c, settings, log, requests(metrics.consul))
 	if err != nil {
 		return base{}, err
 	}
@@ -135,12 +138,12 @@ func checkRuntime(c config.Config) error {
 }
 
 // newConsul returns the store, and what it is called in messages.
-func newConsul(c config.Config, settings consul.Config, log hclog.Logger) (*consul.Store, string, error) {
+func newConsul(c config.Config, settings consul.Config, log hclog.Logger, observe ...consul.Observer) (*consul.Store, string, error) {
 	reach := consulapi.DefaultConfig()
 	override(&reach.Address, c.Consul.Address)
 	override(&reach.Token, c.Consul.Token)
 	override(&reach.Datacenter, c.Consul.Datacenter)
-	client, err := consul.NewClient(reach)
+	client, err := consul.NewClient(reach, observe...)
 	if err != nil {
 		return nil, "", fmt.Errorf("agent: %w", err)
 	}
@@ -157,7 +160,7 @@ func newConsul(c config.Config, settings consul.Config, log hclog.Logger) (*cons
 }
 
 // newNomad returns a driver, and what tells where in Nomad its sandboxes run.
-func newNomad(c config.Config, log hclog.Logger) (*nomad.Driver, func(context.Context) (consul.Place, error), error) {
+func newNomad(c config.Config, observe consul.Observer, log hclog.Logger) (*nomad.Driver, func(context.Context) (consul.Place, error), error) {
 	settings := nomadapi.DefaultConfig()
 	override(&settings.Address, c.Nomad.Address)
 	override(&settings.Region, c.Nomad.Region)
@@ -176,7 +179,7 @@ func newNomad(c config.Config, log hclog.Logger) (*nomad.Driver, func(context.Co
 		return nil, nil, fmt.Errorf("agent: job_template: %w", err)
 	}
 	driver, err := nomad.New(nomad.Config{
-		Client: client, Template: template, Logger: log.Named("nomad"),
+		Client: client, Template: template, Logger: log.Named("nomad"), Observe: observe,
 	})
 	if err != nil {
 		return nil, nil, fmt.Errorf("agent: %w", err)

@@ -102,14 +102,15 @@ func (m methods) allow() string {
 // places bounds how many requests of a kind run at a time. The zero value has
 // room for any number.
 type places struct {
+	limit  string // its name in metrics
 	what   string
 	tokens chan struct{}
 }
 
-func newPlaces(what string, n int) places { return places{what, make(chan struct{}, n)} }
+func newPlaces(limit, what string, n int) places { return places{limit, what, make(chan struct{}, n)} }
 
-// enter takes a place until leave is called. It returns an error that wraps
-// [scheduler.ErrBusy] if all are taken.
+// enter takes a place until leave is called. It returns a [scheduler.LimitError] if
+// all are taken.
 func (p places) enter() (leave func(), err error) {
 	if p.tokens == nil {
 		return func() {}, nil
@@ -118,6 +119,6 @@ func (p places) enter() (leave func(), err error) {
 	case p.tokens <- struct{}{}:
 		return func() { <-p.tokens }, nil
 	default:
-		return nil, fmt.Errorf("%w: %d %s already", scheduler.ErrBusy, cap(p.tokens), p.what)
+		return nil, &scheduler.LimitError{Limit: p.limit, Detail: fmt.Sprintf("%d %s already", cap(p.tokens), p.what)}
 	}
 }

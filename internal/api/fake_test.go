@@ -181,7 +181,8 @@ func testConfig(sessions api.Sessions, out io.Writer) api.Config {
 		Runtimes: func(context.Context) []wire.Runtime {
 			return []wire.Runtime{{Name: "process", Version: "1.2.3"}, {Name: "mine"}}
 		},
-		Logger: hclog.New(&hclog.LoggerOptions{Output: out, Level: hclog.Trace}),
+		Refused: func(context.Context, string) {},
+		Logger:  hclog.New(&hclog.LoggerOptions{Output: out, Level: hclog.Trace}),
 	}
 }
 

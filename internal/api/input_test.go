@@ -1,6 +1,7 @@
 package api_test
 
 import (
+	"context"
 	"net/http"
 	"strings"
 	"testing"
@@ -112,7 +113,12 @@ func TestInputThatTheSchedulerGets(t *testing.T) {
 }
 
 func TestRequestID(t *testing.T) {
-	a := start(t, &fake{})
+	var known string
+	var caller scheduler.Caller
+	a := start(t, &fake{onGet: func(ctx context.Context) error {
+		known, caller = scheduler.RequestIDFrom(ctx), scheduler.CallerFrom(ctx)
+		return nil
+	}})
 	cases := []struct {
 		when, given string
 		kept        bool
@@ -135,6 +141,8 @@ func TestRequestID(t *testing.T) {
 			must.NotEq(t, "", id)
 			<-a.served
 			must.StrContains(t, a.log.String(), "request_id="+id)
+			must.Eq(t, id, known, must.Sprint("the use case knows it"))
+			must.Eq(t, "anonymous", caller.Name)
 		})
 	}
 }

@@ -38,6 +38,21 @@ type crowd struct {
 
 	callers sync.WaitGroup
 	answers chan answered
+
+	mu      sync.Mutex
+	refused map[string]int // by limit
+}
+
+// config is that of an API whose refusals the crowd counts.
+func (c *crowd) config(sessions api.Sessions) api.Config {
+	config := testConfig(sessions, new(log))
+	c.refused = make(map[string]int)
+	config.Refused = func(_ context.Context, limit string) {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.refused[limit]++
+	}
+	return config
 }
 
 type answered struct {
@@ -77,7 +92,7 @@ func newCrowd(t *testing.T) *crowd {
 		Logger: hclog.NewNullLogger(), Meter: metricnoop.Meter{}, Tracer: tracenoop.Tracer{}, Now: time.Now,
 	})
 	must.NoError(t, err)
-	c.api = apitest.New(t, direct{api.New(testConfig(sessions, new(log)))})
+	c.api = apitest.New(t, direct{api.New(c.config(sessions))})
 	return c
 }
 
@@ -162,6 +177,7 @@ func TestFiveHundredChatsAtOnce(t *testing.T) {
 		c.wantsSandbox(uuid.New())
 	}
 	c.turnedAway(500 - starts)
+	must.Eq(t, map[string]int{"starts": 500 - starts}, c.refused)
 	for range starts {
 		<-c.started
 	}
@@ -183,6 +199,7 @@ func TestAThousandCallersOfOneChat(t *testing.T) {
 		c.wantsSandbox(chat)
 	}
 	c.turnedAway(999 - chatmutex.MaxWaiters)
+	must.Eq(t, map[string]int{"chat_waiters": 999 - chatmutex.MaxWaiters}, c.refused)
 	must.Eq(t, map[string]int{"created": 1, "reused": chatmutex.MaxWaiters}, c.served())
 	must.Eq(t, 1, c.standing())
 }
@@ -191,12 +208,12 @@ func TestRequestsAreBounded(t *testing.T) {
 	// Given as many requests about sessions as there are places.
 	const places = 1024
 	inside, release := make(chan struct{}), make(chan struct{})
-	api := apitest.New(t, direct{api.New(testConfig(&fake{onGet: func(context.Context) error {
+	c := &crowd{t: t, answers: make(chan answered, 10_000)}
+	c.api = apitest.New(t, direct{api.New(c.config(&fake{onGet: func(context.Context) error {
 		inside <- struct{}{}
 		<-release
 		return nil
-	}}, new(log)))})
-	c := &crowd{t: t, api: api, answers: make(chan answered, 10_000)}
+	}}))})
 	for range places {
 		c.comes(http.MethodGet, "/v1/sessions/"+chat.String(), nil)
 	}
@@ -211,6 +228,7 @@ func TestRequestsAreBounded(t *testing.T) {
 	c.comes(http.MethodPost, "/v1/cleanup", nil)
 	c.wantsSandbox(chat)
 	c.turnedAway(5)
+	must.Eq(t, map[string]int{"requests": 5}, c.refused)
 	// … while the agent still says how it is.
 	c.comes(http.MethodGet, "/v1/agent/health", nil)
 	must.Eq(t, http.StatusOK, (<-c.answers).status)

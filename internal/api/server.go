@@ -50,6 +50,8 @@ type Config struct {
 	Instance func() string   // the ID of the instance, empty while it is not known
 	Runtimes func(ctx context.Context) []wire.Runtime
 	Logger   hclog.Logger
+	// Refused is called with the name of the limit when a request is refused.
+	Refused func(ctx context.Context, limit string)
 }
 
 // API is the Control API as an http.Handler.
@@ -71,8 +73,8 @@ func New(config Config) *API {
 		config:   config,
 		mux:      http.NewServeMux(),
 		csrf:     http.NewCrossOriginProtection(),
-		requests: newPlaces("requests", maxRequests),
-		waiting:  newPlaces("blocking reads and streams", maxWaiting),
+		requests: newPlaces("requests", "requests", maxRequests),
+		waiting:  newPlaces("waiting", "blocking reads and streams", maxWaiting),
 		checkup:  checkup{turn: make(chan struct{}, 1)},
 		stopping: stopping,
 		stop:     stop,
@@ -115,6 +117,9 @@ const (
 // Register it to run when the server shuts down.
 func (a *API) Stop() { a.stop() }
 
+// everybody is the caller of all requests, until callers are authenticated.
+var everybody = scheduler.Caller{Name: "anonymous"}
+
 // ServeHTTP answers one request. Nothing that goes wrong in it goes further.
 func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	began := time.Now()
@@ -141,6 +146,7 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	ctx := propagation.TraceContext{}.Extract(r.Context(), propagation.HeaderCarrier(r.Header))
+	ctx = scheduler.WithRequestID(scheduler.WithCaller(ctx, everybody), ans.requestID)
 	a.mux.ServeHTTP(ans, r.WithContext(ctx))
 }
 
@@ -171,6 +177,9 @@ func (a *API) log(ans *answer, r *http.Request, took time.Duration) {
 	args := []any{"request_id", ans.requestID, "method", clip(r.Method, 32), "path", clip(r.URL.EscapedPath(), 200),
 		"status", ans.status, "took", took}
 	if ans.err != nil {
+		if limit, ok := errors.AsType[*scheduler.LimitError](ans.err); ok {
+			a.config.Refused(r.Context(), limit.Limit)
+		}
 		args = append(args, "error", errorFor(ans.err, ans.store).code, "detail", clip(ans.err.Error(), 4096))
 	}
 	a.config.Logger.Log(level, "request", args...)

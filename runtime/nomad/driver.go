@@ -47,7 +47,7 @@ import (
 	"github.com/bivouac/bivouac/runtime"
 )
 
-// Config is the configuration of a [Driver]. Instance and Dial are optional.
+// Config is the configuration of a [Driver]. Instance, Dial and Observe are optional.
 type Config struct {
 	Client   *api.Client
 	Template *jobs.Template
@@ -57,6 +57,10 @@ type Config struct {
 	Logger   hclog.Logger
 	// Dial opens the connections of ready checks; see [ready.Check].
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
+	// Observe is called after each request to Nomad, other than for the event stream.
+	// The operation is "read", "write", or "check" for a request by Health. The status
+	// is 0 if the request succeeded or there was no answer.
+	Observe func(operation string, took time.Duration, status int, err error)
 }
 
 // Driver is the runtime driver for Nomad. It works best while [Driver.Run] runs.
@@ -67,6 +71,7 @@ type Driver struct {
 	instance  *instance
 	logger    hclog.Logger
 	dial      func(ctx context.Context, network, address string) (net.Conn, error)
+	observe   func(operation string, took time.Duration, status int, err error)
 	cache     *cache
 	ownStops  *recent // session IDs that this driver stopped
 	namespace string
@@ -98,6 +103,9 @@ func New(config Config) (*Driver, error) {
 	case config.Logger == nil:
 		return nil, fmt.Errorf("nomad: %w: no logger", runtime.ErrInvalid)
 	}
+	if config.Observe == nil {
+		config.Observe = func(string, time.Duration, int, error) {}
+	}
 	instance := &instance{id: config.Instance}
 	return &Driver{
 		client:    config.Client,
@@ -105,6 +113,7 @@ func New(config Config) (*Driver, error) {
 		instance:  instance,
 		logger:    config.Logger,
 		dial:      config.Dial,
+		observe:   config.Observe,
 		cache:     newCache(instance),
 		ownStops:  newRecent(),
 		namespace: config.Template.Namespace(),

@@ -29,7 +29,7 @@ func (d *Driver) Health(ctx context.Context) error {
 
 // check makes a request for Health. It does not count as one of the maxRequests.
 func (d *Driver) check(ctx context.Context, request func(*api.QueryOptions) error) error {
-	return whileBusy(ctx, d.checks, askLimit, func(ctx context.Context) error {
+	return d.whileBusy(ctx, "check", d.checks, askLimit, func(ctx context.Context) error {
 		return request((&api.QueryOptions{Namespace: d.namespace}).WithContext(ctx))
 	})
 }
@@ -55,7 +55,7 @@ func (d *Driver) checkWrites(ctx context.Context) error {
 
 // checkWrite is like check, for a request that would write.
 func (d *Driver) checkWrite(ctx context.Context, request func(*api.WriteOptions) error) error {
-	return whileBusy(ctx, d.checks, askLimit, func(ctx context.Context) error {
+	return d.whileBusy(ctx, "check", d.checks, askLimit, func(ctx context.Context) error {
 		return request((&api.WriteOptions{Namespace: d.namespace}).WithContext(ctx))
 	})
 }

@@ -35,24 +35,24 @@ const (
 
 // ask makes a read request with default consistency, so the leader answers.
 func (d *Driver) ask(ctx context.Context, request func(*api.QueryOptions) error) error {
-	return whileBusy(ctx, d.requests, askLimit, func(ctx context.Context) error {
+	return d.whileBusy(ctx, "read", d.requests, askLimit, func(ctx context.Context) error {
 		return request((&api.QueryOptions{Namespace: d.namespace}).WithContext(ctx))
 	})
 }
 
 // tell makes a write request.
 func (d *Driver) tell(ctx context.Context, request func(*api.WriteOptions) error) error {
-	return whileBusy(ctx, d.requests, tellLimit, func(ctx context.Context) error {
+	return d.whileBusy(ctx, "write", d.requests, tellLimit, func(ctx context.Context) error {
 		return request((&api.WriteOptions{Namespace: d.namespace}).WithContext(ctx))
 	})
 }
 
 // whileBusy repeats a request while Nomad answers with status 429. Nomad has not
 // processed such a request, so it is safe to repeat even a write.
-func whileBusy(ctx context.Context, places chan struct{}, limit time.Duration, request func(context.Context) error) error {
+func (d *Driver) whileBusy(ctx context.Context, operation string, places chan struct{}, limit time.Duration, request func(context.Context) error) error {
 	pause := 20 * time.Millisecond
 	for try := 1; ; try++ {
-		err := inTurn(ctx, places, limit, request)
+		err := d.inTurn(ctx, operation, places, limit, request)
 		if statusOf(err) != http.StatusTooManyRequests || try == maxTries {
 			return err
 		}
@@ -64,7 +64,7 @@ func whileBusy(ctx context.Context, places chan struct{}, limit time.Duration, r
 }
 
 // inTurn makes a request once there is a free place in places.
-func inTurn(ctx context.Context, places chan struct{}, limit time.Duration, request func(context.Context) error) error {
+func (d *Driver) inTurn(ctx context.Context, operation string, places chan struct{}, limit time.Duration, request func(context.Context) error) error {
 	select {
 	case places <- struct{}{}:
 		defer func() { <-places }()
@@ -73,7 +73,10 @@ func inTurn(ctx context.Context, places chan struct{}, limit time.Duration, requ
 	}
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	return request(ctx)
+	began := time.Now()
+	err := request(ctx)
+	d.observe(operation, time.Since(began), statusOf(err), err)
+	return err
 }
 
 // jitter returns a random time between half of d and d. It uses crypto/rand,

@@ -76,7 +76,7 @@ func (m *Mutex) enter(chatID uuid.UUID, wait time.Duration) (chan struct{}, erro
 	case wait <= 0:
 		return nil, fmt.Errorf("%w: held in this replica", scheduler.ErrLockTimeout)
 	case len(waiting) >= MaxWaiters:
-		return nil, fmt.Errorf("%w: %d requests already wait for the chat in this replica", scheduler.ErrBusy, len(waiting))
+		return nil, &scheduler.LimitError{Limit: "chat_waiters", Detail: fmt.Sprintf("%d requests already wait for the chat in this replica", len(waiting))}
 	}
 	turn := make(chan struct{})
 	m.held[chatID] = append(waiting, turn)

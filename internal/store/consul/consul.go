@@ -98,7 +98,8 @@ func New(client *api.Client, config Config) (*Store, error) {
 // NewClient returns a client with a bounded number of connections. Its requests fail
 // with a special error if Consul is busy. NewClient returns an error if config's
 // address is invalid. It changes config's address, transport and HTTP client.
-func NewClient(config *api.Config) (*api.Client, error) {
+// It calls the observers after each request.
+func NewClient(config *api.Config, observers ...Observer) (*api.Client, error) {
 	var err error
 	if config.Address, err = cleanAddress(config.Address); err != nil {
 		return nil, fmt.Errorf("consul: %w", err)
@@ -117,7 +118,7 @@ func NewClient(config *api.Config) (*api.Client, error) {
 	if err != nil {
 		return nil, fmt.Errorf("consul: %w", err)
 	}
-	config.HttpClient.Transport = busyTransport{config.HttpClient.Transport}
+	config.HttpClient.Transport = &transport{config.HttpClient.Transport, observers}
 	return client, nil
 }
 

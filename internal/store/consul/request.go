@@ -97,16 +97,49 @@ var errBusy = errors.New("consul is busy")
 
 func isBusy(err error) bool { return errors.Is(err, errBusy) }
 
-// busyTransport turns the status 429 into errBusy. The client does not return the
-// status of a failed transaction.
-type busyTransport struct{ http.RoundTripper }
+// Observer is called after each request with what it was for, how long it took until
+// its answer began, and its status, which is 0 if there was no answer.
+type Observer = func(operation string, took time.Duration, status int, err error)
 
-func (t busyTransport) RoundTrip(r *http.Request) (*http.Response, error) {
+// transport calls its observers after each request, and turns the status 429 into
+// errBusy. The client does not return the status of a failed transaction.
+type transport struct {
+	http.RoundTripper
+	observers []Observer
+}
+
+// RoundTrip implements [http.RoundTripper].
+func (t *transport) RoundTrip(r *http.Request) (*http.Response, error) {
+	began := time.Now()
 	response, err := t.RoundTripper.RoundTrip(r)
+	took, status := time.Since(began), 0
+	if err == nil {
+		status = response.StatusCode
+	}
+	for _, observe := range t.observers {
+		observe(operationOf(r), took, status, err)
+	}
 	if err == nil && response.StatusCode == http.StatusTooManyRequests {
 		return nil, errors.Join(errBusy, response.Body.Close())
 	}
 	return response, err
+}
+
+// operationOf returns what a request is for, in one of a few words.
+func operationOf(r *http.Request) string {
+	_, path, _ := strings.Cut(r.URL.Path, "/v1/")
+	kind, _, _ := strings.Cut(path, "/")
+	switch {
+	case kind == "txn", kind == "session":
+		return kind
+	case kind != "kv":
+		return "other"
+	case r.Method != http.MethodGet:
+		return "write"
+	case strings.Contains(r.URL.RawQuery, "index="):
+		return "blocking_read"
+	}
+	return "read"
 }
 
 // classify returns what a failed request means to the caller: that ctx ended, that a
@@ -188,7 +221,7 @@ func (s *Store) park(block scheduler.Block) (leave func(), err error) {
 		return func() {}, nil
 	}
 	if !s.parked.TryAcquire(1) {
-		return nil, fmt.Errorf("%w: already %d blocking reads", scheduler.ErrBusy, maxParked)
+		return nil, &scheduler.LimitError{Limit: "waiting", Detail: fmt.Sprintf("already %d blocking reads", maxParked)}
 	}
 	return func() { s.parked.Release(1) }, nil
 }
