@@ -50,6 +50,8 @@ const (
 	MetaVolumeHostPath = "volume_host_path"
 	MetaCreatedAt      = "created_at"
 	MetaExpiresAt      = "expires_at" // as planned at creation
+	// MetaDescription is the session's owner and labels, as JSON.
+	MetaDescription = "bivouac_description"
 	// MetaSpec is a fingerprint of the spec, see [Fingerprint].
 	MetaSpec = "bivouac_spec"
 	// MetaMainTasks names the main tasks, see [MainTasks].

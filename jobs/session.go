@@ -3,6 +3,7 @@ package jobs
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"path"
@@ -52,8 +53,26 @@ func plain(s string) bool {
 	return utf8.ValidString(s) && !strings.ContainsFunc(s, unicode.IsControl)
 }
 
+// description is what a job's meta says of its session beside what it is made from.
+type description struct {
+	Owner  string            `json:"owner,omitempty"`
+	Labels map[string]string `json:"labels,omitempty"`
+}
+
+// plainJSON writes the characters that Nomad would interpolate as escapes. In
+// JSON they stand in strings only.
+var plainJSON = strings.NewReplacer("$", `\u0024`, "%", `\u0025`)
+
+func descriptionOf(spec runtime.Spec) string {
+	text, err := json.Marshal(description{Owner: spec.Owner, Labels: spec.Labels})
+	if err != nil {
+		panic(err) // strings can always be encoded
+	}
+	return plainJSON.Replace(string(text))
+}
+
 // Fingerprint tells specs apart: equal for two specs that stand for the same
-// sandbox. Times are not part of it.
+// sandbox. Times, owner and labels are not part of it.
 func Fingerprint(spec runtime.Spec) string {
 	hash := sha256.New()
 	for _, s := range []string{spec.SessionID, spec.ChatID, spec.AgentID, spec.VolumeHostPath} {
@@ -62,8 +81,8 @@ func Fingerprint(spec runtime.Spec) string {
 	return hex.EncodeToString(hash.Sum(nil))
 }
 
-// SpecOf returns the spec that a job was made from, as its meta says. It returns
-// false if the meta lacks a part of it, or if the parts do not fit the meta's
+// SpecOf returns the spec that a job was made from, as its meta says. The job of
+// an older version has no owner and no labels. It returns false if the meta lacks a part of it, or if the parts do not fit the meta's
 // fingerprint, as in a job of an older version or one that was edited.
 func SpecOf(meta map[string]string) (runtime.Spec, bool) {
 	created, createdErr := time.Parse(time.RFC3339Nano, meta[MetaCreatedAt])
@@ -75,6 +94,13 @@ func SpecOf(meta map[string]string) (runtime.Spec, bool) {
 		VolumeHostPath: meta[MetaVolumeHostPath],
 		CreatedAt:      created.UTC(),
 		ExpiresAt:      expires.UTC(),
+	}
+	if text, ok := meta[MetaDescription]; ok {
+		var about description
+		if err := json.Unmarshal([]byte(text), &about); err != nil {
+			return runtime.Spec{}, false
+		}
+		spec.Owner, spec.Labels = about.Owner, about.Labels
 	}
 	if createdErr != nil || expiresErr != nil || validate(spec) != nil || meta[MetaSpec] != Fingerprint(spec) {
 		return runtime.Spec{}, false

@@ -127,6 +127,11 @@ type Spec struct {
 	VolumeHostPath string // absolute and clean, no control characters, no "${"
 	CreatedAt      time.Time
 	ExpiresAt      time.Time // as planned at creation: the host may extend it and is the one who ends it
+
+	// Owner and Labels describe the session and do not change what runs. A driver
+	// that keeps them returns them in its Sandbox.
+	Owner  string            // name of the caller that created the session
+	Labels map[string]string // never changed in place; may be nil
 }
 
 // Stage is a step on the way to a ready sandbox.
@@ -166,6 +171,8 @@ type Sandbox struct {
 	VolumeHostPath string
 	CreatedAt      time.Time
 	ExpiresAt      time.Time // as planned at creation
+	Owner          string
+	Labels         map[string]string
 
 	// RegisteredAt is when the runtime took the sandbox on, by the runtime's own
 	// clock. It is zero if the driver does not know. A sandbox that was taken on

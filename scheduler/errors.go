@@ -30,6 +30,9 @@ var (
 	ErrUnavailable = errors.New("store unavailable")
 	// ErrDamaged: a record cannot be understood. The message says which and why.
 	ErrDamaged = errors.New("damaged record")
+	// ErrNewerRecord is returned for a chat whose record only a newer version of
+	// Bivouac may read. The record and its sandbox are left alone.
+	ErrNewerRecord = errors.New("record of a newer version")
 	// ErrBusy: too much of this is under way in this replica; try again later.
 	ErrBusy = errors.New("too many requests in flight")
 	// ErrConflict is what a [ConflictError] wraps.
@@ -40,7 +43,7 @@ var (
 // were asked for.
 type ConflictError struct {
 	Session Session // the one that stands
-	Reason  string  // the fields that differ, by comma: "agent_id,volume_host_path,runtime"
+	Reason  string  // the fields that differ, by comma: "agent_id,volume_host_path,runtime,labels"
 }
 
 func (e *ConflictError) Error() string {
@@ -75,6 +78,7 @@ var kinds = []struct {
 	{ErrLockTimeout, "lock_timeout"},
 	{ErrLockLost, "lock_lost"},
 	{ErrDamaged, "damaged_record"},
+	{ErrNewerRecord, "newer_record"},
 	{ErrBusy, "busy"},
 	{ErrUnavailable, "store_unavailable"},
 	{runtime.ErrNotPlaced, "not_placed"},

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"reflect"
 	"time"
 
 	"github.com/google/uuid"
@@ -72,7 +73,7 @@ func (s *Scheduler) renew(ctx context.Context, chatID uuid.UUID, ttl time.Durati
 	if later := now.Add(ttl); later.After(next.ExpiresAt) {
 		next.ExpiresAt = later
 	}
-	if next == *current {
+	if reflect.DeepEqual(next, *current) {
 		return next, nil
 	}
 	if err := write(ctx, lease, &next, Release); err != nil {

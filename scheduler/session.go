@@ -1,6 +1,7 @@
 package scheduler
 
 import (
+	"context"
 	"time"
 
 	"github.com/google/uuid"
@@ -21,7 +22,17 @@ type Session struct {
 	ExpiresAt      time.Time
 	State          State
 	Reason         string // why it is, or was before its stop, dead or lost, or what its stop waits for; else empty
+
+	Owner  string            // name of the caller that created it
+	Labels map[string]string // as the create gave them; never changed in place; may be nil
 }
+
+// DefaultOwner is the owner of every session for as long as callers have no
+// names, and of sessions from before owners were recorded.
+const DefaultOwner = "anonymous"
+
+// callerName returns the name of the caller that a use case is carried out for.
+func callerName(context.Context) string { return DefaultOwner }
 
 // State says how far a session is.
 type State string
@@ -60,5 +71,7 @@ func (s Session) spec() runtime.Spec {
 		VolumeHostPath: s.VolumeHostPath,
 		CreatedAt:      s.CreatedAt,
 		ExpiresAt:      s.ExpiresAt,
+		Owner:          s.Owner,
+		Labels:         s.Labels,
 	}
 }

@@ -3,6 +3,7 @@ package consul
 import (
 	"context"
 	"encoding/base64"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -189,14 +190,18 @@ func (s *Store) understand(pair *api.KVPair) (*scheduler.Session, error) {
 	if err == nil {
 		session, _, err = decodeRecord(pair.Key, chatID, pair.Value)
 	}
-	if err != nil {
+	switch {
+	case errors.Is(err, scheduler.ErrNewerRecord): // the scheduler reports it, once
+		s.log.Debug("skipped a record", "key", pair.Key, "error", err)
+		return nil, err
+	case err != nil:
 		s.log.Warn("skipped a record", "key", pair.Key, "error", err)
 		return nil, err
 	}
 	return session, nil
 }
 
-// appendDamaged notes whose record cannot be understood, if it lies where a
+// appendDamaged notes whose record cannot be read, if it lies where a
 // chat's record belongs.
 func (s *Store) appendDamaged(damaged []scheduler.DamagedRecord, pair *api.KVPair, err error) []scheduler.DamagedRecord {
 	chatID, noChat := chatOf(pair.Key)
