@@ -11,8 +11,8 @@ import (
 	"github.com/zclconf/go-cty/cty"
 )
 
-// freeTextAllowed says whether a session's free text may stand in a block of
-// the struct: where Nomad takes values for data.
+// freeTextAllowed reports whether the named block of a struct may contain a
+// session's free text. It may if Nomad treats the block's values as data.
 func freeTextAllowed(typ reflect.Type, name string) bool {
 	switch typ {
 	case reflect.TypeFor[api.Task]():
@@ -24,16 +24,17 @@ func freeTextAllowed(typ reflect.Type, name string) bool {
 	}
 }
 
-// splitByDriver are arguments in which docker and podman split strings at ":".
+// splitByDriver lists the arguments whose strings docker and podman split at
+// ":", and what to write instead.
 var splitByDriver = map[string]string{
-	"volumes":     "write a mount block, which takes a path with \":\" for what it is",
+	"volumes":     "write a mount block, which accepts a path with \":\"",
 	"devices":     "write a list of objects",
-	"extra_hosts": "the task finds it in its environment",
+	"extra_hosts": "read the value from the task's environment",
 }
 
 // anyMap decodes a body whose schema only the task driver knows. A block
-// becomes a list of maps, also when there is one only, and one with labels is
-// in a map by each label: that is what Nomad's drivers expect.
+// becomes a list of maps, even if there is only one, and each label adds a map
+// around it. Nomad's drivers expect this form.
 func (d *decoder) anyMap(body *hclsyntax.Body, free bool) map[string]any {
 	result := make(map[string]any)
 	for _, attr := range sortedAttributes(body) {
@@ -44,7 +45,7 @@ func (d *decoder) anyMap(body *hclsyntax.Body, free bool) map[string]any {
 		}
 		if split && hasFreeText(attr.Expr) {
 			d.problem(attr.Expr.Range(), "Free text not allowed here",
-				"The driver splits the strings of %s at \":\", so that a session's value could change more than itself: %s.", attr.Name, instead)
+				"The driver splits the strings of %s at \":\", so a session's value could add fields of its own: %s.", attr.Name, instead)
 			continue
 		}
 		goValue, err := d.goValue(value)
@@ -61,7 +62,7 @@ func (d *decoder) anyMap(body *hclsyntax.Body, free bool) map[string]any {
 		}
 		list, ok := result[block.Type].([]map[string]any)
 		if result[block.Type] != nil && !ok {
-			d.problem(block.TypeRange, "Duplicate argument", "%q is set as an argument already.", block.Type)
+			d.problem(block.TypeRange, "Duplicate argument", "%q is already set as an argument.", block.Type)
 			continue
 		}
 		result[block.Type] = append(list, inner)
@@ -69,7 +70,7 @@ func (d *decoder) anyMap(body *hclsyntax.Body, free bool) map[string]any {
 	return result
 }
 
-// hasFreeText says whether the expression names free text of the session.
+// hasFreeText reports whether the expression refers to the session's free text.
 func hasFreeText(expr hclsyntax.Expression) bool {
 	for _, traversal := range expr.Variables() {
 		if traversal.RootName() != "session" {
@@ -86,7 +87,7 @@ func hasFreeText(expr hclsyntax.Expression) bool {
 	return false
 }
 
-// goValue converts a value into what encoding/json writes for it.
+// goValue converts a value to the Go types that encoding/json writes.
 func (d *decoder) goValue(value cty.Value) (any, error) {
 	typ := value.Type()
 	switch {
@@ -128,6 +129,6 @@ func (d *decoder) goValue(value cty.Value) (any, error) {
 		}
 		return result, nil
 	default:
-		return nil, fmt.Errorf("a %s cannot stand in a job", typ.FriendlyName())
+		return nil, fmt.Errorf("a job cannot contain a %s", typ.FriendlyName())
 	}
 }

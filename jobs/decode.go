@@ -22,7 +22,7 @@ type decoder struct {
 	diags hcl.Diagnostics
 	// inUse holds the meta keys that protected values refer to.
 	inUse map[string]string
-	// ranges says where blocks stand, by the address of what they became.
+	// ranges has the position of each block, by the address of its decoded value.
 	ranges map[any]hcl.Range
 }
 
@@ -91,8 +91,8 @@ func (d *decoder) body(body *hclsyntax.Body, target reflect.Value) {
 		case !f.block:
 			d.value(attr.Expr, target.Field(f.index), false)
 		case typ.Field(f.index).Type == stringMapType:
-			// A block in Nomad's syntax. As an argument it may have keys that are no
-			// identifiers.
+			// A block in Nomad's syntax. Written as an argument, it may have keys that
+			// are not identifiers.
 			d.value(attr.Expr, target.Field(f.index), freeTextAllowed(typ, f.name))
 		default:
 			d.problem(attr.NameRange, "Block expected", "%q is a block here: write it without \"=\".", attr.Name)
@@ -110,7 +110,7 @@ func (d *decoder) body(body *hclsyntax.Body, target reflect.Value) {
 			d.problem(block.TypeRange, "Argument expected", "%q is an argument here: write it with \"=\".", block.Type)
 		default:
 			if given[block.Type] && !repeatable(target.Field(f.index)) {
-				d.problem(block.TypeRange, "Duplicate block", "There is a %s already.", block.Type)
+				d.problem(block.TypeRange, "Duplicate block", "There is already a %s block.", block.Type)
 				continue
 			}
 			d.block(block, target.Field(f.index), freeTextAllowed(typ, f.name))
@@ -124,7 +124,7 @@ func (d *decoder) body(body *hclsyntax.Body, target reflect.Value) {
 	}
 }
 
-// repeatable says whether several blocks may fill the field.
+// repeatable reports whether several blocks may fill the field.
 func repeatable(target reflect.Value) bool {
 	switch target.Kind() {
 	case reflect.Slice:
@@ -146,7 +146,7 @@ func (d *decoder) block(block *hclsyntax.Block, target reflect.Value, free bool)
 	case typ.Kind() == reflect.Map && typ.Elem().Kind() != reflect.Pointer:
 		d.diags = d.diags.Extend(wantLabels(block, 0))
 		if len(block.Body.Blocks) > 0 {
-			d.problem(block.Body.Blocks[0].TypeRange, "Unknown block", "A %s block has no blocks in it.", block.Type)
+			d.problem(block.Body.Blocks[0].TypeRange, "Unknown block", "A %s block cannot contain blocks.", block.Type)
 		}
 		entries := reflect.MakeMap(typ)
 		for _, attr := range sortedAttributes(block.Body) {
@@ -166,7 +166,7 @@ func (d *decoder) block(block *hclsyntax.Block, target reflect.Value, free bool)
 		}
 		label := reflect.ValueOf(block.Labels[0])
 		if target.MapIndex(label).IsValid() {
-			d.problem(block.LabelRanges[0], "Duplicate block", "There is a %s %q already.", block.Type, block.Labels[0])
+			d.problem(block.LabelRanges[0], "Duplicate block", "There is already a %s %q.", block.Type, block.Labels[0])
 		}
 		target.SetMapIndex(label, item)
 	case typ.Kind() == reflect.Slice && typ.Elem().Kind() == reflect.Pointer:
@@ -180,7 +180,7 @@ func (d *decoder) block(block *hclsyntax.Block, target reflect.Value, free bool)
 	}
 }
 
-// labelled makes a struct from a block, its label included.
+// labelled makes a struct from a block and its label.
 func (d *decoder) labelled(block *hclsyntax.Block, typ reflect.Type) reflect.Value {
 	item := reflect.New(typ)
 	d.ranges[item.Interface()] = block.DefRange()
@@ -210,8 +210,8 @@ func (d *decoder) labelled(block *hclsyntax.Block, typ reflect.Type) reflect.Val
 	return item
 }
 
-// value evaluates expr into target and says whether it did: null sets nothing.
-// free says whether a session's free text may stand here.
+// value evaluates expr into target and reports whether it set target; null does
+// not. free is true if a session's free text is allowed here.
 func (d *decoder) value(expr hclsyntax.Expression, target reflect.Value, free bool) bool {
 	value, ok := d.eval(expr, free)
 	if !ok || value.IsNull() {

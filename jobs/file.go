@@ -7,7 +7,7 @@ import (
 	"github.com/hashicorp/hcl/v2/hclsyntax"
 )
 
-// file is a template's outer structure, with nothing evaluated yet.
+// file is the outer structure of a template. Nothing is evaluated yet.
 type file struct {
 	variables []*hclsyntax.Block
 	ready     *hclsyntax.Block
@@ -45,7 +45,7 @@ func splitFile(body *hclsyntax.Body) (*file, hcl.Diagnostics) {
 		}
 		diags = diags.Extend(wantLabels(block, labels))
 		if place != nil && *place != nil {
-			diags = diags.Append(problem(block.TypeRange, "Duplicate block", "There is a %s block already.", block.Type))
+			diags = diags.Append(problem(block.TypeRange, "Duplicate block", "There is already a %s block.", block.Type))
 		}
 		if place != nil {
 			*place = block

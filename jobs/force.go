@@ -19,7 +19,7 @@ import (
 var notForTemplates = map[reflect.Type]map[string]string{
 	reflect.TypeFor[api.Job](): {
 		"id":            "Bivouac derives the job's ID from the session",
-		"region":        "the region is that of Bivouac's connection to Nomad (NOMAD_REGION)",
+		"region":        "Bivouac uses the region of its Nomad connection (NOMAD_REGION)",
 		"periodic":      "a sandbox starts when its session does",
 		"parameterized": "a sandbox starts when its session does",
 		"multiregion":   "a session has one sandbox",
@@ -30,7 +30,7 @@ var notForTemplates = map[reflect.Type]map[string]string{
 	reflect.TypeFor[api.TaskGroup](): {
 		"restart":                      oneLife,
 		"reschedule":                   oneLife,
-		"disconnect":                   "Bivouac sets it, so that a lost sandbox is stopped by its client and never replaced",
+		"disconnect":                   "Bivouac sets it, so that the Nomad client stops a lost sandbox and Nomad never replaces it",
 		"migrate":                      oneLife,
 		"update":                       "a sandbox's job is never updated",
 		"scaling":                      "a session has one sandbox",
@@ -45,9 +45,9 @@ var notForTemplates = map[reflect.Type]map[string]string{
 	},
 }
 
-const oneLife = "a sandbox that ended is not started again: its session is replaced"
+const oneLife = "a sandbox that ended is not started again; its session is replaced"
 
-// onlyAs lists what a template may say if it says what holds anyway.
+// onlyAs lists what a template may set only to the value that Bivouac sets anyway.
 var onlyAs = map[reflect.Type]map[string]cty.Value{
 	reflect.TypeFor[api.Job]():       {"type": cty.StringVal(api.JobTypeBatch)},
 	reflect.TypeFor[api.TaskGroup](): {"count": cty.NumberIntVal(1)},
@@ -73,15 +73,15 @@ func (d *decoder) refused(typ reflect.Type, name string, at hcl.Range, expr hcls
 	return true
 }
 
-// shorthands are the arguments of a constraint or affinity that stand for an
-// operator and its right side.
+// shorthands are the arguments of a constraint or affinity that set an operator
+// and its right side at once.
 var shorthands = []string{
 	api.ConstraintVersion, api.ConstraintSemver, api.ConstraintRegex,
 	api.ConstraintSetContains, api.ConstraintSetContainsAll, api.ConstraintSetContainsAny,
 	api.ConstraintDistinctHosts, api.ConstraintDistinctProperty,
 }
 
-// shorthand decodes such an argument.
+// shorthand decodes such an argument and reports whether attr is one.
 func (d *decoder) shorthand(target reflect.Value, attr *hclsyntax.Attribute) bool {
 	var operator, left, right *string
 	switch c := target.Addr().Interface().(type) {
@@ -108,7 +108,7 @@ func (t *Template) newDecoder(spec runtime.Spec) *decoder {
 	return newDecoder(scope{"var": cty.ObjectVal(t.variables), "session": sessionValue(spec)})
 }
 
-// decodeReady reads the ready block, in which nothing depends on a session.
+// decodeReady reads the ready block. Nothing in it depends on a session.
 func (t *Template) decodeReady() (Ready, hcl.Diagnostics) {
 	d := newDecoder(scope{"var": cty.ObjectVal(t.variables)})
 	block := struct {
@@ -123,15 +123,15 @@ func (t *Template) decodeReady() (Ready, hcl.Diagnostics) {
 	switch {
 	case d.diags.HasErrors():
 	case block.Type == "tcp" && (block.Path != "" || block.SessionID):
-		d.problem(at, "Wrong ready check", "path and session_id are for type \"http\".")
+		d.problem(at, "Wrong ready check", "path and session_id require type \"http\".")
 	case block.Type == "http" && block.Path == "":
 		d.problem(at, "Wrong ready check", "type \"http\" needs a path.")
 	case block.Type != "tcp" && block.Type != "http":
-		d.problem(at, "Wrong ready check", "The type is \"tcp\" or \"http\", not %q.", block.Type)
+		d.problem(at, "Wrong ready check", "The type must be \"tcp\" or \"http\", not %q.", block.Type)
 	case block.Timeout <= 0:
-		d.problem(at, "Wrong ready check", "The timeout must be more than zero.")
+		d.problem(at, "Wrong ready check", "The timeout must be greater than 0.")
 	case block.Timeout > MaxReadyTimeout:
-		d.problem(at, "Wrong ready check", "The timeout is %v, and %v at most.", block.Timeout, MaxReadyTimeout)
+		d.problem(at, "Wrong ready check", "The timeout is %v, but must be at most %v.", block.Timeout, MaxReadyTimeout)
 	}
 	r := Ready{Port: block.Port, Timeout: block.Timeout}
 	r.Check.HTTPPath, r.Check.WantSessionID = block.Path, block.SessionID
@@ -141,7 +141,8 @@ func (t *Template) decodeReady() (Ready, hcl.Diagnostics) {
 	return r, d.diags
 }
 
-// decodeJob evaluates the template for a session, and sets what must hold.
+// decodeJob evaluates the template for a session and sets what every sandbox's
+// job must have.
 func (t *Template) decodeJob(spec runtime.Spec, instance string) (*api.Job, hcl.Diagnostics) {
 	d := t.newDecoder(spec)
 	job := &api.Job{}
@@ -161,7 +162,7 @@ func (t *Template) decodeJob(spec runtime.Spec, instance string) (*api.Job, hcl.
 	return job, d.diags
 }
 
-// checkShape refuses jobs that could not be one sandbox with one port.
+// checkShape refuses a job that is not one sandbox with one port.
 func (d *decoder) checkShape(t *Template, job *api.Job) {
 	at := t.file.job.DefRange()
 	if len(job.TaskGroups) != 1 {
@@ -192,7 +193,7 @@ func (d *decoder) checkShape(t *Template, job *api.Job) {
 	}
 }
 
-// checkNames refuses env and meta names that are Bivouac's own.
+// checkNames refuses env and meta names that Bivouac or Nomad sets.
 func (d *decoder) checkNames(at hcl.Range, values ...map[string]string) {
 	for _, m := range values {
 		for _, name := range slices.Sorted(maps.Keys(m)) {
@@ -207,5 +208,5 @@ func (d *decoder) checkNames(at hcl.Range, values ...map[string]string) {
 	}
 }
 
-// isMain says whether the task is one that the group exists for.
+// isMain reports whether the task is a main task: one without a lifecycle block.
 func isMain(task *api.Task) bool { return task.Lifecycle == nil }

@@ -1,15 +1,14 @@
-// Package jobs turns a session into a Nomad job, by a job template.
+// Package jobs turns a session into a Nomad job with a job template.
 //
-// A template is an HCL file: variables, a ready check, and a job in Nomad's own
-// jobspec syntax. What must hold for every sandbox, whatever the template says,
-// is set here: the job's ID, its meta, its environment, and that Nomad neither
-// restarts, nor reschedules, nor replaces it.
+// A template is an HCL file with variables, a ready check and a job in Nomad's
+// jobspec syntax. [Load] reads one, and [Template.Job] makes a session's job. For
+// every job the package sets the job's ID, meta and environment, whatever the
+// template contains, and keeps Nomad from restarting, rescheduling or replacing
+// it. A session's values enter the job as data: they are never parsed again, and
+// Nomad's interpolation leaves them unchanged.
 //
-// The values of a session enter a job as data. They are never pasted into text
-// that is parsed again, and they survive Nomad's own interpolation.
-//
-// The package is pure: the same session gives the same job. It must never talk
-// to Nomad.
+// The package does not talk to Nomad. The same session always gives the same
+// job.
 package jobs
 
 import (
@@ -33,30 +32,30 @@ import (
 	"github.com/bivouac/bivouac/runtime/ready"
 )
 
-// IDPrefix begins the ID of every job of Bivouac; the session's ID follows.
+// IDPrefix is the prefix of the ID of every Bivouac job. The session ID follows it.
 const IDPrefix = "bivouac-"
 
 // ID returns the job ID of a session.
 func ID(sessionID string) string { return IDPrefix + sessionID }
 
-// The keys of a job's meta by which Bivouac knows its own jobs.
+// The meta keys of Bivouac's jobs.
 const (
 	MetaSessionID = "session_id"
 	MetaChatID    = "chat_id"
 	MetaAgentID   = "agent_id"
 	MetaInstance  = "bivouac_instance"
-	// What else a session's record holds, so that one that was lost can be
-	// written again. Times are RFC 3339, in UTC.
+	// These hold the rest of the session's record, so that a lost record can be
+	// written again. Times are RFC 3339 in UTC.
 	MetaVolumeHostPath = "volume_host_path"
 	MetaCreatedAt      = "created_at"
 	MetaExpiresAt      = "expires_at" // as planned at creation
 	// MetaDescription is the session's owner and labels, as JSON.
 	MetaDescription = "bivouac_description"
-	// MetaSpec is a fingerprint of the spec, see [Fingerprint].
+	// MetaSpec is the spec's [Fingerprint].
 	MetaSpec = "bivouac_spec"
-	// MetaMainTasks names the main tasks, see [MainTasks].
+	// MetaMainTasks holds the names of the main tasks; see [MainTasks].
 	MetaMainTasks = "bivouac_main_tasks"
-	// MetaTombstone marks a job that only takes up its ID.
+	// MetaTombstone marks a job that only occupies its ID; see [Template.Tombstone].
 	MetaTombstone = "bivouac_tombstone"
 )
 
@@ -66,30 +65,30 @@ var embedded embed.FS
 // maxTemplate bounds a template file, in bytes.
 const maxTemplate = 1 << 20
 
-// Template makes jobs. It is safe for concurrent use.
+// Template makes the jobs of sessions. It is safe for concurrent use.
 type Template struct {
 	file      *file
 	variables map[string]cty.Value
 	ready     Ready
-	sample    *api.Job // of a made-up session, for what does not depend on one
+	sample    *api.Job // the job of a made-up session
 }
 
-// MaxReadyTimeout is the longest that a template may give a sandbox to become
-// ready. A use case has 5 minutes: what takes longer would be cut off before it
-// could say what it waited for.
+// MaxReadyTimeout is the longest ready timeout that a template may set. A use
+// case has 5 minutes in all, so a longer wait would be cut off before it could
+// report what it waited for.
 const MaxReadyTimeout = 4 * time.Minute
 
-// Ready says when a sandbox made from a template is ready.
+// Ready defines when a sandbox made from a template is ready.
 type Ready struct {
-	Port    string        // label of the port that is asked
+	Port    string        // label of the port to check
 	Check   ready.Check   // what counts as an answer
 	Timeout time.Duration // from the job's registration, [MaxReadyTimeout] at most
 }
 
-// Load reads a template: one of those that [Names] lists, or else the file of
-// that name. Variables are given as text and converted to what the template
-// declares. All that can be wrong with a template is found here, with file and
-// line.
+// Load reads a template: one that [Names] lists, or else the file with that
+// path. Variables are given as text and converted to the types that the template
+// declares. Load finds everything that can be wrong with a template, and its
+// errors name the file and line.
 func Load(nameOrPath string, variables map[string]string) (*Template, error) {
 	name, src, err := read(nameOrPath)
 	if err != nil {
@@ -98,7 +97,8 @@ func Load(nameOrPath string, variables map[string]string) (*Template, error) {
 	return Parse(name, src, variables)
 }
 
-// Parse does as [Load] does, with a template's text; filename is for messages.
+// Parse is like [Load], but takes the template's text. filename is used in
+// error messages only.
 func Parse(filename string, src []byte, variables map[string]string) (*Template, error) {
 	t, diags := parse(filename, src, variables)
 	if diags.HasErrors() {
@@ -113,8 +113,8 @@ func parse(filename string, src []byte, variables map[string]string) (*Template,
 		return nil, firstOf(diags)
 	}
 	body, ok := parsed.Body.(*hclsyntax.Body)
-	if !ok { // cannot be: that is what ParseConfig returns
-		return nil, hcl.Diagnostics{problem(parsed.Body.MissingItemRange(), "Unknown syntax", "A template is HCL's native syntax.")}
+	if !ok { // never: ParseConfig returns this type
+		return nil, hcl.Diagnostics{problem(parsed.Body.MissingItemRange(), "Unknown syntax", "A template must use HCL's native syntax.")}
 	}
 	f, diags := splitFile(body)
 	if diags.HasErrors() {
@@ -132,8 +132,8 @@ func parse(filename string, src []byte, variables map[string]string) (*Template,
 	if t.ready, diags = t.decodeReady(); diags.HasErrors() {
 		return nil, diags
 	}
-	// A job of a made-up session brings every mistake to light that any
-	// session's job could have.
+	// The job of a made-up session shows every mistake that the job of any
+	// session could have.
 	if t.sample, diags = t.decodeJob(sampleSpec(), "sample"); diags.HasErrors() {
 		return nil, diags
 	}
@@ -142,14 +142,14 @@ func parse(filename string, src []byte, variables map[string]string) (*Template,
 	}
 	if open := t.ready.Check.StayOpen; t.ready.Timeout <= open {
 		return nil, hcl.Diagnostics{problem(f.ready.DefRange(), "Wrong ready check",
-			"The timeout is %v, but behind Docker's proxy a connection counts only after %v: make it longer, or use type \"http\".", t.ready.Timeout, open)}
+			"The timeout is %v, but behind Docker's proxy a connection counts only after it stayed open for %v: set a longer timeout, or use type \"http\".", t.ready.Timeout, open)}
 	}
 	return t, nil
 }
 
-// isPublished says whether a container engine publishes the group's ports, which
-// it may do by a proxy that listens before the container does. In a network of
-// its own a group's ports lead straight to its tasks.
+// isPublished reports whether a container engine publishes the group's ports. It
+// may use a proxy for that, which listens before the container does. If the group
+// has its own network, its ports lead straight to its tasks.
 func isPublished(group *api.TaskGroup) bool {
 	network := group.Networks[0].Mode
 	return (network == "" || network == "host") && slices.ContainsFunc(group.Tasks, func(task *api.Task) bool {
@@ -157,12 +157,12 @@ func isPublished(group *api.TaskGroup) bool {
 	})
 }
 
-// maxSyntaxErrors is how many syntax errors of a template are told. One missing
-// quotation mark turns all strings that follow inside out.
+// maxSyntaxErrors is how many syntax errors of a template are reported. One
+// missing quotation mark can cause an error in every string that follows.
 const maxSyntaxErrors = 3
 
-// firstOf returns the first syntax errors by their place in the file, and says
-// how many more there are.
+// firstOf returns the first syntax errors in the order of the file, followed by
+// one that counts the rest.
 func firstOf(diags hcl.Diagnostics) hcl.Diagnostics {
 	start := func(d *hcl.Diagnostic) int {
 		if d.Subject == nil {
@@ -180,7 +180,7 @@ func firstOf(diags hcl.Diagnostics) hcl.Diagnostics {
 		Severity: hcl.DiagError,
 		Subject:  errs[maxSyntaxErrors].Subject,
 		Summary:  "More syntax errors",
-		Detail:   fmt.Sprintf("There are %d more from here on, which may all follow from the first.", left),
+		Detail:   fmt.Sprintf("There are %d more from here on; the first may have caused them all.", left),
 	})
 }
 
@@ -192,7 +192,7 @@ func read(nameOrPath string) (name string, src []byte, err error) {
 	}
 	info, err := os.Stat(nameOrPath)
 	if errors.Is(err, fs.ErrNotExist) && !strings.ContainsAny(nameOrPath, "/.") {
-		return "", nil, fmt.Errorf("neither a file nor one of %s", strings.Join(Names(), ", "))
+		return "", nil, fmt.Errorf("no such file or embedded template (available: %s)", strings.Join(Names(), ", "))
 	}
 	if err != nil {
 		return "", nil, err
@@ -204,11 +204,11 @@ func read(nameOrPath string) (name string, src []byte, err error) {
 	return nameOrPath, src, err
 }
 
-// Names returns the embedded templates.
+// Names returns the names of the embedded templates.
 func Names() []string { return []string{"docker", "exec", "raw_exec"} }
 
-// Job returns the job of spec's sandbox. instance names the replicas that work
-// together. Its errors wrap [runtime.ErrInvalid].
+// Job returns the job of spec's sandbox. instance is the ID of the Bivouac
+// instance: the replicas that work together. Its errors wrap [runtime.ErrInvalid].
 func (t *Template) Job(spec runtime.Spec, instance string) (*api.Job, error) {
 	if err := validate(spec); err != nil {
 		return nil, fmt.Errorf("job: %w: %w", runtime.ErrInvalid, err)
@@ -220,11 +220,11 @@ func (t *Template) Job(spec runtime.Spec, instance string) (*api.Job, error) {
 	return job, nil
 }
 
-// Ready returns when a sandbox of this template is ready.
+// Ready returns the template's ready check.
 func (t *Template) Ready() Ready { return t.ready }
 
-// Namespace returns the template's namespace, empty where it names none and so
-// leaves it to the Nomad client's settings.
+// Namespace returns the template's namespace. It is empty if the template sets
+// none; then the settings of the Nomad API client apply.
 func (t *Template) Namespace() string {
 	if t.sample.Namespace == nil {
 		return ""
@@ -232,12 +232,12 @@ func (t *Template) Namespace() string {
 	return *t.sample.Namespace
 }
 
-// Sample returns the job of a made-up session, which is the same as a real one's
-// to whoever judges jobs. It must be neither changed nor run.
+// Sample returns the job of a made-up session, to check whether Nomad would accept
+// a real one. Callers must not change or run it.
 func (t *Template) Sample() *api.Job { return t.sample }
 
-// Tombstone returns a stopped job that runs nothing and takes up the session's
-// job ID, so that a first registration of that session that comes late fails.
+// Tombstone returns a stopped job that runs nothing and occupies the session's
+// job ID, so that a late first registration of that session fails.
 func (t *Template) Tombstone(sessionID, instance string) *api.Job {
 	group := t.sample.TaskGroups[0]
 	task := api.NewTask("none", group.Tasks[0].Driver)

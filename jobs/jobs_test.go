@@ -301,12 +301,12 @@ func TestReady_of_a_group_with_a_network_of_its_own(t *testing.T) {
 
 func TestLoad_refuses_a_wrong_ready_check(t *testing.T) {
 	for says, vars := range map[string]map[string]string{
-		"counts only after 3s": {"ready_type": "tcp", "ready_timeout": "3s"},
-		`not "udp"`:            {"ready_type": "udp"},
-		"docker.hcl:":          {"ready_timeout": "4m1s"},
-		"4m0s at most":         {"ready_timeout": "4m1s"},
-		"more than zero":       {"ready_timeout": "0s"},
-		"does not begin with":  {"ready_path": "healthz"},
+		"counts only after it stayed open for 3s": {"ready_type": "tcp", "ready_timeout": "3s"},
+		`not "udp"`:           {"ready_type": "udp"},
+		"docker.hcl:":         {"ready_timeout": "4m1s"},
+		"at most 4m0s":        {"ready_timeout": "4m1s"},
+		"greater than 0":      {"ready_timeout": "0s"},
+		"does not begin with": {"ready_path": "healthz"},
 	} {
 		_, err := jobs.Load("docker", vars)
 		must.ErrorContains(t, err, says)

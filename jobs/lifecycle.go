@@ -11,23 +11,24 @@ import (
 	"github.com/hashicorp/nomad/api"
 )
 
-// MaxStop is the longest that a template may let Nomad take to stop a sandbox:
-// shutdown delays and kill timeouts, those of tasks that are stopped one after
-// another added up. Bivouac waits a minute for a stop, in which Nomad also has
-// to decide on it and to report the end.
+// MaxStop is the longest time that a template may give Nomad to stop a sandbox:
+// its shutdown delays and kill timeouts, added up for tasks that Nomad stops one
+// after another. Bivouac waits one minute for a stop, and Nomad also needs time
+// to schedule the stop and to report the end.
 const MaxStop = 45 * time.Second
 
-// Nomad's defaults. The proxy is the task that Nomad adds for a service with a
-// connect block.
+// These are Nomad's defaults. The proxy is the task that Nomad adds for a service
+// with a connect block.
 const (
 	defaultKillTimeout = 5 * time.Second
 	defaultProxyDelay  = 5 * time.Second
 )
 
-// checkBlock refuses what would run a task of a sandbox twice, and what could
-// keep a sandbox from ever ending. A sandbox is one run of its tasks, but the
-// restart policy that Bivouac sets does not count where a new value restarts one.
-// It does count for check_restart, which so ends the task, once and for all.
+// checkBlock refuses a block that would run a task of a sandbox twice, or that
+// could keep a sandbox from ever ending. A sandbox is one run of its tasks, but
+// Nomad ignores the restart policy that Bivouac sets if a changed template or
+// secret restarts a task. It respects the policy for check_restart, which
+// therefore ends the task for good.
 func (d *decoder) checkBlock(block *hclsyntax.Block, decoded any) {
 	switch c := decoded.(type) {
 	case *api.Template:
@@ -39,14 +40,14 @@ func (d *decoder) checkBlock(block *hclsyntax.Block, decoded any) {
 	case *api.TaskLifecycle:
 		if c.Hook == api.TaskLifecycleHookPoststop {
 			d.problem(rangeOf(block, "hook"), "Not for job templates",
-				"A task with hook = \"poststop\" cannot be set: Nomad never ends one that hangs, so that the sandbox could not be stopped. "+
-					"Let the main task do it when it gets its kill_signal, within its kill_timeout.")
+				"A task with hook = \"poststop\" cannot be set: Nomad never ends one that hangs, so the sandbox could not be stopped. "+
+					"Let the main task do this work when it gets its kill_signal, within its kill_timeout.")
 		}
 	}
 }
 
-// checkChange refuses a reaction to a new value that starts the task again, or
-// that no task can survive.
+// checkChange refuses a change_mode that restarts the task, and a change_signal
+// that no task can handle.
 func (d *decoder) checkChange(block *hclsyntax.Block, mode, unset, signal string) {
 	if cmp.Or(mode, unset) == "restart" {
 		instead := `"noop" or "signal"`
@@ -62,12 +63,13 @@ func (d *decoder) checkChange(block *hclsyntax.Block, mode, unset, signal string
 	}
 	if signal = strings.ToUpper(signal); signal == "SIGKILL" || signal == "SIGSTOP" {
 		d.problem(rangeOf(block, "change_signal"), "Not for job templates",
-			"change_signal = %q cannot be set: a task cannot handle it, so that each change would end the sandbox or stop it short. "+
+			"change_signal = %q cannot be set: a task cannot handle it, so each change would end or suspend the sandbox. "+
 				"Write a signal that the task handles, such as \"SIGHUP\".", signal)
 	}
 }
 
-// rangeOf returns where a block sets an argument, or else where the block is.
+// rangeOf returns the position of a block's argument, or of the block if it does
+// not set that argument.
 func rangeOf(block *hclsyntax.Block, argument string) hcl.Range {
 	if attr := block.Body.Attributes[argument]; attr != nil {
 		return attr.SrcRange
@@ -79,14 +81,14 @@ func rangeOf(block *hclsyntax.Block, argument string) hcl.Range {
 func (d *decoder) checkStop(group *api.TaskGroup) {
 	if longest := longestStop(group); longest > MaxStop {
 		d.problem(d.ranges[group], "Too long a stop",
-			"Nomad could take %v to stop a sandbox, and Bivouac waits for %v at most. Shorten shutdown_delay and kill_timeout: "+
-				"that of the group, of the leader, of the slowest other task, and of the slowest sidecar add up.", longest, MaxStop)
+			"Nomad could take %v to stop a sandbox, but Bivouac allows %v at most. Shorten shutdown_delay and kill_timeout: "+
+				"those of the group, of the leader, of the slowest other task and of the slowest sidecar add up.", longest, MaxStop)
 	}
 }
 
-// longestStop returns how long Nomad's client lets the tasks of a group live
-// once it was told to stop it. It waits for the group's delay, and then ends the
-// leader, the other tasks, and the sidecars, one kind after the other.
+// longestStop returns how long a Nomad client may take to stop a group. The client
+// waits for the group's delay, and then ends the leader, the other tasks and the
+// sidecars, one kind after the other.
 func longestStop(group *api.TaskGroup) time.Duration {
 	var leader, others, sidecars time.Duration
 	for _, task := range group.Tasks {

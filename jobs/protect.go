@@ -5,19 +5,19 @@ import (
 	"strings"
 )
 
-// Nomad's client interpolates env and meta values in one pass ("${name}" becomes
-// the name's value, unknown names stay, there is no escape), and reads each
-// string of a driver's config as an HCL template ("${" and "%{"). A session's
+// A Nomad client interpolates env and meta values in one pass: "${name}" becomes
+// the name's value, unknown names stay, and there is no escape. It also parses
+// each string of a driver's config as an HCL template ("${" and "%{"). A session's
 // value must pass through both unchanged.
 //
-// Both know the job's meta as NOMAD_META_…, and neither reads again what it put
-// in. So a job whose session has such characters carries a "$" and a "%" in its
-// meta, and values refer to those.
+// Both offer the job's meta as NOMAD_META_…, and neither parses an inserted value
+// again. So if a session has such characters, its job has a "$" and a "%" in its
+// meta, and the job's values refer to those.
 //
-// Which characters came from a session is only known while the template is
-// evaluated, and what needs protection only afterwards, when all parts of a
-// string are together. In between, control characters, which a session's values
-// cannot hold, stand in for "$" and "%".
+// Only the evaluation of the template knows which characters came from a session.
+// What needs protection is known only afterwards, when all parts of a string are
+// joined. In between, control characters replace a session's "$" and "%". A
+// session's values cannot contain control characters.
 const (
 	dollarStandIn  = "\x01"
 	percentStandIn = "\x02"
@@ -36,19 +36,18 @@ var (
 		dollarStandIn, dollarRef, "$", dollarRef,
 		percentStandIn, percentRef, "%", percentRef,
 	)
-	// signs are those in front of a brace, at least one of them a session's.
-	// A row of them counts as one, since HCL reads "$${" and "%%{" as escapes.
+	// signs matches the signs before a brace if at least one came from a session.
+	// A row of signs is one match, because HCL reads "$${" and "%%{" as escapes.
 	signs = regexp.MustCompile(`[$%\x01\x02]*[\x01\x02][$%\x01\x02]*\{`)
 )
 
 func standIn(s string) string { return standIns.Replace(s) }
 
-// protected returns s in the form that arrives as it was meant after Nomad's
-// interpolation. What the template's author wrote for Nomad to interpolate
-// stays so.
+// protected returns s in a form whose session values are unchanged after Nomad's
+// interpolation. What the template's author wrote for Nomad to interpolate stays.
 func protected(s string) string {
 	return originals.Replace(signs.ReplaceAllStringFunc(s, func(row string) string {
-		opening := len(row) - 1 // of the brace, and of the author's sign before it
+		opening := len(row) - 1 // index of the brace, or of the author's sign before it
 		if row[opening-1] == '$' || row[opening-1] == '%' {
 			opening--
 		}

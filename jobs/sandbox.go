@@ -10,20 +10,20 @@ import (
 	"github.com/bivouac/bivouac/runtime"
 )
 
-// stopOnClientAfter is how long a client that lost its servers lets a sandbox
-// run on. Together with "replace = false" it keeps Nomad from starting a second
-// one elsewhere when the node is lost, whatever its length. It does not keep
-// later evaluations of the job from that, of which one comes after this time
-// where the servers never saw the first one run: the driver stops the job of an
-// allocation that was given up.
+// stopOnClientAfter is how long a Nomad client that lost its servers lets a
+// sandbox run on. Together with "replace = false" it keeps Nomad from starting a
+// second sandbox elsewhere when a node is lost. Any length does that. It does not
+// keep later evaluations of the job from placing one. If the servers never saw the
+// first allocation run, such an evaluation comes after this time. So the driver
+// stops the job of an allocation that Nomad gave up.
 //
-// A client counts from its last heartbeat, and a healthy one sends the next only
-// after 10 to 20 s, and later in a large cluster. So it must be well above that:
-// a shorter time ends sandboxes of which nothing is wrong. 5 minutes is also what
-// new leaders give clients to find them (failover_heartbeat_ttl).
+// The client counts from its last heartbeat. A healthy client sends the next one
+// after 10 to 20 s, and later in a large cluster. A value that is not well above
+// that would end healthy sandboxes. 5 minutes is also the time that a new leader
+// gives clients to find it (failover_heartbeat_ttl).
 const stopOnClientAfter = 5 * time.Minute
 
-// force sets what holds for every sandbox's job.
+// force sets what every sandbox's job must have.
 func (d *decoder) force(t *Template, job *api.Job, spec runtime.Spec, instance, workspace string) {
 	job.ID = new(ID(spec.SessionID))
 	if job.Name == nil {
@@ -59,7 +59,7 @@ func (d *decoder) force(t *Template, job *api.Job, spec runtime.Spec, instance, 
 			"BIVOUAC_AGENT_ID":   d.protect(spec.AgentID),
 			"BIVOUAC_WORKSPACE":  workspace,
 		})
-		if isMain(task) { // others must not take the port for theirs
+		if isMain(task) { // other tasks must not listen on the port
 			setAll(&task.Env, map[string]string{"PORT": "${NOMAD_PORT_" + t.ready.Port + "}"})
 		}
 	}
@@ -75,11 +75,10 @@ func (d *decoder) force(t *Template, job *api.Job, spec runtime.Spec, instance, 
 	maps.Copy(job.Meta, d.inUse)
 }
 
-// mainTaskSeparator stands between names: Nomad allows no task to have it in its
-// name.
+// mainTaskSeparator separates task names. Nomad does not allow it in a task name.
 const mainTaskSeparator = "/"
 
-// mainTasks lists the group's main tasks for the job's meta.
+// mainTasks returns the names of the group's main tasks for the job's meta.
 func mainTasks(group *api.TaskGroup) string {
 	var names []string
 	for _, task := range group.Tasks {
@@ -90,10 +89,10 @@ func mainTasks(group *api.TaskGroup) string {
 	return strings.Join(names, mainTaskSeparator)
 }
 
-// MainTasks returns the names of a job's main tasks, those without a lifecycle
-// block, by its meta. Lists and events of Nomad tell a job's meta, but not which
-// tasks of an allocation are the main ones. A job that an older Bivouac made
-// does not name them: then it returns none.
+// MainTasks returns the names of a job's main tasks from its meta. Main tasks are
+// those without a lifecycle block. Nomad's lists and events contain a job's meta,
+// but do not show which tasks of an allocation are main tasks. MainTasks returns
+// nil for the job of an older Bivouac, which does not name them.
 func MainTasks(meta map[string]string) []string {
 	if meta[MetaMainTasks] == "" {
 		return nil
@@ -101,16 +100,16 @@ func MainTasks(meta map[string]string) []string {
 	return strings.Split(meta[MetaMainTasks], mainTaskSeparator)
 }
 
-// protect returns a session's value in the form in which a job carries it.
+// protect returns a session's value in the form that a job uses.
 func (d *decoder) protect(value string) string {
 	text := protected(standIn(value))
 	d.noteReferences(text)
 	return text
 }
 
-// exportMeta makes a task's NOMAD_META_… what the meta says, where that holds
-// protected values: Nomad interpolates meta in no fixed order, so that there a
-// reference to other meta may come too early, but it interpolates env after it.
+// exportMeta sets a task's NOMAD_META_… variables from the meta values that contain
+// protected text. Nomad interpolates meta in no fixed order, so a reference from
+// one meta value to another may come too early. It interpolates env after meta.
 func exportMeta(task *api.Task, levels ...map[string]string) {
 	merged := make(map[string]string)
 	for _, meta := range levels {
@@ -128,7 +127,7 @@ func exportMeta(task *api.Task, levels ...map[string]string) {
 	}
 }
 
-// restoreMeta makes meta readable again for those who read the job.
+// restoreMeta undoes the protection in meta, for everybody who reads the job.
 func restoreMeta(meta map[string]string) {
 	plain := strings.NewReplacer(dollarRef, "$", percentRef, "%")
 	for key, value := range meta {
@@ -147,8 +146,8 @@ func noRestart() *api.RestartPolicy {
 	return &api.RestartPolicy{Attempts: new(0), Mode: new(api.RestartPolicyModeFail)}
 }
 
-// splitPorts sorts a network's ports as the API has them: those with a fixed
-// number apart.
+// splitPorts moves ports with a fixed number to ReservedPorts, as Nomad's API
+// expects.
 func splitPorts(network *api.NetworkResource) {
 	ports := network.DynamicPorts
 	network.DynamicPorts = nil

@@ -14,7 +14,7 @@ import (
 	"github.com/zclconf/go-cty/cty/function/stdlib"
 )
 
-// scope is what a template's expressions may name.
+// scope holds the variables that a template's expressions may use.
 type scope map[string]cty.Value
 
 func functions() map[string]function.Function {
@@ -33,7 +33,8 @@ func functions() map[string]function.Function {
 	}
 }
 
-// eval returns expr's value, fully known and without marks.
+// eval returns expr's value, fully known and without marks. It returns false and
+// adds a problem if there is no such value.
 func (d *decoder) eval(expr hclsyntax.Expression, free bool) (cty.Value, bool) {
 	ctx, diags := d.scope.context(expr)
 	if diags.HasErrors() {
@@ -46,7 +47,7 @@ func (d *decoder) eval(expr hclsyntax.Expression, free bool) (cty.Value, bool) {
 		return cty.NilVal, false
 	}
 	if !value.IsWhollyKnown() {
-		d.problem(expr.Range(), "Unknown value", "The value cannot be told here.")
+		d.problem(expr.Range(), "Unknown value", "The value is not known when the job is made.")
 		return cty.NilVal, false
 	}
 	structure := false
@@ -56,21 +57,21 @@ func (d *decoder) eval(expr hclsyntax.Expression, free bool) (cty.Value, bool) {
 	})
 	if structure {
 		d.problem(expr.Range(), "Free text as structure",
-			"session.agent_id and session.volume_host_path can be texts, but not decide which other values there are.")
+			"session.agent_id and session.volume_host_path can be used as strings only. They cannot decide which other values there are.")
 		return cty.NilVal, false
 	}
 	value, marks := value.UnmarkDeep()
 	if _, marked := marks[freeText]; marked && !free {
 		d.problem(expr.Range(), "Free text not allowed here",
-			"session.agent_id and session.volume_host_path can be used in env, meta and config, where they are data and nothing else. "+
-				"A task finds them in its environment, as BIVOUAC_AGENT_ID and BIVOUAC_WORKSPACE.")
+			"session.agent_id and session.volume_host_path can be used only in env, meta and config, where Nomad treats them as data. "+
+				"A task can read BIVOUAC_AGENT_ID and BIVOUAC_WORKSPACE from its environment.")
 		return cty.NilVal, false
 	}
 	return value, true
 }
 
-// context returns what expr is evaluated in: the scope, and each name that
-// Nomad itself will interpolate standing for its own interpolation.
+// context returns the variables for expr: the scope, and each name that Nomad
+// interpolates, with Nomad's own notation as its value.
 func (s scope) context(expr hclsyntax.Expression) (*hcl.EvalContext, hcl.Diagnostics) {
 	var diags hcl.Diagnostics
 	variables := maps.Clone(s)
@@ -83,28 +84,28 @@ func (s scope) context(expr hclsyntax.Expression) (*hcl.EvalContext, hcl.Diagnos
 			variables[root] = cty.StringVal(root)
 		case isNomadRoot(root):
 			diags = diags.Append(problem(traversal.SourceRange(), "Unknown variable",
-				"Nomad interpolates no such name here. In a job, write NOMAD_NAME, attr.NAME, device.NAME, env.NAME, meta.NAME or node.NAME. "+
-					"NAME may have letters, digits, '_', '-' and '.'; that of an environment variable has neither '-' nor '.'."))
+				"Nomad does not interpolate this name. In a job, write NOMAD_NAME, attr.NAME, device.NAME, env.NAME, meta.NAME or node.NAME. "+
+					"NAME may contain letters, digits, '_', '-' and '.'; the name of an environment variable cannot contain '-' or '.'."))
 		default:
 			diags = diags.Append(problem(traversal.SourceRange(), "Unknown variable",
-				"%q is neither var.NAME, nor one of session's, nor a name that Nomad interpolates (NOMAD_…, attr, device, env, meta, node).", root))
+				"%q is not known here. Use var.NAME, session.NAME, or a name that Nomad interpolates (NOMAD_…, attr, device, env, meta, node).", root))
 		}
 	}
 	return &hcl.EvalContext{Variables: variables, Functions: functions()}, diags
 }
 
-// nameForNomad rewrites an expression, so that each name that Nomad interpolates
-// becomes one variable, which is called as Nomad's interpolation is written. A
-// tree of objects could not hold all of them: the node attribute driver.docker
-// has a value, and so has driver.docker.version.
+// nameForNomad rewrites an expression so that each name that Nomad interpolates
+// becomes one variable, named as Nomad writes it ("${name}"). A tree of objects
+// could not hold all of them: the node attribute driver.docker has a value, and so
+// does driver.docker.version.
 func nameForNomad(expr hclsyntax.Expression) {
-	outer := make(map[*hcl.Traverser]string) // not those that a for expression declares
+	outer := make(map[*hcl.Traverser]string) // without variables that a for expression declares
 	for _, traversal := range expr.Variables() {
 		if name, ok := nomadName(traversal); ok {
 			outer[&traversal[0]] = name
 		}
 	}
-	_ = hclsyntax.VisitAll(expr, func(node hclsyntax.Node) hcl.Diagnostics { // it finds no fault
+	_ = hclsyntax.VisitAll(expr, func(node hclsyntax.Node) hcl.Diagnostics { // never returns any
 		if found, ok := node.(*hclsyntax.ScopeTraversalExpr); ok {
 			if name, ok := outer[&found.Traversal[0]]; ok {
 				found.Traversal = hcl.Traversal{hcl.TraverseRoot{Name: name, SrcRange: found.SrcRange}}
@@ -114,7 +115,7 @@ func nameForNomad(expr hclsyntax.Expression) {
 	})
 }
 
-// nameAllForNomad does as nameForNomad, with all expressions of a body.
+// nameAllForNomad calls nameForNomad for all expressions of a body.
 func nameAllForNomad(body *hclsyntax.Body) {
 	for _, attr := range body.Attributes {
 		nameForNomad(attr.Expr)
@@ -129,13 +130,13 @@ func isNomadRoot(name string) bool {
 }
 
 var (
-	// interpolated is a name that Nomad's client and scheduler interpolate.
+	// interpolated matches a name that Nomad's client and scheduler interpolate.
 	interpolated = regexp.MustCompile(`^[a-zA-Z0-9_.-]+$`)
-	// envName is a name by which an environment variable can be used everywhere.
+	// envName matches an environment variable that can be used everywhere.
 	envName = regexp.MustCompile(`^[a-zA-Z_][a-zA-Z0-9_]*$`)
 )
 
-// nomadName returns the interpolation that Nomad has for a name.
+// nomadName returns how Nomad writes the interpolation of a name.
 func nomadName(traversal hcl.Traversal) (string, bool) {
 	if !isNomadRoot(traversal.RootName()) {
 		return "", false
@@ -159,7 +160,7 @@ func nomadName(traversal hcl.Traversal) (string, bool) {
 	case strings.HasPrefix(path[0], "NOMAD_"):
 		return "${" + path[0] + "}", len(path) == 1
 	case path[0] == "env":
-		// Nomad knows env only in a driver's config, but the bare name everywhere.
+		// Nomad knows "env." only in a driver's config, but the bare name everywhere.
 		return "${" + name + "}", envName.MatchString(name)
 	default:
 		return "${" + path[0] + "." + name + "}", interpolated.MatchString(name)

@@ -18,11 +18,11 @@ import (
 	"github.com/bivouac/bivouac/runtime"
 )
 
-// freeText marks values that somebody outside chose, so that the decoder can
-// refuse them where Nomad would read more than data in them.
+// freeText marks values that a caller chose freely. The decoder refuses them
+// wherever Nomad would not treat them as plain data.
 const freeText = "free text"
 
-// sessionValue is what templates see as session.
+// sessionValue returns the value of session in templates.
 func sessionValue(spec runtime.Spec) cty.Value {
 	return cty.ObjectVal(map[string]cty.Value{
 		"id":               cty.StringVal(spec.SessionID),
@@ -32,7 +32,7 @@ func sessionValue(spec runtime.Spec) cty.Value {
 	})
 }
 
-// validate checks what the rest of the package relies on.
+// validate checks what the rest of the package relies on in a spec.
 func validate(spec runtime.Spec) error {
 	for name, id := range map[string]string{"session ID": spec.SessionID, "chat ID": spec.ChatID} {
 		if parsed, err := uuid.Parse(id); err != nil || parsed.String() != id {
@@ -71,8 +71,8 @@ func descriptionOf(spec runtime.Spec) string {
 	return plainJSON.Replace(string(text))
 }
 
-// Fingerprint tells specs apart: equal for two specs that stand for the same
-// sandbox. Times, owner and labels are not part of it.
+// Fingerprint returns a hash of spec without its times, owner and labels. Two specs
+// have the same fingerprint if they describe the same sandbox.
 func Fingerprint(spec runtime.Spec) string {
 	hash := sha256.New()
 	for _, s := range []string{spec.SessionID, spec.ChatID, spec.AgentID, spec.VolumeHostPath} {
@@ -81,9 +81,10 @@ func Fingerprint(spec runtime.Spec) string {
 	return hex.EncodeToString(hash.Sum(nil))
 }
 
-// SpecOf returns the spec that a job was made from, as its meta says. The job of
-// an older version has no owner and no labels. It returns false if the meta lacks a part of it, or if the parts do not fit the meta's
-// fingerprint, as in a job of an older version or one that was edited.
+// SpecOf returns the spec that a job was made from, read from the job's meta. It
+// returns false if a part is missing or if the parts do not match the fingerprint.
+// This happens with a job of an older Bivouac and with one that was edited. A job
+// from before owners and labels has neither.
 func SpecOf(meta map[string]string) (runtime.Spec, bool) {
 	created, createdErr := time.Parse(time.RFC3339Nano, meta[MetaCreatedAt])
 	expires, expiresErr := time.Parse(time.RFC3339Nano, meta[MetaExpiresAt])

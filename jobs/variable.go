@@ -11,15 +11,15 @@ import (
 	"github.com/zclconf/go-cty/cty/convert"
 )
 
-// values returns the value of each variable that the template declares: as
-// given, or its default.
+// values returns the value of each variable that the template declares: the given
+// one, or the default.
 func (f *file) values(given map[string]string) (map[string]cty.Value, hcl.Diagnostics) {
 	var diags hcl.Diagnostics
 	values := make(map[string]cty.Value)
 	for _, block := range f.variables {
 		name := block.Labels[0]
 		if _, ok := values[name]; ok {
-			diags = diags.Append(problem(block.LabelRanges[0], "Duplicate variable", "There is a variable %q already.", name))
+			diags = diags.Append(problem(block.LabelRanges[0], "Duplicate variable", "There is already a variable %q.", name))
 			continue
 		}
 		text, ok := given[name]
@@ -30,7 +30,7 @@ func (f *file) values(given map[string]string) (map[string]cty.Value, hcl.Diagno
 	for _, name := range slices.Sorted(maps.Keys(given)) {
 		if _, ok := values[name]; !ok {
 			diags = diags.Append(problem(f.job.TypeRange, "Unknown variable",
-				"A value was given for %q, but the template has no such variable.", name))
+				"A value is set for %q, but the template has no such variable.", name))
 		}
 	}
 	return values, diags
@@ -51,11 +51,11 @@ func variable(block *hclsyntax.Block, text string, given bool) (cty.Value, hcl.D
 		case "description": // for the reader
 		default:
 			diags = diags.Append(problem(attr.NameRange, "Unknown argument",
-				"A variable has default, type and description, not %q.", attr.Name))
+				"%q is not known here. A variable can have default, type and description.", attr.Name))
 		}
 	}
 	for _, inner := range block.Body.Blocks {
-		diags = diags.Append(problem(inner.TypeRange, "Unknown block", "A variable has no blocks."))
+		diags = diags.Append(problem(inner.TypeRange, "Unknown block", "A variable cannot contain blocks."))
 	}
 	value := cty.NilVal
 	if fallback != nil {
@@ -67,7 +67,8 @@ func variable(block *hclsyntax.Block, text string, given bool) (cty.Value, hcl.D
 		return cty.DynamicVal, diags
 	}
 
-	// Without a type, that of the default counts; without both, text.
+	// Without a type the variable has its default's type, and without a default it
+	// is a string.
 	switch {
 	case typ != cty.NilType:
 	case fallback == nil || value.IsNull():
@@ -80,7 +81,7 @@ func variable(block *hclsyntax.Block, text string, given bool) (cty.Value, hcl.D
 	case given:
 		value, diags = fromText(text, typ, at)
 	case fallback == nil:
-		return cty.DynamicVal, hcl.Diagnostics{problem(at, "Missing value", "Variable %q has no default and was given no value.", block.Labels[0])}
+		return cty.DynamicVal, hcl.Diagnostics{problem(at, "Missing value", "Variable %q has no default: set a value for it.", block.Labels[0])}
 	default:
 		at = fallback.Expr.Range()
 	}
@@ -94,8 +95,8 @@ func variable(block *hclsyntax.Block, text string, given bool) (cty.Value, hcl.D
 	return converted, nil
 }
 
-// looseType returns the type that values in place of a default of type typ may
-// have: a list's length is no part of it.
+// looseType returns the type of a variable whose default has type typ. The length
+// of a list is not part of it.
 func looseType(typ cty.Type) cty.Type {
 	if !typ.IsTupleType() {
 		return typ
@@ -110,19 +111,19 @@ func looseType(typ cty.Type) cty.Type {
 	return cty.DynamicPseudoType
 }
 
-// fromText reads a value as a person types it: plain text for a string, and an
-// HCL expression, such as ["a", "b"], for lists and maps.
+// fromText reads a value that a person typed: plain text for a string, number or
+// bool, and an HCL expression such as ["a", "b"] for anything else.
 func fromText(text string, typ cty.Type, at hcl.Range) (cty.Value, hcl.Diagnostics) {
 	if typ.IsPrimitiveType() {
 		return cty.StringVal(text), nil
 	}
 	expr, diags := hclsyntax.ParseExpression([]byte(text), "value", hcl.InitialPos)
 	if diags.HasErrors() {
-		return cty.DynamicVal, hcl.Diagnostics{problem(at, "Wrong value", "The given value %q is no HCL expression: %s.", text, diags[0].Summary)}
+		return cty.DynamicVal, hcl.Diagnostics{problem(at, "Wrong value", "The value %q is not an HCL expression: %s.", text, diags[0].Summary)}
 	}
 	value, diags := expr.Value(nil)
 	if diags.HasErrors() {
-		return cty.DynamicVal, hcl.Diagnostics{problem(at, "Wrong value", "The given value %q: %s.", text, diags[0].Summary)}
+		return cty.DynamicVal, hcl.Diagnostics{problem(at, "Wrong value", "The value %q: %s.", text, diags[0].Summary)}
 	}
 	return value, nil
 }

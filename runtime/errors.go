@@ -2,23 +2,26 @@ package runtime
 
 import "errors"
 
-// The errors that a driver's methods wrap. Each says what the host may do next.
+// The errors that a driver's methods wrap. The host decides by them what to do
+// next.
 var (
-	// ErrNotPlaced: there is no room for the sandbox now; later there may be.
+	// ErrNotPlaced is returned when there is no room for the sandbox now. There may
+	// be room later.
 	ErrNotPlaced = errors.New("not placed")
-	// ErrNotFound: no such sandbox.
+	// ErrNotFound is returned when there is no such sandbox.
 	ErrNotFound = errors.New("sandbox not found")
-	// ErrConflict: the session ID stands for another spec, was stopped, or what
-	// bears it is not this Bivouac's and is left alone.
+	// ErrConflict is returned when the session ID was used for another spec, when
+	// it was stopped, or when a sandbox of another Bivouac instance has it.
 	ErrConflict = errors.New("session ID already used")
-	// ErrNotReady: the sandbox failed to start, or did not answer in time.
+	// ErrNotReady is returned when the sandbox failed to start or did not answer in
+	// time.
 	ErrNotReady = errors.New("sandbox not ready")
-	// ErrNotStopped: the sandbox was told to end and is seen to be still there.
-	// The message says what it waits for.
+	// ErrNotStopped is returned when the sandbox has been asked to stop but is seen
+	// to be still there. The message says what it waits for.
 	ErrNotStopped = errors.New("sandbox has not ended yet")
-	// ErrUnavailable: what the driver depends on cannot be asked. Nothing may
-	// be concluded about any sandbox.
+	// ErrUnavailable is returned when the driver cannot reach what it depends on.
+	// The host must not conclude anything about any sandbox.
 	ErrUnavailable = errors.New("runtime unavailable")
-	// ErrInvalid: the driver can never do what was asked.
+	// ErrInvalid is returned when the driver can never do what it was asked.
 	ErrInvalid = errors.New("invalid for this runtime")
 )

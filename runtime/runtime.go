@@ -1,56 +1,53 @@
-// Package runtime is the contract between Bivouac and what runs sandboxes: a
-// [Driver] creates, stops, deletes, inspects and lists them.
+// Package runtime is the contract between Bivouac and the drivers that run
+// sandboxes. A [Driver] creates, stops, deletes, inspects and lists sandboxes.
 //
-// The package imports the standard library alone and must never know of the
-// scheduler, of Nomad or of Consul, so that a driver's author builds against
-// nothing but this.
+// The package imports only the standard library, so the author of a driver needs
+// nothing else. It does not know the scheduler, Nomad or Consul.
 //
 // # Identity
 //
-// A sandbox is named by the ID of the session that it serves. The host makes a
-// fresh session ID for each sandbox and never uses one twice, so a call that
-// arrives late can only ever concern the sandbox that it was meant for.
+// A sandbox has the ID of the session that it serves. The host makes a fresh
+// session ID for each sandbox and never uses one twice. So a call that arrives
+// late can only affect the sandbox that it was meant for.
 //
 // # What the host promises
 //
-// For one session ID the host makes one call at a time, except for Inspect,
-// except after a call whose context ended, which may still be on its way out of
-// the driver when the next one comes, and except after a crash: then a Stop or
-// Delete from another replica may overtake a Create that is still under way. After a Create that failed, in
-// whatever way, the host calls Delete with the same ID, and repeats it until it
-// succeeds; a driver need not undo by itself what it began.
+// The host makes one call at a time per session ID, with three exceptions: Inspect
+// may run at any time; a call whose context ended may still be returning; and
+// after a crash another replica's Stop or Delete may overtake a Create. After a
+// failed Create, whatever the error, the host calls Delete with the same ID and
+// repeats it until it succeeds. So a driver need not undo what it began.
 //
-// A session ID that Stop or Delete was called for is used up. A driver refuses a
-// Create with it for as long as such a call may be under way. The host's limit
-// for a call is some minutes, so an hour after the Delete is enough; then what
-// marks the ID as used may go.
+// A session ID is used up once Stop or Delete was called for it. A driver must
+// refuse a Create with that ID for as long as such a call may be running. The
+// host's limit for a call is some minutes, so an hour after the Delete is enough;
+// then the driver may remove its mark of the used ID.
 //
 // # Interruptions
 //
-// A sandbox lives on its own: it outlasts its driver's process and the host's.
-// After a restart of either, Inspect and List find it again, and Stop and
-// Delete end it. Where the driver dies in the middle of a Create, a later Delete
-// with the same ID must leave nothing of it, and a repeat of the Create must
-// not make a second sandbox. So a driver finds its sandboxes by a mark that they
-// bear from their first moment, not by a memory of its own.
+// A sandbox outlives the process of its driver and of the host. After a restart of
+// either, Inspect and List find it again, and Stop and Delete end it. If the driver
+// dies during a Create, a later Delete with the same ID must leave nothing of it,
+// and a repeated Create must not make a second sandbox. So a driver must find its
+// sandboxes by a mark that they have from the start, not by its own memory.
 //
-// When ctx ends, a method returns soon, within a second. What it began it may
-// leave as it is, for the Delete that follows.
+// When ctx ends, a method returns within a second. It may leave what it began to
+// the Delete that follows.
 //
 // # Time
 //
-// Info and Inspect answer within 10 seconds, Configure and Health too, and
-// between one sandbox of List and the next lies no more. A host may give up on
-// a driver that takes longer. Create, Stop and Delete take what they need: their
-// context carries the host's limit, of some minutes.
+// Info, Inspect, Configure and Health answer within 10 seconds, and List yields
+// each sandbox within 10 seconds of the one before. The host may give up on a
+// driver that takes longer. Create, Stop and Delete take as long as they need;
+// their context has the host's limit of some minutes.
 //
 // # Compatibility
 //
-// Within a major version of Bivouac methods are not added to Driver and fields
-// are not removed from its structs. New abilities come as new small interfaces
-// that a driver may implement, found by type assertion, as [Watcher] is; see
-// [Ability]. Fields may be added to structs, and values to [State], [Stage] and
-// [Ability]: a driver passes over those that it does not know.
+// Within a major version of Bivouac no methods are added to Driver, and no fields
+// are removed from its structs. New abilities come as small interfaces that a
+// driver may implement, such as [Watcher]; see [Ability]. Fields may be added to
+// structs, and values to [State], [Stage] and [Ability]. A driver ignores those
+// that it does not know.
 package runtime
 
 import (
@@ -62,71 +59,70 @@ import (
 )
 
 // Driver runs sandboxes. Its methods are called concurrently for different
-// sessions. Errors wrap one of the package's Err values; an error that wraps
-// none of them is taken for [ErrUnavailable].
+// sessions. Errors wrap one of the package's Err values. The host treats an error
+// that wraps none of them as [ErrUnavailable].
 type Driver interface {
-	// Info says who the driver is. It answers from memory.
+	// Info describes the driver. It answers from memory.
 	Info(ctx context.Context) (Info, error)
 
-	// Create starts the sandbox that spec describes and returns once it is
-	// ready: its endpoint answers, and it is this sandbox that answers.
-	// progress is told each [Stage] as it is reached; it is never nil and
-	// returns at once.
+	// Create starts the sandbox that spec describes. It returns once the sandbox is
+	// ready: its endpoint answers, and it is this sandbox that answers. Create calls
+	// progress with each [Stage] as it is reached. progress is never nil and returns
+	// at once.
 	//
-	// Repeated with the same spec it returns the sandbox that stands. For a
-	// session ID that was created with another spec, or that Stop or Delete
-	// was called for, it returns ErrConflict. It returns ErrNotPlaced where
-	// there is no room, ErrNotReady where the sandbox failed or did not
-	// answer in time, ErrInvalid where the spec can never work, and the
-	// context's error where ctx ended.
+	// A repeated Create with the same spec returns the existing sandbox. Create
+	// returns ErrConflict if the session ID was created with another spec or if Stop
+	// or Delete was called for it, ErrNotPlaced if there is no room, ErrNotReady if
+	// the sandbox failed or did not answer in time, ErrInvalid if the spec can never
+	// work, and the context's error if ctx ended.
 	Create(ctx context.Context, spec Spec, progress func(Stage)) (Sandbox, error)
 
-	// Stop ends the sandbox and returns once nothing of it runs, seen and not
-	// assumed. It succeeds for a sandbox that is stopped already and for a
-	// session ID that it has never seen; in each case a Create with this ID
-	// that arrives later must fail with ErrConflict. A stopped sandbox may
-	// still be inspected, for its reason. If the sandbox is seen to run on
-	// until ctx ends, Stop returns ErrNotStopped with what it waits for, and
-	// if it cannot be known whether something runs, ErrUnavailable. Either way
-	// the host calls again later.
+	// Stop ends the sandbox and returns once the driver has seen, not assumed, that
+	// nothing of it runs. It also succeeds for a sandbox that is already stopped and
+	// for an unknown session ID. In each case a later Create with this ID must fail
+	// with ErrConflict. A stopped sandbox may still be inspected for its reason.
+	//
+	// If the sandbox is seen to run until ctx ends, Stop returns ErrNotStopped and
+	// says what it waits for. If it cannot be known whether something runs, Stop
+	// returns ErrUnavailable. In both cases the host calls Stop again later.
 	Stop(ctx context.Context, sessionID string) error
 
-	// Delete does as Stop does, and then removes what is left.
+	// Delete stops the sandbox as Stop does, and then removes what is left of it.
 	Delete(ctx context.Context, sessionID string) error
 
-	// Inspect tells how the sandbox stands, ErrNotFound where there is none.
-	// Callers wait on it at each reuse, so it should take a millisecond at most.
+	// Inspect returns the sandbox as it is now, or ErrNotFound if there is none. A
+	// caller waits for it at each reuse, so it should take at most a millisecond.
 	Inspect(ctx context.Context, sessionID string) (Sandbox, error)
 
-	// List yields the sandboxes of this driver and this Bivouac, stopped ones
-	// that are not yet deleted included, in no order. It ends after the first
-	// error. Sandboxes that somebody else made are not listed.
+	// List yields the sandboxes of this driver and this Bivouac instance in no
+	// order, including stopped ones that are not yet deleted. It ends after the
+	// first error. It does not yield sandboxes that somebody else made.
 	List(ctx context.Context) iter.Seq2[Sandbox, error]
 }
 
 // Info describes a driver.
 type Info struct {
-	Name    string // as in a session's runtime: 1 to 64 bytes of a-z, 0-9 and '-'
+	Name    string // the runtime of a session: 1 to 64 bytes of a-z, 0-9 and '-'
 	Version string // at most 64 bytes
 
-	// Abilities declares the optional abilities of a driver that is reached
-	// over a wire. Nil leaves it to the driver's methods; see [Abilities].
+	// Abilities declares the optional abilities of a driver that is reached over a
+	// network. If it is nil, the driver's methods decide; see [Abilities].
 	Abilities []Ability
 
 	// ConfigSchema is a JSON Schema (draft 2020-12) of the configuration that
-	// Configure takes, without references to other documents. Empty accepts no
-	// key at all.
+	// Configure takes. It cannot refer to other documents. An empty schema accepts
+	// no key.
 	ConfigSchema json.RawMessage
 }
 
-// Spec is what a sandbox is made from.
+// Spec describes the sandbox to create.
 type Spec struct {
 	SessionID      string // UUID, fresh for each sandbox
 	ChatID         string // UUID
 	AgentID        string // 1 to 256 bytes of UTF-8, no control characters
 	VolumeHostPath string // absolute and clean, no control characters, no "${"
 	CreatedAt      time.Time
-	ExpiresAt      time.Time // as planned at creation: the host may extend it and is the one who ends it
+	ExpiresAt      time.Time // as planned at creation; the host may extend it, and the host ends the sandbox
 
 	// Owner and Labels describe the session and do not change what runs. A driver
 	// that keeps them returns them in its Sandbox.
@@ -137,36 +133,35 @@ type Spec struct {
 // Stage is a step on the way to a ready sandbox.
 type Stage string
 
-// The stages, in their order. A driver may skip one that it cannot see.
+// The stages, in order. A driver may skip one that it cannot see.
 const (
-	StagePlaced  Stage = "placed"  // it is decided where the sandbox runs
+	StagePlaced  Stage = "placed"  // a place for the sandbox has been found
 	StageStarted Stage = "started" // its process runs
 	StageReady   Stage = "ready"   // its endpoint answers
 )
 
-// State says how a sandbox stands.
+// State is the state of a sandbox.
 type State string
 
-// The states. A driver that cannot tell whether a sandbox runs says lost.
+// The states. A driver that cannot know whether a sandbox runs uses StateLost.
 const (
-	StateStarting State = "starting" // on its way, not ready yet
-	StateRunning  State = "running"  // it runs; whether it was ever ready, its Create has said
+	StateStarting State = "starting" // starting, not ready yet
+	StateRunning  State = "running"  // running; its Create has reported whether it was ever ready
 	StateDead     State = "dead"     // nothing of it runs: seen, not assumed
-	StateLost     State = "lost"     // out of reach: it may run or not
+	StateLost     State = "lost"     // unreachable: it may run or not
 )
 
 // Sandbox is one sandbox as its driver sees it.
 type Sandbox struct {
 	SessionID   string
 	ChatID      string
-	ContainerID string   // the driver's own name of it; on Nomad the allocation ID
+	ContainerID string   // the driver's own name for it; on Nomad the allocation ID
 	Endpoint    Endpoint // zero until it is known
 	State       State
-	Reason      string // why it is dead or lost, in words for a person
+	Reason      string // why it is dead or lost, for a person to read
 
-	// What the sandbox was created for, as its Spec said. A driver that does not
-	// keep this leaves it zero; then the host cannot make a record of a sandbox
-	// that has none.
+	// These fields repeat the sandbox's Spec. A driver that does not keep them
+	// leaves them zero. Then the host cannot write a missing record again.
 	AgentID        string
 	VolumeHostPath string
 	CreatedAt      time.Time
@@ -174,20 +169,20 @@ type Sandbox struct {
 	Owner          string
 	Labels         map[string]string
 
-	// RegisteredAt is when the runtime took the sandbox on, by the runtime's own
-	// clock. It is zero if the driver does not know. A sandbox that was taken on
-	// long after CreatedAt was started by a request that came late.
+	// RegisteredAt is when the runtime accepted the sandbox, by the runtime's own
+	// clock. It is zero if the driver does not know it. If it is long after
+	// CreatedAt, a delayed request started the sandbox.
 	RegisteredAt time.Time
 }
 
-// Endpoint is where a sandbox's port can be reached.
+// Endpoint is the address at which a sandbox can be reached.
 type Endpoint struct {
 	IP   netip.Addr `json:"ip"`
 	Port uint16     `json:"port"`
 }
 
-// IsValid says whether there is both an address and a port.
+// IsValid reports whether e has an address and a port.
 func (e Endpoint) IsValid() bool { return e.IP.IsValid() && e.Port != 0 }
 
-// AddrPort returns e as the net packages write it.
+// AddrPort returns e as a [netip.AddrPort].
 func (e Endpoint) AddrPort() netip.AddrPort { return netip.AddrPortFrom(e.IP, e.Port) }

@@ -182,9 +182,9 @@ func TestCreate_aSessionThatStandsWithOtherParametersIsAConflict(t *testing.T) {
 		wantReason     string
 		wantErrMessage string
 	}{
-		{"the agent", "agent-2", "/data/a", "agent_id", "agent_id differs"},
-		{"the volume", "agent-1", "/data/b", "volume_host_path", "volume_host_path differs"},
-		{"both", "agent-2", "/data/b", "agent_id,volume_host_path", "agent_id,volume_host_path differs"},
+		{"the agent", "agent-2", "/data/a", "agent_id", "agent_id"},
+		{"the volume", "agent-1", "/data/b", "volume_host_path", "volume_host_path"},
+		{"both", "agent-2", "/data/b", "agent_id,volume_host_path", "agent_id,volume_host_path"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			w := newWorld(t)

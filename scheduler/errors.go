@@ -9,45 +9,48 @@ import (
 )
 
 var (
-	// ErrInvalid: the input can never be accepted.
+	// ErrInvalid is returned for input that can never be accepted.
 	ErrInvalid = errors.New("invalid input")
-	// ErrNotFound: the chat has no session.
+	// ErrNotFound is returned if the chat has no session.
 	ErrNotFound = errors.New("no session")
-	// ErrExpired: the session has expired and cannot be renewed.
+	// ErrExpired is returned by a renewal of a session that has expired.
 	ErrExpired = errors.New("session expired")
-	// ErrNotRunning: the session's sandbox no longer runs, so the session
-	// cannot be renewed; create replaces it.
+	// ErrNotRunning is returned by a renewal if the sandbox no longer runs. A
+	// create replaces the session.
 	ErrNotRunning = errors.New("sandbox not running")
-	// ErrShuttingDown: this replica was told to stop before the operation was
-	// done. It is undone, or settled by another replica, which takes requests.
+	// ErrShuttingDown is returned if this replica was told to stop before the
+	// operation was done. It is undone, or another replica settles it.
 	ErrShuttingDown = errors.New("shutting down")
-	// ErrLockTimeout: another operation on the chat took too long.
+	// ErrLockTimeout is returned if another operation on the chat took too long.
 	ErrLockTimeout = errors.New("timed out waiting for the chat's lock")
-	// ErrLockLost: the chat's lock was lost, or its record changed, in
-	// mid-operation; nothing was written.
+	// ErrLockLost is returned if the chat's lock was lost, or its record changed,
+	// during the operation. Nothing was written.
 	ErrLockLost = errors.New("lost the chat's lock")
-	// ErrUnavailable: the store cannot be reached, or its answer is unknown.
+	// ErrUnavailable is returned if the store cannot be reached, or if its answer
+	// is unknown.
 	ErrUnavailable = errors.New("store unavailable")
-	// ErrDamaged: a record cannot be understood. The message says which and why.
+	// ErrDamaged is returned for a record that cannot be read. The message says
+	// which one and why.
 	ErrDamaged = errors.New("damaged record")
 	// ErrNewerRecord is returned for a chat whose record only a newer version of
 	// Bivouac may read. The record and its sandbox are left alone.
 	ErrNewerRecord = errors.New("record of a newer version")
-	// ErrBusy: too much of this is under way in this replica; try again later.
+	// ErrBusy is returned if too many requests of this kind are in progress in
+	// this replica. Try again later.
 	ErrBusy = errors.New("too many requests in flight")
 	// ErrConflict is what a [ConflictError] wraps.
-	ErrConflict = errors.New("session stands with other parameters")
+	ErrConflict = errors.New("the chat already has a session with different parameters")
 )
 
-// ConflictError says that a chat's session stands with other parameters than
-// were asked for.
+// ConflictError is returned if the chat has a session with parameters other than
+// the requested ones.
 type ConflictError struct {
-	Session Session // the one that stands
+	Session Session // the existing one
 	Reason  string  // the fields that differ, by comma: "agent_id,volume_host_path,runtime,labels"
 }
 
 func (e *ConflictError) Error() string {
-	return fmt.Sprintf("chat %s: %v: %s differs", e.Session.ChatID, ErrConflict, e.Reason)
+	return fmt.Sprintf("chat %s: %v: %s", e.Session.ChatID, ErrConflict, e.Reason)
 }
 
 // Unwrap makes errors.Is(err, ErrConflict) hold.
@@ -55,7 +58,7 @@ func (e *ConflictError) Unwrap() error { return ErrConflict }
 
 // UnavailableError is an [ErrUnavailable] with a reason for the caller.
 type UnavailableError struct {
-	Reason string // may be shown to anybody: names no address, key or token
+	Reason string // for callers: contains no address, key or token
 	Detail string // for the log
 }
 
@@ -64,7 +67,7 @@ func (e *UnavailableError) Error() string { return fmt.Sprintf("%v: %s", ErrUnav
 // Unwrap makes errors.Is(err, ErrUnavailable) hold.
 func (e *UnavailableError) Unwrap() error { return ErrUnavailable }
 
-// kinds is in order: an error that wraps several is of the first kind.
+// kinds is ordered: an error that wraps several has the first kind.
 var kinds = []struct {
 	err  error
 	kind string
@@ -92,8 +95,8 @@ var kinds = []struct {
 	{context.Canceled, "canceled"},
 }
 
-// Kind returns a stable short word for what kind of error err is, for metrics,
-// spans, logs and the API; "internal" where it is none of the known ones.
+// Kind returns a stable short name for the kind of err, for metrics, spans, logs
+// and the API. It returns "internal" if the kind is not known.
 func Kind(err error) string {
 	for _, k := range kinds {
 		if errors.Is(err, k.err) {

@@ -85,7 +85,7 @@ func checkChatID(id uuid.UUID) error {
 // checkRuntime accepts an empty name, which leaves the choice to the scheduler.
 func (s *Scheduler) checkRuntime(name string) error {
 	if _, ok := s.Drivers[name]; !ok && name != "" {
-		return invalid("runtime", "is none of this Bivouac: "+strings.Join(slices.Sorted(maps.Keys(s.Drivers)), ", "))
+		return invalid("runtime", fmt.Sprintf("%q is unknown (available: %s)", name, strings.Join(slices.Sorted(maps.Keys(s.Drivers)), ", ")))
 	}
 	return nil
 }

@@ -19,6 +19,7 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 
+	"github.com/bivouac/bivouac/internal/agent/httpserver"
 	"github.com/bivouac/bivouac/internal/api"
 	"github.com/bivouac/bivouac/internal/api/wire"
 	"github.com/bivouac/bivouac/internal/config"
@@ -142,14 +143,14 @@ func Run(ctx context.Context, c config.Config, env Environment) (err error) {
 		Instance: base.instance,
 		Runtimes: func(ctx context.Context) []wire.Runtime { return describeRuntimes(ctx, base.drivers) },
 		Logger:   log.Named("http"),
-
-		MaxConnections: connections,
 	}
 	if base.operator != nil {
 		base.operator.adopt = sessions.Adopt
 		settings.Operator = base.operator
 	}
-	server := api.New(settings)
+	handler := api.New(settings)
+	server := httpserver.New(handler, connections, log.Named("http"))
+	server.RegisterOnShutdown(handler.Stop)
 
 	prepared := make(chan struct{})
 	parts := append([]part{
@@ -173,7 +174,7 @@ func Run(ctx context.Context, c config.Config, env Environment) (err error) {
 			return nil
 		}))},
 		part{"http", whenReady(prepared, func(ctx context.Context) error {
-			return serve(ctx, server.Server(), listener, sessions.End, log)
+			return serve(ctx, server, listener, sessions.End, log)
 		})},
 	)
 	if c.Dev {

@@ -1,12 +1,10 @@
 package api
 
 import (
-	"maps"
 	"net"
 	"net/http"
 	"net/netip"
 	"path"
-	"slices"
 	"strings"
 
 	"github.com/bivouac/bivouac/internal/api/wire"
@@ -51,44 +49,4 @@ func loopbackHost(hostport string) bool {
 	}
 	addr, err := netip.ParseAddr(host)
 	return err == nil && addr.Unmap().IsLoopback()
-}
-
-// endpoint is what one method of one path does, and the query parameters that
-// it knows.
-type endpoint struct {
-	handle func(w http.ResponseWriter, r *http.Request, q query) error
-	params []string
-}
-
-// methods are the endpoints of one path. HEAD is GET without the body, which
-// net/http leaves out by itself.
-type methods map[string]endpoint
-
-func (m methods) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	method := r.Method
-	if method == http.MethodHead {
-		method = http.MethodGet
-	}
-	e, ok := m[method]
-	if !ok {
-		w.Header().Set("Allow", m.allow())
-		fail(w, errMethodNotAllowed)
-		return
-	}
-	q, err := parseQuery(r.URL.RawQuery, e.params)
-	if err == nil {
-		err = e.handle(w, r, q)
-	}
-	if err != nil {
-		fail(w, err)
-	}
-}
-
-func (m methods) allow() string {
-	names := slices.Collect(maps.Keys(m))
-	if _, ok := m[http.MethodGet]; ok {
-		names = append(names, http.MethodHead)
-	}
-	slices.Sort(names)
-	return strings.Join(names, ", ")
 }

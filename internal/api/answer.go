@@ -21,6 +21,7 @@ type answer struct {
 	status    int    // 0 until the final status is written
 	err       error  // what the request failed with
 	broken    bool   // the answer cannot be completed
+	flush     bool   // send each part of the answer when it is written
 }
 
 func newAnswer(w http.ResponseWriter, r *http.Request, store string) *answer {
@@ -43,16 +44,21 @@ func saneRequestID(id string) bool {
 // Unwrap lets an http.ResponseController through.
 func (a *answer) Unwrap() http.ResponseWriter { return a.ResponseWriter }
 
-// WriteHeader begins an answer, or writes an interim one. Each gets its time to
-// be written, counted from now: a server's WriteTimeout would count the time
-// that a blocking read waits.
+// WriteHeader begins an answer, or writes an interim one. Each write has a limit
+// of its own. A server's WriteTimeout would count the time that a blocking read
+// waits.
 func (a *answer) WriteHeader(status int) {
 	if status >= http.StatusOK {
 		a.status = status
 	}
+	a.writeLimit()
+	a.ResponseWriter.WriteHeader(status)
+}
+
+// writeLimit gives the caller this long to take what is written next.
+func (a *answer) writeLimit() {
 	// A writer without deadlines is a test's; there is nothing to do about it.
 	_ = http.NewResponseController(a.ResponseWriter).SetWriteDeadline(time.Now().Add(writeLimit))
-	a.ResponseWriter.WriteHeader(status)
 }
 
 // Write implements io.Writer.
@@ -60,7 +66,12 @@ func (a *answer) Write(p []byte) (int, error) {
 	if a.status == 0 {
 		a.WriteHeader(http.StatusOK)
 	}
-	return a.ResponseWriter.Write(p)
+	a.writeLimit()
+	n, err := a.ResponseWriter.Write(p)
+	if err == nil && a.flush {
+		err = http.NewResponseController(a.ResponseWriter).Flush()
+	}
+	return n, err
 }
 
 // readLimit gives the caller this long to send the rest of the request, or any
@@ -94,12 +105,16 @@ func writeBytes(w http.ResponseWriter, status int, body []byte) {
 	_, _ = w.Write(body) // fails only where the caller is gone
 }
 
-// fail answers with an error.
+// fail answers with an error. If the answer has begun, it is cut off instead.
 func fail(w http.ResponseWriter, err error) {
 	ans, ok := w.(*answer)
 	var store string
 	if ok {
 		store = ans.store
+		if ans.status != 0 {
+			ans.err, ans.broken = err, true
+			return
+		}
 	}
 	e := errorFor(err, store)
 	body := wire.ErrorAnswer{Error: e.wire(), Session: e.session}

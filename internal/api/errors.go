@@ -12,9 +12,9 @@ import (
 	"github.com/bivouac/bivouac/scheduler"
 )
 
-// apiError is an error as the caller is told it. One with a message of its own
-// keeps the words of the error behind it, which may name what is none of the
-// caller's business, for the log.
+// apiError is an error as the caller sees it. If it has a message, the caller sees
+// that message instead of the error's own text, which may contain what only the
+// log should have.
 type apiError struct {
 	status     int
 	code       wire.Code
@@ -34,7 +34,7 @@ func retryAfterHeader(d time.Duration) string {
 	return strconv.Itoa(int(d / time.Second))
 }
 
-// The waits that are advised to a caller.
+// Values for Retry-After.
 const (
 	soon  = 1 * time.Second // another's operation on the chat is about to end
 	later = 5 * time.Second // something has to come back, or room to be made
@@ -42,11 +42,11 @@ const (
 
 var errShuttingDown = &apiError{
 	status: http.StatusServiceUnavailable, code: wire.CodeShuttingDown, retryAfter: soon,
-	message: "this agent is shutting down",
+	message: "this server is shutting down",
 }
 
-// errorFor is the one place that says how an error is told: by its kind, as the
-// scheduler names it. store names what keeps the sessions.
+// errorFor maps an error to its HTTP answer by its kind. store is the name of the
+// session store.
 func errorFor(err error, store string) apiError {
 	if own, ok := errors.AsType[*apiError](err); ok {
 		return *own
@@ -109,9 +109,9 @@ func byKind(kind string, late bool) apiError {
 			message: "the operation was canceled"}
 	case wire.CodeDamagedRecord:
 		return apiError{status: http.StatusInternalServerError, code: code,
-			message: "the chat's record cannot be understood, and the server's log says why; an operator can mend it with: bivouac operator repair CHAT_ID"}
+			message: "the chat's record cannot be read; the server's log says why. An operator can repair it: bivouac operator repair CHAT_ID"}
 	default:
 		return apiError{status: http.StatusInternalServerError, code: wire.CodeInternal,
-			message: "something went wrong that should not; the agent's log has it under the request ID"}
+			message: "internal error; search the server's log for this request ID"}
 	}
 }

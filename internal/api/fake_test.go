@@ -17,6 +17,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 	"github.com/shoenig/test/must"
 
+	"github.com/bivouac/bivouac/internal/agent/httpserver"
 	"github.com/bivouac/bivouac/internal/api"
 	"github.com/bivouac/bivouac/internal/api/wire"
 	"github.com/bivouac/bivouac/internal/test/apitest"
@@ -190,6 +191,9 @@ func start(t *testing.T, sessions api.Sessions, change ...func(*api.Config)) *ag
 	return startRecorded(t, apitest.New(t, nil), sessions, change...)
 }
 
+// mostConnections is how many connections an agent under test keeps open.
+const mostConnections = 200
+
 // startRecorded is start with a recorder that several agents share.
 func startRecorded(t *testing.T, recorder *apitest.Recorder, sessions api.Sessions, change ...func(*api.Config)) *agent {
 	t.Helper()
@@ -201,7 +205,9 @@ func startRecorded(t *testing.T, recorder *apitest.Recorder, sessions api.Sessio
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	must.NoError(t, err)
 	a.url = "http://" + listener.Addr().String()
-	a.server = api.New(config).Server()
+	handler := api.New(config)
+	a.server = httpserver.New(handler, mostConnections, config.Logger)
+	a.server.RegisterOnShutdown(handler.Stop)
 	inner := a.server.Handler
 	a.server.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		defer func() { a.served <- struct{}{} }()

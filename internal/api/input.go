@@ -140,7 +140,7 @@ func parseQuery(raw string, known []string) (query, error) {
 			return nil, invalid("unknown query parameter %.64q", name)
 		}
 		if len(list) > 1 {
-			return nil, invalid("query parameter %s stands twice", name)
+			return nil, invalid("duplicate query parameter %s", name)
 		}
 		if list[0] == "" { // such as a script's variable that is not set
 			return nil, invalid("query parameter %s is empty", name)

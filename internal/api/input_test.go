@@ -31,7 +31,7 @@ func TestInputThatIsRefused(t *testing.T) {
 
 		{"no JSON", body(`agent_id=a`), "not a JSON object"},
 		{"an unknown field", body(`{"agent_id":"a","image":"x"}`), `unknown field "image"`},
-		{"a field that stands twice", body(`{"agent_id":"a","agent_id":"b"}`), "agent_id stands twice"},
+		{"a field given twice", body(`{"agent_id":"a","agent_id":"b"}`), "duplicate field agent_id"},
 		{"bytes that are not UTF-8", body("{\"agent_id\":\"a\xff\"}"), "agent_id is not Unicode"},
 		{"two JSON values", body(goodCreate + goodCreate), "goes on"},
 		{"a body over the limit", body(`{"agent_id":"` + strings.Repeat("a", 64<<10) + `"}`), "over 65536 bytes"},
@@ -46,7 +46,7 @@ func TestInputThatIsRefused(t *testing.T) {
 
 		{"a parameter that a delete does not have", query(remove, "index=1"), "unknown query parameter"},
 		{"a parameter in another case", query(list, "Agent_ID=a"), "unknown query parameter"},
-		{"a parameter that stands twice", query(list, "agent_id=a&agent_id=b"), "agent_id stands twice"},
+		{"a parameter given twice", query(list, "agent_id=a&agent_id=b"), "duplicate query parameter agent_id"},
 		{"a parameter that is not UTF-8", query(list, "agent_id=%ff"), "agent_id is not UTF-8"},
 		{"a parameter that is empty", query(list, "agent_id="), "agent_id is empty"},
 		{"a query that is broken", query(list, "agent_id=%zz"), "query"},

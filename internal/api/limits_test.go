@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"bytes"
 	"context"
-	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -147,48 +146,4 @@ func TestHealthIsCheckedOnceForAllWhoAsk(t *testing.T) {
 		must.Eq(t, http.StatusOK, ask(t.Context()))
 		must.Eq(t, 2, runs.Load())
 	})
-}
-
-func TestConnectionsAreBounded(t *testing.T) {
-	// Given as many connections as there may be, one of them with a request under
-	// way and the others without.
-	inside, release := make(chan struct{}), make(chan struct{})
-	a := start(t, &fake{onGet: func(context.Context) error {
-		inside <- struct{}{}
-		<-release
-		return nil
-	}}, func(c *api.Config) { c.MaxConnections = 4 })
-	addr := strings.TrimPrefix(a.url, "http://")
-	dial := func() net.Conn {
-		conn, err := new(net.Dialer).DialContext(t.Context(), "tcp", addr)
-		must.NoError(t, err)
-		t.Cleanup(func() { _ = conn.Close() })
-		return conn
-	}
-	busy := dial()
-	_, err := fmt.Fprintf(busy, "GET %s HTTP/1.1\r\nHost: localhost\r\n\r\n", sessionURL)
-	must.NoError(t, err)
-	<-inside
-	oldest := dial()
-	for range 2 {
-		dial()
-	}
-
-	// When more come, then they are served, and the oldest without a request go.
-	for range 3 {
-		conn := dial()
-		_, err := io.WriteString(conn, "GET /v1/agent/self HTTP/1.1\r\nHost: localhost\r\n\r\n")
-		must.NoError(t, err)
-		res, err := http.ReadResponse(bufio.NewReader(conn), nil)
-		must.NoError(t, err)
-		must.NoError(t, res.Body.Close())
-		must.Eq(t, http.StatusOK, res.StatusCode)
-	}
-	_, err = oldest.Read(make([]byte, 1))
-	must.Error(t, err)
-	close(release)
-	res, err := http.ReadResponse(bufio.NewReader(busy), nil)
-	must.NoError(t, err)
-	must.NoError(t, res.Body.Close())
-	must.Eq(t, http.StatusOK, res.StatusCode)
 }

@@ -38,8 +38,8 @@ type Operator interface {
 	Forget(ctx context.Context) (wire.ForgetAnswer, error)
 }
 
-// Config is what the API is made from. All but Checks, Operator and
-// MaxConnections is required.
+// Config is what the API is made from. Everything except Checks and Operator is
+// required.
 type Config struct {
 	Sessions Sessions
 	Store    string          // names what keeps the sessions, for messages: "Consul at HOST:PORT"
@@ -50,11 +50,6 @@ type Config struct {
 	Instance func() string   // the ID of the instance, empty while it is not known
 	Runtimes func(ctx context.Context) []wire.Runtime
 	Logger   hclog.Logger
-
-	// MaxConnections is how many connections a server keeps open at a time. To
-	// make room for another one it closes the one that has been without a request
-	// for longest. 0: any number.
-	MaxConnections int
 }
 
 // API is the Control API as an http.Handler.
@@ -62,8 +57,8 @@ type API struct {
 	config   Config
 	mux      *http.ServeMux
 	csrf     *http.CrossOriginProtection
-	requests chan struct{} // one token for each request about sessions in flight
-	watchers chan struct{} // one token for each blocking read in flight
+	requests places // for unary requests about sessions
+	waiting  places // for blocking reads, streams and upgrades
 	checkup  checkup
 	stopping context.Context
 	stop     context.CancelFunc
@@ -76,64 +71,49 @@ func New(config Config) *API {
 		config:   config,
 		mux:      http.NewServeMux(),
 		csrf:     http.NewCrossOriginProtection(),
-		requests: make(chan struct{}, maxRequests),
-		watchers: make(chan struct{}, maxWatchers),
+		requests: newPlaces("requests", maxRequests),
+		waiting:  newPlaces("blocking reads and streams", maxWaiting),
 		checkup:  checkup{turn: make(chan struct{}, 1)},
 		stopping: stopping,
 		stop:     stop,
 	}
-	a.mux.Handle("/v1/sessions", methods{
-		"GET": {a.list, []string{"agent_id", "per_page", "next_token", "index", "wait"}},
+	// Requests about sessions need a place. Those about the server itself need
+	// none, so that it can say how it is while it is busy.
+	a.handle("/v1/sessions", methods{
+		"GET": {unary, a.requests, a.list, []string{"agent_id", "per_page", "next_token", "index", "wait"}},
 	})
-	a.mux.Handle("/v1/sessions/{chat_id}", methods{
-		"GET":    {a.get, []string{"index", "wait"}},
-		"PUT":    {a.create, nil},
-		"DELETE": {a.delete, nil},
+	a.handle("/v1/sessions/{chat_id}", methods{
+		"GET":    {unary, a.requests, a.get, []string{"index", "wait"}},
+		"PUT":    {unary, a.requests, a.create, nil},
+		"DELETE": {unary, a.requests, a.delete, nil},
 	})
-	a.mux.Handle("/v1/sessions/{chat_id}/renew", methods{"POST": {a.renew, nil}})
-	a.mux.Handle("/v1/cleanup", methods{"POST": {a.cleanup, nil}})
-	a.mux.Handle("/v1/operator/adopt", methods{"POST": {a.adopt, nil}})
-	a.mux.Handle("/v1/operator/forget", methods{"POST": {a.forget, nil}})
-	a.mux.Handle("/v1/operator/repair/{chat_id}", methods{"POST": {a.repair, nil}})
-	a.mux.Handle("/v1/agent/health", methods{"GET": {a.health, nil}})
-	a.mux.Handle("/v1/agent/self", methods{"GET": {a.self, nil}})
-	a.mux.Handle("/v1/metrics", methods{"GET": {a.metrics, nil}})
-	a.mux.Handle("/v1/openapi.json", methods{"GET": {a.openAPI, nil}})
+	a.handle("/v1/sessions/{chat_id}/renew", methods{"POST": {unary, a.requests, a.renew, nil}})
+	a.handle("/v1/cleanup", methods{"POST": {unary, a.requests, a.cleanup, nil}})
+	a.handle("/v1/operator/adopt", methods{"POST": {unary, a.requests, a.adopt, nil}})
+	a.handle("/v1/operator/forget", methods{"POST": {unary, a.requests, a.forget, nil}})
+	a.handle("/v1/operator/repair/{chat_id}", methods{"POST": {unary, a.requests, a.repair, nil}})
+	a.handle("/v1/agent/health", methods{"GET": {unary, places{}, a.health, nil}})
+	a.handle("/v1/agent/self", methods{"GET": {unary, places{}, a.self, nil}})
+	a.handle("/v1/metrics", methods{"GET": {unary, places{}, a.metrics, nil}})
+	a.handle("/v1/openapi.json", methods{"GET": {unary, places{}, a.openAPI, nil}})
 	a.mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) { fail(w, errUnknownPath) })
 	return a
 }
 
-// The limits of a connection. There is none on how long an answer may take to
-// begin: a blocking read and a create take as long as they take.
+// The limits of a request. How long an answer takes to begin has none: a blocking
+// read and a create take as long as they take.
 const (
-	headerLimit  = 10 * time.Second // to read a request's headers
-	bodyLimit    = 10 * time.Second // to read its body
-	writeLimit   = 30 * time.Second // to write an answer, once it is there
-	idleLimit    = 2 * time.Minute
-	maxHeader    = 32 << 10 // bytes
-	maxBody      = 64 << 10 // bytes
-	maxRequests  = 1024     // requests about sessions at a time, counted once their bodies are there
-	maxWatchers  = 128      // of them, blocking reads
-	maxRequestID = 128      // bytes
+	bodyLimit    = 10 * time.Second // to read the body
+	writeLimit   = 30 * time.Second // for each write of an answer
+	maxBody      = 64 << 10         // bytes
+	maxRequests  = 1024             // unary requests about sessions at a time, counted once their bodies are read
+	maxWaiting   = 128              // blocking reads, streams and upgrades at a time
+	maxRequestID = 128              // bytes
 )
 
-// Server returns a server of the API with its limits, for the caller to start.
-// Its Shutdown ends the blocking reads at once and waits for everything else.
-func (a *API) Server() *http.Server {
-	server := &http.Server{
-		Handler:           a,
-		ConnState:         newConnections(a.config.MaxConnections).changed,
-		ReadHeaderTimeout: headerLimit,
-		IdleTimeout:       idleLimit,
-		MaxHeaderBytes:    maxHeader,
-
-		DisableGeneralOptionsHandler: true, // "OPTIONS *" is one more unknown path
-
-		ErrorLog: a.config.Logger.StandardLogger(&hclog.StandardLoggerOptions{ForceLevel: hclog.Debug}),
-	}
-	server.RegisterOnShutdown(a.stop)
-	return server
-}
+// Stop ends blocking reads, streams and upgraded connections. New ones end at once.
+// Register it to run when the server shuts down.
+func (a *API) Stop() { a.stop() }
 
 // ServeHTTP answers one request. Nothing that goes wrong in it goes further.
 func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -160,28 +140,8 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		fail(ans, err)
 		return
 	}
-	leave, err := a.enter(r)
-	if err != nil {
-		fail(ans, err)
-		return
-	}
-	defer leave()
 	ctx := propagation.TraceContext{}.Extract(r.Context(), propagation.HeaderCarrier(r.Header))
 	a.mux.ServeHTTP(ans, r.WithContext(ctx))
-}
-
-// enter takes one of the places for requests about sessions, if there is one.
-// Whoever asks how the agent is needs none: that it is busy is not that it is ill.
-func (a *API) enter(r *http.Request) (leave func(), err error) {
-	if !strings.HasPrefix(r.URL.Path, "/v1/sessions") && !strings.HasPrefix(r.URL.Path, "/v1/operator/") && r.URL.Path != "/v1/cleanup" {
-		return func() {}, nil
-	}
-	select {
-	case a.requests <- struct{}{}:
-		return func() { <-a.requests }, nil
-	default:
-		return nil, fmt.Errorf("%w: %d already", scheduler.ErrBusy, maxRequests)
-	}
 }
 
 func (a *API) recovered(ans *answer, cause any) {
@@ -191,10 +151,6 @@ func (a *API) recovered(ans *answer, cause any) {
 	}
 	a.config.Logger.Error("panic while answering a request",
 		"request_id", ans.requestID, "panic", cause, "stack", string(debug.Stack()))
-	if ans.status != 0 {
-		ans.broken = true // too late to say anything else
-		return
-	}
 	fail(ans, fmt.Errorf("panic: %v", cause))
 }
 

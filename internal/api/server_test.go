@@ -19,6 +19,7 @@ import (
 	"github.com/shoenig/test/must"
 	"go.opentelemetry.io/otel/trace"
 
+	"github.com/bivouac/bivouac/internal/agent/httpserver"
 	"github.com/bivouac/bivouac/internal/api"
 	"github.com/bivouac/bivouac/internal/api/wire"
 	"github.com/bivouac/bivouac/runtime"
@@ -319,7 +320,8 @@ func (p *pipe) Addr() net.Addr { return &net.TCPAddr{} }
 func overTime(t *testing.T, f *fake, talk func(t *testing.T, conn net.Conn)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		server := api.New(testConfig(f, io.Discard)).Server()
+		config := testConfig(f, io.Discard)
+		server := httpserver.New(api.New(config), 0, config.Logger)
 		caller, served := net.Pipe()
 		listener := &pipe{conns: make(chan net.Conn, 1), closed: make(chan struct{})}
 		listener.conns <- served

@@ -3,7 +3,6 @@ package api
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net/http"
 	"strconv"
 
@@ -102,16 +101,14 @@ func (a *API) read(r *http.Request, block scheduler.Block, read func(context.Con
 	if block.Index == 0 {
 		return read(r.Context())
 	}
-	select {
-	case a.watchers <- struct{}{}:
-		defer func() { <-a.watchers }()
-	default:
-		return fmt.Errorf("%w: %d blocking reads already", scheduler.ErrBusy, maxWatchers)
+	leave, err := a.waiting.enter()
+	if err != nil {
+		return err
 	}
-	ctx, cancel := context.WithCancel(r.Context())
+	defer leave()
+	ctx, cancel := a.untilStopped(r.Context())
 	defer cancel()
-	defer context.AfterFunc(a.stopping, cancel)()
-	err := read(ctx)
+	err = read(ctx)
 	if err != nil && ctx.Err() != nil && a.stopping.Err() != nil {
 		return errShuttingDown
 	}

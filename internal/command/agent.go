@@ -23,15 +23,14 @@ import (
 func agentCommand(t terminal) *command {
 	c := newCommand(t, "agent")
 	c.synopsis = "Run a Bivouac agent"
-	c.about = `Runs a replica of Bivouac until it gets SIGINT or SIGTERM. Then it takes no
-more requests and finishes those under way. What takes longer than 25 s is
-undone and answered with 503. It exits with 0, or with 1 if stopping took more
-than 45 s. A second signal ends it at once. SIGHUP is logged and changes
-nothing.
+	c.about = `Runs a Bivouac server until it receives SIGINT or SIGTERM. It then refuses new
+requests and finishes those in progress. After 25 s it answers the remaining
+ones with 503 and undoes what they began. It exits with 0, or with 1 if
+stopping took more than 45 s. A second signal ends it at once. SIGHUP is logged
+and has no effect.
 
-Options count more than configuration files. How Consul and Nomad are
-reached may also be said by their own environment variables, CONSUL_HTTP_*
-and NOMAD_*; files count more than those.`
+Flags override configuration files. Consul and Nomad addresses can also be set
+through CONSUL_HTTP_* and NOMAD_*. Configuration files override those.`
 	c.example = `$ bivouac agent -dev
 $ bivouac agent -config=/etc/bivouac.d -volume-root=/srv/chats`
 	var flags config.Flags
@@ -76,10 +75,9 @@ func configCommand(t terminal) *command {
 func configValidateCommand(t terminal) *command {
 	c := newCommand(t, "config validate")
 	c.synopsis = "Check a configuration"
-	c.about = `Reads files and options as the agent does, the job template included, and
-tells what is wrong with them. Each plugin that has a block is started for a
-moment, and its configuration is checked against the schema that it declares.
-Neither Consul nor Nomad is asked.`
+	c.about = `Reads configuration files, flags and the job template as the server does, and
+reports what is wrong with them. It starts each configured plugin for a moment
+to check its configuration. It does not contact Consul or Nomad.`
 	c.example = "$ bivouac config validate -config=/etc/bivouac.d"
 	var flags config.Flags
 	flags.Register(c.flags)
@@ -116,12 +114,11 @@ func versionCommand(t terminal) *command {
 func demoSandboxCommand(t terminal) *command {
 	c := newCommand(t, "demo-sandbox")
 	c.synopsis = "Run a small sandbox to try Bivouac out with"
-	c.about = `Serves HTTP as a sandbox: / tells which session, chat and agent it serves,
-/workspace/ lists and serves the files of the volume, /healthz answers with
-the session's ID, and a POST to /exit ends it. It is told all of that by its
-environment, as any sandbox is: PORT, BIVOUAC_SESSION_ID, BIVOUAC_CHAT_ID,
-BIVOUAC_AGENT_ID and BIVOUAC_WORKSPACE. It listens on 127.0.0.1, or on the IP
-in BIVOUAC_BIND.`
+	c.about = `Serves HTTP as a sandbox does. / shows the session, chat and agent that it
+serves, /workspace/ lists and serves the files of the volume, /healthz returns
+the session ID, and a POST to /exit ends it. Like any sandbox it reads PORT,
+BIVOUAC_SESSION_ID, BIVOUAC_CHAT_ID, BIVOUAC_AGENT_ID and BIVOUAC_WORKSPACE
+from its environment. It listens on 127.0.0.1, or on the IP in BIVOUAC_BIND.`
 	c.example = "$ PORT=8080 BIVOUAC_WORKSPACE=/tmp bivouac demo-sandbox"
 	settings := demosandbox.FromEnv(t.getenv)
 	c.flags.StringVar(&settings.Addr, "addr", settings.Addr, "`HOST:PORT` to listen on.")
@@ -133,9 +130,9 @@ func devCleanupCommand(t terminal) *command {
 	c := newCommand(t, agent.DevCleanup)
 	c.args = "FOLDER"
 	c.synopsis = "End the sandboxes of agents with -dev that were killed"
-	c.about = `Waits for the end of its standard input, and then ends the sandboxes of all
-agents with -dev that have their files in FOLDER and do not run any more. An
-agent with -dev starts it; it is of no use by itself.`
+	c.about = `Waits until its standard input ends. It then ends the sandboxes that servers
+with -dev and files in FOLDER left behind when they ended. A server with -dev
+starts this command; you do not need to run it.`
 	c.example = "$ bivouac dev-cleanup ~/.cache/bivouac/dev"
 	c.run = func(ctx context.Context, args []string) error {
 		if _, err := io.Copy(io.Discard, c.in); err != nil {

@@ -40,19 +40,19 @@ const (
 const exitCodes = `
 Exit codes:
 
-  0  done
+  0  success
   1  any other error
-  2  there was no room for the sandbox
+  2  no room for the sandbox
   3  the chat has no session
-  4  conflict: the chat's session has other parameters, has expired, or its
-     sandbox does not run
+  4  conflict: the session has other parameters, has expired, or its sandbox
+     does not run
   5  no server answers at the address
 `
 
 // completionHelp follows the list of the commands.
 const completionHelp = `
-Run bivouac -autocomplete-install once to complete commands and options in
-bash, zsh and fish.`
+Run bivouac -autocomplete-install once to set up completion in bash, zsh and
+fish.`
 
 // exitCodeOf returns what the program exits with after an error.
 func exitCodeOf(err error) int {

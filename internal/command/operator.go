@@ -14,9 +14,9 @@ import (
 func operatorCommand(t terminal) *command {
 	c := newCommand(t, "operator")
 	c.synopsis = "Decide what only an operator can"
-	c.about = `Groups the commands for what was lost, damaged or edited in Consul: adopt and
-forget for a store that has no identity, repair for one chat's record. The
-server's health names the command that helps.`
+	c.about = `Groups the commands for data that was lost, damaged or edited in Consul. Use
+adopt or forget for a store without an identity, and repair for the record of
+one chat. The server's health names the command that helps.`
 	return c
 }
 
@@ -24,7 +24,7 @@ func operatorAdoptCommand(t terminal) *command {
 	var instance string
 	var asJSON *bool
 	c := sessionCommandOf(t, "operator adopt", func(c *command) {
-		c.flags.StringVar(&instance, "instance", "", "`ID` of the instance to take over. (default the only one there is)")
+		c.flags.StringVar(&instance, "instance", "", "`ID` of the instance to take over. (default the only one that runs)")
 		asJSON = jsonFlag(c)
 	}, func(ctx context.Context, c *command, api *apiclient.Client, _ uuid.UUID) error {
 		adopted, err := api.Adopt(ctx, instance)
@@ -39,10 +39,11 @@ func operatorAdoptCommand(t terminal) *command {
 		return err
 	})
 	c.synopsis = "Take over the sandboxes of a store that lost its data"
-	c.about = `Gives a store that lost its data the identity that the agent had. An agent that
-was started since takes the one that sandboxes bear which run under its name;
-if there are several, -instance says which. Then the sandboxes get records.
-If Consul can be restored from a snapshot, do that instead.`
+	c.about = `Writes this Bivouac's identity to a store that lost its data, and then writes a
+record for each running sandbox. A server that started after the loss takes the
+identity from the sandboxes that run under its name. If there are several
+identities, choose one with -instance. If you can restore Consul from a
+snapshot, do that instead.`
 	c.example = "$ bivouac operator adopt"
 	return c
 }
@@ -67,11 +68,11 @@ func operatorRepairCommand(t terminal) *command {
 	})
 	c.args = "CHAT_ID"
 	c.synopsis = "Repair a chat's record"
-	c.about = `Mends a record that cannot be understood, or that names a session which is
-not alive or is another chat's. If a sandbox of the chat runs, the record is
-written anew from what the sandbox was created with, and the session goes on.
-Otherwise a record that cannot be used is removed. A sandbox of the chat that no
-record can be made of is ended. A record that is well stays as it is.`
+	c.about = `Repairs a chat's record that cannot be read, or that names a dead session or a
+session of another chat. If a sandbox of the chat runs, its record is written
+again from what the sandbox was created with, and the session goes on.
+Otherwise an unusable record is removed. A sandbox for which no record can be
+written is ended. A correct record is not changed.`
 	c.example = "$ bivouac operator repair 8a1f6c2e-5c0f-4f0e-9d6b-0c6f6f0f8f11"
 	return c
 }
@@ -91,9 +92,10 @@ func operatorForgetCommand(t terminal) *command {
 		return showForgotten(c.out, forgotten)
 	})
 	c.synopsis = "Leave the sandboxes that run to another Bivouac"
-	c.about = `Gives a store that has no identity a fresh one. Sandboxes that run under the
-same name are left alone, as another Bivouac's; the command tells how to see
-them. An agent that had another identity ends, and has to be started again.`
+	c.about = `Writes a new identity to a store that has none. Sandboxes that already run under
+the same name are treated as another Bivouac's and left alone. The command
+prints how to list them. A server that had another identity stops and must be
+started again.`
 	c.example = "$ bivouac operator forget"
 	return c
 }

@@ -21,8 +21,8 @@ import (
 func pluginCommand(t terminal) *command {
 	c := newCommand(t, "plugin")
 	c.synopsis = "Look at and try out runtime plugins"
-	c.about = `Groups the commands for runtime plugins, programs that run sandboxes for
-Bivouac. They need no agent.`
+	c.about = `Groups the commands for runtime plugins, which are programs that run sandboxes
+for Bivouac. The commands need no server.`
 	return c
 }
 
@@ -130,8 +130,8 @@ func pluginListCommand(t terminal) *command {
 	c := newCommand(t, "plugin list")
 	c.synopsis = "List the plugins of a folder or a configuration"
 	c.about = `Starts each plugin that has a block in a configuration file or a file in the
-plugin folder, asks it who it is, and ends it. An agent runs those with a
-block. Exits with 1 where one does not come up.`
+plugin folder, asks for its name and version, and stops it. The server runs
+only plugins with a block. Exits with 1 if a plugin does not start.`
 	c.example = "$ bivouac plugin list -plugin-dir=/opt/bivouac/plugins"
 	flags := newPluginFlags(c)
 	asJSON := jsonFlag(c)
@@ -172,9 +172,9 @@ func pluginInspectCommand(t terminal) *command {
 	c := newCommand(t, "plugin inspect")
 	c.args = "PLUGIN"
 	c.synopsis = "Show what a plugin says of itself"
-	c.about = `Starts the plugin, asks it who it is, and ends it: its version, its abilities
-and the JSON Schema of its configuration. PLUGIN is a path, or the name of a
-plugin in the plugin folder or a configuration.`
+	c.about = `Starts the plugin, prints its version, its abilities and the JSON Schema of its
+configuration, and stops it. PLUGIN is a path, or the name of a plugin in the
+plugin folder or a configuration file.`
 	c.example = "$ bivouac plugin inspect ./my-runtime"
 	flags := newPluginFlags(c)
 	asJSON := jsonFlag(c)

@@ -26,8 +26,8 @@ func pluginRunCommand(t terminal) *command {
 	c := newCommand(t, "plugin run")
 	c.args = "PLUGIN"
 	c.synopsis = "Run a plugin by itself and drive it by hand"
-	c.about = `Runs the plugin as an agent would, and takes requests from standard input,
-one a line, until its end or Ctrl-C:
+	c.about = `Runs the plugin as the server would, and reads requests from standard input, one
+per line, until the end of input or Ctrl-C:
 
   create [VOLUME [CHAT_ID]]   a new session; prints its SESSION_ID
   inspect SESSION_ID
@@ -37,14 +37,13 @@ one a line, until its end or Ctrl-C:
   info
   health
 
-What the plugin logs is shown. Sandboxes live on when it ends, as they do when
-an agent ends: the next run with the same -instance finds them. A VOLUME with
-spaces stands in double quotes. Exits with 1
-where a request failed.`
+The plugin's log is shown. Sandboxes go on running when the command ends. The
+next run with the same -instance finds them. Put a VOLUME with spaces in double
+quotes. Exits with 1 if a request failed.`
 	c.example = `$ echo create /srv/chats/1 | bivouac plugin run -plugin-config='{"image":"busybox"}' ./my-runtime`
 	flags := newPluginFlags(c)
-	settings := c.flags.String("plugin-config", "", "`JSON` object that the plugin is configured with. (default as its block says)")
-	instance := c.flags.String("instance", "plugin-run", "`NAME` that the plugin is told as that of its Bivouac.")
+	settings := c.flags.String("plugin-config", "", "`JSON` object with the plugin's configuration. (default from its block)")
+	instance := c.flags.String("instance", "plugin-run", "`NAME` of the Bivouac instance to pass to the plugin.")
 	level := c.flags.String("log-level", "info", "`LEVEL` of the log: trace, debug, info, warn or error.")
 	c.run = func(ctx context.Context, args []string) error {
 		p, dir, err := flags.find(args[0])

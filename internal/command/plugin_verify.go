@@ -21,21 +21,21 @@ func pluginVerifyCommand(t terminal) *command {
 	c := newCommand(t, "plugin verify")
 	c.args = "PLUGIN"
 	c.synopsis = "Check that a plugin does what a runtime must"
-	c.about = `Runs the plugin as an agent would and goes through the conformance suite of
-package runtime/conformance with it, as a Go author's own tests do. It makes
-some dozens of sandboxes, ten at a time, kills the plugin now and then, and
-deletes what it made. When it is done it starts the plugin once more, with
-BIVOUAC_DROP_MARKS=1, to have it remove its marks of used session IDs. Prints a verdict on each requirement. Exits with 1 where
-one is not met.
+	c.about = `Runs the plugin as the server would and checks it with the conformance suite of
+package runtime/conformance. It creates some dozens of sandboxes, ten at a time,
+kills the plugin at some points, and deletes what it created. At the end it
+starts the plugin once more with BIVOUAC_DROP_MARKS=1 so that the plugin
+removes its marks of used session IDs. It prints a verdict on each requirement
+and exits with 1 if one is not met.
 
-With -demo all requirements are checked: the sandboxes then run
-bivouac demo-sandbox, which fails when it is told to, and shows without the
-plugin whether it runs. It takes its orders from a file in the volume, so that
-must be mounted from this machine.`
+Pass -demo if the sandboxes run bivouac demo-sandbox. That program fails on
+request and shows without the plugin whether it runs, so that every requirement
+can be checked. It reads its orders from a file in the volume, which must be a
+folder of this machine.`
 	c.example = `$ bivouac plugin verify -demo -plugin-config='{"command":["/usr/bin/bivouac","demo-sandbox"]}' ./my-runtime`
 	flags := newPluginFlags(c)
-	settings := c.flags.String("plugin-config", "", "`JSON` object that the plugin is configured with. (default as its block says)")
-	demo := c.flags.Bool("demo", false, "What runs in the sandboxes is bivouac demo-sandbox.")
+	settings := c.flags.String("plugin-config", "", "`JSON` object with the plugin's configuration. (default from its block)")
+	demo := c.flags.Bool("demo", false, "The sandboxes run bivouac demo-sandbox.")
 	level := c.flags.String("log-level", "off", "`LEVEL` of the log: trace, debug, info, warn, error or off.")
 	c.run = func(ctx context.Context, args []string) (err error) {
 		p, dir, err := flags.find(args[0])

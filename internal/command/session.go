@@ -23,12 +23,12 @@ func clientFlags(c *command) func() (*apiclient.Client, error) {
 	if address == "" {
 		address = "http://127.0.0.1:4747"
 	}
-	c.flags.StringVar(&address, "address", address, "`URL` of the agent. "+addressEnv+" says the same.")
+	c.flags.StringVar(&address, "address", address, "`URL` of the server. Overrides "+addressEnv+".")
 	return func() (*apiclient.Client, error) { return apiclient.New(address, nil) }
 }
 
 func jsonFlag(c *command) *bool {
-	c.flags.BoolVar(&c.asJSON, "json", false, "Print JSON. An error is printed to stderr as the API has it, on one line.")
+	c.flags.BoolVar(&c.asJSON, "json", false, "Print JSON. An error is one line of JSON on stderr.")
 	return &c.asJSON
 }
 
@@ -75,10 +75,10 @@ func sessionCreateCommand(t terminal) *command {
 	var in apiclient.CreateInput
 	var asJSON *bool
 	c := sessionCommandOf(t, "session create", func(c *command) {
-		c.flags.StringVar(&in.AgentID, "agent-id", "", "`ID` of the agent that the chat is with. Required.")
-		c.flags.StringVar(&in.VolumeHostPath, "volume-host-path", "", "`PATH` of the volume on the machine that runs the sandbox. Required.")
-		c.flags.StringVar(&in.Runtime, "runtime", "", "`NAME` of the runtime that is to run the sandbox. (default whatever runs the session that stands, or else as the agent is configured)")
-		c.flags.DurationVar(&in.TTL, "ttl", 0, "How long the session lives unless renewed, such as 90s or 30m. (default as the agent is configured)")
+		c.flags.StringVar(&in.AgentID, "agent-id", "", "`ID` of the chat's AI agent. Required.")
+		c.flags.StringVar(&in.VolumeHostPath, "volume-host-path", "", "`PATH` of the volume on the sandbox's machine. Required.")
+		c.flags.StringVar(&in.Runtime, "runtime", "", "`NAME` of the runtime. (default that of the chat's session, or else the server's default)")
+		c.flags.DurationVar(&in.TTL, "ttl", 0, "Time until the session expires, such as 90s or 30m. (default set by the server)")
 		c.flags.Func("label", "`KEY=VALUE` of a label of the session. Repeat it for more.", func(text string) error {
 			key, value, ok := strings.Cut(text, "=")
 			if !ok {
@@ -112,9 +112,8 @@ func sessionCreateCommand(t terminal) *command {
 	})
 	c.args = "CHAT_ID"
 	c.synopsis = "Give a chat its sandbox"
-	c.about = `Returns the chat's session once its sandbox answers: the one that stands, or
-a new one. While one waits, the stages of a start are shown as they are
-reached, unless it prints JSON.`
+	c.about = `Returns the chat's session when its sandbox answers. If the chat has none, it
+creates one. While you wait it shows the stages of the start, except with -json.`
 	c.example = `$ bivouac session create -agent-id=helper -volume-host-path=/srv/chats/1 \
     8a1f6c2e-5c0f-4f0e-9d6b-0c6f6f0f8f11`
 	return c
@@ -145,9 +144,9 @@ func sessionListCommand(t terminal) *command {
 	var in apiclient.ListInput
 	var asJSON *bool
 	c := sessionCommandOf(t, "session list", func(c *command) {
-		c.flags.StringVar(&in.AgentID, "agent-id", "", "Only sessions of the agent with this `ID`.")
-		c.flags.IntVar(&in.PerPage, "per-page", 100, fmt.Sprintf("How many sessions to show, 1 to %d.", apiclient.MaxPerPage))
-		c.flags.StringVar(&in.NextToken, "next-token", "", "`TOKEN` that a page before ended with.")
+		c.flags.StringVar(&in.AgentID, "agent-id", "", "Only sessions of the AI agent with this `ID`.")
+		c.flags.IntVar(&in.PerPage, "per-page", 100, fmt.Sprintf("Number of sessions to show, 1 to %d.", apiclient.MaxPerPage))
+		c.flags.StringVar(&in.NextToken, "next-token", "", "`TOKEN` at the end of the previous page.")
 		asJSON = jsonFlag(c)
 	}, func(ctx context.Context, c *command, api *apiclient.Client, _ uuid.UUID) error {
 		if in.PerPage < 1 || in.PerPage > apiclient.MaxPerPage {
@@ -169,8 +168,8 @@ func sessionListCommand(t terminal) *command {
 		return nil
 	})
 	c.synopsis = "List sessions"
-	c.about = `Lists sessions as they are recorded, one page of them. Long values are cut
-off; -json shows them whole.`
+	c.about = `Lists one page of sessions as they are recorded. Long values are cut off. Pass
+-json to see them whole.`
 	c.example = "$ bivouac session list -agent-id=helper"
 	return c
 }
@@ -179,7 +178,7 @@ func sessionRenewCommand(t terminal) *command {
 	var ttl time.Duration
 	var asJSON *bool
 	c := sessionCommandOf(t, "session renew", func(c *command) {
-		c.flags.DurationVar(&ttl, "ttl", 0, "How long the session lives from now, such as 90s or 30m. (default as the agent is configured)")
+		c.flags.DurationVar(&ttl, "ttl", 0, "Time from now until the session expires, such as 90s or 30m. (default set by the server)")
 		asJSON = jsonFlag(c)
 	}, func(ctx context.Context, c *command, api *apiclient.Client, chat uuid.UUID) error {
 		session, err := api.Renew(ctx, chat, ttl)

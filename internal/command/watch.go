@@ -22,7 +22,7 @@ func sessionWatchCommand(t terminal) *command {
 	var agentID string
 	var asJSON *bool
 	c := sessionCommandOf(t, "session watch", func(c *command) {
-		c.flags.StringVar(&agentID, "agent-id", "", "Only sessions of the agent with this `ID`.")
+		c.flags.StringVar(&agentID, "agent-id", "", "Only sessions of the AI agent with this `ID`.")
 		asJSON = jsonFlag(c)
 	}, func(ctx context.Context, c *command, api *apiclient.Client, chat uuid.UUID) error {
 		w := watcher{look: lookAtAll(api, agentID), tell: func(change change) error {
@@ -45,9 +45,9 @@ func sessionWatchCommand(t terminal) *command {
 	})
 	c.args = "[CHAT_ID]"
 	c.synopsis = "Show sessions as they change"
-	c.about = `Shows the chat's session, or all sessions, and from then on a line for each
-change. It ends with Ctrl-C or, for one chat, once the chat's session is gone.
-If the server goes away, it says so and goes on once a server answers again.`
+	c.about = `Shows the chat's session, or all sessions, and then one line for each change. It
+ends on Ctrl-C or, for one chat, when the chat's session is gone. If the server
+goes away, it says so and continues when a server answers again.`
 	c.example = "$ bivouac session watch"
 	return c
 }

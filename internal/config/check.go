@@ -61,7 +61,7 @@ func (c *Config) check() error {
 	}
 	c.checkVolumeRoots(refuse)
 	if c.InProcess && !c.Dev {
-		refuse("in_process", "it goes with dev alone")
+		refuse("in_process", "requires dev")
 	}
 	if c.Dev {
 		c.checkDev(refuse)

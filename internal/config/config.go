@@ -85,19 +85,19 @@ type key struct {
 
 func (c *Config) keys() []key {
 	return []key{
-		{"dev", "dev", &c.Dev, "Run without Nomad and Consul: records in memory, sandboxes as processes of this machine. All ends with the agent."},
+		{"dev", "dev", &c.Dev, "Run without Nomad and Consul: records in memory, sandboxes as local processes. Everything ends with the server."},
 		{"in_process", "in-process", &c.InProcess, "With -dev, link the runtime process into the agent rather than run it as a plugin."},
-		{"http_addr", "http-addr", &c.HTTPAddr, "`HOST:PORT` to serve the API on. It must be loopback: there is no authentication yet."},
-		{"runtime", "runtime", &c.Runtime, "`NAME` of what runs the sandboxes of creates that name no runtime: nomad, or process with -dev, or a plugin. With a plugin no Nomad is needed, unless a nomad block, NOMAD_ADDR or a job template names one."},
-		{"ttl", "ttl", &c.TTL, "`DURATION` that a session lives whose create does not say."},
-		{"max_ttl", "max-ttl", &c.MaxTTL, "`DURATION` that a create or a renew may ask for at most."},
-		{"cleanup_interval", "cleanup-interval", &c.CleanupInterval, "`DURATION` between two looks for sessions that have expired."},
-		{"volume_roots", "volume-root", &c.VolumeRoots, "`FOLDER` whose direct subfolders may be volumes, as FOLDER/NAME; if none is given, any folder may be. May be repeated. Only the name is checked: what a node has at that path, such as a symbolic link, is up to its operator."},
+		{"http_addr", "http-addr", &c.HTTPAddr, "`HOST:PORT` of the API. Must be a loopback address: there is no authentication yet."},
+		{"runtime", "runtime", &c.Runtime, "`NAME` of the default runtime: nomad, process (with -dev), or a plugin."},
+		{"ttl", "ttl", &c.TTL, "Default session TTL, as a `DURATION`."},
+		{"max_ttl", "max-ttl", &c.MaxTTL, "Longest TTL that a caller may ask for, as a `DURATION`."},
+		{"cleanup_interval", "cleanup-interval", &c.CleanupInterval, "`DURATION` between two cleanups of expired sessions."},
+		{"volume_roots", "volume-root", &c.VolumeRoots, "`FOLDER` whose direct subfolders may be volumes. May be repeated. Only the name is checked: a symbolic link on the node is followed. (default any folder)"},
 		{"job_template", "job-template", &c.JobTemplate, "`NAME|FILE` of the job template: docker, exec, raw_exec, or a file."},
-		{"job_vars", "job-var", &c.JobVars, "`NAME=VALUE` of a variable of the job template. May be repeated. With -dev there are two, command and args, as raw_exec has them."},
-		{"plugin_dir", "plugin-dir", &c.PluginDir, "`FOLDER` of the plugins. Those run that have a plugin block in a configuration file."},
-		{"kv_prefix", "kv-prefix", &c.KVPrefix, "`PREFIX` of all keys in Consul's KV store."},
-		{"instance", "instance", &c.Instance, "`NAME` of this Bivouac, where several share a Nomad. Replicas that work together share the name."},
+		{"job_vars", "job-var", &c.JobVars, "`NAME=VALUE` of a job template variable. May be repeated. With -dev only command and args exist."},
+		{"plugin_dir", "plugin-dir", &c.PluginDir, "`FOLDER` of the plugins. Only plugins with a block in a configuration file run."},
+		{"kv_prefix", "kv-prefix", &c.KVPrefix, "`PREFIX` of all keys in Consul KV."},
+		{"instance", "instance", &c.Instance, "`NAME` of this Bivouac, shared by its replicas."},
 		{"log_level", "log-level", &c.LogLevel, "`LEVEL` of the log: trace, debug, info, warn or error."},
 		{"log_json", "log-json", &c.LogJSON, "Write the log as JSON."},
 	}
@@ -106,15 +106,15 @@ func (c *Config) keys() []key {
 func (c *Config) blocks() map[string][]key {
 	return map[string][]key{
 		"consul": {
-			{name: "address", target: &c.Consul.Address},
-			{name: "token", target: &c.Consul.Token},
-			{name: "datacenter", target: &c.Consul.Datacenter},
+			{name: "address", target: &c.Consul.Address, usage: "`HOST:PORT` or URL of Consul. (default from CONSUL_HTTP_ADDR)"},
+			{name: "token", target: &c.Consul.Token, usage: "ACL token. (default from CONSUL_HTTP_TOKEN)"},
+			{name: "datacenter", target: &c.Consul.Datacenter, usage: "`NAME` of the Consul agent's datacenter. (default that of the agent)"},
 		},
 		"nomad": {
-			{name: "address", target: &c.Nomad.Address},
-			{name: "region", target: &c.Nomad.Region},
-			{name: "namespace", target: &c.Nomad.Namespace},
-			{name: "token", target: &c.Nomad.Token},
+			{name: "address", target: &c.Nomad.Address, usage: "URL of Nomad. (default from NOMAD_ADDR)"},
+			{name: "region", target: &c.Nomad.Region, usage: "`NAME` of the region that runs the sandboxes. (default from NOMAD_REGION)"},
+			{name: "namespace", target: &c.Nomad.Namespace, usage: "`NAME` of the namespace that runs the sandboxes. (default from NOMAD_NAMESPACE)"},
+			{name: "token", target: &c.Nomad.Token, usage: "ACL token. (default from NOMAD_TOKEN)"},
 		},
 	}
 }

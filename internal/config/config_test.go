@@ -144,7 +144,7 @@ func TestAPluginStandsInOneFile(t *testing.T) {
 	first := write(t, "a.hcl", "plugin \"x\" { path = \"/x\" }")
 	second := write(t, "b.hcl", "\nplugin \"x\" { path = \"/y\" }")
 	_, err := load(t, "-config", first, "-config", second)
-	must.ErrorContains(t, err, second+`:2: Plugin stands twice: plugin "x" stands at `+first+":1 already.")
+	must.ErrorContains(t, err, second+`:2: Duplicate plugin block: plugin "x" is already defined at `+first+":1.")
 }
 
 func TestNothingSaid(t *testing.T) {
@@ -191,7 +191,7 @@ func TestInProcessGoesWithDevAlone(t *testing.T) {
 	must.NoError(t, err)
 	must.True(t, dev.InProcess)
 	_, err = load(t, "-in-process")
-	must.ErrorContains(t, err, "in_process: it goes with dev alone")
+	must.ErrorContains(t, err, "in_process: requires dev")
 }
 
 func TestWhatIsSaid(t *testing.T) {
@@ -287,7 +287,7 @@ func TestWrongFilesAreRefusedWithTheirLine(t *testing.T) {
 		{"a.hcl", "plugin \"x\" {\n  pth = \"/x\"\n}", `a.hcl:2: Unsupported argument`},
 		{"a.hcl", "plugin \"x\" {\n  path = \"/x\"\n  sha256 = \"ab\"\n}", `a.hcl:3: plugin.x.sha256: "ab" is not 64 hex digits`},
 		{"a.hcl", "plugin \"x\" {\n  path = \"/x\"\n  config {\n    a = b\n  }\n}", `a.hcl:4: Variables not allowed`},
-		{"a.hcl", "plugin \"x\" {\n  path = \"/x\"\n  config {\n}\n  config {\n  }\n}", `a.hcl:5: Configuration stands twice`},
+		{"a.hcl", "plugin \"x\" {\n  path = \"/x\"\n  config {\n}\n  config {\n  }\n}", `a.hcl:5: Duplicate config block`},
 		{"a.json", "{\"plugin\": {\n\"x\": {\n\"pth\": \"/x\"}}}", `a.json:3: Extraneous JSON object property`},
 		{"a.json", "{\n\"tlt\": \"1h\"}", `a.json:2: Extraneous JSON object property`},
 		{"a.json", "{\n\"ttl\": \"soon\"}", `a.json:2: Wrong value: ttl`},

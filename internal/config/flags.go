@@ -30,7 +30,7 @@ func (f *Flags) RegisterPlugins(set *flag.FlagSet) {
 }
 
 func (f *Flags) register(set *flag.FlagSet, wanted func(key) bool) {
-	set.Func("config", "`FILE|DIR` to read, HCL or JSON. May be repeated; later ones count more.", func(path string) error {
+	set.Func("config", "`FILE|DIR` to read, HCL or JSON. May be repeated; later files override earlier ones.", func(path string) error {
 		f.paths = append(f.paths, path)
 		return nil
 	})

@@ -34,10 +34,10 @@ var (
 
 func (p *Plugin) keys() []key {
 	return []key{
-		{name: "path", target: &p.Path},
-		{name: "args", target: &p.Args},
-		{name: "env", target: &p.Env},
-		{name: "sha256", target: &p.SHA256},
+		{name: "path", target: &p.Path, usage: "`FILE` of the plugin. (default the file in plugin_dir with the block's name)"},
+		{name: "args", target: &p.Args, usage: "Arguments of the plugin."},
+		{name: "env", target: &p.Env, usage: "Environment of the plugin. It gets nothing else of the server's environment, except a fixed PATH if you set none."},
+		{name: "sha256", target: &p.SHA256, usage: "Checksum of the file in hex, verified before each start. (default any file)"},
 	}
 }
 
@@ -49,8 +49,8 @@ func (c *Config) decodePlugin(block *hcl.Block) hcl.Diagnostics {
 	if first, again := c.origins[origin]; again {
 		return hcl.Diagnostics{{
 			Severity: hcl.DiagError,
-			Summary:  "Plugin stands twice",
-			Detail:   fmt.Sprintf("plugin %q stands at %s already.", p.Name, first),
+			Summary:  "Duplicate plugin block",
+			Detail:   fmt.Sprintf("plugin %q is already defined at %s.", p.Name, first),
 			Subject:  block.DefRange.Ptr(),
 		}}
 	}
@@ -60,8 +60,8 @@ func (c *Config) decodePlugin(block *hcl.Block) hcl.Diagnostics {
 		if p.Config != nil {
 			return hcl.Diagnostics{{
 				Severity: hcl.DiagError,
-				Summary:  "Configuration stands twice",
-				Detail:   fmt.Sprintf("plugin %q has one config block.", p.Name),
+				Summary:  "Duplicate config block",
+				Detail:   fmt.Sprintf("plugin %q may have only one config block.", p.Name),
 				Subject:  block.DefRange.Ptr(),
 			}}
 		}

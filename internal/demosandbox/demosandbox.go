@@ -1,10 +1,10 @@
-// Package demosandbox is a small sandbox to try Bivouac out with: an HTTP
-// server that says whom it serves and shows its workspace.
+// Package demosandbox is a small sandbox to try Bivouac out with. It is an HTTP
+// server that shows its session and its workspace.
 //
-// It can be told to fail, to try runtimes out with; see [Obey].
+// [Run] serves a [Config], which [FromEnv] reads from the environment that every
+// sandbox gets. The demo can fail on request, to test runtimes; see [Obey].
 //
-// It knows what every sandbox knows, its environment, and must never know of
-// the agent, the API or any runtime.
+// The package does not know the Bivouac server, its API or any runtime.
 package demosandbox
 
 import (
@@ -20,24 +20,24 @@ import (
 	"time"
 )
 
-// Config is what a sandbox is told through its environment.
+// Config is the configuration of the demo sandbox.
 type Config struct {
 	Addr      string // where to listen, host:port
 	SessionID string
 	ChatID    string
 	AgentID   string
-	Workspace string // folder to show; must exist
+	Workspace string // directory to show; must exist
 }
 
 // FromEnv reads the environment that every runtime gives to a sandbox:
 //
 //	PORT                 the port to listen on
-//	BIVOUAC_BIND         the IP to listen on, 127.0.0.1 where unset; in a
-//	                     container, whose port is published, it is 0.0.0.0
-//	BIVOUAC_SESSION_ID   \
-//	BIVOUAC_CHAT_ID       > whom it serves
-//	BIVOUAC_AGENT_ID     /
-//	BIVOUAC_WORKSPACE    the volume's path, /workspace where unset
+//	BIVOUAC_BIND         the IP to listen on, by default 127.0.0.1; 0.0.0.0 in a
+//	                     container, whose port is published
+//	BIVOUAC_SESSION_ID   the session's ID
+//	BIVOUAC_CHAT_ID      the chat's ID
+//	BIVOUAC_AGENT_ID     the AI agent's ID
+//	BIVOUAC_WORKSPACE    the volume's path, by default /workspace
 func FromEnv(getenv func(string) string) Config {
 	or := func(name, fallback string) string {
 		if value := getenv(name); value != "" {
@@ -54,8 +54,8 @@ func FromEnv(getenv func(string) string) Config {
 	}
 }
 
-// Run serves until ctx ends, then stops at once: a sandbox has nothing to
-// finish, and whoever stops it waits.
+// Run serves until ctx ends, and then stops at once: a sandbox has nothing to
+// finish, and its caller waits for the stop.
 func Run(ctx context.Context, config Config) error {
 	workspace, err := os.OpenRoot(config.Workspace)
 	if err != nil {
@@ -93,9 +93,9 @@ func Run(ctx context.Context, config Config) error {
 	return nil
 }
 
-// Handler answers /, /healthz and /workspace/, and calls exit for a POST to
-// /exit. Nothing outside workspace can be reached through it, not even by
-// symbolic links. Web pages of other origins are refused.
+// Handler serves /, /healthz and /workspace/, and calls exit for a POST to /exit.
+// It serves nothing outside workspace, even if a symbolic link leads there, and
+// refuses requests from web pages of other origins.
 func Handler(config Config, workspace *os.Root, exit func()) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
@@ -106,8 +106,8 @@ func Handler(config Config, workspace *os.Root, exit func()) http.Handler {
 			"agent_id":   config.AgentID,
 		})
 	})
-	// The body ties the answer to this sandbox: another process that got hold
-	// of the port does not know the session's ID.
+	// The body proves that this sandbox answers: another process on the port does
+	// not know the session ID.
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 		_, _ = w.Write([]byte(config.SessionID))
@@ -117,9 +117,9 @@ func Handler(config Config, workspace *os.Root, exit func()) http.Handler {
 	return refuseWebPages(mux)
 }
 
-// refuseWebPages refuses what a web page of another origin may send through a
-// browser on this machine: requests to a DNS name, which that page's owner may
-// have pointed here, and requests that the browser marks as cross-origin.
+// refuseWebPages refuses requests that a web page of another origin may send
+// through a browser on this machine: those to a DNS name, which the page's owner
+// may have pointed here, and those that the browser marks as cross-origin.
 func refuseWebPages(next http.Handler) http.Handler {
 	protection := http.NewCrossOriginProtection()
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -127,7 +127,7 @@ func refuseWebPages(next http.Handler) http.Handler {
 			http.Error(w, fmt.Sprintf("host %q is refused: use the sandbox's IP address, or localhost", r.Host), http.StatusForbidden)
 			return
 		}
-		// The check lets reads pass, and here they are of the volume.
+		// The check allows reads, but here a read shows the volume: check it as a POST.
 		asPost := r.WithContext(r.Context())
 		asPost.Method = http.MethodPost
 		if err := protection.Check(asPost); err != nil {
@@ -138,7 +138,7 @@ func refuseWebPages(next http.Handler) http.Handler {
 	})
 }
 
-// isAddress says whether a Host header names an IP address or localhost.
+// isAddress reports whether a Host header is an IP address or localhost.
 func isAddress(host string) bool {
 	if name, _, err := net.SplitHostPort(host); err == nil {
 		host = name

@@ -12,23 +12,23 @@ import (
 	"time"
 )
 
-// What a sandbox may be ordered to do by a file of its workspace, so that a
-// runtime can be tried with sandboxes that fail.
+// The orders that a file in the workspace can give to a sandbox, to test a runtime
+// with sandboxes that fail.
 const (
-	orderExit = "exit" // end at once, with an error
-	orderHang = "hang" // run and never listen, or, with a duration after it, only then
+	orderExit = "exit" // exit at once with an error
+	orderHang = "hang" // never listen, or only after the duration that follows
 )
 
 var (
-	errToldToExit = errors.New("told to exit")
-	errSecond     = errors.New("another sandbox of the same session runs")
+	errToldToExit = errors.New("exited on request")
+	errSecond     = errors.New("another sandbox of the same session is running")
 )
 
-// Obey does what the workspace's file ".demo-sandbox-<session ID>" says: nothing
-// more where it is empty, and nothing at all where there is none. Until release
-// is called the file bears an exclusive lock of flock(2), by which whoever can
-// open the file sees that the sandbox runs. Obey fails where another one has the
-// lock, and where it is told to.
+// Obey follows the order in the workspace's file ".demo-sandbox-<session ID>". It
+// does nothing if there is no such file. If there is one, even an empty one, Obey
+// locks it with flock(2) until release is called, so that a test can see that the
+// sandbox runs. Obey returns an error if another sandbox has the lock, or if the
+// order is to exit.
 func Obey(ctx context.Context, workspace *os.Root, sessionID string) (release func(), err error) {
 	file, err := workspace.Open(".demo-sandbox-" + sessionID)
 	if errors.Is(err, fs.ErrNotExist) {

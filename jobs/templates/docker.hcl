@@ -10,23 +10,23 @@
 #     }
 #   }
 #
-# That opens every path of the node to everyone who may submit jobs to it, so
-# keep such nodes for sandboxes, and set Bivouac's -volume-root. Bivouac checks
-# the name of a volume only: let nobody but the node's operator write to a root.
+# This lets everyone who may submit jobs to the node mount any path of it. Use such
+# nodes for sandboxes only, and set Bivouac's -volume-root. Bivouac checks only
+# the text of a volume path: let only the operator of the node write to a root.
 #
 # Docker opens a container's port on the node before the container's network is
-# up. Who calls in between waits a second for ARP, and so does every start of a
-# sandbox, unless the node asks again sooner:
+# up. A connection in between waits one second for ARP, which delays every start
+# of a sandbox. With this setting the node repeats the ARP request sooner:
 #
 #   sysctl -w net.ipv4.neigh.docker0.retrans_time_ms=25
 
 variable "image" {
-  description = "The image. It is pulled only where it is missing."
+  description = "The image. A node pulls it only if it does not have it."
   default     = "bivouac-demo:dev"
 }
 
 variable "command" {
-  description = "What to run in the container. Null: the image's own."
+  description = "The command to run in the container. Null: the image's own."
   type        = string
   default     = null
 }
@@ -38,18 +38,18 @@ variable "args" {
 }
 
 variable "port" {
-  description = "The port that the sandbox listens on inside the container. It is told as PORT."
+  description = "The port that the sandbox listens on inside the container. The sandbox gets it as PORT."
   default     = 8080
 }
 
 variable "user" {
-  description = "The user inside the container, as name or UID:GID. Null: the image's own."
+  description = "The user inside the container, as a name or UID:GID. Null: the image's own."
   type        = string
   default     = null
 }
 
 variable "cpu" {
-  description = "Share of CPU, in MHz."
+  description = "CPU share in MHz."
   default     = 100
 }
 
@@ -59,33 +59,33 @@ variable "memory" {
 }
 
 variable "pids_limit" {
-  description = "How many processes and threads a sandbox may have."
+  description = "The maximum number of processes and threads in a sandbox."
   default     = 256
 }
 
 variable "datacenters" {
-  description = "Where sandboxes may run."
+  description = "The datacenters in which sandboxes may run."
   type        = list(string)
   default     = ["*"]
 }
 
 variable "ready_type" {
-  description = "What shows that the sandbox is ready: http, a GET of ready_path that is answered with 2xx, or tcp, a connection to its port that stays open for 3s, or that brings a byte."
+  description = "How to check that the sandbox is ready. http: a GET of ready_path returns a 2xx status. tcp: a connection to its port stays open for 3s or receives a byte."
   default     = "http"
 }
 
 variable "ready_path" {
-  description = "The path that answers once the sandbox is ready."
+  description = "The path that returns a 2xx status when the sandbox is ready."
   default     = "/healthz"
 }
 
 variable "ready_session_id" {
-  description = "Whether that answer has to hold the session's ID, so that nobody else on the port passes for the sandbox."
+  description = "Whether the response must contain the session ID. If it must, another process on the port cannot be taken for the sandbox."
   default     = true
 }
 
 variable "ready_timeout" {
-  description = "How long a sandbox may take until it is ready, a pull of its image included: 4m at most."
+  description = "How long a sandbox may take to become ready, including the pull of its image. At most 4m."
   default     = "60s"
 }
 
@@ -138,7 +138,7 @@ job {
           readonly = false
         }
 
-        # A container cannot write to its root, but most programs want /tmp.
+        # A container cannot write to its root, but most programs need /tmp.
         mount {
           type   = "tmpfs"
           target = "/tmp"
@@ -158,7 +158,7 @@ job {
         memory = var.memory
       }
 
-      # Each task with logs costs a process of its own and time at the start.
+      # Logs cost each task an extra process and make its start slower.
       logs {
         disabled      = true
         max_files     = 1

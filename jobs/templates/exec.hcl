@@ -1,8 +1,8 @@
-# Runs the sandbox with Nomad's exec driver: a process in a chroot of its own,
-# with limits on CPU and memory.
+# Runs the sandbox with Nomad's exec driver: a process in its own chroot, with
+# limits on CPU and memory.
 #
-# The exec driver cannot mount a path of the host that a job names. What it can
-# mount is a host volume that the client's configuration names:
+# The exec driver cannot mount a host path that a job chooses. It can mount a host
+# volume from the Nomad client's configuration:
 #
 #   client {
 #     host_volume "bivouac" {
@@ -11,14 +11,14 @@
 #     }
 #   }
 #
-# This template mounts that volume, whole, at the same path inside the chroot,
-# so that a session's volume_host_path, which has to lie beneath it, is the same
-# path inside. Sandboxes of one node therefore see each other's volumes: keep
-# them apart by their files' owners and modes, and use the docker template where
-# sandboxes do not trust each other.
+# This template mounts the whole volume at the same path inside the chroot. A
+# session's volume_host_path must be below that path, and is the same inside and
+# outside. So the sandboxes of one node see each other's volumes: separate them by
+# the owners and modes of their files. Use the docker template if sandboxes do not
+# trust each other.
 
 variable "command" {
-  description = "What to run, as the chroot has it."
+  description = "The command to run, as a path inside the chroot."
   type        = string
 }
 
@@ -29,12 +29,12 @@ variable "args" {
 }
 
 variable "host_volume" {
-  description = "The name of the client's host volume."
+  description = "The name of the Nomad client's host volume."
   default     = "bivouac"
 }
 
 variable "volume_root" {
-  description = "The path of the client's host volume, here and inside the sandbox."
+  description = "The path of the Nomad client's host volume, on the node and inside the sandbox."
   default     = "/srv/bivouac"
 }
 
@@ -45,7 +45,7 @@ variable "user" {
 }
 
 variable "cpu" {
-  description = "Share of CPU, in MHz."
+  description = "CPU share in MHz."
   default     = 100
 }
 
@@ -55,28 +55,28 @@ variable "memory" {
 }
 
 variable "datacenters" {
-  description = "Where sandboxes may run."
+  description = "The datacenters in which sandboxes may run."
   type        = list(string)
   default     = ["*"]
 }
 
 variable "ready_type" {
-  description = "What shows that the sandbox is ready: http, a GET of ready_path that is answered with 2xx, or tcp, a connection to its port."
+  description = "How to check that the sandbox is ready. http: a GET of ready_path returns a 2xx status. tcp: its port accepts a connection."
   default     = "http"
 }
 
 variable "ready_path" {
-  description = "The path that answers once the sandbox is ready."
+  description = "The path that returns a 2xx status when the sandbox is ready."
   default     = "/healthz"
 }
 
 variable "ready_session_id" {
-  description = "Whether that answer has to hold the session's ID, so that nobody else on the port passes for the sandbox."
+  description = "Whether the response must contain the session ID. If it must, another process on the port cannot be taken for the sandbox."
   default     = true
 }
 
 variable "ready_timeout" {
-  description = "How long a sandbox may take until it is ready: 4m at most."
+  description = "How long a sandbox may take to become ready. At most 4m."
   default     = "60s"
 }
 
@@ -132,7 +132,7 @@ job {
         memory = var.memory
       }
 
-      # Each task with logs costs a process of its own and time at the start.
+      # Logs cost each task an extra process and make its start slower.
       logs {
         disabled      = true
         max_files     = 1

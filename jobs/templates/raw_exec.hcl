@@ -1,8 +1,8 @@
-# Runs the sandbox as a plain process of the Nomad client, with no isolation at
-# all. For trying out, on a machine that is yours.
+# Runs the sandbox as a plain process of the Nomad client, without any isolation.
+# Use it to try Bivouac out on your own machine.
 
 variable "command" {
-  description = "What to run. The agent fills in its own executable, which then runs the demo sandbox."
+  description = "The command to run. The Bivouac server sets it to its own executable, which then runs the demo sandbox."
   default     = "bivouac"
 }
 
@@ -19,42 +19,42 @@ variable "user" {
 }
 
 variable "cpu" {
-  description = "CPU that Nomad counts for a sandbox, in MHz."
+  description = "The CPU in MHz that Nomad counts for a sandbox."
   default     = 50
 }
 
 variable "memory" {
-  description = "Memory that Nomad counts for a sandbox, in MB. Not a limit."
+  description = "The memory in MB that Nomad counts for a sandbox. Not a limit."
   default     = 64
 }
 
 variable "datacenters" {
-  description = "Where sandboxes may run."
+  description = "The datacenters in which sandboxes may run."
   type        = list(string)
   default     = ["*"]
 }
 
 variable "ready_type" {
-  description = "What shows that the sandbox is ready: http, a GET of ready_path that is answered with 2xx, or tcp, a connection to its port."
+  description = "How to check that the sandbox is ready. http: a GET of ready_path returns a 2xx status. tcp: its port accepts a connection."
   default     = "http"
 }
 
 variable "ready_path" {
-  description = "The path that answers once the sandbox is ready."
+  description = "The path that returns a 2xx status when the sandbox is ready."
   default     = "/healthz"
 }
 
 variable "ready_session_id" {
-  description = "Whether that answer has to hold the session's ID, so that nobody else on the port passes for the sandbox."
+  description = "Whether the response must contain the session ID. If it must, another process on the port cannot be taken for the sandbox."
   default     = true
 }
 
 variable "ready_timeout" {
-  description = "How long a sandbox may take until it is ready: 4m at most."
+  description = "How long a sandbox may take to become ready. At most 4m."
   default     = "30s"
 }
 
-# There is no isolation, so the volume is where it is.
+# There is no isolation, so the sandbox uses the volume's path on the host.
 workspace = session.volume_host_path
 
 ready {
@@ -96,7 +96,7 @@ job {
         memory = var.memory
       }
 
-      # Each task with logs costs a process of its own and time at the start.
+      # Logs cost each task an extra process and make its start slower.
       logs {
         disabled      = true
         max_files     = 1

@@ -13,29 +13,29 @@ import (
 	"github.com/bivouac/bivouac/jobs"
 )
 
-// cache holds the states of this instance's jobs, by job ID. The event stream
-// feeds it, and so does whoever read something from Nomad by himself; the newest
-// word on each part counts, in whatever order they come.
+// cache holds the states of this instance's jobs, by job ID. The event stream and
+// all other reads from Nomad update it, in any order. For each part of a state the
+// newest version wins.
 type cache struct {
 	instance *instance
-	purged   *recent // job IDs that this driver purged: late events are no news
+	purged   *recent // job IDs that this driver purged: ignore their late events
 
 	mu      sync.Mutex
 	entries map[string]*entry
 	chats   map[string]map[string]struct{} // IDs of this instance's jobs in entries, by chat
 	feeds   map[*feed]struct{}
-	current bool   // the event stream is up, and what came before it was read
-	breaks  uint64 // how often it was lost
+	current bool   // the event stream is open, and everything before it was read
+	breaks  uint64 // how often the stream was lost
 }
 
 type entry struct {
 	state   state
 	changed time.Time
 	waiters map[*waiter]struct{}
-	chat    string // under which the cache's chats have it; empty for none
+	chat    string // its chat in the cache's chats; empty if it is in none
 }
 
-// waiter is told when one job's state changes.
+// waiter is notified when one job's state changes.
 type waiter struct{ C chan struct{} }
 
 // feed collects the IDs of all jobs whose state changed.
@@ -56,7 +56,7 @@ func newCache(instance *instance) *cache {
 	}
 }
 
-// get returns what is known of a job. current says whether that is up to date.
+// get returns what is known about a job. current is true if that is up to date.
 func (c *cache) get(jobID string) (s state, current bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -66,16 +66,16 @@ func (c *cache) get(jobID string) (s state, current bool) {
 	return s, c.current
 }
 
-// ofChat returns the IDs of a chat's jobs, in order. current says whether they
-// are all.
+// ofChat returns the IDs of a chat's jobs, in order. current is true if these are
+// all of them.
 func (c *cache) ofChat(chatID string) (jobIDs []string, current bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return slices.Sorted(maps.Keys(c.chats[chatID])), c.current
 }
 
-// reindex notes what chat a job is of, after its entry changed or went. The
-// caller holds mu.
+// reindex updates chats after a job's entry changed or was removed. The caller
+// holds mu.
 func (c *cache) reindex(jobID string, e *entry) {
 	var chat string
 	if c.entries[jobID] == e && e.state.known && c.instance.owns(e.state.job.Meta[jobs.MetaInstance]) {
@@ -103,15 +103,15 @@ func (c *cache) isCurrent() bool {
 	return current
 }
 
-// stream says whether the event stream is up, and how often it was lost. Where
-// that number is as it was, no event was missed in between.
+// stream reports whether the event stream is open, and how often it was lost. If
+// that number has not changed, no event was missed in between.
 func (c *cache) stream() (current bool, breaks uint64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.current, c.breaks
 }
 
-// setCurrent says whether the event stream is up, and makes everybody look.
+// setCurrent sets whether the cache is current and wakes all waiters and feeds.
 func (c *cache) setCurrent(current bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -140,7 +140,7 @@ func notify(c chan struct{}) {
 	}
 }
 
-// await returns a waiter for one job, and what ends the waiting.
+// await returns a waiter for one job, and a function that ends the waiting.
 func (c *cache) await(jobID string) (w *waiter, done func()) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -161,7 +161,7 @@ func (c *cache) await(jobID string) (w *waiter, done func()) {
 	}
 }
 
-// subscribe returns a feed of all changes, and what ends it.
+// subscribe returns a feed of all changes, and a function that ends it.
 func (c *cache) subscribe() (f *feed, done func()) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -194,7 +194,8 @@ func (f *feed) add(jobID string) {
 	notify(f.C)
 }
 
-// update changes a job's state. Jobs of others are passed over.
+// update changes a job's state and returns the new one. It keeps other instances'
+// jobs only while somebody waits for them.
 func (c *cache) update(jobID string, change func(state) (state, bool)) state {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -208,8 +209,8 @@ func (c *cache) update(jobID string, change func(state) (state, bool)) state {
 	}
 	e.state, e.changed = next, time.Now()
 	defer c.reindex(jobID, e)
-	// What is not known to be a job of this instance is kept for those only
-	// who wait for it.
+	// A job that is not known to be this instance's is kept only while somebody
+	// waits for it.
 	if next.known && c.instance.owns(next.job.Meta[jobs.MetaInstance]) {
 		c.entries[jobID] = e
 	} else if len(e.waiters) == 0 {
@@ -239,7 +240,7 @@ func (c *cache) updateEval(eval *api.Evaluation) {
 	c.update(eval.JobID, func(s state) (state, bool) { return s.withEval(eval) })
 }
 
-// setReady notes that an allocation's endpoint has answered.
+// setReady records that an allocation's endpoint has answered.
 func (c *cache) setReady(jobID, allocID string) {
 	c.update(jobID, func(s state) (state, bool) {
 		s.ready = allocID
@@ -247,7 +248,7 @@ func (c *cache) setReady(jobID, allocID string) {
 	})
 }
 
-// setWhole notes that all of a job was read.
+// setWhole records that all of a job was read.
 func (c *cache) setWhole(jobID string) {
 	c.update(jobID, func(s state) (state, bool) {
 		news := s.known && !s.whole
@@ -256,12 +257,13 @@ func (c *cache) setWhole(jobID string) {
 	})
 }
 
-// forget notes that a job was purged.
+// forget records that a job was purged.
 func (c *cache) forget(jobID string) {
 	c.update(jobID, func(s state) (state, bool) { return state{gone: true}, s.known })
 }
 
-// keepOnly forgets the jobs that a complete list, made at index, did not show.
+// keepOnly forgets the jobs that are missing from listed, a complete list made at
+// index.
 func (c *cache) keepOnly(listed map[string]struct{}, index uint64) {
 	c.mu.Lock()
 	var missing []string
@@ -278,8 +280,8 @@ func (c *cache) keepOnly(listed map[string]struct{}, index uint64) {
 
 const (
 	sweepEvery = time.Minute
-	// keepEnded is how long ended sandboxes stay in memory. Nomad keeps them
-	// for longer, and is asked when somebody wants to know.
+	// keepEnded is how long ended sandboxes stay in memory. Nomad keeps them longer,
+	// so later questions are answered by a request to Nomad.
 	keepEnded = 10 * time.Minute
 )
 
@@ -289,7 +291,7 @@ func (c *cache) sweepUntil(ctx context.Context) {
 	}
 }
 
-// sweep drops ended sandboxes that did not change since a time.
+// sweep removes ended sandboxes whose last change is before a time.
 func (c *cache) sweep(before time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -305,14 +307,14 @@ func (c *cache) sweep(before time.Time) {
 	}
 }
 
-// sessionOf returns the session ID in a job ID of Bivouac's.
+// sessionOf returns the session ID in the ID of a Bivouac job.
 func sessionOf(jobID string) (string, bool) { return strings.CutPrefix(jobID, jobs.IDPrefix) }
 
-// maxRecent bounds what a driver remembers of its own deeds. It only needs to
-// outlast requests and events that are under way.
+// maxRecent bounds how many of its own actions a driver remembers. It only has to
+// remember them until running requests and late events have arrived.
 const maxRecent = 4096
 
-// recent is a set of the names that were added last.
+// recent is a set of the most recently added names.
 type recent struct {
 	mu    sync.Mutex
 	ring  []string
@@ -324,7 +326,7 @@ func newRecent() *recent {
 	return &recent{ring: make([]string, maxRecent), names: make(map[string]struct{})}
 }
 
-// add says whether the name is new.
+// add adds a name and reports whether it is new.
 func (r *recent) add(name string) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -11,9 +11,9 @@ import (
 )
 
 // FindChat implements [runtime.ChatFinder]. While [Driver.Run] follows Nomad's
-// events it makes no request if there is no other job of the chat, and else one
-// list. What another replica has just ended may not have been told by an event
-// yet, so each other job is read.
+// events, FindChat makes no request if the chat has no other job. Otherwise it
+// lists the chat's jobs. It reads each other job from Nomad, because the event for
+// a sandbox that another replica has just ended may not have arrived yet.
 func (d *Driver) FindChat(ctx context.Context, chatID, except string) ([]runtime.Sandbox, error) {
 	jobIDs, current := d.cache.ofChat(chatID)
 	if !current {
@@ -38,7 +38,7 @@ func (d *Driver) FindChat(ctx context.Context, chatID, except string) ([]runtime
 	return found, nil
 }
 
-// listChat asks Nomad for the IDs of a chat's jobs.
+// listChat lists the IDs of a chat's jobs in Nomad.
 func (d *Driver) listChat(ctx context.Context, chatID string) ([]string, error) {
 	filter := fmt.Sprintf("%q in Meta and Meta.%s == %q", jobs.MetaChatID, jobs.MetaChatID, chatID)
 	var page []*api.JobListStub
@@ -58,14 +58,14 @@ func (d *Driver) listChat(ctx context.Context, chatID string) ([]string, error) 
 	return jobIDs, nil
 }
 
-// Answers implements [runtime.Prober] by asking the template's ready check once.
-// No answer counts as no, within 2 seconds.
+// Answers implements [runtime.Prober]. It makes the template's ready check once,
+// and returns false if there is no answer within 2 seconds.
 //
-// With session_id in the ready check an answer proves that the session's sandbox
-// still serves. Without it, an answer only proves that something does: it may be
-// another process that was given the port since, and then the session counts as
-// alive for as long as that one answers. No answer does not prove that no process
-// is left: one that has closed its port may take some time to end.
+// If the ready check has session_id set, an answer proves that the session's
+// sandbox still serves. Otherwise an answer only proves that some process serves.
+// It may be another process that got the port since, and then the session counts
+// as alive for as long as that process answers. A missing answer does not prove
+// that no process is left: one that has closed its port may take some time to end.
 func (d *Driver) Answers(ctx context.Context, sessionID string, endpoint runtime.Endpoint) (bool, error) {
 	check := d.template.Ready().Check
 	check.Dial = d.dial

@@ -17,8 +17,8 @@ import (
 // Create implements [runtime.Driver]. It makes one write to Nomad, the
 // registration, and never repeats one whose outcome it does not know.
 //
-// A sandbox that is not ready within the template's limit gives an error that
-// wraps [runtime.ErrNotReady] and [context.DeadlineExceeded].
+// If the sandbox is not ready within the template's timeout, the error wraps
+// [runtime.ErrNotReady] and [context.DeadlineExceeded].
 func (d *Driver) Create(ctx context.Context, spec runtime.Spec, progress func(runtime.Stage)) (runtime.Sandbox, error) {
 	if d.instance.id == "" {
 		return runtime.Sandbox{}, fmt.Errorf("nomad: create: %w: the instance is not known yet", runtime.ErrUnavailable)
@@ -43,8 +43,9 @@ func (d *Driver) Create(ctx context.Context, spec runtime.Spec, progress func(ru
 	return start.untilReady(ctx)
 }
 
-// register makes the job, or finds that it stands already. That Nomad refused
-// the only registration that there was, it remembers: there is nothing to end.
+// register registers the job, or finds that it already exists. If Nomad refused
+// the only registration of this job, register remembers that: Delete then has
+// nothing to do.
 func (d *Driver) register(ctx context.Context, job *api.Job, spec runtime.Spec) error {
 	only := d.registered.add(*job.ID)
 	err := d.tell(ctx, func(opts *api.WriteOptions) error {
@@ -54,7 +55,7 @@ func (d *Driver) register(ctx context.Context, job *api.Job, spec runtime.Spec) 
 	if err == nil {
 		return nil
 	}
-	// Taken, or lost on the way there or back: Nomad knows.
+	// The ID is taken, or the request or its answer was lost: read what Nomad has.
 	s, readErr := d.read(ctx, *job.ID)
 	if only && !s.known && (isDenied(err) || isRejected(err) && readErr == nil) {
 		d.refused.add(*job.ID)
@@ -73,7 +74,7 @@ func (d *Driver) register(ctx context.Context, job *api.Job, spec runtime.Spec) 
 	}
 }
 
-// fit says whether a job that stands is the one that spec asks for.
+// fit returns an error unless the existing job is the one that spec asks for.
 func (d *Driver) fit(s state, spec runtime.Spec) error {
 	if err := d.notForeign(s); err != nil {
 		return err
@@ -85,25 +86,25 @@ func (d *Driver) fit(s state, spec runtime.Spec) error {
 	case s.job.Meta[jobs.MetaSpec] != jobs.Fingerprint(spec):
 		why = "it has another spec"
 	case s.job.altered():
-		why = "its job was registered anew"
+		why = "its job was registered again"
 	default:
 		return nil
 	}
 	return fmt.Errorf("nomad: %w: session %s: %s", runtime.ErrConflict, spec.SessionID, why)
 }
 
-// launch is a registered job on its way to a ready sandbox.
+// launch is a registered job whose sandbox is not ready yet.
 type launch struct {
 	driver   *Driver
 	spec     runtime.Spec
 	jobID    string
-	breaks   uint64 // of the event stream, before the registration
+	breaks   uint64 // the event stream's breaks before the registration
 	progress func(runtime.Stage)
 	changed  <-chan struct{}
 
 	told   map[runtime.Stage]bool
-	asked  string     // ID of the allocation whose endpoint is asked
-	answer chan error // of that; it never blocks the one who answers
+	asked  string     // ID of the allocation whose endpoint is checked
+	answer chan error // result of that check; buffered, so sending never blocks
 }
 
 // untilReady waits for the sandbox.
@@ -134,7 +135,7 @@ func (l *launch) untilReady(ctx context.Context) (runtime.Sandbox, error) {
 		case <-readyCtx.Done():
 			last := <-lookedOut
 			switch {
-			case l.asked != "": // the probe ends too, and knows what went wrong last
+			case l.asked != "": // the check ends too, and returns its last error
 				last = <-l.answer
 			case l.told[runtime.StagePlaced]:
 				last = errors.New("not all of its tasks have started")
@@ -148,11 +149,11 @@ func (l *launch) untilReady(ctx context.Context) (runtime.Sandbox, error) {
 	}
 }
 
-// advance tells what has been reached, and begins to ask the endpoint as soon as
-// it is known, or as soon as an answer can say something.
+// advance reports the stages that have been reached. It starts to check the
+// endpoint as soon as that is known, or as soon as an answer can mean something.
 func (l *launch) advance(ctx context.Context, s state, probe *sync.WaitGroup) error {
 	alloc := s.sandboxAlloc()
-	if alloc == nil || alloc.AllocatedResources == nil { // some lists leave them out: they are on their way
+	if alloc == nil || alloc.AllocatedResources == nil { // some lists leave resources out: wait for them
 		return nil
 	}
 	if l.asked == "" {
@@ -162,7 +163,7 @@ func (l *launch) advance(ctx context.Context, s state, probe *sync.WaitGroup) er
 			return fmt.Errorf("nomad: %w: allocation %s has no address for port %q", runtime.ErrNotReady, alloc.ID, settings.Port)
 		}
 		l.tell(runtime.StagePlaced)
-		// What stays open says something of a container that has started.
+		// StayOpen means something only once the container has started.
 		if settings.Check.StayOpen == 0 || allStarted(alloc) {
 			l.asked = alloc.ID
 			settings.Check.Dial = l.driver.dial
@@ -182,7 +183,7 @@ func (l *launch) tell(stage runtime.Stage) {
 	}
 }
 
-// ready hands the sandbox out, unless it ended while it was answering.
+// ready returns the sandbox, unless it ended while it was answering.
 func (l *launch) ready(ctx context.Context) (runtime.Sandbox, error) {
 	l.driver.cache.setReady(l.jobID, l.asked)
 	s, _ := l.driver.cache.get(l.jobID)
@@ -200,19 +201,19 @@ func (l *launch) ready(ctx context.Context) (runtime.Sandbox, error) {
 	return sandbox, nil
 }
 
-// noSuchVolume is what a Docker engine says of a mount, before its path, if
-// there is no such path on the node.
+// noSuchVolume is the beginning of Docker's error for a mount whose path does not
+// exist on the node. The path follows.
 const noSuchVolume = "bind source path does not exist: "
 
-// failure says why the sandbox will not become ready, nil where it may.
+// failure returns why the sandbox will not become ready, or nil if it still may.
 func (l *launch) failure(s state) error {
 	alloc := s.sandboxAlloc()
 	switch {
 	case s.gone:
 		return fmt.Errorf("nomad: session %s: %w: it was deleted", l.spec.SessionID, runtime.ErrConflict)
 	case !s.known:
-		return nil // its own events are on their way
-	case alloc != nil && runOver(s.job, alloc) != "": // whoever has stopped the job since
+		return nil // its events have not arrived yet
+	case alloc != nil && runOver(s.job, alloc) != "": // even if somebody stopped the job since
 		return l.ended(runOver(s.job, alloc))
 	case l.driver.fit(s, l.spec) != nil:
 		return l.driver.fit(s, l.spec)
@@ -228,8 +229,8 @@ func (l *launch) failure(s state) error {
 	return nil
 }
 
-// ended tells that the sandbox ended before it was ready: by the caller's mistake
-// if the volume is missing.
+// ended returns the error for a sandbox that ended before it was ready. It is
+// ErrInvalid, the caller's mistake, if the volume is missing.
 func (l *launch) ended(why string) error {
 	if strings.HasSuffix(why, noSuchVolume+l.spec.VolumeHostPath) {
 		return fmt.Errorf("nomad: %w: volume: %s", runtime.ErrInvalid, why)
@@ -237,7 +238,8 @@ func (l *launch) ended(why string) error {
 	return fmt.Errorf("nomad: %w: %s", runtime.ErrNotReady, why)
 }
 
-// tooLate says what the sandbox was waiting for when its time ran out.
+// tooLate returns the error for a sandbox that is not ready in time. It says what
+// the sandbox was waiting for.
 func (l *launch) tooLate(ctx context.Context, limit time.Duration, last error) error {
 	if ctx.Err() != nil {
 		return fmt.Errorf("nomad: create: %w", ctx.Err())
@@ -249,7 +251,7 @@ func (l *launch) tooLate(ctx context.Context, limit time.Duration, last error) e
 	return fmt.Errorf("nomad: %w within %v: %w", runtime.ErrNotReady, limit, last)
 }
 
-// hasStarted says whether one of the allocation's tasks is seen to run.
+// hasStarted reports whether at least one of the allocation's tasks has started.
 func hasStarted(alloc *api.AllocationListStub) bool {
 	if alloc == nil {
 		return false
@@ -262,8 +264,7 @@ func hasStarted(alloc *api.AllocationListStub) bool {
 	return false
 }
 
-// allStarted says whether each of the allocation's tasks is seen to run, or to
-// have run.
+// allStarted reports whether all of the allocation's tasks have started.
 func allStarted(alloc *api.AllocationListStub) bool {
 	for _, task := range alloc.TaskStates {
 		if task.StartedAt.IsZero() {

@@ -1,31 +1,34 @@
-// Package nomad runs sandboxes as Nomad batch jobs: one job, one group and one
-// allocation for each session.
+// Package nomad runs sandboxes as Nomad batch jobs. Each session has one job with
+// one group and one allocation.
 //
-// What Nomad is asked, and what is believed of its answers:
+// [New] returns a [Driver], and [Driver.Run] follows Nomad's events for it. The
+// driver does not rely on everything that Nomad reports:
 //
-//   - Ready is what the sandbox's endpoint says. Nomad's status comes up to a
-//     second late.
-//   - Stopped is what the client says of every allocation. A dead job, a
-//     deregistration that returned and the status "lost" prove nothing.
-//   - A sandbox is its allocation. A second one for the same job is never
-//     handed out, and is stopped.
-//   - A sandbox is one run of its main tasks. If Nomad starts one of them again
-//     in the same allocation, or one ends while other tasks run on, the sandbox
-//     is dead, and what still runs is stopped.
-//   - A job that is registered once more, over its stop, is stopped again.
+//   - A sandbox is ready when its endpoint answers. Nomad's status comes up to a
+//     second later.
+//   - A sandbox is stopped when the Nomad client has reported the end of every
+//     allocation. A dead job, a successful deregistration and the status "lost"
+//     prove nothing.
+//   - A sandbox is its allocation. If Nomad makes a second allocation for a job,
+//     the driver stops it and never returns it.
+//   - A sandbox is one run of its main tasks. If Nomad starts one of them again in
+//     the same allocation, or if one ends while other tasks run on, the sandbox is
+//     dead and the driver stops what still runs.
+//   - If a stopped job is registered again, the driver stops it again.
 //
-// With ACLs, Nomad wants a token with this policy, of the namespace that the jobs
-// are in, or with register-job, deregister-job and purge-job for submit-job:
+// If Nomad has ACLs enabled, the driver needs a token with this policy for the
+// jobs' namespace. register-job, deregister-job and purge-job together can replace
+// submit-job:
 //
 //	namespace "default" { capabilities = ["list-jobs", "read-job", "submit-job"] }
 //	node { policy = "read" }
-//	operator { policy = "read" } # to tell that the eval broker is paused
+//	operator { policy = "read" } # to see whether the eval broker is paused
 //
-// A template that mounts a host volume needs a host_volume rule as well.
+// A template that mounts a host volume also needs a host_volume rule.
 //
-// The package must never know of sessions' records, locks or expiry. It changes
-// nothing in Nomad that does not bear its instance's name and the ID of the
-// session that the job is named for.
+// The package does not know records, locks or expiry. It changes a job in Nomad
+// only if the job's meta has its instance ID and the session ID from the job's
+// name.
 package nomad
 
 import (
@@ -44,21 +47,20 @@ import (
 	"github.com/bivouac/bivouac/runtime"
 )
 
-// Config is what a driver works with. All fields but Instance and Dial are required.
+// Config is the configuration of a [Driver]. Instance and Dial are optional.
 type Config struct {
 	Client   *api.Client
 	Template *jobs.Template
-	// Instance is the ID of the replicas that work together. Sandboxes of other
-	// instances are neither listed nor watched. It may be left to
-	// [Driver.SetInstance].
+	// Instance is the ID of the Bivouac instance. The driver does not list or watch
+	// sandboxes of other instances. [Driver.SetInstance] can set it later.
 	Instance string
 	Logger   hclog.Logger
-	// Dial reaches sandboxes to ask whether they are ready; see [ready.Check].
+	// Dial opens the connections of ready checks; see [ready.Check].
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 }
 
-// Driver is the runtime driver for Nomad. [Driver.Run] has to run for it to work
-// well: without that each question costs requests to Nomad.
+// Driver is the runtime driver for Nomad. It works best while [Driver.Run] runs.
+// Otherwise each question costs requests to Nomad.
 type Driver struct {
 	client    *api.Client
 	template  *jobs.Template
@@ -68,14 +70,14 @@ type Driver struct {
 	cache     *cache
 	ownStops  *recent // session IDs that this driver stopped
 	namespace string
-	requests  chan struct{} // one token for each request under way
-	checks    chan struct{} // and for each that Health makes
+	requests  chan struct{} // one token for each running request
+	checks    chan struct{} // one token for each running request of Health
 
-	streamDenied atomic.Pointer[string]    // Nomad's words, nil if it lets this driver follow events
-	mayWrite     atomic.Pointer[time.Time] // when Health last saw that it may
+	streamDenied atomic.Pointer[string]    // Nomad's error if it refuses the event stream, otherwise nil
+	mayWrite     atomic.Pointer[time.Time] // when Health last saw that the token may write
 
 	registered *recent // job IDs that this driver asked Nomad to register
-	refused    *recent // those of them that Nomad never took
+	refused    *recent // those of them that Nomad never accepted
 }
 
 var (
@@ -86,7 +88,7 @@ var (
 	_ runtime.Prober        = (*Driver)(nil)
 )
 
-// New returns a driver. It asks Nomad nothing yet.
+// New returns a driver. It makes no request to Nomad yet.
 func New(config Config) (*Driver, error) {
 	switch {
 	case config.Client == nil:
@@ -114,13 +116,13 @@ func New(config Config) (*Driver, error) {
 	}, nil
 }
 
-// SetInstance says for which instance the driver works. What bears the legacy
-// ID, if there is one, is the instance's as well. It is called before Run, and
-// before the driver is asked about sandboxes.
+// SetInstance sets the instance that the driver works for. Jobs with the legacy ID,
+// if it is not empty, belong to the instance too. Call SetInstance before any other
+// method.
 func (d *Driver) SetInstance(id, legacy string) { *d.instance = instance{id, legacy} }
 
-// Run follows Nomad's events until ctx ends, and returns ctx's error. One Run
-// serves all callers of the driver.
+// Run follows Nomad's events until ctx ends, and returns ctx's error. One call of
+// Run serves all users of the driver.
 func (d *Driver) Run(ctx context.Context) error {
 	var workers sync.WaitGroup
 	defer workers.Wait()
@@ -131,8 +133,9 @@ func (d *Driver) Run(ctx context.Context) error {
 	return d.follow(ctx)
 }
 
-// Current waits until Run follows Nomad's events and what stood before them is
-// read, or until ctx ends. Nothing needs it to be so, but it is cheaper.
+// Current waits until Run follows Nomad's events and has read everything before
+// them, or until ctx ends. The driver also works before that, but makes more
+// requests.
 func (d *Driver) Current(ctx context.Context) error {
 	f, done := d.cache.subscribe()
 	defer done()

@@ -18,23 +18,23 @@ import (
 )
 
 const (
-	// maxSilence is how long the event stream may say nothing. Nomad sends a
-	// heartbeat each 30 s.
+	// maxSilence is how long the event stream may be silent. Nomad sends a
+	// heartbeat every 30 s.
 	maxSilence = 75 * time.Second
 	// Pauses before the stream is opened again.
 	minReopen = 50 * time.Millisecond
 	maxReopen = 5 * time.Second
-	tellEvery = time.Minute // how often an outage is told of that goes on
+	tellEvery = time.Minute // how often a lasting outage is logged
 	listPage  = 500         // entries of a list per request
-	// verifyEvery is how often the leader is asked for a sign of life. A server
-	// that lost the others still sends heartbeats, but no more news.
+	// verifyEvery is how often the driver checks that there is a leader. A server
+	// that lost the others still sends heartbeats, but no more events.
 	verifyEvery = 10 * time.Second
 )
 
 // follow keeps the event stream open until ctx ends.
 func (d *Driver) follow(ctx context.Context) error {
 	pause := minReopen
-	var told time.Time // when it was last told that there is no stream
+	var told time.Time // when the loss of the stream was last logged
 	for {
 		wasCurrent, err := d.followOnce(ctx)
 		d.cache.setCurrent(false)
@@ -59,9 +59,9 @@ func (d *Driver) follow(ctx context.Context) error {
 	}
 }
 
-// followOnce opens the event stream and feeds the cache from it until it
-// breaks. Events are not durable, so once the stream is open, what stands is
-// read in full beside it; the cache is current from then on.
+// followOnce opens the event stream and updates the cache from it until it breaks.
+// Events are not durable. So once the stream is open, followOnce also reads all
+// jobs. After that the cache is current.
 func (d *Driver) followOnce(ctx context.Context) (wasCurrent bool, err error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -99,7 +99,7 @@ func (d *Driver) followOnce(ctx context.Context) (wasCurrent bool, err error) {
 			return false, err
 		}
 		silence.Reset(maxSilence)
-		// The first thing that comes is a heartbeat: events are caught from here on.
+		// The first message is a heartbeat: from here on no event is missed.
 		if listed == nil {
 			listed = make(chan error, 1)
 			go func() { listed <- d.keepCurrent(ctx, cancel) }()
@@ -112,19 +112,19 @@ func (d *Driver) followOnce(ctx context.Context) (wasCurrent bool, err error) {
 	}
 }
 
-// isPermissionDenied says whether a stream that is no JSON is a refusal. Nomad
-// answers 200 before it looks at the token.
+// isPermissionDenied reports whether a stream that is not JSON is a refusal. Nomad
+// answers with status 200 before it checks the token.
 func isPermissionDenied(rest io.Reader) bool {
 	text, err := io.ReadAll(io.LimitReader(rest, 64))
 	return err == nil && strings.HasPrefix(string(text), "Permission denied")
 }
 
-// keepCurrent reads what stands, makes the cache current, and goes on asking the
-// leader until ctx ends. Where Nomad does not answer it ends ctx. It returns nil
-// if the cache was current for a time.
+// keepCurrent reads all jobs, makes the cache current, and then checks the leader
+// regularly until ctx ends. If Nomad does not answer, it ends ctx. It returns nil
+// if the cache was current for some time.
 func (d *Driver) keepCurrent(ctx context.Context, end context.CancelCauseFunc) error {
 	if err := d.readAll(ctx); err != nil {
-		end(fmt.Errorf("read what stands: %w", err))
+		end(fmt.Errorf("read all jobs: %w", err))
 		return err
 	}
 	d.streamDenied.Store(nil)
@@ -142,7 +142,7 @@ func (d *Driver) keepCurrent(ctx context.Context, end context.CancelCauseFunc) e
 	return nil
 }
 
-// apply feeds one event to the cache, if it is about a job of Bivouac.
+// apply updates the cache from one event, if it is about a Bivouac job.
 func (d *Driver) apply(e event) error {
 	if !strings.HasPrefix(e.jobID(), jobs.IDPrefix) {
 		return nil
@@ -177,7 +177,7 @@ func (d *Driver) apply(e event) error {
 		if payload.Evaluation != nil {
 			d.cache.updateEval(payload.Evaluation)
 		}
-	default: // was not asked for
+	default: // not subscribed to
 	}
 	return nil
 }
@@ -215,8 +215,8 @@ func (d *Driver) readAll(ctx context.Context) error {
 	return nil
 }
 
-// pages makes a list request page by page, each of them by read, and yields nil
-// after each, or its error and then no more.
+// pages makes a list request page by page with read. It yields nil after each page.
+// It yields the first error and then ends.
 func (d *Driver) pages(ctx context.Context, prefix, filter string, params map[string]string, read func(*api.QueryOptions) (*api.QueryMeta, error)) iter.Seq[error] {
 	return func(yield func(error) bool) {
 		for token := ""; ; {

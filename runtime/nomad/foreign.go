@@ -7,31 +7,31 @@ import (
 	"github.com/bivouac/bivouac/runtime"
 )
 
-// instance is the ID that the jobs of a Bivouac bear.
+// instance is the ID in the jobs of a Bivouac instance.
 type instance struct {
 	id     string
-	legacy string // what its older jobs bear, empty if there are none
+	legacy string // the ID in its older jobs; empty if there are none
 }
 
 func (i *instance) owns(id string) bool { return id != "" && (id == i.id || id == i.legacy) }
 
-// foreign says why a job is none of this instance's though it bears the name of
-// a session's, and is empty where it is one. Such a job is somebody else's, or
-// was damaged: it is told of and left alone.
+// foreign returns why a job does not belong to this instance although it is named
+// like a session's job. It returns "" if the job belongs to it. A foreign job is
+// somebody else's or was damaged. The driver reports it and leaves it alone.
 func (d *Driver) foreign(jobID string, meta map[string]string) string {
 	sessionID, _ := sessionOf(jobID)
 	switch id := meta[jobs.MetaInstance]; {
 	case id == "" || meta[jobs.MetaSessionID] != sessionID:
 		return "its meta is not that of a sandbox"
 	case !d.instance.owns(id):
-		return fmt.Sprintf("it is of instance %q", id)
+		return fmt.Sprintf("it belongs to instance %q", id)
 	default:
 		return ""
 	}
 }
 
-// notForeign returns an error that wraps [runtime.ErrConflict] where a job that
-// stands is foreign.
+// notForeign returns an error that wraps [runtime.ErrConflict] if the job exists
+// and is foreign.
 func (d *Driver) notForeign(s state) error {
 	if !s.known {
 		return nil

@@ -13,9 +13,9 @@ import (
 	"github.com/bivouac/bivouac/runtime"
 )
 
-// Health implements [runtime.HealthChecker]. It returns the first thing, in
-// Nomad's words, that would keep sandboxes from being made, followed or ended,
-// and says what to do. It changes nothing in Nomad.
+// Health implements [runtime.HealthChecker]. It returns the first problem that
+// would keep the driver from creating, following or stopping sandboxes, in Nomad's
+// words, and what to do about it. It changes nothing in Nomad.
 func (d *Driver) Health(ctx context.Context) error {
 	for _, check := range []func(context.Context) error{
 		d.checkLeader, d.checkReads, d.checkStream, d.checkWrites, d.checkNodes, d.checkBroker,
@@ -27,18 +27,18 @@ func (d *Driver) Health(ctx context.Context) error {
 	return nil
 }
 
-// check makes a request for Health, which takes no place of other requests.
+// check makes a request for Health. It does not count as one of the maxRequests.
 func (d *Driver) check(ctx context.Context, request func(*api.QueryOptions) error) error {
 	return whileBusy(ctx, d.checks, askLimit, func(ctx context.Context) error {
 		return request((&api.QueryOptions{Namespace: d.namespace}).WithContext(ctx))
 	})
 }
 
-// tryWrites is how long it counts that Nomad would have taken a registration: its
-// log has a line for each that is tried.
+// tryWrites is how long a successful check of the right to write is kept. Each such
+// check adds a line to Nomad's log.
 const tryWrites = time.Minute
 
-// checkWrites asks whether jobs may be registered and purged.
+// checkWrites checks whether the token may register and purge jobs.
 func (d *Driver) checkWrites(ctx context.Context) error {
 	if last := d.mayWrite.Load(); last != nil && time.Since(*last) < tryWrites {
 		return nil
@@ -53,14 +53,15 @@ func (d *Driver) checkWrites(ctx context.Context) error {
 	return nil
 }
 
-// checkWrite does as check, for a request that would write if it were granted.
+// checkWrite is like check, for a request that would write.
 func (d *Driver) checkWrite(ctx context.Context, request func(*api.WriteOptions) error) error {
 	return whileBusy(ctx, d.checks, askLimit, func(ctx context.Context) error {
 		return request((&api.WriteOptions{Namespace: d.namespace}).WithContext(ctx))
 	})
 }
 
-// unfit describes a failed check, and what to do about it.
+// unfit returns the error of a failed check. It adds the remedy if Nomad denied the
+// request.
 func unfit(ctx context.Context, doing string, err error, remedy string) error {
 	err = failed(ctx, doing, err)
 	if ctx.Err() != nil || !errors.Is(err, errDenied) {
@@ -69,10 +70,10 @@ func unfit(ctx context.Context, doing string, err error, remedy string) error {
 	return fmt.Errorf("%w: %s", err, remedy)
 }
 
-// needs is the remedy for a right that is missing.
+// needs returns the remedy for a missing right.
 func needs(rule string) string { return "the token needs " + rule }
 
-// checkLeader asks for what no token is needed.
+// checkLeader checks whether Nomad has a leader. It needs no token.
 func (d *Driver) checkLeader(ctx context.Context) error {
 	var leader string
 	err := d.check(ctx, func(opts *api.QueryOptions) error {
@@ -107,7 +108,8 @@ func (d *Driver) checkReads(ctx context.Context) error {
 	return nil
 }
 
-// checkStream tells what Run met with: a stream costs too much to open one here.
+// checkStream returns the error that Run got from the event stream. To open another
+// stream for the check would cost too much.
 func (d *Driver) checkStream(context.Context) error {
 	if words := d.streamDenied.Load(); words != nil {
 		return fmt.Errorf("nomad: follow events: %w: %s: %s", runtime.ErrUnavailable, *words, needs("the capability read-job in the namespace"))
@@ -115,10 +117,10 @@ func (d *Driver) checkStream(context.Context) error {
 	return nil
 }
 
-// checkRegister registers a job with the condition that it has been changed
-// already, at an index that Nomad does not reach. Nomad looks at that last: at
-// the namespace, the token, the scheduler's configuration and the job itself
-// before, as it does for a sandbox's.
+// checkRegister tries to register a job under a condition that is never true: that
+// the job was last changed at an index that Nomad does not reach. Nomad checks the
+// condition last. Before that it checks the namespace, the token, the scheduler's
+// configuration and the job itself, as it does for a sandbox's job.
 func (d *Driver) checkRegister(ctx context.Context) error {
 	const doing = "try to register a job"
 	err := d.checkWrite(ctx, func(opts *api.WriteOptions) error {
@@ -129,19 +131,20 @@ func (d *Driver) checkRegister(ctx context.Context) error {
 	case isTaken(err):
 		return nil
 	case err == nil:
-		return fmt.Errorf("nomad: %s: %w: Nomad took job %s, which it had to refuse: purge it", doing, runtime.ErrUnavailable, *d.template.Sample().ID)
+		return fmt.Errorf("nomad: %s: %w: Nomad accepted job %s, which it should have refused: purge it", doing, runtime.ErrUnavailable, *d.template.Sample().ID)
 	case hasNoNamespace(err):
 		return fmt.Errorf("%w: set NOMAD_NAMESPACE, or the template's namespace, to one that exists", failed(ctx, doing, err))
 	case isRejected(err):
-		return fmt.Errorf("%w: the job template has to be corrected", failed(ctx, doing, err))
+		return fmt.Errorf("%w: correct the job template", failed(ctx, doing, err))
 	case isDenied(err) && strings.Contains(err.Error(), "disabled by the scheduler configuration"):
-		return unfit(ctx, doing, err, "turn them on by `nomad operator scheduler set-config -reject-job-registration=false`")
+		return unfit(ctx, doing, err, "turn them on with `nomad operator scheduler set-config -reject-job-registration=false`")
 	default:
 		return unfit(ctx, doing, err, needs("the capability submit-job in the namespace, and a host_volume rule for each host volume of the template"))
 	}
 }
 
-// checkPurge purges a job that does not exist.
+// checkPurge checks whether the token may purge jobs. It purges one that does not
+// exist.
 func (d *Driver) checkPurge(ctx context.Context) error {
 	err := d.checkWrite(ctx, func(opts *api.WriteOptions) error {
 		_, _, err := d.client.Jobs().Deregister(*d.template.Sample().ID, true, opts)
@@ -153,8 +156,8 @@ func (d *Driver) checkPurge(ctx context.Context) error {
 	return nil
 }
 
-// checkNodes asks for a node that does not exist. The driver reads nodes to see
-// whether an operator removed one that is lost.
+// checkNodes checks whether the token may read nodes. It reads one that does not
+// exist. The driver reads nodes to see whether an operator removed a lost one.
 func (d *Driver) checkNodes(ctx context.Context) error {
 	err := d.check(ctx, func(opts *api.QueryOptions) error {
 		_, _, err := d.client.Nodes().Info("00000000-0000-4000-8000-000000000000", opts)
@@ -166,8 +169,8 @@ func (d *Driver) checkNodes(ctx context.Context) error {
 	return nil
 }
 
-// checkBroker asks whether Nomad decides on jobs at all. Not every token may
-// know: then a create that waits in vain tells of it.
+// checkBroker checks whether Nomad's eval broker is paused. It returns nil if the
+// token may not read that; then a create that times out reports it.
 func (d *Driver) checkBroker(ctx context.Context) error {
 	var config *api.SchedulerConfiguration
 	err := d.check(ctx, func(opts *api.QueryOptions) error {
@@ -183,8 +186,8 @@ func (d *Driver) checkBroker(ctx context.Context) error {
 	case err != nil:
 		return failed(ctx, "read the scheduler's configuration", err)
 	case config != nil && config.PauseEvalBroker:
-		return fmt.Errorf("nomad: %w: the eval broker is paused (pause_eval_broker), so that no sandbox is placed: "+
-			"turn it on by `nomad operator scheduler set-config -pause-eval-broker=false`", runtime.ErrUnavailable)
+		return fmt.Errorf("nomad: %w: the eval broker is paused (pause_eval_broker), so no sandbox is placed: "+
+			"turn it on with `nomad operator scheduler set-config -pause-eval-broker=false`", runtime.ErrUnavailable)
 	default:
 		return nil
 	}

@@ -191,7 +191,7 @@ func TestHealth_finds_a_template_that_Nomad_rejects(t *testing.T) {
 	err := r.Health(patiently(t))
 	must.ErrorIs(t, err, runtime.ErrUnavailable)
 	must.ErrorContains(t, err, "no such operator")
-	must.ErrorContains(t, err, "template has to be corrected")
+	must.ErrorContains(t, err, "correct the job template")
 }
 
 // However many ask for it, and however slow Nomad is to answer, sandboxes are

@@ -7,18 +7,16 @@ import (
 )
 
 const (
-	// readEvery is how often Nomad is asked about a launch while there are no
-	// events.
+	// readEvery is how often a launch is read from Nomad while there are no events.
 	readEvery = 250 * time.Millisecond
-	// readLate is how often it is asked all the same: a stream may be up and
-	// bring nothing, and that is only noticed after a while.
+	// readLate is how often it is read while there are events. An open stream may
+	// bring none, and that is noticed only after a while.
 	readLate = 5 * time.Second
 )
 
-// lookOut reads from Nomad what events do not tell of a launch, or may not have
-// told, until ctx ends. It works beside the launch, which a Nomad that is slow
-// to answer must not hold up: the sandbox may be ready long since. It returns
-// what went wrong last.
+// lookOut reads a launch from Nomad until ctx ends, in case its events are missing.
+// It runs beside the launch, so that a slow Nomad does not delay a sandbox that is
+// already ready. It returns its last error.
 func (l *launch) lookOut(ctx context.Context) error {
 	cache := l.driver.cache
 	w, done := cache.await(l.jobID)
@@ -51,8 +49,7 @@ func (l *launch) lookOut(ctx context.Context) error {
 	}
 }
 
-// awaitNews waits for a change, at most for a time. It returns false when ctx
-// ended.
+// awaitNews waits for a change, but at most for wait. It returns false if ctx ended.
 func awaitNews(ctx context.Context, changed <-chan struct{}, wait time.Duration) bool {
 	timer := time.NewTimer(wait)
 	defer timer.Stop()
@@ -72,7 +69,7 @@ func later(a, b time.Time) time.Time {
 	return b
 }
 
-// readAgain reads what events would have told.
+// readAgain reads the job, its allocations and its evaluations.
 func (l *launch) readAgain(ctx context.Context) error {
 	if _, err := l.driver.readEvals(ctx, l.jobID); err != nil {
 		return err

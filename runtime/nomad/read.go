@@ -11,7 +11,8 @@ import (
 	"github.com/bivouac/bivouac/runtime"
 )
 
-// look returns a job's state: from memory where that is up to date, else read.
+// look returns a job's state from the cache if that is up to date, and otherwise
+// from Nomad.
 func (d *Driver) look(ctx context.Context, jobID string) (state, error) {
 	if s, current := d.cache.get(jobID); current && s.known && s.whole {
 		return s, nil
@@ -19,7 +20,7 @@ func (d *Driver) look(ctx context.Context, jobID string) (state, error) {
 	return d.read(ctx, jobID)
 }
 
-// read reads a job and its allocations from Nomad, and leaves them in the cache.
+// read reads a job and its allocations from Nomad and updates the cache.
 func (d *Driver) read(ctx context.Context, jobID string) (state, error) {
 	var job *api.Job
 	err := d.ask(ctx, func(opts *api.QueryOptions) (err error) {
@@ -54,7 +55,7 @@ func (d *Driver) read(ctx context.Context, jobID string) (state, error) {
 		s.whole = true
 		return s, true
 	})
-	// A job of another instance is not kept in the cache, which could not add to it.
+	// The cache does not keep a job of another instance, so nothing can be added to it.
 	ours := d.notForeign(s) == nil
 	if alloc := s.sandboxAlloc(); alloc == nil || alloc.AllocatedResources != nil || !ours {
 		return s, nil
@@ -62,7 +63,8 @@ func (d *Driver) read(ctx context.Context, jobID string) (state, error) {
 	return d.readResources(ctx, s.sandboxAlloc().ID, jobID)
 }
 
-// readResources reads what the lists of a job's allocations leave out.
+// readResources reads an allocation's resources, which the lists of a job's
+// allocations leave out.
 func (d *Driver) readResources(ctx context.Context, allocID, jobID string) (state, error) {
 	var alloc *api.Allocation
 	err := d.ask(ctx, func(opts *api.QueryOptions) (err error) {
@@ -77,7 +79,7 @@ func (d *Driver) readResources(ctx context.Context, allocID, jobID string) (stat
 	return d.cache.update(jobID, func(s state) (state, bool) { return s.withAlloc(stub) }), nil
 }
 
-// readEvals reads a job's evaluations, and leaves them in the cache.
+// readEvals reads a job's evaluations from Nomad and updates the cache.
 func (d *Driver) readEvals(ctx context.Context, jobID string) ([]*api.Evaluation, error) {
 	var evals []*api.Evaluation
 	err := d.ask(ctx, func(opts *api.QueryOptions) (err error) {
@@ -114,7 +116,7 @@ func (d *Driver) Inspect(ctx context.Context, sessionID string) (runtime.Sandbox
 	return sandbox, nil
 }
 
-// List implements [runtime.Driver]. Tombstones are no sandboxes and not listed.
+// List implements [runtime.Driver]. It does not yield tombstones.
 func (d *Driver) List(ctx context.Context) iter.Seq2[runtime.Sandbox, error] {
 	return func(yield func(runtime.Sandbox, error) bool) {
 		var index uint64
@@ -134,8 +136,8 @@ func (d *Driver) List(ctx context.Context) iter.Seq2[runtime.Sandbox, error] {
 	}
 }
 
-// Instances counts the sandboxes that may run, by the ID of the instance that
-// their jobs bear, whosoever they are.
+// Instances counts the sandboxes that may run, of all instances, by the instance ID
+// in their jobs.
 func (d *Driver) Instances(ctx context.Context) (map[string]int, error) {
 	counts := make(map[string]int)
 	var index uint64
@@ -161,8 +163,8 @@ func (d *Driver) listJobs(ctx context.Context, index *uint64) iter.Seq2[*api.Job
 	}
 }
 
-// listAllJobs yields the jobs that bear the name of a session's, page by page.
-// index becomes that of the first page.
+// listAllJobs yields the jobs that are named like a session's job, of all
+// instances. It sets index to the index of the first page.
 func (d *Driver) listAllJobs(ctx context.Context, index *uint64) iter.Seq2[*api.JobListStub, error] {
 	return func(yield func(*api.JobListStub, error) bool) {
 		withMeta := &api.JobListOptions{Fields: &api.JobListFields{Meta: true}}
@@ -188,8 +190,9 @@ func (d *Driver) listAllJobs(ctx context.Context, index *uint64) iter.Seq2[*api.
 	}
 }
 
-// isOurs says whether a job with Bivouac's prefix is this instance's. One that
-// is nobody's, or that claims to be this instance's and is not, is logged.
+// isOurs reports whether a job with Bivouac's prefix belongs to this instance. It
+// logs a job that names no instance, and one that names this instance but is
+// foreign.
 func (d *Driver) isOurs(job *api.JobListStub) bool {
 	why := d.foreign(job.ID, job.Meta)
 	if claimed := job.Meta[jobs.MetaInstance]; why != "" && (claimed == "" || d.instance.owns(claimed)) {

@@ -13,7 +13,7 @@ import (
 	"github.com/bivouac/bivouac/jobs"
 )
 
-// whyEnded says in a person's words how an allocation came to its end.
+// whyEnded returns why an allocation ended, for a person to read.
 func (d *Driver) whyEnded(s state, alloc *api.AllocationListStub) string {
 	over := runOver(s.job, alloc)
 	if alloc.DesiredStatus != api.AllocDesiredStatusRun || s.job.Stop && wasKilled(alloc) {
@@ -22,7 +22,7 @@ func (d *Driver) whyEnded(s state, alloc *api.AllocationListStub) string {
 	return cmp.Or(over, lastWord(alloc), alloc.ClientDescription, "it ended")
 }
 
-// whoEnded says on whose order an allocation ends.
+// whoEnded returns who or what ended an allocation.
 func (d *Driver) whoEnded(s state, alloc *api.AllocationListStub) string {
 	switch {
 	case alloc.PreemptedByAllocation != "":
@@ -38,7 +38,7 @@ func (d *Driver) whoEnded(s state, alloc *api.AllocationListStub) string {
 	}
 }
 
-// whoStopped says who stopped the job, as far as this replica can tell.
+// whoStopped returns who stopped the job, as far as this replica knows.
 func (d *Driver) whoStopped(s state) string {
 	if d.ownStops.has(s.job.Meta[jobs.MetaSessionID]) {
 		return "stopped by Bivouac"
@@ -55,14 +55,14 @@ func wasKilled(alloc *api.AllocationListStub) bool {
 	return false
 }
 
-// failures are the events that tell why a task could not start or go on.
+// failures are the events that show why a task could not start or continue.
 var failures = []string{
 	api.TaskSetupFailure, api.TaskDriverFailure, api.TaskFailedValidation, api.TaskArtifactDownloadFailed,
 	"Task hook failed", "Disk Resources Exceeded",
 }
 
-// lastWord returns the telling event of an allocation's tasks: of the task that
-// failed before others.
+// lastWord returns the event that explains an allocation's end. It prefers failed
+// tasks.
 func lastWord(alloc *api.AllocationListStub) string {
 	for _, name := range slices.SortedFunc(maps.Keys(alloc.TaskStates), failedFirst(alloc)) {
 		if word := lastWordOf(alloc.TaskStates[name]); word != "" {
@@ -72,7 +72,8 @@ func lastWord(alloc *api.AllocationListStub) string {
 	return ""
 }
 
-// failedFirst compares names of an allocation's tasks.
+// failedFirst returns a function that sorts an allocation's task names, failed
+// tasks first.
 func failedFirst(alloc *api.AllocationListStub) func(a, b string) int {
 	failed := func(name string) int {
 		if alloc.TaskStates[name].Failed {
@@ -83,7 +84,7 @@ func failedFirst(alloc *api.AllocationListStub) func(a, b string) int {
 	return func(a, b string) int { return cmp.Or(cmp.Compare(failed(a), failed(b)), cmp.Compare(a, b)) }
 }
 
-// lastWordOf returns the telling event of a task: a failure, or how it ended.
+// lastWordOf returns the event that explains a task's end: a failure, or its exit.
 func lastWordOf(task *api.TaskState) string {
 	for i, e := range slices.Backward(task.Events) {
 		switch {
@@ -98,25 +99,25 @@ func lastWordOf(task *api.TaskState) string {
 	return ""
 }
 
-// message returns what Nomad says of an event, in one line.
+// message returns Nomad's message for an event, in one line.
 func message(e *api.TaskEvent) string {
 	return strings.Join(strings.Fields(cmp.Or(e.DisplayMessage, e.Message)), " ")
 }
 
-// told returns an event in words.
+// told describes an event in words.
 func told(e *api.TaskEvent) string {
 	text := strings.ToLower(e.Type)
 	if message := message(e); message != "" {
 		text += ": " + message
 	}
-	if image := e.Details["image"]; image != "" { // of one that is downloaded
+	if image := e.Details["image"]; image != "" { // the image that is being downloaded
 		text += " " + image
 	}
 	return text
 }
 
-// causeOf tells of the event before an exit, if it is one that ends tasks: a
-// task that is asked to end may well do so with exit code 0.
+// causeOf describes the event before an exit, if it is one that ends tasks. A task
+// that is asked to end may exit with code 0.
 func causeOf(exit, before *api.TaskEvent) string {
 	asked := before.Type == api.TaskRestartSignal || before.Type == api.TaskSignaling ||
 		before.Type == api.TaskKilling && !strings.HasPrefix(before.DisplayMessage, "Sent interrupt")
@@ -126,13 +127,13 @@ func causeOf(exit, before *api.TaskEvent) string {
 	return ", after " + told(before)
 }
 
-// waitsFor says what Nomad still has to do before all tasks of the sandbox run,
-// empty where there is nothing that it would tell of.
+// waitsFor returns what Nomad still has to do before all tasks of the sandbox run.
+// It returns "" if nothing is known.
 func waitsFor(s state) string {
 	alloc := s.sandboxAlloc()
 	if alloc == nil {
 		if s.pendingEval() {
-			return "Nomad has not decided yet where it runs (the evaluation of its job is pending)"
+			return "Nomad has not placed it yet (the evaluation of its job is pending)"
 		}
 		return ""
 	}
@@ -153,7 +154,7 @@ func waitsFor(s state) string {
 	case !waiting:
 		return ""
 	case len(tasks) == 0:
-		return "node " + nodeName(alloc) + " has not begun with it"
+		return "node " + nodeName(alloc) + " has not started it yet"
 	default:
 		return "in Nomad " + strings.Join(tasks, ", ")
 	}
@@ -174,7 +175,7 @@ func exitOf(e *api.TaskEvent) string {
 	return text
 }
 
-// whyUnplaced says in a person's words why an evaluation found no place.
+// whyUnplaced returns why an evaluation found no place, for a person to read.
 func whyUnplaced(eval *api.Evaluation) string {
 	var reasons []string
 	for _, group := range slices.Sorted(maps.Keys(eval.FailedTGAllocs)) {

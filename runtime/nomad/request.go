@@ -16,39 +16,39 @@ import (
 )
 
 const (
-	// maxTries bounds how often a request is made that Nomad refused for too
-	// many connections. With the pauses that is about ten seconds.
+	// maxTries bounds the tries of a request that Nomad refuses because it has too
+	// many connections. With the pauses that takes about ten seconds.
 	maxTries = 16
 	maxPause = time.Second
-	// How long Nomad may take for an answer. A connection that leads nowhere
-	// is noticed by that, and the next request opens another.
+	// These limit how long Nomad may take to answer. They also detect a dead
+	// connection; the next request then opens another.
 	askLimit  = 10 * time.Second
 	tellLimit = 30 * time.Second
-	// maxRequests is how many requests there are at a time, beside the event
-	// stream. Nomad takes 100 connections from one address unless it is told
-	// otherwise, on which several replicas may be.
+	// maxRequests bounds the concurrent requests, without the event stream. By
+	// default Nomad accepts 100 connections from one address, and several replicas
+	// may share an address.
 	maxRequests = 32
-	// maxChecks is how many more there may be that look after Nomad's health:
-	// many who ask for it must not keep sandboxes waiting.
+	// maxChecks bounds the concurrent requests of health checks. They have their own
+	// limit, so that many health checks do not delay sandboxes.
 	maxChecks = 4
 )
 
-// ask makes a request that reads, with default consistency: the leader answers.
+// ask makes a read request with default consistency, so the leader answers.
 func (d *Driver) ask(ctx context.Context, request func(*api.QueryOptions) error) error {
 	return whileBusy(ctx, d.requests, askLimit, func(ctx context.Context) error {
 		return request((&api.QueryOptions{Namespace: d.namespace}).WithContext(ctx))
 	})
 }
 
-// tell makes a request that writes.
+// tell makes a write request.
 func (d *Driver) tell(ctx context.Context, request func(*api.WriteOptions) error) error {
 	return whileBusy(ctx, d.requests, tellLimit, func(ctx context.Context) error {
 		return request((&api.WriteOptions{Namespace: d.namespace}).WithContext(ctx))
 	})
 }
 
-// whileBusy repeats a request that Nomad turned away with 429: such a request
-// was not looked at, so repeating it is safe, a write too.
+// whileBusy repeats a request while Nomad answers with status 429. Nomad has not
+// processed such a request, so it is safe to repeat even a write.
 func whileBusy(ctx context.Context, places chan struct{}, limit time.Duration, request func(context.Context) error) error {
 	pause := 20 * time.Millisecond
 	for try := 1; ; try++ {
@@ -63,7 +63,7 @@ func whileBusy(ctx context.Context, places chan struct{}, limit time.Duration, r
 	}
 }
 
-// inTurn makes a request once there is room for one more.
+// inTurn makes a request once there is a free place in places.
 func inTurn(ctx context.Context, places chan struct{}, limit time.Duration, request func(context.Context) error) error {
 	select {
 	case places <- struct{}{}:
@@ -76,15 +76,15 @@ func inTurn(ctx context.Context, places chan struct{}, limit time.Duration, requ
 	return request(ctx)
 }
 
-// jitter returns a random time between half of d and d. It draws from
-// crypto/rand, since that is what a simulation can decide.
+// jitter returns a random time between half of d and d. It uses crypto/rand,
+// because a simulation can control that.
 func jitter(d time.Duration) time.Duration {
 	var b [2]byte
-	_, _ = rand.Read(b[:]) // it does not fail
+	_, _ = rand.Read(b[:]) // never fails
 	return d/2 + d/2*time.Duration(binary.BigEndian.Uint16(b[:]))>>16
 }
 
-// sleep says whether it slept to the end.
+// sleep waits for d. It returns false if ctx ended before.
 func sleep(ctx context.Context, d time.Duration) bool {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
@@ -96,7 +96,7 @@ func sleep(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-// statusOf returns the HTTP status of Nomad's refusal, 0 where err is none.
+// statusOf returns the HTTP status in Nomad's error, or 0 if err is not one.
 func statusOf(err error) int {
 	if refusal, ok := errors.AsType[api.UnexpectedResponseError](err); ok {
 		return refusal.StatusCode()
@@ -104,33 +104,33 @@ func statusOf(err error) int {
 	return 0
 }
 
-// errDenied: the token is unknown to Nomad or lacks a right, or an operator
-// turned off what was asked for. A request that gets that answer changed nothing,
-// and the same one will not do better soon.
+// errDenied is returned when Nomad does not know the token, when the token lacks a
+// right, or when an operator turned off what was requested. The request has changed
+// nothing, and it is no use to repeat it soon.
 var errDenied = errors.New("refused by Nomad")
 
-// isDenied says whether Nomad refused a request for its token, or its kind.
+// isDenied reports whether Nomad denied a request; see errDenied.
 func isDenied(err error) bool {
 	return errors.Is(err, errDenied) || statusOf(err) == http.StatusUnauthorized || statusOf(err) == http.StatusForbidden
 }
 
 func isNotFound(err error) bool { return statusOf(err) == http.StatusNotFound }
 
-// isTaken says whether a registration was refused because the job ID is in use.
+// isTaken reports whether a registration was refused because the job ID is in use.
 func isTaken(err error) bool {
 	refusal, ok := errors.AsType[api.UnexpectedResponseError](err)
 	return ok && strings.Contains(refusal.Body(), "Enforcing job modify index")
 }
 
-// hasNoNamespace says whether a registration was refused because its namespace
-// does not exist. That is no fault of the job.
+// hasNoNamespace reports whether a registration was refused because its namespace
+// does not exist. That is not a fault of the job.
 func hasNoNamespace(err error) bool {
 	refusal, ok := errors.AsType[api.UnexpectedResponseError](err)
 	return ok && strings.Contains(refusal.Body(), "is in nonexistent namespace")
 }
 
-// isRejected says whether Nomad found fault with a job. It has no status of its
-// own for that, but always lists the faults in the same form.
+// isRejected reports whether Nomad found a job invalid. Nomad has no status for
+// that, but always lists the errors in the same form.
 func isRejected(err error) bool {
 	refusal, ok := errors.AsType[api.UnexpectedResponseError](err)
 	if !ok {
@@ -141,8 +141,8 @@ func isRejected(err error) bool {
 		strings.Contains(body, " error occurred:") || strings.Contains(body, " errors occurred:")
 }
 
-// failed describes a failed request. Errors of ctx stay what they are: they say
-// nothing about Nomad.
+// failed returns the error of a failed request. It does not turn ctx's error into
+// ErrUnavailable, because that shows nothing about Nomad.
 func failed(ctx context.Context, doing string, err error) error {
 	if ctx.Err() != nil {
 		return fmt.Errorf("nomad: %s: %w", doing, ctx.Err())

@@ -290,5 +290,5 @@ func TestStop_says_that_a_pull_has_to_end_first(t *testing.T) {
 	must.NoError(t, silent.Close()) // the pull fails, and the stop ends
 	t.Log(err)
 	must.ErrorIs(t, err, runtime.ErrNotStopped)
-	must.ErrorContains(t, err, "before it had started, and Nomad cannot interrupt what comes first: driver: Downloading image "+image)
+	must.ErrorContains(t, err, "before it had started, and Nomad cannot interrupt its current step: driver: Downloading image "+image)
 }

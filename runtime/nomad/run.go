@@ -14,20 +14,20 @@ import (
 )
 
 // A sandbox is one run of its main tasks. Nomad may run a task again inside the
-// same allocation, which then goes on being "running": it ignores the restart
-// policy if a template or a secret changed, if an operator asks for it, or if a
-// client that was restarted does not find the task's process. It also calls an
-// allocation running if any task runs, and not the main ones.
+// same allocation, whose status stays "running". It ignores the restart policy if a
+// template or a secret changed, if an operator restarts the task, or if a restarted
+// Nomad client does not find the task's process. Nomad also calls an allocation
+// running if only other tasks than the main ones run.
 //
-// All that is concluded here follows from one answer of Nomad's, so every
-// replica comes to the same result, also one that starts later.
+// The functions here look at one answer of Nomad only. So all replicas come to the
+// same result, even one that starts later.
 
-// taskRestoreFailed is an event that package api does not name: a client that was
-// started again did not find the task's process.
+// taskRestoreFailed is an event that package api has no name for: a restarted Nomad
+// client did not find the task's process.
 const taskRestoreFailed = "Failed Restoring Task"
 
-// runOver says why the run of the main tasks that the allocation began with is
-// over. It returns "" while that run goes on, or if Nomad was asked to end it.
+// runOver returns why the first run of the allocation's main tasks is over. It
+// returns "" while that run continues, and if Nomad was asked to end it.
 func runOver(job jobFields, alloc *api.AllocationListStub) string {
 	names := mainTasks(job, alloc)
 	for _, name := range names {
@@ -41,9 +41,9 @@ func runOver(job jobFields, alloc *api.AllocationListStub) string {
 	return ""
 }
 
-// mainTasks returns the names of the allocation's main tasks, those first that
-// failed. An older Bivouac did not name them in its jobs: there a task is known
-// to be a main one only if it is alone.
+// mainTasks returns the names of the allocation's main tasks, failed ones first. The
+// job of an older Bivouac does not name them. Then a task is known to be a main task
+// only if it is the only one.
 func mainTasks(job jobFields, alloc *api.AllocationListStub) []string {
 	names := jobs.MainTasks(job.Meta)
 	if names == nil && len(alloc.TaskStates) == 1 {
@@ -54,9 +54,9 @@ func mainTasks(job jobFields, alloc *api.AllocationListStub) []string {
 	return names
 }
 
-// ranAgain says by what the task has run, or is to run, more than once. Nomad
-// keeps the last ten events of a task, and the number of its restarts, among
-// which it does not count the run after a client's restart.
+// ranAgain returns why the task has run, or will run, more than once. It returns ""
+// if it has not. Nomad keeps a task's last ten events and the number of its
+// restarts. That number does not include the run after a Nomad client's restart.
 func ranAgain(task *api.TaskState) string {
 	starts := 0
 	for _, e := range task.Events {
@@ -75,15 +75,15 @@ func ranAgain(task *api.TaskState) string {
 	return ""
 }
 
-// endedItself says whether the task ended and Nomad had not asked it to.
+// endedItself reports whether the task ended without being asked to by Nomad.
 func endedItself(task *api.TaskState) bool {
 	return task.State == taskDead && !slices.ContainsFunc(task.Events, isKilling)
 }
 
 func isKilling(e *api.TaskEvent) bool { return e.Type == api.TaskKilling }
 
-// stillRuns says which of the tasks of an allocation that is to end have not
-// ended, and what each of them waits for.
+// stillRuns returns which tasks of an allocation have not ended although they
+// should, and what each of them waits for.
 func stillRuns(job jobFields, alloc *api.AllocationListStub) string {
 	mains := mainTasks(job, alloc)
 	mainsEnded := !slices.ContainsFunc(mains, func(name string) bool { return alloc.TaskStates[name].State != taskDead })
@@ -94,15 +94,14 @@ func stillRuns(job jobFields, alloc *api.AllocationListStub) string {
 		switch {
 		case task.State == taskDead:
 		case killing > 0 && task.State == taskPending:
-			what = append(what, fmt.Sprintf("task %q was told to end at %s, before it had started, and Nomad cannot interrupt what comes first: %s", name,
+			what = append(what, fmt.Sprintf("task %q was told to end at %s, before it had started, and Nomad cannot interrupt its current step: %s", name,
 				inUTC(time.Unix(0, task.Events[killing].Time)), told(task.Events[killing-1])))
 		case killing >= 0:
 			last := task.Events[len(task.Events)-1]
 			what = append(what, fmt.Sprintf("task %q was told to end at %s and still runs: %s", name,
 				inUTC(time.Unix(0, task.Events[killing].Time)), message(last)))
 		case task.State == taskRunning && len(mains) > 0 && mainsEnded:
-			// A poststop task: those are what Nomad lets run then, and for how
-			// long they like.
+			// A poststop task. Nomad lets these run without a limit.
 			what = append(what, fmt.Sprintf("task %q runs since %s, after the main task ended, and Nomad waits for it without a limit; "+
 				"to kill it: nomad alloc signal -s SIGKILL %s %s", name, inUTC(task.StartedAt), alloc.ID, name))
 		default:
@@ -110,7 +109,7 @@ func stillRuns(job jobFields, alloc *api.AllocationListStub) string {
 		}
 	}
 	if len(what) == 0 {
-		return "its client has not told that it ended"
+		return "its Nomad client has not reported its end"
 	}
 	return strings.Join(what, ", ")
 }

@@ -157,11 +157,11 @@ func TestStillRuns(t *testing.T) {
 			{Type: "Driver", DisplayMessage: "Downloading image", Details: map[string]string{"image": "busybox:1"}},
 			{Type: api.TaskKilling, DisplayMessage: "Sent interrupt. Waiting 5s before force killing", Time: time.Date(2026, 11, 28, 21, 59, 4, 0, time.UTC).UnixNano()},
 		}}}}
-		must.Eq(t, `task "web" was told to end at 2026-11-28T21:59:04Z, before it had started, and Nomad cannot interrupt what comes first: driver: Downloading image busybox:1`,
+		must.Eq(t, `task "web" was told to end at 2026-11-28T21:59:04Z, before it had started, and Nomad cannot interrupt its current step: driver: Downloading image busybox:1`,
 			stillRuns(stateWith(alloc, "web").job, alloc))
 	})
 	t.Run("says_that_nothing_was_heard", func(t *testing.T) {
 		alloc := &api.AllocationListStub{ID: "a"}
-		must.Eq(t, "its client has not told that it ended", stillRuns(stateWith(alloc, "web").job, alloc))
+		must.Eq(t, "its Nomad client has not reported its end", stillRuns(stateWith(alloc, "web").job, alloc))
 	})
 }

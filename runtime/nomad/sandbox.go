@@ -11,8 +11,8 @@ import (
 	"github.com/bivouac/bivouac/runtime"
 )
 
-// sandbox returns a job's state as the host sees it; ok is false where there is
-// no sandbox.
+// sandbox returns a job's state as a runtime.Sandbox. ok is false if there is no
+// sandbox.
 func (d *Driver) sandbox(s state) (sandbox runtime.Sandbox, ok bool) {
 	if !s.known || s.job.tombstone() || d.notForeign(s) != nil {
 		return runtime.Sandbox{}, false
@@ -72,8 +72,8 @@ func nodeName(alloc *api.AllocationListStub) string {
 	return alloc.NodeID
 }
 
-// endpointOf returns where an allocation's port is reached, zero where that is
-// not known.
+// endpointOf returns the endpoint of an allocation's port, or zero if it is not
+// known.
 func endpointOf(alloc *api.AllocationListStub, label string) runtime.Endpoint {
 	if alloc.AllocatedResources == nil {
 		return runtime.Endpoint{}

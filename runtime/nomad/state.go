@@ -11,13 +11,13 @@ import (
 	"github.com/bivouac/bivouac/jobs"
 )
 
-// state is what is known of one session's job, by its newest parts. A state is
-// never changed: the methods that take something in return a new one, and say
-// whether it told anything new.
+// state is what is known about one session's job: the newest version of each part.
+// A state is never changed. Its with methods return a new state, and whether it
+// differs.
 type state struct {
-	known bool // the job stands in Nomad
-	gone  bool // it stood, and was purged
-	whole bool // nothing is missing that came before the newest part
+	known bool // the job exists in Nomad
+	gone  bool // it existed, and was purged
+	whole bool // nothing older than the newest part is missing
 	job   jobFields
 	// allocs are in the order in which Nomad made them: the first is the sandbox.
 	allocs []*api.AllocationListStub
@@ -25,8 +25,8 @@ type state struct {
 	ready  string // ID of the allocation whose endpoint has answered
 }
 
-// jobFields is what of a job matters here. Events, lists and the job itself hold
-// them under the same names.
+// jobFields are the fields of a job that the driver uses. Events, lists and the job
+// itself have them under the same names.
 type jobFields struct {
 	ID             string
 	Meta           map[string]string
@@ -37,8 +37,8 @@ type jobFields struct {
 	SubmitTime     int64 // ns since 1970, of the last registration or stop, by Nomad's clock
 }
 
-// altered says whether the job was registered again after its creation, which
-// Bivouac never does to a job that runs.
+// altered reports whether the job was registered again after its creation. Bivouac
+// never does that to a running job.
 func (j jobFields) altered() bool { return j.JobModifyIndex != j.CreateIndex }
 
 func (j jobFields) tombstone() bool { return j.Meta[jobs.MetaTombstone] != "" }
@@ -83,7 +83,7 @@ func (s state) withJob(job jobFields) (state, bool) {
 		return s, false
 	}
 	news := !s.known || s.job.Stop != job.Stop || s.job.JobModifyIndex != job.JobModifyIndex
-	// Of a job that is new, all that follows will be seen.
+	// The job is new, so everything after this will be seen.
 	s.whole = s.whole || job.CreateIndex == job.ModifyIndex
 	s.known, s.gone, s.job = true, false, job
 	return s, news
@@ -134,7 +134,8 @@ func (s state) withEval(eval *api.Evaluation) (state, bool) {
 	return s, true
 }
 
-// sandboxAlloc returns the allocation that is the sandbox, nil before there is one.
+// sandboxAlloc returns the allocation that is the sandbox, or nil if there is none
+// yet.
 func (s state) sandboxAlloc() *api.AllocationListStub {
 	if len(s.allocs) == 0 {
 		return nil
@@ -142,22 +143,22 @@ func (s state) sandboxAlloc() *api.AllocationListStub {
 	return s.allocs[0]
 }
 
-// allEnded says whether the client of each allocation has seen its end.
+// allEnded reports whether the Nomad client of each allocation has reported its end.
 func (s state) allEnded() bool { return !slices.ContainsFunc(s.allocs, isLive) }
 
 func isLive(alloc *api.AllocationListStub) bool { return !hasEnded(alloc) }
 
-// States of a task, which package api does not name.
+// The states of a task. Package api has no names for them.
 const (
 	taskPending = "pending"
 	taskRunning = "running"
 	taskDead    = "dead"
 )
 
-// hasEnded says whether the allocation's client has seen all of its tasks end.
-// Lost and unknown are statuses that the servers set by themselves, and mean
-// nothing: they may even come over the client's last word, if a decision about
-// its node was slow. What it said of the tasks stays.
+// hasEnded reports whether the allocation's Nomad client has reported the end of all
+// its tasks. The servers set the statuses lost and unknown themselves, so these
+// prove nothing. They may even replace the client's last status, if the servers were
+// slow to decide about its node. The client's task states are kept.
 func hasEnded(alloc *api.AllocationListStub) bool {
 	switch alloc.ClientStatus {
 	case api.AllocClientStatusComplete, api.AllocClientStatusFailed:
@@ -176,22 +177,23 @@ func hasEnded(alloc *api.AllocationListStub) bool {
 	return true
 }
 
-// pendingEval says whether Nomad has still to decide something about the job.
+// pendingEval reports whether Nomad still has to decide something about the job.
 func (s state) pendingEval() bool {
 	return slices.ContainsFunc(slices.Collect(maps.Values(s.evals)), isPending)
 }
 
-// isPending says whether an evaluation is made or about to be. Those that Nomad
-// puts off follow up on a lost node, and may be put off for long.
+// isPending reports whether Nomad is processing an evaluation or is about to. It
+// ignores delayed evaluations: they follow up on a lost node, and the delay may be
+// long.
 func isPending(eval *api.Evaluation) bool {
 	return eval.Status == "pending" && eval.WaitUntil.IsZero()
 }
 
-// atRest says whether a stopped job looks as if nothing more happens to it.
+// atRest reports whether a stopped job seems to have ended.
 func (s state) atRest() bool { return s.job.Stop && !s.pendingEval() && s.allEnded() }
 
-// unplaced returns the newest decision that found no place for the sandbox, nil
-// where there is none.
+// unplaced returns the newest evaluation that found no place for the sandbox, or nil
+// if there is none.
 func (s state) unplaced() *api.Evaluation {
 	if len(s.allocs) > 0 {
 		return nil
@@ -206,7 +208,7 @@ func (s state) unplaced() *api.Evaluation {
 	return newest
 }
 
-// event is one of Nomad's, its payload not yet looked at.
+// event is an event of Nomad whose payload is not decoded yet.
 type event struct {
 	Topic      api.Topic
 	Key        string

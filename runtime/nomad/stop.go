@@ -16,30 +16,29 @@ import (
 
 // Stop implements [runtime.Driver].
 //
-// It returns once the job is stopped, no decision about it is under way in
-// Nomad, and the client of each allocation has reported its end. A node that is
-// lost can report nothing, so that nobody knows when it will: Stop does not wait
-// for it, and returns ErrUnavailable. An operator who removes the node from Nomad
-// says that what ran there has ended. Nor does it wait for a right that Nomad
-// denies it.
+// It returns once the job is stopped, no evaluation of it is pending, and the Nomad
+// client of each allocation has reported its end. A lost node cannot report
+// anything, so Stop does not wait for it and returns ErrUnavailable. If an operator
+// removes the node from Nomad, Stop takes what ran there as ended. Stop also returns
+// ErrUnavailable at once if Nomad denies a request.
 //
-// A job of that name that is not this instance's is left alone, and Stop returns
+// If the job belongs to another instance, Stop leaves it alone and returns
 // ErrConflict.
 //
-// A session ID that Nomad does not know gets a tombstone: a stopped job of that
-// ID, which runs nothing, and over which no first registration succeeds. Nomad
-// removes it with its next collection of garbage after 4 hours (job_gc_threshold).
+// If Nomad does not know the session ID, Stop creates a tombstone: a stopped job
+// with that ID that runs nothing and makes a late first registration fail. Nomad
+// removes it at its first garbage collection after 4 hours (job_gc_threshold).
 func (d *Driver) Stop(ctx context.Context, sessionID string) error {
 	_, err := d.stop(ctx, sessionID)
 	return err
 }
 
-// Delete implements [runtime.Driver]. After a stop it purges the job.
+// Delete implements [runtime.Driver]. It stops the job and then purges it.
 //
-// A tombstone stays: it is there for a registration that may yet come. A job
-// that was a sandbox's needs none, as its registration, of which Create makes
-// one, has come already; that this driver deleted it, it remembers for a while.
-// Nor is there anything to do where Nomad refused that one registration.
+// Delete leaves a tombstone in place, because a late registration may still arrive.
+// The job of a sandbox needs no tombstone: Create makes only one registration, and
+// that has arrived. The driver remembers for a while that it deleted the job. If
+// Nomad refused that one registration, there is nothing to do.
 func (d *Driver) Delete(ctx context.Context, sessionID string) error {
 	jobID := jobs.ID(sessionID)
 	if d.refused.has(jobID) {
@@ -62,8 +61,7 @@ func (d *Driver) Delete(ctx context.Context, sessionID string) error {
 		return err
 	})
 	if err != nil && !isNotFound(err) {
-		// Where another replica is first, Nomad's log of changes says no, and its
-		// answer is no 404.
+		// If another replica purged the job first, Nomad's answer is not a 404.
 		if s, readErr := d.read(ctx, jobID); readErr != nil || s.known {
 			return failed(ctx, "purge job "+jobID, err)
 		}
@@ -74,18 +72,18 @@ func (d *Driver) Delete(ctx context.Context, sessionID string) error {
 }
 
 const (
-	// Pauses between looks at Nomad during a stop, where no event comes first.
+	// Pauses between two reads during a stop, unless an event comes first.
 	minLook = 250 * time.Millisecond
 	maxLook = 2 * time.Second
 )
 
-// stop does as Stop, and returns the state that it ended with.
+// stop is Stop. It also returns the last state of the job.
 func (d *Driver) stop(ctx context.Context, sessionID string) (state, error) {
 	jobID := jobs.ID(sessionID)
 	w, done := d.cache.await(jobID)
 	defer done()
-	// A job that is seen to stand is stopped without a look before. After that
-	// only looks count: the events of it may be late.
+	// A job that the cache shows as running is stopped without a read first. After
+	// that only reads count, because events may be late.
 	seen, current := d.cache.get(jobID)
 	stands := current && seen.known && seen.whole && !seen.job.Stop && d.notForeign(seen) == nil
 	var why error // why it has not ended yet
@@ -115,8 +113,8 @@ func (d *Driver) stop(ctx context.Context, sessionID string) (state, error) {
 	}
 }
 
-// awaitRest waits until events tell that a stop may be over, or for as long as
-// wait. It returns false when ctx ended.
+// awaitRest waits until events show that a stop may be over, but at most for wait.
+// It returns false if ctx ended.
 func (d *Driver) awaitRest(ctx context.Context, jobID string, w *waiter, wait time.Duration) bool {
 	timer := time.NewTimer(wait)
 	defer timer.Stop()
@@ -135,21 +133,22 @@ func (d *Driver) awaitRest(ctx context.Context, jobID string, w *waiter, wait ti
 }
 
 var (
-	// errUnderWay: something was done, and has to be looked at.
-	errUnderWay = errors.New("the stop is under way")
-	// errOutOfReach: all is done that can be while a node is lost.
-	errOutOfReach = errors.New("nobody can tell whether it has ended")
+	// errUnderWay is returned after a write whose result has to be read.
+	errUnderWay = errors.New("the stop is in progress")
+	// errOutOfReach is returned when everything has been done that is possible
+	// while a node is lost.
+	errOutOfReach = errors.New("it cannot be known whether it has ended")
 )
 
-// stopStep does what is next in stopping a job, and returns nil only where a
-// fresh look at Nomad left nothing to do and showed nothing that runs.
+// stopStep takes the next step to stop a job. It returns nil only if a fresh read
+// from Nomad shows that nothing runs and nothing is left to do.
 func (d *Driver) stopStep(ctx context.Context, sessionID, jobID string) (state, error) {
 	before, _ := d.cache.get(jobID)
-	// A decision that is under way may still place the sandbox, also one that
-	// waited for room: that one is not pending even while it is made. Nomad
-	// makes the decisions about a job one after another. So once the job was
-	// stopped, and then no decision is pending, that on the stop is made, and
-	// the allocations that there are then are all.
+	// A running evaluation may still place the sandbox. So may one that waited for
+	// room, and that one is not pending even while Nomad processes it. Nomad
+	// processes the evaluations of a job one after another. So if the job was stopped
+	// first and then no evaluation is pending, the evaluation of the stop is done,
+	// and no allocation can follow.
 	evals, err := d.readEvals(ctx, jobID)
 	if err != nil {
 		return state{}, err
@@ -165,16 +164,16 @@ func (d *Driver) stopStep(ctx context.Context, sessionID, jobID string) (state, 
 	case !s.job.Stop:
 		return state{}, d.deregister(ctx, sessionID, jobID)
 	case !before.job.Stop:
-		return state{}, errors.New("somebody else has just stopped the job")
+		return state{}, errors.New("the job has just been stopped by somebody else")
 	case slices.ContainsFunc(evals, isPending):
-		return state{}, errors.New("the stop is not yet decided on in Nomad")
+		return state{}, errors.New("Nomad has not yet evaluated the stop")
 	default:
 		return s, d.running(ctx, s)
 	}
 }
 
-// deregister asks Nomad to stop the job. It does not return nil: what came of it
-// is to be seen.
+// deregister asks Nomad to stop the job. It never returns nil, because the result
+// has to be read.
 func (d *Driver) deregister(ctx context.Context, sessionID, jobID string) error {
 	d.ownStops.add(sessionID)
 	err := d.tell(ctx, func(opts *api.WriteOptions) error {
@@ -187,20 +186,20 @@ func (d *Driver) deregister(ctx context.Context, sessionID, jobID string) error 
 	return errUnderWay
 }
 
-// layTombstone takes up the session's job ID. As deregister, it does not return
-// nil: a registration may have come first.
+// layTombstone registers a tombstone under the session's job ID. It never returns
+// nil, because a registration may have come first.
 func (d *Driver) layTombstone(ctx context.Context, sessionID string) error {
 	err := d.tell(ctx, func(opts *api.WriteOptions) error {
 		_, _, err := d.client.Jobs().EnforceRegister(d.template.Tombstone(sessionID, d.instance.id), 0, opts)
 		return err
 	})
 	if err != nil && !isTaken(err) {
-		return failed(ctx, "lay a tombstone for session "+sessionID, err)
+		return failed(ctx, "create a tombstone for session "+sessionID, err)
 	}
 	return errUnderWay
 }
 
-// running returns an error that says what of a stopped job may still run.
+// running returns an error that names what may still run of a stopped job, or nil.
 func (d *Driver) running(ctx context.Context, s state) error {
 	var what []string
 	outOfReach := true
@@ -233,12 +232,12 @@ func (d *Driver) running(ctx context.Context, s state) error {
 	}
 }
 
-// isOutOfReach says whether Nomad cannot reach the allocation's node.
+// isOutOfReach reports whether Nomad cannot reach the allocation's node.
 func isOutOfReach(alloc *api.AllocationListStub) bool {
 	return alloc.ClientStatus == api.AllocClientStatusLost || alloc.ClientStatus == api.AllocClientStatusUnknown
 }
 
-// isNodeGone says whether an operator removed a lost allocation's node.
+// isNodeGone reports whether an operator removed a lost allocation's node.
 func (d *Driver) isNodeGone(ctx context.Context, alloc *api.AllocationListStub) (bool, error) {
 	if !isOutOfReach(alloc) {
 		return false, nil

@@ -10,8 +10,8 @@ import (
 	"github.com/bivouac/bivouac/runtime"
 )
 
-// Watch implements [runtime.Watcher]. It reports sandboxes that are dead, lost,
-// or back, not those that only start.
+// Watch implements [runtime.Watcher]. It reports sandboxes that are dead, lost or
+// running again, but not those that start.
 func (d *Driver) Watch(ctx context.Context, changed func(runtime.Sandbox)) error {
 	f, done := d.cache.subscribe()
 	defer done()
@@ -44,7 +44,7 @@ func (d *Driver) Watch(ctx context.Context, changed func(runtime.Sandbox)) error
 	}
 }
 
-// trouble returns the state of a sandbox that is not well.
+// trouble returns the state of a sandbox that is dead or lost, and otherwise "".
 func trouble(s runtime.Sandbox) runtime.State {
 	if s.State == runtime.StateDead || s.State == runtime.StateLost {
 		return s.State
@@ -52,10 +52,10 @@ func trouble(s runtime.Sandbox) runtime.State {
 	return ""
 }
 
-// guard stops jobs that are more than one sandbox, or may become so: with a
-// second allocation, with one that Nomad gave up, or registered once more over
-// their stop. It also stops what is left of a sandbox after the run of its main
-// tasks, a second run above all.
+// guard stops jobs that are or may become more than one sandbox: those with a second
+// allocation, those whose allocation Nomad gave up, and those that were registered
+// again after their stop. It also stops what is left of a sandbox after the run of
+// its main tasks, such as a second run.
 func (d *Driver) guard(ctx context.Context) {
 	f, done := d.cache.subscribe()
 	defer done()
@@ -85,15 +85,15 @@ func (d *Driver) guard(ctx context.Context) {
 	}
 }
 
-// surplus says why a job has to be stopped, if it has to.
+// surplus returns why guard must stop a job, or "" if it need not.
 //
-// Nomad gives an allocation up, and not the job, where an operator stops it, a
-// node drains or is lost, or another job preempts it. The allocation is not
-// coming back, even if its process lives on a lost node. But the next evaluation
-// of the job, whatever calls for it, places a second one: at once, or after
-// stop_on_client_after where the node was lost before it told that the first
-// one runs. So the job is stopped before that. It ends nothing that Nomad would
-// not end.
+// Nomad gives up an allocation, but not its job, if an operator stops the
+// allocation, if its node is drained or lost, or if another job preempts it. The
+// allocation does not come back, even if its process lives on a lost node. But the
+// next evaluation of the job, for whatever reason, places a second allocation. It
+// does so at once, or after stop_on_client_after if the node was lost before it
+// reported the first one as running. So guard stops the job before that. This ends
+// nothing that Nomad would not end.
 func surplus(s state) string {
 	live, givenUp := 0, 0
 	for _, alloc := range s.allocs {
@@ -109,7 +109,7 @@ func surplus(s state) string {
 	case !s.known || s.job.Stop:
 		return ""
 	case s.job.altered():
-		return "its job was registered anew"
+		return "its job was registered again"
 	case len(s.allocs) > 1 && live > 0:
 		return "Nomad made a second allocation"
 	case givenUp > 0:

@@ -1,8 +1,12 @@
-// Package ready waits until a sandbox answers on its endpoint.
+// Package ready waits until a sandbox answers on its endpoint. It is for Bivouac's
+// own drivers and for the drivers of plugin authors.
 //
-// It serves the drivers that come with Bivouac and those of plugin authors, so
-// it imports the standard library and the runtime contract alone. It must never
-// know how a sandbox is run.
+// A [Check] defines what counts as an answer: a TCP connection, or an HTTP
+// response, which may have to contain the session ID. [Check.Wait] repeats the
+// check until it succeeds, and [Check.Once] makes it once.
+//
+// The package imports only the standard library and the runtime contract. It does
+// not know how a sandbox is run.
 package ready
 
 import (
@@ -20,15 +24,15 @@ import (
 )
 
 const (
-	minPause = 2 * time.Millisecond  // between two tries, at first
-	maxPause = 50 * time.Millisecond // and at last
-	lateness = 32                    // between them, a pause is this part of the time waited: what a caller loses by it is 3 % at most
-	maxBody  = 4 << 10               // bytes of an answer that are looked at
+	minPause = 2 * time.Millisecond  // shortest pause between two tries
+	maxPause = 50 * time.Millisecond // longest pause
+	lateness = 32                    // a pause is 1/32 of the time waited so far, so a caller loses 3 % at most
+	maxBody  = 4 << 10               // bytes of a response body to look at
 
 	// One try, from connect to the last byte, may take a quarter of the time
-	// waited, within these. A packet that is sent before a container's network
-	// is up is lost, and is repeated by TCP only after a second: it pays to
-	// hang up and call again.
+	// waited so far, within these limits. A packet that is sent before a container's
+	// network is up is lost, and TCP repeats it only after a second. A new
+	// connection is faster.
 	minTry, maxTry = 100 * time.Millisecond, 2 * time.Second
 	tryShare       = 4
 
@@ -37,37 +41,37 @@ const (
 	againOpen = 250 * time.Millisecond
 )
 
-// DockerStayOpen is the StayOpen of a port that Docker publishes, for a check that
-// begins once the container has started. Docker's proxy takes each connection,
-// and only then calls the container. If nobody listens there, it hangs up. That
-// takes a millisecond, or a second while Linux still waits for its next look for
-// the container's address. Before the container has started it takes as long as
-// the start, so that no time would do.
+// DockerStayOpen is the StayOpen for a port that Docker publishes. The check must
+// begin after the container has started. Docker's proxy accepts each connection
+// and only then connects to the container. If nothing listens there, the proxy
+// closes the connection. That takes a millisecond, or a second while Linux waits
+// for its next ARP request for the container's address. Before the container has
+// started it takes as long as the start, so no fixed time would be enough.
 const DockerStayOpen = 3 * time.Second
 
-// Check says what counts as an answer. The zero value is content with a TCP
+// Check defines what counts as an answer. The zero value accepts any TCP
 // connection.
 //
-// A connection shows that somebody listens, not who: another process may hold
-// the port. Behind a proxy, such as Docker's, it shows only that the proxy
-// listens, unless StayOpen is set. HTTPPath with WantSessionID leaves no such
-// doubt.
+// A connection shows that some process listens, but not which one: another process
+// may have the port. Behind a proxy, such as Docker's, it shows only that the proxy
+// listens, unless StayOpen is set. HTTPPath with WantSessionID proves that the
+// sandbox itself answers.
 type Check struct {
-	// HTTPPath is asked for with GET, for example "/healthz". Any 2xx status
-	// is an answer; redirects are not followed. Empty means TCP only.
+	// HTTPPath is the path to GET, for example "/healthz". Any 2xx status is an
+	// answer. Redirects are not followed. If it is empty, the check uses TCP only.
 	HTTPPath string
-	// WantSessionID asks that the first 4 KiB of the answer's body hold the
-	// session's ID as text. The request does not carry the ID, so a process
-	// that only echoes requests does not pass. It needs HTTPPath.
+	// WantSessionID requires the session ID as text in the first 4 KiB of the
+	// response body. The request does not contain the ID, so a process that echoes
+	// requests does not pass. It requires HTTPPath.
 	WantSessionID bool
-	// StayOpen is how long a connection has to stay open to count, if the other
-	// side sends nothing; as soon as it sends something, the connection counts.
-	// One that the other side closes does not: a proxy does that if it reaches
-	// nobody. A server that hangs up on callers who say nothing must not do so
-	// within this time. 0: a connection counts at once. It is for TCP alone.
+	// StayOpen is how long a TCP connection must stay open to count as an answer.
+	// It counts earlier if the other side sends something. It does not count if the
+	// other side closes it, as a proxy does that reaches nothing. So a server must
+	// not close a silent connection within this time. With 0 a connection counts at
+	// once. It cannot be combined with HTTPPath.
 	StayOpen time.Duration
-	// Dial opens connections where that is not a [net.Dialer]'s to do, as in
-	// a simulation. Nil: a net.Dialer does.
+	// Dial opens connections. If it is nil, a [net.Dialer] does. A simulation sets
+	// it.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 }
 
@@ -75,10 +79,10 @@ type Check struct {
 // something impossible.
 func (c Check) Validate() error {
 	if c.WantSessionID && c.HTTPPath == "" {
-		return fmt.Errorf("%w: ready check: a session ID can only be asked for with an HTTP path", runtime.ErrInvalid)
+		return fmt.Errorf("%w: ready check: WantSessionID requires HTTPPath", runtime.ErrInvalid)
 	}
 	if c.StayOpen != 0 && c.HTTPPath != "" {
-		return fmt.Errorf("%w: ready check: StayOpen is for TCP, and there is an HTTP path", runtime.ErrInvalid)
+		return fmt.Errorf("%w: ready check: StayOpen cannot be combined with HTTPPath", runtime.ErrInvalid)
 	}
 	if c.HTTPPath != "" && c.HTTPPath[0] != '/' {
 		return fmt.Errorf("%w: ready check: HTTP path %q does not begin with /", runtime.ErrInvalid, c.HTTPPath)
@@ -86,26 +90,26 @@ func (c Check) Validate() error {
 	return nil
 }
 
-// Wait returns nil as soon as endpoint answers as c asks. Until then it tries
-// again after short pauses, of 2 ms at first and 50 ms at most; one try takes
-// 2 seconds at most, beside the time that a connection has to stay open.
+// Wait returns nil as soon as endpoint answers as c requires. Until then it tries
+// again after pauses of 2 ms at first and 50 ms at most. One try takes 2 seconds at
+// most, plus the time that a connection must stay open.
 //
 // When ctx's deadline passes, the error wraps [runtime.ErrNotReady],
-// [context.DeadlineExceeded] and what went wrong last. When ctx is cancelled,
-// it wraps ctx's error.
+// [context.DeadlineExceeded] and the last error. When ctx is cancelled, it wraps
+// ctx's error.
 func (c Check) Wait(ctx context.Context, endpoint runtime.Endpoint, sessionID string) error {
 	if err := c.check(endpoint, sessionID); err != nil {
 		return err
 	}
 
-	last := errors.New("no try was finished")
+	last := errors.New("no try has finished")
 	for began := time.Now(); ; {
 		if ctx.Err() == nil {
 			err := c.try(ctx, clamp(time.Since(began)/tryShare, minTry, maxTry), endpoint, sessionID)
 			if err == nil {
 				return nil
 			}
-			// A try that ctx itself cut short says nothing about the sandbox.
+			// A try that ctx cut short shows nothing about the sandbox.
 			if !ending(ctx) {
 				last = err
 			}
@@ -119,8 +123,8 @@ func (c Check) Wait(ctx context.Context, endpoint runtime.Endpoint, sessionID st
 	}
 }
 
-// ending says whether ctx has ended or is at its deadline, which connections
-// keep by a timer of their own.
+// ending reports whether ctx has ended or its deadline has passed. Connections
+// have their own timer for the deadline and may fail a little before ctx ends.
 func ending(ctx context.Context) bool {
 	deadline, ok := ctx.Deadline()
 	return ctx.Err() != nil || ok && !time.Now().Before(deadline)
@@ -135,8 +139,8 @@ func ended(ctx context.Context, endpoint runtime.Endpoint, last error) error {
 
 func clamp(d, lowest, highest time.Duration) time.Duration { return min(max(d, lowest), highest) }
 
-// Once asks endpoint once and returns nil if it answers as c asks. It takes 2
-// seconds at most.
+// Once makes the check once and returns nil if endpoint answers as c requires. It
+// takes at most 2 seconds, plus the time that a connection must stay open.
 func (c Check) Once(ctx context.Context, endpoint runtime.Endpoint, sessionID string) error {
 	if err := c.check(endpoint, sessionID); err != nil {
 		return err
@@ -144,7 +148,7 @@ func (c Check) Once(ctx context.Context, endpoint runtime.Endpoint, sessionID st
 	return c.try(ctx, maxTry, endpoint, sessionID)
 }
 
-// check refuses a question that cannot be asked.
+// check returns an error if c, endpoint and sessionID do not go together.
 func (c Check) check(endpoint runtime.Endpoint, sessionID string) error {
 	if err := c.Validate(); err != nil {
 		return err
@@ -166,14 +170,14 @@ func (c Check) try(ctx context.Context, limit time.Duration, endpoint runtime.En
 	}
 	err := c.connect(ctx, limit, endpoint, c.StayOpen)
 	if err == nil && c.StayOpen > 0 {
-		// The proxy's call may have been lost while the container's network was
-		// not up, and be repeated ever more rarely. A new one arrives at once.
+		// The proxy's own connection may hang because its packets were lost while
+		// the container's network was not up. A new one arrives at once.
 		err = c.connect(ctx, limit, endpoint, min(c.StayOpen, againOpen))
 	}
 	return err
 }
 
-// connect opens a connection within limit, which then has to stay open.
+// connect opens a connection within limit and checks that it stays open.
 func (c Check) connect(ctx context.Context, limit time.Duration, endpoint runtime.Endpoint, stayOpen time.Duration) error {
 	dial := c.Dial
 	if dial == nil {
@@ -191,13 +195,13 @@ func (c Check) connect(ctx context.Context, limit time.Duration, endpoint runtim
 	return errors.Join(err, conn.Close())
 }
 
-// staysOpen waits for the other side to say something, or to say nothing for a
-// time, and fails if it hangs up.
+// staysOpen returns nil once the other side sends something or stayOpen has passed.
+// It returns an error if the other side closes the connection first.
 func staysOpen(ctx context.Context, conn net.Conn, stayOpen time.Duration) error {
 	if err := conn.SetReadDeadline(time.Now().Add(stayOpen)); err != nil {
 		return err
 	}
-	defer context.AfterFunc(ctx, func() { _ = conn.SetReadDeadline(time.Unix(1, 0)) })() // a closed one needs none
+	defer context.AfterFunc(ctx, func() { _ = conn.SetReadDeadline(time.Unix(1, 0)) })() // fails only if conn is closed
 	n, err := conn.Read(make([]byte, 1))
 	switch {
 	case n > 0:
@@ -207,7 +211,7 @@ func staysOpen(ctx context.Context, conn net.Conn, stayOpen time.Duration) error
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return nil
 	default:
-		return fmt.Errorf("the connection was closed, as a proxy does if nobody listens behind it: %w", err)
+		return fmt.Errorf("the connection was closed; a proxy does that if nothing listens behind it: %w", err)
 	}
 }
 
@@ -217,9 +221,9 @@ func (c Check) get(ctx context.Context, endpoint runtime.Endpoint, sessionID str
 	if err != nil {
 		return err
 	}
-	// Each try has a connection of its own: one that was opened before the
-	// sandbox was up may lead nowhere. RoundTrip neither follows redirects nor
-	// uses the environment's proxy.
+	// Each try opens a new connection, because one from before the sandbox was up
+	// may lead nowhere. RoundTrip does not follow redirects, and it does not use the
+	// environment's proxy.
 	transport := &http.Transport{DialContext: c.Dial, DisableKeepAlives: true, MaxResponseHeaderBytes: 64 << 10}
 	resp, err := transport.RoundTrip(req)
 	if err != nil {
@@ -235,7 +239,7 @@ func (c Check) get(ctx context.Context, endpoint runtime.Endpoint, sessionID str
 	case resp.StatusCode < 200 || resp.StatusCode > 299:
 		return fmt.Errorf("GET %s: %s", c.HTTPPath, resp.Status)
 	case c.WantSessionID && !bytes.Contains(body, []byte(sessionID)):
-		return fmt.Errorf("GET %s: the answer does not hold the session's ID: something else has this port", c.HTTPPath)
+		return fmt.Errorf("GET %s: the response does not contain the session ID: another process has this port", c.HTTPPath)
 	}
 	return nil
 }

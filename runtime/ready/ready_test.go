@@ -152,13 +152,13 @@ func TestWait_StayOpen(t *testing.T) {
 		handle func(net.Conn)
 		cause  string
 	}{
-		{"a connection that is closed at once", func(net.Conn) {}, "nobody listens behind it"},
+		{"a connection that is closed at once", func(net.Conn) {}, "nothing listens behind it"},
 		// It may be reset before it is open to the caller.
 		{"a connection that is reset", func(conn net.Conn) { _ = conn.(*net.TCPConn).SetLinger(0) }, "reset"},
 		{"a connection that is closed somewhat later", func(conn net.Conn) {
 			_ = conn.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
 			untilHungUp(conn)
-		}, "nobody listens behind it"},
+		}, "nothing listens behind it"},
 	} {
 		t.Run("refuses "+tc.name, func(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), time.Second)

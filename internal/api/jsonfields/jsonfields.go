@@ -69,7 +69,7 @@ func eachField(tokens *json.Decoder, prefix string, read func(name string, value
 			return errNotJSON
 		}
 		if seen[name] {
-			return fmt.Errorf("field %s%.64s stands twice", prefix, name)
+			return fmt.Errorf("duplicate field %s%.64s", prefix, name)
 		}
 		seen[name] = true
 		value, err := tokens.Token()

@@ -1,8 +1,8 @@
-// Package chatmutex lets the operations of one process on one chat take turns.
+// Package chatmutex has one mutex per chat for the operations of one process.
 //
-// It stands in front of a lock that several processes share, where that lock
-// cannot tell two holders in one process apart, and saves asking for a lock
-// that this process holds anyway. It must never know where records live.
+// It is used in front of a lock that several processes share, because that lock
+// cannot tell two holders in one process apart. It also saves requests for a lock
+// that this process already holds. It does not know where records are stored.
 package chatmutex
 
 import (
@@ -17,20 +17,20 @@ import (
 	"github.com/bivouac/bivouac/scheduler"
 )
 
-// MaxWaiters is how many may wait for one chat.
+// MaxWaiters is the maximum number of waiters for one chat.
 const MaxWaiters = 512
 
-// Mutex is one mutex per chat. Whoever came first gets it first. Its zero value
-// is ready for use, and it keeps nothing of chats that nobody holds.
+// Mutex has one mutex per chat, with its waiters in the order in which they came.
+// Its zero value is ready for use. It uses no memory for chats that nobody holds.
 type Mutex struct {
 	mu   sync.Mutex
-	held map[uuid.UUID][]chan struct{} // who waits for each chat that is held, in order
+	held map[uuid.UUID][]chan struct{} // the waiters of each held chat, in order
 }
 
-// Lock takes the chat's mutex and returns what gives it back, which may be
+// Lock locks the chat's mutex and returns a function that unlocks it, which may be
 // called more than once. It waits at most wait and then returns
-// [scheduler.ErrLockTimeout]; with wait 0 it only tries. Where too many wait
-// already it returns [scheduler.ErrBusy].
+// [scheduler.ErrLockTimeout]. With wait 0 it only tries. If [MaxWaiters] wait
+// already, it returns [scheduler.ErrBusy].
 func (m *Mutex) Lock(ctx context.Context, chatID uuid.UUID, wait time.Duration) (unlock func(), err error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
@@ -54,14 +54,14 @@ func (m *Mutex) Lock(ctx context.Context, chatID uuid.UUID, wait time.Duration) 
 	case <-ctx.Done():
 		err = ctx.Err()
 	}
-	if !m.leave(chatID, turn) { // its turn came in the same moment
+	if !m.leave(chatID, turn) { // it got the mutex at the same moment
 		unlock()
 	}
 	return nil, err
 }
 
-// enter returns nil where the chat was free and is the caller's now, else a
-// channel that is closed when it is the caller's turn.
+// enter returns nil if the chat was free and now is the caller's. Otherwise it
+// returns a channel that is closed when the chat becomes the caller's.
 func (m *Mutex) enter(chatID uuid.UUID, wait time.Duration) (chan struct{}, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -76,14 +76,14 @@ func (m *Mutex) enter(chatID uuid.UUID, wait time.Duration) (chan struct{}, erro
 	case wait <= 0:
 		return nil, fmt.Errorf("%w: held in this replica", scheduler.ErrLockTimeout)
 	case len(waiting) >= MaxWaiters:
-		return nil, fmt.Errorf("%w: %d wait for the chat in this replica", scheduler.ErrBusy, len(waiting))
+		return nil, fmt.Errorf("%w: %d requests already wait for the chat in this replica", scheduler.ErrBusy, len(waiting))
 	}
 	turn := make(chan struct{})
 	m.held[chatID] = append(waiting, turn)
 	return turn, nil
 }
 
-// leave gives up waiting, and says whether that was in time.
+// leave stops waiting. It returns false if the chat already became the caller's.
 func (m *Mutex) leave(chatID uuid.UUID, turn chan struct{}) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -95,7 +95,7 @@ func (m *Mutex) leave(chatID uuid.UUID, turn chan struct{}) bool {
 	return true
 }
 
-// pass hands the chat to whoever waits longest.
+// pass gives the chat to the first waiter.
 func (m *Mutex) pass(chatID uuid.UUID) {
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -12,17 +12,16 @@ import (
 )
 
 const (
-	// accessEvery is for how long the outcome of a look at the token's rights is
-	// kept.
+	// accessEvery is how long the result of a check of the token's rights is kept.
 	accessEvery = 10 * time.Second
-	// probeName is the name of the key that such a look writes to every folder,
-	// and deletes in the same transaction.
+	// probeName is the name of the key that the check writes to every folder and
+	// deletes in the same transaction.
 	probeName = "probe"
 )
 
-// access is what the Consul token may do, as last tried.
+// access is the result of the last check of the Consul token's rights.
 type access struct {
-	turn chan struct{} // holds one token while nobody tries
+	turn chan struct{} // contains a value while no check runs
 	at   time.Time
 	err  error
 }
@@ -33,8 +32,8 @@ func newAccess() access {
 	return a
 }
 
-// watchAccess logs that the token's rights do not suffice, at once and every
-// minute, until ctx ends.
+// watchAccess checks the token's rights at once and then every minute, until ctx
+// ends, and logs if they do not suffice.
 func (s *Store) watchAccess(ctx context.Context) {
 	for {
 		if err := s.checkAccess(ctx); err != nil && ctx.Err() == nil {
@@ -67,8 +66,8 @@ func (s *Store) checkAccess(ctx context.Context) error {
 }
 
 // tryAccess writes a key to every folder, reads it back and deletes it, in one
-// transaction. Reading back proves the right to read: what a token may not read
-// is left out of an answer without a word.
+// transaction. It must read the key back to prove the right to read, because Consul
+// silently leaves out of an answer what a token may not read.
 func (s *Store) tryAccess(ctx context.Context) error {
 	var ops []*api.KVTxnOp
 	for _, folder := range s.keys.folders() {

@@ -8,14 +8,15 @@ import (
 	"github.com/bivouac/bivouac/scheduler"
 )
 
-// Adopt gives a store that lost its identity the one that this replica had, or
-// else the one that the sandboxes bear which run under its name: of several,
-// instance says which. It changes nothing if an identity stands. Errors wrap
-// [scheduler.ErrInvalid] or [scheduler.ErrUnavailable].
+// Adopt restores the identity of a store that lost it. It writes the identity that
+// this replica had, or otherwise the one in the sandboxes that run under its name.
+// If these have several identities, instance chooses one. If the store has an
+// identity, Adopt changes nothing. Errors wrap [scheduler.ErrInvalid] or
+// [scheduler.ErrUnavailable].
 func (s *Store) Adopt(ctx context.Context, instance string) (Identity, error) {
 	own, _ := s.identity.known()
 	if own.Instance != "" && instance != "" && instance != own.Instance {
-		return Identity{}, fmt.Errorf("consul: adopt: %w: this replica is of instance %s, not %s", scheduler.ErrInvalid, own.Instance, instance)
+		return Identity{}, fmt.Errorf("consul: adopt: %w: this replica belongs to instance %s, not %s", scheduler.ErrInvalid, own.Instance, instance)
 	}
 	next := own
 	var err error
@@ -23,8 +24,8 @@ func (s *Store) Adopt(ctx context.Context, instance string) (Identity, error) {
 		next, err = s.identity.adoptable(ctx, instance)
 	}
 	if err == nil {
-		// If an identity stands, it stays. Only the write tells: this replica may not
-		// have seen yet that its own was lost.
+		// If the store has an identity, it stays. Only the write shows that: this
+		// replica may not have noticed yet that its identity was lost.
 		_, err = s.identity.write(ctx, next, 0)
 	}
 	if err == nil {
@@ -37,7 +38,7 @@ func (s *Store) Adopt(ctx context.Context, instance string) (Identity, error) {
 	return own, nil
 }
 
-// adoptable returns the identity that the sandboxes bear which run.
+// adoptable returns the identity in the running sandboxes.
 func (i *identity) adoptable(ctx context.Context, instance string) (Identity, error) {
 	running, err := i.running(ctx)
 	if err != nil {
@@ -51,7 +52,7 @@ func (i *identity) adoptable(ctx context.Context, instance string) (Identity, er
 		return Identity{}, fmt.Errorf("%w: no sandbox runs under the name %q", scheduler.ErrInvalid, i.config.Instance)
 	case 1:
 	default:
-		return Identity{}, fmt.Errorf("%w: sandboxes of several instances run (%s): say which to adopt with -instance", scheduler.ErrInvalid, counts(running))
+		return Identity{}, fmt.Errorf("%w: sandboxes of several instances run (%s): choose one with -instance", scheduler.ErrInvalid, counts(running))
 	}
 	next, err := i.fresh(ctx)
 	if err != nil {
@@ -67,9 +68,9 @@ func (i *identity) adoptable(ctx context.Context, instance string) (Identity, er
 	return next, nil
 }
 
-// Forget gives a store that has no identity a fresh one, and returns how many
-// sandboxes run under its name and are another's from now on. A replica that had
-// another identity ends. Errors wrap [scheduler.ErrInvalid] or
+// Forget writes a fresh identity to a store that has none. It returns how many
+// sandboxes run under its name; from now on they belong to another instance. A
+// replica that had another identity ends. Errors wrap [scheduler.ErrInvalid] or
 // [scheduler.ErrUnavailable].
 func (s *Store) Forget(ctx context.Context) (Identity, map[string]int, error) {
 	next, left, err := s.identity.forget(ctx)
@@ -82,7 +83,7 @@ func (s *Store) Forget(ctx context.Context) (Identity, map[string]int, error) {
 func (i *identity) forget(ctx context.Context) (Identity, map[string]int, error) {
 	own, stands := i.known()
 	if stands {
-		return Identity{}, nil, fmt.Errorf("%w: the identity %s stands (key %s), so there is nothing to forget",
+		return Identity{}, nil, fmt.Errorf("%w: the identity %s exists (key %s), so there is nothing to forget",
 			scheduler.ErrInvalid, own.Instance, i.store.keys.identity())
 	}
 	records, err := i.hasRecords(ctx)
@@ -90,7 +91,7 @@ func (i *identity) forget(ctx context.Context) (Identity, map[string]int, error)
 		return Identity{}, nil, err
 	}
 	if records {
-		return Identity{}, nil, fmt.Errorf("%w: records stand below %s, whose sandboxes would be another's: run `bivouac operator adopt`",
+		return Identity{}, nil, fmt.Errorf("%w: there are records below %s, and their sandboxes would belong to another instance: run `bivouac operator adopt`",
 			scheduler.ErrInvalid, i.store.keys.records())
 	}
 	left, err := i.running(ctx)
@@ -106,7 +107,7 @@ func (i *identity) forget(ctx context.Context) (Identity, map[string]int, error)
 	case err != nil:
 		return Identity{}, nil, err
 	case !first:
-		return Identity{}, nil, undecidable("the identity was written meanwhile")
+		return Identity{}, nil, undecidable("another replica has just written the identity")
 	case own.Instance == "":
 		err = i.written(ctx)
 	}

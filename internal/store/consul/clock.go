@@ -17,82 +17,81 @@ import (
 )
 
 const (
-	// tickInterval is how often the time is written down.
+	// tickInterval is how often a tick, the agreed time, is written to Consul.
 	tickInterval = time.Second
-	// silence is after how long without a tick a replica that knows the time
-	// begins to write it down, and strangerSilence after how long one that does
-	// not concludes that nobody knows it.
+	// silence is how long a replica that knows the time waits without a tick before
+	// it writes ticks itself. strangerSilence is how long a replica that does not
+	// know the time waits before it concludes that nobody knows it.
 	silence         = 2 * time.Second
 	strangerSilence = 3 * time.Second
-	// samples is how many of the last ticks a replica goes by. A tick can come
-	// late and never early, so of several the latest time is the best; few of
-	// them, so that what a machine misses while it is suspended is soon made up
-	// for.
+	// samples is how many of the last ticks a replica uses. A tick can come late but
+	// never early, so the latest time of several is the best. There are few of them,
+	// so that a machine that was suspended soon catches up.
 	samples = 3
 	// maxSkew is how far apart the machines' clocks may be.
 	maxSkew = 5 * time.Minute
-	// tolerance is how far a tick may be from the time that a replica knows: it
-	// covers what a tick needs to arrive.
+	// tolerance is how far a tick may be from the time that a replica knows. It
+	// covers the time that a tick takes to arrive.
 	tolerance = 2 * time.Second
-	// notable is from what distance on a wrong tick is reported. A Consul that is
-	// slow to apply a tick makes it wrong by less.
+	// notable is the distance from which a wrong tick is reported. If Consul applies
+	// a tick slowly, the tick is wrong by less.
 	notable = 10 * time.Second
 	// reportFor is how long health reports a wrong tick after it was overwritten.
 	reportFor = time.Minute
-	// slew is how much of a tick whoever writes the time down moves it towards
-	// its own machine's: slow enough that no session ends early for it, and
-	// enough that the time does not stay behind for ever where it once stood
-	// still.
+	// slew is how far the replica that writes a tick moves the time towards its own
+	// machine's clock. It is so little that no session ends early, and enough that
+	// the time does not stay behind for ever if it once stood still.
 	slew = tickInterval / 100
 )
 
-// Clock is the time that all replicas agree on, however far apart the clocks of
-// their machines are. One replica writes its time to Consul every second, and
-// the others measure how far their clocks are from it as they see it come. When
-// it falls silent another goes on with the time as it knew it, so that the
-// agreed time does not jump. The first replica of all takes its machine's time.
-// Of several that come together, one is the first, since a tick only ever takes
-// the place of the one that its writer has seen.
+// Clock is the time that all replicas agree on, even if the clocks of their machines
+// differ. It decides only when a session has expired. It protects nothing; locks do
+// that.
 //
-// Replicas then differ by what an answer of Consul takes to arrive, not by what
-// their machines differ. It is no protection against anything: that is what
-// locks are for. It decides when a session has expired.
+// One replica writes its time to Consul every second. Such a write is a tick. The
+// others measure how far their clocks are from the ticks as they arrive. If the
+// ticks stop, another replica continues with the time as it knows it, so the agreed
+// time does not jump. The very first replica uses its machine's time. If several
+// start together, only one of them is the first, because a tick replaces only the
+// tick that its writer has seen. So replicas differ by the time that an answer of
+// Consul takes, not by the difference of their machines' clocks.
 //
-// A wrong value of the key, written by hand or by a machine whose clock is far
-// off, moves nobody: a replica that knows the time overwrites it, and one that does
-// not know it yet takes no time that is more than 5 minutes ahead of its machine's
-// clock; see [judge].
+// A wrong value of the key, written by hand or by a machine whose clock is far off,
+// changes the time of no replica. A replica that knows the time overwrites the value.
+// One that does not know the time yet accepts no time that is more than 5 minutes
+// ahead of its machine's clock; see [judge].
 //
-// It is a [scheduler.Store] and a [scheduler.Locker]: the one that it keeps the
-// time in, except that nobody gets a lock or one session to judge before the
-// time is known, so that nothing is ended or handed out by a clock that is
-// wrong. Lists do not wait: whoever acts upon one takes a lock first.
+// Clock is also a [scheduler.Store] and a [scheduler.Locker]. It passes calls to its
+// Store, but Lock, LockDamaged and Get wait until the time is known, so that no
+// session ends or is returned because of a wrong clock. Lists do not wait, because a
+// caller takes a lock before it acts on one.
 type Clock struct {
 	*Store
 	wall        func() time.Time
-	began, base time.Time // when this clock was made, and what wall said then
-	id          string    // marks our own ticks
+	began, base time.Time // when this clock was made, and the time of wall then
+	id          string    // marks this replica's ticks
 
 	mu      sync.Mutex
-	recent  []time.Duration // the last offsets measured, of the agreed time to steady
+	recent  []time.Duration // the last measured offsets of the agreed time to steady
 	offset  time.Duration
 	known   chan struct{} // closed once there is an offset
-	trouble error         // why the time cannot be followed now; nil if it can
+	trouble error         // why the time cannot be followed now, or nil
 	wrong   error         // the last wrong tick that this replica overwrote
 	wrongAt time.Time
 }
 
-// NewClock returns a clock that starts from wall, which tells this machine's
-// time. It tells the time once Run runs.
+// NewClock returns a clock that starts from wall, this machine's clock. It knows the
+// agreed time only while Run runs.
 func NewClock(store *Store, wall func() time.Time) *Clock {
 	return &Clock{Store: store, wall: wall, began: time.Now(), base: wall(), id: rand.Text(), known: make(chan struct{})}
 }
 
-// steady returns this machine's time without the steps that its clock has made
-// since: a step is no news of the agreed time.
+// steady returns this machine's time without the steps that its clock has made since
+// the start. A step must not change the agreed time.
 func (c *Clock) steady() time.Time { return c.base.Add(time.Since(c.began)) }
 
-// Now returns the agreed time, or this machine's while it is not known.
+// Now returns the agreed time, or this machine's time while the agreed time is not
+// known.
 func (c *Clock) Now() time.Time {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -123,7 +122,7 @@ func (c *Clock) Get(ctx context.Context, chatID uuid.UUID, block scheduler.Block
 	return c.Store.Get(ctx, chatID, block)
 }
 
-// Health is that of the store, once the time is known.
+// Health returns the health of the store, and an error if the time is not known.
 func (c *Clock) Health(ctx context.Context) error {
 	if err := c.Store.Health(ctx); err != nil {
 		return err
@@ -134,9 +133,9 @@ func (c *Clock) Health(ctx context.Context) error {
 	return nil
 }
 
-// TimeHealth returns an error for a minute after this replica overwrote a wrong
-// time in Consul, and while the agreed time is further from this machine's clock
-// than clocks may be apart. The replica can serve all the same.
+// TimeHealth returns an error for a minute after this replica overwrote a wrong time
+// in Consul, and while the agreed time and this machine's clock are more than 5
+// minutes apart. The replica can still serve.
 func (c *Clock) TimeHealth(context.Context) error {
 	machine := c.machine()
 	c.mu.Lock()
@@ -145,7 +144,7 @@ func (c *Clock) TimeHealth(context.Context) error {
 		return fmt.Errorf("consul: time: %w", c.wrong)
 	}
 	if off := c.offset - machine; c.isKnown() && off.Abs() > maxSkew {
-		return fmt.Errorf("consul: time: the agreed time is %s this machine's clock; clocks may be %v apart", distance(off), maxSkew)
+		return fmt.Errorf("consul: time: the agreed time is %s this machine's clock; clocks may be at most %v apart", distance(off), maxSkew)
 	}
 	return nil
 }
@@ -166,7 +165,7 @@ func (c *Clock) awaitKnown(ctx context.Context) error {
 	if c.isKnown() {
 		return nil
 	}
-	if err := c.identity.stands(ctx); err != nil { // without it no time is kept
+	if err := c.identity.stands(ctx); err != nil { // without it nobody writes the time
 		return err
 	}
 	limit := time.NewTimer(requestTimeout)
@@ -181,8 +180,8 @@ func (c *Clock) awaitKnown(ctx context.Context) error {
 	}
 }
 
-// Run follows the agreed time, and writes it down while nobody else does, until
-// ctx ends.
+// Run follows the agreed time until ctx ends, and writes ticks while no other
+// replica does.
 func (c *Clock) Run(ctx context.Context) error {
 	var last sight
 	var told time.Time
@@ -215,17 +214,17 @@ func (c *Clock) Run(ctx context.Context) error {
 	return nil
 }
 
-// sight is a tick, and when it was seen.
+// sight is a tick as this replica saw it.
 type sight struct {
 	tick
-	state    uint64        // of Consul at that time; 0 before the first look
-	at       time.Time     // on this machine's clock
-	offset   time.Duration // of its time to steady
-	repeated bool          // the tick seen before it tells the same time
+	state    uint64        // Consul's index at that time; 0 before the first read
+	at       time.Time     // when it was seen, on this machine's clock
+	offset   time.Duration // of the tick's time to steady
+	repeated bool          // the tick seen before it has the same time
 	wrote    time.Time     // when this replica last tried to write a tick
 }
 
-// step writes a tick if one is due, and then waits for the next to be seen.
+// step writes a tick if one is due, and then waits until it sees the next.
 func (c *Clock) step(ctx context.Context, last *sight) error {
 	block := scheduler.Block{Index: last.state}
 	if last.state != 0 {
@@ -248,7 +247,7 @@ func (c *Clock) step(ctx context.Context, last *sight) error {
 		seen.offset = seen.time.Sub(c.steady())
 		seen.repeated = !last.time.IsZero() && (seen.offset-last.offset).Abs() <= tolerance
 	}
-	// The first tick to be seen may be of any age; only a new one is news.
+	// The first tick may have any age; only a later one shows the time.
 	if last.state != 0 {
 		c.take(seen)
 	}
@@ -256,8 +255,8 @@ func (c *Clock) step(ctx context.Context, last *sight) error {
 	return nil
 }
 
-// take follows a tick that is to be followed. Our own are no news, except one
-// whose outcome we did not learn.
+// take sets the time from a tick if judge says so. It ignores this replica's own
+// ticks, unless the time is not known because the answer to such a tick was lost.
 func (c *Clock) take(seen sight) {
 	known, own := c.isKnown(), seen.by == c.id
 	if own && known || !own && c.judge(seen) != followed {
@@ -269,30 +268,30 @@ func (c *Clock) take(seen sight) {
 	c.measured(seen.offset)
 }
 
-// verdict is what a replica makes of a tick.
+// verdict is how a replica treats a tick.
 type verdict int
 
 const (
 	refused  verdict = iota // it is wrong
-	doubted                 // it may be right if the next one tells the same
+	doubted                 // it is right if the next one has the same time
 	followed                // it is right
 )
 
-// judge says what to make of a tick whose time is tick. All times are offsets to
-// this machine's steady time. machine is that of the machine's clock, and agreed
-// that of the agreed time as this replica knows it, nil if it does not.
+// judge decides how to treat a tick. All times are offsets to this machine's steady
+// time: tick is the tick's time, machine the time of the machine's clock, and agreed
+// the agreed time, or nil if this replica does not know it.
 //
-// A replica that knows the time expects every tick to tell the same: the time
-// goes on as the replica's monotonic clock does, and a tick can only be a little
-// late. There is one exception. While a machine is suspended its monotonic clock
-// stands still, so that afterwards the others' ticks are ahead of what it knows.
-// They repeat themselves, as a wrong write by hand does not. So a replica follows
-// a tick that is ahead if the one before it told the same time.
+// A replica that knows the time expects every tick to have the same offset, because
+// the agreed time runs like the replica's monotonic clock and a tick can only be a
+// little late. There is one exception. While a machine is suspended, its monotonic
+// clock stops. Afterwards the ticks of the others are ahead of what it knows. Unlike
+// a wrong write by hand, they come again and again. So a replica follows a tick that
+// is ahead if the one before it had the same offset.
 //
-// A replica that does not know the time yet needs two ticks that tell the same.
+// A replica that does not know the time yet needs two ticks with the same offset.
 //
-// Neither follows further ahead than clocks may be apart: that would end sessions
-// early. To be behind ends none.
+// No replica follows a tick that is further ahead than clocks may be apart, because
+// that would end sessions early. A time that is behind ends no session.
 func judge(tick, machine time.Duration, repeated bool, agreed *time.Duration) verdict {
 	switch {
 	case agreed != nil && (tick-*agreed).Abs() <= tolerance:
@@ -308,7 +307,7 @@ func judge(tick, machine time.Duration, repeated bool, agreed *time.Duration) ve
 	}
 }
 
-// judge is what to make of a tick as things are now. What is no tick is refused.
+// judge decides how to treat a tick now. It refuses a value that is not a tick.
 func (c *Clock) judge(s sight) verdict {
 	if s.time.IsZero() {
 		return refused
@@ -322,25 +321,25 @@ func (c *Clock) judge(s sight) verdict {
 	return judge(s.offset, c.machine(), s.repeated, agreed)
 }
 
-// machine returns the offset of this machine's clock to steady: by how much it
-// was set since.
+// machine returns the offset of this machine's clock to steady: how far the clock was
+// set since the start.
 func (c *Clock) machine() time.Duration { return c.wall().Sub(c.steady()) }
 
-// tooFarAhead returns an error if the time in Consul is one that this replica,
-// which does not know the time, must not take.
+// tooFarAhead returns an error if this replica does not know the time and must not
+// accept the one in Consul.
 func (c *Clock) tooFarAhead(last sight) error {
 	if c.isKnown() || last.time.IsZero() || c.judge(last) != refused {
 		return nil
 	}
-	told := fmt.Sprintf("the agreed time in Consul (key %s) is %s this machine's clock; clocks may be %v apart",
+	told := fmt.Sprintf("the agreed time in Consul (key %s) is %s this machine's clock; clocks may be at most %v apart",
 		c.keys.clock(), distance(last.offset-c.machine()), maxSkew)
 	if last.repeated && time.Since(last.at) < strangerSilence {
-		return fmt.Errorf("%s. Other replicas keep that time: set this machine's clock, or theirs and restart them", told)
+		return fmt.Errorf("%s. Other replicas use that time: correct this machine's clock, or correct theirs and restart them", told)
 	}
-	return fmt.Errorf("%s. If this machine's clock is right: consul kv delete %s", told, c.keys.clock())
+	return fmt.Errorf("%s. If this machine's clock is right, run: consul kv delete %s", told, c.keys.clock())
 }
 
-// distance says how far off a time is: "24h0m0s ahead of".
+// distance describes how far off a time is, such as "24h0m0s ahead of".
 func distance(off time.Duration) string {
 	if off < 0 {
 		return (-off).Round(time.Second).String() + " behind"
@@ -348,27 +347,27 @@ func distance(off time.Duration) string {
 	return off.Round(time.Second).String() + " ahead of"
 }
 
-// due returns how long it takes until this replica writes the next tick.
+// due returns how long to wait until this replica writes the next tick.
 func (c *Clock) due(last sight) time.Duration {
 	wrong := c.judge(last) == refused
 	switch {
 	case last.by == c.id:
 		return tickInterval - time.Since(last.at)
 	case c.isKnown() && wrong:
-		return tickInterval - time.Since(last.wrote) // at once, unless somebody keeps writing it
+		return tickInterval - time.Since(last.wrote) // at once, unless somebody writes it repeatedly
 	case c.isKnown():
-		// Not all at once, or all would think themselves the next.
+		// Spread out, so that not all replicas write at once.
 		return silence*3/4 + jitter(silence/2) - time.Since(last.at)
 	case last.index == 0:
-		return 0 // nobody ever wrote the time down
+		return 0 // nobody ever wrote the time
 	case wrong && !last.time.IsZero():
-		return silence // not ours to overwrite; look again then
+		return silence // must not be overwritten by this replica: read again then
 	default:
 		return strangerSilence - time.Since(last.at)
 	}
 }
 
-// tick writes the time down, unless somebody else just did.
+// tick writes a tick, unless another replica just did.
 func (c *Clock) tick(ctx context.Context, last sight) error {
 	wrong := c.wrongness(last)
 	offset := c.nextOffset(last)
@@ -391,18 +390,18 @@ func (c *Clock) tick(ctx context.Context, last sight) error {
 	return nil
 }
 
-// wrongness says what is wrong with the tick that this replica is about to
-// overwrite, nil if that is nothing to report. It is only certain once the tick
-// was overwritten: else it may be an old one, seen late.
+// wrongness returns what is wrong with the tick that this replica is about to
+// overwrite, or nil if there is nothing to report. It is certain only once the tick
+// was overwritten; before, it may be an old tick that was seen late.
 func (c *Clock) wrongness(last sight) error {
 	if !c.isKnown() || last.by == c.id {
 		return nil
 	}
 	switch {
 	case last.index == 0:
-		return fmt.Errorf("somebody deleted the key %s; it was written anew", c.keys.clock())
+		return fmt.Errorf("somebody deleted the key %s; it was written again", c.keys.clock())
 	case last.time.IsZero():
-		return fmt.Errorf("somebody wrote something else than a time to the key %s; it was overwritten", c.keys.clock())
+		return fmt.Errorf("somebody wrote a value that is not a time to the key %s; it was overwritten", c.keys.clock())
 	}
 	off := last.offset - c.agreedOffset()
 	if off.Abs() < notable {
@@ -411,7 +410,7 @@ func (c *Clock) wrongness(last sight) error {
 	return fmt.Errorf("somebody wrote a time to the key %s that is %s the agreed time; it was overwritten", c.keys.clock(), distance(off))
 }
 
-// report logs a wrong tick and has health report it for a while.
+// report logs a wrong tick and makes TimeHealth report it for a while.
 func (c *Clock) report(wrong error) {
 	c.mu.Lock()
 	again := c.wrong != nil && time.Since(c.wrongAt) < tellEvery
@@ -424,11 +423,11 @@ func (c *Clock) report(wrong error) {
 	c.log.Log(level, "time_overwritten", "reason", wrong)
 }
 
-// nextOffset returns the offset of the next tick's time to this machine's. A
-// replica that does not know the time, and heard nobody who does, goes on from the
-// last tick, as of when it saw that: the time may stand still while nobody keeps
-// it, and must not jump. If it stood still for longer than clocks may be apart the
-// replica begins with its machine's time.
+// nextOffset returns the offset of the next tick's time to steady. A replica that
+// does not know the time, and has seen no replica that does, continues from the last
+// tick: the time may stand still while nobody writes it, but it must not jump. If it
+// stood still for longer than clocks may be apart, the replica begins with its
+// machine's time.
 func (c *Clock) nextOffset(last sight) time.Duration {
 	machine := c.machine()
 	if c.isKnown() {
@@ -447,16 +446,16 @@ func (c *Clock) agreedOffset() time.Duration {
 	return c.offset
 }
 
-// tick is the time as one replica wrote it down.
+// tick is the time that one replica wrote.
 type tick struct {
 	by    string
 	time  time.Time
-	index uint64 // of its key; 0 where there is none
+	index uint64 // ModifyIndex of the key, 0 if there is none
 }
 
 func (t tick) String() string { return t.by + " " + t.time.UTC().Format(time.RFC3339Nano) }
 
-// tickOf reads a tick. What is none is as if there were none: it is overwritten.
+// tickOf decodes a tick. It returns one without a time if the value is not a tick.
 func tickOf(pair *api.KVPair) tick {
 	if pair == nil {
 		return tick{}
@@ -477,7 +476,7 @@ func (c *Clock) isKnown() bool {
 	}
 }
 
-// measured takes in an offset as another's tick shows it.
+// measured adds an offset that another replica's tick showed.
 func (c *Clock) measured(offset time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -488,7 +487,7 @@ func (c *Clock) measured(offset time.Duration) {
 	c.know(slices.Max(c.recent))
 }
 
-// set takes an offset over as it is.
+// set replaces all measured offsets by one.
 func (c *Clock) set(offset time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -496,7 +495,7 @@ func (c *Clock) set(offset time.Duration) {
 	c.know(offset)
 }
 
-// know is called with mu held.
+// know sets the offset. The caller holds mu.
 func (c *Clock) know(offset time.Duration) {
 	c.offset = offset
 	if !c.isKnown() {

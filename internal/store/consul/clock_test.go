@@ -227,7 +227,7 @@ func TestWrongTimeInConsulMovesNobody(t *testing.T) {
 		"a day ahead":    {func() { c.writeTick(t, byHand(time.Now().Add(24*time.Hour))) }, "24h0m0s ahead of the agreed time"},
 		"a day back":     {func() { c.writeTick(t, byHand(time.Now().Add(-24*time.Hour))) }, "24h0m0s behind the agreed time"},
 		"minutes ahead":  {func() { c.writeTick(t, byHand(time.Now().Add(4*time.Minute))) }, "4m0s ahead of the agreed time"},
-		"no time at all": {func() { c.writeTick(t, "?") }, "something else than a time"},
+		"no time at all": {func() { c.writeTick(t, "?") }, "a value that is not a time"},
 		"deleted": {func() {
 			_, err := c.client.KV().Delete(key, nil)
 			must.NoError(t, err)
@@ -285,7 +285,7 @@ func TestTimeFarAheadIsNotTakenByAReplicaThatStarts(t *testing.T) {
 		}
 	}
 	key := clock.keys.clock()
-	told := "24h0m0s ahead of this machine's clock; clocks may be 5m0s apart. If this machine's clock is right: consul kv delete " + key
+	told := "24h0m0s ahead of this machine's clock; clocks may be at most 5m0s apart. If this machine's clock is right, run: consul kv delete " + key
 	must.Wait(t, wait.InitialSuccess(wait.ErrorFunc(healthy(told)), wait.Timeout(patience), wait.Gap(10*time.Millisecond)))
 	must.False(t, clock.isKnown())
 

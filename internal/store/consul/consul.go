@@ -1,21 +1,20 @@
 // Package consul keeps records and locks in Consul's KV store.
 //
-// Two transactions carry the weight. One takes the chat's lock key with this
-// replica's Consul session and reads the record. The other checks that the lock
-// key is as this lease made it, compares and sets the record, writes the index
-// entries, and may delete the lock key. The check fails once another took the
-// lock, so that a holder who slept through the end of its session changes
-// nothing. What is held in Consul is only ever decided by Consul: the local
-// clock is used to stop early, never to go on.
+// Two transactions do the work. The first takes the chat's lock key with this
+// replica's Consul session and reads the record. The second checks that the lock key
+// is unchanged, compares and sets the record, writes the index entries, and may
+// delete the lock key. Once another lease has taken the lock, that check fails, so a
+// holder that slept through the end of its Consul session changes nothing. Only
+// Consul decides who holds a lock. The local clock is used to stop early, never to
+// continue.
 //
-// Whether a session has expired is judged by one clock, whatever the clocks of
-// the replicas' machines say, up to 5 minutes apart: one replica writes its time
-// to a key every second, and the others measure their offset from it as they
-// see it come; see [Clock]. Consul and Nomad do not tell the time in what they
-// answer, so there is nothing of theirs to measure against. No decision about
-// who may act depends on any clock.
+// One clock decides whether a session has expired, even if the clocks of the
+// replicas' machines are up to 5 minutes apart: one replica writes its time to a key
+// every second, and the others measure their offset from it; see [Clock]. Consul and
+// Nomad do not return their time, so it cannot be used. No decision about who may act
+// depends on a clock.
 //
-// The package must never know what a record is for, or what a sandbox is.
+// The package does not know what a record is for, or what a sandbox is.
 package consul
 
 import (
@@ -32,44 +31,44 @@ import (
 	"github.com/bivouac/bivouac/scheduler"
 )
 
-// DefaultPrefix is below what keys records and locks stand.
+// DefaultPrefix is the default KV prefix of all keys.
 const DefaultPrefix = "bivouac/"
 
 const (
-	// maxConns bounds the connections of a client from [NewClient]. Consul
-	// takes 200 from one address unless it is told otherwise.
+	// maxConns bounds the connections of a client from [NewClient]. By default
+	// Consul accepts 200 from one address.
 	maxConns = 160
-	// maxParked bounds how many of them may wait in blocking reads at a time,
-	// and maxAwaited how many for locks that other replicas hold, so that others
-	// are left for requests that are answered at once.
+	// maxParked bounds how many of them may wait in blocking reads, and maxAwaited
+	// how many may wait for locks of other replicas. The rest stay free for requests
+	// that are answered at once.
 	maxParked  = 80
 	maxAwaited = 40
 )
 
-// Config says how to use Consul.
+// Config is the configuration of a [Store].
 type Config struct {
-	Prefix   string // of all keys; empty means DefaultPrefix
-	Instance string // the configured name of this Bivouac; see [Identity]
-	Name     string // of the replica's machine, as operators see it on its Consul session
+	Prefix   string // KV prefix of all keys; empty means DefaultPrefix
+	Instance string // the configured name of this Bivouac instance; see [Identity]
+	Name     string // name of the replica's machine, shown on its Consul session
 	Logger   hclog.Logger
 
-	// Place says where in Nomad the sandboxes run. Nil if Nomad is not used.
+	// Place returns where in Nomad the sandboxes run. It is nil if Nomad is not used.
 	Place func(ctx context.Context) (Place, error)
-	// Running counts what runs, by the instance ID that it bears. It is asked
-	// only while no identity stands. Nil if nobody can tell.
+	// Running counts the running sandboxes by the instance ID in them. It is called
+	// only while the store has no identity. It is nil if nobody can count them.
 	Running func(ctx context.Context) (map[string]int, error)
 }
 
-// Store is a [scheduler.Store] and a [scheduler.Locker], while Run runs and the
-// identity of the store is known: see [Identity]. Its methods wait for that some
-// seconds, and then return [scheduler.ErrUnavailable].
+// Store is a [scheduler.Store] and a [scheduler.Locker]. It works while Run runs and
+// the store's [Identity] is known. Its methods wait a few seconds for that, and then
+// return [scheduler.ErrUnavailable].
 type Store struct {
 	client   *api.Client
 	log      hclog.Logger
 	keys     keyspace
 	parked   *semaphore.Weighted
 	awaited  *semaphore.Weighted
-	chats    chatmutex.Mutex // one session may take a lock twice, one chat's mutex may not
+	chats    chatmutex.Mutex // because one Consul session can take a lock twice
 	identity *identity
 	session  *keeper
 	buckets  buckets
@@ -77,7 +76,7 @@ type Store struct {
 }
 
 // New returns a store that uses client, which should come from [NewClient]. It
-// fails if the prefix is not plain.
+// returns an error if the prefix is invalid.
 func New(client *api.Client, config Config) (*Store, error) {
 	keys, err := newKeyspace(cmp.Or(config.Prefix, DefaultPrefix))
 	if err != nil {
@@ -96,10 +95,9 @@ func New(client *api.Client, config Config) (*Store, error) {
 	return s, nil
 }
 
-// NewClient returns a client with a bounded number of connections, whose
-// requests fail with an error of their own where Consul is busy. It fails if
-// config's address is none that Consul can have. It sets the address, the bounds
-// in config's transport, and its HTTP client.
+// NewClient returns a client with a bounded number of connections. Its requests fail
+// with a special error if Consul is busy. NewClient returns an error if config's
+// address is invalid. It changes config's address, transport and HTTP client.
 func NewClient(config *api.Config) (*api.Client, error) {
 	var err error
 	if config.Address, err = cleanAddress(config.Address); err != nil {
@@ -111,9 +109,9 @@ func NewClient(config *api.Config) (*api.Client, error) {
 	config.Transport.MaxConnsPerHost = maxConns
 	config.Transport.MaxIdleConnsPerHost = maxConns
 	config.Transport.MaxIdleConns = maxConns
-	// HTTP/1.1 only. Over HTTP/2, which Consul offers on its HTTPS port, one
-	// connection carries all requests, and one that died silently is used for
-	// some 250 more of them, each of which times out.
+	// Use HTTP/1.1 only. Consul offers HTTP/2 on its HTTPS port. There one connection
+	// carries all requests, and one that died silently is used for some 250 more
+	// requests, which all time out.
 	config.Transport.ForceAttemptHTTP2 = false
 	client, err := api.NewClient(config)
 	if err != nil {
@@ -123,11 +121,10 @@ func NewClient(config *api.Config) (*api.Client, error) {
 	return client, nil
 }
 
-// Run finds out the identity of the store, or gives it one, and follows it. From
-// then on it keeps this replica's Consul session, without which no lock is given
-// out. When ctx ends it waits a few seconds for the locks that are held to be
-// given up, and destroys the session. It returns nil then, and an error if the
-// records are another Bivouac's.
+// Run reads the identity of the store, or writes one, and follows it. It also keeps
+// this replica's Consul session, which every lock needs. When ctx ends, Run waits a
+// few seconds until all locks are released, destroys the session and returns nil. It
+// returns an error if the records belong to another Bivouac instance.
 func (s *Store) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return s.identity.run(ctx) })
@@ -143,7 +140,7 @@ func (s *Store) Run(ctx context.Context) error {
 
 // Health returns nil if Consul has a leader, the Consul token may read, write and
 // list keys below the prefix, the store has its identity, and this replica has a
-// Consul session or did not try yet to make one.
+// Consul session or has not tried to create one yet.
 func (s *Store) Health(ctx context.Context) error {
 	leader, err := retry(ctx, func(ctx context.Context) (string, error) {
 		return s.client.Status().LeaderWithQueryOptions((&api.QueryOptions{}).WithContext(ctx))

@@ -5,17 +5,17 @@ import (
 	"time"
 )
 
-// hold is what this replica has by one Consul session: leases, while it can
-// vouch that the session stands.
+// hold is one Consul session of this replica with its leases. It is valid until its
+// deadline, before which Consul cannot have ended the session.
 type hold struct {
-	session string // its ID
+	session string // the Consul session's ID
 
 	mu       sync.Mutex
-	deadline time.Time // of vouching, on the monotonic clock
+	deadline time.Time // on the monotonic clock
 	ended    bool
 	leases   map[*Lease]struct{}
 	strays   map[string]stray // by lease ID
-	drained  chan struct{}    // once draining: closed when there are no leases
+	drained  chan struct{}    // set by drain; closed when there are no leases
 }
 
 func newHold(session string, deadline time.Time) *hold {
@@ -39,15 +39,15 @@ func (h *hold) extend(deadline time.Time) {
 	h.deadline = deadline
 }
 
-// over says whether the session can no longer be vouched for. It asks the clock,
-// as whoever would have ended the hold in time may have been asleep, too.
+// over reports whether the hold is no longer valid. It looks at the clock, because
+// the goroutine that ends the hold in time may have been suspended too.
 func (h *hold) over() bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return h.ended || !time.Now().Before(h.deadline)
 }
 
-// end tells all leases that their locks are lost.
+// end ends the hold and closes the lost channel of all its leases.
 func (h *hold) end() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -58,8 +58,7 @@ func (h *hold) end() {
 	clear(h.leases)
 }
 
-// add makes the lease one that is told when the hold ends. It says whether the
-// hold still stands.
+// add adds a lease. It returns false if the hold has ended or is being drained.
 func (h *hold) add(lease *Lease) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -70,7 +69,7 @@ func (h *hold) add(lease *Lease) bool {
 	return true
 }
 
-// remove forgets a lease that is released, and says whether it was held.
+// remove removes a lease, and reports whether it was held.
 func (h *hold) remove(lease *Lease) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -82,14 +81,14 @@ func (h *hold) remove(lease *Lease) bool {
 	return held
 }
 
-// lose tells one lease that its lock is lost.
+// lose removes one lease and closes its lost channel.
 func (h *hold) lose(lease *Lease) {
 	if h.remove(lease) {
 		close(lease.lost)
 	}
 }
 
-// holds says whether the lease's lock can be vouched for.
+// holds reports whether the lease surely has its lock.
 func (h *hold) holds(lease *Lease) bool {
 	if h.over() {
 		return false
@@ -100,7 +99,7 @@ func (h *hold) holds(lease *Lease) bool {
 	return held
 }
 
-// has says whether a lease that is held has its lock at key.
+// has reports whether a held lease has its lock at key.
 func (h *hold) has(key string) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -112,8 +111,8 @@ func (h *hold) has(key string) bool {
 	return false
 }
 
-// drain lets no new leases in, and returns a channel that is closed once the
-// last is gone.
+// drain refuses new leases, and returns a channel that is closed once the last one
+// is removed.
 func (h *hold) drain() <-chan struct{} {
 	h.mu.Lock()
 	defer h.mu.Unlock()

@@ -19,35 +19,35 @@ import (
 	"github.com/bivouac/bivouac/scheduler"
 )
 
-// identityVersion is raised with any change of [Identity], so that a replica
-// never acts on an identity that it does not fully understand.
+// identityVersion is increased with any change of [Identity], so that no replica acts
+// on an identity that it does not fully understand.
 const identityVersion = 1
 
-// Identity says which Bivouac the records below a prefix belong to. The first
-// replica writes it to one key, and everything that a Bivouac makes elsewhere
-// bears its instance ID. Two Bivouacs never share an instance ID, whatever their
-// operators typed, and a store that lost its data is told from an empty one.
+// Identity identifies the Bivouac instance that the records below a prefix belong to.
+// The first replica writes it to one key. Everything that the instance makes elsewhere
+// has its instance ID. So two instances never share an ID, even if they have the same
+// configured name, and a store that lost its data can be told from an empty one.
 //
-// Replicas from before identities do not check it. What they make bears the
-// configured name, which LegacyInstance allows for. But what newer replicas make
-// they take for another Bivouac's, and may end it: stop them before the first
-// newer one is started.
+// Replicas from before identities do not check it. They mark what they make with the
+// configured name, and LegacyInstance allows for that. But they take what newer
+// replicas make for another instance's and may end it. So stop them before you start
+// the first newer one.
 type Identity struct {
 	Version int `json:"v"`
 	// Instance is the instance ID: the configured name, "-" and 20 random
 	// letters and digits, 64 bytes of a-z, 0-9 and "-" at most.
 	Instance string `json:"instance"`
-	// LegacyInstance is the configured name, if records were found from before
-	// identities. What bears the bare name is then this Bivouac's as well, and
-	// plugins go on being told that name. Two Bivouacs that shared a name before
-	// are therefore still not told apart by what they made then.
+	// LegacyInstance is the configured name if there were records from before
+	// identities. Then what is marked with the name alone belongs to this instance
+	// too, and plugins still get the name as their instance. So if two instances
+	// shared a name then, what they made then still cannot be told apart.
 	LegacyInstance string `json:"legacy_instance,omitempty"`
 	Place
 	CreatedAt time.Time `json:"created_at"`
 }
 
-// Place is where in Nomad the sandboxes run. What is empty is not known, and
-// not compared.
+// Place is where in Nomad the sandboxes run. An empty field is unknown and not
+// compared.
 type Place struct {
 	Region    string `json:"nomad_region,omitempty"`
 	Namespace string `json:"nomad_namespace,omitempty"`
@@ -55,7 +55,7 @@ type Place struct {
 
 const (
 	randomLength  = 20
-	maxNameLength = 64 - 1 - randomLength // what is longer is cut off
+	maxNameLength = 64 - 1 - randomLength // longer names are cut off
 )
 
 func newInstance(name string) string {
@@ -64,23 +64,24 @@ func newInstance(name string) string {
 
 func shortName(name string) string { return name[:min(len(name), maxNameLength)] }
 
-// isNamed says whether an instance ID was made from a configured name.
+// isNamed reports whether an instance ID was made from a configured name.
 func isNamed(instance, name string) bool {
 	random, found := strings.CutPrefix(instance, shortName(name)+"-")
 	return found && len(random) == randomLength && !strings.Contains(random, "-")
 }
 
-// errOtherBivouac ends a replica: the records are not its own.
+// errOtherBivouac is returned when the records belong to another Bivouac instance.
+// It ends the replica.
 var errOtherBivouac = errors.New("the records belong to another Bivouac")
 
-// movedError is the error of a transaction that found the identity's key other
-// than at the index that it was checked for.
+// movedError is returned by a transaction when the identity's key does not have the
+// expected index.
 type movedError struct{ index uint64 }
 
 func (e *movedError) Error() string { return fmt.Sprintf("the identity is not at index %d", e.index) }
 
-// identityWait is how long one look at the identity waits for a change. An index
-// that goes back, as that of a Consul which lost its data does, ends no wait.
+// identityWait is how long one read of the identity waits for a change. The wait does
+// not end early if Consul's index goes back because Consul lost its data.
 const identityWait = 10 * time.Second
 
 // identity follows the identity's key.
@@ -89,9 +90,9 @@ type identity struct {
 	config Config
 
 	mu      sync.Mutex
-	own     Identity           // of this replica; zero until it is known
-	index   uint64             // of the key, 0 while own does not stand there
-	why     error              // why it does not, once there is a reason
+	own     Identity           // this replica's identity; zero until it is known
+	index   uint64             // the key's ModifyIndex, 0 while the key does not have own
+	why     error              // why it does not, once that is known
 	changed chan struct{}      // closed when one of these changes
 	again   context.CancelFunc // ends the read that waits for a change
 }
@@ -100,8 +101,8 @@ func newIdentity(store *Store, config Config) *identity {
 	return &identity{store: store, config: config, changed: make(chan struct{}), again: func() {}}
 }
 
-// run follows the key until ctx ends. It returns an error that wraps
-// errOtherBivouac once the key is another Bivouac's.
+// run follows the key until ctx ends. It returns an error that wraps errOtherBivouac
+// if the key belongs to another Bivouac instance.
 func (i *identity) run(ctx context.Context) error {
 	var block scheduler.Block
 	var told time.Time
@@ -121,7 +122,7 @@ func (i *identity) run(ctx context.Context) error {
 			told = time.Time{}
 			continue
 		case ctx.Err() != nil:
-			return nil //nolint:nilerr // nobody wants the identity any more
+			return nil //nolint:nilerr // nobody needs the identity any more
 		}
 		i.fail(err, read)
 		level := hclog.Debug
@@ -138,7 +139,8 @@ func (i *identity) run(ctx context.Context) error {
 	return nil
 }
 
-// read reads the key. [identity.look] ends its wait.
+// read reads the key, and waits for a change as block says. [identity.look] ends the
+// wait.
 func (i *identity) read(ctx context.Context, block scheduler.Block) (*api.KVPair, uint64, error) {
 	reading, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -152,14 +154,14 @@ func (i *identity) read(ctx context.Context, block scheduler.Block) (*api.KVPair
 	return pair, index, err
 }
 
-// look has the key read at once.
+// look makes run read the key at once.
 func (i *identity) look() {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	i.again()
 }
 
-// take acts on the key as it was read. What it writes is taken the next time.
+// take acts on the key as it was read. If it writes the key, the next read takes that.
 func (i *identity) take(ctx context.Context, pair *api.KVPair) error {
 	i.mu.Lock()
 	own := i.own
@@ -175,7 +177,7 @@ func (i *identity) take(ctx context.Context, pair *api.KVPair) error {
 		return err
 	}
 	if own.Instance != "" && own.Instance != stands.Instance {
-		return fmt.Errorf("%w: key %s was %s and now is %s: start this replica again to work for that one",
+		return fmt.Errorf("%w: the instance in key %s changed from %s to %s: start this replica again to work for the new one",
 			errOtherBivouac, pair.Key, own.Instance, stands.Instance)
 	}
 	if own.Instance == "" {
@@ -192,12 +194,12 @@ func (i *identity) take(ctx context.Context, pair *api.KVPair) error {
 	return nil
 }
 
-// check compares an identity with what this replica is configured for, and
-// returns it with what it lacks.
+// check compares an identity with this replica's configuration, and returns it with
+// its missing fields set.
 func (i *identity) check(ctx context.Context, key string, stands Identity) (Identity, error) {
 	if name := i.config.Instance; !isNamed(stands.Instance, name) && stands.LegacyInstance != name {
 		theirs := stands.Instance[:max(0, len(stands.Instance)-1-randomLength)]
-		return Identity{}, fmt.Errorf("%w: key %s is of instance %s, and this replica is configured with -instance=%s: start it with -instance=%s to work for that Bivouac, or with another -kv-prefix",
+		return Identity{}, fmt.Errorf("%w: key %s belongs to instance %s, but this replica has -instance=%s: start it with -instance=%s to work for that instance, or with another -kv-prefix",
 			errOtherBivouac, key, stands.Instance, name, theirs)
 	}
 	here, err := i.place(ctx)
@@ -205,7 +207,7 @@ func (i *identity) check(ctx context.Context, key string, stands Identity) (Iden
 		return Identity{}, err
 	}
 	if differ(stands.Region, here.Region) || differ(stands.Namespace, here.Namespace) {
-		return Identity{}, fmt.Errorf("%w: the sandboxes of instance %s (key %s) are in Nomad's region %q, namespace %q, and those of this replica would be in region %q, namespace %q: set nomad region and namespace (NOMAD_REGION, NOMAD_NAMESPACE) to the former, or choose another -kv-prefix",
+		return Identity{}, fmt.Errorf("%w: the sandboxes of instance %s (key %s) are in Nomad's region %q, namespace %q, but those of this replica would be in region %q, namespace %q: set Nomad's region and namespace (NOMAD_REGION, NOMAD_NAMESPACE) to the first, or choose another -kv-prefix",
 			errOtherBivouac, stands.Instance, key, stands.Region, stands.Namespace, here.Region, here.Namespace)
 	}
 	if stands.Region == "" {
@@ -225,20 +227,20 @@ func (i *identity) place(ctx context.Context) (Place, error) {
 	}
 	place, err := i.config.Place(ctx)
 	if err != nil {
-		return Place{}, undecidable("cannot tell where in Nomad the sandboxes run: %s", err)
+		return Place{}, undecidable("cannot find out where in Nomad the sandboxes run: %s", err)
 	}
 	return place, nil
 }
 
-// running counts the sandboxes that run and bear an instance ID of this name, or
-// the bare name.
+// running counts the running sandboxes whose instance ID is made from the configured
+// name, or is the name alone.
 func (i *identity) running(ctx context.Context) (map[string]int, error) {
 	if i.config.Running == nil {
 		return nil, nil
 	}
 	all, err := i.config.Running(ctx)
 	if err != nil {
-		return nil, undecidable("cannot tell whether sandboxes run: %s", err)
+		return nil, undecidable("cannot find out whether sandboxes run: %s", err)
 	}
 	maps.DeleteFunc(all, func(instance string, _ int) bool {
 		return instance != i.config.Instance && !isNamed(instance, i.config.Instance)
@@ -246,8 +248,8 @@ func (i *identity) running(ctx context.Context) (map[string]int, error) {
 	return all, nil
 }
 
-// first writes the identity of a store that has none. If sandboxes run that may
-// be those of the records that are missing, it leaves that to an operator.
+// first writes the identity of a store that has none. If sandboxes run whose records
+// may be missing, it leaves the decision to an operator.
 func (i *identity) first(ctx context.Context) error {
 	fresh, err := i.fresh(ctx)
 	if err != nil {
@@ -264,7 +266,7 @@ func (i *identity) first(ctx context.Context) error {
 	_, legacy := running[i.config.Instance]
 	switch {
 	case records && (len(running) == 0 || legacy && len(running) == 1):
-		fresh.LegacyInstance = i.config.Instance // they are from before identities
+		fresh.LegacyInstance = i.config.Instance // the records are from before identities
 	case len(running) > 0:
 		return i.undecided(running)
 	}
@@ -284,8 +286,8 @@ func (i *identity) hasRecords(ctx context.Context) (bool, error) {
 	return len(folders) > 0, err
 }
 
-// write writes the identity over the key of that index, 0 for none. It says
-// whether the key was as expected.
+// write writes the identity if the key has that index, 0 for no key. It returns
+// whether it did.
 func (i *identity) write(ctx context.Context, next Identity, index uint64) (bool, error) {
 	value, err := json.Marshal(next)
 	if err != nil {
@@ -293,7 +295,7 @@ func (i *identity) write(ctx context.Context, next Identity, index uint64) (bool
 	}
 	_, err = i.store.retryTxn(ctx, &api.KVTxnOp{Verb: api.KVCAS, Key: i.store.keys.identity(), Value: value, Index: index})
 	if errors.Is(err, errRolledBack) {
-		return false, nil // also if an answer was lost: who reads the key sees which
+		return false, nil // or it was written and the answer was lost: a read of the key shows which
 	}
 	return err == nil, err
 }
@@ -305,25 +307,25 @@ func decodeIdentity(pair *api.KVPair) (Identity, error) {
 	err := decoder.Decode(&id)
 	switch {
 	case err == nil && id.Version != identityVersion:
-		err = fmt.Errorf("schema version %d, this replica knows %d", id.Version, identityVersion)
+		err = fmt.Errorf("schema version is %d, but this replica knows only %d", id.Version, identityVersion)
 	case err == nil && id.Instance == "":
 		err = errors.New("instance missing")
 	}
 	if err != nil {
-		return Identity{}, undecidable("key %s is no identity: %s", pair.Key, err)
+		return Identity{}, undecidable("key %s is not an identity: %s", pair.Key, err)
 	}
 	return id, nil
 }
 
-// undecidable returns the error that nothing may be done while the identity is not
-// clear. Callers are told its words, which say what to do.
+// undecidable returns the error that nothing may be done until the identity is clear.
+// Callers get its text, so it says what to do.
 func undecidable(format string, args ...any) error {
 	why := fmt.Sprintf(format, args...)
 	return &scheduler.UnavailableError{Reason: why, Detail: why}
 }
 
 func (i *identity) lost(own Identity) error {
-	return undecidable("Consul lost the identity of this Bivouac (key %s, instance %s), and its records with it: nothing is created, ended or stopped until they are restored, or `bivouac operator adopt` makes records of what runs",
+	return undecidable("Consul lost the identity of this Bivouac instance (key %s, instance %s) and its records: nothing is created, ended or stopped until they are restored, or until `bivouac operator adopt` makes records of the running sandboxes",
 		i.store.keys.identity(), own.Instance)
 }
 
@@ -332,11 +334,11 @@ func (i *identity) undecided(running map[string]int) error {
 	for _, n := range running {
 		total += n
 	}
-	return undecidable("key %s is missing, and %d sandboxes run under the name %q (%s): nothing is created, ended or stopped until it is decided whose they are. If they are another Bivouac's, choose another -instance, or run `bivouac operator forget`. If Consul lost the data of this one, restore it, or run `bivouac operator adopt`",
+	return undecidable("key %s is missing, but %d sandboxes run under the name %q (%s): nothing is created, ended or stopped until you decide whose they are. If they belong to another Bivouac instance, choose another -instance, or run `bivouac operator forget`. If Consul lost the data of this one, restore it, or run `bivouac operator adopt`",
 		i.store.keys.identity(), total, i.config.Instance, counts(running))
 }
 
-// counts tells numbers by instance, such as "a: 2, b: 1".
+// counts formats the numbers by instance, such as "a: 2, b: 1".
 func counts(running map[string]int) string {
 	var parts []string
 	for _, instance := range slices.Sorted(maps.Keys(running)) {
@@ -353,7 +355,7 @@ func (i *identity) set(change func()) {
 	i.changed = make(chan struct{})
 }
 
-// fail notes why the identity is not known. One that is known stays so while the
+// fail records why the identity is not known. A known identity stays known while the
 // key cannot be read.
 func (i *identity) fail(why error, read bool) {
 	i.set(func() {
@@ -363,7 +365,8 @@ func (i *identity) fail(why error, read bool) {
 	})
 }
 
-// await waits until done says so, within a limit. It calls done with mu held.
+// await waits until done returns true or an error, within a limit. It calls done with
+// mu held.
 func (i *identity) await(ctx context.Context, done func() (bool, error)) error {
 	limit := time.NewTimer(requestTimeout)
 	defer limit.Stop()
@@ -385,26 +388,27 @@ func (i *identity) await(ctx context.Context, done func() (bool, error)) error {
 	}
 }
 
-// stands returns nil while the identity is known and stands in Consul.
+// stands returns nil if the identity is known and Consul has it. It waits for that
+// within a limit.
 func (i *identity) stands(ctx context.Context) error {
 	return i.await(ctx, func() (bool, error) { return i.index != 0, i.why })
 }
 
-// moved returns nil once the identity is known to stand elsewhere than at index,
-// where a transaction did not find it.
+// moved returns nil once the identity is known to have another index than the one at
+// which a transaction did not find it.
 func (i *identity) moved(ctx context.Context, index uint64) error {
 	i.look()
 	return i.await(ctx, func() (bool, error) { return i.index != 0 && i.index != index, i.why })
 }
 
-// written returns nil once the identity that this replica wrote is taken.
+// written returns nil once run has read the identity that this replica wrote.
 func (i *identity) written(ctx context.Context) error {
 	i.look()
 	return i.await(ctx, func() (bool, error) { return i.index != 0, nil })
 }
 
-// confirm returns nil if the identity stands in Consul now: what was read before
-// is then not missing for want of all data.
+// confirm returns nil if Consul has the identity now. Then what a read before did not
+// find is not missing because Consul lost all its data.
 func (i *identity) confirm(ctx context.Context) error {
 	op := i.unmoved()
 	_, err := i.store.retryTxn(ctx, op)
@@ -414,30 +418,30 @@ func (i *identity) confirm(ctx context.Context) error {
 	return err
 }
 
-// unmoved is the operation by which a transaction does nothing if the identity is
-// not the one that this replica knows.
+// unmoved returns the operation that makes a transaction fail unless Consul has the
+// identity that this replica knows.
 func (i *identity) unmoved() *api.KVTxnOp {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	return &api.KVTxnOp{Verb: api.KVCheckIndex, Key: i.store.keys.identity(), Index: i.index}
 }
 
-// trouble says why the identity is not known, nil if it is or soon will be.
+// trouble returns why the identity is not known, or nil if it is or soon will be.
 func (i *identity) trouble() error {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	return i.why
 }
 
-// known returns the identity of this replica, and whether it stands in Consul.
+// known returns the identity of this replica, and whether Consul has it.
 func (i *identity) known() (own Identity, stands bool) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	return i.own, i.index != 0
 }
 
-// Identity waits until the identity is known, or ctx ends. It never changes
-// after that.
+// Identity returns the store's identity. It waits until that is known, or until ctx
+// ends. The identity never changes after that.
 func (s *Store) Identity(ctx context.Context) (Identity, error) {
 	i := s.identity
 	for {

@@ -16,17 +16,17 @@ import (
 )
 
 const (
-	// relist is how often all minutes that hold an expiry are listed anew.
+	// relist is how often all minutes in the expiry index are listed.
 	relist = 5 * time.Minute
-	// lookBack is how far back minutes are read that were empty before: a
+	// lookBack is how far back minutes are read even if they were empty before: a
 	// replica whose clock is behind may still write there.
 	lookBack = 10 * time.Minute
 	// bucketsAtATime is how many minutes one transaction reads.
 	bucketsAtATime = 16
 )
 
-// buckets remembers which minutes of the expiry index held something when last
-// looked at, so that those long past need no reading.
+// buckets remembers which minutes of the expiry index were not empty when last read,
+// so that the empty ones of the past need not be read.
 type buckets struct {
 	mu     sync.Mutex
 	known  map[string]struct{}
@@ -65,12 +65,12 @@ func (s *Store) InFlight(ctx context.Context) ([]scheduler.Session, error) {
 	return inFlight, nil
 }
 
-// Expired implements [scheduler.Store]. Where nothing has expired it is one
-// transaction, which reads the minutes of lookBack and in them at most what
-// expires within the running minute. Each 16 further minutes that hold something
-// expired, and each 64 sessions returned, are one more. Every few minutes the
-// names of all minutes are listed, for which Consul walks over all keys
-// of the index.
+// Expired implements [scheduler.Store]. If nothing has expired, it makes one
+// transaction, which reads the minutes of lookBack with at most the entries that
+// expire within the current minute. It makes one more for every 16 further minutes
+// with expired entries, and one for every 64 sessions that it returns. Every 5
+// minutes it also lists the names of all minutes, for which Consul reads all keys of
+// the index.
 func (s *Store) Expired(ctx context.Context, now time.Time, limit int) ([]scheduler.Session, error) {
 	expired, err := s.expired(ctx, now, limit)
 	if err != nil {
@@ -113,7 +113,7 @@ func (s *Store) expired(ctx context.Context, now time.Time, limit int) ([]schedu
 	return expired, nil
 }
 
-// listBuckets lists the minutes that hold an expiry, where that is due.
+// listBuckets lists the minutes in the expiry index, if that is due.
 func (s *Store) listBuckets(ctx context.Context) error {
 	s.buckets.mu.Lock()
 	due := s.buckets.known == nil || time.Since(s.buckets.listed) >= relist
@@ -137,9 +137,9 @@ func (s *Store) listBuckets(ctx context.Context) error {
 	return nil
 }
 
-// dueBuckets returns the minutes to read, the earliest first. All of them count
-// as holding something until they were read, so that none is forgotten which
-// leaves the window of lookBack unread.
+// dueBuckets returns the minutes to read, the earliest first. It marks those within
+// lookBack as not empty until they are read, so that a minute that leaves lookBack
+// without being read is not forgotten.
 func (s *Store) dueBuckets(now time.Time) []string {
 	s.buckets.mu.Lock()
 	defer s.buckets.mu.Unlock()
@@ -156,8 +156,8 @@ func (s *Store) dueBuckets(now time.Time) []string {
 	return due
 }
 
-// readBuckets returns the index entries in these minutes that are due at now,
-// the earliest first, and notes which minutes are empty.
+// readBuckets returns the index entries in these minutes that are due at now, the
+// earliest first, and records which minutes are empty.
 func (s *Store) readBuckets(ctx context.Context, batch []string, now time.Time) ([]string, error) {
 	ops := make([]*api.KVTxnOp, len(batch))
 	for i, bucket := range batch {
@@ -180,7 +180,7 @@ func (s *Store) readBuckets(ctx context.Context, batch []string, now time.Time) 
 	for _, pair := range pairs {
 		bucket, _, _ := strings.Cut(strings.TrimPrefix(pair.Key, s.keys.expiry()), "/")
 		delete(empty, bucket)
-		// What cannot be read is due, so that its record is looked at.
+		// An entry that cannot be parsed counts as due, so that its record is read.
 		expires, err := time.Parse(time.RFC3339Nano, string(pair.Value))
 		if err != nil || !expires.After(now) {
 			due = append(due, entry{pair.Key, expires})
@@ -200,16 +200,16 @@ func (s *Store) readBuckets(ctx context.Context, batch []string, now time.Time) 
 	return keys, nil
 }
 
-// indexed reads the records that index entries point to, at most maxOps, in the
-// same order. What cannot be read is logged and left out, as is an entry whose
-// record does not have it; such an entry is removed.
+// indexed reads the records that index entries point to, at most maxOps, in the same
+// order. It logs and leaves out a record that cannot be read. It removes an entry
+// that its record should not have.
 func (s *Store) indexed(ctx context.Context, entries []string) ([]scheduler.Session, error) {
 	var ops []*api.KVTxnOp
 	var readable []string
 	for _, entry := range entries {
 		chatID, err := chatOf(entry)
 		if err != nil {
-			s.log.Warn("skipped an index entry", "key", entry, "error", err)
+			s.log.Warn("index_entry_skipped", "key", entry, "error", err)
 			continue
 		}
 		readable = append(readable, entry)
@@ -232,7 +232,7 @@ func (s *Store) indexed(ctx context.Context, entries []string) ([]scheduler.Sess
 		var session *scheduler.Session
 		if pair.ModifyIndex != 0 {
 			if session = s.decode(pair); session == nil {
-				continue // its entry may be right
+				continue // keep the entry: it may be right
 			}
 		}
 		if _, fits := s.keys.index(session, "")[entry]; !fits {
@@ -246,9 +246,9 @@ func (s *Store) indexed(ctx context.Context, entries []string) ([]scheduler.Sess
 	return sessions, nil
 }
 
-// repair removes an index entry that does not fit the record as it was read,
-// unless either changed meanwhile: most often the record just moved on, after
-// the index was read, and took the entry with it.
+// repair removes an index entry that does not fit the record as it was read, unless
+// one of them has changed since. Most often a write has just changed the record and
+// removed the entry after the index was read.
 func (s *Store) repair(ctx context.Context, entry string, record *api.KVPair) error {
 	stands, _, err := s.get(ctx, entry, scheduler.Block{})
 	if err != nil || stands == nil {
@@ -262,7 +262,7 @@ func (s *Store) repair(ctx context.Context, entry string, record *api.KVPair) er
 		&api.KVTxnOp{Verb: api.KVDeleteCAS, Key: entry, Index: stands.ModifyIndex})
 	switch {
 	case err == nil:
-		s.log.Warn("removed an index entry that no record has", "key", entry)
+		s.log.Warn("index_entry_removed", "key", entry)
 		return nil
 	case errors.Is(err, errRolledBack):
 		return nil

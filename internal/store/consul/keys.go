@@ -13,36 +13,36 @@ import (
 	"github.com/bivouac/bivouac/scheduler"
 )
 
-// shards is how many folders the records are spread over, so that a part of
-// them can be read at a time: Consul has no paging of its own.
+// shards is the number of folders that the records are spread over, so that a part of
+// them can be read at a time. Consul has no paging.
 const shards = 256
 
-// keyspace is the prefix of all keys, version included and ending in "/". It
-// is what lies where:
+// keyspace is the prefix of all keys. It includes the version and ends in "/". These
+// are the keys below it:
 //
 //	sessions/<shard>/<chat_id>       the record
-//	locks/<shard>/<chat_id>          the chat's lock; stands while it is held
-//	agents/<agent hash>/<chat_id>    index of every record
-//	expiry/<minute>/<chat_id>        index of every record that is no intent
+//	locks/<shard>/<chat_id>          the chat's lock; exists while it is held
+//	agents/<agent hash>/<chat_id>    index of all records
+//	expiry/<minute>/<chat_id>        index of all records but those being created
 //	flight/<chat_id>                 index of records being created or stopped
 //	changed                          written with every record
 //	clock                            the time that the replicas agree on
-//	identity                         which Bivouac all of this belongs to
+//	identity                         the Bivouac instance that all of this belongs to
 type keyspace string
 
-// plainPrefix is the form of a prefix, without slashes at its ends. Consul's KV
-// paths clean "." and "..", and decode "%", while its transactions take keys as
-// they are, so that a prefix with these would name two places.
+// plainPrefix matches a valid prefix without slashes at its ends. Consul's KV paths
+// resolve "." and ".." and decode "%", but its transactions use keys as they are. So a
+// prefix with these would mean two places.
 var plainPrefix = regexp.MustCompile(`^[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*$`)
 
-// maxPrefix bounds a prefix, in bytes. Consul takes keys of 512 bytes.
+// maxPrefix bounds a prefix, in bytes. Consul accepts keys of 512 bytes.
 const maxPrefix = 256
 
 func newKeyspace(prefix string) (keyspace, error) {
 	// A leading slash would be dropped in a URL but not in a transaction.
 	prefix = strings.Trim(prefix, "/")
 	if len(prefix) > maxPrefix || !plainPrefix.MatchString(prefix) {
-		return "", fmt.Errorf("prefix of keys %q: need up to %d bytes of folders named with letters, digits, '_', '-' and '.', not beginning with '.'", prefix, maxPrefix)
+		return "", fmt.Errorf("invalid prefix of keys %q: use up to %d bytes of folder names with letters, digits, '_', '-' and '.'; a name must not begin with '.'", prefix, maxPrefix)
 	}
 	return keyspace(prefix + "/v1/"), nil
 }
@@ -57,8 +57,8 @@ func (k keyspace) lock(chatID uuid.UUID) string {
 
 func (k keyspace) records() string { return string(k) + "sessions/" }
 
-// folders are those that a replica must be able to read, write and list. The
-// first stands for all keys that lie in no folder.
+// folders returns the folders that a replica must be able to read, write and list.
+// The first one is for all keys that are in no folder.
 func (k keyspace) folders() []string {
 	root := string(k)
 	return []string{root, k.records(), root + "locks/", root + "agents/", k.expiry(), k.flight()}
@@ -67,7 +67,7 @@ func (k keyspace) folders() []string {
 func (k keyspace) shard(n int) string { return fmt.Sprintf("%s%02x/", k.records(), n) }
 
 func (k keyspace) agent(agentID string) string {
-	sum := sha256.Sum256([]byte(agentID)) // an agent ID may hold anything, "/" included
+	sum := sha256.Sum256([]byte(agentID)) // an agent ID may contain any character, even "/"
 	return string(k) + "agents/" + hex.EncodeToString(sum[:16]) + "/"
 }
 
@@ -83,17 +83,17 @@ func (k keyspace) clock() string { return string(k) + "clock" }
 
 func (k keyspace) identity() string { return string(k) + "identity" }
 
-// shardOf spreads chats evenly, whatever kind of UUIDs they have.
+// shardOf returns a chat's shard. It spreads any kind of UUIDs evenly.
 func shardOf(chatID uuid.UUID) int {
 	return int(sha256.Sum256([]byte(chatID.String()))[0])
 }
 
-// bucketOf names the minute in which t lies. Names sort as their times do.
+// bucketOf returns the name of t's minute. Names sort like their times.
 func bucketOf(t time.Time) string { return t.UTC().Format("200601021504") }
 
-// index returns the index entries that a record has: keys, and values. The
-// one below agents/ holds the write's ID and so changes with each write, which
-// is what a blocking list of an agent waits for.
+// index returns the keys and values of a record's index entries. The value of the one
+// below agents/ is the write's ID, so it changes with each write. A blocking list of
+// an AI agent's sessions waits for that.
 func (k keyspace) index(s *scheduler.Session, writeID string) map[string]string {
 	if s == nil {
 		return nil
@@ -109,12 +109,12 @@ func (k keyspace) index(s *scheduler.Session, writeID string) map[string]string 
 	return entries
 }
 
-// chatOf returns the chat that a record or an index entry is about.
+// chatOf returns the chat of a record's or index entry's key.
 func chatOf(key string) (uuid.UUID, error) {
 	name := key[strings.LastIndexByte(key, '/')+1:]
 	chatID, err := uuid.Parse(name)
 	if err != nil || chatID.String() != name {
-		return uuid.Nil, fmt.Errorf("%w: %s: not named for a chat", scheduler.ErrDamaged, key)
+		return uuid.Nil, fmt.Errorf("%w: %s: the key does not end in a chat ID", scheduler.ErrDamaged, key)
 	}
 	return chatID, nil
 }

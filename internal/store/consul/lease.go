@@ -14,40 +14,41 @@ import (
 	"github.com/bivouac/bivouac/scheduler"
 )
 
-// maxWrites bounds how often a write is tried whose outcome was unknown.
+// maxWrites bounds the tries of a write whose outcome is unknown.
 const maxWrites = 4
 
 // Lease is a [scheduler.Lease].
 //
-// Its lock key holds the lease's ID, and every write checks the key's
-// ModifyIndex. That holds only while the key has stood there untouched, with
-// our session on it, since this lease made it: it is a check of the session
-// that also tells two leases of one session apart.
+// The value of its lock key is the lease's ID, and every write checks the key's
+// ModifyIndex. The check succeeds only if the key is unchanged since this lease wrote
+// it, and so still has this replica's Consul session. It also tells two leases of one
+// Consul session apart.
 type Lease struct {
 	store     *Store
 	hold      *hold
 	chatID    uuid.UUID
 	id        string
 	lockIndex uint64
-	// unanswered: a request for the lock got no answer, and may yet arrive.
+	// unanswered is true if a request for the lock got no answer, so that it may
+	// still be applied.
 	unanswered bool
 	lost       chan struct{} // closed by hold
-	unlock     func()        // the chat's mutex in this replica
+	unlock     func()        // unlocks the chat's mutex in this replica
 	released   bool
 
 	session *scheduler.Session // nil: no record
 	newer   *newerPart         // of session's record
-	index   uint64             // the record's ModifyIndex, 0 where there is none
+	index   uint64             // the record's ModifyIndex, 0 if there is none
 
-	// doubts are writes whose outcome is unknown: one of them may have been
-	// applied, or may yet be, since they all compare with the same index.
+	// doubts are writes whose outcome is unknown. At most one of them was or will be
+	// applied, because all compare with the same index.
 	doubts []*write
 }
 
 // write is one write to be made.
 type write struct {
 	id    string
-	next  *scheduler.Session // as it will be read; nil: remove the record
+	next  *scheduler.Session // the session as a read returns it; nil removes the record
 	newer *newerPart         // that goes with next
 	value []byte
 	then  scheduler.Then
@@ -62,8 +63,8 @@ func (l *Lease) Session() *scheduler.Session {
 	return &session
 }
 
-// Lost implements [scheduler.Lease]. It asks the clock, since who would close
-// the channel in time may have been asleep, too.
+// Lost implements [scheduler.Lease]. It looks at the clock, because the goroutine that
+// closes the channel in time may have been suspended too.
 func (l *Lease) Lost() <-chan struct{} {
 	if l.hold.over() {
 		l.hold.lose(l)
@@ -94,7 +95,7 @@ func (l *Lease) Write(ctx context.Context, next *scheduler.Session, then schedul
 	return nil
 }
 
-// write makes w, and finds out what became of it where the answer was lost.
+// write sends w. If the answer is lost, it finds out whether w was applied.
 func (l *Lease) write(ctx context.Context, w *write) error {
 	pause := newBackOff(50*time.Millisecond, time.Second)
 	for tries := 1; ; tries++ {
@@ -104,7 +105,7 @@ func (l *Lease) write(ctx context.Context, w *write) error {
 		pairs, err := l.try(ctx, w)
 		if moved, ok := errors.AsType[*movedError](err); ok {
 			if err := l.store.identity.moved(ctx, moved.index); err != nil {
-				return err // nothing of this try was written; of an earlier one it is not known
+				return err // this try wrote nothing; whether an earlier one did is not known
 			}
 			continue
 		}
@@ -114,7 +115,7 @@ func (l *Lease) write(ctx context.Context, w *write) error {
 		case errors.Is(err, errRolledBack) && len(l.doubts) == 0:
 			l.lose()
 			return fmt.Errorf("%w: %w", scheduler.ErrLockLost, err)
-		case isBusy(err): // for long
+		case isBusy(err): // for too long
 			return fmt.Errorf("%w: %s", scheduler.ErrUnavailable, err.Error())
 		case !errors.Is(err, errRolledBack) && !slices.Contains(l.doubts, w):
 			l.doubts = append(l.doubts, w)
@@ -127,7 +128,7 @@ func (l *Lease) write(ctx context.Context, w *write) error {
 		case applied == w:
 			return nil
 		case tries >= maxWrites || ctx.Err() != nil:
-			return fmt.Errorf("%w: not written by %d tries: %s", scheduler.ErrUnavailable, tries, err.Error())
+			return fmt.Errorf("%w: not written after %d tries: %s", scheduler.ErrUnavailable, tries, err.Error())
 		}
 		select {
 		case <-time.After(pause.NextBackOff()):
@@ -136,8 +137,8 @@ func (l *Lease) write(ctx context.Context, w *write) error {
 	}
 }
 
-// outOfHold is the error of a write that is not sent any more. That nothing was
-// written can only be said where nothing is in doubt.
+// outOfHold returns the error of a write that is no longer sent. It is ErrLockLost,
+// which means that nothing was written, only if no write is in doubt.
 func (l *Lease) outOfHold() error {
 	if len(l.doubts) > 0 {
 		return fmt.Errorf("%w: the lock was lost while a write was unanswered", scheduler.ErrUnavailable)
@@ -145,8 +146,8 @@ func (l *Lease) outOfHold() error {
 	return scheduler.ErrLockLost
 }
 
-// try sends the transaction of w until Consul looks at it: what it turns away
-// with 429 is neither applied nor in doubt.
+// try sends the transaction of w until Consul does not answer 429. A transaction that
+// got status 429 is not applied and not in doubt.
 func (l *Lease) try(ctx context.Context, w *write) ([]*api.KVPair, error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
@@ -159,8 +160,8 @@ func (l *Lease) try(ctx context.Context, w *write) ([]*api.KVPair, error) {
 	}
 }
 
-// ops are the operations of w: the lock and the identity are checked, the record
-// compared and set, its index entries set, and those that it no longer has deleted.
+// ops returns the operations of w. They check the lock and the identity, compare and
+// set the record, set its index entries, and delete those that it no longer has.
 func (l *Lease) ops(w *write) []*api.KVTxnOp {
 	keys := l.store.keys
 	ops := []*api.KVTxnOp{{Verb: api.KVCheckIndex, Key: keys.lock(l.chatID), Index: l.lockIndex}}
@@ -189,13 +190,13 @@ func (l *Lease) ops(w *write) []*api.KVTxnOp {
 	return ops
 }
 
-// adopt takes w over as what stands, from the answer to its transaction.
+// adopt records that w was applied, with the index from the answer.
 func (l *Lease) adopt(w *write, pairs []*api.KVPair) error {
 	var index uint64
 	if w.next != nil {
 		pair, err := pick(pairs, l.store.keys.record(l.chatID))
 		if err != nil {
-			l.doubts = append(l.doubts, w) // written, but it is not known where
+			l.doubts = append(l.doubts, w) // written, but its index is not known
 			return err
 		}
 		index = pair.ModifyIndex
@@ -211,10 +212,9 @@ func (l *Lease) applied(w *write, index uint64) {
 	}
 }
 
-// settle finds out which of the writes in doubt was applied, nil for none so
-// far. It does so also when the caller has given up, as a write that was made
-// must not look as if it was not. It fails with ErrLockLost where none was
-// applied and none can be any more.
+// settle finds out which of the writes in doubt was applied. It returns nil if none
+// was so far, and ErrLockLost if none was and none can be any more. It continues after
+// the caller has given up, because an applied write must not look as if it had failed.
 func (l *Lease) settle(ctx context.Context) (*write, error) {
 	ctx = context.WithoutCancel(ctx)
 	lockKey, recordKey := l.store.keys.lock(l.chatID), l.store.keys.record(l.chatID)
@@ -231,7 +231,7 @@ func (l *Lease) settle(ctx context.Context) (*write, error) {
 	}
 
 	var writeID string
-	if stands.ModifyIndex != 0 && stands.ModifyIndex != l.index { // else none was applied
+	if stands.ModifyIndex != 0 && stands.ModifyIndex != l.index { // otherwise none was applied
 		if _, writeID, err = decodeRecord(recordKey, l.chatID, stands.Value); err != nil {
 			return nil, err
 		}
@@ -251,11 +251,11 @@ func (l *Lease) settle(ctx context.Context) (*write, error) {
 	return nil, nil
 }
 
-// readRecord is what a lease does with the record that its first transaction read.
+// readRecord sets a lease's record from the answer to its first transaction.
 type readRecord func(*Lease, []*api.KVPair) error
 
-// readDamaged does as read, but a record that cannot be understood is no error:
-// the lease knows its index, and no session.
+// readDamaged is like read, but accepts a damaged record. Then the lease has the
+// record's index and no session.
 func (l *Lease) readDamaged(pairs []*api.KVPair) error {
 	if err := l.read(pairs); err != nil && !errors.Is(err, scheduler.ErrDamaged) {
 		return err
@@ -263,7 +263,7 @@ func (l *Lease) readDamaged(pairs []*api.KVPair) error {
 	return nil
 }
 
-// read takes over the record that the lease's first transaction read.
+// read sets the lease's session and index from the record.
 func (l *Lease) read(pairs []*api.KVPair) error {
 	key := l.store.keys.record(l.chatID)
 	pair, err := pick(pairs, key)
@@ -294,10 +294,10 @@ func (l *Lease) Release(ctx context.Context) error {
 	return nil
 }
 
-// giveUp deletes the lock key, unless it is another's by now.
+// giveUp deletes the lock key, unless it belongs to another lease by now.
 func (l *Lease) giveUp(ctx context.Context) error {
 	if !l.hold.remove(l) {
-		return nil // it went with the session, or was taken away
+		return nil // the lock was lost before
 	}
 	key := l.store.keys.lock(l.chatID)
 	_, err := l.store.retryTxn(ctx, &api.KVTxnOp{Verb: api.KVDeleteCAS, Key: key, Index: l.lockIndex})
@@ -306,19 +306,19 @@ func (l *Lease) giveUp(ctx context.Context) error {
 	}
 	l.store.abandon(l.hold, l)
 	if errors.Is(err, errRolledBack) {
-		return nil // another's by now, or overwritten by hand
+		return nil // it belongs to another lease by now, or was overwritten by hand
 	}
 	return err
 }
 
-// lose gives up a lock under which somebody else wrote. Its key may still stand,
-// where it was the record that was written.
+// lose gives up a lock after somebody else wrote its key or the record. If it was the
+// record, the lock key may still exist.
 func (l *Lease) lose() {
 	l.hold.lose(l)
 	l.store.abandon(l.hold, l)
 }
 
-// end lets the next operation of this replica have the chat.
+// end ends the lease and unlocks the chat for the next operation of this replica.
 func (l *Lease) end() {
 	l.released = true
 	l.hold.remove(l)

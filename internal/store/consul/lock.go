@@ -26,7 +26,7 @@ func (s *Store) LockDamaged(ctx context.Context, chatID uuid.UUID, wait time.Dur
 	return s.lock(ctx, chatID, wait, (*Lease).readDamaged)
 }
 
-// lock takes the chat's lock, with the record as read takes it over.
+// lock takes the chat's lock and reads the record with read.
 func (s *Store) lock(ctx context.Context, chatID uuid.UUID, wait time.Duration, read readRecord) (scheduler.Lease, error) {
 	until := time.Now().Add(wait)
 	if err := s.identity.stands(ctx); err != nil {
@@ -45,7 +45,7 @@ func (s *Store) lock(ctx context.Context, chatID uuid.UUID, wait time.Duration, 
 	return lease, nil
 }
 
-// lockKey takes the chat's lock key from the other replicas.
+// lockKey takes the chat's lock key, for which other replicas may compete.
 func (s *Store) lockKey(ctx context.Context, chatID uuid.UUID, wait time.Duration, until time.Time, read readRecord) (*Lease, error) {
 	waiting, cancel := context.WithDeadline(ctx, until)
 	defer cancel()
@@ -79,16 +79,16 @@ func (s *Store) lockKey(ctx context.Context, chatID uuid.UUID, wait time.Duratio
 	}
 }
 
-// tryLock takes the lock key and reads the record, in one transaction. It
-// returns errRolledBack where the key is not to be had now, and a movedError
-// where the identity is another or gone.
+// tryLock takes the lock key and reads the record, in one transaction. It returns
+// errRolledBack if somebody else has the key, and a movedError if the identity has
+// changed or is gone.
 func (s *Store) tryLock(ctx context.Context, h *hold, chatID uuid.UUID, read readRecord) (*Lease, error) {
 	lease := &Lease{store: s, hold: h, chatID: chatID, id: rand.Text(), lost: make(chan struct{})}
 	if !h.add(lease) {
 		return nil, fmt.Errorf("%w: the hold just ended", errRolledBack)
 	}
 	lockKey, recordKey := s.keys.lock(chatID), s.keys.record(chatID)
-	// Repeated by the same lease it changes nothing.
+	// The same lease can repeat this without further effect.
 	pairs, err := retry(ctx, func(ctx context.Context) ([]*api.KVPair, error) {
 		pairs, err := s.txn(ctx,
 			&api.KVTxnOp{Verb: api.KVLock, Key: lockKey, Value: []byte(lease.id), Session: h.session},
@@ -102,7 +102,7 @@ func (s *Store) tryLock(ctx context.Context, h *hold, chatID uuid.UUID, read rea
 	if err != nil {
 		h.remove(lease)
 		if lease.unanswered {
-			s.abandon(h, lease) // a try may have been applied, or will be
+			s.abandon(h, lease) // a try may have been applied, or may still be
 		}
 		return nil, err
 	}
@@ -117,24 +117,24 @@ func (s *Store) tryLock(ctx context.Context, h *hold, chatID uuid.UUID, read rea
 	}
 	if err != nil {
 		if releaseErr := lease.giveUp(context.WithoutCancel(ctx)); releaseErr != nil {
-			s.log.Warn("a lock is left behind for now", "chat_id", chatID, "error", releaseErr)
+			s.log.Warn("lock_release_failed", "chat_id", chatID, "error", releaseErr)
 		}
 		return nil, err
 	}
 	return lease, nil
 }
 
-// awaitFree returns when it is worth trying again to take the chat's lock key,
-// or when ctx ends. It does not poll while another session holds the key, unless
-// too many locks are waited for.
+// awaitFree returns when it makes sense to try again to take the chat's lock key, or
+// when ctx ends. While another Consul session has the key it waits for a change,
+// unless too many requests already do; then it polls.
 func (s *Store) awaitFree(ctx context.Context, h *hold, chatID uuid.UUID, pause time.Duration) error {
 	pair, index, err := s.get(ctx, s.keys.lock(chatID), scheduler.Block{})
 	if err != nil {
 		return err
 	}
 	if pair == nil || pair.Session == "" || pair.Session == h.session {
-		// Freed since, or under the lock-delay of a session that ended; or our
-		// own session is gone, which a renewal will tell.
+		// The key is free now, or has the lock-delay of a Consul session that ended, or
+		// our own Consul session is gone. A renewal will show the last case.
 		s.session.look()
 		return sleep(ctx, pause)
 	}
@@ -147,8 +147,8 @@ func (s *Store) awaitFree(ctx context.Context, h *hold, chatID uuid.UUID, pause 
 	return err
 }
 
-// crowdedPause is after what time a lock is tried again where too many are
-// waited for already to be told of this one.
+// crowdedPause is the pause between two tries for a lock if too many requests already
+// wait for a change.
 const crowdedPause = time.Second
 
 func sleep(ctx context.Context, d time.Duration) error {
@@ -160,18 +160,17 @@ func sleep(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// stray is a lock that an operation may have left in Consul: its request may
-// have been applied, or may yet be, without anyone having seen the answer.
+// stray is a lock key that an operation may have left in Consul. The request for it
+// got no answer and may have been applied, or may still be.
 type stray struct {
 	key   string
 	since time.Time
 }
 
-// strayLimit is after what time a request that got no answer is taken to be
-// applied or lost.
+// strayLimit is how long a request without an answer may still be applied.
 const strayLimit = time.Minute
 
-// abandon has a lock cleared that the lease may have in Consul.
+// abandon makes clearStrays delete a lock key that the lease may have in Consul.
 func (s *Store) abandon(h *hold, lease *Lease) {
 	h.mu.Lock()
 	h.strays[lease.id] = stray{key: s.keys.lock(lease.chatID), since: time.Now()}
@@ -179,8 +178,8 @@ func (s *Store) abandon(h *hold, lease *Lease) {
 	s.session.look()
 }
 
-// clearStrays releases the locks that were left behind. Each is looked for again
-// and again until its request can no longer arrive.
+// clearStrays deletes the lock keys that were left behind. It looks for each of them
+// again and again, until strayLimit has passed.
 func (s *Store) clearStrays(ctx context.Context, h *hold) {
 	h.mu.Lock()
 	strays := maps.Clone(h.strays)
@@ -188,7 +187,7 @@ func (s *Store) clearStrays(ctx context.Context, h *hold) {
 	if len(strays) == 0 {
 		return
 	}
-	until := h.until() // renewing goes first, and so does telling that the hold is over
+	until := h.until() // must not delay the next renewal or the end of the hold
 	if limit := time.Now().Add(renewTimeout); limit.Before(until) {
 		until = limit
 	}
@@ -200,7 +199,7 @@ func (s *Store) clearStrays(ctx context.Context, h *hold) {
 	for _, id := range slices.SortedFunc(maps.Keys(strays), oldestFirst) {
 		left := strays[id]
 		if err := s.clearStray(ctx, h, id, left.key); err != nil {
-			s.log.Debug("cannot clear a lock that was left behind", "key", left.key, "error", err)
+			s.log.Debug("lock_cleanup_failed", "key", left.key, "error", err)
 			return
 		}
 		if time.Since(left.since) > strayLimit {
@@ -211,15 +210,16 @@ func (s *Store) clearStrays(ctx context.Context, h *hold) {
 	}
 }
 
-// clearStray releases the lock at key if it is the one of that lease, or if somebody
-// overwrote it by hand: then it is our session's, and no lease of ours has it.
+// clearStray deletes the lock key if it belongs to that lease. It also deletes it if
+// somebody overwrote it by hand: then it has our Consul session, but none of our leases
+// has the lock.
 func (s *Store) clearStray(ctx context.Context, h *hold, leaseID, key string) error {
 	pair, _, err := s.get(ctx, key, scheduler.Block{})
 	if err != nil || pair == nil {
 		return err
 	}
 	if string(pair.Value) != leaseID && (pair.Session != h.session || h.has(key)) {
-		return nil // another's
+		return nil // it belongs to another lease
 	}
 	_, err = s.retryTxn(ctx, &api.KVTxnOp{Verb: api.KVDeleteCAS, Key: key, Index: pair.ModifyIndex})
 	if errors.Is(err, errRolledBack) {

@@ -14,7 +14,7 @@ import (
 	"github.com/bivouac/bivouac/scheduler"
 )
 
-// Get implements [scheduler.Store]. It is one request.
+// Get implements [scheduler.Store] with one request.
 func (s *Store) Get(ctx context.Context, chatID uuid.UUID, block scheduler.Block) (*scheduler.Session, uint64, error) {
 	session, index, err := s.getRecord(ctx, chatID, block)
 	if err != nil {
@@ -35,7 +35,7 @@ func (s *Store) getRecord(ctx context.Context, chatID uuid.UUID, block scheduler
 	key := s.keys.record(chatID)
 	pair, index, err := s.get(ctx, key, block)
 	if err == nil && pair == nil && block.Index != 0 {
-		err = s.identity.confirm(ctx) // it woke up because something was removed
+		err = s.identity.confirm(ctx) // the wait ended because something was removed
 	}
 	if err != nil || pair == nil {
 		return nil, index, err
@@ -56,7 +56,7 @@ func (s *Store) List(ctx context.Context, query scheduler.Query) (scheduler.Page
 
 func (s *Store) listPage(ctx context.Context, query scheduler.Query) (scheduler.Page, error) {
 	if query.PerPage < 1 || query.PerPage > scheduler.MaxPerPage {
-		return scheduler.Page{}, fmt.Errorf("%w: per_page %d is not from 1 to %d",
+		return scheduler.Page{}, fmt.Errorf("%w: per_page is %d, but must be from 1 to %d",
 			scheduler.ErrInvalid, query.PerPage, scheduler.MaxPerPage)
 	}
 	if err := s.identity.stands(ctx); err != nil {
@@ -68,7 +68,7 @@ func (s *Store) listPage(ctx context.Context, query scheduler.Query) (scheduler.
 	}
 	defer leave()
 
-	// One more than fits is read, to know whether another page follows.
+	// Read one more than fits, to know whether another page follows.
 	var page scheduler.Page
 	if query.AgentID == "" {
 		page, err = s.listAll(ctx, query, query.PerPage+1)
@@ -88,9 +88,9 @@ func (s *Store) listPage(ctx context.Context, query scheduler.Query) (scheduler.
 	return page, nil
 }
 
-// listAll reads shard after shard until it has enough. How many it reads at a
-// time follows from how full they are, so that few records cost few requests
-// and many are not read in vain.
+// listAll reads shard after shard until it has enough records. It reads more shards at
+// a time the emptier they are. So few records need few requests, and of many records
+// only few are read in vain.
 func (s *Store) listAll(ctx context.Context, query scheduler.Query, enough int) (scheduler.Page, error) {
 	after, err := parseToken(query.NextToken, query.AgentID)
 	if err != nil {
@@ -138,7 +138,7 @@ func (s *Store) listAll(ctx context.Context, query scheduler.Query, enough int) 
 	return page, nil
 }
 
-// listAgent reads the agent's index, keys only, and the records of the page.
+// listAgent reads the keys of the AI agent's index, and then the records of the page.
 func (s *Store) listAgent(ctx context.Context, query scheduler.Query, enough int) (scheduler.Page, error) {
 	after, err := parseToken(query.NextToken, query.AgentID)
 	if err != nil {
@@ -166,7 +166,7 @@ func (s *Store) listAgent(ctx context.Context, query scheduler.Query, enough int
 			return scheduler.Page{}, err
 		}
 		for _, session := range sessions {
-			if session.AgentID == query.AgentID { // else it has only the same hash
+			if session.AgentID == query.AgentID { // otherwise only the hash is the same
 				page.Sessions = append(page.Sessions, session)
 			}
 		}
@@ -174,35 +174,35 @@ func (s *Store) listAgent(ctx context.Context, query scheduler.Query, enough int
 	return page, nil
 }
 
-// decode reads a record, or logs why it cannot be read and returns nil.
+// decode decodes a record. If it cannot, it logs why and returns nil.
 func (s *Store) decode(pair *api.KVPair) *scheduler.Session {
 	session, _ := s.understand(pair)
 	return session
 }
 
-// understand reads a record, or logs why it cannot be read and returns that.
+// understand decodes a record. If it cannot, it logs why and returns the error.
 func (s *Store) understand(pair *api.KVPair) (*scheduler.Session, error) {
 	chatID, err := chatOf(pair.Key)
 	var session *scheduler.Session
 	if err == nil && pair.Key != s.keys.record(chatID) {
-		err = fmt.Errorf("%w: %s: not where its chat's record belongs", scheduler.ErrDamaged, pair.Key)
+		err = fmt.Errorf("%w: %s: the key is not the one of the chat's record", scheduler.ErrDamaged, pair.Key)
 	}
 	if err == nil {
 		session, _, err = decodeRecord(pair.Key, chatID, pair.Value)
 	}
 	switch {
 	case errors.Is(err, scheduler.ErrNewerRecord): // the scheduler reports it, once
-		s.log.Debug("skipped a record", "key", pair.Key, "error", err)
+		s.log.Debug("record_skipped", "key", pair.Key, "error", err)
 		return nil, err
 	case err != nil:
-		s.log.Warn("skipped a record", "key", pair.Key, "error", err)
+		s.log.Warn("record_skipped", "key", pair.Key, "error", err)
 		return nil, err
 	}
 	return session, nil
 }
 
-// appendDamaged notes whose record cannot be read, if it lies where a
-// chat's record belongs.
+// appendDamaged adds a record that cannot be read, if its key is the one of a
+// chat's record.
 func (s *Store) appendDamaged(damaged []scheduler.DamagedRecord, pair *api.KVPair, err error) []scheduler.DamagedRecord {
 	chatID, noChat := chatOf(pair.Key)
 	if noChat != nil || pair.Key != s.keys.record(chatID) {
@@ -211,7 +211,7 @@ func (s *Store) appendDamaged(damaged []scheduler.DamagedRecord, pair *api.KVPai
 	return append(damaged, scheduler.DamagedRecord{ChatID: chatID, Err: err})
 }
 
-// token names the last chat of a page, and the query that it is of.
+// token encodes the last chat of a page and the list's AI agent.
 func token(last uuid.UUID, agentID string) string {
 	return base64.RawURLEncoding.EncodeToString([]byte(last.String() + "/" + agentID))
 }
@@ -227,5 +227,5 @@ func parseToken(token, agentID string) (after uuid.UUID, err error) {
 			return after, nil
 		}
 	}
-	return uuid.Nil, fmt.Errorf("%w: next_token is not from this list", scheduler.ErrInvalid)
+	return uuid.Nil, fmt.Errorf("%w: next_token does not come from this list", scheduler.ErrInvalid)
 }

@@ -21,28 +21,28 @@ import (
 )
 
 const (
-	// requestTimeout bounds one request, and all tries of one together.
+	// requestTimeout bounds all tries of one request together.
 	requestTimeout = 5 * time.Second
-	// maxTries bounds how often a request is made that may be repeated. Tries
-	// that Consul turned away with 429 do not count: it looked at none of them,
-	// and only asks for time.
+	// maxTries bounds the tries of a request that may be repeated. Tries that Consul
+	// answers with status 429 do not count, because it has not processed them.
 	maxTries = 5
-	// maxOps is how many keys one transaction reads; Consul takes 128 operations.
+	// maxOps is how many keys one transaction reads. Consul accepts 128 operations.
 	maxOps = 64
 
-	defaultWait = 5 * time.Minute  // as Consul's own
-	maxWait     = 10 * time.Minute // as Consul's own
+	defaultWait = 5 * time.Minute  // same as Consul's
+	maxWait     = 10 * time.Minute // same as Consul's
 )
 
-// errRolledBack: a transaction's condition did not hold, and nothing changed.
+// errRolledBack is returned when a transaction's condition did not hold. It changed
+// nothing.
 var errRolledBack = errors.New("transaction rolled back")
 
-// newBackOff spaces tries, with jitter, so that replicas that were refused
-// together do not come back together.
+// newBackOff returns the pauses between tries. They have jitter, so that replicas that
+// were refused together do not try again together.
 func newBackOff(first, longest time.Duration) *backoff.ExponentialBackOff {
 	b := backoff.NewExponentialBackOff()
 	b.InitialInterval, b.MaxInterval, b.Multiplier = jitter(first), jitter(longest), 2
-	b.RandomizationFactor = 0 // it would draw from where a simulation cannot decide
+	b.RandomizationFactor = 0 // a simulation could not control its random source
 	b.Reset()
 	return b
 }
@@ -50,13 +50,13 @@ func newBackOff(first, longest time.Duration) *backoff.ExponentialBackOff {
 // jitter returns a random time between half of d and d.
 func jitter(d time.Duration) time.Duration {
 	var b [2]byte
-	_, _ = rand.Read(b[:]) // it does not fail
+	_, _ = rand.Read(b[:]) // never fails
 	return d/2 + d/2*time.Duration(binary.BigEndian.Uint16(b[:]))>>16
 }
 
-// retry makes a request that may be repeated without harm: a read, or a write
-// that has no further effect the second time. Its errors are ctx's, wrap
-// [scheduler.ErrUnavailable], or are errRolledBack or a movedError.
+// retry makes a request, repeatedly if it fails. The request must be a read, or a write
+// that has no further effect the second time. The error is ctx's, wraps
+// [scheduler.ErrUnavailable], or is errRolledBack or a movedError.
 func retry[T any](ctx context.Context, request func(context.Context) (T, error)) (T, error) {
 	return retryFor(ctx, requestTimeout, request)
 }
@@ -81,7 +81,7 @@ func retryFor[T any](ctx context.Context, limit time.Duration, request func(cont
 	return value, nil
 }
 
-// passing says whether a failed request may succeed when it is repeated.
+// passing reports whether a failed request may succeed if it is repeated.
 func passing(err error) bool {
 	if errors.Is(err, errRolledBack) || isMoved(err) {
 		return false
@@ -92,13 +92,13 @@ func passing(err error) bool {
 	return true
 }
 
-// errBusy: Consul turned a request away for want of time, with 429.
+// errBusy is returned when Consul answers with status 429 because it has too much to do.
 var errBusy = errors.New("consul is busy")
 
 func isBusy(err error) bool { return errors.Is(err, errBusy) }
 
-// busyTransport makes an error of the status 429. The client keeps no status of
-// a transaction that fails.
+// busyTransport turns the status 429 into errBusy. The client does not return the
+// status of a failed transaction.
 type busyTransport struct{ http.RoundTripper }
 
 func (t busyTransport) RoundTrip(r *http.Request) (*http.Response, error) {
@@ -109,8 +109,8 @@ func (t busyTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 	return response, err
 }
 
-// classify says what a failed request means to the caller: that it gave up
-// itself, that a condition did not hold, or that Consul cannot be asked.
+// classify returns what a failed request means to the caller: that ctx ended, that a
+// condition did not hold, or that Consul is unavailable.
 func classify(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return ctx.Err()
@@ -121,14 +121,14 @@ func classify(ctx context.Context, err error) error {
 	return unavailable("", err)
 }
 
-// unavailable returns the error that a request failed for want of Consul. It does
-// not wrap err: that our own limit passed must not look as if the caller's had.
+// unavailable returns the error that Consul is unavailable. It does not wrap err, so
+// that our own timeout does not look like the caller's.
 func unavailable(what string, err error) error {
 	return &scheduler.UnavailableError{Reason: what + reason(err), Detail: what + err.Error()}
 }
 
-// reason returns why a request failed, in words that may be shown to callers:
-// they name no address, key or token.
+// reason returns why a request failed. Callers may see the text, so it contains no
+// address, key or token.
 func reason(err error) string {
 	status, answered := errors.AsType[api.StatusError](err)
 	errno, refused := errors.AsType[syscall.Errno](err)
@@ -155,8 +155,8 @@ func reason(err error) string {
 	}
 }
 
-// cleanAddress returns an address of Consul without a slash at its end, which
-// would be part of every path. Its errors name no password.
+// cleanAddress returns Consul's address without a slash at its end, which would be part
+// of every path. Its errors contain no password.
 func cleanAddress(address string) (string, error) {
 	if address == "" || strings.HasPrefix(address, "unix://") {
 		return address, nil
@@ -169,11 +169,11 @@ func cleanAddress(address string) (string, error) {
 	u, err := url.Parse(scheme + "://" + rest)
 	switch {
 	case err == nil && u.User != nil, strings.Contains(address, "@"):
-		return "", errors.New("address: a user and a password must not be part of it; use a token, or CONSUL_HTTP_AUTH")
+		return "", errors.New("address: it must not contain a user and a password; use a token, or CONSUL_HTTP_AUTH")
 	case err != nil, u.Host == "", u.RawQuery != "", u.Fragment != "", scheme != "http" && scheme != "https":
-		return "", fmt.Errorf("address %q: need HOST:PORT, http://HOST:PORT, https://HOST:PORT or unix://PATH", address)
+		return "", fmt.Errorf("invalid address %q: use HOST:PORT, http://HOST:PORT, https://HOST:PORT or unix://PATH", address)
 	case !hasScheme && u.Path != "":
-		return "", fmt.Errorf("address %q: a path needs http:// or https:// before the host", address)
+		return "", fmt.Errorf("invalid address %q: a path requires http:// or https:// before the host", address)
 	}
 	if hasScheme {
 		rest = scheme + "://" + rest
@@ -181,19 +181,20 @@ func cleanAddress(address string) (string, error) {
 	return rest, nil
 }
 
-// park takes one of the places for blocking queries, where block is for one.
+// park takes one of the places for blocking reads, if block makes a read block. leave
+// gives it back.
 func (s *Store) park(block scheduler.Block) (leave func(), err error) {
 	if block.Index == 0 {
 		return func() {}, nil
 	}
 	if !s.parked.TryAcquire(1) {
-		return nil, fmt.Errorf("%w: %d blocking reads", scheduler.ErrBusy, maxParked)
+		return nil, fmt.Errorf("%w: already %d blocking reads", scheduler.ErrBusy, maxParked)
 	}
 	return func() { s.parked.Release(1) }, nil
 }
 
-// blockingRead makes a consistent read, which waits where block says so. It
-// returns the index for the next one.
+// blockingRead makes a consistent read, which waits if block says so. It returns the
+// index for the next read.
 func blockingRead[T any](
 	ctx context.Context, block scheduler.Block, read func(*api.QueryOptions) (T, *api.QueryMeta, error),
 ) (T, uint64, error) {
@@ -202,7 +203,7 @@ func blockingRead[T any](
 	if block.Index != 0 {
 		opts.WaitIndex = block.Index
 		opts.WaitTime = min(cmp.Or(block.Wait, defaultWait), maxWait)
-		limit += opts.WaitTime + opts.WaitTime/16 // Consul adds that much of its own
+		limit += opts.WaitTime + opts.WaitTime/16 // Consul adds up to 1/16 itself
 	}
 
 	var index uint64
@@ -211,8 +212,8 @@ func blockingRead[T any](
 		if err != nil {
 			return value, err
 		}
-		if meta.LastIndex == 0 { // as a 404 of something else than Consul has none
-			return value, errors.New("the answer is not Consul's: it has no index")
+		if meta.LastIndex == 0 { // such as a 404 of another server
+			return value, errors.New("the answer does not come from Consul: it has no index")
 		}
 		if meta.ResultsFilteredByACLs {
 			return value, errors.New("the Consul token may not read all keys")
@@ -223,22 +224,23 @@ func blockingRead[T any](
 	return value, index, err
 }
 
-// get reads one key, nil where there is none.
+// get reads one key. It returns nil if there is none.
 func (s *Store) get(ctx context.Context, key string, block scheduler.Block) (*api.KVPair, uint64, error) {
 	return blockingRead(ctx, block, func(opts *api.QueryOptions) (*api.KVPair, *api.QueryMeta, error) {
 		return s.client.KV().Get(key, opts)
 	})
 }
 
-// list reads the keys below prefix, in order, up to the next separator if any.
+// list returns the keys below prefix in order, cut after the next separator if there is
+// one.
 func (s *Store) list(ctx context.Context, prefix, separator string, block scheduler.Block) ([]string, uint64, error) {
 	return blockingRead(ctx, block, func(opts *api.QueryOptions) ([]string, *api.QueryMeta, error) {
 		return s.client.KV().Keys(prefix, separator, opts)
 	})
 }
 
-// txn makes one try at a transaction. An error other than errRolledBack and a
-// movedError leaves open whether it was applied.
+// txn tries a transaction once. After an error other than errRolledBack and a movedError
+// it is not known whether the transaction was applied.
 func (s *Store) txn(ctx context.Context, ops ...*api.KVTxnOp) ([]*api.KVPair, error) {
 	all := make(api.TxnOps, len(ops))
 	for i, op := range ops {
@@ -251,8 +253,8 @@ func (s *Store) txn(ctx context.Context, ops ...*api.KVTxnOp) ([]*api.KVPair, er
 	if !ok {
 		var reasons []string
 		for _, e := range response.Errors {
-			if strings.Contains(e.What, "Permission denied") { // comes as if a condition did not hold
-				return nil, unavailable("", errors.New(e.What)) // the others say the same of other keys
+			if strings.Contains(e.What, "Permission denied") { // looks like a failed condition
+				return nil, unavailable("", errors.New(e.What)) // the other errors are the same for other keys
 			}
 			reasons = append(reasons, e.What)
 		}
@@ -277,19 +279,19 @@ func isMoved(err error) bool {
 	return moved
 }
 
-// retryTxn makes a transaction that may be repeated without harm.
+// retryTxn makes a transaction that may be repeated; see retry.
 func (s *Store) retryTxn(ctx context.Context, ops ...*api.KVTxnOp) ([]*api.KVPair, error) {
 	return retry(ctx, func(ctx context.Context) ([]*api.KVPair, error) { return s.txn(ctx, ops...) })
 }
 
-// pick returns what a transaction read at key. A key that does not exist comes
-// with ModifyIndex 0. One that does not come at all was withheld by an ACL: to
-// take that for a missing key would be to take doubt for an answer.
+// pick returns what a transaction read at key. A key that does not exist has
+// ModifyIndex 0. If the answer does not contain the key at all, an ACL withheld it. That
+// is an error, because the key may exist.
 func pick(pairs []*api.KVPair, key string) (*api.KVPair, error) {
 	for _, pair := range pairs {
 		if pair.Key == key {
 			return pair, nil
 		}
 	}
-	return nil, fmt.Errorf("%w: the answer lacks %s; may the Consul token read it?", scheduler.ErrUnavailable, key)
+	return nil, fmt.Errorf("%w: the answer does not contain %s; check that the Consul token may read it", scheduler.ErrUnavailable, key)
 }

@@ -15,31 +15,31 @@ import (
 )
 
 const (
-	// sessionTTL is the least that Consul takes. It ends a session that was not
-	// renewed for so long, and at the latest after twice as long.
+	// sessionTTL is the shortest TTL that Consul accepts. Consul ends a session that
+	// was not renewed for that long, at the latest after twice that time.
 	sessionTTL = 10 * time.Second
-	// renewInterval leaves room for two failed tries.
+	// renewInterval leaves time for two failed tries.
 	renewInterval = 3 * time.Second
 	// renewTimeout bounds one try.
 	renewTimeout = 2 * time.Second
-	// vouchFor is how long after the start of a renewal the session is relied
-	// on. It is less than the TTL, since clocks run at different speeds.
+	// vouchFor is how long a renewal is relied on, counted from its start. It is less
+	// than the TTL, because clocks run at different speeds.
 	vouchFor = sessionTTL - time.Second
-	// drainLimit is how long a clean end waits for leases to be released.
+	// drainLimit is how long a clean shutdown waits until leases are released.
 	drainLimit = 5 * time.Second
-	// tellEvery is how often an outage is told of that goes on.
+	// tellEvery is how often a lasting outage is logged.
 	tellEvery = time.Minute
 )
 
-// keeper has this replica's Consul session, and makes a new one when it ends.
+// keeper keeps this replica's Consul session, and creates a new one when it ends.
 type keeper struct {
 	store *Store
 	name  string
-	wake  chan struct{} // asks for a look at the session now
+	wake  chan struct{} // requests a renewal now
 
 	mu      sync.Mutex
 	hold    *hold         // nil while there is no session
-	failed  error         // why there is none, once it is known
+	failed  error         // why there is none, once that is known
 	changed chan struct{} // closed when hold or failed changes
 }
 
@@ -47,8 +47,8 @@ func newKeeper(store *Store, name string) *keeper {
 	return &keeper{store: store, name: name, wake: make(chan struct{}, 1), changed: make(chan struct{})}
 }
 
-// current returns the hold on a session that can be relied on. While one is
-// being made it waits for that, within a limit.
+// current returns a valid hold. If the Consul session is just being created, it waits
+// for that, within a limit.
 func (k *keeper) current(ctx context.Context) (*hold, error) {
 	limited, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
@@ -73,7 +73,8 @@ func (k *keeper) current(ctx context.Context) (*hold, error) {
 	}
 }
 
-// trouble says why there is no session, nil where there is one or will soon be.
+// trouble returns why there is no Consul session, or nil if there is one or soon will
+// be.
 func (k *keeper) trouble() error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -86,7 +87,7 @@ func (k *keeper) trouble() error {
 func noSession(why error) error {
 	what := "no Consul session: "
 	if strings.Contains(why.Error(), "Missing node registration") {
-		what = "no Consul session, which only the datacenter of the Consul agent that is asked can give; do not set consul { datacenter } to another: "
+		what = "no Consul session: only the Consul agent's own datacenter can create one; do not set consul { datacenter } to another: "
 	}
 	return unavailable(what, why)
 }
@@ -99,8 +100,8 @@ func (k *keeper) set(hold *hold, failed error) {
 	k.changed = make(chan struct{})
 }
 
-// look asks for a renewal soon, where there is reason to think that the session
-// is gone or that a lock was left behind.
+// look requests a renewal now. It is called if the Consul session may be gone or a lock
+// may have been left behind.
 func (k *keeper) look() {
 	select {
 	case k.wake <- struct{}{}:
@@ -108,10 +109,10 @@ func (k *keeper) look() {
 	}
 }
 
-// run keeps a session of the instance until ctx ends, and then ends it.
+// run keeps a Consul session of the instance until ctx ends, and then destroys it.
 func (k *keeper) run(ctx context.Context, instance string) {
-	var last string    // session that may still stand in Consul
-	var told time.Time // when it was last told that there can be none
+	var last string    // a session that may still exist in Consul
+	var told time.Time // when a failure was last logged
 	wait := newBackOff(100*time.Millisecond, 5*time.Second)
 	for ctx.Err() == nil {
 		hold, err := k.create(ctx, instance)
@@ -121,7 +122,7 @@ func (k *keeper) run(ctx context.Context, instance string) {
 			if time.Since(told) >= tellEvery {
 				level, told = hclog.Warn, time.Now()
 			}
-			k.store.log.Log(level, "cannot create a Consul session", "error", err)
+			k.store.log.Log(level, "consul_session_create_failed", "error", err)
 			select {
 			case <-time.After(wait.NextBackOff()):
 			case <-ctx.Done():
@@ -130,9 +131,9 @@ func (k *keeper) run(ctx context.Context, instance string) {
 		}
 		wait.Reset()
 		told = time.Time{}
-		k.destroy(ctx, last) // or its locks would stand in our own way until its TTL
+		k.destroy(ctx, last) // otherwise its locks would block this replica until its TTL
 		last = hold.session
-		k.store.log.Debug("created a Consul session", "session", hold.session)
+		k.store.log.Debug("consul_session_created", "session", hold.session)
 		k.set(hold, nil)
 		k.keep(ctx, hold)
 		hold.end()
@@ -142,10 +143,11 @@ func (k *keeper) run(ctx context.Context, instance string) {
 	k.destroy(context.WithoutCancel(ctx), last)
 }
 
-// create makes a session that depends on no health check: an agent that is
-// thought dead for a moment must not cost its replicas their locks. Its lock
-// keys vanish with it. A lock-delay would protect nothing, as writes are
-// fenced; 0 would mean Consul's default of 15 s, so it is the least above.
+// create creates a Consul session without health checks, because a Consul agent that
+// seems dead for a moment must not take away its replicas' locks. Consul deletes the
+// session's lock keys with the session. The session needs no lock-delay, because every
+// write checks its lock. But 0 would mean Consul's default of 15 s, so the lock-delay
+// is the shortest possible.
 func (k *keeper) create(ctx context.Context, instance string) (*hold, error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
@@ -153,7 +155,7 @@ func (k *keeper) create(ctx context.Context, instance string) (*hold, error) {
 	id, _, err := k.store.client.Session().CreateNoChecks(&api.SessionEntry{
 		Name:      "bivouac " + instance + " on " + k.name,
 		TTL:       sessionTTL.String(),
-		LockDelay: time.Nanosecond, // which the client makes 1 ms
+		LockDelay: time.Nanosecond, // the client makes this 1 ms
 		Behavior:  api.SessionBehaviorDelete,
 	}, (&api.WriteOptions{}).WithContext(ctx))
 	if err != nil {
@@ -162,9 +164,10 @@ func (k *keeper) create(ctx context.Context, instance string) (*hold, error) {
 	return newHold(id, began.Add(vouchFor)), nil
 }
 
-// keep renews the session, until it is over or ctx ended and no lease is left.
+// keep renews the Consul session until it is lost, or until ctx has ended and no lease
+// is left.
 func (k *keeper) keep(ctx context.Context, h *hold) {
-	// What is held when ctx ends is still held until it is released.
+	// Locks that are held when ctx ends stay valid until they are released.
 	renewing := context.WithoutCancel(ctx)
 	stop := ctx.Done()
 	var drained <-chan struct{}
@@ -172,7 +175,7 @@ func (k *keeper) keep(ctx context.Context, h *hold) {
 	next := time.NewTimer(renewInterval)
 	defer next.Stop()
 	for {
-		select { // first: there is nothing left to renew it for
+		select { // check this first: nothing is left to renew the session for
 		case <-drained:
 			return
 		default:
@@ -185,36 +188,35 @@ func (k *keeper) keep(ctx context.Context, h *hold) {
 		case <-drained:
 			return
 		case <-limit:
-			k.store.log.Warn("ending the Consul session while locks are held", "session", h.session)
+			k.store.log.Warn("consul_session_ended_with_locks", "session", h.session)
 			return
 		case <-next.C:
 		case <-k.wake:
 		}
-		select { // one look is enough for both
+		select { // one renewal is enough for both
 		case <-k.wake:
 		default:
 		}
 		stands, err := k.renew(renewing, h)
 		switch {
 		case !stands:
-			k.store.log.Warn("the Consul session is gone, and all locks with it", "session", h.session)
+			k.store.log.Warn("consul_session_lost", "session", h.session)
 			return
 		case err == nil:
 			next.Reset(renewInterval)
 		case h.over():
-			k.store.log.Warn("the Consul session could not be renewed in time, all locks are given up",
-				"session", h.session, "error", err)
+			k.store.log.Warn("consul_session_not_renewed", "session", h.session, "error", err)
 			return
 		default:
-			k.store.log.Debug("cannot renew the Consul session", "session", h.session, "error", err)
+			k.store.log.Debug("consul_session_renew_failed", "session", h.session, "error", err)
 			next.Reset(min(renewInterval/6, time.Until(h.until())))
 		}
 		k.store.clearStrays(renewing, h)
 	}
 }
 
-// renew makes one try. stands is false only where Consul said that there is no
-// such session.
+// renew tries to renew the Consul session once. stands is false only if Consul answers
+// that there is no such session.
 func (k *keeper) renew(ctx context.Context, h *hold) (stands bool, err error) {
 	began := time.Now()
 	until := h.until()
@@ -234,7 +236,8 @@ func (k *keeper) renew(ctx context.Context, h *hold) (stands bool, err error) {
 	return true, nil
 }
 
-// destroy ends a session that we no longer use. Where that fails its TTL ends it.
+// destroy destroys a Consul session that is no longer used. If that fails, the session
+// ends with its TTL.
 func (k *keeper) destroy(ctx context.Context, session string) {
 	if session == "" {
 		return
@@ -242,6 +245,6 @@ func (k *keeper) destroy(ctx context.Context, session string) {
 	ctx, cancel := context.WithTimeout(ctx, renewTimeout)
 	defer cancel()
 	if _, err := k.store.client.Session().Destroy(session, (&api.WriteOptions{}).WithContext(ctx)); err != nil {
-		k.store.log.Warn("cannot destroy a Consul session, it ends by itself", "session", session, "error", err)
+		k.store.log.Warn("consul_session_destroy_failed", "session", session, "error", err)
 	}
 }

@@ -11,8 +11,8 @@ import (
 	"github.com/bivouac/bivouac/scheduler"
 )
 
-// Locker is a [scheduler.Locker]: one replica's hold on the locks of a [Store].
-// Several over one store are several replicas. Its zero value is not usable.
+// Locker is a [scheduler.Locker] for one replica over a [Store]. Several lockers
+// over one store behave like several replicas. Make one with [NewLocker].
 type Locker struct {
 	store  *Store
 	leases map[*lease]struct{} // under the store's mu
@@ -23,8 +23,8 @@ func NewLocker(store *Store) *Locker {
 	return &Locker{store: store, leases: make(map[*lease]struct{})}
 }
 
-// End takes all locks away that the replica holds, as if it had been cut off
-// for too long. It may take new ones afterwards.
+// End takes away all locks that the replica holds, as if it had been cut off for
+// too long. The replica may take new ones afterwards.
 func (l *Locker) End() {
 	l.store.mu.Lock()
 	defer l.store.mu.Unlock()
@@ -65,8 +65,8 @@ func (l *Locker) lock(ctx context.Context, chatID uuid.UUID, wait time.Duration,
 	return held, nil
 }
 
-// lease is a [scheduler.Lease]. While it is among its locker's leases nobody
-// else can write the chat's record, so that needs no comparing.
+// lease is a [scheduler.Lease]. While it is among its locker's leases nobody else
+// can write the chat's record, so a write need not compare it first.
 type lease struct {
 	locker *Locker
 	chatID uuid.UUID
@@ -105,7 +105,7 @@ func (l *lease) write(ctx context.Context, next *scheduler.Session, then schedul
 			return fmt.Errorf("%w: record of chat %s", scheduler.ErrInvalid, next.ChatID)
 		}
 		plain := *next
-		plain.CreatedAt = plain.CreatedAt.Round(0).UTC() // what any store gives back
+		plain.CreatedAt = plain.CreatedAt.Round(0).UTC() // as any store returns it
 		plain.ExpiresAt = plain.ExpiresAt.Round(0).UTC()
 		next = &plain
 	}

@@ -1,10 +1,11 @@
-// Package memory keeps records and locks in this process's memory, under the
-// same contract as a real store: for -dev, and for tests that should be fast
-// and do the same thing each time.
+// Package memory keeps records and locks in this process's memory. It is for -dev,
+// and for tests that must be fast and deterministic.
 //
-// It starts no goroutine. All that waits, waits on channels and timers, so it
-// may be used inside a [testing/synctest] bubble. The package must never know
-// of any other store.
+// A [Store] fulfils the same contract as any other store, and a [Locker] is one
+// replica's view of it. The package starts no goroutine and waits only on channels
+// and timers, so it works inside a [testing/synctest] bubble.
+//
+// Nothing outlives the process.
 package memory
 
 import (
@@ -23,7 +24,7 @@ import (
 	"github.com/bivouac/bivouac/scheduler"
 )
 
-// defaultWait is how long a blocking read waits that names no time.
+// defaultWait is how long a blocking read waits by default.
 const defaultWait = 5 * time.Minute
 
 // Store is a [scheduler.Store]. Make one with [NewStore].
@@ -33,7 +34,7 @@ type Store struct {
 	mu      sync.Mutex
 	records map[uuid.UUID]record
 	index   uint64        // of the last change
-	removed uint64        // index of the last removal, for reads that find nothing
+	removed uint64        // index of the last removal, the index of reads that find nothing
 	changed chan struct{} // closed at the next change
 }
 
@@ -53,8 +54,8 @@ func NewStore() *Store {
 	}
 }
 
-// Damage makes the chat's record one that cannot be understood, as if somebody
-// had edited it by hand. It is for tests.
+// Damage makes the chat's record unreadable, as an edit by hand could. It is for
+// tests.
 func (s *Store) Damage(chatID uuid.UUID) { s.spoil(chatID, scheduler.ErrDamaged) }
 
 // Outdate makes the chat's record one that only a newer version may read. It is
@@ -65,7 +66,7 @@ func (s *Store) spoil(chatID uuid.UUID, why error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	r := s.records[chatID]
-	r.unread = fmt.Errorf("%w: that of chat %s", why, chatID)
+	r.unread = fmt.Errorf("%w: chat %s", why, chatID)
 	s.records[chatID] = r
 }
 
@@ -93,7 +94,7 @@ func (s *Store) Get(ctx context.Context, chatID uuid.UUID, block scheduler.Block
 // List implements [scheduler.Store].
 func (s *Store) List(ctx context.Context, query scheduler.Query) (scheduler.Page, error) {
 	if query.PerPage < 1 || query.PerPage > scheduler.MaxPerPage {
-		return scheduler.Page{}, fmt.Errorf("memory: list: %w: per_page %d is not from 1 to %d",
+		return scheduler.Page{}, fmt.Errorf("memory: list: %w: per_page is %d, but must be from 1 to %d",
 			scheduler.ErrInvalid, query.PerPage, scheduler.MaxPerPage)
 	}
 	after, err := parseToken(query.NextToken)
@@ -178,8 +179,8 @@ func (s *Store) Count(ctx context.Context) (int, error) {
 	return count, nil
 }
 
-// read calls look, which returns the index of what it saw, and calls it again
-// at each change until that index is above block's or block's time is over.
+// read calls look, which returns the index of what it read. It calls look again at
+// each change, until that index is above block's or block's time is over.
 func (s *Store) read(ctx context.Context, block scheduler.Block, look func() uint64) (uint64, error) {
 	if err := ctx.Err(); err != nil {
 		return 0, err
@@ -208,7 +209,7 @@ func (s *Store) read(ctx context.Context, block scheduler.Block, look func() uin
 	}
 }
 
-// selectWhere returns the sessions of the records that match. The caller holds mu.
+// selectWhere returns the sessions of all matching records. The caller holds mu.
 func (s *Store) selectWhere(match func(record) bool) []scheduler.Session {
 	var selected []scheduler.Session
 	for _, r := range s.records {
@@ -219,7 +220,7 @@ func (s *Store) selectWhere(match func(record) bool) []scheduler.Session {
 	return selected
 }
 
-// put replaces a chat's record, or removes it where next is nil. The caller holds mu.
+// put replaces a chat's record, or removes it if next is nil. The caller holds mu.
 func (s *Store) put(chatID uuid.UUID, next *scheduler.Session) {
 	before, stood := s.records[chatID]
 	s.index++
@@ -228,7 +229,7 @@ func (s *Store) put(chatID uuid.UUID, next *scheduler.Session) {
 	} else {
 		s.records[chatID] = record{session: *next, index: s.index}
 	}
-	// A record that another agent takes over is gone from the first one's list.
+	// A record that moves to another AI agent disappears from the first one's list.
 	if next == nil || stood && before.session.AgentID != next.AgentID {
 		s.removed = s.index
 	}
@@ -240,7 +241,7 @@ func byChat(a, b scheduler.Session) int {
 	return strings.Compare(a.ChatID.String(), b.ChatID.String())
 }
 
-// token names the last chat of a page.
+// token encodes the last chat of a page.
 func token(last uuid.UUID) string { return base64.RawURLEncoding.EncodeToString(last[:]) }
 
 func parseToken(token string) (after string, err error) {

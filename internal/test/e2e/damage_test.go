@@ -119,7 +119,7 @@ func TestDamagedRecordsAreReportedAndLeftAlone(t *testing.T) {
 	list := call[wire.ListAnswer](r, http.MethodGet, "/v1/sessions", nil, http.StatusOK)
 	must.Len(t, 2, list.Sessions, must.Sprint("the neighbour's and the thief's"))
 	for _, d := range damages {
-		r.hasLogged("skipped a record", d.key, d.reason)
+		r.hasLogged("record_skipped", d.key, d.reason)
 	}
 
 	// And nothing of theirs was stopped, not by another replica either.
@@ -167,7 +167,7 @@ func TestIndexKeysWithoutARecordAreRemoved(t *testing.T) {
 		root + "expiry/" + time.Now().UTC().Format("200601021504") + "/" + absent,
 	} {
 		w.put(key, []byte("?"))
-		r.hasLogged("removed an index entry", key)
+		r.hasLogged("index_entry_removed", key)
 	}
 	eventually(t, "they are gone", func() error {
 		if keys := w.keys(absent); len(keys) > 0 {

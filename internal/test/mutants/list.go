@@ -25,9 +25,10 @@ func mutants() []mutant {
 		{without: "intent", changes: []change{
 			{create, `if err := write(ctx, lease, &next, Keep); err != nil {`, `if err := error(nil); err != nil {`},
 		}},
+		// In the simulation hardly any registration comes after its session was stopped.
 		{without: "tombstone", changes: []change{
 			{stop, `return state{}, d.layTombstone(ctx, sessionID)`, `return s, nil`},
-		}},
+		}, noticedBy: test{"./runtime/nomad", "TestStop_makes_a_late_registration_fail"}},
 		{without: "wait for terminal", changes: []change{
 			{stop, `return s, d.running(ctx, s)`, `return s, nil`},
 		}},
@@ -100,13 +101,15 @@ func mutants() []mutant {
 		{without: "identity check of writes", changes: []change{
 			{lease, `	ops = append(ops, l.store.identity.unmoved())`, ``},
 		}, noticedBy: test{"./internal/store/consul", "TestStoreThatLosesItsData"}},
+		{without: "doubt about what a token may not read", changes: []change{
+			{"internal/store/consul/request.go", `return nil, fmt.Errorf("%w: the answer lacks %s; may the Consul token read it?", scheduler.ErrUnavailable, key)`, `return &api.KVPair{Key: key}, nil`},
+		}},
 		{without: "standing still without an identity", changes: []change{
 			{"internal/store/consul/identity.go", `case len(running) > 0:`, `case false:`},
 		}},
-		// The simulation has one Bivouac.
 		{without: "instance of each job", changes: []change{
 			{"runtime/nomad/foreign.go", `case !d.instance.owns(id):`, `case false:`},
-		}, noticedBy: test{"./runtime/nomad", "TestForeignJobs_are_left_alone"}},
+		}},
 		{without: "doubt about what is not seen to start", changes: []change{
 			{"scheduler/observe.go", `case sandbox.State == runtime.StateStarting && sandbox.ContainerID == "":`, `case false:`},
 		}, noticedBy: test{"./scheduler", "TestGet_tellsWhatTheRuntimeSees"}},

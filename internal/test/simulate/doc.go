@@ -13,6 +13,9 @@
 // is not checked. Two processes of a chat are never allowed, and everything must
 // settle, within 3 minutes. These faults spare starts that are in flight.
 //
+// In a third of the runs another Bivouac of the same name has a sandbox on the same
+// Nomad. It must be left alone, and callers must never be told of it.
+//
 // All of it is tests. The package must never hold anything that the product
 // needs.
 package simulate

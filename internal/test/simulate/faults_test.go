@@ -66,26 +66,37 @@ func (w *world) provoke(n int, f fault) {
 	case "node cut", "node agent dead", "node reboots":
 		w.loseNode(f)
 	case "sandbox dies":
-		if alive := w.nomad.Processes(); len(alive) > 0 {
+		if alive := w.processes(); len(alive) > 0 {
 			p := alive[f.which%len(alive)]
 			w.died(p.Meta[jobs.MetaSessionID], f.kind)
 			w.hits.count(f.kind, true)
 			w.nomad.Kill(p.AllocID)
 		}
 	case "task restarted":
-		if alive := w.nomad.Processes(); len(alive) > 0 {
+		if alive := w.processes(); len(alive) > 0 {
 			p := alive[f.which%len(alive)]
 			w.died(p.Meta[jobs.MetaSessionID], f.kind)
 			w.hits.count(f.kind, true)
 			w.nomad.Restart(p.AllocID)
 		}
 	case "job stopped":
-		if alive := w.nomad.Processes(); len(alive) > 0 {
+		if alive := w.processes(); len(alive) > 0 {
 			p := alive[f.which%len(alive)]
 			w.died(p.Meta[jobs.MetaSessionID], f.kind)
 			w.hits.count(f.kind, true)
 			w.nomad.StopJob(p.JobID)
 		}
+	case "stop hangs":
+		if alive := w.processes(); len(alive) > 0 {
+			release := w.nomad.Hang(alive[f.which%len(alive)].NodeID)
+			wait(w.ctx, f.lasts)
+			w.hits.count(f.kind, release() > 0)
+		}
+	case "token without rights":
+		r.token.lost.Add(1)
+		wait(w.ctx, f.lasts)
+		r.token.lost.Add(-1)
+		w.hits.count(f.kind, r.token.denied.Load() > 0)
 	case "no room":
 		w.nomad.SetCapacity(0)
 		wait(w.ctx, f.lasts)
@@ -192,7 +203,7 @@ func (w *world) loseNode(f fault) {
 	w.mu.Lock()
 	w.cutNodes[id]++
 	w.mu.Unlock()
-	for _, p := range w.nomad.Processes() {
+	for _, p := range w.processes() {
 		if p.NodeID == id {
 			w.died(p.Meta[jobs.MetaSessionID], f.kind)
 		}

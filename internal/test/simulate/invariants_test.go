@@ -43,6 +43,9 @@ type record struct {
 
 // processStarted counts the chat's live processes.
 func (w *world) processStarted(p nomadmodel.Process) {
+	if isNeighbours(p.Meta) {
+		return
+	}
 	chat, session := p.Meta[jobs.MetaChatID], p.Meta[jobs.MetaSessionID]
 	w.mu.Lock()
 	if w.cutNodes[p.NodeID] > 0 {
@@ -63,6 +66,9 @@ func (w *world) processStarted(p nomadmodel.Process) {
 }
 
 func (w *world) processEnded(p nomadmodel.Process) {
+	if isNeighbours(p.Meta) {
+		return
+	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.alive[p.Meta[jobs.MetaChatID]]--
@@ -197,7 +203,7 @@ func (r record) index() []string {
 func (w *world) unmatched(records map[string]record) []string {
 	var left []string
 	runs := make(map[string]nomadmodel.Process)
-	for _, p := range w.nomad.Processes() {
+	for _, p := range w.processes() {
 		id := p.Meta[jobs.MetaSessionID]
 		runs[id] = p
 		switch r, ok := records[id]; {
@@ -223,7 +229,7 @@ func (w *world) unmatched(records map[string]record) []string {
 		session := meta[jobs.MetaSessionID]
 		// Nomad forgets the job of a sandbox that died without a record.
 		isOver := w.isEdited(meta[jobs.MetaChatID]) && w.hasDied(session)
-		if _, ok := records[session]; !ok && !isOver {
+		if _, ok := records[session]; !ok && !isOver && !isNeighbours(meta) {
 			left = append(left, "a job without a record: "+id)
 		}
 	}

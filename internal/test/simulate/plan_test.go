@@ -24,6 +24,7 @@ type plan struct {
 	nodes           int
 	capacity        int
 	slowNomad       bool
+	neighbour       bool // another Bivouac has a sandbox on the same Nomad
 	ttl             time.Duration
 	cleanupInterval time.Duration
 }
@@ -122,7 +123,23 @@ func newPlan(seed uint64) plan {
 	if p.odds != (network.Odds{}) {
 		p.calm = max(p.calm, period)
 	}
+	if rng.IntN(3) == 0 {
+		p.neighbour = true
+		p.capacity++ // for its sandbox
+	}
+	if rng.IntN(40) == 0 {
+		p.hangForLong(rng)
+	}
 	return p
+}
+
+// hangForLong has a delete meet a stop that hangs for longer than any caller waits.
+func (p *plan) hangForLong(rng *rand.Rand) {
+	create := request{kind: "create", agent: "agent-1", replica: rng.IntN(p.hosts), ttl: 20 * time.Minute}
+	p.callers[0] = append([]request{create, {kind: "delete", after: 3 * time.Second}}, p.callers[0]...)
+	f := fault{at: 2 * time.Second, lasts: between(rng, 65*time.Second, 90*time.Second), kind: "stop hangs"}
+	p.faults = append(p.faults, f)
+	p.calm = max(p.calm, f.at+f.lasts)
 }
 
 // loseNodeForLong loses a node, perhaps before it told that a sandbox runs, for
@@ -186,6 +203,7 @@ var kinds = []string{
 	"nomad leader", "node cut", "node agent dead", "sandbox dies", "sandbox dies", "no room", "streams break",
 	"session destroyed", "lock deleted", "job stopped", "task restarted", "task restarted", "node reboots",
 	"clock set ahead", "clock set back", "clock deleted", "record deleted", "store set back", "store wiped",
+	"stop hangs", "token without rights",
 }
 
 func (p plan) newFault(rng *rand.Rand) fault {

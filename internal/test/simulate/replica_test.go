@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/google/uuid"
@@ -14,6 +15,7 @@ import (
 	tracenoop "go.opentelemetry.io/otel/trace/noop"
 
 	"github.com/bivouac/bivouac/internal/store/consul"
+	"github.com/bivouac/bivouac/internal/test/simulate/consulmodel"
 	"github.com/bivouac/bivouac/internal/test/simulate/network"
 	"github.com/bivouac/bivouac/runtime"
 	"github.com/bivouac/bivouac/runtime/nomad"
@@ -24,6 +26,7 @@ import (
 type replica struct {
 	name      string
 	host      *network.Host
+	token     *token
 	consul    *network.Link
 	nomad     *network.Link
 	store     *consul.Store
@@ -37,7 +40,8 @@ type replica struct {
 // start starts the i-th replica.
 func (w *world) start(i int, name string) {
 	r := &replica{name: name, host: network.NewHost(name), died: make(chan struct{})}
-	r.consul, r.nomad = w.net.Link(r.host, w.consul), w.net.Link(r.host, w.nomad)
+	r.token = &token{server: w.consul}
+	r.consul, r.nomad = w.net.Link(r.host, r.token), w.net.Link(r.host, w.nomad)
 	log := w.newLogger(name)
 	consulClient, err := consul.NewClient(&consulapi.Config{HttpClient: &http.Client{Transport: r.consul}})
 	if err != nil {
@@ -115,12 +119,32 @@ func (w *world) start(i int, name string) {
 	w.note("%s starts", name)
 }
 
+// token is a replica's for Consul.
+type token struct {
+	server *consulmodel.Server
+	lost   atomic.Int32 // while it is not 0 the token may do nothing
+	denied atomic.Int32 // counts the requests that this met
+}
+
+// Serve implements [network.Server]. A read that waits keeps the rights with which
+// it began, as with Consul.
+func (t *token) Serve(ctx context.Context, req *http.Request, body []byte) *http.Response {
+	if t.lost.Load() == 0 {
+		return t.server.Serve(ctx, req, body)
+	}
+	t.denied.Add(1)
+	return t.server.WithoutRights().Serve(ctx, req, body)
+}
+
 // startAgain starts a replica that has ended by itself once more, as who supervises
 // processes does.
 func (w *world) startAgain(i int, r *replica) {
 	r.stop()
 	r.crash()
-	if w.replica(i) == r {
+	w.mu.Lock()
+	again := !w.over && w.replicas[i] == r
+	w.mu.Unlock()
+	if again {
 		w.start(i, r.name+"+")
 	}
 }

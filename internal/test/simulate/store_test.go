@@ -11,6 +11,7 @@ import (
 
 	consulapi "github.com/hashicorp/consul/api"
 
+	"github.com/bivouac/bivouac/internal/store/consul"
 	"github.com/bivouac/bivouac/scheduler"
 )
 
@@ -101,8 +102,9 @@ func (w *world) wipe(lasts time.Duration) bool {
 	if w.odds.Late > 0 {
 		return false
 	}
+	var own consul.Identity
 	done := w.whenQuiet(func(pairs map[string]consulapi.KVPair) map[string]consulapi.KVPair {
-		if _, ok := pairs[identityKey]; !ok {
+		if json.Unmarshal(pairs[identityKey].Value, &own) != nil {
 			return nil
 		}
 		return make(map[string]consulapi.KVPair)
@@ -113,10 +115,17 @@ func (w *world) wipe(lasts time.Duration) bool {
 	w.editAll()
 	wait(w.ctx, lasts)
 	w.operate(func(ctx context.Context, r *replica) error {
-		if _, err := r.store.Adopt(ctx, ""); err != nil {
-			return err
+		instance := "" // that of what runs
+		if w.neighbour {
+			instance = own.Instance
 		}
-		_, err := r.scheduler.Adopt(ctx)
+		_, err := r.store.Adopt(ctx, instance)
+		switch {
+		case w.neighbour && errors.Is(err, scheduler.ErrInvalid): // only a neighbour's sandbox runs
+			_, _, err = r.store.Forget(ctx)
+		case err == nil:
+			_, err = r.scheduler.Adopt(ctx)
+		}
 		return err
 	})
 	return true

@@ -108,13 +108,13 @@ const manyRuns = 1000
 func (s *tally) missing() []string {
 	faults := append([]string{
 		network.RequestsLost, network.RepliesLost, network.RequestsLate, network.RepliesLate,
-		network.Failed, network.Refused, network.HeldBack, stoppedByNode,
+		network.Failed, network.Refused, network.HeldBack, stoppedByNode, besideNeighbour,
 	}, kinds...)
 	told := []string{
 		"create: created", "create: replaced", "create: reused", "create: conflict", "create: not_placed", "create: not_ready",
 		"get: creating", "get: running", "get: stopping", "get: dead", "get: lost", "get: not_found",
 		"renew: renewed", "renew: expired", "renew: not_running", "renew: not_found",
-		"delete: deleted", "delete: not_found",
+		"delete: deleted", "delete: not_found", "delete: not_stopped",
 	}
 	for _, kind := range []string{"create", "delete"} { // what any may be told
 		for _, trouble := range []string{"nothing", "deadline_exceeded", "lock_lost", "store_unavailable", "runtime_unavailable"} {

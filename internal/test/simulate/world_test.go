@@ -64,6 +64,7 @@ type world struct {
 
 	mu         sync.Mutex
 	replicas   []*replica // by number; one that was restarted takes its place
+	over       bool       // none is started any more
 	asked      *occasion  // a request, of the replica of that number
 	started    *occasion  // a process, on the node of that number
 	history    []call
@@ -97,12 +98,15 @@ func run(t *testing.T, p plan, template *jobs.Template) *world {
 	config := nomadmodel.Config{
 		Nodes: p.nodes, Capacity: p.capacity, Slow: p.slowNomad, Rand: w.net.Rand,
 		Started: w.processStarted, Ended: w.processEnded,
-		Stopped: func(nomadmodel.Process) { w.hits.count(stoppedByNode, true) },
+		Stopped: func(p nomadmodel.Process) { w.hits.count(stoppedByNode, !isNeighbours(p.Meta)) },
 		Trace:   func(event string) { w.note("nomad: %s", event) },
 	}
 	w.nomad = nomadmodel.New(ctx, config)
 	for i := range p.chats {
 		w.chatIDs = append(w.chatIDs, uuid.NewSHA1(uuid.NameSpaceURL, []byte(strconv.Itoa(i))))
+	}
+	if p.neighbour {
+		w.addNeighbour()
 	}
 	w.replicas = make([]*replica, p.hosts)
 	for i := range p.hosts {
@@ -125,7 +129,11 @@ func run(t *testing.T, p plan, template *jobs.Template) *world {
 	w.settle()
 	w.lastLook()
 	w.checkAnswers()
+	w.checkNeighbour()
 
+	w.mu.Lock()
+	w.over = true
+	w.mu.Unlock()
 	for _, r := range w.replicas {
 		r.stop()
 	}

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/hashicorp/consul/api"
 	"github.com/shoenig/test/must"
 
@@ -26,6 +27,7 @@ type probe struct {
 	*testing.T
 	client *api.Client
 	prefix string
+	root   *api.Client // may do everything, for a probe without rights; else nil
 	seen   []string
 }
 
@@ -55,18 +57,88 @@ func TestModelAnswersAsConsulDoes(t *testing.T) {
 			must.NoError(t, err)
 			model := &probe{T: t, client: client, prefix: prefix}
 
-			modelled := make(chan struct{})
-			go func() { // beside the other, as some probes take their time
-				defer close(modelled)
-				ask(model)
-			}()
-			ask(consulProbe)
-			<-modelled
-			must.SliceNotEmpty(t, consulProbe.seen)
-			must.Eq(t, consulProbe.seen, model.seen, must.Sprint("what Consul says, and what the model says"))
+			compare(t, consulProbe, model, ask)
 		})
 	}
 }
+
+func compare(t *testing.T, consul, model *probe, ask func(*probe)) {
+	modelled := make(chan struct{})
+	go func() { // beside the other, as some probes take their time
+		defer close(modelled)
+		ask(model)
+	}()
+	ask(consul)
+	<-modelled
+	must.SliceNotEmpty(t, consul.seen)
+	must.Eq(t, consul.seen, model.seen, must.Sprint("what Consul says, and what the model says"))
+}
+
+// The model denies a client without a token what a Consul does that denies by
+// default: some of it in words, and some without one.
+func TestModelDeniesAsConsulDoes(t *testing.T) {
+	management := uuid.NewString()
+	consul, err := stack.StartConsul(t.Context(), stack.ConsulConfig{ManagementToken: management})
+	must.NoError(t, err)
+	t.Cleanup(func() { must.NoError(t, consul.Stop()) })
+	client := func(config api.Config) *api.Client {
+		client, err := api.NewClient(&config)
+		must.NoError(t, err)
+		return client
+	}
+	server := consulmodel.New(2)
+	t.Cleanup(server.Close)
+	direct := func(server network.Server) api.Config {
+		return api.Config{HttpClient: &http.Client{Transport: network.Direct{Server: server}}}
+	}
+	compare(t, &probe{
+		T: t, prefix: "probe/",
+		client: client(api.Config{Address: consul.Addr()}),
+		root:   client(api.Config{Address: consul.Addr(), Token: management}),
+	}, &probe{
+		T: t, prefix: "probe/", client: client(direct(server.WithoutRights())), root: client(direct(server)),
+	}, (*probe).withoutRights)
+}
+
+func (p *probe) withoutRights() {
+	rightful := &probe{T: p.T, client: p.root, prefix: p.prefix}
+	stands := rightful.txn(rightful.set("x/a", "1"))
+	held := rightful.session(time.Nanosecond)
+
+	p.txn(p.op(api.KVGetOrEmpty, "x/a"), p.op(api.KVGetOrEmpty, "missing"), p.op(api.KVGetTree, "x/"))
+	p.txn(p.at(api.KVCheckIndex, "x/a", stands[0].ModifyIndex), p.op(api.KVGetOrEmpty, "x/a"))
+	p.txn(p.op(api.KVCheckNotExists, "missing"))
+	p.txn(p.op(api.KVGetOrEmpty, "x/a"), p.set("x/b", "2"), p.op(api.KVDelete, "x/a"))
+	p.txn(p.lock("l", held, "v"), p.op(api.KVGetOrEmpty, "x/a"))
+	p.txn(p.at(api.KVCAS, "x/a", stands[0].ModifyIndex), p.at(api.KVDeleteCAS, "x/a", stands[0].ModifyIndex))
+	for _, below := range []string{"x/", "none/"} {
+		keys, meta, err := p.client.KV().Keys(p.prefix+below, "/", &api.QueryOptions{RequireConsistent: true})
+		p.see("keys %q, error %v, an index: %t, filtered: %t", keys, err,
+			meta != nil && meta.LastIndex > 0, meta != nil && meta.ResultsFilteredByACLs)
+	}
+	for _, key := range []string{"x/a", "missing"} {
+		pair, _, err := p.client.KV().Get(p.prefix+key, &api.QueryOptions{RequireConsistent: true})
+		p.see("get: %t, error %v", pair != nil, err)
+		_, err = p.client.KV().Put(&api.KVPair{Key: p.prefix + key}, nil)
+		p.see("put: error %v", err)
+	}
+	_, _, err := p.client.Session().CreateNoChecks(&api.SessionEntry{TTL: "10s", Behavior: api.SessionBehaviorDelete}, nil)
+	p.see("session: error %v", node.ReplaceAllString(fmt.Sprint(err), "NODE"))
+	entry, _, err := p.client.Session().Renew(held, nil)
+	p.see("renew: %t, error %v", entry != nil, node.ReplaceAllString(fmt.Sprint(err), "NODE"))
+	_, err = p.client.Session().Destroy(held, nil)
+	p.see("destroy: error %v", node.ReplaceAllString(fmt.Sprint(err), "NODE"))
+	leader, err := p.client.Status().Leader()
+	p.see("a leader: %t, error %v", leader != "", err)
+
+	entry, _, err = p.root.Session().Renew(held, nil)
+	p.see("the session stands: %t, error %v", entry != nil, err)
+	pair, _, err := p.root.KV().Get(p.prefix+"x/a", nil)
+	p.see("the key stands: %t, error %v", pair != nil, err)
+}
+
+// node is what Consul names where a right to its sessions is missing.
+var node = regexp.MustCompile(`on "[^"]*"`)
 
 var (
 	numbers  = regexp.MustCompile(`\b\d+\b`)

@@ -33,6 +33,7 @@ func TestModelAnswersAsNomadDoes(t *testing.T) {
 		"no room":      (*probe).noRoom,
 		"sandbox dies": (*probe).sandboxDies,
 		"restarted":    (*probe).restarted,
+		"poststop":     (*probe).poststop,
 		"missing":      (*probe).missing,
 		"events":       (*probe).events,
 	} {
@@ -170,6 +171,46 @@ func (p *probe) restarted() {
 	p.deregister(*job.ID, false)
 	p.awaitProcess(*job.ID, false)
 	p.awaitClient(*job.ID, "complete")
+}
+
+// poststop: a task that runs once the main one has ended is not asked to end, and
+// its allocation runs until it does, unless the main one failed.
+func (p *probe) poststop() {
+	for _, asked := range []bool{true, false} {
+		job := p.job()
+		last := api.NewTask("last", "raw_exec")
+		last.Lifecycle = &api.TaskLifecycle{Hook: api.TaskLifecycleHookPoststop}
+		last.Config = map[string]any{"command": "/bin/sleep", "args": []string{"3"}}
+		last.Meta = map[string]string{"lasts": "3s"}
+		last.Resources, last.RestartPolicy = job.TaskGroups[0].Tasks[0].Resources, job.TaskGroups[0].RestartPolicy
+		job.TaskGroups[0].Tasks = append(job.TaskGroups[0].Tasks, last)
+		lastTask := func() *api.TaskState {
+			for _, a := range p.allocs(*job.ID) {
+				if task := a.TaskStates["last"]; task != nil {
+					return task
+				}
+			}
+			return &api.TaskState{State: "not known"}
+		}
+		p.first(job)
+		p.awaitProcess(*job.ID, true)
+		p.awaitClient(*job.ID, "running")
+		p.see("the last task is %s", lastTask().State)
+		if asked {
+			p.deregister(*job.ID, false)
+		} else {
+			p.kill(*job.ID)
+		}
+		p.awaitProcess(*job.ID, false)
+		p.await("the last task runs", func() bool { return lastTask().State == "running" })
+		p.look(*job.ID)
+		if !asked {
+			p.deregister(*job.ID, false)
+		}
+		p.await("the last task has ended", func() bool { return lastTask().State == "dead" })
+		p.see("it ran to its end: %t", lastTask().FinishedAt.Sub(lastTask().StartedAt) > 2*time.Second)
+		p.look(*job.ID)
+	}
 }
 
 func (p *probe) missing() {

@@ -19,6 +19,7 @@ type node struct {
 	connected bool // whether it and the servers reach each other
 	agent     int  // counts disconnections, so that timers of older ones are known
 	down      bool // its agent is gone; the processes live on
+	hangs     int  // while it is not 0 no process ends because it was asked to
 }
 
 // run is an allocation as its node knows it.
@@ -28,6 +29,7 @@ type run struct {
 	spec    *api.Job
 	ending  bool // told to stop
 	again   bool // told to end and to be started once more
+	hung    int  // the run that should have ended, and did not since the node hangs
 	gone    bool // it ended while its node's agent was down
 	alive   bool // the truth
 	ready   bool // its port answers
@@ -35,11 +37,46 @@ type run struct {
 	failed  bool
 	started time.Time
 	ended   time.Time
+	last    *lastTask // nil if the group has no poststop task
 
 	restarts uint64
 	events   []*api.TaskEvent // the last ones
 	news     int              // counts what happened
 	told     int              // and how much of it the servers know
+}
+
+// lastTask is a poststop task: it runs when the main one has ended, for as long as
+// it likes, whatever Nomad is asked for.
+type lastTask struct {
+	name           string
+	lasts          time.Duration
+	started, ended time.Time
+}
+
+// lastTaskOf returns a group's poststop task. How long it lasts is said by its meta
+// "lasts".
+func lastTaskOf(spec *api.Job) *lastTask {
+	for _, task := range spec.TaskGroups[0].Tasks {
+		if task.Lifecycle != nil && task.Lifecycle.Hook == api.TaskLifecycleHookPoststop {
+			lasts, err := time.ParseDuration(task.Meta["lasts"])
+			if err != nil {
+				panic("nomadmodel: no model of this poststop task: " + err.Error())
+			}
+			return &lastTask{name: task.Name, lasts: lasts}
+		}
+	}
+	return nil
+}
+
+func (t *lastTask) state(over bool) string {
+	switch {
+	case over:
+		return "dead"
+	case !t.started.IsZero():
+		return "running"
+	default:
+		return "pending"
+	}
 }
 
 // maxEvents is how many events of a task Nomad keeps.
@@ -76,7 +113,7 @@ func (s *Server) hear(a *alloc, gone bool) {
 	wanted := a.DesiredStatus == api.AllocDesiredStatusRun && !gone
 	switch {
 	case r == nil && !gone:
-		r = &run{node: a.node, spec: a.job, Process: Process{
+		r = &run{node: a.node, spec: a.job, last: lastTaskOf(a.job), Process: Process{
 			AllocID: a.ID, JobID: a.JobID, NodeID: a.NodeID, Meta: a.job.Meta, Port: a.AllocatedResources.Shared.Ports[0].Value,
 		}}
 		s.clients[a.ID] = r
@@ -114,7 +151,7 @@ func (s *Server) start(r *run) {
 // stop asks the process to end, and kills it after the kill timeout.
 func (s *Server) stop(r *run) {
 	r.ending = true
-	if r.over {
+	if r.over || !r.ended.IsZero() { // or its last task runs
 		return
 	}
 	r.note(api.TaskEvent{Type: api.TaskKilling})
@@ -138,10 +175,40 @@ func (s *Server) endWithin(r *run) {
 	}
 	which := r.Run
 	s.after("kill", least, kill, func() {
-		if r.Run == which {
+		switch {
+		case r.Run != which:
+		case r.node.hangs > 0:
+			r.hung = which
+		default:
 			s.end(r, false)
 		}
 	})
+}
+
+// Hang has no process of a node end because it was asked to, as one that waits for
+// a disk that does not answer, until the function that it returns is called. That
+// one returns how many had to wait.
+func (s *Server) Hang(nodeID string) (release func() int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n := s.nodes[slices.IndexFunc(s.nodes, func(n *node) bool { return n.id == nodeID })]
+	n.hangs++
+	return func() int {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		n.hangs--
+		waited := 0
+		for _, r := range s.runsOn(n) {
+			if r.hung != r.Run || !r.alive {
+				continue
+			}
+			waited++
+			if n.hangs == 0 {
+				s.endWithin(r)
+			}
+		}
+		return waited
+	}
 }
 
 // end is the end of a process.
@@ -163,9 +230,24 @@ func (s *Server) end(r *run, failed bool) {
 		r.note(api.TaskEvent{Type: api.TaskRestarting})
 		s.after("start again", 15*time.Millisecond, 250*time.Millisecond, func() { s.start(r) })
 	} else {
-		r.over, r.failed, r.ended = true, failed, time.Now()
+		r.over, r.failed, r.ended = r.last == nil, failed, time.Now()
+		if r.last != nil {
+			s.after("last task", 15*time.Millisecond, 250*time.Millisecond, func() { s.startLast(r) })
+		}
 	}
 	s.sync(r)
+}
+
+// startLast runs the poststop task.
+func (s *Server) startLast(r *run) {
+	r.last.started = time.Now()
+	r.news++
+	s.sync(r)
+	s.after("last task ends", r.last.lasts, r.last.lasts, func() {
+		r.over, r.last.ended = true, time.Now()
+		r.news++
+		s.sync(r)
+	})
 }
 
 // Restart has a client end a process and start another one in the same
@@ -202,12 +284,16 @@ func (s *Server) report(r *run) {
 	}
 	status, task := api.AllocClientStatusPending, "pending"
 	switch {
-	case r.over && r.failed:
+	case r.failed: // also if the last task still runs
 		status, task = api.AllocClientStatusFailed, "dead"
 	case r.over:
 		status, task = api.AllocClientStatusComplete, "dead"
 	case r.alive:
 		status, task = api.AllocClientStatusRunning, "running"
+	case r.last != nil && !r.last.started.IsZero():
+		status, task = api.AllocClientStatusRunning, "dead"
+	case !r.ended.IsZero():
+		task = "dead"
 	}
 	if a.ClientStatus == status && r.told == r.news {
 		return
@@ -219,6 +305,11 @@ func (s *Server) report(r *run) {
 	a.TaskStates = map[string]*api.TaskState{"sandbox": {
 		State: task, Failed: r.failed, Restarts: r.restarts, StartedAt: r.started, FinishedAt: r.ended, Events: slices.Clone(r.events),
 	}}
+	if r.last != nil {
+		a.TaskStates[r.last.name] = &api.TaskState{
+			State: r.last.state(r.over), StartedAt: r.last.started, FinishedAt: r.last.ended,
+		}
+	}
 	s.trace("allocation %s is %s", a.ID, status)
 	s.publish(a.event())
 	if a.terminal() && !wasTerminal {

@@ -1,0 +1,36 @@
+// Package httpserver makes the HTTP server of a replica. It bounds what slow and
+// idle callers can hold: headers, idle connections, and the number of connections.
+//
+// It does not bound how long an answer takes to begin, because a create or a
+// blocking read takes as long as it takes. It does not know what is served.
+package httpserver
+
+import (
+	"net/http"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+)
+
+const (
+	headerLimit = 10 * time.Second // to read a request's headers
+	idleLimit   = 2 * time.Minute
+	maxHeader   = 32 << 10 // bytes
+)
+
+// New returns a server for handler, which the caller starts. It keeps at most
+// maxConnections connections open, or any number if that is 0. To make room for
+// another one, it closes the one that has been without a request for longest.
+func New(handler http.Handler, maxConnections int, log hclog.Logger) *http.Server {
+	return &http.Server{
+		Handler:           handler,
+		ConnState:         newConnections(maxConnections).changed,
+		ReadHeaderTimeout: headerLimit,
+		IdleTimeout:       idleLimit,
+		MaxHeaderBytes:    maxHeader,
+
+		DisableGeneralOptionsHandler: true, // the handler answers "OPTIONS *", too
+
+		ErrorLog: log.StandardLogger(&hclog.StandardLoggerOptions{ForceLevel: hclog.Debug}),
+	}
+}

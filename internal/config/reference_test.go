@@ -1,0 +1,85 @@
+package config
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/shoenig/test/must"
+)
+
+var update = flag.Bool("update", false, "write REFERENCE.md")
+
+const introduction = `# Configuration reference
+
+Generated from the code: ` + "`go test ./internal/config -run Reference -update`" + `.
+
+Pass ` + "`-config=FILE|DIR`" + ` one or more times. A file is HCL, or JSON if its name ends in ` + "`.json`" + `. Later files override earlier ones, and flags override files. Files override the environment variables of Consul and Nomad.
+
+| key | flag | type | default | meaning |
+| --- | --- | --- | --- | --- |
+`
+
+// TestReferenceIsGenerated compares REFERENCE.md with the keys.
+func TestReferenceIsGenerated(t *testing.T) {
+	c := Default()
+	var text strings.Builder
+	text.WriteString(introduction)
+	rows(&text, c.keys())
+	blocks := c.blocks()
+	for _, block := range []struct {
+		name, about string
+		keys        []key
+	}{
+		{"consul", "", blocks["consul"]},
+		{"nomad", "", blocks["nomad"]},
+		{"plugin \"NAME\"", "Makes the plugin a runtime of that name. A block `config` inside it is passed to the plugin.", new(Plugin).keys()},
+	} {
+		fmt.Fprintf(&text, "\n## Block `%s`\n\n", block.name)
+		if block.about != "" {
+			fmt.Fprintf(&text, "%s\n\n", block.about)
+		}
+		text.WriteString("| key | flag | type | default | meaning |\n| --- | --- | --- | --- | --- |\n")
+		rows(&text, block.keys)
+	}
+	must.MapLen(t, 2, blocks)
+	if *update {
+		must.NoError(t, os.WriteFile("REFERENCE.md", []byte(text.String()), 0o600))
+	}
+	stands, err := os.ReadFile("REFERENCE.md")
+	must.NoError(t, err)
+	must.Eq(t, text.String(), string(stands), must.Sprint("run the test with -update"))
+}
+
+func rows(text *strings.Builder, keys []key) {
+	for _, k := range keys {
+		var kind, value string
+		switch target := k.target.(type) {
+		case *string:
+			kind, value = "string", *target
+		case *bool:
+			kind, value = "bool", fmt.Sprint(*target)
+		case *time.Duration:
+			kind, value = "duration", target.String()
+		case *[]string:
+			kind = "list of strings"
+		case *map[string]string:
+			kind = "map"
+		}
+		usage, _, _ := strings.Cut(k.usage, " (default ")
+		if _, after, ok := strings.Cut(k.usage, " (default "); ok {
+			value = strings.TrimSuffix(after, ")")
+		} else if value != "" {
+			value = "`" + value + "`"
+		}
+		flagName := ""
+		if k.flag != "" {
+			flagName = "`-" + k.flag + "`"
+		}
+		fmt.Fprintf(text, "| `%s` | %s | %s | %s | %s |\n", k.name, flagName, kind, value,
+			strings.ReplaceAll(strings.ReplaceAll(usage, "|", "\\|"), "`", ""))
+	}
+}
