@@ -49,6 +49,8 @@ const (
 	MetaVolumeHostPath = "volume_host_path"
 	MetaCreatedAt      = "created_at"
 	MetaExpiresAt      = "expires_at" // as planned at creation
+	// MetaDescription is the session's owner and labels, as JSON.
+	MetaDescription = "bivouac_description"
 	// MetaSpec is the spec's [Fingerprint].
 	MetaSpec = "bivouac_spec"
 	// MetaMainTasks holds the names of the main tasks; see [MainTasks].

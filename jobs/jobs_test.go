@@ -27,6 +27,8 @@ func spec() runtime.Spec {
 		VolumeHostPath: "/srv/volumes/one",
 		CreatedAt:      time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC),
 		ExpiresAt:      time.Date(2026, 1, 2, 3, 34, 5, 0, time.UTC),
+		Owner:          "team-a",
+		Labels:         map[string]string{"ticket": "${node.unique.name} %{x}", "tier": ""},
 	}
 }
 
@@ -118,6 +120,13 @@ func TestSpecOf(t *testing.T) {
 		must.True(t, ok)
 		must.Eq(t, spec(), got)
 	})
+	t.Run("returns_no_owner_and_no_labels_of_a_job_from_before_them", func(t *testing.T) {
+		got, ok := jobs.SpecOf(made(func(meta map[string]string) { delete(meta, jobs.MetaDescription) }))
+		must.True(t, ok)
+		want := spec()
+		want.Owner, want.Labels = "", nil
+		must.Eq(t, want, got)
+	})
 	for name, change := range map[string]func(map[string]string){
 		"the_job_of_an_older_version": func(meta map[string]string) {
 			for _, key := range []string{jobs.MetaVolumeHostPath, jobs.MetaCreatedAt, jobs.MetaExpiresAt} {
@@ -127,6 +136,7 @@ func TestSpecOf(t *testing.T) {
 		"a_job_without_a_fingerprint":      func(meta map[string]string) { delete(meta, jobs.MetaSpec) },
 		"a_job_whose_chat_was_edited":      func(meta map[string]string) { meta[jobs.MetaChatID] = spec().SessionID },
 		"a_job_whose_volume_was_edited":    func(meta map[string]string) { meta[jobs.MetaVolumeHostPath] = "/" },
+		"a_job_whose_labels_were_edited":   func(meta map[string]string) { meta[jobs.MetaDescription] = "{" },
 		"a_job_whose_times_cannot_be_read": func(meta map[string]string) { meta[jobs.MetaExpiresAt] = "tomorrow" },
 	} {
 		t.Run("refuses_"+name, func(t *testing.T) {
@@ -292,11 +302,11 @@ func TestReady_of_a_group_with_a_network_of_its_own(t *testing.T) {
 func TestLoad_refuses_a_wrong_ready_check(t *testing.T) {
 	for says, vars := range map[string]map[string]string{
 		"counts only after it stayed open for 3s": {"ready_type": "tcp", "ready_timeout": "3s"},
-		`not "udp"`:            {"ready_type": "udp"},
-		"docker.hcl:":          {"ready_timeout": "4m1s"},
-		"at most 4m0s":         {"ready_timeout": "4m1s"},
-		"greater than 0":       {"ready_timeout": "0s"},
-		"does not begin with":  {"ready_path": "healthz"},
+		`not "udp"`:           {"ready_type": "udp"},
+		"docker.hcl:":         {"ready_timeout": "4m1s"},
+		"at most 4m0s":        {"ready_timeout": "4m1s"},
+		"greater than 0":      {"ready_timeout": "0s"},
+		"does not begin with": {"ready_path": "healthz"},
 	} {
 		_, err := jobs.Load("docker", vars)
 		must.ErrorContains(t, err, says)

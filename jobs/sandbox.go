@@ -42,6 +42,7 @@ func (d *decoder) force(t *Template, job *api.Job, spec runtime.Spec, instance, 
 		MetaVolumeHostPath: d.protect(spec.VolumeHostPath),
 		MetaCreatedAt:      spec.CreatedAt.UTC().Format(time.RFC3339Nano),
 		MetaExpiresAt:      spec.ExpiresAt.UTC().Format(time.RFC3339Nano),
+		MetaDescription:    descriptionOf(spec),
 	})
 
 	group.Count = new(1)

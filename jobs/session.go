@@ -3,6 +3,7 @@ package jobs
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"path"
@@ -52,8 +53,26 @@ func plain(s string) bool {
 	return utf8.ValidString(s) && !strings.ContainsFunc(s, unicode.IsControl)
 }
 
-// Fingerprint returns a hash of spec without its times. Two specs have the same
-// fingerprint if they describe the same sandbox.
+// description is what a job's meta says of its session beside what it is made from.
+type description struct {
+	Owner  string            `json:"owner,omitempty"`
+	Labels map[string]string `json:"labels,omitempty"`
+}
+
+// plainJSON writes the characters that Nomad would interpolate as escapes. In
+// JSON they stand in strings only.
+var plainJSON = strings.NewReplacer("$", `\u0024`, "%", `\u0025`)
+
+func descriptionOf(spec runtime.Spec) string {
+	text, err := json.Marshal(description{Owner: spec.Owner, Labels: spec.Labels})
+	if err != nil {
+		panic(err) // strings can always be encoded
+	}
+	return plainJSON.Replace(string(text))
+}
+
+// Fingerprint returns a hash of spec without its times, owner and labels. Two specs
+// have the same fingerprint if they describe the same sandbox.
 func Fingerprint(spec runtime.Spec) string {
 	hash := sha256.New()
 	for _, s := range []string{spec.SessionID, spec.ChatID, spec.AgentID, spec.VolumeHostPath} {
@@ -64,7 +83,8 @@ func Fingerprint(spec runtime.Spec) string {
 
 // SpecOf returns the spec that a job was made from, read from the job's meta. It
 // returns false if a part is missing or if the parts do not match the fingerprint.
-// This happens with a job of an older Bivouac and with one that was edited.
+// This happens with a job of an older Bivouac and with one that was edited. A job
+// from before owners and labels has neither.
 func SpecOf(meta map[string]string) (runtime.Spec, bool) {
 	created, createdErr := time.Parse(time.RFC3339Nano, meta[MetaCreatedAt])
 	expires, expiresErr := time.Parse(time.RFC3339Nano, meta[MetaExpiresAt])
@@ -75,6 +95,13 @@ func SpecOf(meta map[string]string) (runtime.Spec, bool) {
 		VolumeHostPath: meta[MetaVolumeHostPath],
 		CreatedAt:      created.UTC(),
 		ExpiresAt:      expires.UTC(),
+	}
+	if text, ok := meta[MetaDescription]; ok {
+		var about description
+		if err := json.Unmarshal([]byte(text), &about); err != nil {
+			return runtime.Spec{}, false
+		}
+		spec.Owner, spec.Labels = about.Owner, about.Labels
 	}
 	if createdErr != nil || expiresErr != nil || validate(spec) != nil || meta[MetaSpec] != Fingerprint(spec) {
 		return runtime.Spec{}, false

@@ -123,6 +123,11 @@ type Spec struct {
 	VolumeHostPath string // absolute and clean, no control characters, no "${"
 	CreatedAt      time.Time
 	ExpiresAt      time.Time // as planned at creation; the host may extend it, and the host ends the sandbox
+
+	// Owner and Labels describe the session and do not change what runs. A driver
+	// that keeps them returns them in its Sandbox.
+	Owner  string            // name of the caller that created the session
+	Labels map[string]string // never changed in place; may be nil
 }
 
 // Stage is a step on the way to a ready sandbox.
@@ -161,6 +166,8 @@ type Sandbox struct {
 	VolumeHostPath string
 	CreatedAt      time.Time
 	ExpiresAt      time.Time // as planned at creation
+	Owner          string
+	Labels         map[string]string
 
 	// RegisteredAt is when the runtime accepted the sandbox, by the runtime's own
 	// clock. It is zero if the driver does not know it. If it is long after

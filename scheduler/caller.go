@@ -7,6 +7,10 @@ type Caller struct {
 	Name string
 }
 
+// DefaultOwner is the name of a caller that has none, and the owner of sessions
+// from before owners were recorded.
+const DefaultOwner = "anonymous"
+
 // background is the caller of background work.
 var background = Caller{Name: "bivouac"}
 
@@ -20,13 +24,13 @@ func WithCaller(ctx context.Context, caller Caller) context.Context {
 	return context.WithValue(ctx, callerKey{}, caller)
 }
 
-// CallerFrom returns the caller that ctx carries. Without one it returns "bivouac",
-// the caller of background work.
+// CallerFrom returns the caller that ctx carries. Without one its name is
+// [DefaultOwner].
 func CallerFrom(ctx context.Context) Caller {
 	if caller, ok := ctx.Value(callerKey{}).(Caller); ok {
 		return caller
 	}
-	return background
+	return Caller{Name: DefaultOwner}
 }
 
 // WithRequestID returns a context that carries the ID of a request.

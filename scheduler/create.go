@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"strings"
 	"time"
 
@@ -21,6 +22,7 @@ type CreateCommand struct {
 	VolumeHostPath string
 	Runtime        string              // empty: whatever stands, or else the default
 	TTL            time.Duration       // 0: the default
+	Labels         map[string]string   // of a new session; nil: none, and whatever the session that stands has
 	Progress       func(runtime.Stage) // told the stages of a start; may be nil
 }
 
@@ -41,9 +43,10 @@ type CreateResult struct {
 }
 
 // Create returns the chat's session with its sandbox ready: the one that
-// stands, or a new one. A session that stands with another agent or volume, or
-// on another runtime than the one named, gives a *ConflictError. A reuse leaves
-// the expiry as it is.
+// stands, or a new one. A session that stands with another agent or volume, on
+// another runtime than the one named, or with other labels than those given,
+// returns a *ConflictError. A reuse leaves the expiry as it is. A replacement
+// has the labels of its own create, not those of the session that it replaces.
 func (s *Scheduler) Create(ctx context.Context, cmd CreateCommand) (CreateResult, error) {
 	ctx, span := s.startSpan(ctx, "usecase.create_sandbox", chatAttr(cmd.ChatID),
 		attribute.String("agent.id", cmd.AgentID),
@@ -159,7 +162,8 @@ func reuseOrConflict(cmd CreateCommand, session Session) Event {
 
 // conflictReason names the fields in which the session is not what is asked for.
 // A create that names no runtime is content with any: what is the default may
-// differ between replicas, and change, while a session stands.
+// differ between replicas, and change, while a session stands. A create without
+// labels is content with any, too.
 func conflictReason(session Session, cmd CreateCommand) string {
 	var fields []string
 	if session.AgentID != cmd.AgentID {
@@ -170,6 +174,9 @@ func conflictReason(session Session, cmd CreateCommand) string {
 	}
 	if cmd.Runtime != "" && session.Runtime != cmd.Runtime {
 		fields = append(fields, "runtime")
+	}
+	if cmd.Labels != nil && !maps.Equal(session.Labels, cmd.Labels) {
+		fields = append(fields, "labels")
 	}
 	return strings.Join(fields, ",")
 }
@@ -188,7 +195,10 @@ func (s *Scheduler) createOrReplace(ctx context.Context, cmd CreateCommand, leas
 		VolumeHostPath: cmd.VolumeHostPath,
 		Runtime:        name,
 		State:          StateCreating,
-		// The owner will be CallerFrom(ctx).
+		Owner:          CallerFrom(ctx).Name,
+	}
+	if len(cmd.Labels) > 0 {
+		next.Labels = maps.Clone(cmd.Labels)
 	}
 	event := Event{Type: EventCreated, After: &next}
 	switch {

@@ -2,6 +2,7 @@ package scheduler_test
 
 import (
 	"context"
+	"reflect"
 	"testing"
 	"time"
 
@@ -55,11 +56,11 @@ func TestCreate_tellsTheTimesThatAreOnRecord(t *testing.T) {
 
 	res, err := w.Create(t.Context(), createA)
 	must.NoError(t, err)
-	must.True(t, res.Session == w.standing(chatA), must.Sprint("also as Go compares structs"))
+	must.True(t, reflect.DeepEqual(w.standing(chatA), res.Session), must.Sprint("also the form of the times"))
 
 	session, err := w.Renew(t.Context(), chatA, maxTTL)
 	must.NoError(t, err)
-	must.True(t, session == w.standing(chatA))
+	must.True(t, reflect.DeepEqual(w.standing(chatA), session))
 }
 
 func TestCreate_tellsTheStagesOfAStart(t *testing.T) {

@@ -32,6 +32,9 @@ var (
 	// ErrDamaged is returned for a record that cannot be read. The message says
 	// which one and why.
 	ErrDamaged = errors.New("damaged record")
+	// ErrNewerRecord is returned for a chat whose record only a newer version of
+	// Bivouac may read. The record and its sandbox are left alone.
+	ErrNewerRecord = errors.New("record of a newer version")
 	// ErrBusy is returned if too many requests of this kind are in progress in
 	// this replica. Try again later.
 	ErrBusy = errors.New("too many requests in flight")
@@ -43,7 +46,7 @@ var (
 // the requested ones.
 type ConflictError struct {
 	Session Session // the existing one
-	Reason  string  // the fields that differ, by comma: "agent_id,volume_host_path,runtime"
+	Reason  string  // the fields that differ, by comma: "agent_id,volume_host_path,runtime,labels"
 }
 
 func (e *ConflictError) Error() string {
@@ -89,6 +92,7 @@ var kinds = []struct {
 	{ErrLockTimeout, "lock_timeout"},
 	{ErrLockLost, "lock_lost"},
 	{ErrDamaged, "damaged_record"},
+	{ErrNewerRecord, "newer_record"},
 	{ErrBusy, "busy"},
 	{ErrUnavailable, "store_unavailable"},
 	{runtime.ErrNotPlaced, "not_placed"},

@@ -26,6 +26,34 @@ type findings struct {
 	mu      sync.Mutex
 	damaged map[string][]DamagedRecord // by the runtime whose pass found them: each reads all records
 	orphans map[string][]Orphan        // by runtime
+	newer   map[uuid.UUID]bool         // chats whose newer records the log has reported
+}
+
+// unreported returns those of the records that are of a newer version and that
+// it did not return before. It forgets the chats that have no such record.
+func (f *findings) unreported(records []DamagedRecord) []DamagedRecord {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	newer := make(map[uuid.UUID]bool)
+	var fresh []DamagedRecord
+	for _, r := range records {
+		if !errors.Is(r.Err, ErrNewerRecord) {
+			continue
+		}
+		newer[r.ChatID] = true
+		if !f.newer[r.ChatID] {
+			fresh = append(fresh, r)
+		}
+	}
+	f.newer = newer
+	return fresh
+}
+
+// reportNewerRecords logs each record of a newer version once.
+func (s *Scheduler) reportNewerRecords(records []DamagedRecord) {
+	for _, r := range s.findings.unreported(records) {
+		s.Logger.Warn("record_newer", "chat_id", r.ChatID.String(), "error", Kind(r.Err), "detail", r.Err)
+	}
 }
 
 // set replaces what is known from a runtime's passes.
@@ -46,7 +74,7 @@ func (f *findings) clear() {
 }
 
 // Health returns an error that says what an operator has to decide, with the
-// commands for it: records that are damaged, and sandboxes without a record that
+// commands for it: records that are damaged or of a newer version, and sandboxes without a record that
 // can be neither adopted nor stopped. It answers from what the last passes found,
 // and so only in the replica that leads.
 func (s *Scheduler) Health(context.Context) error {
@@ -55,6 +83,10 @@ func (s *Scheduler) Health(context.Context) error {
 	damaged := make(map[uuid.UUID]string)
 	for _, records := range s.findings.damaged {
 		for _, r := range records {
+			if errors.Is(r.Err, ErrNewerRecord) {
+				damaged[r.ChatID] = fmt.Sprintf("the record of chat %s is of a newer version (%v): upgrade this replica", r.ChatID, r.Err)
+				continue
+			}
 			damaged[r.ChatID] = fmt.Sprintf("the record of chat %s cannot be understood (%v): run: bivouac operator repair %s", r.ChatID, r.Err, r.ChatID)
 		}
 	}

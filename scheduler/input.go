@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"path"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -17,6 +18,9 @@ import (
 const (
 	MaxAgentID        = 256
 	MaxVolumeHostPath = 4096
+	MaxLabels         = 16 // labels, not bytes
+	MaxLabelKey       = 64
+	MaxLabelValue     = 256
 )
 
 // MinTTL is the least that a session lives: a shorter one may be over before its
@@ -36,7 +40,38 @@ func (s *Scheduler) checkCreate(cmd CreateCommand) error {
 	if err := s.checkRuntime(cmd.Runtime); err != nil {
 		return err
 	}
+	if err := checkLabels(cmd.Labels); err != nil {
+		return err
+	}
 	return s.checkTTL(cmd.TTL)
+}
+
+// labelKey is the form of a label's key.
+var labelKey = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._/-]*$`)
+
+// checkLabels checks the keys in order, so that the same labels give the same
+// error.
+func checkLabels(labels map[string]string) error {
+	const field = "labels"
+	if len(labels) > MaxLabels {
+		return invalid(field, fmt.Sprintf("has %d entries, at most %d are allowed", len(labels), MaxLabels))
+	}
+	for _, key := range slices.Sorted(maps.Keys(labels)) {
+		value := labels[key]
+		switch {
+		case len(key) > MaxLabelKey:
+			return invalid(field, fmt.Sprintf("has a key of %d bytes, at most %d are allowed: %.64q", len(key), MaxLabelKey, key))
+		case !labelKey.MatchString(key):
+			return invalid(field, fmt.Sprintf("has key %q: use letters, digits, '.', '_', '/' and '-', and begin with a letter or digit", key))
+		case len(value) > MaxLabelValue:
+			return invalid(field, fmt.Sprintf("has a value of %d bytes at key %q, at most %d are allowed", len(value), key, MaxLabelValue))
+		case !utf8.ValidString(value):
+			return invalid(field, fmt.Sprintf("has a value that is not UTF-8 at key %q", key))
+		case strings.ContainsFunc(value, unicode.IsControl):
+			return invalid(field, fmt.Sprintf("has a value with a control character at key %q", key))
+		}
+	}
+	return nil
 }
 
 // checkChatID refuses the UUID that is nobody's: its lock is the leader's.

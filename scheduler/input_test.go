@@ -29,6 +29,14 @@ func TestCreate_input(t *testing.T) {
 	ttl := func(d time.Duration) scheduler.CreateCommand {
 		return with(func(c *scheduler.CreateCommand) { c.TTL = d })
 	}
+	label := func(key, value string) scheduler.CreateCommand { return labelled(map[string]string{key: value}) }
+	numbered := func(n int) map[string]string {
+		labels := make(map[string]string)
+		for i := range n {
+			labels[itoa(i)] = ""
+		}
+		return labels
+	}
 	for _, tc := range []struct {
 		name  string
 		cmd   scheduler.CreateCommand
@@ -75,6 +83,20 @@ func TestCreate_input(t *testing.T) {
 
 		{"a runtime that this Bivouac has", with(func(c *scheduler.CreateCommand) { c.Runtime = "fake" }), nil, ""},
 		{"a runtime that nobody has", with(func(c *scheduler.CreateCommand) { c.Runtime = "other" }), nil, "runtime"},
+
+		{"as many labels as there may be", labelled(numbered(scheduler.MaxLabels)), nil, ""},
+		{"a label too many", labelled(numbered(scheduler.MaxLabels + 1)), nil, "labels"},
+		{"the longest label", label(strings.Repeat("a", scheduler.MaxLabelKey), strings.Repeat("b", scheduler.MaxLabelValue)), nil, ""},
+		{"a label with a path as key", label("example.com/team_1-a", ""), nil, ""},
+		{"a label with a key that is too long", label(strings.Repeat("a", scheduler.MaxLabelKey+1), ""), nil, "labels"},
+		{"a label without a key", label("", "a"), nil, "labels"},
+		{"a label with a key of another script", label("ä", ""), nil, "labels"},
+		{"a label with a key that begins with a dot", label(".a", ""), nil, "labels"},
+		{"a label with a key that ends with a newline", label("a\n", ""), nil, "labels"},
+		{"a label with any value", label("a", "агент ${x} %{y} {{.}} '\"\\"), nil, ""},
+		{"a label with a value that is too long", label("a", strings.Repeat("ä", scheduler.MaxLabelValue/2)+"b"), nil, "labels"},
+		{"a label with a value that is not UTF-8", label("a", "\xff"), nil, "labels"},
+		{"a label with a value with a tab", label("a", "\t"), nil, "labels"},
 
 		{"a negative ttl", ttl(-1), nil, "ttl"},
 		{"the shortest ttl", ttl(scheduler.MinTTL), nil, ""},

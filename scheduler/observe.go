@@ -64,6 +64,9 @@ func (s *Scheduler) record(ctx context.Context, changed runtime.Sandbox, wait ti
 		return nil // not a sandbox of a session
 	}
 	known, _, err := s.Store.Get(ctx, chatID, Block{})
+	if errors.Is(err, ErrNewerRecord) {
+		return nil // a newer replica records it
+	}
 	if err != nil {
 		return err
 	}

@@ -8,7 +8,7 @@ import (
 )
 
 // Store reads records. Its errors are the context's, or wrap [ErrUnavailable],
-// [ErrDamaged], [ErrInvalid] for a query that makes no sense, or [ErrBusy] for a
+// [ErrDamaged], [ErrNewerRecord], [ErrInvalid] for a query that makes no sense, or [ErrBusy] for a
 // blocking read beside too many others.
 type Store interface {
 	// Get returns the chat's record, or nil where there is none. It is
@@ -59,15 +59,15 @@ const MaxPerPage = 1000
 // Page is one page of a list.
 type Page struct {
 	Sessions  []Session
-	Damaged   []DamagedRecord // records that would lie on this page and cannot be understood; not where Query names an agent
+	Damaged   []DamagedRecord // records that would lie on this page and cannot be read; not where Query names an agent
 	NextToken string          // empty on the last page
 	Index     uint64          // for the next blocking read, never 0
 }
 
-// DamagedRecord is a chat's record that cannot be understood.
+// DamagedRecord is a chat's record that cannot be read.
 type DamagedRecord struct {
 	ChatID uuid.UUID
-	Err    error // wraps ErrDamaged
+	Err    error // wraps ErrDamaged or ErrNewerRecord
 }
 
 // Locker gives out one lock per chat, across all replicas.
@@ -75,11 +75,12 @@ type Locker interface {
 	// Lock takes the chat's lock and reads its record in one atomic step. It
 	// waits at most wait for another holder, without polling, and then returns
 	// ErrLockTimeout; with wait 0 it only tries.
-	// It returns ErrDamaged if the record cannot be understood.
+	// It returns ErrDamaged if the record cannot be understood, and ErrNewerRecord
+	// if only a newer version may read it.
 	Lock(ctx context.Context, chatID uuid.UUID, wait time.Duration) (Lease, error)
 
 	// LockDamaged does as Lock does, but takes the lock of a chat with a damaged
-	// record too. The lease's Session is nil then, and its first Write replaces or
+	// record too. ErrNewerRecord is returned as by Lock. The lease's Session is nil then, and its first Write replaces or
 	// removes the damaged record, if that is still as it was when the lock was
 	// taken.
 	LockDamaged(ctx context.Context, chatID uuid.UUID, wait time.Duration) (Lease, error)
@@ -101,6 +102,9 @@ type Lease interface {
 	// written and it returns ErrLockLost. Where the outcome of a request is
 	// unknown the lease finds it out; ErrUnavailable means that it could not.
 	// With then Release the lock goes in the same step, unless Write fails.
+	//
+	// What a newer version added to the record is kept if next has the session ID
+	// of the record that it replaces, and dropped if it is another session.
 	Write(ctx context.Context, next *Session, then Then) error
 
 	// Release gives the lock up; after that, and after a Write that released

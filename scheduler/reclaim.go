@@ -41,6 +41,8 @@ func (f found) session() *Session {
 		Endpoint:       f.Endpoint,
 		CreatedAt:      f.CreatedAt,
 		ExpiresAt:      f.ExpiresAt,
+		Owner:          cmp.Or(f.Owner, DefaultOwner),
+		Labels:         f.Labels,
 	}
 }
 

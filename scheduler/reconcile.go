@@ -99,6 +99,7 @@ func (r *reconciler) pass(ctx context.Context) error {
 	problems := r.resolveOrphans(ctx, c.orphans)
 	if ctx.Err() == nil {
 		r.s.findings.set(r.name, c.damaged, problems)
+		r.s.reportNewerRecords(c.damaged)
 	}
 	r.noteChanges(ctx, c.changed)
 	r.s.metrics.passSucceeded(ctx, "reconcile", attribute.String("runtime", r.name))
@@ -135,8 +136,12 @@ func (r *reconciler) compare(ctx context.Context) (comparison, error) {
 		}
 		query.NextToken = page.NextToken
 	}
+	newer := make(map[string]bool) // chats of which only newer replicas know what their sandboxes are
+	for _, r := range c.damaged {
+		newer[r.ChatID.String()] = errors.Is(r.Err, ErrNewerRecord)
+	}
 	for _, sandbox := range sandboxes {
-		if sandbox.State != runtime.StateDead {
+		if sandbox.State != runtime.StateDead && !newer[sandbox.ChatID] {
 			c.orphans = append(c.orphans, found{sandbox, r.name, r.driver})
 		}
 	}

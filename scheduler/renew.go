@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"reflect"
 	"time"
 
 	"github.com/google/uuid"
@@ -65,7 +66,7 @@ func (s *Scheduler) renew(ctx context.Context, chatID uuid.UUID, ttl time.Durati
 	if later := now.Add(ttl); later.After(next.ExpiresAt) {
 		next.ExpiresAt = later
 	}
-	if next == *current {
+	if reflect.DeepEqual(next, *current) {
 		return &seen, &next, nil
 	}
 	if err := write(ctx, lease, &next, Release); err != nil {

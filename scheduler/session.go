@@ -21,6 +21,9 @@ type Session struct {
 	ExpiresAt      time.Time
 	State          State
 	Reason         string // why it is, or was before its stop, dead or lost, or what its stop waits for; else empty
+
+	Owner  string            // name of the caller that created it
+	Labels map[string]string // as the create gave them; never changed in place; may be nil
 }
 
 // State says how far a session is.
@@ -60,5 +63,7 @@ func (s Session) spec() runtime.Spec {
 		VolumeHostPath: s.VolumeHostPath,
 		CreatedAt:      s.CreatedAt,
 		ExpiresAt:      s.ExpiresAt,
+		Owner:          s.Owner,
+		Labels:         s.Labels,
 	}
 }

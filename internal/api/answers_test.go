@@ -76,6 +76,7 @@ func TestEveryDocumentedAnswerIsGiven(t *testing.T) {
 		{"get of a chat without a session", failing(scheduler.ErrNotFound), get, 404, "not_found"},
 		{"get among too many", failing(scheduler.ErrBusy), get, 429, "busy"},
 		{"get of a damaged record", failing(scheduler.ErrDamaged), get, 500, "damaged_record"},
+		{"get of a record of a newer version", failing(scheduler.ErrNewerRecord), get, 503, "newer_record"},
 		{"get without a store", failing(down), get, 503, "store_unavailable"},
 
 		{"list", fine, list, 200, ""},
@@ -194,7 +195,7 @@ func TestSessionAsTheCallerSeesIt(t *testing.T) {
 		`"agent_id":"researcher","volume_host_path":"/srv/a&b <c>","runtime":"process","container_id":"4711",`+
 		`"endpoint":{"ip":"10.0.3.7","port":25017},`+
 		`"created_at":"2026-03-01T09:30:00.123456Z","expires_at":"2026-03-01T10:00:00.123456Z",`+
-		`"state":"running","reason":""}}`+"\n", body)
+		`"state":"running","reason":"","owner":"anonymous","labels":{}}}`+"\n", body)
 	must.Eq(t, "application/json", res.Header.Get("Content-Type"))
 }
 

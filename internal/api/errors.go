@@ -95,6 +95,9 @@ func byKind(kind string, late bool) apiError {
 		return apiError{status: http.StatusServiceUnavailable, code: code}
 	case wire.CodeStoreUnavailable:
 		return apiError{status: http.StatusServiceUnavailable, code: code, retryAfter: later}
+	case wire.CodeNewerRecord:
+		return apiError{status: http.StatusServiceUnavailable, code: code, retryAfter: later,
+			message: "a newer version of Bivouac wrote the chat's record and this replica may not read it: ask another replica, or upgrade this one"}
 	case wire.CodeRuntimeUnavailable:
 		return apiError{status: http.StatusServiceUnavailable, code: code, retryAfter: later,
 			message: "the runtime cannot be reached, or its answer is unknown"}

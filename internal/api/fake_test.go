@@ -38,6 +38,7 @@ var (
 		CreatedAt:      time.Date(2026, 3, 1, 10, 30, 0, 123456000, time.FixedZone("CET", 3600)),
 		ExpiresAt:      time.Date(2026, 3, 1, 11, 0, 0, 123456000, time.FixedZone("CET", 3600)),
 		State:          scheduler.StateRunning,
+		Owner:          "anonymous",
 	}
 )
 

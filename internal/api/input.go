@@ -61,21 +61,27 @@ func receive(ans *answer, r *http.Request) error {
 // readFields reads a body that is one JSON object of strings, with no other
 // fields than those named. A request without a body has no fields.
 func readFields(r *http.Request, names ...string) (map[string]string, error) {
+	fields, _, err := readObject(r, names, nil)
+	return fields, err
+}
+
+// readObject does as readFields does, and reads fields that are objects of
+// strings, too.
+func readObject(r *http.Request, names, objectNames []string) (fields map[string]string, objects map[string]map[string]string, err error) {
 	text, err := io.ReadAll(r.Body) // as receive left it
 	if err != nil {
-		return nil, invalid("the body could not be read to its end")
+		return nil, nil, invalid("the body could not be read to its end")
 	}
 	if len(text) == 0 {
-		return nil, nil
+		return nil, nil, nil
 	}
 	if !isJSON(r.Header) {
-		return nil, errMediaType
+		return nil, nil, errMediaType
 	}
-	fields, err := jsonfields.Parse(string(text), names...)
-	if err != nil {
-		return nil, invalid("%w", err)
+	if fields, objects, err = jsonfields.ParseNested(string(text), names, objectNames); err != nil {
+		return nil, nil, invalid("%w", err)
 	}
-	return fields, nil
+	return fields, objects, nil
 }
 
 // isJSON says whether the headers of a body say that it is JSON in UTF-8, once

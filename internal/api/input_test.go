@@ -41,6 +41,8 @@ func TestInputThatIsRefused(t *testing.T) {
 		{"a TTL of nothing", body(`{"ttl":"0s"}`), "ttl is not more than zero"},
 		{"a TTL below zero", body(`{"ttl":"-1m"}`), "ttl is not more than zero"},
 		{"an empty runtime", body(`{"agent_id":"a","volume_host_path":"/srv/a","runtime":""}`), "runtime is empty"},
+		{"labels that are no object", body(`{"labels":"x"}`), "labels is not an object"},
+		{"a label that is no string", body(`{"labels":{"a":1}}`), "labels.a is not a string"},
 		{"a field that a delete does not have", request{method: "DELETE", path: sessionURL, body: `{"ttl":"1m"}`}, "unknown field"},
 
 		{"a parameter that a delete does not have", query(remove, "index=1"), "unknown query parameter"},
@@ -90,6 +92,14 @@ func TestInputThatTheSchedulerGets(t *testing.T) {
 	must.Nil(t, f.create.Progress)
 	a.send(request{method: "PUT", path: sessionURL, body: `{"agent_id":"a","volume_host_path":"/srv/a","runtime":"mine"}`})
 	must.Eq(t, "mine", f.create.Runtime)
+	must.Nil(t, f.create.Labels)
+	a.send(request{method: "PUT", path: sessionURL, body: `{"agent_id":"a","volume_host_path":"/srv/a","runtime":null,"labels":{"b":"1"}}`})
+	must.Eq(t, "", f.create.Runtime)
+	must.Eq(t, map[string]string{"b": "1"}, f.create.Labels)
+	a.send(request{method: "PUT", path: sessionURL, body: `{"agent_id":"a","volume_host_path":"/srv/a","labels":{}}`})
+	must.NotNil(t, f.create.Labels)
+	a.send(request{method: "PUT", path: sessionURL, body: `{"agent_id":"a","volume_host_path":"/srv/a","labels":null}`})
+	must.Nil(t, f.create.Labels)
 
 	a.send(renew)
 	must.Eq(t, 10*time.Minute, f.ttl)

@@ -118,7 +118,7 @@ const (
 func (a *API) Stop() { a.stop() }
 
 // everybody is the caller of all requests, until callers are authenticated.
-var everybody = scheduler.Caller{Name: "anonymous"}
+var everybody = scheduler.Caller{Name: scheduler.DefaultOwner}
 
 // ServeHTTP answers one request. Nothing that goes wrong in it goes further.
 func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {

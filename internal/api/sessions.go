@@ -16,12 +16,13 @@ func (a *API) create(w http.ResponseWriter, r *http.Request, _ query) error {
 	if err != nil {
 		return err
 	}
-	fields, err := readFields(r, "agent_id", "volume_host_path", "runtime", "ttl")
+	fields, objects, err := readObject(r, []string{"agent_id", "volume_host_path", "runtime", "ttl"}, []string{"labels"})
 	if err != nil {
 		return err
 	}
 	cmd := scheduler.CreateCommand{
 		ChatID: chat, AgentID: fields["agent_id"], VolumeHostPath: fields["volume_host_path"], Runtime: fields["runtime"],
+		Labels: objects["labels"],
 	}
 	if _, named := fields["runtime"]; named && cmd.Runtime == "" {
 		return invalid("runtime is empty")
@@ -199,6 +200,11 @@ func wireSession(s scheduler.Session) wire.Session {
 		ExpiresAt:      s.ExpiresAt.UTC(),
 		State:          string(s.State),
 		Reason:         s.Reason,
+		Owner:          s.Owner,
+		Labels:         s.Labels,
+	}
+	if out.Labels == nil {
+		out.Labels = map[string]string{} // not null
 	}
 	if s.Endpoint.IsValid() {
 		out.Endpoint = &runtime.Endpoint{IP: s.Endpoint.IP, Port: s.Endpoint.Port}

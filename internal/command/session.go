@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -78,6 +79,20 @@ func sessionCreateCommand(t terminal) *command {
 		c.flags.StringVar(&in.VolumeHostPath, "volume-host-path", "", "`PATH` of the volume on the sandbox's machine. Required.")
 		c.flags.StringVar(&in.Runtime, "runtime", "", "`NAME` of the runtime. (default that of the chat's session, or else the server's default)")
 		c.flags.DurationVar(&in.TTL, "ttl", 0, "Time until the session expires, such as 90s or 30m. (default set by the server)")
+		c.flags.Func("label", "`KEY=VALUE` of a label of the session. Repeat it for more.", func(text string) error {
+			key, value, ok := strings.Cut(text, "=")
+			if !ok {
+				return fmt.Errorf("%q is not of the form KEY=VALUE", text)
+			}
+			if _, ok := in.Labels[key]; ok {
+				return fmt.Errorf("label %q is given twice", key)
+			}
+			if in.Labels == nil {
+				in.Labels = make(map[string]string)
+			}
+			in.Labels[key] = value
+			return nil
+		})
 		asJSON = jsonFlag(c)
 	}, func(ctx context.Context, c *command, api *apiclient.Client, chat uuid.UUID) error {
 		began := time.Now()

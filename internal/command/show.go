@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -48,6 +50,14 @@ func sessionLines(s wire.Session) string {
 	fmt.Fprintf(&b, "State\t%s\n", s.State)
 	if s.Reason != "" {
 		fmt.Fprintf(&b, "Reason\t%s\n", s.Reason)
+	}
+	fmt.Fprintf(&b, "Owner\t%s\n", orDash(s.Owner))
+	for i, key := range slices.Sorted(maps.Keys(s.Labels)) {
+		name := "Labels"
+		if i > 0 {
+			name = ""
+		}
+		fmt.Fprintf(&b, "%s\t%s=%s\n", name, key, s.Labels[key])
 	}
 	fmt.Fprintf(&b, "Created\t%s\n", moment(s.CreatedAt))
 	fmt.Fprintf(&b, "Expires\t%s\n", moment(s.ExpiresAt))

@@ -17,6 +17,7 @@ import (
 	"iter"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -240,5 +241,5 @@ func (d *Driver) checkRoots(volume string) error {
 // count: when a sandbox ends is the host's to say.
 func sameSpec(a, b runtime.Spec) bool {
 	a.CreatedAt, a.ExpiresAt = b.CreatedAt, b.ExpiresAt
-	return a == b
+	return reflect.DeepEqual(a, b)
 }

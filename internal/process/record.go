@@ -53,6 +53,8 @@ func (r record) view() runtime.Sandbox {
 		VolumeHostPath: r.Spec.VolumeHostPath,
 		CreatedAt:      r.Spec.CreatedAt,
 		ExpiresAt:      r.Spec.ExpiresAt,
+		Owner:          r.Spec.Owner,
+		Labels:         r.Spec.Labels,
 	}
 	if r.PID != 0 {
 		view.ContainerID = strconv.Itoa(r.PID)

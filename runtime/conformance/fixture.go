@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"reflect"
 	"runtime/debug"
 	"strings"
 	"time"
@@ -113,8 +114,8 @@ func (f *fixture) isError(err, want error, what string) {
 }
 
 // same ends the check where two looks at a thing differ.
-func same[T comparable](f *fixture, want, got T, what string) {
-	f.require(want == got, "%s: %+v, and must be %+v", what, got, want)
+func same[T any](f *fixture, want, got T, what string) {
+	f.require(reflect.DeepEqual(want, got), "%s: %+v, and must be %+v", what, got, want)
 }
 
 func (f *fixture) volume() string {

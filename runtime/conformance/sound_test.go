@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"reflect"
 	"strconv"
 	"sync"
 	"time"
@@ -91,7 +92,7 @@ func (d sound) start(spec runtime.Spec) (*running, error) {
 		return nil, runtime.ErrConflict
 	}
 	if standing, ok := d.m.sandboxes[spec.SessionID]; ok {
-		if standing.instance != d.instance || standing.spec != spec {
+		if standing.instance != d.instance || !reflect.DeepEqual(standing.spec, spec) {
 			return nil, runtime.ErrConflict
 		}
 		return standing, nil

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"iter"
+	"reflect"
 	"strings"
 	"sync"
 	"time"
@@ -72,7 +73,7 @@ func (d shouts) Create(ctx context.Context, spec runtime.Spec, progress func(run
 func (d doubles) Create(ctx context.Context, spec runtime.Spec, progress func(runtime.Stage)) (runtime.Sandbox, error) {
 	d.m.mu.Lock()
 	standing, ok := d.m.sandboxes[spec.SessionID]
-	again := ok && standing.State == runtime.StateRunning && standing.spec == spec && !d.m.ended[spec.SessionID]
+	again := ok && standing.State == runtime.StateRunning && reflect.DeepEqual(standing.spec, spec) && !d.m.ended[spec.SessionID]
 	if again {
 		delete(d.m.sandboxes, spec.SessionID)
 	}

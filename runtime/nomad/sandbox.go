@@ -25,6 +25,7 @@ func (d *Driver) sandbox(s state) (sandbox runtime.Sandbox, ok bool) {
 	if spec, ok := jobs.SpecOf(s.job.Meta); ok {
 		sandbox.AgentID, sandbox.VolumeHostPath = spec.AgentID, spec.VolumeHostPath
 		sandbox.CreatedAt, sandbox.ExpiresAt = spec.CreatedAt, spec.ExpiresAt
+		sandbox.Owner, sandbox.Labels = spec.Owner, spec.Labels
 	}
 	if s.job.SubmitTime > 0 && !s.job.Stop && !s.job.altered() {
 		sandbox.RegisteredAt = time.Unix(0, s.job.SubmitTime).UTC()

@@ -64,8 +64,9 @@ func New(address string, transport http.RoundTripper) (*Client, error) {
 type CreateInput struct {
 	AgentID        string
 	VolumeHostPath string
-	Runtime        string        // empty: whatever stands, or else the agent's default
-	TTL            time.Duration // 0: the agent's default
+	Runtime        string            // empty: whatever stands, or else the agent's default
+	TTL            time.Duration     // 0: the agent's default
+	Labels         map[string]string // nil: none, and whatever the session that stands has
 	// Progress is told each stage of a start as it is reached, one call at a
 	// time and none after Create returned. It may be nil.
 	Progress func(runtime.Stage)
@@ -77,7 +78,7 @@ func (c *Client) Create(ctx context.Context, chatID uuid.UUID, in CreateInput) (
 		method: http.MethodPut,
 		path:   sessionPath(chatID),
 		body: wire.CreateRequest{
-			AgentID: in.AgentID, VolumeHostPath: in.VolumeHostPath, Runtime: in.Runtime, TTL: duration(in.TTL),
+			AgentID: in.AgentID, VolumeHostPath: in.VolumeHostPath, Runtime: in.Runtime, TTL: duration(in.TTL), Labels: in.Labels,
 		},
 	}
 	callCtx := ctx

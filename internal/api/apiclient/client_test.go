@@ -33,6 +33,8 @@ var (
 		CreatedAt:      time.Date(2026, 3, 1, 9, 30, 0, 0, time.UTC),
 		ExpiresAt:      time.Date(2026, 3, 1, 10, 0, 0, 0, time.UTC),
 		State:          "running",
+		Owner:          "anonymous",
+		Labels:         map[string]string{"ticket": "4711"},
 	}
 )
 

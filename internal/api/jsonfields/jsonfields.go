@@ -1,7 +1,6 @@
-// Package jsonfields reads a JSON object whose values are all strings, more
+// Package jsonfields reads a JSON object of strings, and of objects of strings, more
 // strictly than encoding/json's Unmarshal does: that one matches names of other
-// case, lets the last of two equal names win, takes null for an empty string
-// and puts a replacement in place of what is not Unicode.
+// case, lets the last of two equal names win, and puts a replacement in place of what is not Unicode.
 //
 // It must never know what the fields mean.
 package jsonfields
@@ -18,45 +17,93 @@ import (
 
 var errNotJSON = errors.New("the body is not JSON")
 
-// Parse reads one object that has no fields but those named, each at most once.
-// The error's text is for whoever sent the object.
+// Parse reads one object of strings that has no fields but those named, each at
+// most once. A field that is null counts as absent. The error's text is for the
+// sender of the object.
 func Parse(text string, names ...string) (map[string]string, error) {
+	fields, _, err := ParseNested(text, names, nil)
+	return fields, err
+}
+
+// ParseNested does as Parse does, and reads the fields named by objectNames, too.
+// Each of them is an object of strings, whose fields may have any names.
+func ParseNested(text string, names, objectNames []string) (fields map[string]string, objects map[string]map[string]string, err error) {
 	tokens := json.NewDecoder(strings.NewReader(text))
 	if token, err := tokens.Token(); err != nil || token != json.Delim('{') {
-		return nil, errors.New("the body is not a JSON object")
+		return nil, nil, errors.New("the body is not a JSON object")
 	}
-	fields := make(map[string]string, len(names))
+	fields, objects = make(map[string]string), make(map[string]map[string]string)
+	err = eachField(tokens, "", func(name string, value json.Token) (err error) {
+		switch {
+		case slices.Contains(names, name):
+			if value != nil {
+				fields[name], err = unicodeText(name, value)
+			}
+		case slices.Contains(objectNames, name):
+			if value != nil {
+				objects[name], err = object(tokens, name, value)
+			}
+		default:
+			return fmt.Errorf("unknown field %.64q", name)
+		}
+		return err
+	})
+	if err != nil {
+		return nil, nil, err
+	}
+	if _, err := tokens.Token(); !errors.Is(err, io.EOF) {
+		return nil, nil, errors.New("the body goes on after its JSON object")
+	}
+	return fields, objects, nil
+}
+
+// eachField calls read with the name and the first token of each field of an
+// object, whose opening brace has been read, up to its closing brace. In errors
+// the names stand after prefix.
+func eachField(tokens *json.Decoder, prefix string, read func(name string, value json.Token) error) error {
+	seen := make(map[string]bool)
 	for tokens.More() {
 		token, err := tokens.Token()
 		name, ok := token.(string)
 		if err != nil || !ok {
-			return nil, errNotJSON
+			return errNotJSON
 		}
-		if !slices.Contains(names, name) {
-			return nil, fmt.Errorf("unknown field %.64q", name)
+		if seen[name] {
+			return fmt.Errorf("duplicate field %s%.64s", prefix, name)
 		}
-		if _, ok := fields[name]; ok {
-			return nil, fmt.Errorf("duplicate field %s", name)
+		seen[name] = true
+		value, err := tokens.Token()
+		if err != nil {
+			return errNotJSON
 		}
-		if fields[name], err = value(tokens, name); err != nil {
-			return nil, err
+		if err := read(name, value); err != nil {
+			return err
 		}
 	}
 	if _, err := tokens.Token(); err != nil { // the closing brace
-		return nil, errNotJSON
+		return errNotJSON
 	}
-	if _, err := tokens.Token(); !errors.Is(err, io.EOF) {
-		return nil, errors.New("the body goes on after its JSON object")
-	}
-	return fields, nil
+	return nil
 }
 
-func value(tokens *json.Decoder, name string) (string, error) {
-	token, err := tokens.Token()
-	if err != nil {
-		return "", errNotJSON
+// object reads an object of strings, of which first is the first token.
+func object(tokens *json.Decoder, name string, first json.Token) (map[string]string, error) {
+	if first != json.Delim('{') {
+		return nil, fmt.Errorf("%s is not an object", name)
 	}
-	s, ok := token.(string)
+	values := make(map[string]string)
+	err := eachField(tokens, name+".", func(inner string, value json.Token) (err error) {
+		if strings.ContainsRune(inner, utf8.RuneError) {
+			return fmt.Errorf("%s has a name that is not Unicode text", name)
+		}
+		values[inner], err = unicodeText(fmt.Sprintf("%s.%.64s", name, inner), value)
+		return err
+	})
+	return values, err
+}
+
+func unicodeText(name string, value json.Token) (string, error) {
+	s, ok := value.(string)
 	if !ok {
 		return "", fmt.Errorf("%s is not a string", name)
 	}

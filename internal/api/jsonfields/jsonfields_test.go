@@ -2,6 +2,7 @@ package jsonfields_test
 
 import (
 	"encoding/json"
+	"maps"
 	"testing"
 
 	"github.com/shoenig/test/must"
@@ -15,6 +16,7 @@ func TestObjectsThatAreRead(t *testing.T) {
 		` { "a" : "1" , "b":"" } ` + "\n": {"a": "1", "b": ""},
 		`{"a":"\"\u00e4\ud83d\ude00"}`:    {"a": `"ä😀`},
 		`{"\u0061":"1"}`:                  {"a": "1"},
+		`{"a":null,"b":"2"}`:              {"b": "2"},
 	} {
 		fields, err := jsonfields.Parse(text, "a", "b")
 		must.NoError(t, err)
@@ -39,8 +41,8 @@ func TestTextThatIsRefused(t *testing.T) {
 		{"an unknown name", `{"a":"1","c":"x"}`, `unknown field "c"`},
 		{"a name in another case", `{"A":"1"}`, `unknown field "A"`},
 		{"a name that stands twice", `{"a":"1","a":"2"}`, "duplicate field a"},
+		{"a name that stands twice, as null", `{"a":null,"a":"2"}`, "duplicate field a"},
 		{"a number", `{"a":1}`, "a is not a string"},
-		{"null for a string", `{"a":null}`, "a is not a string"},
 		{"an object for a string", `{"a":{}}`, "a is not a string"},
 		{"half a surrogate pair", `{"a":"\ud800"}`, "a is not Unicode"},
 		{"bytes that are not UTF-8", "{\"a\":\"1\xff\"}", "a is not Unicode"},
@@ -51,6 +53,42 @@ func TestTextThatIsRefused(t *testing.T) {
 		t.Run(c.when, func(t *testing.T) {
 			_, err := jsonfields.Parse(c.text, "a", "b")
 			must.ErrorContains(t, err, c.says)
+		})
+	}
+}
+
+func TestParseNested(t *testing.T) {
+	parse := func(text string) (map[string]string, map[string]map[string]string, error) {
+		return jsonfields.ParseNested(text, []string{"a"}, []string{"o", "p"})
+	}
+	t.Run("reads_objects_of_strings", func(t *testing.T) {
+		fields, objects, err := parse(`{"o":{"x":"1","":"\u00e4"},"a":"2","p":{}}`)
+		must.NoError(t, err)
+		must.Eq(t, map[string]string{"a": "2"}, fields)
+		must.Eq(t, map[string]map[string]string{"o": {"x": "1", "": "ä"}, "p": {}}, objects)
+	})
+	t.Run("takes_null_for_absent", func(t *testing.T) {
+		_, objects, err := parse(`{"o":null}`)
+		must.NoError(t, err)
+		must.MapEmpty(t, objects)
+	})
+	for text, says := range map[string]string{
+		`{"o":"x"}`:                "o is not an object",
+		`{"o":["x"]}`:              "o is not an object",
+		`{"a":{"x":"1"}}`:          "a is not a string",
+		`{"o":{"x":null}}`:         "o.x is not a string",
+		`{"o":{"x":{}}}`:           "o.x is not a string",
+		`{"o":{"x":"1","x":"1"}}`:  "duplicate field o.x",
+		`{"o":{"x":"1"},"o":{}}`:   "duplicate field o",
+		`{"o":{"\ud800":"1"}}`:     "a name that is not Unicode",
+		"{\"o\":{\"x\":\"\xff\"}}": "o.x is not Unicode",
+		`{"o":{"x":"1"`:            "not JSON",
+		`{"o":{"x"}}`:              "not JSON",
+		`{"o":{"x":"1"]}`:          "not JSON",
+	} {
+		t.Run("refuses_"+text, func(t *testing.T) {
+			_, _, err := parse(text)
+			must.ErrorContains(t, err, says)
 		})
 	}
 }
@@ -70,8 +108,12 @@ func FuzzParse(f *testing.F) {
 			must.NotEq(t, "", err.Error())
 			return
 		}
-		var same map[string]string
+		var same map[string]*string
 		must.NoError(t, json.Unmarshal([]byte(text), &same))
-		must.Eq(t, same, fields)
+		maps.DeleteFunc(same, func(_ string, value *string) bool { return value == nil })
+		must.MapLen(t, len(same), fields)
+		for name, value := range same {
+			must.Eq(t, *value, fields[name])
+		}
 	})
 }

@@ -44,6 +44,7 @@ const (
 	CodeBusy                 Code = "busy"                   // 429
 	CodeInternal             Code = "internal"               // 500
 	CodeDamagedRecord        Code = "damaged_record"         // 500
+	CodeNewerRecord          Code = "newer_record"           // 503: only a newer replica may read the chat's record
 	CodeUnhealthy            Code = "unhealthy"              // 503
 	CodeShuttingDown         Code = "shutting_down"          // 503
 	CodeCanceled             Code = "canceled"               // 503
@@ -85,6 +86,8 @@ type Session struct {
 	ExpiresAt      time.Time         `json:"expires_at"`
 	State          string            `json:"state"`
 	Reason         string            `json:"reason"` // why it is dead or lost, or what its stop waits for; else empty
+	Owner          string            `json:"owner"`  // name of the caller that created it
+	Labels         map[string]string `json:"labels"` // as the create gave them; never null
 }
 
 // CreateRequest is the body of a create.
@@ -93,6 +96,8 @@ type CreateRequest struct {
 	VolumeHostPath string `json:"volume_host_path"`
 	Runtime        string `json:"runtime,omitempty"` // empty: whatever stands, or else the default
 	TTL            string `json:"ttl,omitempty"`     // such as "30m"; empty: the default
+
+	Labels map[string]string `json:"labels,omitzero"` // nil: whatever the session that stands has
 }
 
 // RenewRequest is the body of a renew.

@@ -88,6 +88,11 @@ func (c *cluster) Damage(t *testing.T, chatID uuid.UUID) {
 	c.set(t, c.keys(t).record(chatID), `{"v":1,"session_id":"x`)
 }
 
+func (c *cluster) Outdate(t *testing.T, chatID uuid.UUID) {
+	t.Helper()
+	c.set(t, c.keys(t).record(chatID), `{"v":9,"min_reader":8,"session_id":["x"]}`)
+}
+
 // MustBeEmpty waits, since what a caller who left may have in Consul is cleared
 // in the background.
 func (c *cluster) MustBeEmpty(t *testing.T) {

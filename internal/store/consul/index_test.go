@@ -43,7 +43,7 @@ func TestDamagedRecordsAreSkippedInListsAndReportedToWhoAsksForThem(t *testing.T
 	put(t, r, damaged)
 	c.set(t, r.keys.record(damaged.ChatID), `{"v":2}`)
 	c.set(t, r.keys.shard(0)+"not-a-chat", "x")
-	misplaced, _, err := encodeRecord(freshSession(), "write-1")
+	misplaced, _, err := encodeRecord(freshSession(), "write-1", nil)
 	must.NoError(t, err)
 	c.set(t, r.keys.shard(0)+uuid.NewString(), string(misplaced))
 
@@ -51,7 +51,7 @@ func TestDamagedRecordsAreSkippedInListsAndReportedToWhoAsksForThem(t *testing.T
 	all, err := r.List(t.Context(), scheduler.Query{PerPage: 10})
 	must.NoError(t, err)
 	must.Eq(t, []scheduler.Session{good}, all.Sessions)
-	for _, told := range []string{r.keys.record(damaged.ChatID), "schema version 2", "not-a-chat"} {
+	for _, told := range []string{r.keys.record(damaged.ChatID), "min_reader missing", "not-a-chat"} {
 		must.StrContains(t, log.String(), told)
 	}
 	agents, err := r.List(t.Context(), scheduler.Query{AgentID: good.AgentID, PerPage: 10})

@@ -37,6 +37,7 @@ type Lease struct {
 	released   bool
 
 	session *scheduler.Session // nil: no record
+	newer   *newerPart         // of session's record
 	index   uint64             // the record's ModifyIndex, 0 if there is none
 
 	// doubts are writes whose outcome is unknown. At most one of them was or will be
@@ -48,6 +49,7 @@ type Lease struct {
 type write struct {
 	id    string
 	next  *scheduler.Session // the session as a read returns it; nil removes the record
+	newer *newerPart         // that goes with next
 	value []byte
 	then  scheduler.Then
 }
@@ -78,7 +80,10 @@ func (l *Lease) Write(ctx context.Context, next *scheduler.Session, then schedul
 		if next.ChatID != l.chatID {
 			err = fmt.Errorf("%w: record of chat %s", scheduler.ErrInvalid, next.ChatID)
 		} else {
-			w.value, w.next, err = encodeRecord(*next, w.id)
+			if l.session != nil && l.session.SessionID == next.SessionID {
+				w.newer = l.newer
+			}
+			w.value, w.next, err = encodeRecord(*next, w.id, w.newer)
 		}
 	}
 	if err == nil {
@@ -201,7 +206,7 @@ func (l *Lease) adopt(w *write, pairs []*api.KVPair) error {
 }
 
 func (l *Lease) applied(w *write, index uint64) {
-	l.session, l.index, l.doubts = w.next, index, nil
+	l.session, l.newer, l.index, l.doubts = w.next, w.newer, index, nil
 	if w.then == scheduler.Release {
 		l.end()
 	}
@@ -266,8 +271,15 @@ func (l *Lease) read(pairs []*api.KVPair) error {
 		return err
 	}
 	l.index = pair.ModifyIndex
-	l.session, _, err = decodeRecord(key, l.chatID, pair.Value)
-	return err
+	session, _, err := decodeRecord(key, l.chatID, pair.Value)
+	if err != nil {
+		return err
+	}
+	if l.newer, err = newerPartOf(pair.Value); err != nil {
+		return fmt.Errorf("%w: %s: %w", scheduler.ErrDamaged, key, err)
+	}
+	l.session = session
+	return nil
 }
 
 // Release implements [scheduler.Lease].

@@ -3,6 +3,7 @@ package consul
 import (
 	"context"
 	"encoding/base64"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -189,14 +190,19 @@ func (s *Store) understand(pair *api.KVPair) (*scheduler.Session, error) {
 	if err == nil {
 		session, _, err = decodeRecord(pair.Key, chatID, pair.Value)
 	}
-	if err != nil {
+	switch {
+	case errors.Is(err, scheduler.ErrNewerRecord): // the scheduler reports it, once
+		s.log.Debug("record_skipped", "key", pair.Key, "error", err)
+		return nil, err
+	case err != nil:
 		s.log.Warn("record_skipped", "key", pair.Key, "error", err)
 		return nil, err
 	}
 	return session, nil
 }
 
-// appendDamaged adds a damaged record, if its key is the one of a chat's record.
+// appendDamaged adds a record that cannot be read, if its key is the one of a
+// chat's record.
 func (s *Store) appendDamaged(damaged []scheduler.DamagedRecord, pair *api.KVPair, err error) []scheduler.DamagedRecord {
 	chatID, noChat := chatOf(pair.Key)
 	if noChat != nil || pair.Key != s.keys.record(chatID) {

@@ -1,11 +1,9 @@
 package consul
 
 import (
-	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -16,38 +14,60 @@ import (
 	"github.com/bivouac/bivouac/scheduler"
 )
 
-// recordVersion is raised with any change of the fields below, so that a
-// replica never rewrites a record that it does not fully understand.
-const recordVersion = 1
+// recordVersion is the version of the records that this replica writes.
+//
+// A version that adds a field raises it. Older replicas keep the fields that
+// they do not know, at the top level and in nested objects, when they rewrite
+// the record of the same session. They drop them when another session takes the
+// record over.
+//
+// minReader is the lowest version that may read what this replica writes. Raise
+// it to recordVersion if an older replica must not act on a new record: because
+// a field changed its meaning, or because a new field would be wrong once
+// another field has changed. Older replicas then leave the record alone.
+//
+// Version 1 had no min_reader, owner and labels. Replicas of that time read
+// nothing but version 1. A record of version 1 becomes one of recordVersion
+// with its next write.
+const (
+	recordVersion = 2
+	minReader     = 2
+)
 
-// record is a session as it stands in Consul.
+// record is a session as it is stored in Consul. No field is omitted if it is
+// empty: what a record has beside these fields counts as unknown.
 type record struct {
-	Version        int              `json:"v"`
-	Write          string           `json:"write"` // of the write that made it, so that no two values are equal
-	SessionID      uuid.UUID        `json:"session_id"`
-	ChatID         uuid.UUID        `json:"chat_id"`
-	AgentID        string           `json:"agent_id"`
-	VolumeHostPath string           `json:"volume_host_path"`
-	Runtime        string           `json:"runtime"`
-	ContainerID    string           `json:"container_id"`
-	Endpoint       runtime.Endpoint `json:"endpoint"`
-	CreatedAt      time.Time        `json:"created_at"`
-	ExpiresAt      time.Time        `json:"expires_at"`
-	State          scheduler.State  `json:"state"`
-	Reason         string           `json:"reason"`
+	Version        int               `json:"v"`
+	MinReader      int               `json:"min_reader"`
+	Write          string            `json:"write"` // of the write that made it, so that no two values are equal
+	SessionID      uuid.UUID         `json:"session_id"`
+	ChatID         uuid.UUID         `json:"chat_id"`
+	AgentID        string            `json:"agent_id"`
+	VolumeHostPath string            `json:"volume_host_path"`
+	Runtime        string            `json:"runtime"`
+	ContainerID    string            `json:"container_id"`
+	Endpoint       runtime.Endpoint  `json:"endpoint"`
+	CreatedAt      time.Time         `json:"created_at"`
+	ExpiresAt      time.Time         `json:"expires_at"`
+	State          scheduler.State   `json:"state"`
+	Reason         string            `json:"reason"`
+	Owner          string            `json:"owner"`
+	Labels         map[string]string `json:"labels"`
 }
 
-// encodeRecord returns the value of a session's record, and the session as it
-// will be read from it. Errors wrap [scheduler.ErrInvalid].
-func encodeRecord(s scheduler.Session, writeID string) ([]byte, *scheduler.Session, error) {
+// encodeRecord returns the value of a session's record, with what a newer
+// version knows of the session, and the session as it will be read from it.
+// Errors wrap [scheduler.ErrInvalid].
+func encodeRecord(s scheduler.Session, writeID string, newer *newerPart) ([]byte, *scheduler.Session, error) {
 	s.CreatedAt = s.CreatedAt.Round(0).UTC()
 	s.ExpiresAt = s.ExpiresAt.Round(0).UTC()
 	s.Reason = strings.ToValidUTF8(s.Reason, "\uFFFD") // it may quote what a sandbox printed
 	if err := checkSession(s); err != nil {
 		return nil, nil, fmt.Errorf("%w: %w", scheduler.ErrInvalid, err)
 	}
-	value, err := json.Marshal(record{
+	value, err := newer.addTo(record{
 		Version:        recordVersion,
+		MinReader:      minReader,
 		Write:          writeID,
 		SessionID:      s.SessionID,
 		ChatID:         s.ChatID,
@@ -60,6 +80,8 @@ func encodeRecord(s scheduler.Session, writeID string) ([]byte, *scheduler.Sessi
 		ExpiresAt:      s.ExpiresAt,
 		State:          s.State,
 		Reason:         s.Reason,
+		Owner:          s.Owner,
+		Labels:         s.Labels,
 	})
 	if err != nil {
 		return nil, nil, fmt.Errorf("%w: %w", scheduler.ErrInvalid, err)
@@ -68,16 +90,22 @@ func encodeRecord(s scheduler.Session, writeID string) ([]byte, *scheduler.Sessi
 }
 
 // decodeRecord reads the record at key, which is the chat's, and the ID of the
-// write that made it. Errors wrap [scheduler.ErrDamaged] and name the key.
+// write that made it. Errors wrap [scheduler.ErrDamaged] or
+// [scheduler.ErrNewerRecord], and name the key.
 func decodeRecord(key string, chatID uuid.UUID, value []byte) (*scheduler.Session, string, error) {
 	r, err := parseRecord(value)
 	if err == nil && r.ChatID != chatID {
-		err = fmt.Errorf("holds chat %s", r.ChatID)
+		err = fmt.Errorf("%w: holds chat %s", scheduler.ErrDamaged, r.ChatID)
 	}
 	if err != nil {
-		return nil, "", fmt.Errorf("%w: %s: %w", scheduler.ErrDamaged, key, err)
+		return nil, "", fmt.Errorf("%s: %w", key, err)
 	}
-	return &scheduler.Session{
+	session := r.session()
+	return &session, r.Write, nil
+}
+
+func (r record) session() scheduler.Session {
+	s := scheduler.Session{
 		SessionID:      r.SessionID,
 		ChatID:         r.ChatID,
 		AgentID:        r.AgentID,
@@ -89,34 +117,45 @@ func decodeRecord(key string, chatID uuid.UUID, value []byte) (*scheduler.Sessio
 		ExpiresAt:      r.ExpiresAt.UTC(),
 		State:          r.State,
 		Reason:         r.Reason,
-	}, r.Write, nil
+		Owner:          r.Owner,
+	}
+	if r.Version == 1 {
+		s.Owner = scheduler.DefaultOwner
+	}
+	if len(r.Labels) > 0 {
+		s.Labels = r.Labels
+	}
+	return s
 }
 
 func parseRecord(value []byte) (record, error) {
-	// The version says how to read the rest, so it comes first.
+	// The versions say whether the rest can be read, so they come first.
 	var version struct {
-		V int `json:"v"`
+		V         int `json:"v"`
+		MinReader int `json:"min_reader"`
 	}
 	if err := json.Unmarshal(value, &version); err != nil {
-		return record{}, err
+		return record{}, fmt.Errorf("%w: %w", scheduler.ErrDamaged, err)
 	}
-	if version.V != recordVersion {
-		return record{}, fmt.Errorf("schema version %d, this replica knows %d", version.V, recordVersion)
+	switch {
+	case version.V < 1:
+		return record{}, fmt.Errorf("%w: record version %d", scheduler.ErrDamaged, version.V)
+	case version.MinReader > recordVersion:
+		return record{}, fmt.Errorf("%w: min_reader is %d, this replica reads up to version %d",
+			scheduler.ErrNewerRecord, version.MinReader, recordVersion)
+	case version.V > 1 && version.MinReader < 1:
+		return record{}, fmt.Errorf("%w: min_reader missing", scheduler.ErrDamaged)
 	}
 
 	var r record
-	decoder := json.NewDecoder(bytes.NewReader(value))
-	decoder.DisallowUnknownFields()
-	if err := decoder.Decode(&r); err != nil {
-		return record{}, err
+	err := json.Unmarshal(value, &r)
+	if err == nil {
+		err = checkSession(r.session())
 	}
-	if _, err := decoder.Token(); !errors.Is(err, io.EOF) {
-		return record{}, errors.New("more than one JSON value")
+	if err != nil {
+		return record{}, fmt.Errorf("%w: %w", scheduler.ErrDamaged, err)
 	}
-	return r, checkSession(scheduler.Session{
-		SessionID: r.SessionID, ChatID: r.ChatID, AgentID: r.AgentID,
-		CreatedAt: r.CreatedAt, ExpiresAt: r.ExpiresAt, State: r.State,
-	})
+	return r, nil
 }
 
 // checkSession refuses what could not be found or cleaned up again.

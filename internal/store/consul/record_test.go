@@ -2,6 +2,9 @@ package consul
 
 import (
 	"encoding/json"
+	"errors"
+	"maps"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -24,13 +27,15 @@ func testSession() scheduler.Session {
 		CreatedAt:      time.Date(2031, time.March, 5, 14, 7, 30, 5, time.UTC),
 		ExpiresAt:      time.Date(2031, time.March, 5, 14, 37, 30, 5, time.UTC),
 		State:          scheduler.StateRunning,
+		Owner:          "team-a",
+		Labels:         map[string]string{"ticket": "4711", "tier": ""},
 	}
 }
 
 // edited returns the record of testSession, changed by edit.
 func edited(t *testing.T, edit func(fields map[string]any)) string {
 	t.Helper()
-	value, _, err := encodeRecord(testSession(), "write-1")
+	value, _, err := encodeRecord(testSession(), "write-1", nil)
 	must.NoError(t, err)
 	var fields map[string]any
 	must.NoError(t, json.Unmarshal(value, &fields))
@@ -49,22 +54,25 @@ func damage(t *testing.T) map[string]string {
 		return edited(t, func(fields map[string]any) { fields[key] = value })
 	}
 	return map[string]string{
-		"":                              "unexpected end",
-		"garbage":                       "invalid character",
-		"null":                          "schema version 0",
-		"[]":                            "cannot unmarshal",
-		whole[:len(whole)/2]:            "unexpected end",
-		whole + "{}":                    "invalid character",
-		set("v", 2):                     "schema version 2",
-		set("chat_id", uuid.New()):      "holds chat",
-		set("chat_id", "x"):             "invalid UUID",
-		set("session_id", uuid.Nil):     "session_id missing",
-		set("agent_id", ""):             "agent_id missing",
-		set("expires_at", "tomorrow"):   "parsing time",
-		set("expires_at", time.Time{}):  "expires_at missing",
-		set("created_at", nil):          "created_at missing",
-		set("state", "resting"):         "unknown state",
-		set("a_field_of_tomorrow", "x"): "unknown field",
+		"":                             "unexpected end",
+		"garbage":                      "invalid character",
+		"null":                         "record version 0",
+		`{"v":2}`:                      "min_reader missing",
+		"[]":                           "cannot unmarshal",
+		whole[:len(whole)/2]:           "unexpected end",
+		whole + "{}":                   "invalid character",
+		set("v", 0):                    "record version 0",
+		set("min_reader", 0):           "min_reader missing",
+		set("min_reader", "2"):         "cannot unmarshal",
+		set("labels", []string{"a"}):   "cannot unmarshal",
+		set("chat_id", uuid.New()):     "holds chat",
+		set("chat_id", "x"):            "invalid UUID",
+		set("session_id", uuid.Nil):    "session_id missing",
+		set("agent_id", ""):            "agent_id missing",
+		set("expires_at", "tomorrow"):  "parsing time",
+		set("expires_at", time.Time{}): "expires_at missing",
+		set("created_at", nil):         "created_at missing",
+		set("state", "resting"):        "unknown state",
 	}
 }
 
@@ -90,7 +98,7 @@ func TestSessionsThatCouldNotBeFoundAgainAreNotWritten(t *testing.T) {
 	} {
 		session := testSession()
 		spoil(&session)
-		_, _, err := encodeRecord(session, "write-1")
+		_, _, err := encodeRecord(session, "write-1", nil)
 		must.ErrorIs(t, err, scheduler.ErrInvalid, must.Sprint(name))
 	}
 }
@@ -105,25 +113,94 @@ func TestBucketsSortAsTheirTimesDo(t *testing.T) {
 }
 
 func FuzzDecodeRecord(f *testing.F) {
-	value, _, err := encodeRecord(testSession(), "write-1")
+	value, _, err := encodeRecord(testSession(), "write-1", nil)
 	must.NoError(f, err)
 	f.Add(value)
-	f.Add([]byte(strings.Replace(string(value), `"v":1`, `"v":2`, 1)))
+	f.Add([]byte(strings.Replace(string(value), `"v":2,"min_reader":2`, `"v":3,"min_reader":3`, 1)))
+	f.Add([]byte(strings.Replace(string(value), `"v":2,"min_reader":2`, `"v":3,"min_reader":2,"new":{"a":[1e400]},"Agent_ID":"x"`, 1)))
+	f.Add([]byte(strings.Replace(string(value), `"v":2,"min_reader":2`, `"v":1`, 1)))
 	f.Add([]byte(`{"v":1}`))
 	f.Add(value[:40])
 	f.Fuzz(func(t *testing.T, value []byte) {
 		session, writeID, err := decodeRecord("some/key", testChat, value)
 		if err != nil {
-			must.ErrorIs(t, err, scheduler.ErrDamaged)
+			must.True(t, errors.Is(err, scheduler.ErrDamaged) || errors.Is(err, scheduler.ErrNewerRecord))
 			must.Nil(t, session)
 			return
 		}
+		part, err := newerPartOf(value)
+		must.NoError(t, err)
 		// What was read can be written, and is then read as the same.
-		again, _, err := encodeRecord(*session, writeID)
+		again, _, err := encodeRecord(*session, writeID, part)
 		must.NoError(t, err)
 		reread, rewriteID, err := decodeRecord("some/key", testChat, again)
 		must.NoError(t, err)
 		must.Eq(t, session, reread)
 		must.Eq(t, writeID, rewriteID)
+		kept, err := newerPartOf(again)
+		must.NoError(t, err)
+		must.Eq(t, fieldsOf(part), fieldsOf(kept))
 	})
 }
+
+// fieldsOf returns the names of all unknown fields, nested ones after those that
+// they are in.
+func fieldsOf(part *newerPart) []string { return names("", part.fields) }
+
+func names(prefix string, o object) []string {
+	var all []string
+	for _, name := range slices.Sorted(maps.Keys(o)) {
+		all = append(all, prefix+name)
+		all = append(all, names(prefix+name+".", asObject(o[name]))...)
+	}
+	return all
+}
+
+func TestRecord(t *testing.T) {
+	const newer = `"v":3,"min_reader":2,"seen":{"by":["a",1e400],"at":12345678901234567890},"Agent_ID":"agent-1",`
+	value, _, err := encodeRecord(testSession(), "write-1", nil)
+	must.NoError(t, err)
+	tomorrow := strings.Replace(string(value), `"v":2,"min_reader":2,`, newer, 1)
+	tomorrow = strings.Replace(tomorrow, `"port":`, `"tls":{"name":"x"},"port":`, 1)
+
+	t.Run("keeps_what_a_newer_version_wrote", func(t *testing.T) {
+		part, err := newerPartOf([]byte(tomorrow))
+		must.NoError(t, err)
+		renewed := testSession()
+		renewed.ExpiresAt = renewed.ExpiresAt.Add(time.Hour)
+		renewed.Endpoint.Port = 7
+		value, _, err := encodeRecord(renewed, "write-2", part)
+		must.NoError(t, err)
+
+		var text map[string]json.RawMessage
+		must.NoError(t, json.Unmarshal(value, &text))
+		must.Eq(t, "3", string(text["v"]))
+		must.Eq(t, "2", string(text["min_reader"]))
+		must.Eq(t, `{"by":["a",1e400],"at":12345678901234567890}`, string(text["seen"]))
+		must.Eq(t, `{"ip":"","port":7,"tls":{"name":"x"}}`, string(text["endpoint"]))
+		read, writeID, err := decodeRecord("some/key", testChat, value)
+		must.NoError(t, err)
+		must.Eq(t, renewed, *read)
+		must.Eq(t, "write-2", writeID)
+	})
+	t.Run("of_a_version_that_may_not_be_read_is_not_damaged", func(t *testing.T) {
+		_, _, err := decodeRecord("some/key", testChat, []byte(strings.Replace(tomorrow, `"min_reader":2`, `"min_reader":3`, 1)))
+		must.ErrorIs(t, err, scheduler.ErrNewerRecord)
+		must.False(t, errors.Is(err, scheduler.ErrDamaged))
+		must.ErrorContains(t, err, "some/key: record of a newer version: min_reader is 3, this replica reads up to version 2")
+	})
+	t.Run("of_a_version_that_may_not_be_read_need_hold_nothing_else", func(t *testing.T) {
+		_, _, err := decodeRecord("some/key", testChat, []byte(`{"v":9,"min_reader":8,"agent_id":{}}`))
+		must.ErrorIs(t, err, scheduler.ErrNewerRecord)
+	})
+	t.Run("of_version_1_has_the_default_owner", func(t *testing.T) {
+		read, _, err := decodeRecord("some/key", testChat, []byte(recordOfVersion1))
+		must.NoError(t, err)
+		want := testSession()
+		want.Owner, want.Labels = scheduler.DefaultOwner, nil
+		must.Eq(t, want, *read)
+	})
+}
+
+// recordOfVersion1 is testSession as Bivouac wrote it before version 2.
+const recordOfVersion1 = `{"v":1,"write":"write-1","session_id":"0b8f4a52-5a80-4a0f-9a5e-6f7d3f9f1c22","chat_id":"6f1c2f2e-9d0b-4a51-8a6c-0e2b6c9a7d11","agent_id":"agent-1","volume_host_path":"/srv/volume","runtime":"nomad","container_id":"","endpoint":{"ip":"","port":0},"created_at":"2031-03-05T14:07:30.000000005Z","expires_at":"2031-03-05T14:37:30.000000005Z","state":"running","reason":""}`

@@ -36,39 +36,33 @@ func (l *Locker) End() {
 
 // Lock implements [scheduler.Locker].
 func (l *Locker) Lock(ctx context.Context, chatID uuid.UUID, wait time.Duration) (scheduler.Lease, error) {
-	held, damaged, err := l.lock(ctx, chatID, wait)
-	if err == nil && damaged {
-		err = errors.Join(errDamaged(chatID), held.Release(ctx))
-	}
-	if err != nil {
-		return nil, fmt.Errorf("memory: lock chat %s: %w", chatID, err)
-	}
-	return held, nil
+	return l.lock(ctx, chatID, wait, false)
 }
 
 // LockDamaged implements [scheduler.Locker].
 func (l *Locker) LockDamaged(ctx context.Context, chatID uuid.UUID, wait time.Duration) (scheduler.Lease, error) {
-	held, _, err := l.lock(ctx, chatID, wait)
+	return l.lock(ctx, chatID, wait, true)
+}
+
+// lock takes the chat's lock. That of a chat whose record is damaged it takes
+// only if damaged is set.
+func (l *Locker) lock(ctx context.Context, chatID uuid.UUID, wait time.Duration, damaged bool) (scheduler.Lease, error) {
+	unlock, err := l.store.locks.Lock(ctx, chatID, wait)
 	if err != nil {
 		return nil, fmt.Errorf("memory: lock chat %s: %w", chatID, err)
 	}
-	return held, nil
-}
-
-func (l *Locker) lock(ctx context.Context, chatID uuid.UUID, wait time.Duration) (held *lease, damaged bool, err error) {
-	unlock, err := l.store.locks.Lock(ctx, chatID, wait)
-	if err != nil {
-		return nil, false, err
-	}
-	held = &lease{locker: l, chatID: chatID, unlock: unlock, lost: make(chan struct{})}
 	l.store.mu.Lock()
 	defer l.store.mu.Unlock()
-	r, ok := l.store.records[chatID]
-	if ok && !r.damaged {
+	held := &lease{locker: l, chatID: chatID, unlock: unlock, lost: make(chan struct{})}
+	switch r, ok := l.store.records[chatID]; {
+	case ok && r.unread == nil:
 		held.session = &r.session
+	case r.unread != nil && !(damaged && errors.Is(r.unread, scheduler.ErrDamaged)):
+		unlock()
+		return nil, fmt.Errorf("memory: lock chat %s: %w", chatID, r.unread)
 	}
 	l.leases[held] = struct{}{}
-	return held, r.damaged, nil
+	return held, nil
 }
 
 // lease is a [scheduler.Lease]. While it is among its locker's leases nobody else

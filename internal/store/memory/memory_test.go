@@ -43,6 +43,8 @@ func (c *cluster) BreakLock(_ *testing.T, chatID uuid.UUID) {
 
 func (c *cluster) Damage(_ *testing.T, chatID uuid.UUID) { c.store.Damage(chatID) }
 
+func (c *cluster) Outdate(_ *testing.T, chatID uuid.UUID) { c.store.Outdate(chatID) }
+
 func (c *cluster) MustBeEmpty(t *testing.T) {
 	t.Helper()
 	must.MapEmpty(t, c.store.records)

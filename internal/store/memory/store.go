@@ -41,7 +41,7 @@ type Store struct {
 type record struct {
 	session scheduler.Session
 	index   uint64 // of its last change
-	damaged bool
+	unread  error  // why it cannot be read; nil: it can
 }
 
 // NewStore returns an empty store.
@@ -56,25 +56,27 @@ func NewStore() *Store {
 
 // Damage makes the chat's record unreadable, as an edit by hand could. It is for
 // tests.
-func (s *Store) Damage(chatID uuid.UUID) {
+func (s *Store) Damage(chatID uuid.UUID) { s.spoil(chatID, scheduler.ErrDamaged) }
+
+// Outdate makes the chat's record one that only a newer version may read. It is
+// for tests.
+func (s *Store) Outdate(chatID uuid.UUID) { s.spoil(chatID, scheduler.ErrNewerRecord) }
+
+func (s *Store) spoil(chatID uuid.UUID, why error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	r := s.records[chatID]
-	r.damaged = true
+	r.unread = fmt.Errorf("%w: chat %s", why, chatID)
 	s.records[chatID] = r
-}
-
-func errDamaged(chatID uuid.UUID) error {
-	return fmt.Errorf("%w: chat %s", scheduler.ErrDamaged, chatID)
 }
 
 // Get implements [scheduler.Store].
 func (s *Store) Get(ctx context.Context, chatID uuid.UUID, block scheduler.Block) (*scheduler.Session, uint64, error) {
 	var found *scheduler.Session
-	damaged := false
+	var unread error
 	index, err := s.read(ctx, block, func() uint64 {
 		r, ok := s.records[chatID]
-		damaged = r.damaged
+		unread = r.unread
 		if !ok {
 			found = nil
 			return s.removed
@@ -82,9 +84,7 @@ func (s *Store) Get(ctx context.Context, chatID uuid.UUID, block scheduler.Block
 		found = &r.session
 		return r.index
 	})
-	if err == nil && damaged {
-		err = errDamaged(chatID)
-	}
+	err = cmp.Or(err, unread)
 	if err != nil {
 		return nil, 0, fmt.Errorf("memory: get chat %s: %w", chatID, err)
 	}
@@ -107,8 +107,8 @@ func (s *Store) List(ctx context.Context, query scheduler.Query) (scheduler.Page
 		index := s.removed
 		page.Damaged = nil
 		for chatID, r := range s.records {
-			if r.damaged && query.AgentID == "" && query.NextToken == "" { // all on the first page
-				page.Damaged = append(page.Damaged, scheduler.DamagedRecord{ChatID: chatID, Err: errDamaged(chatID)})
+			if r.unread != nil && query.AgentID == "" && query.NextToken == "" { // all on the first page
+				page.Damaged = append(page.Damaged, scheduler.DamagedRecord{ChatID: chatID, Err: r.unread})
 			}
 		}
 		page.Sessions = s.selectWhere(func(r record) bool {
@@ -168,7 +168,7 @@ func (s *Store) Count(ctx context.Context) (int, error) {
 	if _, err := s.read(ctx, scheduler.Block{}, func() uint64 {
 		count = 0
 		for _, r := range s.records {
-			if r.session.State != scheduler.StateCreating && !r.damaged {
+			if r.session.State != scheduler.StateCreating && r.unread == nil {
 				count++
 			}
 		}
@@ -213,7 +213,7 @@ func (s *Store) read(ctx context.Context, block scheduler.Block, look func() uin
 func (s *Store) selectWhere(match func(record) bool) []scheduler.Session {
 	var selected []scheduler.Session
 	for _, r := range s.records {
-		if !r.damaged && match(r) {
+		if r.unread == nil && match(r) {
 			selected = append(selected, r.session)
 		}
 	}

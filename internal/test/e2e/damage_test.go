@@ -67,7 +67,7 @@ func TestDamagedRecordsAreReportedAndLeftAlone(t *testing.T) {
 	var damages []damage
 	for reason, spoil := range map[string]func(key string) []byte{
 		"unexpected end":     func(key string) []byte { return w.value(key)[:40] },
-		"schema version 2":   func(key string) []byte { return w.edited(key, "v", 2) },
+		"record version 0":   func(key string) []byte { return w.edited(key, "v", 0) },
 		"holds chat":         func(string) []byte { return w.value(neighbourKey) },
 		"session_id missing": func(key string) []byte { return w.edited(key, "session_id", uuid.Nil) },
 		"invalid UUID":       func(key string) []byte { return w.edited(key, "session_id", "x") },

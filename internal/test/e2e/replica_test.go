@@ -100,6 +100,12 @@ func (w *world) start() *replica {
 // launch starts a replica.
 func (w *world) launch() *replica {
 	w.t.Helper()
+	return w.launchBuild(binary, w.api)
+}
+
+// launchBuild starts a replica of another build, which api calls.
+func (w *world) launchBuild(binary string, api *http.Client) *replica {
+	w.t.Helper()
 	port, err := stack.FreePort(0)
 	must.NoError(w.t, err)
 	addr := fmt.Sprintf("127.0.0.1:%d", port)
@@ -108,7 +114,7 @@ func (w *world) launch() *replica {
 	cmd := exec.Command(binary, append([]string{"agent", "-http-addr=" + addr}, w.flags...)...)
 	cmd.Env, cmd.Stdout, cmd.Stderr = w.env, log, log
 	must.NoError(w.t, cmd.Start())
-	r := &replica{t: w.t, api: w.api, url: "http://" + addr, log: log.Name(), cmd: cmd, gone: make(chan struct{})}
+	r := &replica{t: w.t, api: api, url: "http://" + addr, log: log.Name(), cmd: cmd, gone: make(chan struct{})}
 	go func() {
 		defer close(r.gone)
 		_ = cmd.Wait() // how it ended is for the test to ask

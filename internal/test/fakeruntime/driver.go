@@ -15,6 +15,7 @@ import (
 	"iter"
 	"maps"
 	"net/netip"
+	"reflect"
 	"slices"
 	"strconv"
 	"sync"
@@ -153,7 +154,7 @@ func (d *Driver) start(spec runtime.Spec) (runtime.Sandbox, error) {
 		return runtime.Sandbox{}, fmt.Errorf("%w: %s was stopped", runtime.ErrConflict, spec.SessionID)
 	}
 	if s, ok := d.sandboxes[spec.SessionID]; ok {
-		if s.spec != spec {
+		if !reflect.DeepEqual(s.spec, spec) {
 			return runtime.Sandbox{}, fmt.Errorf("%w: %s was created with another spec", runtime.ErrConflict, spec.SessionID)
 		}
 		return s.Sandbox, nil
@@ -175,6 +176,8 @@ func (d *Driver) start(spec runtime.Spec) (runtime.Sandbox, error) {
 			CreatedAt:      spec.CreatedAt,
 			ExpiresAt:      spec.ExpiresAt,
 			RegisteredAt:   spec.CreatedAt,
+			Owner:          spec.Owner,
+			Labels:         spec.Labels,
 		},
 		spec: spec,
 		runs: true,

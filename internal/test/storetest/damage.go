@@ -32,6 +32,35 @@ func damagedIsToldOf(t *testing.T, c Cluster) {
 	must.ErrorIs(t, page.Damaged[0].Err, scheduler.ErrDamaged)
 }
 
+func newerIsToldOf(t *testing.T, c Cluster) {
+	a, b := c.Join(t), c.Join(t)
+	well, newer := newSession(), newSession()
+	well.State, newer.State = scheduler.StateStopping, scheduler.StateStopping
+	put(t, a, well)
+	put(t, a, newer)
+	c.Outdate(t, newer.ChatID)
+
+	_, _, err := b.Get(t.Context(), newer.ChatID, scheduler.Block{})
+	must.ErrorIs(t, err, scheduler.ErrNewerRecord)
+	for range 2 { // the one before holds nothing
+		_, err = b.Lock(t.Context(), newer.ChatID, 0)
+		must.ErrorIs(t, err, scheduler.ErrNewerRecord)
+		_, err = b.LockDamaged(t.Context(), newer.ChatID, 0)
+		must.ErrorIs(t, err, scheduler.ErrNewerRecord, must.Sprint("it is not damaged"))
+	}
+
+	page, err := b.List(t.Context(), scheduler.Query{PerPage: scheduler.MaxPerPage})
+	must.NoError(t, err)
+	must.Eq(t, []scheduler.Session{well}, page.Sessions)
+	must.Len(t, 1, page.Damaged)
+	must.Eq(t, newer.ChatID, page.Damaged[0].ChatID)
+	must.ErrorIs(t, page.Damaged[0].Err, scheduler.ErrNewerRecord)
+	must.Eq(t, []uuid.UUID{well.ChatID}, expired(t, b, well.ExpiresAt, 10))
+	inFlight, err := b.InFlight(t.Context())
+	must.NoError(t, err)
+	must.Eq(t, []scheduler.Session{well}, inFlight)
+}
+
 // lockDamaged takes the lock of a chat whose record cannot be understood.
 func lockDamaged(t *testing.T, locker scheduler.Locker, chatID uuid.UUID) scheduler.Lease {
 	t.Helper()

@@ -37,6 +37,7 @@ func Stores(t *testing.T, open func(t *testing.T) Cluster) {
 		{"what is in flight is creating or stopping", inFlight},
 		{"a removed record leaves nothing behind", removedLeavesNothing},
 		{"a damaged record is told of and hides no other", damagedIsToldOf},
+		{"a record of a newer version is told of and hides no other", newerIsToldOf},
 		{"a read of a caller who left fails", canceledReads},
 	}
 	for _, tt := range tests {

@@ -32,6 +32,10 @@ type Cluster interface {
 	// understood, behind everybody's back. Its index entries stay as they are.
 	Damage(t *testing.T, chatID uuid.UUID)
 
+	// Outdate makes the chat's record, which is there, one that only a newer version
+	// may read. Its index entries stay as they are.
+	Outdate(t *testing.T, chatID uuid.UUID)
+
 	// MustBeEmpty fails the test where anything is left of any chat: records,
 	// locks or index entries.
 	MustBeEmpty(t *testing.T)
@@ -70,6 +74,8 @@ func newSession() scheduler.Session {
 		CreatedAt:      now,
 		ExpiresAt:      now.Add(30*time.Minute + 123456789*time.Nanosecond),
 		State:          scheduler.StateRunning,
+		Owner:          "team-a",
+		Labels:         map[string]string{"ticket": "4711", "example.com/tier": "", "text": "ä \"${c}\" <&>"},
 	}
 }
 

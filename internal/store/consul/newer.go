@@ -1,0 +1,118 @@
+package consul
+
+import (
+	"encoding/json"
+	"fmt"
+	"strings"
+)
+
+// newerPart is what a newer version wrote into a record and this version does
+// not know. It belongs to one session. Nil is none.
+type newerPart struct {
+	version   int    // of the record, if above recordVersion
+	minReader int    // of the record, if above minReader
+	fields    object // nested objects hold only the fields that are unknown there
+}
+
+// object is a JSON object whose fields are not decoded.
+type object map[string]json.RawMessage
+
+// newerPartOf returns what [record] lacks of a record that was read.
+func newerPartOf(value []byte) (*newerPart, error) {
+	var known record
+	var whole object
+	if err := json.Unmarshal(value, &known); err != nil {
+		return nil, err
+	}
+	if err := json.Unmarshal(value, &whole); err != nil {
+		return nil, err
+	}
+	part := &newerPart{version: known.Version, minReader: known.MinReader}
+	text, err := json.Marshal(known)
+	if err == nil {
+		part.fields, err = whole.without(asObject(text))
+	}
+	return part, err
+}
+
+// addTo returns r as JSON, with the part that a newer version wrote.
+func (p *newerPart) addTo(r record) ([]byte, error) {
+	if p == nil {
+		return json.Marshal(r)
+	}
+	r.Version, r.MinReader = max(r.Version, p.version), max(r.MinReader, p.minReader)
+	text, err := json.Marshal(r)
+	if err != nil || len(p.fields) == 0 {
+		return text, err
+	}
+	whole := asObject(text)
+	if err := whole.add(p.fields); err != nil {
+		return nil, err
+	}
+	return json.Marshal(whole)
+}
+
+// asObject returns nil if text is not a JSON object.
+func asObject(text []byte) object {
+	var o object
+	if json.Unmarshal(text, &o) != nil {
+		return nil
+	}
+	return o
+}
+
+// without returns the fields of o that known lacks, nested ones included. A name
+// that differs from a known one only in case is not unknown: encoding/json takes
+// the two for the same.
+func (o object) without(known object) (object, error) {
+	rest := make(object)
+	for name, value := range o {
+		same, ok := known[name]
+		if !ok && !known.hasFolded(name) {
+			rest[name] = value
+			continue
+		}
+		inner, err := asObject(value).without(asObject(same))
+		if err != nil {
+			return nil, err
+		}
+		if ok && len(inner) > 0 {
+			if rest[name], err = json.Marshal(inner); err != nil {
+				return nil, fmt.Errorf("field %s: %w", name, err)
+			}
+		}
+	}
+	return rest, nil
+}
+
+func (o object) hasFolded(name string) bool {
+	for known := range o {
+		if strings.EqualFold(known, name) {
+			return true
+		}
+	}
+	return false
+}
+
+// add adds the fields of rest, nested ones included, to o.
+func (o object) add(rest object) error {
+	for name, value := range rest {
+		known, ok := o[name]
+		if !ok {
+			o[name] = value
+			continue
+		}
+		inner := asObject(known)
+		if inner == nil {
+			continue // the nested object is gone, and what belonged to it
+		}
+		if err := inner.add(asObject(value)); err != nil {
+			return err
+		}
+		var err error
+		if o[name], err = json.Marshal(inner); err != nil {
+			return fmt.Errorf("field %s: %w", name, err)
+		}
+	}
+	return nil
+}
