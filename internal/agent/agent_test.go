@@ -188,8 +188,8 @@ func TestWhatAnAgentCannotServeWithout(t *testing.T) {
 			map[string]bool{"consul": false, "clock": true, "nomad": true, "plugin.mine": false}},
 		{"a plugin, with a job template", []string{"-runtime=mine", "-job-template=raw_exec"}, mine, "",
 			map[string]bool{"consul": false, "clock": true, "nomad": true, "plugin.mine": false}},
-		{"processes", []string{"-dev"}, mine, "http://127.0.0.1:4646", map[string]bool{"plugin.process": false, "plugin.mine": true}},
-		{"processes in process", []string{"-dev", "-in-process"}, "", "", map[string]bool{}},
+		{"processes", []string{"-dev"}, "", "http://127.0.0.1:4646", map[string]bool{}},
+		{"processes, with a plugin beside them", []string{"-dev"}, mine, "", map[string]bool{"plugin.mine": true}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Setenv("NOMAD_ADDR", test.nomad)

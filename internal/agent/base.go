@@ -59,7 +59,7 @@ func newBase(c config.Config, log hclog.Logger) (base, error) {
 	b.prepare = func(context.Context) error { return nil }
 	b.addPlugins(host, c)
 	if c.Dev {
-		b.endWithAgent(host, log)
+		b.endWithAgent(c, host, log)
 	}
 	return b, nil
 }

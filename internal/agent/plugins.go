@@ -21,13 +21,6 @@ func newPluginHost(c config.Config, log hclog.Logger) (*pluginhost.Host, error) 
 	settings := pluginSettings(c, log)
 	if c.Dev {
 		settings.Instance = devInstance(c.HTTPAddr)
-		if !c.InProcess {
-			own, err := devPlugin(c)
-			if err != nil {
-				return nil, err
-			}
-			settings.Plugins = append(settings.Plugins, own)
-		}
 	}
 	host, err := pluginhost.New(settings)
 	if err != nil {

@@ -60,9 +60,6 @@ func (c *Config) check() error {
 		refuse("cleanup_interval", "%s is too short; it must be %s or longer", c.CleanupInterval, minCleanupInterval)
 	}
 	c.checkVolumeRoots(refuse)
-	if c.InProcess && !c.Dev {
-		refuse("in_process", "it goes with dev alone")
-	}
 	if c.Dev {
 		c.checkDev(refuse)
 	}

@@ -18,9 +18,6 @@ type Config struct {
 	// Dev asks for an agent that needs nothing else: records in memory,
 	// sandboxes as processes of this machine.
 	Dev bool
-	// InProcess asks an agent of -dev to link the driver of its sandboxes in,
-	// which is else a plugin.
-	InProcess bool
 
 	HTTPAddr        string // host:port, loopback only
 	Runtime         string
@@ -86,7 +83,6 @@ type key struct {
 func (c *Config) keys() []key {
 	return []key{
 		{"dev", "dev", &c.Dev, "Run without Nomad and Consul: records in memory, sandboxes as processes of this machine. All ends with the agent."},
-		{"in_process", "in-process", &c.InProcess, "With -dev, link the runtime process into the agent rather than run it as a plugin."},
 		{"http_addr", "http-addr", &c.HTTPAddr, "`HOST:PORT` to serve the API on. It must be loopback: there is no authentication yet."},
 		{"runtime", "runtime", &c.Runtime, "`NAME` of what runs the sandboxes of creates that name no runtime: nomad, or process with -dev, or a plugin. With a plugin no Nomad is needed, unless a nomad block, NOMAD_ADDR or a job template names one."},
 		{"ttl", "ttl", &c.TTL, "`DURATION` that a session lives whose create does not say."},

@@ -156,18 +156,16 @@ func TestNothingSaid(t *testing.T) {
 	must.NoError(t, err)
 	must.True(t, dev.Dev)
 	must.Eq(t, "process", dev.Runtime)
-	must.False(t, dev.InProcess)
 }
 
 func TestDevMayStandInAFile(t *testing.T) {
-	file := write(t, "a.hcl", "dev = true\nin_process = true")
+	file := write(t, "a.hcl", "dev = true")
 	dev, err := load(t, "-config", file)
 	must.NoError(t, err)
 	must.True(t, dev.Dev)
-	must.True(t, dev.InProcess)
 	must.Eq(t, "process", dev.Runtime)
 
-	other, err := load(t, "-config", file, "-dev=false", "-in-process=false")
+	other, err := load(t, "-config", file, "-dev=false")
 	must.NoError(t, err)
 	must.Eq(t, "nomad", other.Runtime)
 
@@ -184,14 +182,6 @@ func TestDevHasNoJobs(t *testing.T) {
 	_, err = load(t, "-dev", "-config", write(t, "a.hcl", `job_vars = { memory = "1", image = "x" }`))
 	must.ErrorContains(t, err, `a.hcl:1: job_vars: there are no jobs with dev, and so no "image"`)
 	must.ErrorContains(t, err, `no "memory"`)
-}
-
-func TestInProcessGoesWithDevAlone(t *testing.T) {
-	dev, err := load(t, "-dev", "-in-process")
-	must.NoError(t, err)
-	must.True(t, dev.InProcess)
-	_, err = load(t, "-in-process")
-	must.ErrorContains(t, err, "in_process: it goes with dev alone")
 }
 
 func TestWhatIsSaid(t *testing.T) {

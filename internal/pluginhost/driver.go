@@ -22,10 +22,6 @@ var (
 	_ runtime.Execer        = (*Driver)(nil)
 )
 
-// AwaitStart waits until the plugin has come up or failed to for the first time,
-// and then returns why it failed.
-func (d *Driver) AwaitStart(ctx context.Context) error { return d.plugin.awaitStart(ctx) }
-
 // AwaitReturn waits until the plugin is up, if it was up once.
 func (d *Driver) AwaitReturn(ctx context.Context) error {
 	if d.plugin.current().Info.Name == "" {
