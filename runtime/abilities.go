@@ -96,9 +96,13 @@ type Prober interface {
 // plugins are. It is the only way by which a plugin learns the instance.
 type Configurer interface {
 	// Configure is called once, after Info and before any other method. It
-	// returns ErrInvalid where the configuration is wrong, saying what, and
-	// takes ten seconds at most. What the driver depends on need not be in
-	// reach yet.
+	// returns ErrInvalid if the configuration is wrong, saying what, and takes
+	// ten seconds at most. The host checks nothing before, so Configure also
+	// refuses keys that it does not know. What the driver depends on need not be
+	// in reach yet.
+	//
+	// "bivouac config validate" calls it too, with the instance
+	// "config-validate", and ends the plugin after that.
 	Configure(ctx context.Context, config Config) error
 }
 
@@ -108,7 +112,7 @@ type Config struct {
 	// Where several share a machine or an engine, the driver marks what it
 	// makes with the name, and lists only what bears it.
 	Instance string
-	// JSON is an object that fits the driver's ConfigSchema, "{}" at least.
+	// JSON is an object, "{}" at least.
 	JSON json.RawMessage
 	// DropMarks says that no earlier call of this instance is under way any
 	// more. The driver may then remove all that marks session IDs as used, as it

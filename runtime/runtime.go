@@ -113,9 +113,8 @@ type Info struct {
 	// over a wire. Nil leaves it to the driver's methods; see [Abilities].
 	Abilities []Ability
 
-	// ConfigSchema is a JSON Schema (draft 2020-12) of the configuration that
-	// Configure takes, without references to other documents. Empty accepts no
-	// key at all.
+	// ConfigSchema is a JSON Schema of the configuration that Configure takes.
+	// It is optional and for people: "bivouac plugin inspect" shows it.
 	ConfigSchema json.RawMessage
 }
 
