@@ -13,8 +13,10 @@
 package jobs
 
 import (
+	"bytes"
 	"cmp"
 	"embed"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -70,6 +72,7 @@ type Template struct {
 	variables map[string]cty.Value
 	ready     Ready
 	sample    *api.Job // of a made-up session, for what does not depend on one
+	openings  [4]int   // of the sample
 }
 
 // MaxReadyTimeout is the longest that a template may give a sandbox to become
@@ -135,6 +138,7 @@ func parse(filename string, src []byte, variables map[string]string) (*Template,
 	if t.sample, diags = t.decodeJob(sampleSpec(), "sample"); diags.HasErrors() {
 		return nil, diags
 	}
+	t.openings = openings(t.sample)
 	if t.ready.Check.HTTPPath == "" && isPublished(t.sample.TaskGroups[0]) {
 		t.ready.Check.StayOpen = ready.DockerStayOpen
 	}
@@ -208,14 +212,30 @@ func Names() []string { return []string{"docker", "exec", "raw_exec"} }
 // Job returns the job of spec's sandbox. instance names the replicas that work
 // together. Its errors wrap [runtime.ErrInvalid].
 func (t *Template) Job(spec runtime.Spec, instance string) (*api.Job, error) {
-	if err := validate(spec); err != nil {
+	if err := spec.Validate(); err != nil {
 		return nil, fmt.Errorf("job: %w: %w", runtime.ErrInvalid, err)
 	}
 	job, diags := t.decodeJob(spec, instance)
 	if diags.HasErrors() {
 		return nil, fmt.Errorf("job: %w: %w", runtime.ErrInvalid, errors.Join(diags.Errs()...))
 	}
+	if openings(job) != t.openings {
+		return nil, fmt.Errorf(`job: %w: the agent ID %q or the volume host path %q makes a "${" or "%%{" with the template's text beside it`,
+			runtime.ErrInvalid, spec.AgentID, spec.VolumeHostPath)
+	}
 	return job, nil
+}
+
+// openings counts what Nomad's client and its drivers read as the beginning of a
+// variable or a directive, or as its escape. A spec has none. So a job has those
+// of its template, unless text of the spec and of the template make one together.
+func openings(job *api.Job) [4]int {
+	text, _ := json.Marshal(job) // nothing that came from HCL fails
+	var counts [4]int
+	for i, opening := range []string{"${", "%{", "$${", "%%{"} {
+		counts[i] = bytes.Count(text, []byte(opening))
+	}
+	return counts
 }
 
 // Ready returns when a sandbox of this template is ready.

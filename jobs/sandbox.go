@@ -34,12 +34,12 @@ func (d *decoder) force(t *Template, job *api.Job, spec runtime.Spec, instance, 
 	setAll(&job.Meta, map[string]string{
 		MetaSessionID: spec.SessionID,
 		MetaChatID:    spec.ChatID,
-		MetaAgentID:   d.protect(spec.AgentID),
+		MetaAgentID:   spec.AgentID,
 		MetaInstance:  instance,
 		MetaSpec:      Fingerprint(spec),
 		MetaMainTasks: mainTasks(group),
 
-		MetaVolumeHostPath: d.protect(spec.VolumeHostPath),
+		MetaVolumeHostPath: spec.VolumeHostPath,
 		MetaCreatedAt:      spec.CreatedAt.UTC().Format(time.RFC3339Nano),
 		MetaExpiresAt:      spec.ExpiresAt.UTC().Format(time.RFC3339Nano),
 	})
@@ -55,23 +55,13 @@ func (d *decoder) force(t *Template, job *api.Job, spec runtime.Spec, instance, 
 		setAll(&task.Env, map[string]string{
 			"BIVOUAC_SESSION_ID": spec.SessionID,
 			"BIVOUAC_CHAT_ID":    spec.ChatID,
-			"BIVOUAC_AGENT_ID":   d.protect(spec.AgentID),
+			"BIVOUAC_AGENT_ID":   spec.AgentID,
 			"BIVOUAC_WORKSPACE":  workspace,
 		})
 		if isMain(task) { // others must not take the port for theirs
 			setAll(&task.Env, map[string]string{"PORT": "${NOMAD_PORT_" + t.ready.Port + "}"})
 		}
 	}
-
-	for _, task := range group.Tasks {
-		exportMeta(task, job.Meta, group.Meta, task.Meta)
-	}
-	restoreMeta(job.Meta)
-	restoreMeta(group.Meta)
-	for _, task := range group.Tasks {
-		restoreMeta(task.Meta)
-	}
-	maps.Copy(job.Meta, d.inUse)
 }
 
 // mainTaskSeparator stands between names: Nomad allows no task to have it in its
@@ -98,41 +88,6 @@ func MainTasks(meta map[string]string) []string {
 		return nil
 	}
 	return strings.Split(meta[MetaMainTasks], mainTaskSeparator)
-}
-
-// protect returns a session's value in the form in which a job carries it.
-func (d *decoder) protect(value string) string {
-	text := protected(standIn(value))
-	d.noteReferences(text)
-	return text
-}
-
-// exportMeta makes a task's NOMAD_META_… what the meta says, where that holds
-// protected values: Nomad interpolates meta in no fixed order, so that there a
-// reference to other meta may come too early, but it interpolates env after it.
-func exportMeta(task *api.Task, levels ...map[string]string) {
-	merged := make(map[string]string)
-	for _, meta := range levels {
-		maps.Copy(merged, meta)
-	}
-	env := make(map[string]string)
-	for key, value := range merged {
-		if strings.Contains(value, dollarRef) {
-			env["NOMAD_META_"+key] = value
-			env["NOMAD_META_"+strings.ToUpper(key)] = value
-		}
-	}
-	if len(env) > 0 {
-		setAll(&task.Env, env)
-	}
-}
-
-// restoreMeta makes meta readable again for those who read the job.
-func restoreMeta(meta map[string]string) {
-	plain := strings.NewReplacer(dollarRef, "$", percentRef, "%")
-	for key, value := range meta {
-		meta[key] = plain.Replace(value)
-	}
 }
 
 func setAll(target *map[string]string, values map[string]string) {

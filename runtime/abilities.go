@@ -108,7 +108,7 @@ type Configurer interface {
 
 // Config is what a driver is told at its start.
 type Config struct {
-	// Instance is the name of this Bivouac, 1 to 64 bytes of a-z, 0-9 and '-'.
+	// Instance is the name of this Bivouac; see [ValidName].
 	// Where several share a machine or an engine, the driver marks what it
 	// makes with the name, and lists only what bears it.
 	Instance string

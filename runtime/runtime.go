@@ -106,7 +106,7 @@ type Driver interface {
 
 // Info describes a driver.
 type Info struct {
-	Name    string // as in a session's runtime: 1 to 64 bytes of a-z, 0-9 and '-'
+	Name    string // as in a session's runtime: see [ValidName]
 	Version string // at most 64 bytes
 
 	// Abilities declares the optional abilities of a driver that is reached
@@ -118,12 +118,12 @@ type Info struct {
 	ConfigSchema json.RawMessage
 }
 
-// Spec is what a sandbox is made from.
+// Spec is what a sandbox is made from. [Spec.Validate] holds what the comments say.
 type Spec struct {
 	SessionID      string // UUID, fresh for each sandbox
 	ChatID         string // UUID
-	AgentID        string // 1 to 256 bytes of UTF-8, no control characters
-	VolumeHostPath string // absolute and clean, no control characters, no "${"
+	AgentID        string // 1 to 256 bytes of UTF-8, no control characters, no "${" and "%{"
+	VolumeHostPath string // absolute and clean, at most 4096 bytes of UTF-8, else as AgentID
 	CreatedAt      time.Time
 	ExpiresAt      time.Time // as planned at creation: the host may extend it and is the one who ends it
 }

@@ -16,6 +16,7 @@ import (
 	"github.com/shoenig/test/must"
 
 	"github.com/bivouac/bivouac/internal/config"
+	"github.com/bivouac/bivouac/internal/pluginhost"
 	"github.com/bivouac/bivouac/internal/store/consul"
 	"github.com/bivouac/bivouac/jobs"
 	"github.com/bivouac/bivouac/runtime"
@@ -147,12 +148,12 @@ func TestQuote(t *testing.T) {
 }
 
 func TestTheRuntimeIsOneThatTheAgentHas(t *testing.T) {
-	mine := []config.Plugin{{Name: "mine", Path: "/mine"}}
+	mine := []pluginhost.Plugin{{Name: "mine", Path: "/mine"}}
 	for _, test := range []struct {
 		name    string
 		dev     bool
 		runtime string
-		plugins []config.Plugin
+		plugins []pluginhost.Plugin
 		refused bool
 	}{
 		{"nomad", false, "nomad", nil, false},

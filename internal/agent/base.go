@@ -141,8 +141,11 @@ func newConsul(c config.Config, settings consul.Config, log hclog.Logger) (*cons
 	override(&reach.Token, c.Consul.Token)
 	override(&reach.Datacenter, c.Consul.Datacenter)
 	client, err := consul.NewClient(reach)
+	if err != nil && c.Consul.Address == "" {
+		return nil, "", fmt.Errorf("CONSUL_HTTP_ADDR: %w", err)
+	}
 	if err != nil {
-		return nil, "", fmt.Errorf("agent: %w", err)
+		return nil, "", c.Wrong("consul.address", err)
 	}
 	host, err := os.Hostname()
 	if err != nil {
@@ -151,7 +154,7 @@ func newConsul(c config.Config, settings consul.Config, log hclog.Logger) (*cons
 	settings.Prefix, settings.Name, settings.Logger = c.KVPrefix, host, log.Named("consul")
 	store, err := consul.New(client, settings)
 	if err != nil {
-		return nil, "", fmt.Errorf("agent: %w", err)
+		return nil, "", c.Wrong("kv_prefix", err)
 	}
 	return store, "Consul at " + reach.Address, nil
 }

@@ -31,13 +31,7 @@ func newPluginHost(c config.Config, log hclog.Logger) (*pluginhost.Host, error) 
 
 // pluginSettings are those of a host with the plugins of the configuration.
 func pluginSettings(c config.Config, log hclog.Logger) pluginhost.Config {
-	settings := pluginhost.Config{Dir: c.PluginDir, Instance: c.Instance, Logger: log}
-	for _, p := range c.Plugins {
-		settings.Plugins = append(settings.Plugins, pluginhost.Plugin{
-			Name: p.Name, Path: p.Path, Args: p.Args, Env: p.Env, Config: p.Config, SHA256: p.SHA256,
-		})
-	}
-	return settings
+	return pluginhost.Config{Dir: c.PluginDir, Plugins: c.Plugins, Instance: c.Instance, Logger: log}
 }
 
 // checkPlugins finds what is wrong with plugins, with the place of each one's

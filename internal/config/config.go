@@ -11,6 +11,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/bivouac/bivouac/internal/pluginhost"
 )
 
 // Config is an agent's configuration.
@@ -28,7 +30,7 @@ type Config struct {
 	JobTemplate     string
 	JobVars         map[string]string
 	PluginDir       string
-	Plugins         []Plugin
+	Plugins         []pluginhost.Plugin
 	KVPrefix        string
 	Instance        string
 	LogLevel        string

@@ -554,7 +554,7 @@ func TestNew_RefusesWhatCannotBeRight(t *testing.T) {
 	}{
 		"no name":             {Plugin{}, "its name is not"},
 		"a path as its name":  {Plugin{Name: "../sh"}, "its name is not"},
-		"no folder":           {Plugin{Name: "x"}, "no plugin folder"},
+		"no folder":           {Plugin{Name: "x"}, "there is no plugin_dir"},
 		"half a checksum":     {Plugin{Name: "x", Path: "/x", SHA256: "abcd"}, "is not 64 hex digits"},
 		"config no object":    {Plugin{Name: "x", Path: "/x", Config: []byte(`[1]`)}, "is not a JSON object"},
 		"variable with equal": {Plugin{Name: "x", Path: "/x", Env: map[string]string{"A=B": "c"}}, "variable of its environment"},

@@ -66,10 +66,7 @@ func newPlugin(config Config, spec Plugin, l *launcher, timings timings) (*plugi
 	if len(spec.Config) == 0 {
 		spec.Config = json.RawMessage(emptyConfig)
 	}
-	if err := spec.check(); err != nil {
-		return nil, err
-	}
-	if _, err := spec.file(config.Dir); err != nil {
+	if err := spec.Check(config.Dir); err != nil {
 		return nil, err
 	}
 	return &plugin{

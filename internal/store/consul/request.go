@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -158,7 +159,7 @@ func reason(err error) string {
 // cleanAddress returns an address of Consul without a slash at its end, which
 // would be part of every path. Its errors name no password.
 func cleanAddress(address string) (string, error) {
-	if address == "" || strings.HasPrefix(address, "unix://") {
+	if address == "" || strings.HasPrefix(address, "unix:///") {
 		return address, nil
 	}
 	scheme, rest, hasScheme := strings.Cut(address, "://")
@@ -170,7 +171,7 @@ func cleanAddress(address string) (string, error) {
 	switch {
 	case err == nil && u.User != nil, strings.Contains(address, "@"):
 		return "", errors.New("address: a user and a password must not be part of it; use a token, or CONSUL_HTTP_AUTH")
-	case err != nil, u.Host == "", u.RawQuery != "", u.Fragment != "", scheme != "http" && scheme != "https":
+	case err != nil, u.Host == "", u.RawQuery != "", u.Fragment != "", scheme != "http" && scheme != "https", !isPort(cmp.Or(u.Port(), "80")):
 		return "", fmt.Errorf("address %q: need HOST:PORT, http://HOST:PORT, https://HOST:PORT or unix://PATH", address)
 	case !hasScheme && u.Path != "":
 		return "", fmt.Errorf("address %q: a path needs http:// or https:// before the host", address)
@@ -179,6 +180,11 @@ func cleanAddress(address string) (string, error) {
 		rest = scheme + "://" + rest
 	}
 	return rest, nil
+}
+
+func isPort(text string) bool {
+	_, err := strconv.ParseUint(text, 10, 16)
+	return err == nil
 }
 
 // park takes one of the places for blocking queries, where block is for one.
