@@ -3,62 +3,32 @@ package runtime
 import (
 	"context"
 	"encoding/json"
-	"io"
 	"iter"
-	"slices"
 )
 
-// Ability names something that a driver may do beyond [Driver]. In Go an
-// ability is a small interface that the driver implements; where a driver is
-// reached over a wire, it is a name that the driver declares.
+// Ability names something that a driver may do beyond [Driver], as a plugin
+// declares it. In Go an ability is a small interface that the driver implements:
+// a caller finds it by type assertion. A driver that stands for another one, as
+// that of a plugin does, has all of these methods. Those that do not work return
+// an error that wraps [errors.ErrUnsupported], but Health, which then tells of
+// the driver alone.
 type Ability string
 
 // The abilities, each with its interface.
 const (
 	AbilityConfigure Ability = "configure" // Configurer
-	AbilityExec      Ability = "exec"      // Execer
 	AbilityHealth    Ability = "health"    // HealthChecker
 	AbilityLogs      Ability = "logs"      // LogReader
 	AbilityWatch     Ability = "watch"     // Watcher
 )
-
-// Abilities returns what a driver can do beyond Driver, sorted: what its Info
-// declares, or else what the driver's methods show.
-//
-// A driver that stands for another one, as that of a plugin does, has the
-// methods of every ability and declares those that work. The others return an
-// error that wraps [errors.ErrUnsupported], except for two that have a truthful
-// answer without it: Watch reports nothing until its context ends, and Health
-// tells of the driver alone.
-func Abilities(d Driver, info Info) []Ability {
-	if info.Abilities != nil {
-		return slices.Sorted(slices.Values(info.Abilities))
-	}
-	var abilities []Ability
-	if _, ok := d.(Configurer); ok {
-		abilities = append(abilities, AbilityConfigure)
-	}
-	if _, ok := d.(Execer); ok {
-		abilities = append(abilities, AbilityExec)
-	}
-	if _, ok := d.(HealthChecker); ok {
-		abilities = append(abilities, AbilityHealth)
-	}
-	if _, ok := d.(LogReader); ok {
-		abilities = append(abilities, AbilityLogs)
-	}
-	if _, ok := d.(Watcher); ok {
-		abilities = append(abilities, AbilityWatch)
-	}
-	return abilities
-}
 
 // Watcher is implemented by drivers that notice by themselves when a sandbox
 // changes, so that the host need not wait for its next look at it.
 type Watcher interface {
 	// Watch calls changed, one call at a time, for each sandbox whose state
 	// changes, until ctx ends. A change may be reported twice, and one may be
-	// missed. It returns ctx's error.
+	// missed. It returns ctx's error, or at once one that wraps
+	// [errors.ErrUnsupported].
 	Watch(ctx context.Context, changed func(Sandbox)) error
 }
 
@@ -145,22 +115,3 @@ const (
 	Stdout LogStream = "stdout"
 	Stderr LogStream = "stderr"
 )
-
-// Execer is implemented by drivers that can run a command inside a sandbox.
-type Execer interface {
-	// Exec runs a command, given as its arguments and without a shell, in a
-	// running sandbox, and returns its exit code once it has ended: 128 plus
-	// the signal's number where a signal ended it. When ctx ends the command
-	// is killed. It returns ErrNotFound where there is no such sandbox,
-	// ErrNotReady where it does not run, and ErrInvalid where there is no such
-	// command.
-	Exec(ctx context.Context, sessionID string, command []string, stdio Stdio) (int, error)
-}
-
-// Stdio is a command's input and output. A nil reader is empty, a nil writer
-// discards. Exec does not wait for the end of Stdin once the command has ended:
-// it may return while a Read is still blocked, and what that one reads is lost.
-type Stdio struct {
-	Stdin          io.Reader
-	Stdout, Stderr io.Writer
-}

@@ -109,8 +109,8 @@ type Info struct {
 	Name    string // as in a session's runtime: see [ValidName]
 	Version string // at most 64 bytes
 
-	// Abilities declares the optional abilities of a driver that is reached
-	// over a wire. Nil leaves it to the driver's methods; see [Abilities].
+	// Abilities is what a plugin has declared, for people. A driver leaves it
+	// nil: its methods show what it can do.
 	Abilities []Ability
 
 	// ConfigSchema is a JSON Schema of the configuration that Configure takes.

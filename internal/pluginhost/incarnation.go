@@ -15,8 +15,8 @@ import (
 	"google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/status"
 
+	wire "github.com/bivouac/bivouac/internal/pluginwire"
 	"github.com/bivouac/bivouac/runtime"
-	wire "github.com/bivouac/bivouac/runtime/plugin"
 )
 
 // incarnation is one life of a plugin: a process, configured and answering.

@@ -20,8 +20,9 @@ import (
 	goplugin "github.com/hashicorp/go-plugin"
 	"google.golang.org/grpc"
 
+	wire "github.com/bivouac/bivouac/internal/pluginwire"
 	"github.com/bivouac/bivouac/runtime"
-	wire "github.com/bivouac/bivouac/runtime/plugin"
+	author "github.com/bivouac/bivouac/runtime/plugin"
 	runtimev1 "github.com/bivouac/bivouac/runtime/plugin/proto/v1"
 )
 
@@ -42,8 +43,8 @@ func TestMain(m *testing.M) {
 
 // roles are the plugins of the tests, good and bad.
 var roles = map[string]func(){
-	"good":  func() { wire.Serve(newStub()) },
-	"twins": func() { wire.Serve(newStubOfTwins()) },
+	"good":  func() { author.Serve(newStub()) },
+	"twins": func() { author.Serve(newStubOfTwins()) },
 
 	// Before the handshake.
 	"exits at once": func() {
@@ -71,13 +72,13 @@ var roles = map[string]func(){
 		for range 10_000 {
 			fmt.Fprint(os.Stderr, line)
 		}
-		wire.Serve(newStub())
+		author.Serve(newStub())
 	},
 	"prints what is no log line": func() {
 		for _, line := range []string{`{"@message":1}`, `{"@message":"x","@level":2}`, `{"@timestamp":3}`, `[`, "\x1b[2J", "\xff\xfe"} {
 			fmt.Fprintln(os.Stderr, line)
 		}
-		wire.Serve(newStub())
+		author.Serve(newStub())
 	},
 	"liar": func() { serveRaw(&liar{}, nil) },
 

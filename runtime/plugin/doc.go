@@ -10,7 +10,7 @@
 //
 // Package runtime says what a driver must do. Optional abilities are declared
 // by implementing their interfaces: [runtime.Configurer], [runtime.Watcher],
-// [runtime.HealthChecker], [runtime.LogReader], [runtime.Execer].
+// [runtime.HealthChecker], [runtime.LogReader].
 //
 // A record that is lost, as by a store that was set back, is not found again for
 // a plugin's sandbox: a plugin does not say what its sandboxes were created for,

@@ -1,4 +1,4 @@
-package plugin
+package pluginwire
 
 import (
 	"encoding/json"
@@ -85,7 +85,7 @@ func infoFromProto(answer *runtimev1.InfoResponse) (runtime.Info, error) {
 	}
 	for _, name := range answer.GetAbilities() {
 		switch ability := runtime.Ability(name); ability {
-		case runtime.AbilityConfigure, runtime.AbilityExec, runtime.AbilityHealth, runtime.AbilityLogs, runtime.AbilityWatch:
+		case runtime.AbilityConfigure, runtime.AbilityHealth, runtime.AbilityLogs, runtime.AbilityWatch:
 			info.Abilities = append(info.Abilities, ability)
 		}
 	}
