@@ -2,8 +2,6 @@ package nomad
 
 import (
 	"context"
-	"crypto/rand"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/http"
@@ -12,6 +10,7 @@ import (
 
 	"github.com/hashicorp/nomad/api"
 
+	"github.com/bivouac/bivouac/internal/backoff"
 	"github.com/bivouac/bivouac/runtime"
 )
 
@@ -50,16 +49,15 @@ func (d *Driver) tell(ctx context.Context, request func(*api.WriteOptions) error
 // whileBusy repeats a request that Nomad turned away with 429: such a request
 // was not looked at, so repeating it is safe, a write too.
 func whileBusy(ctx context.Context, places chan struct{}, limit time.Duration, request func(context.Context) error) error {
-	pause := 20 * time.Millisecond
+	pause := backoff.Backoff{Min: 20 * time.Millisecond, Max: maxPause}
 	for try := 1; ; try++ {
 		err := inTurn(ctx, places, limit, request)
 		if statusOf(err) != http.StatusTooManyRequests || try == maxTries {
 			return err
 		}
-		if !sleep(ctx, jitter(pause)) {
-			return fmt.Errorf("%w, after: %w", ctx.Err(), err)
+		if ended := backoff.Sleep(ctx, pause.Next()); ended != nil {
+			return fmt.Errorf("%w, after: %w", ended, err)
 		}
-		pause = min(2*pause, maxPause)
 	}
 }
 
@@ -74,26 +72,6 @@ func inTurn(ctx context.Context, places chan struct{}, limit time.Duration, requ
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	return request(ctx)
-}
-
-// jitter returns a random time between half of d and d. It draws from
-// crypto/rand, since that is what a simulation can decide.
-func jitter(d time.Duration) time.Duration {
-	var b [2]byte
-	_, _ = rand.Read(b[:]) // it does not fail
-	return d/2 + d/2*time.Duration(binary.BigEndian.Uint16(b[:]))>>16
-}
-
-// sleep says whether it slept to the end.
-func sleep(ctx context.Context, d time.Duration) bool {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-timer.C:
-		return true
-	}
 }
 
 // statusOf returns the HTTP status of Nomad's refusal, 0 where err is none.

@@ -13,6 +13,7 @@ import (
 	"github.com/hashicorp/consul/api"
 	"github.com/hashicorp/go-hclog"
 
+	"github.com/bivouac/bivouac/internal/backoff"
 	"github.com/bivouac/bivouac/scheduler"
 )
 
@@ -185,8 +186,8 @@ func (c *Clock) awaitKnown(ctx context.Context) error {
 // ctx ends.
 func (c *Clock) Run(ctx context.Context) error {
 	var last sight
-	var told time.Time
-	pause := newBackOff(100*time.Millisecond, 5*time.Second)
+	var told backoff.Throttle
+	pause := backoff.Backoff{Min: 100 * time.Millisecond, Max: 5 * time.Second}
 	for ctx.Err() == nil {
 		err := c.step(ctx, &last)
 		trouble := err
@@ -198,8 +199,8 @@ func (c *Clock) Run(ctx context.Context) error {
 		c.mu.Unlock()
 		if trouble != nil && ctx.Err() == nil {
 			level := hclog.Debug
-			if !c.isKnown() && time.Since(told) >= tellEvery {
-				level, told = hclog.Warn, time.Now()
+			if !c.isKnown() {
+				level = told.Level()
 			}
 			c.log.Log(level, "time_not_followed", "error", trouble)
 		}
@@ -207,10 +208,7 @@ func (c *Clock) Run(ctx context.Context) error {
 			pause.Reset()
 			continue
 		}
-		select {
-		case <-time.After(pause.NextBackOff()):
-		case <-ctx.Done():
-		}
+		_ = backoff.Sleep(ctx, pause.Next())
 	}
 	return nil
 }
@@ -358,7 +356,7 @@ func (c *Clock) due(last sight) time.Duration {
 		return tickInterval - time.Since(last.wrote) // at once, unless somebody keeps writing it
 	case c.isKnown():
 		// Not all at once, or all would think themselves the next.
-		return silence*3/4 + jitter(silence/2) - time.Since(last.at)
+		return silence*3/4 + backoff.Jitter(silence/2) - time.Since(last.at)
 	case last.index == 0:
 		return 0 // nobody ever wrote the time down
 	case wrong && !last.time.IsZero():

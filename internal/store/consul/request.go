@@ -3,8 +3,6 @@ package consul
 import (
 	"cmp"
 	"context"
-	"crypto/rand"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
@@ -15,9 +13,9 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/cenkalti/backoff/v5"
 	"github.com/hashicorp/consul/api"
 
+	"github.com/bivouac/bivouac/internal/backoff"
 	"github.com/bivouac/bivouac/scheduler"
 )
 
@@ -38,23 +36,6 @@ const (
 // errRolledBack: a transaction's condition did not hold, and nothing changed.
 var errRolledBack = errors.New("transaction rolled back")
 
-// newBackOff spaces tries, with jitter, so that replicas that were refused
-// together do not come back together.
-func newBackOff(first, longest time.Duration) *backoff.ExponentialBackOff {
-	b := backoff.NewExponentialBackOff()
-	b.InitialInterval, b.MaxInterval, b.Multiplier = jitter(first), jitter(longest), 2
-	b.RandomizationFactor = 0 // it would draw from where a simulation cannot decide
-	b.Reset()
-	return b
-}
-
-// jitter returns a random time between half of d and d.
-func jitter(d time.Duration) time.Duration {
-	var b [2]byte
-	_, _ = rand.Read(b[:]) // it does not fail
-	return d/2 + d/2*time.Duration(binary.BigEndian.Uint16(b[:]))>>16
-}
-
 // retry makes a request that may be repeated without harm: a read, or a write
 // that has no further effect the second time. Its errors are ctx's, wrap
 // [scheduler.ErrUnavailable], or are errRolledBack or a movedError.
@@ -65,21 +46,19 @@ func retry[T any](ctx context.Context, request func(context.Context) (T, error))
 func retryFor[T any](ctx context.Context, limit time.Duration, request func(context.Context) (T, error)) (T, error) {
 	limited, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	tries := 0
-	value, err := backoff.Retry(limited, func() (T, error) {
+	pause := backoff.Backoff{Min: 50 * time.Millisecond, Max: time.Second}
+	for tries := 0; ; {
 		value, err := request(limited)
-		if err == nil || isBusy(err) {
-			return value, err
+		if err == nil {
+			return value, nil
 		}
-		if tries++; tries == maxTries || !passing(err) {
-			err = backoff.Permanent(err)
+		if !isBusy(err) {
+			tries++
 		}
-		return value, err
-	}, backoff.WithBackOff(newBackOff(50*time.Millisecond, time.Second)), backoff.WithMaxElapsedTime(limit))
-	if err != nil {
-		return value, classify(ctx, err)
+		if tries == maxTries || !isBusy(err) && !passing(err) || backoff.Sleep(limited, pause.Next()) != nil {
+			return value, classify(ctx, err)
+		}
 	}
-	return value, nil
 }
 
 // passing says whether a failed request may succeed when it is repeated.

@@ -9,8 +9,8 @@ import (
 	"time"
 
 	"github.com/hashicorp/consul/api"
-	"github.com/hashicorp/go-hclog"
 
+	"github.com/bivouac/bivouac/internal/backoff"
 	"github.com/bivouac/bivouac/scheduler"
 )
 
@@ -110,26 +110,19 @@ func (k *keeper) look() {
 
 // run keeps a session of the instance until ctx ends, and then ends it.
 func (k *keeper) run(ctx context.Context, instance string) {
-	var last string    // session that may still stand in Consul
-	var told time.Time // when it was last told that there can be none
-	wait := newBackOff(100*time.Millisecond, 5*time.Second)
+	var last string // session that may still stand in Consul
+	var told backoff.Throttle
+	wait := backoff.Backoff{Min: 100 * time.Millisecond, Max: 5 * time.Second}
 	for ctx.Err() == nil {
 		hold, err := k.create(ctx, instance)
 		if err != nil {
 			k.set(nil, err)
-			level := hclog.Debug
-			if time.Since(told) >= tellEvery {
-				level, told = hclog.Warn, time.Now()
-			}
-			k.store.log.Log(level, "cannot create a Consul session", "error", err)
-			select {
-			case <-time.After(wait.NextBackOff()):
-			case <-ctx.Done():
-			}
+			k.store.log.Log(told.Level(), "cannot create a Consul session", "error", err)
+			_ = backoff.Sleep(ctx, wait.Next())
 			continue
 		}
 		wait.Reset()
-		told = time.Time{}
+		told.Reset()
 		k.destroy(ctx, last) // or its locks would stand in our own way until its TTL
 		last = hold.session
 		k.store.log.Debug("created a Consul session", "session", hold.session)
