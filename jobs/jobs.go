@@ -6,7 +6,8 @@
 // restarts, nor reschedules, nor replaces it.
 //
 // The values of a session enter a job as data. They are never pasted into text
-// that is parsed again, and they survive Nomad's own interpolation.
+// that is parsed again, and Nomad finds nothing in them to interpolate: neither
+// alone, nor together with the template's text beside them.
 //
 // The package is pure: the same session gives the same job. It must never talk
 // to Nomad.
