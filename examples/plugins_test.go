@@ -49,22 +49,6 @@ func TestPluginDocker(t *testing.T) {
 	t.Run("drops its marks", e.dropsItsMarks)
 }
 
-func TestPluginBubblewrap(t *testing.T) {
-	t.Parallel()
-	needs(t, "bwrap", "--unshare-all", "--ro-bind", "/", "/", "true")
-	bivouac := buildBivouac(t)
-	config := map[string]any{"command": []string{bivouac, "demo-sandbox"}, "read_only": []string{bivouac}}
-	e := ofProcesses(t, pluginhost.Plugin{Name: "bubblewrap", Path: build(t, "plugin-bubblewrap")}, bivouac, config)
-	t.Run("conforms", e.conforms)
-	t.Run("is killed in creates", e.isKilledInCreates)
-	t.Run("is hung in a create", e.isHungInACreate)
-	t.Run("drops its marks", e.dropsItsMarks)
-	t.Run("refuses an open folder", e.refusesAnOpenFolder)
-	config["network"] = true
-	e = ofProcesses(t, e.plugin, bivouac, config)
-	t.Run("conforms with a network", e.conforms)
-}
-
 func TestPluginPython(t *testing.T) {
 	t.Parallel()
 	needs(t, "/usr/bin/python3", "-c", "import grpc, cryptography")

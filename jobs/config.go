@@ -94,9 +94,7 @@ func (d *decoder) goValue(value cty.Value) (any, error) {
 	case value.IsNull():
 		return nil, nil
 	case typ == cty.String:
-		text := protected(value.AsString())
-		d.noteReferences(text)
-		return text, nil
+		return value.AsString(), nil
 	case typ == cty.Bool:
 		return value.True(), nil
 	case typ == cty.Number:

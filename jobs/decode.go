@@ -20,14 +20,12 @@ import (
 type decoder struct {
 	scope scope
 	diags hcl.Diagnostics
-	// inUse holds the meta keys that protected values refer to.
-	inUse map[string]string
 	// ranges has the position of each block, by the address of its decoded value.
 	ranges map[any]hcl.Range
 }
 
 func newDecoder(s scope) *decoder {
-	return &decoder{scope: s, inUse: make(map[string]string), ranges: make(map[any]hcl.Range)}
+	return &decoder{scope: s, ranges: make(map[any]hcl.Range)}
 }
 
 func (d *decoder) problem(at hcl.Range, summary, format string, args ...any) {
@@ -240,9 +238,6 @@ func (d *decoder) value(expr hclsyntax.Expression, target reflect.Value, free bo
 		return false
 	}
 	if value, err = convert.Convert(value, want); err == nil {
-		value, err = d.texts(value, protected)
-	}
-	if err == nil {
 		err = gocty.FromCtyValue(value, pointer.Interface())
 	}
 	if err != nil {
@@ -258,27 +253,6 @@ func durationOf(value cty.Value) (time.Duration, error) {
 		return 0, err
 	}
 	return time.ParseDuration(text.AsString())
-}
-
-// texts applies rewrite to every string in value.
-func (d *decoder) texts(value cty.Value, rewrite func(string) string) (cty.Value, error) {
-	return cty.Transform(value, func(_ cty.Path, v cty.Value) (cty.Value, error) {
-		if v.Type() != cty.String || v.IsNull() {
-			return v, nil
-		}
-		text := rewrite(v.AsString())
-		d.noteReferences(text)
-		return cty.StringVal(text), nil
-	})
-}
-
-func (d *decoder) noteReferences(text string) {
-	if strings.Contains(text, dollarRef) {
-		d.inUse[metaDollar] = "$"
-	}
-	if strings.Contains(text, percentRef) {
-		d.inUse[metaPercent] = "%"
-	}
 }
 
 func sortedAttributes(body *hclsyntax.Body) []*hclsyntax.Attribute {

@@ -7,13 +7,18 @@
 // it. A session's values enter the job as data: they are never parsed again, and
 // Nomad's interpolation leaves them unchanged.
 //
+// The values of a session enter a job as data. They are never pasted into text
+// that is parsed again, and they contain nothing that Nomad would interpolate.
+//
 // The package does not talk to Nomad. The same session always gives the same
 // job.
 package jobs
 
 import (
+	"bytes"
 	"cmp"
 	"embed"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -70,7 +75,8 @@ type Template struct {
 	file      *file
 	variables map[string]cty.Value
 	ready     Ready
-	sample    *api.Job // the job of a made-up session
+	sample    *api.Job // of a made-up session, for what does not depend on one
+	openings  [4]int   // of the sample
 }
 
 // MaxReadyTimeout is the longest ready timeout that a template may set. A use
@@ -137,6 +143,7 @@ func parse(filename string, src []byte, variables map[string]string) (*Template,
 	if t.sample, diags = t.decodeJob(sampleSpec(), "sample"); diags.HasErrors() {
 		return nil, diags
 	}
+	t.openings = openings(t.sample)
 	if t.ready.Check.HTTPPath == "" && isPublished(t.sample.TaskGroups[0]) {
 		t.ready.Check.StayOpen = ready.DockerStayOpen
 	}
@@ -210,14 +217,30 @@ func Names() []string { return []string{"docker", "exec", "raw_exec"} }
 // Job returns the job of spec's sandbox. instance is the ID of the Bivouac
 // instance: the replicas that work together. Its errors wrap [runtime.ErrInvalid].
 func (t *Template) Job(spec runtime.Spec, instance string) (*api.Job, error) {
-	if err := validate(spec); err != nil {
+	if err := spec.Validate(); err != nil {
 		return nil, fmt.Errorf("job: %w: %w", runtime.ErrInvalid, err)
 	}
 	job, diags := t.decodeJob(spec, instance)
 	if diags.HasErrors() {
 		return nil, fmt.Errorf("job: %w: %w", runtime.ErrInvalid, errors.Join(diags.Errs()...))
 	}
+	if openings(job) != t.openings {
+		return nil, fmt.Errorf(`job: %w: the agent ID %q or the volume host path %q makes a "${" or "%%{" with the template's text beside it`,
+			runtime.ErrInvalid, spec.AgentID, spec.VolumeHostPath)
+	}
 	return job, nil
+}
+
+// openings counts what the Nomad client and its task drivers read as the beginning
+// of a variable or a directive, or as its escape. A spec has none, so a job has
+// exactly those of its template unless text of both together makes another one.
+func openings(job *api.Job) [4]int {
+	text, _ := json.Marshal(job) // nothing that came from HCL fails
+	var counts [4]int
+	for i, opening := range []string{"${", "%{", "$${", "%%{"} {
+		counts[i] = bytes.Count(text, []byte(opening))
+	}
+	return counts
 }
 
 // Ready returns the template's ready check.

@@ -153,6 +153,8 @@ func TestJob_refuses_what_no_spec_may_hold(t *testing.T) {
 		"a chat ID that is no UUID":       func(s *runtime.Spec) { s.ChatID = "" },
 		"a UUID in another form":          func(s *runtime.Spec) { s.SessionID = strings.ToUpper(s.SessionID) },
 		"no agent ID":                     func(s *runtime.Spec) { s.AgentID = "" },
+		"a variable of Nomad's":           func(s *runtime.Spec) { s.AgentID = "${node.unique.id}" },
+		"a directive of a template":       func(s *runtime.Spec) { s.AgentID = "%{ if true }" },
 		"a control character":             func(s *runtime.Spec) { s.AgentID = "a\x01b" },
 		"an agent ID that is too long":    func(s *runtime.Spec) { s.AgentID = strings.Repeat("a", 257) },
 		"a path that is not absolute":     func(s *runtime.Spec) { s.VolumeHostPath = "volumes/one" },

@@ -34,12 +34,12 @@ func (d *decoder) force(t *Template, job *api.Job, spec runtime.Spec, instance, 
 	setAll(&job.Meta, map[string]string{
 		MetaSessionID: spec.SessionID,
 		MetaChatID:    spec.ChatID,
-		MetaAgentID:   d.protect(spec.AgentID),
+		MetaAgentID:   spec.AgentID,
 		MetaInstance:  instance,
 		MetaSpec:      Fingerprint(spec),
 		MetaMainTasks: mainTasks(group),
 
-		MetaVolumeHostPath: d.protect(spec.VolumeHostPath),
+		MetaVolumeHostPath: spec.VolumeHostPath,
 		MetaCreatedAt:      spec.CreatedAt.UTC().Format(time.RFC3339Nano),
 		MetaExpiresAt:      spec.ExpiresAt.UTC().Format(time.RFC3339Nano),
 		MetaDescription:    descriptionOf(spec),
@@ -56,23 +56,13 @@ func (d *decoder) force(t *Template, job *api.Job, spec runtime.Spec, instance, 
 		setAll(&task.Env, map[string]string{
 			"BIVOUAC_SESSION_ID": spec.SessionID,
 			"BIVOUAC_CHAT_ID":    spec.ChatID,
-			"BIVOUAC_AGENT_ID":   d.protect(spec.AgentID),
+			"BIVOUAC_AGENT_ID":   spec.AgentID,
 			"BIVOUAC_WORKSPACE":  workspace,
 		})
 		if isMain(task) { // other tasks must not listen on the port
 			setAll(&task.Env, map[string]string{"PORT": "${NOMAD_PORT_" + t.ready.Port + "}"})
 		}
 	}
-
-	for _, task := range group.Tasks {
-		exportMeta(task, job.Meta, group.Meta, task.Meta)
-	}
-	restoreMeta(job.Meta)
-	restoreMeta(group.Meta)
-	for _, task := range group.Tasks {
-		restoreMeta(task.Meta)
-	}
-	maps.Copy(job.Meta, d.inUse)
 }
 
 // mainTaskSeparator separates task names. Nomad does not allow it in a task name.
@@ -98,41 +88,6 @@ func MainTasks(meta map[string]string) []string {
 		return nil
 	}
 	return strings.Split(meta[MetaMainTasks], mainTaskSeparator)
-}
-
-// protect returns a session's value in the form that a job uses.
-func (d *decoder) protect(value string) string {
-	text := protected(standIn(value))
-	d.noteReferences(text)
-	return text
-}
-
-// exportMeta sets a task's NOMAD_META_… variables from the meta values that contain
-// protected text. Nomad interpolates meta in no fixed order, so a reference from
-// one meta value to another may come too early. It interpolates env after meta.
-func exportMeta(task *api.Task, levels ...map[string]string) {
-	merged := make(map[string]string)
-	for _, meta := range levels {
-		maps.Copy(merged, meta)
-	}
-	env := make(map[string]string)
-	for key, value := range merged {
-		if strings.Contains(value, dollarRef) {
-			env["NOMAD_META_"+key] = value
-			env["NOMAD_META_"+strings.ToUpper(key)] = value
-		}
-	}
-	if len(env) > 0 {
-		setAll(&task.Env, env)
-	}
-}
-
-// restoreMeta undoes the protection in meta, for everybody who reads the job.
-func restoreMeta(meta map[string]string) {
-	plain := strings.NewReplacer(dollarRef, "$", percentRef, "%")
-	for key, value := range meta {
-		meta[key] = plain.Replace(value)
-	}
 }
 
 func setAll(target *map[string]string, values map[string]string) {

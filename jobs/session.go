@@ -4,15 +4,10 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"path"
 	"strings"
 	"time"
-	"unicode"
-	"unicode/utf8"
 
-	"github.com/google/uuid"
 	"github.com/zclconf/go-cty/cty"
 
 	"github.com/bivouac/bivouac/runtime"
@@ -27,33 +22,13 @@ func sessionValue(spec runtime.Spec) cty.Value {
 	return cty.ObjectVal(map[string]cty.Value{
 		"id":               cty.StringVal(spec.SessionID),
 		"chat_id":          cty.StringVal(spec.ChatID),
-		"agent_id":         cty.StringVal(standIn(spec.AgentID)).Mark(freeText),
-		"volume_host_path": cty.StringVal(standIn(spec.VolumeHostPath)).Mark(freeText),
+		"agent_id":         cty.StringVal(spec.AgentID).Mark(freeText),
+		"volume_host_path": cty.StringVal(spec.VolumeHostPath).Mark(freeText),
 	})
 }
 
-// validate checks what the rest of the package relies on in a spec.
-func validate(spec runtime.Spec) error {
-	for name, id := range map[string]string{"session ID": spec.SessionID, "chat ID": spec.ChatID} {
-		if parsed, err := uuid.Parse(id); err != nil || parsed.String() != id {
-			return fmt.Errorf("%s %q is not a UUID", name, id)
-		}
-	}
-	if len(spec.AgentID) == 0 || len(spec.AgentID) > 256 || !plain(spec.AgentID) {
-		return errors.New("agent ID: want 1 to 256 bytes of UTF-8 without control characters")
-	}
-	p := spec.VolumeHostPath
-	if !path.IsAbs(p) || path.Clean(p) != p || !plain(p) || strings.Contains(p, "${") {
-		return errors.New(`volume host path: want an absolute, clean path without control characters and "${"`)
-	}
-	return nil
-}
-
-func plain(s string) bool {
-	return utf8.ValidString(s) && !strings.ContainsFunc(s, unicode.IsControl)
-}
-
-// description is what a job's meta says of its session beside what it is made from.
+// description is what a job's meta says about its session besides what the sandbox
+// was made from.
 type description struct {
 	Owner  string            `json:"owner,omitempty"`
 	Labels map[string]string `json:"labels,omitempty"`
@@ -103,7 +78,7 @@ func SpecOf(meta map[string]string) (runtime.Spec, bool) {
 		}
 		spec.Owner, spec.Labels = about.Owner, about.Labels
 	}
-	if createdErr != nil || expiresErr != nil || validate(spec) != nil || meta[MetaSpec] != Fingerprint(spec) {
+	if createdErr != nil || expiresErr != nil || spec.Validate() != nil || meta[MetaSpec] != Fingerprint(spec) {
 		return runtime.Spec{}, false
 	}
 	return spec, true

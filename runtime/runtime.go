@@ -102,25 +102,24 @@ type Driver interface {
 
 // Info describes a driver.
 type Info struct {
-	Name    string // the runtime of a session: 1 to 64 bytes of a-z, 0-9 and '-'
+	Name    string // the runtime of a session; see [ValidName]
 	Version string // at most 64 bytes
 
-	// Abilities declares the optional abilities of a driver that is reached over a
-	// network. If it is nil, the driver's methods decide; see [Abilities].
+	// Abilities is what a plugin declares, to be shown to people. A driver leaves
+	// it nil: its methods show what it can do.
 	Abilities []Ability
 
-	// ConfigSchema is a JSON Schema (draft 2020-12) of the configuration that
-	// Configure takes. It cannot refer to other documents. An empty schema accepts
-	// no key.
+	// ConfigSchema is a JSON Schema of the configuration that Configure takes. It
+	// is optional: "bivouac plugin inspect" shows it.
 	ConfigSchema json.RawMessage
 }
 
-// Spec describes the sandbox to create.
+// Spec describes the sandbox to create. [Spec.Validate] checks its limits.
 type Spec struct {
 	SessionID      string // UUID, fresh for each sandbox
 	ChatID         string // UUID
-	AgentID        string // 1 to 256 bytes of UTF-8, no control characters
-	VolumeHostPath string // absolute and clean, no control characters, no "${"
+	AgentID        string // 1 to 256 bytes of UTF-8, no control characters, no "${" and "%{"
+	VolumeHostPath string // absolute and clean, at most 4096 bytes of UTF-8, else as AgentID
 	CreatedAt      time.Time
 	ExpiresAt      time.Time // as planned at creation; the host may extend it, and the host ends the sandbox
 

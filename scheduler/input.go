@@ -12,15 +12,15 @@ import (
 	"unicode/utf8"
 
 	"github.com/google/uuid"
+
+	"github.com/bivouac/bivouac/runtime"
 )
 
-// The limits of what a create may name, in bytes.
+// The limits of a session's labels.
 const (
-	MaxAgentID        = 256
-	MaxVolumeHostPath = 4096
-	MaxLabels         = 16 // labels, not bytes
-	MaxLabelKey       = 64
-	MaxLabelValue     = 256
+	MaxLabels     = 16
+	MaxLabelKey   = 64  // bytes
+	MaxLabelValue = 256 // bytes
 )
 
 // MinTTL is the least that a session lives: a shorter one may be over before its
@@ -104,15 +104,8 @@ func (s *Scheduler) checkTTL(ttl time.Duration) error {
 }
 
 func checkAgentID(id string) error {
-	switch {
-	case id == "":
-		return invalid("agent_id", "is empty")
-	case len(id) > MaxAgentID:
-		return invalid("agent_id", fmt.Sprintf("is over %d bytes", MaxAgentID))
-	case !utf8.ValidString(id):
-		return invalid("agent_id", "is not UTF-8")
-	case strings.ContainsFunc(id, unicode.IsControl):
-		return invalid("agent_id", "has a control character")
+	if err := runtime.ValidateAgentID(id); err != nil {
+		return invalid("agent_id", err.Error())
 	}
 	return nil
 }
@@ -125,21 +118,8 @@ func checkAgentID(id string) error {
 // expects its own folder, and no volume is inside another.
 func checkVolumeHostPath(p string, roots []string) error {
 	const field = "volume_host_path"
-	switch {
-	case p == "":
-		return invalid(field, "is empty")
-	case len(p) > MaxVolumeHostPath:
-		return invalid(field, fmt.Sprintf("is over %d bytes", MaxVolumeHostPath))
-	case !utf8.ValidString(p):
-		return invalid(field, "is not UTF-8")
-	case strings.ContainsFunc(p, unicode.IsControl):
-		return invalid(field, "has a control character")
-	case strings.Contains(p, "${"):
-		return invalid(field, `has "${", which is reserved`)
-	case !path.IsAbs(p):
-		return invalid(field, "is not absolute")
-	case path.Clean(p) != p:
-		return invalid(field, "is not clean: it has '.', '..', a double or a trailing slash")
+	if err := runtime.ValidateVolumeHostPath(p); err != nil {
+		return invalid(field, err.Error())
 	}
 	if len(roots) > 0 && (p == "/" || !slices.Contains(roots, path.Dir(p))) {
 		return invalid(field, "is not directly below a volume root: it must be ROOT/NAME, where ROOT is one of "+strings.Join(roots, ", "))

@@ -86,7 +86,8 @@ type Locker interface {
 	LockDamaged(ctx context.Context, chatID uuid.UUID, wait time.Duration) (Lease, error)
 }
 
-// Lease is a chat's lock, held. It is not safe for concurrent use.
+// Lease is a chat's lock, held. One goroutine at a time uses it, except for Lost,
+// which may be called at any time and by several.
 type Lease interface {
 	// Session is the record: as read when the lock was taken, then as last
 	// written through this lease. Nil where there is none.

@@ -142,5 +142,9 @@ func (s *Scheduler) watch(ctx context.Context, w runtime.Watcher) error {
 	})
 	_ = free.Wait() // their functions return no error
 	_ = held.Wait()
+	if errors.Is(err, errors.ErrUnsupported) { // it has nothing to report, and is not asked again
+		<-ctx.Done()
+		return nil
+	}
 	return err
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -10,8 +11,7 @@ import (
 	"github.com/moby/moby/client"
 )
 
-// config is what the plugin's block in Bivouac's configuration may say. The
-// schema says the same to whoever writes it.
+// config is what the plugin's block in Bivouac's configuration may say.
 type config struct {
 	Host      string   `json:"host"`       // of the engine; empty: the local socket
 	Image     string   `json:"image"`      // it must be there: nothing is pulled
@@ -24,6 +24,7 @@ type config struct {
 	Network   string   `json:"network"` // a Docker network of driver "bridge"
 }
 
+// configSchema describes config to people: "bivouac plugin inspect" shows it.
 const configSchema = `{
   "$schema": "https://json-schema.org/draft/2020-12/schema",
   "type": "object",
@@ -51,8 +52,18 @@ func (d *driver) Info(context.Context) (runtime.Info, error) {
 // answers, Health tells.
 func (d *driver) Configure(_ context.Context, given runtime.Config) error {
 	c := config{Port: 8080, MemoryMiB: 512, CPUs: 1, PIDs: 256, Network: "bridge"}
-	if err := json.Unmarshal(given.JSON, &c); err != nil {
+	decoder := json.NewDecoder(bytes.NewReader(given.JSON))
+	decoder.DisallowUnknownFields()
+	if err := decoder.Decode(&c); err != nil {
 		return fmt.Errorf("%w: %w", runtime.ErrInvalid, err)
+	}
+	switch {
+	case c.Image == "":
+		return fmt.Errorf("%w: image is missing", runtime.ErrInvalid)
+	case c.Port == 0 || c.MemoryMiB < 6 || c.CPUs <= 0 || c.PIDs < 1:
+		return fmt.Errorf("%w: port, cpus and pids must be greater than 0, and memory_mib at least 6", runtime.ErrInvalid)
+	case c.ReadyPath != "" && c.ReadyPath[0] != '/':
+		return fmt.Errorf("%w: ready_path %q does not begin with /", runtime.ErrInvalid, c.ReadyPath)
 	}
 	options := []client.Opt{client.WithHostFromEnv()}
 	if c.Host != "" {

@@ -229,6 +229,7 @@ READY_LIMIT = 60  # seconds from a sandbox's start to its answer
 STOP_GRACE = 5  # seconds from SIGTERM to SIGKILL
 DELETED_LIFE = 3600  # seconds for which the record of a deleted sandbox is kept
 
+# Describes the configuration to people: "bivouac plugin inspect" shows it.
 CONFIG_SCHEMA = {
     "$schema": "https://json-schema.org/draft/2020-12/schema",
     "type": "object",
@@ -258,7 +259,14 @@ class Driver:
 
     def configure(self, request, _context):
         config = json.loads(request.config_json)
-        self.command = config["command"]
+        if unknown := config.keys() - CONFIG_SCHEMA["properties"].keys():
+            raise invalid(f"unknown keys: {', '.join(sorted(unknown))}")
+        self.command = config.get("command")
+        if not isinstance(self.command, list) or not self.command or not all(isinstance(word, str) for word in self.command):
+            raise invalid("command must be a list of a program and its arguments")
+        for key in ("ready_path", "state_dir"):
+            if not str(config.get(key, "/")).startswith("/"):
+                raise invalid(f"{key} must begin with /")
         self.ready_path = config.get("ready_path")
         self.deleted_life = 0 if os.environ.get("BIVOUAC_DROP_MARKS") == "1" else DELETED_LIFE
         self.folder = pathlib.Path(config.get("state_dir", "/var/tmp/bivouac-python"), request.instance)

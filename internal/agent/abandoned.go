@@ -85,7 +85,7 @@ func tryLockDev(dir string) (*os.File, error) {
 // their address was. Root is the folder of all such agents. An agent that was
 // killed is gone once its lock is, some moments later: patience is how long a lock
 // is waited for.
-func EndAbandoned(ctx context.Context, root string, patience time.Duration, log hclog.Logger) error {
+func EndAbandoned(ctx context.Context, root string, patience time.Duration) error {
 	entries, err := os.ReadDir(root)
 	if err != nil {
 		return fmt.Errorf("agent: %w", err)
@@ -93,7 +93,7 @@ func EndAbandoned(ctx context.Context, root string, patience time.Duration, log 
 	var problems []error
 	for _, entry := range entries {
 		if entry.IsDir() {
-			problems = append(problems, endAbandonedOf(ctx, filepath.Join(root, entry.Name()), patience, log))
+			problems = append(problems, endAbandonedOf(ctx, filepath.Join(root, entry.Name()), patience))
 		}
 	}
 	return errors.Join(problems...)
@@ -101,7 +101,7 @@ func EndAbandoned(ctx context.Context, root string, patience time.Duration, log 
 
 // endAbandonedOf ends the sandboxes of the agent with this folder, unless it is
 // there.
-func endAbandonedOf(ctx context.Context, dir string, patience time.Duration, log hclog.Logger) (err error) {
+func endAbandonedOf(ctx context.Context, dir string, patience time.Duration) (err error) {
 	if err := process.MakeFolder(dir); err != nil {
 		return fmt.Errorf("agent: %w", err)
 	}
@@ -110,26 +110,9 @@ func endAbandonedOf(ctx context.Context, dir string, patience time.Duration, log
 		return err
 	}
 	defer func() { err = errors.Join(err, lock.Close()) }()
-	instances, err := os.ReadDir(filepath.Join(dir, sandboxFolder))
-	if errors.Is(err, os.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("agent: %w", err)
-	}
 	ctx, cancel := context.WithTimeout(ctx, endLimit)
 	defer cancel()
-	for _, instance := range instances {
-		driver, openErr := process.New(process.Config{
-			Dir: filepath.Join(dir, sandboxFolder, instance.Name()), Command: []string{"false"}, Logger: log, // it makes no sandbox
-		})
-		if openErr != nil {
-			err = errors.Join(err, openErr)
-			continue
-		}
-		err = errors.Join(err, endAll(ctx, driver), driver.Close())
-	}
-	return err
+	return process.EndLeftovers(ctx, filepath.Join(dir, sandboxFolder))
 }
 
 // startDevCleanup starts the helper that ends the sandboxes of this agent if the

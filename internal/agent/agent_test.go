@@ -17,6 +17,7 @@ import (
 	"go.opentelemetry.io/otel/metric/noop"
 
 	"github.com/bivouac/bivouac/internal/config"
+	"github.com/bivouac/bivouac/internal/pluginhost"
 	"github.com/bivouac/bivouac/internal/store/consul"
 	"github.com/bivouac/bivouac/jobs"
 	"github.com/bivouac/bivouac/runtime"
@@ -148,12 +149,12 @@ func TestQuote(t *testing.T) {
 }
 
 func TestTheRuntimeIsOneThatTheAgentHas(t *testing.T) {
-	mine := []config.Plugin{{Name: "mine", Path: "/mine"}}
+	mine := []pluginhost.Plugin{{Name: "mine", Path: "/mine"}}
 	for _, test := range []struct {
 		name    string
 		dev     bool
 		runtime string
-		plugins []config.Plugin
+		plugins []pluginhost.Plugin
 		refused bool
 	}{
 		{"nomad", false, "nomad", nil, false},
@@ -189,8 +190,8 @@ func TestWhatAnAgentCannotServeWithout(t *testing.T) {
 			map[string]bool{"consul": false, "clock": true, "nomad": true, "plugin.mine": false}},
 		{"a plugin, with a job template", []string{"-runtime=mine", "-job-template=raw_exec"}, mine, "",
 			map[string]bool{"consul": false, "clock": true, "nomad": true, "plugin.mine": false}},
-		{"processes", []string{"-dev"}, mine, "http://127.0.0.1:4646", map[string]bool{"plugin.process": false, "plugin.mine": true}},
-		{"processes in process", []string{"-dev", "-in-process"}, "", "", map[string]bool{}},
+		{"processes", []string{"-dev"}, "", "http://127.0.0.1:4646", map[string]bool{}},
+		{"processes, with a plugin beside them", []string{"-dev"}, mine, "", map[string]bool{"plugin.mine": true}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Setenv("NOMAD_ADDR", test.nomad)

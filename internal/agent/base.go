@@ -62,7 +62,7 @@ func newBase(c config.Config, metrics *metrics, log hclog.Logger) (base, error) 
 	b.prepare = func(context.Context) error { return nil }
 	b.addPlugins(host, c)
 	if c.Dev {
-		b.endWithAgent(host, log)
+		b.endWithAgent(c, host, log)
 	}
 	return b, nil
 }
@@ -144,8 +144,11 @@ func newConsul(c config.Config, settings consul.Config, log hclog.Logger, observ
 	override(&reach.Token, c.Consul.Token)
 	override(&reach.Datacenter, c.Consul.Datacenter)
 	client, err := consul.NewClient(reach, observe...)
+	if err != nil && c.Consul.Address == "" {
+		return nil, "", fmt.Errorf("CONSUL_HTTP_ADDR: %w", err)
+	}
 	if err != nil {
-		return nil, "", fmt.Errorf("agent: %w", err)
+		return nil, "", c.Wrong("consul.address", err)
 	}
 	host, err := os.Hostname()
 	if err != nil {
@@ -154,7 +157,7 @@ func newConsul(c config.Config, settings consul.Config, log hclog.Logger, observ
 	settings.Prefix, settings.Name, settings.Logger = c.KVPrefix, host, log.Named("consul")
 	store, err := consul.New(client, settings)
 	if err != nil {
-		return nil, "", fmt.Errorf("agent: %w", err)
+		return nil, "", c.Wrong("kv_prefix", err)
 	}
 	return store, "Consul at " + reach.Address, nil
 }

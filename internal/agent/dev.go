@@ -17,15 +17,13 @@ import (
 	"github.com/hashicorp/go-hclog"
 
 	"github.com/bivouac/bivouac/internal/config"
-	"github.com/bivouac/bivouac/internal/pluginhost"
 	"github.com/bivouac/bivouac/internal/process"
 	"github.com/bivouac/bivouac/internal/store/memory"
 	"github.com/bivouac/bivouac/runtime"
 )
 
-// newDevBase needs no other program: records stand in memory, sandboxes are
-// processes of this machine, by a plugin unless they are asked for in-process.
-// Both end with the agent.
+// newDevBase needs no other program: records are in memory, and sandboxes are
+// processes of this machine. Both end with the server.
 func newDevBase(c config.Config, log hclog.Logger) (base, error) {
 	dir, err := devDir(c.HTTPAddr)
 	if err != nil {
@@ -35,94 +33,55 @@ func newDevBase(c config.Config, log hclog.Logger) (base, error) {
 	if err != nil {
 		return base{}, err
 	}
+	command, err := devCommand(c.JobVars)
+	if err != nil {
+		return base{}, err
+	}
+	driver, err := process.New(process.Config{
+		Dir: filepath.Join(dir, sandboxFolder), Command: command, VolumeRoots: c.VolumeRoots, Logger: log.Named("process"),
+	})
+	if err != nil {
+		return base{}, fmt.Errorf("agent: %w", err)
+	}
 	store := memory.NewStore()
 	b := base{
 		store:      store,
 		locker:     memory.NewLocker(store),
 		now:        time.Now,
-		drivers:    map[string]runtime.Driver{},
+		drivers:    map[string]runtime.Driver{process.Name: driver},
 		volume:     volume,
 		identified: make(chan struct{}),
 		instance:   func() string { return devInstance(c.HTTPAddr) },
+		parts: []part{{"runtime process", func(ctx context.Context) error {
+			<-ctx.Done()
+			return driver.Close()
+		}}},
 	}
 	close(b.identified)
-	if !c.InProcess {
-		return b, nil
-	}
-	settings, err := newDevSettings(c)
-	if err != nil {
-		return base{}, err
-	}
-	driver, err := process.New(process.Config{
-		// Where a plugin has it: what one of the two leaves, the other ends.
-		Dir:     filepath.Join(settings.Dir, devInstance(c.HTTPAddr)),
-		Command: settings.Command,
-
-		VolumeRoots: settings.VolumeRoots,
-		Logger:      log.Named("process"),
-	})
-	if err != nil {
-		return base{}, fmt.Errorf("agent: %w", err)
-	}
-	b.drivers[process.Name] = driver
-	b.parts = []part{{"runtime process", func(ctx context.Context) error {
-		<-ctx.Done()
-		return driver.Close()
-	}}}
 	return b, nil
 }
 
-// devPlugin is the runtime process as a plugin: this very program.
-func devPlugin(c config.Config) (pluginhost.Plugin, error) {
-	settings, err := newDevSettings(c)
-	if err != nil {
-		return pluginhost.Plugin{}, err
-	}
-	text, err := json.Marshal(settings)
-	if err != nil {
-		return pluginhost.Plugin{}, fmt.Errorf("agent: %w", err)
-	}
-	return pluginhost.Plugin{
-		Name: process.Name, Path: settings.program, Args: []string{"plugin-process"}, Env: process.Environment(), Config: text,
-	}, nil
-}
-
-// devSettings is what the runtime process is told, as its plugin reads it.
-type devSettings struct {
-	Dir         string   `json:"dir"`
-	Command     []string `json:"command"`
-	VolumeRoots []string `json:"volume_roots,omitempty"`
-
-	program string // this one
-}
-
-// newDevSettings has the demo sandbox run, unless job variables that are those
-// of the raw_exec template say otherwise.
-func newDevSettings(c config.Config) (devSettings, error) {
-	dir, err := devDir(c.HTTPAddr)
-	if err != nil {
-		return devSettings{}, err
-	}
+// devCommand is what runs in each sandbox: the demo sandbox, unless the job
+// variables command and args say otherwise, as in the raw_exec template.
+func devCommand(variables map[string]string) ([]string, error) {
 	self, err := os.Executable()
 	if err != nil {
-		return devSettings{}, fmt.Errorf("agent: find this program: %w", err)
+		return nil, fmt.Errorf("agent: find this program: %w", err)
 	}
 	command, args := self, []string{"demo-sandbox"}
-	if given, told := c.JobVars["command"]; told {
+	if given, told := variables["command"]; told {
 		command = given
 	}
-	if given, told := c.JobVars["args"]; told {
+	if given, told := variables["args"]; told {
 		args = nil
 		if err := json.Unmarshal([]byte(given), &args); err != nil {
-			return devSettings{}, fmt.Errorf(`agent: job_vars: args is %s, and must be a list such as ["-v", "serve"]: %w`, given, err)
+			return nil, fmt.Errorf(`agent: job_vars: args is %s, and must be a list such as ["-v", "serve"]: %w`, given, err)
 		}
 	}
-	return devSettings{
-		Dir: filepath.Join(dir, sandboxFolder), Command: append([]string{command}, args...), VolumeRoots: c.VolumeRoots, program: self,
-	}, nil
+	return append([]string{command}, args...), nil
 }
 
-// sandboxFolder is where in an agent's folder the sandboxes are, by instance.
+// sandboxFolder is the folder of the runtime process, in that of its server.
 const sandboxFolder = "sandboxes"
 
 // devRoot is the folder of all agents of -dev of this user.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"path/filepath"
 	"slices"
 	"sync"
 	"time"
@@ -12,6 +13,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/bivouac/bivouac/internal/config"
 	"github.com/bivouac/bivouac/internal/pluginhost"
 	"github.com/bivouac/bivouac/internal/process"
 	"github.com/bivouac/bivouac/runtime"
@@ -20,29 +22,25 @@ import (
 // endLimit is how long the sandboxes of -dev may take to end together.
 const endLimit = 10 * time.Second
 
-// endWithAgent has the sandboxes of all runtimes end with the agent, since their
-// records do. What an agent at the same address left that was killed is ended
+// endWithAgent has the sandboxes of all runtimes end with the server, as their
+// records do. If a server at the same address was killed, what it left is ended
 // before anything is served.
-func (b *base) endWithAgent(host *pluginhost.Host, log hclog.Logger) {
+func (b *base) endWithAgent(c config.Config, host *pluginhost.Host, log hclog.Logger) {
 	drivers := maps.Clone(b.drivers)
 	b.prepare = func(ctx context.Context) error {
-		if err := endAllAbandoned(ctx, log); err != nil { // which is in nobody's way
+		if err := endAllAbandoned(ctx); err != nil { // which is in nobody's way
 			log.Warn("leftovers_not_ended", "runtime", process.Name, "error", err)
 		}
-		awaitStarts(ctx, drivers)
-		failed := endEach(ctx, drivers, endAll)
-		if ctx.Err() != nil {
-			return ctx.Err()
+		if err := endLeftovers(ctx, c.HTTPAddr); err != nil {
+			return fmt.Errorf("end what an earlier server left: %w", err)
 		}
-		if err := failed[process.Name]; err != nil {
-			return fmt.Errorf("end what an earlier agent left: %w", err)
-		}
-		// What another runtime that does not come up has left is in nobody's
-		// way: sessions of this agent have IDs of their own.
-		for name, err := range failed {
+		b.awaitPlugins(ctx)
+		// What a plugin has left that does not come up is in nobody's way:
+		// sessions of this server have IDs of their own.
+		for name, err := range endEach(ctx, drivers, endAll) {
 			log.Warn("leftovers_not_ended", "runtime", name, "error", err)
 		}
-		return nil
+		return ctx.Err()
 	}
 	b.parts = append(b.parts, part{"sandboxes", func(ctx context.Context) error {
 		<-ctx.Done()
@@ -57,33 +55,24 @@ func (b *base) endWithAgent(host *pluginhost.Host, log hclog.Logger) {
 	}})
 }
 
-func endAllAbandoned(ctx context.Context, log hclog.Logger) error {
+func endAllAbandoned(ctx context.Context) error {
 	root, err := devRoot()
 	if err != nil {
 		return err
 	}
-	return EndAbandoned(ctx, root, 0, log)
+	return EndAbandoned(ctx, root, 0)
 }
 
-// awaitStarts waits until the plugins have come up or failed to: for that of
-// -dev itself as long as it takes, for the others as long as is worth it. The
-// host tells of those that failed, and so does what follows.
-func awaitStarts(ctx context.Context, drivers map[string]runtime.Driver) {
-	patient, cancel := context.WithTimeout(ctx, pluginPatience)
-	defer cancel()
-	var all sync.WaitGroup
-	for name, driver := range drivers {
-		plugin, ok := driver.(interface{ AwaitStart(context.Context) error })
-		if !ok {
-			continue
-		}
-		until := patient
-		if name == process.Name {
-			until = ctx
-		}
-		all.Go(func() { _ = plugin.AwaitStart(until) })
+// endLeftovers ends what the runtime process of an earlier server at this address
+// has left.
+func endLeftovers(ctx context.Context, addr string) error {
+	dir, err := devDir(addr)
+	if err != nil {
+		return err
 	}
-	all.Wait()
+	ctx, cancel := context.WithTimeout(ctx, endLimit)
+	defer cancel()
+	return process.EndLeftovers(ctx, filepath.Join(dir, sandboxFolder))
 }
 
 // endEach ends the sandboxes of each driver within endLimit, and returns what

@@ -9,28 +9,22 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/hashicorp/go-hclog"
 	"github.com/shoenig/test/must"
 
-	"github.com/bivouac/bivouac/internal/pluginhost"
-	"github.com/bivouac/bivouac/internal/process"
 	"github.com/bivouac/bivouac/runtime"
 )
 
 // one is a driver with one sandbox. What of a plugin it has takes some time.
 type one struct {
 	runtime.Driver
-	start, back time.Duration // until it has come up for the first time, and again
-	crashes     atomic.Int32  // so many deletes fail
-	ended       atomic.Bool
+	back    time.Duration // until it has come up again
+	crashes atomic.Int32  // so many deletes fail
+	ended   atomic.Bool
 }
 
-func (d *one) AwaitStart(ctx context.Context) error  { return after(ctx, d.start) }
-func (d *one) AwaitReturn(ctx context.Context) error { return after(ctx, d.back) }
-
-func after(ctx context.Context, wait time.Duration) error {
+func (d *one) AwaitReturn(ctx context.Context) error {
 	select {
-	case <-time.After(wait):
+	case <-time.After(d.back):
 		return nil
 	case <-ctx.Done():
 		return ctx.Err()
@@ -59,25 +53,4 @@ func TestEnding_IsNotKeptWaitingByAPluginThatIsDown(t *testing.T) {
 		must.MapLen(t, 1, failed)
 		must.ErrorContains(t, failed["down"], "runtime down: ")
 	})
-}
-
-func TestPrepare_WaitsLongForItsOwnPluginAlone(t *testing.T) {
-	for name, tc := range map[string]struct {
-		own, other, want time.Duration
-	}{
-		"its own is slow": {own: time.Minute, want: time.Minute},
-		"another hangs":   {other: time.Hour, want: pluginPatience},
-	} {
-		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				host, err := pluginhost.New(pluginhost.Config{Logger: hclog.NewNullLogger()})
-				must.NoError(t, err)
-				b := base{drivers: map[string]runtime.Driver{process.Name: &one{start: tc.own}, "other": &one{start: tc.other}}}
-				b.endWithAgent(host, hclog.NewNullLogger())
-				began := time.Now()
-				must.NoError(t, b.prepare(t.Context()))
-				must.Eq(t, tc.want, time.Since(began))
-			})
-		})
-	}
 }

@@ -21,13 +21,6 @@ func newPluginHost(c config.Config, log hclog.Logger) (*pluginhost.Host, error) 
 	settings := pluginSettings(c, log)
 	if c.Dev {
 		settings.Instance = devInstance(c.HTTPAddr)
-		if !c.InProcess {
-			own, err := devPlugin(c)
-			if err != nil {
-				return nil, err
-			}
-			settings.Plugins = append(settings.Plugins, own)
-		}
 	}
 	host, err := pluginhost.New(settings)
 	if err != nil {
@@ -38,13 +31,7 @@ func newPluginHost(c config.Config, log hclog.Logger) (*pluginhost.Host, error) 
 
 // pluginSettings are those of a host with the plugins of the configuration.
 func pluginSettings(c config.Config, log hclog.Logger) pluginhost.Config {
-	settings := pluginhost.Config{Dir: c.PluginDir, Instance: c.Instance, Logger: log}
-	for _, p := range c.Plugins {
-		settings.Plugins = append(settings.Plugins, pluginhost.Plugin{
-			Name: p.Name, Path: p.Path, Args: p.Args, Env: p.Env, Config: p.Config, SHA256: p.SHA256,
-		})
-	}
-	return settings
+	return pluginhost.Config{Dir: c.PluginDir, Plugins: c.Plugins, Instance: c.Instance, Logger: log}
 }
 
 // checkPlugins finds what is wrong with plugins, with the place of each one's

@@ -2,7 +2,6 @@ package command
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -10,14 +9,10 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/hashicorp/go-hclog"
-
 	"github.com/bivouac/bivouac/internal/agent"
 	"github.com/bivouac/bivouac/internal/config"
 	"github.com/bivouac/bivouac/internal/demosandbox"
-	"github.com/bivouac/bivouac/internal/process"
 	"github.com/bivouac/bivouac/internal/version"
-	"github.com/bivouac/bivouac/runtime/plugin"
 )
 
 func agentCommand(t terminal) *command {
@@ -138,35 +133,7 @@ starts this command; you do not need to run it.`
 		if _, err := io.Copy(io.Discard, c.in); err != nil {
 			return err
 		}
-		return agent.EndAbandoned(ctx, args[0], time.Second, hclog.New(&hclog.LoggerOptions{Name: "bivouac", Output: c.err}).Named(agent.DevCleanup))
-	}
-	return c
-}
-
-func pluginProcessCommand(t terminal) *command {
-	c := newCommand(t, "plugin-process")
-	c.synopsis = "Serve the runtime process as a plugin"
-	c.about = `Runs sandboxes as processes of this machine. An agent with -dev starts it;
-it is of no use by itself.`
-	c.example = "$ bivouac plugin-process"
-	c.run = func(context.Context, []string) error {
-		served := make(chan struct{})
-		go func() {
-			defer close(served)
-			plugin.Serve(process.NewPlugin(plugin.NewLogger().Named("process")))
-		}()
-		// Linux ends it when the agent is killed. Elsewhere it would live on, and
-		// keep the folder that the next agent needs.
-		look := time.NewTicker(200 * time.Millisecond)
-		defer look.Stop()
-		for agent := os.Getppid(); os.Getppid() == agent; {
-			select {
-			case <-served:
-				return nil
-			case <-look.C:
-			}
-		}
-		return errors.New("the agent has ended")
+		return agent.EndAbandoned(ctx, args[0], time.Second)
 	}
 	return c
 }

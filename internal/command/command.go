@@ -86,7 +86,7 @@ func Main() int {
 		Commands: commands(t),
 
 		// Programs call these.
-		HiddenCommands: []string{"plugin-process", agent.DevCleanup},
+		HiddenCommands: []string{agent.DevCleanup},
 
 		Autocomplete: true,
 
@@ -133,7 +133,6 @@ func commands(t terminal) map[string]cli.CommandFactory {
 		pluginCommand(t), pluginListCommand(t), pluginInspectCommand(t), pluginRunCommand(t), pluginVerifyCommand(t),
 		versionCommand(t),
 		demoSandboxCommand(t),
-		pluginProcessCommand(t),
 		devCleanupCommand(t),
 	} {
 		all[c.name] = func() (cli.Command, error) { return c, nil }

@@ -25,7 +25,7 @@ func TestIdleConnectionsDoNotShutCreatesOut(t *testing.T) {
 	addr := fmt.Sprintf("127.0.0.1:%d", port)
 	dir := t.TempDir()
 	env := append(os.Environ(), "HOME="+dir, "XDG_CACHE_HOME="+dir, "BIVOUAC_ADDR=http://"+addr)
-	agent := exec.Command("sh", "-c", `ulimit -n 128; exec "$0" agent -dev -in-process -http-addr="$1"`, program, addr)
+	agent := exec.Command("sh", "-c", `ulimit -n 128; exec "$0" agent -dev -http-addr="$1"`, program, addr)
 	agent.Env = env
 	must.NoError(t, agent.Start())
 	t.Cleanup(func() {

@@ -5,14 +5,17 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
+	"regexp"
+	"strings"
 	"syscall"
 	"time"
 
 	"github.com/bivouac/bivouac/internal/pluginhost"
+	"github.com/bivouac/bivouac/internal/pluginwire"
 	"github.com/bivouac/bivouac/runtime"
 	"github.com/bivouac/bivouac/runtime/conformance"
-	"github.com/bivouac/bivouac/runtime/plugin"
 )
 
 var errNotConforming = errors.New("the plugin does not do all that a runtime must")
@@ -36,6 +39,7 @@ folder of this machine.`
 	flags := newPluginFlags(c)
 	settings := c.flags.String("plugin-config", "", "`JSON` object with the plugin's configuration. (default from its block)")
 	demo := c.flags.Bool("demo", false, "The sandboxes run bivouac demo-sandbox.")
+	run := c.flags.String("run", "", "`PATTERN` of the requirements to check: a regular expression for their names.")
 	level := c.flags.String("log-level", "off", "`LEVEL` of the log: trace, debug, info, warn, error or off.")
 	c.run = func(ctx context.Context, args []string) (err error) {
 		p, dir, err := flags.find(args[0])
@@ -44,6 +48,12 @@ folder of this machine.`
 		}
 		if *settings != "" {
 			p.Config = json.RawMessage(*settings)
+		}
+		var pattern *regexp.Regexp
+		if *run != "" {
+			if pattern, err = regexp.Compile(*run); err != nil {
+				return fmt.Errorf("-run: %w", err)
+			}
 		}
 		log, err := pluginLogger(*level, c.err)
 		if err != nil {
@@ -71,19 +81,52 @@ folder of this machine.`
 			verified = next
 			return next.driver, nil
 		}
-		kept, err := conformance.Verify(ctx, conformance.Harness{
+		return verify(ctx, c.out, conformance.Harness{
 			Open:    func(context.Context) (runtime.Driver, error) { return verified.driver, nil },
 			Foreign: func(context.Context) (runtime.Driver, error) { return foreign.driver, nil },
 			Reopen:  restart,
 			Crash:   restart,
 			Demo:    *demo,
-		}, c.out)
-		if err == nil && !kept {
-			return errNotConforming
-		}
-		return err
+		}, pattern)
 	}
 	return c
+}
+
+// verify prints the verdict on each requirement as it comes, and a summary. It
+// fails if a requirement is not met.
+func verify(ctx context.Context, out io.Writer, h conformance.Harness, pattern *regexp.Regexp) error {
+	count := map[conformance.Verdict]int{}
+	began := time.Now()
+	for result := range conformance.Verify(ctx, h, pattern) {
+		count[result.Verdict]++
+		if err := showResult(out, result); err != nil {
+			return err
+		}
+	}
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	_, err := fmt.Fprintf(out, "\n%d passed, %d failed, %d skipped in %.1f s\n",
+		count[conformance.Pass], count[conformance.Fail], count[conformance.Skip], time.Since(began).Seconds())
+	switch {
+	case err != nil:
+		return err
+	case len(count) == 0:
+		return fmt.Errorf("no requirement's name matches -run=%s", pattern)
+	case count[conformance.Fail] > 0:
+		return errNotConforming
+	}
+	return nil
+}
+
+func showResult(out io.Writer, r conformance.Result) error {
+	text := fmt.Sprintf("%s  %6.2f s  %s\n                required: %s\n", r.Verdict, r.Took.Seconds(), r.Name, r.Requires)
+	if r.Reason != "" {
+		label := map[conformance.Verdict]string{conformance.Fail: "but", conformance.Skip: "skipped"}[r.Verdict]
+		text += fmt.Sprintf("                %s: %s\n", label, strings.ReplaceAll(r.Reason, "\n", "\n                  "))
+	}
+	_, err := io.WriteString(out, text)
+	return err
 }
 
 // dropMarks has the plugin remove what it keeps to refuse the session IDs that
@@ -96,7 +139,7 @@ func dropMarks(ctx context.Context, config pluginhost.Config) error {
 	if p.Env == nil {
 		p.Env = map[string]string{}
 	}
-	p.Env[plugin.DropMarksKey] = "1"
+	p.Env[pluginwire.DropMarksKey] = "1"
 	config.Plugins = []pluginhost.Plugin{p}
 	running, err := startPlugin(ctx, config)
 	if err != nil {

@@ -18,7 +18,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/rogpeppe/go-internal/testscript"
 
-	"github.com/bivouac/bivouac/internal/process"
+	"github.com/bivouac/bivouac/internal/test/processplugin"
 	"github.com/bivouac/bivouac/internal/test/stack"
 	"github.com/bivouac/bivouac/runtime/plugin"
 )
@@ -30,34 +30,20 @@ func TestMain(m *testing.M) {
 		// Plugins as somebody else would write them.
 		"mine":   servePlugin,
 		"other":  servePlugin,
-		"sloppy": func() { plugin.Serve(sloppy{process.NewPlugin(plugin.NewLogger())}) },
+		"sloppy": func() { plugin.Serve(sloppy{new(processplugin.Plugin)}) },
 	})
 }
 
-func servePlugin() { plugin.Serve(process.NewPlugin(plugin.NewLogger())) }
+func servePlugin() { plugin.Serve(new(processplugin.Plugin)) }
 
 // sloppy does not stop what it is asked to stop.
-type sloppy struct{ *process.Plugin }
+type sloppy struct{ *processplugin.Plugin }
 
 func (sloppy) Stop(context.Context, string) error { return nil }
 
 func TestScripts(t *testing.T) {
-	for _, test := range []struct {
-		name      string
-		inProcess bool // how agents of -dev run the runtime process
-		scripts   testscript.Params
-	}{
-		{"by a plugin", false, testscript.Params{Dir: "testdata"}},
-		{"in process", true, testscript.Params{Files: []string{"testdata/dev.txtar", "testdata/dev_command.txtar", "testdata/leftovers.txtar"}}},
-	} {
-		t.Run(test.name, func(t *testing.T) { runScripts(t, test.scripts, test.inProcess) })
-	}
-}
-
-func runScripts(t *testing.T, scripts testscript.Params, inProcess bool) {
 	testscript.Run(t, testscript.Params{
-		Dir:                 scripts.Dir,
-		Files:               scripts.Files,
+		Dir:                 "testdata",
 		RequireExplicitExec: true,
 		RequireUniqueNames:  true,
 		Setup: func(env *testscript.Env) error {
@@ -69,8 +55,6 @@ func runScripts(t *testing.T, scripts testscript.Params, inProcess bool) {
 			env.Setenv("HOME", env.WorkDir)
 			env.Setenv("XDG_CACHE_HOME", env.WorkDir+"/cache")
 			env.Setenv("ADDR", addr)
-			env.Setenv("IN_PROCESS", strconv.FormatBool(inProcess))
-			env.Setenv("OTHERWISE", strconv.FormatBool(!inProcess))
 			env.Setenv("BIVOUAC_ADDR", "http://"+addr)
 			env.Setenv("GORACE", "atexit_sleep_ms=0") // else each command takes a second to end under -race
 			if path, err := exec.LookPath("bivouac"); err == nil {

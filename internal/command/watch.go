@@ -11,11 +11,11 @@ import (
 	"strings"
 	"time"
 
-	"github.com/cenkalti/backoff/v5"
 	"github.com/google/uuid"
 
 	"github.com/bivouac/bivouac/internal/api/apiclient"
 	"github.com/bivouac/bivouac/internal/api/wire"
+	"github.com/bivouac/bivouac/internal/backoff"
 )
 
 func sessionWatchCommand(t terminal) *command {
@@ -126,8 +126,7 @@ type watcher struct {
 // watch tells each change until ctx ends. A read that failed is repeated if the
 // server said that waiting helps, or if an earlier one succeeded.
 func (w watcher) watch(ctx context.Context) error {
-	pauses := backoff.NewExponentialBackOff()
-	pauses.InitialInterval, pauses.MaxInterval = firstRetry, longestRetry
+	pauses := backoff.Backoff{Min: firstRetry, Max: longestRetry}
 	var index uint64
 	known := map[uuid.UUID]wire.Session{}
 	connected := false
@@ -152,17 +151,14 @@ func (w watcher) watch(ctx context.Context) error {
 		}
 		pause := retryAfter(err)
 		if pause == 0 && connected && mayPass(err) {
-			pause = pauses.NextBackOff().Round(time.Millisecond)
+			pause = pauses.Next().Round(time.Millisecond)
 		}
 		if pause == 0 {
 			return err
 		}
 		w.retrying(err, pause)
-		index = 0 // of the server that answers then, nothing is known
-		select {
-		case <-ctx.Done():
-		case <-time.After(pause):
-		}
+		index = 0                     // of the server that answers then, nothing is known
+		_ = backoff.Sleep(ctx, pause) // if ctx ended, so does the loop
 	}
 	return nil //nolint:nilerr // to be interrupted is no failure
 }

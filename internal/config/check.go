@@ -9,19 +9,15 @@ import (
 	"net/netip"
 	"net/url"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/bivouac/bivouac/runtime"
 )
 
-var (
-	instanceForm = regexp.MustCompile(`^[a-z0-9-]{1,64}$`)
-	// prefixForm is what the Consul store takes for a prefix of keys.
-	prefixForm = regexp.MustCompile(`^[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*$`)
-	logLevels  = []string{"trace", "debug", "info", "warn", "error"}
-)
+var logLevels = []string{"trace", "debug", "info", "warn", "error"}
 
 // The least that some settings may be. A session that is shorter may be over
 // before its creator has heard of it; looking for expired sessions costs Consul a
@@ -29,11 +25,11 @@ var (
 const (
 	minTTL             = 5 * time.Second
 	minCleanupInterval = time.Second
-	maxKVPrefix        = 256 // bytes
 )
 
 // check refuses values that are wrong whatever else is true. It tells all of
-// them, each with the place where it was set.
+// them, each with the place where it was set. What is right for kv_prefix and
+// consul.address, package consul says.
 func (c *Config) check() error {
 	var errs []error
 	refuse := func(name, format string, args ...any) {
@@ -43,7 +39,7 @@ func (c *Config) check() error {
 	if err := checkLoopback(c.HTTPAddr); err != nil {
 		refuse("http_addr", "%v", err)
 	}
-	if !instanceForm.MatchString(c.Runtime) {
+	if !runtime.ValidName(c.Runtime) {
 		refuse("runtime", "%q is not a runtime's name", c.Runtime)
 	}
 	if c.TTL < minTTL {
@@ -60,9 +56,6 @@ func (c *Config) check() error {
 		refuse("cleanup_interval", "%s is too short; it must be %s or longer", c.CleanupInterval, minCleanupInterval)
 	}
 	c.checkVolumeRoots(refuse)
-	if c.InProcess && !c.Dev {
-		refuse("in_process", "requires dev")
-	}
 	if c.Dev {
 		c.checkDev(refuse)
 	}
@@ -70,22 +63,11 @@ func (c *Config) check() error {
 		refuse("job_template", "it is empty")
 	}
 	c.checkPlugins(refuse)
-	if prefix := strings.Trim(c.KVPrefix, "/"); len(prefix) > maxKVPrefix || !prefixForm.MatchString(prefix) {
-		refuse("kv_prefix", "%q is not a path of folders; a folder's name has letters, digits, '_', '-' and '.', and does not begin with '.'; all is at most %d bytes", c.KVPrefix, maxKVPrefix)
-	}
-	if !instanceForm.MatchString(c.Instance) {
-		refuse("instance", "%q is not 1 to 64 of a-z, 0-9 and -", c.Instance)
+	if !runtime.ValidName(c.Instance) {
+		refuse("instance", "%q is not 1 to 64 of a-z, 0-9 and '-', or begins with '-'", c.Instance)
 	}
 	if !slices.Contains(logLevels, c.LogLevel) {
 		refuse("log_level", "%q is none of %s", c.LogLevel, strings.Join(logLevels, ", "))
-	}
-	consul := c.Consul.Address
-	if consul != "" && !strings.Contains(consul, "://") {
-		consul = "http://" + consul // as its client does, and Nomad's does not
-	}
-	if !isAddress(consul) {
-		refuse("consul.address", "%q is not an address such as 127.0.0.1:8500, https://consul.example:8501 or unix:///run/consul.sock",
-			withoutPassword(c.Consul.Address))
 	}
 	if !isAddress(c.Nomad.Address) {
 		refuse("nomad.address", "%q is not an address such as http://127.0.0.1:4646, https://nomad.example:4646 or unix:///run/nomad.sock",

@@ -11,6 +11,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/bivouac/bivouac/internal/pluginhost"
 )
 
 // Config is an agent's configuration.
@@ -18,9 +20,6 @@ type Config struct {
 	// Dev asks for an agent that needs nothing else: records in memory,
 	// sandboxes as processes of this machine.
 	Dev bool
-	// InProcess asks an agent of -dev to link the driver of its sandboxes in,
-	// which is else a plugin.
-	InProcess bool
 
 	HTTPAddr        string // host:port, loopback only
 	Runtime         string
@@ -31,7 +30,7 @@ type Config struct {
 	JobTemplate     string
 	JobVars         map[string]string
 	PluginDir       string
-	Plugins         []Plugin
+	Plugins         []pluginhost.Plugin
 	KVPrefix        string
 	Instance        string
 	LogLevel        string
@@ -86,7 +85,6 @@ type key struct {
 func (c *Config) keys() []key {
 	return []key{
 		{"dev", "dev", &c.Dev, "Run without Nomad and Consul: records in memory, sandboxes as local processes. Everything ends with the server."},
-		{"in_process", "in-process", &c.InProcess, "With -dev, link the runtime process into the agent rather than run it as a plugin."},
 		{"http_addr", "http-addr", &c.HTTPAddr, "`HOST:PORT` of the API. Must be a loopback address: there is no authentication yet."},
 		{"runtime", "runtime", &c.Runtime, "`NAME` of the default runtime: nomad, process (with -dev), or a plugin."},
 		{"ttl", "ttl", &c.TTL, "Default session TTL, as a `DURATION`."},

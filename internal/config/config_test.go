@@ -13,6 +13,8 @@ import (
 	"github.com/hashicorp/hcl/v2"
 	"github.com/hashicorp/hcl/v2/hclsyntax"
 	"github.com/shoenig/test/must"
+
+	"github.com/bivouac/bivouac/internal/pluginhost"
 )
 
 // load is what an agent does with its command line. FILE in an argument stands
@@ -122,7 +124,7 @@ plugin "mine" {
 			c, err := load(t, "-config", write(t, name, text), "-runtime=docker")
 			must.NoError(t, err)
 			must.Eq(t, "/opt/plugins", c.PluginDir)
-			must.Eq(t, []Plugin{{
+			must.Eq(t, []pluginhost.Plugin{{
 				Name:   "docker",
 				Args:   []string{"-v"},
 				Env:    map[string]string{"DOCKER_HOST": "unix:///run/docker.sock"},
@@ -156,18 +158,16 @@ func TestNothingSaid(t *testing.T) {
 	must.NoError(t, err)
 	must.True(t, dev.Dev)
 	must.Eq(t, "process", dev.Runtime)
-	must.False(t, dev.InProcess)
 }
 
 func TestDevMayStandInAFile(t *testing.T) {
-	file := write(t, "a.hcl", "dev = true\nin_process = true")
+	file := write(t, "a.hcl", "dev = true")
 	dev, err := load(t, "-config", file)
 	must.NoError(t, err)
 	must.True(t, dev.Dev)
-	must.True(t, dev.InProcess)
 	must.Eq(t, "process", dev.Runtime)
 
-	other, err := load(t, "-config", file, "-dev=false", "-in-process=false")
+	other, err := load(t, "-config", file, "-dev=false")
 	must.NoError(t, err)
 	must.Eq(t, "nomad", other.Runtime)
 
@@ -184,14 +184,6 @@ func TestDevHasNoJobs(t *testing.T) {
 	_, err = load(t, "-dev", "-config", write(t, "a.hcl", `job_vars = { memory = "1", image = "x" }`))
 	must.ErrorContains(t, err, `a.hcl:1: job_vars: there are no jobs with dev, and so no "image"`)
 	must.ErrorContains(t, err, `no "memory"`)
-}
-
-func TestInProcessGoesWithDevAlone(t *testing.T) {
-	dev, err := load(t, "-dev", "-in-process")
-	must.NoError(t, err)
-	must.True(t, dev.InProcess)
-	_, err = load(t, "-in-process")
-	must.ErrorContains(t, err, "in_process: requires dev")
 }
 
 func TestWhatIsSaid(t *testing.T) {
@@ -258,10 +250,6 @@ func TestWrongFilesAreRefusedWithTheirLine(t *testing.T) {
 		{"a.hcl", "job_vars = [1]", `a.hcl:1: `},
 		{"a.hcl", "\njob_vars = { a = null }", `a.hcl:2: Wrong value: job_vars: a: it is null`},
 		{"a.hcl", "plugin \"x\" {\n  path = \"/x\"\n  env = { a = [1] }\n}", `a.hcl:3: `},
-		{"a.hcl", "consul {\n  address = \"not a url\"\n}", `a.hcl:2: consul.address: "not a url" is not an address such as 127.0.0.1:8500`},
-		{"a.hcl", "consul {\n  address = \"ftp://x\"\n}", `a.hcl:2: consul.address: "ftp://x"`},
-		{"a.hcl", "consul {\n  address = \"x:99999\"\n}", `a.hcl:2: consul.address: "x:99999"`},
-		{"a.hcl", "consul {\n  address = \"http://u:secret@a b\"\n}", `a.hcl:2: consul.address: "redacted"`},
 		{"a.hcl", "\nnomad {\n  address = \"ftp://x\"\n}", `a.hcl:3: nomad.address: "ftp://x" is not an address such as http://127.0.0.1:4646`},
 		{"a.hcl", "nomad { address = \"localhost:4646\" }", `a.hcl:1: nomad.address: "localhost:4646"`},
 		{"a.hcl", "nomad { address = \"http://\" }", `a.hcl:1: nomad.address: "http://"`},
@@ -275,17 +263,16 @@ func TestWrongFilesAreRefusedWithTheirLine(t *testing.T) {
 		{"a.hcl", "cleanup_interval = \"999ms\"", `a.hcl:1: cleanup_interval: 999ms is too short; it must be 1s or longer`},
 		{"a.hcl", "log_level = \"loud\"", `a.hcl:1: log_level: "loud" is none of trace, debug, info, warn, error`},
 		{"a.hcl", "instance = \"A\"", `a.hcl:1: instance: "A"`},
-		{"a.hcl", "kv_prefix = \"/\"", `a.hcl:1: kv_prefix`},
 		{"a.hcl", "consul {\n  adress = \"x\"\n}", `a.hcl:2: Unsupported argument`},
 		{"a.hcl", "vault {\n}", `a.hcl:1: Unsupported block type`},
 		{"a.hcl", "ttl = \"${now}\"", `a.hcl:1: `},
 		{"a.hcl", "ttl = ", `a.hcl:1: `},
 		{"a.hcl", "\nplugin {\n}", `a.hcl:2: Missing name for plugin`},
-		{"a.hcl", "\nplugin \"a b\" {\n}", `a.hcl:2: plugin.a b: "a b" is not 1 to 64 of a-z, 0-9 and -`},
+		{"a.hcl", "\nplugin \"a b\" {\n}", `a.hcl:2: plugin.a b: its name is not 1 to 64 of a-z, 0-9 and '-'`},
 		{"a.hcl", "plugin \"nomad\" {\n}", `a.hcl:1: plugin.nomad: nomad is a runtime of Bivouac itself`},
 		{"a.hcl", "plugin \"x\" {\n}", `a.hcl:1: plugin.x: it has no path, and there is no plugin_dir`},
 		{"a.hcl", "plugin \"x\" {\n  pth = \"/x\"\n}", `a.hcl:2: Unsupported argument`},
-		{"a.hcl", "plugin \"x\" {\n  path = \"/x\"\n  sha256 = \"ab\"\n}", `a.hcl:3: plugin.x.sha256: "ab" is not 64 hex digits`},
+		{"a.hcl", "plugin \"x\" {\n  path = \"/x\"\n  sha256 = \"ab\"\n}", `a.hcl:1: plugin.x: sha256 "ab" is not 64 hex digits`},
 		{"a.hcl", "plugin \"x\" {\n  path = \"/x\"\n  config {\n    a = b\n  }\n}", `a.hcl:4: Variables not allowed`},
 		{"a.hcl", "plugin \"x\" {\n  path = \"/x\"\n  config {\n}\n  config {\n  }\n}", `a.hcl:5: Duplicate config block`},
 		{"a.json", "{\"plugin\": {\n\"x\": {\n\"pth\": \"/x\"}}}", `a.json:3: Extraneous JSON object property`},
@@ -304,10 +291,6 @@ func TestWrongFilesAreRefusedWithTheirLine(t *testing.T) {
 func TestAddressesOfServers(t *testing.T) {
 	for _, address := range []string{"http://127.0.0.1:4646", "https://nomad.example", "http://[::1]:4646", "unix:///run/nomad.sock"} {
 		_, err := load(t, "-config", write(t, "a.hcl", `nomad { address = "`+address+`" }`))
-		must.NoError(t, err, must.Sprint(address))
-	}
-	for _, address := range []string{"127.0.0.1:8500", "consul", "[::1]:8500", "https://consul.example:8501", "unix:///run/consul.sock"} {
-		_, err := load(t, "-config", write(t, "a.hcl", `consul { address = "`+address+`" }`))
 		must.NoError(t, err, must.Sprint(address))
 	}
 }

@@ -1,38 +1,25 @@
 package config
 
 import (
-	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"maps"
-	"regexp"
 	"slices"
 
 	"github.com/hashicorp/hcl/v2"
 	"github.com/zclconf/go-cty/cty"
 	ctyjson "github.com/zclconf/go-cty/cty/json"
-)
 
-// Plugin is a runtime that is a program of its own.
-type Plugin struct {
-	Name   string // of the runtime, and of its file in PluginDir
-	Path   string // empty: in PluginDir
-	Args   []string
-	Env    map[string]string
-	Config json.RawMessage // an object; nil where nothing is said
-	SHA256 string          // in hex; empty: any file
-}
+	"github.com/bivouac/bivouac/internal/pluginhost"
+)
 
 // maxPlugins is more than anybody has a use for.
 const maxPlugins = 32
 
-var (
-	pluginForm = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,63}$`)
-	// builtIn are the runtimes that are part of Bivouac.
-	builtIn = []string{"nomad", "process"}
-)
+// builtIn are the runtimes that are part of Bivouac.
+var builtIn = []string{"nomad", "process"}
 
-func (p *Plugin) keys() []key {
+func pluginKeys(p *pluginhost.Plugin) []key {
 	return []key{
 		{name: "path", target: &p.Path, usage: "`FILE` of the plugin. (default the file in plugin_dir with the block's name)"},
 		{name: "args", target: &p.Args, usage: "Arguments of the plugin."},
@@ -44,7 +31,7 @@ func (p *Plugin) keys() []key {
 // decodePlugin reads a plugin's block. Two of one name are a mistake, also in
 // different files: whoever reads one of them must not miss the other.
 func (c *Config) decodePlugin(block *hcl.Block) hcl.Diagnostics {
-	p := Plugin{Name: block.Labels[0]}
+	p := pluginhost.Plugin{Name: block.Labels[0]}
 	origin := "plugin." + p.Name
 	if first, again := c.origins[origin]; again {
 		return hcl.Diagnostics{{
@@ -56,7 +43,7 @@ func (c *Config) decodePlugin(block *hcl.Block) hcl.Diagnostics {
 	}
 	c.setBy(origin, position(block.DefRange))
 	schema := hcl.BodySchema{Blocks: []hcl.BlockHeaderSchema{{Type: "config"}}}
-	diags := c.decodeKeys(block.Body, schema, origin+".", p.keys(), func(block *hcl.Block) hcl.Diagnostics {
+	diags := c.decodeKeys(block.Body, schema, origin+".", pluginKeys(&p), func(block *hcl.Block) hcl.Diagnostics {
 		if p.Config != nil {
 			return hcl.Diagnostics{{
 				Severity: hcl.DiagError,
@@ -104,16 +91,10 @@ func (c *Config) checkPlugins(refuse func(name, format string, args ...any)) {
 	}
 	for _, p := range c.Plugins {
 		origin := "plugin." + p.Name
-		switch {
-		case !pluginForm.MatchString(p.Name):
-			refuse(origin, "%q is not 1 to 64 of a-z, 0-9 and -", p.Name)
-		case slices.Contains(builtIn, p.Name):
+		if slices.Contains(builtIn, p.Name) {
 			refuse(origin, "%s is a runtime of Bivouac itself", p.Name)
-		case p.Path == "" && c.PluginDir == "":
-			refuse(origin, "it has no path, and there is no plugin_dir to find it in")
-		}
-		if sum, err := hex.DecodeString(p.SHA256); p.SHA256 != "" && (err != nil || len(sum) != 32) {
-			refuse(origin+".sha256", "%q is not 64 hex digits", p.SHA256)
+		} else if err := p.Check(c.PluginDir); err != nil {
+			refuse(origin, "%w", err)
 		}
 	}
 }

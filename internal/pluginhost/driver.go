@@ -19,12 +19,7 @@ var (
 	_ runtime.Watcher       = (*Driver)(nil)
 	_ runtime.HealthChecker = (*Driver)(nil)
 	_ runtime.LogReader     = (*Driver)(nil)
-	_ runtime.Execer        = (*Driver)(nil)
 )
-
-// AwaitStart waits until the plugin has come up or failed to for the first time,
-// and then returns why it failed.
-func (d *Driver) AwaitStart(ctx context.Context) error { return d.plugin.awaitStart(ctx) }
 
 // AwaitReturn waits until the plugin is up, if it was up once.
 func (d *Driver) AwaitReturn(ctx context.Context) error {
@@ -189,12 +184,5 @@ func (d *Driver) Health(ctx context.Context) error {
 func (d *Driver) Logs(ctx context.Context, sessionID string, follow bool) iter.Seq2[runtime.LogChunk, error] {
 	return each(ctx, d, func(inc *incarnation) iter.Seq2[runtime.LogChunk, error] {
 		return inc.driver.Logs(ctx, sessionID, follow)
-	})
-}
-
-// Exec asks the plugin.
-func (d *Driver) Exec(ctx context.Context, sessionID string, command []string, stdio runtime.Stdio) (int, error) {
-	return call(ctx, d, func(inc *incarnation) (int, error) {
-		return inc.driver.Exec(ctx, sessionID, command, stdio)
 	})
 }

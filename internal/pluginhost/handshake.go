@@ -11,7 +11,7 @@ import (
 
 	goplugin "github.com/hashicorp/go-plugin"
 
-	wire "github.com/bivouac/bivouac/runtime/plugin"
+	wire "github.com/bivouac/bivouac/internal/pluginwire"
 )
 
 // maxHandshake bounds the first line that a plugin prints, in bytes. The

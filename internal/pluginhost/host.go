@@ -42,7 +42,7 @@ type Config struct {
 // Plugin is a plugin to run.
 type Plugin struct {
 	// Name is the runtime that sessions ask for, and the name of the plugin's
-	// file in Dir: 1 to 64 bytes of a-z, 0-9 and '-'.
+	// file in Dir. See [runtime.ValidName].
 	Name string
 	// Path is the file, where it is not in Dir under the plugin's name.
 	Path string

@@ -28,7 +28,6 @@ import (
 var quick = timings{
 	start:          time.Minute,
 	stop:           5 * time.Second,
-	check:          time.Minute,
 	healthInterval: time.Hour,
 	healthLimit:    5 * time.Second,
 	minPause:       10 * time.Millisecond,
@@ -167,8 +166,8 @@ func TestPlugin_ThatCannotStartIsToldWithItsCause(t *testing.T) {
 		"no interpreter":     {write("script", 0o755, "#!/nowhere/python\n"), "the interpreter or loader that it names is missing"},
 		"wrong checksum": {with(plays(t, "good"), func(p *Plugin) { p.SHA256 = strings.Repeat("00", 32) }),
 			"is not the configured sha256 0000"},
-		"unknown configuration": {with(plays(t, "good"), func(p *Plugin) { p.Config = []byte(`{"slotz":3}`) }), "slotz"},
-		"refused configuration": {with(plays(t, "good"), func(p *Plugin) { p.Config = []byte(`{"slots":13}`) }), "13 slots are unlucky"},
+		"refused configuration":  {with(plays(t, "good"), func(p *Plugin) { p.Config = []byte(`{"slots":13}`) }), "13 slots are unlucky"},
+		"unwanted configuration": {with(plays(t, "liar"), func(p *Plugin) { p.Config = []byte(`{"slots":3}`) }), "takes no configuration"},
 
 		"exits at once":      {plays(t, "exits at once"), "exit status 3; it printed last: no engine here"},
 		"closes its stdout":  {plays(t, "closes its stdout"), "Failed to read any lines"},
@@ -182,8 +181,6 @@ func TestPlugin_ThatCannotStartIsToldWithItsCause(t *testing.T) {
 		"bad certificate":    {plays(t, "bad certificate"), "certificate cannot be read"},
 		"answers nothing":    {plays(t, "answers nothing"), "health check"},
 		"implements nothing": {plays(t, "implements nothing"), "method Info not implemented"},
-
-		"huge number in schema": {plays(t, "huge number in schema"), "configuration schema: it cannot be checked against"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -222,7 +219,7 @@ func TestCheck_FindsWhatIsWrongWithAPlugin(t *testing.T) {
 		{"nothing", func(*Plugin) {}, ""},
 		{"no file", func(p *Plugin) { p.Path = "/nowhere/plugin" }, "stat /nowhere/plugin: no such file or directory"},
 		{"another file", func(p *Plugin) { p.SHA256 = strings.Repeat("00", 32) }, "is not the configured sha256 0000"},
-		{"a configuration that the schema refuses", func(p *Plugin) { p.Config = []byte(`{"slotz":3}`) }, "slotz"},
+		{"a configuration that the plugin refuses", func(p *Plugin) { p.Config = []byte(`{"slots":13}`) }, "13 slots are unlucky"},
 		{"no plugin", func(p *Plugin) { p.Env[role] = "exits at once" }, "exit status 3; it printed last: no engine here"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -243,29 +240,6 @@ func TestPlugin_ThatSaysNothingIsGivenUp(t *testing.T) {
 	limits.start = 200 * time.Millisecond
 	host, _ := run(t, limits, plays(t, "says nothing"))
 	must.ErrorContains(t, host.AwaitStart(t.Context()), `plugin "says-nothing": it printed no handshake within 200ms`)
-}
-
-func TestPlugin_WhoseSchemaTakesForEverIsGivenUp(t *testing.T) {
-	limits := quick
-	limits.check = 50 * time.Millisecond
-	host, _ := run(t, limits, plays(t, "endless schema"))
-	must.ErrorContains(t, host.AwaitStart(t.Context()), "configuration schema: the check against it took longer than 50ms")
-}
-
-func TestCheck_OfAnEndlessSchemaEndsWithItsContext(t *testing.T) {
-	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
-	defer cancel()
-	info := runtime.Info{ConfigSchema: []byte(endlessSchema()), Abilities: []runtime.Ability{runtime.AbilityConfigure}}
-	must.ErrorIs(t, checkConfig(ctx, info, []byte(emptyConfig)), context.DeadlineExceeded)
-}
-
-func TestPlugin_IsRefusedWhileAnEarlierCheckOfItGoesOn(t *testing.T) {
-	p, err := newPlugin(Config{Logger: hclog.NewNullLogger()}, Plugin{Name: "x", Path: "/x"}, nil, quick)
-	must.NoError(t, err)
-	p.checking <- struct{}{}
-	must.ErrorContains(t, p.checkConfig(t.Context(), runtime.Info{}), "has not come to an end")
-	<-p.checking
-	must.NoError(t, p.checkConfig(t.Context(), runtime.Info{}))
 }
 
 func TestStop_StartsNoPluginThatWaits(t *testing.T) {
@@ -580,7 +554,7 @@ func TestNew_RefusesWhatCannotBeRight(t *testing.T) {
 	}{
 		"no name":             {Plugin{}, "its name is not"},
 		"a path as its name":  {Plugin{Name: "../sh"}, "its name is not"},
-		"no folder":           {Plugin{Name: "x"}, "no plugin folder"},
+		"no folder":           {Plugin{Name: "x"}, "there is no plugin_dir"},
 		"half a checksum":     {Plugin{Name: "x", Path: "/x", SHA256: "abcd"}, "is not 64 hex digits"},
 		"config no object":    {Plugin{Name: "x", Path: "/x", Config: []byte(`[1]`)}, "is not a JSON object"},
 		"variable with equal": {Plugin{Name: "x", Path: "/x", Env: map[string]string{"A=B": "c"}}, "variable of its environment"},

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -14,8 +15,8 @@ import (
 	"google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/status"
 
+	wire "github.com/bivouac/bivouac/internal/pluginwire"
 	"github.com/bivouac/bivouac/runtime"
-	wire "github.com/bivouac/bivouac/runtime/plugin"
 )
 
 // incarnation is one life of a plugin: a process, configured and answering.
@@ -70,23 +71,19 @@ var errStartLimit = errors.New("the start took too long")
 
 // setUp brings a fresh process to where it can be asked for sandboxes.
 func (i *incarnation) setUp(ctx context.Context, p *plugin) error {
-	if err := i.examine(ctx, p); err != nil {
-		return err
-	}
-	err := i.driver.Configure(ctx, runtime.Config{Instance: p.instance, JSON: p.spec.Config})
-	if err != nil && !errors.Is(err, errors.ErrUnsupported) {
-		return fmt.Errorf("configure: %w", err)
-	}
-	return nil
-}
-
-// examine meets a fresh process and holds its configuration against the schema
-// that it declares.
-func (i *incarnation) examine(ctx context.Context, p *plugin) error {
 	if err := i.meet(ctx, p); err != nil {
 		return err
 	}
-	return p.checkConfig(ctx, i.info)
+	if !slices.Contains(i.info.Abilities, runtime.AbilityConfigure) {
+		if string(p.spec.Config) != emptyConfig {
+			return errors.New("configure: the plugin takes no configuration")
+		}
+		return nil
+	}
+	if err := i.driver.Configure(ctx, runtime.Config{Instance: p.instance, JSON: p.spec.Config}); err != nil {
+		return fmt.Errorf("configure: %w", err)
+	}
+	return nil
 }
 
 // meet connects to a fresh process and asks it who it is.

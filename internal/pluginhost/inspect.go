@@ -7,8 +7,8 @@ import (
 	"github.com/bivouac/bivouac/runtime"
 )
 
-// Inspect starts a plugin, asks it who it is, and ends it. The plugins of config
-// itself are left alone. The plugin is not configured, so what it says holds whatever its configuration is.
+// Inspect starts a plugin, asks it who it is, and ends it. It does not configure
+// the plugin, nor start the plugins of config.
 func Inspect(ctx context.Context, config Config, spec Plugin) (runtime.Info, error) {
 	info, err := try(ctx, config, spec, (*incarnation).meet)
 	if err != nil {
@@ -17,11 +17,15 @@ func Inspect(ctx context.Context, config Config, spec Plugin) (runtime.Info, err
 	return info, nil
 }
 
-// Check starts a plugin, holds its configuration against the schema that it
-// declares, and ends it. The plugin is not configured: what it refuses for
-// another reason than its schema is not found.
+// checkInstance is what a plugin is told as its instance when only its
+// configuration is checked, so that it touches nothing of an instance that runs.
+const checkInstance = "config-validate"
+
+// Check starts a plugin, configures it for the instance "config-validate", and
+// ends it.
 func Check(ctx context.Context, config Config, spec Plugin) error {
-	_, err := try(ctx, config, spec, (*incarnation).examine)
+	config.Instance = checkInstance
+	_, err := try(ctx, config, spec, (*incarnation).setUp)
 	return err
 }
 

@@ -16,7 +16,6 @@ import (
 type timings struct {
 	start          time.Duration // from a process's start until it is configured
 	stop           time.Duration // from asking a process to end until it is killed
-	check          time.Duration // for a configuration against its schema
 	healthInterval time.Duration
 	healthLimit    time.Duration // for one health check
 	minPause       time.Duration // before a restart, at first; then twice as long each time
@@ -28,7 +27,6 @@ func defaultTimings() timings {
 	return timings{
 		start:          30 * time.Second,
 		stop:           5 * time.Second,
-		check:          3 * time.Second,
 		healthInterval: 5 * time.Second,
 		healthLimit:    5 * time.Second,
 		minPause:       25 * time.Millisecond,
@@ -54,7 +52,6 @@ type plugin struct {
 	launcher *launcher
 	timings  timings
 	owners   owners
-	checking chan struct{} // full while a configuration is checked
 
 	firstTry chan struct{} // closed once the plugin came up or failed to
 
@@ -69,10 +66,7 @@ func newPlugin(config Config, spec Plugin, l *launcher, timings timings) (*plugi
 	if len(spec.Config) == 0 {
 		spec.Config = json.RawMessage(emptyConfig)
 	}
-	if err := spec.check(); err != nil {
-		return nil, err
-	}
-	if _, err := spec.file(config.Dir); err != nil {
+	if err := spec.Check(config.Dir); err != nil {
 		return nil, err
 	}
 	return &plugin{
@@ -82,7 +76,6 @@ func newPlugin(config Config, spec Plugin, l *launcher, timings timings) (*plugi
 		logger:   config.Logger.Named("plugin." + spec.Name),
 		launcher: l,
 		timings:  timings,
-		checking: make(chan struct{}, 1),
 		firstTry: make(chan struct{}),
 		status:   Status{Name: spec.Name, State: StateStopped, Since: time.Now(), Reason: "the host has not started it"},
 		changed:  make(chan struct{}),

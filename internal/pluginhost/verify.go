@@ -1,6 +1,7 @@
 package pluginhost
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -8,47 +9,42 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"regexp"
 	"strings"
 
 	goplugin "github.com/hashicorp/go-plugin"
+
+	"github.com/bivouac/bivouac/runtime"
 )
 
-var pluginName = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,63}$`)
-
-// check returns what in a plugin's configuration cannot be right, whatever its
-// file is.
-func (s Plugin) check() error {
-	if !pluginName.MatchString(s.Name) {
-		return errors.New("its name is not 1 to 64 of a-z, 0-9 and '-'")
+// Check returns what in a plugin's settings cannot be right, whatever its file is.
+// Dir is the plugin folder, empty if there is none.
+func (p Plugin) Check(dir string) error {
+	if !runtime.ValidName(p.Name) {
+		return errors.New("its name is not 1 to 64 of a-z, 0-9 and '-', or begins with '-'")
 	}
-	if s.SHA256 != "" {
-		if sum, err := hex.DecodeString(s.SHA256); err != nil || len(sum) != sha256.Size {
-			return fmt.Errorf("sha256 %q is not %d hex digits", s.SHA256, 2*sha256.Size)
+	if p.Path == "" && dir == "" {
+		return errors.New("it has no path, and there is no plugin_dir to find it in")
+	}
+	if p.SHA256 != "" {
+		if sum, err := hex.DecodeString(p.SHA256); err != nil || len(sum) != sha256.Size {
+			return fmt.Errorf("sha256 %q is not %d hex digits", p.SHA256, 2*sha256.Size)
 		}
 	}
-	for name, value := range s.Env {
+	for name, value := range p.Env {
 		if name == "" || strings.ContainsAny(name, "=\x00") || strings.Contains(value, "\x00") {
 			return fmt.Errorf("%q cannot be a variable of its environment", name)
 		}
 	}
 	var object map[string]json.RawMessage
-	if err := json.Unmarshal(s.Config, &object); err != nil {
+	if err := json.Unmarshal(p.Config, &object); len(p.Config) > 0 && err != nil {
 		return fmt.Errorf("its configuration is not a JSON object: %w", err)
 	}
 	return nil
 }
 
 // file returns the plugin's file.
-func (s Plugin) file(dir string) (string, error) {
-	path := s.Path
-	if path == "" {
-		if dir == "" {
-			return "", errors.New("no plugin folder is configured")
-		}
-		path = filepath.Join(dir, s.Name)
-	}
-	return filepath.Abs(path)
+func (p Plugin) file(dir string) (string, error) {
+	return filepath.Abs(cmp.Or(p.Path, filepath.Join(dir, p.Name)))
 }
 
 // verify looks at a plugin's file before it is run.

@@ -55,7 +55,7 @@ func (d *Driver) create(ctx context.Context, spec runtime.Spec, progress func(ru
 	return sb, nil
 }
 
-// intend returns the sandbox of the spec, written down, and started or not.
+// intend returns the sandbox of the spec, started or not.
 func (d *Driver) intend(ctx context.Context, spec runtime.Spec) (*sandbox, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -66,9 +66,7 @@ func (d *Driver) intend(ctx context.Context, spec runtime.Spec) (*sandbox, error
 		return nil, fmt.Errorf("%w: it was deleted", runtime.ErrConflict)
 	}
 	if sb, ok := d.sandboxes[spec.SessionID]; ok {
-		sb.mu.Lock()
-		defer sb.mu.Unlock()
-		if !sameSpec(sb.record.Spec, spec) {
+		if !sameSpec(sb.spec, spec) {
 			return nil, fmt.Errorf("%w: it was created with another spec", runtime.ErrConflict)
 		}
 		return sb, nil
@@ -77,10 +75,7 @@ func (d *Driver) intend(ctx context.Context, spec runtime.Spec) (*sandbox, error
 	if err != nil {
 		return nil, err
 	}
-	sb := newSandbox(record{Spec: spec, Port: port})
-	if err := d.save(sb.record); err != nil {
-		return nil, err
-	}
+	sb := newSandbox(spec, port)
 	d.sandboxes[spec.SessionID] = sb
 	d.ports[port] = struct{}{}
 	return sb, nil
@@ -120,34 +115,33 @@ func (d *Driver) freePort(ctx context.Context) (uint16, error) {
 }
 
 // gate is a shell script that waits for a line before it becomes the command.
-// The line is sent once the PID is recorded. If the agent dies before that, the
-// shell reads the end of the file and ends: nothing runs that is not recorded.
+// The line is sent once the PID is recorded. If the server dies before that, the
+// shell reads the end of the file and ends: EndLeftovers knows of all that runs.
 const gate = `read -r go && exec "$@" </dev/null`
 
 // launch starts the sandbox's process unless it was started before.
 func (d *Driver) launch(ctx context.Context, sb *sandbox) error {
 	sb.mu.Lock()
 	defer sb.mu.Unlock()
-	if sb.record.Stopped {
+	if sb.stopped {
 		return errStopped
 	}
-	if sb.record.PID != 0 || sb.record.Ended {
+	if sb.leader.PID != 0 || sb.ended {
 		return nil
 	}
-	cmd, open, err := d.startGated(ctx, sb.record)
+	cmd, open, err := d.startGated(ctx, sb)
 	if err != nil {
 		return fmt.Errorf("%w: start: %w", runtime.ErrNotReady, err)
 	}
-	next := sb.record
-	next.PID = cmd.Process.Pid
-	next.Start, _ = startOf(next.PID) // it is our child, so it is there
-	if err := d.save(next); err != nil {
+	started := leader{PID: cmd.Process.Pid}
+	started.Start, _ = startOf(started.PID) // it is our child, so it is there
+	if err := d.save(sb.spec.SessionID, started); err != nil {
 		// The gate stays shut, so the shell ends by itself.
 		err = errors.Join(err, open.Close())
 		_ = cmd.Wait() // it ends because we did not let it start
 		return err
 	}
-	sb.record = next
+	sb.leader = started
 	_, err = open.Write([]byte("go\n"))
 	// If the gate did not open, the process ends. Nobody waits for this
 	// goroutine: it lasts as long as the sandbox, which outlives the driver.
@@ -160,8 +154,8 @@ func (d *Driver) launch(ctx context.Context, sb *sandbox) error {
 
 // startGated starts the process behind its gate, which opens at a line written
 // to the returned file.
-func (d *Driver) startGated(ctx context.Context, r record) (*exec.Cmd, *os.File, error) {
-	output, err := d.folder.OpenFile(r.Spec.SessionID+logExt, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+func (d *Driver) startGated(ctx context.Context, sb *sandbox) (*exec.Cmd, *os.File, error) {
+	output, err := d.folder.OpenFile(sb.spec.SessionID+logExt, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -174,8 +168,8 @@ func (d *Driver) startGated(ctx context.Context, r record) (*exec.Cmd, *os.File,
 
 	// The sandbox does not end with the request that made it.
 	cmd := exec.CommandContext(context.WithoutCancel(ctx), "/bin/sh", append([]string{"-c", gate, "sh"}, d.command...)...)
-	cmd.Dir = r.Spec.VolumeHostPath
-	cmd.Env = append(environment(r), d.mark(r.Spec.SessionID))
+	cmd.Dir = sb.spec.VolumeHostPath
+	cmd.Env = append(environment(sb), mark(d.dir, sb.spec.SessionID))
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = wait, output, output
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := cmd.Start(); err != nil {
@@ -197,17 +191,17 @@ func Environment() map[string]string {
 }
 
 // environment is the whole of a sandbox's.
-func environment(r record) []string {
+func environment(sb *sandbox) []string {
 	var env []string
 	for name, value := range Environment() {
 		env = append(env, name+"="+value)
 	}
 	return append(env,
-		"PORT="+strconv.Itoa(int(r.Port)),
-		"BIVOUAC_SESSION_ID="+r.Spec.SessionID,
-		"BIVOUAC_CHAT_ID="+r.Spec.ChatID,
-		"BIVOUAC_AGENT_ID="+r.Spec.AgentID,
-		"BIVOUAC_WORKSPACE="+r.Spec.VolumeHostPath,
+		"PORT="+strconv.Itoa(int(sb.port)),
+		"BIVOUAC_SESSION_ID="+sb.spec.SessionID,
+		"BIVOUAC_CHAT_ID="+sb.spec.ChatID,
+		"BIVOUAC_AGENT_ID="+sb.spec.AgentID,
+		"BIVOUAC_WORKSPACE="+sb.spec.VolumeHostPath,
 	)
 }
 
@@ -215,15 +209,12 @@ var errStopped = fmt.Errorf("%w: it was stopped", runtime.ErrConflict)
 
 // awaitReady waits until the sandbox answers, ends, or takes too long.
 func (d *Driver) awaitReady(ctx context.Context, sb *sandbox) error {
-	sb.mu.Lock()
-	r := sb.record
-	sb.mu.Unlock()
-	if !r.Ready && !r.Ended {
+	if sb.view().State == runtime.StateStarting {
 		wait, cancel := context.WithTimeout(ctx, readyLimit)
 		defer cancel()
 		defer context.AfterFunc(sb.running, cancel)()
 		check := ready.Check{HTTPPath: "/healthz", WantSessionID: true}
-		if err := check.Wait(wait, r.endpoint(), r.Spec.SessionID); err != nil && sb.running.Err() == nil {
+		if err := check.Wait(wait, sb.endpoint(), sb.spec.SessionID); err != nil && sb.running.Err() == nil {
 			if ctx.Err() != nil {
 				return ctx.Err()
 			}
@@ -234,18 +225,11 @@ func (d *Driver) awaitReady(ctx context.Context, sb *sandbox) error {
 	sb.mu.Lock()
 	defer sb.mu.Unlock()
 	switch {
-	case sb.record.Stopped:
+	case sb.stopped:
 		return errStopped
-	case sb.record.Ended:
-		return fmt.Errorf("%w: %s: %s", runtime.ErrNotReady, sb.record.Reason, d.lastWords(r.Spec.SessionID))
-	case sb.record.Ready:
-		return nil
+	case sb.ended:
+		return fmt.Errorf("%w: %s: %s", runtime.ErrNotReady, sb.reason, d.lastWords(sb.spec.SessionID))
 	}
-	next := sb.record
-	next.Ready = true
-	if err := d.save(next); err != nil {
-		return err
-	}
-	sb.record = next
+	sb.ready = true
 	return nil
 }

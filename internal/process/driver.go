@@ -1,13 +1,16 @@
-// Package process is a runtime driver that runs each sandbox as a process of
-// this machine. It is for trying Bivouac out: a sandbox is not confined. Its
-// processes are found by their process group, their parents, and a variable in
-// their environment; macOS does not show environments. One that gets rid of all
-// that applies is not found, and outlives its sandbox.
+// Package process is the runtime driver of -dev: it runs each sandbox as a
+// process of this machine. It is for trying Bivouac out: a sandbox is not
+// confined.
 //
-// What the driver knows stands in a folder, one file for each sandbox, written
-// before and after each step. A driver that is opened on the folder of one that
-// was killed finds its sandboxes again. The package must never know of
-// the scheduler, nor of what runs inside a sandbox.
+// The driver's processes are found by their process group, their parents, and a
+// variable in their environment; macOS does not show environments. A process
+// that gets rid of all that applies is not found, and outlives its sandbox.
+//
+// Unlike what package runtime asks of drivers, sandboxes are not found again
+// after a restart: their records are in memory too. The driver writes down which
+// processes run, and [EndLeftovers] ends those of a driver that was killed.
+//
+// The package does not know the scheduler, nor what runs inside a sandbox.
 package process
 
 import (
@@ -22,7 +25,6 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"github.com/google/uuid"
@@ -38,7 +40,6 @@ const Name = "process"
 const (
 	readyLimit = 30 * time.Second // from the start of the process to its first answer
 	stopGrace  = 5 * time.Second  // from SIGTERM to SIGKILL
-	lockLimit  = time.Second      // for a driver that was killed to be gone
 )
 
 // Config is what a Driver is made from. All fields but VolumeRoots are
@@ -60,28 +61,25 @@ type Config struct {
 
 // Driver is a runtime.Driver, a runtime.Watcher and a runtime.ChatFinder.
 type Driver struct {
-	dir     string   // the folder's path, for what is said of it
+	dir     string   // the folder's path
 	folder  *os.Root // where all files are
 	command []string
 	roots   []string
 	log     hclog.Logger
 	grace   time.Duration
-	lock    *os.File      // held on the folder
-	closing chan struct{} // ends tend
-	tending sync.WaitGroup
+	closing chan struct{} // ends cutLogs
+	cutting sync.WaitGroup
 
 	closed atomic.Bool
 
 	mu        sync.Mutex // where both are held, taken before a sandbox's
 	sandboxes map[string]*sandbox
-	gone      map[string]time.Time // deleted or never seen, and when: no Create may use these IDs
-	swept     time.Time            // when gone was last swept
-	ports     map[uint16]struct{}  // given to sandboxes that are not deleted
+	gone      map[string]struct{} // session IDs that no Create may use, for the server's life
+	ports     map[uint16]struct{} // given to sandboxes that are not deleted
 	watchers  map[*watcher]struct{}
 }
 
-// New opens the driver's folder and finds the sandboxes that it tells of.
-// Close must be called.
+// New returns a driver without sandboxes. Close must be called.
 func New(config Config) (*Driver, error) {
 	if len(config.Command) == 0 {
 		return nil, errors.New("process: no command")
@@ -93,10 +91,6 @@ func New(config Config) (*Driver, error) {
 	if err != nil {
 		return nil, fmt.Errorf("process: %w", err)
 	}
-	lock, err := lockFolder(folder)
-	if err != nil {
-		return nil, errors.Join(err, folder.Close())
-	}
 	d := &Driver{
 		dir:       config.Dir,
 		command:   slices.Clone(config.Command),
@@ -104,42 +98,14 @@ func New(config Config) (*Driver, error) {
 		log:       config.Logger,
 		grace:     stopGrace,
 		folder:    folder,
-		lock:      lock,
 		closing:   make(chan struct{}),
 		sandboxes: map[string]*sandbox{},
-		gone:      map[string]time.Time{},
+		gone:      map[string]struct{}{},
 		ports:     map[uint16]struct{}{},
 		watchers:  map[*watcher]struct{}{},
 	}
-	if err := d.load(); err != nil {
-		return nil, errors.Join(err, lock.Close(), folder.Close())
-	}
-	d.tending.Go(d.tend)
+	d.cutting.Go(d.cutLogs)
 	return d, nil
-}
-
-// lockFolder makes sure that no other driver uses the folder. The lock ends with
-// the process that holds it, however that ends; one that was killed a moment ago
-// may still be ending.
-func lockFolder(folder *os.Root) (*os.File, error) {
-	lock, err := folder.OpenFile("lock", os.O_CREATE|os.O_RDWR, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("process: %w", err)
-	}
-	again := time.NewTicker(10 * time.Millisecond)
-	defer again.Stop()
-	limit := time.After(lockLimit)
-	for {
-		err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
-		if err == nil {
-			return lock, nil
-		}
-		select {
-		case <-again.C:
-		case <-limit:
-			return nil, errors.Join(fmt.Errorf("process: %s is used by another Bivouac: %w", folder.Name(), err), lock.Close())
-		}
-	}
 }
 
 // Close gives the folder up. Sandboxes live on: to end them, delete them first.
@@ -148,8 +114,8 @@ func (d *Driver) Close() error {
 		return nil
 	}
 	close(d.closing)
-	d.tending.Wait()
-	return errors.Join(d.lock.Close(), d.folder.Close())
+	d.cutting.Wait()
+	return d.folder.Close()
 }
 
 // Info says who the driver is.

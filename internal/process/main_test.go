@@ -27,8 +27,8 @@ func init() { //nolint:gochecknoinits // later it is too late to choose the thre
 	}
 }
 
-// The test binary is also the sandbox that the tests run, and the agent that
-// they kill.
+// The test binary is also the sandbox that the tests run, and the server
+// that they kill.
 func TestMain(m *testing.M) {
 	var err error
 	switch {
@@ -48,7 +48,7 @@ func TestMain(m *testing.M) {
 	}
 }
 
-// createAndDie is an agent that is killed when a create has reached a stage.
+// createAndDie is a server that is killed when a create has reached a stage.
 func createAndDie(dir, sessionID string, stage runtime.Stage) error {
 	d, err := New(Config{Dir: dir, Command: []string{os.Args[0]}, Logger: hclog.NewNullLogger()})
 	if err != nil {

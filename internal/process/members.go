@@ -72,15 +72,3 @@ func signal(sandbox []member, sig syscall.Signal) {
 		_ = handle.Release()
 	}
 }
-
-// members finds the processes of the record's sandbox.
-func (d *Driver) members(r record) []member {
-	start, ok := startOf(r.PID)
-	return members(r.PID, ok && start == r.Start, d.mark(r.Spec.SessionID))
-}
-
-// mark is a variable in the environment of a sandbox's processes. It names the
-// sandbox's record, so no sandbox of another driver has it.
-func (d *Driver) mark(sessionID string) string {
-	return "BIVOUAC_PROCESS_RECORD=" + d.path(sessionID, recordExt)
-}

@@ -46,13 +46,6 @@ func ignore(runtime.Stage) {}
 func TestConformance(t *testing.T) {
 	conformance.Run(t, conformance.Harness{
 		Open: func(context.Context) (runtime.Driver, error) { return openDriver(t, t.TempDir()), nil },
-		Reopen: func(_ context.Context, old runtime.Driver) (runtime.Driver, error) {
-			d := old.(*Driver)
-			if err := d.Close(); err != nil {
-				return nil, err
-			}
-			return openDriver(t, d.dir), nil
-		},
 		Kill: func(_ context.Context, sandbox runtime.Sandbox) error {
 			pid, err := strconv.Atoi(sandbox.ContainerID)
 			if err != nil {
@@ -83,18 +76,6 @@ func processesOf(sessionID string) []string {
 		}
 	}
 	return found
-}
-
-func TestDeleteLeavesNoFileButTheMark(t *testing.T) {
-	d := openDriver(t, t.TempDir())
-	spec := newSpec(t, d)
-	_, err := d.Create(t.Context(), spec, ignore)
-	must.NoError(t, err)
-	must.NoError(t, d.Delete(t.Context(), spec.SessionID))
-
-	files, err := filepath.Glob(filepath.Join(d.dir, spec.SessionID+"*"))
-	must.NoError(t, err)
-	must.Eq(t, []string{d.path(spec.SessionID, goneExt)}, files)
 }
 
 func TestCreateTellsWhyASandboxEnded(t *testing.T) {
@@ -179,9 +160,8 @@ func TestProcessesThatLeftTheGroup(t *testing.T) {
 				{"ends with a Stop", func(t *testing.T, d *Driver, s runtime.Sandbox) {
 					must.NoError(t, d.Stop(t.Context(), s.SessionID))
 				}},
-				{"ends with a Stop by the next driver", func(t *testing.T, d *Driver, s runtime.Sandbox) {
-					must.NoError(t, d.Close())
-					must.NoError(t, openDriver(t, d.dir).Stop(t.Context(), s.SessionID))
+				{"ends as a leftover", func(t *testing.T, d *Driver, s runtime.Sandbox) {
+					must.NoError(t, EndLeftovers(t.Context(), d.dir))
 				}},
 				{"ends when the sandbox's first process does", func(t *testing.T, d *Driver, s runtime.Sandbox) {
 					pid, err := strconv.Atoi(s.ContainerID)
@@ -204,7 +184,7 @@ func TestProcessesThatLeftTheGroup(t *testing.T) {
 					must.NoError(t, err)
 					pid, err := strconv.Atoi(made.ContainerID)
 					must.NoError(t, err)
-					before := awaitEscape(t, pid, d.mark(spec.SessionID))
+					before := awaitEscape(t, pid, mark(d.dir, spec.SessionID))
 
 					test.end(t, d, made)
 					for _, m := range before {
@@ -242,36 +222,25 @@ func TestChildrenEndWithTheLeader(t *testing.T) {
 }
 
 func TestASandboxLivesWhileOneOfItsThreadsDoes(t *testing.T) {
-	for name, next := range map[string]func(*testing.T, *Driver) *Driver{
-		"for the driver that started it": func(_ *testing.T, d *Driver) *Driver { return d },
-		"for the next one": func(t *testing.T, d *Driver) *Driver {
-			must.NoError(t, d.Close())
-			return openDriver(t, d.dir)
-		},
-	} {
-		t.Run(name, func(t *testing.T) {
-			// Given a sandbox whose first thread has ended, so that the kernel
-			// calls the process a zombie.
-			d := openDriver(t, t.TempDir(), os.Args[0], endFirstThread)
-			spec := runtime.Spec{SessionID: uuid.NewString(), VolumeHostPath: t.TempDir()}
-			created, err := d.Create(t.Context(), spec, ignore)
-			must.NoError(t, err)
-			must.Wait(t, wait.InitialSuccess(wait.Gap(time.Millisecond), wait.Timeout(10*time.Second), wait.BoolFunc(func() bool {
-				status, err := os.ReadFile("/proc/" + created.ContainerID + "/status")
-				return err == nil && bytes.Contains(status, []byte("State:\tZ (zombie)"))
-			})))
+	// Given a sandbox whose first thread has ended, so that the kernel calls the
+	// process a zombie.
+	d := openDriver(t, t.TempDir(), os.Args[0], endFirstThread)
+	spec := runtime.Spec{SessionID: uuid.NewString(), VolumeHostPath: t.TempDir()}
+	created, err := d.Create(t.Context(), spec, ignore)
+	must.NoError(t, err)
+	must.Wait(t, wait.InitialSuccess(wait.Gap(time.Millisecond), wait.Timeout(10*time.Second), wait.BoolFunc(func() bool {
+		status, err := os.ReadFile("/proc/" + created.ContainerID + "/status")
+		return err == nil && bytes.Contains(status, []byte("State:\tZ (zombie)"))
+	})))
 
-			// Then it is one that runs, and can be ended.
-			d = next(t, d)
-			found, err := d.Inspect(t.Context(), spec.SessionID)
-			must.NoError(t, err)
-			must.Eq(t, created, found)
-			must.NoError(t, d.Delete(t.Context(), spec.SessionID))
-			conn, err := net.Dial("tcp", created.Endpoint.AddrPort().String())
-			must.ErrorIs(t, err, syscall.ECONNREFUSED)
-			must.Nil(t, conn)
-		})
-	}
+	// Then it is one that runs, and can be ended.
+	found, err := d.Inspect(t.Context(), spec.SessionID)
+	must.NoError(t, err)
+	must.Eq(t, created, found)
+	must.NoError(t, d.Delete(t.Context(), spec.SessionID))
+	conn, err := net.Dial("tcp", created.Endpoint.AddrPort().String())
+	must.ErrorIs(t, err, syscall.ECONNREFUSED)
+	must.Nil(t, conn)
 }
 
 func TestSandboxesGetNoSecrets(t *testing.T) {
@@ -281,93 +250,88 @@ func TestSandboxesGetNoSecrets(t *testing.T) {
 	spec := newSpec(t, d)
 	_, err := d.Create(t.Context(), spec, ignore)
 	must.ErrorIs(t, err, runtime.ErrNotReady)
-	output, err := os.ReadFile(d.path(spec.SessionID, logExt))
+	output, err := os.ReadFile(filepath.Join(d.dir, spec.SessionID+logExt))
 	must.NoError(t, err)
 	must.StrContains(t, string(output), "BIVOUAC_SESSION_ID="+spec.SessionID)
 	must.StrNotContains(t, string(output), "secret")
 }
 
-func TestAKilledAgentLeavesNothingUnknown(t *testing.T) {
+func TestEndLeftovers(t *testing.T) {
 	for _, stage := range []runtime.Stage{runtime.StagePlaced, runtime.StageStarted, runtime.StageReady} {
-		t.Run(string(stage), func(t *testing.T) {
-			// Given an agent that is killed when a create has reached this stage.
+		t.Run("of a server that was killed when a sandbox was "+string(stage), func(t *testing.T) {
 			dir, id := t.TempDir(), uuid.NewString()
-			agent := exec.Command(os.Args[0])
-			agent.Env = append(os.Environ(), "TEST_DIR="+dir, "TEST_SESSION_ID="+id, "TEST_STAGE="+string(stage))
-			err := agent.Run()
+			server := exec.Command(os.Args[0])
+			server.Env = append(os.Environ(), "TEST_DIR="+dir, "TEST_SESSION_ID="+id, "TEST_STAGE="+string(stage))
+			err := server.Run()
 			must.ErrorContains(t, err, "signal: killed")
 
-			// When another one takes over, then it knows of the sandbox, can
-			// end it, and refuses the create that comes late.
-			d := openDriver(t, dir)
-			_, err = d.Inspect(t.Context(), id)
-			must.NoError(t, err)
-			must.NoError(t, d.Delete(t.Context(), id))
+			must.NoError(t, EndLeftovers(t.Context(), dir))
 			must.SliceEmpty(t, processesOf(id))
-			_, err = d.Create(t.Context(), runtime.Spec{SessionID: id, VolumeHostPath: dir}, ignore)
-			must.ErrorIs(t, err, runtime.ErrConflict)
+			must.SliceEmpty(t, files(t, dir, "*.json"))
 		})
 	}
+	t.Run("of a folder that is not there", func(t *testing.T) {
+		must.NoError(t, EndLeftovers(t.Context(), filepath.Join(t.TempDir(), "none")))
+	})
+	t.Run("leaves alone what ended by itself", func(t *testing.T) {
+		d := openDriver(t, t.TempDir())
+		spec := newSpec(t, d)
+		_, err := d.Create(t.Context(), spec, ignore)
+		must.NoError(t, err)
+		must.Len(t, 1, files(t, d.dir, "*.json"))
+		must.NoError(t, d.Delete(t.Context(), spec.SessionID))
+		must.SliceEmpty(t, files(t, d.dir, "*"))
+	})
+	t.Run("names a damaged record", func(t *testing.T) {
+		dir := t.TempDir()
+		path := filepath.Join(dir, uuid.NewString()+recordExt)
+		must.NoError(t, os.WriteFile(path, []byte("{"), 0o600))
+		must.ErrorContains(t, EndLeftovers(t.Context(), dir), path)
+	})
+	t.Run("leaves another process with the same PID alone", func(t *testing.T) {
+		foreign := exec.Command("/bin/sleep", "600")
+		foreign.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+		must.NoError(t, foreign.Start())
+		t.Cleanup(func() {
+			must.NoError(t, foreign.Process.Kill())
+			must.Error(t, foreign.Wait())
+		})
+		dir, id := t.TempDir(), uuid.NewString()
+		text, err := json.Marshal(leader{PID: foreign.Process.Pid, Start: "another boot/1"})
+		must.NoError(t, err)
+		must.NoError(t, os.WriteFile(filepath.Join(dir, id+recordExt), text, 0o600))
+
+		must.NoError(t, EndLeftovers(t.Context(), dir))
+		_, runs := startOf(foreign.Process.Pid)
+		must.True(t, runs)
+	})
+}
+
+func files(t *testing.T, dir, pattern string) []string {
+	found, err := filepath.Glob(filepath.Join(dir, pattern))
+	must.NoError(t, err)
+	return found
 }
 
 func TestNothingStartsWhosePIDIsNotRecorded(t *testing.T) {
-	// Given a process behind its gate, and an agent that dies before it opens it.
+	// Given a process behind its gate, and a server that dies before it opens it.
 	d := openDriver(t, t.TempDir(), "/bin/sh", "-c", "echo started")
-	r := record{Spec: newSpec(t, d)}
-	cmd, open, err := d.startGated(t.Context(), r)
+	sb := newSandbox(newSpec(t, d), 0)
+	cmd, open, err := d.startGated(t.Context(), sb)
 	must.NoError(t, err)
 	must.NoError(t, open.Close())
 
 	must.Error(t, cmd.Wait())
-	output, err := os.ReadFile(d.path(r.Spec.SessionID, logExt))
+	output, err := os.ReadFile(filepath.Join(d.dir, sb.spec.SessionID+logExt))
 	must.NoError(t, err)
 	must.Eq(t, "", string(output))
 }
 
-func TestAnotherProcessWithTheSamePIDIsLeftAlone(t *testing.T) {
-	// Given a record whose PID belongs to a process of somebody else by now.
-	foreign := exec.Command("/bin/sleep", "600")
-	foreign.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	must.NoError(t, foreign.Start())
-	t.Cleanup(func() {
-		must.NoError(t, foreign.Process.Kill())
-		must.Error(t, foreign.Wait())
-	})
-	dir, id := t.TempDir(), uuid.NewString()
-	text, err := json.Marshal(record{
-		Spec: runtime.Spec{SessionID: id}, Port: 20000, PID: foreign.Process.Pid, Start: "another boot/1", Ready: true,
-	})
-	must.NoError(t, err)
-	must.NoError(t, os.WriteFile(filepath.Join(dir, id+recordExt), text, 0o600))
-
-	// When a driver finds it, then the sandbox is dead, and stopping it does
-	// nothing to the process.
-	d := openDriver(t, dir)
-	sandbox, err := d.Inspect(t.Context(), id)
-	must.NoError(t, err)
-	must.Eq(t, runtime.StateDead, sandbox.State)
-	must.NoError(t, d.Delete(t.Context(), id))
-	_, runs := startOf(foreign.Process.Pid)
-	must.True(t, runs)
-}
-
-func TestAFolderHasOneDriver(t *testing.T) {
-	dir := t.TempDir()
-	openDriver(t, dir)
-	_, err := New(Config{Dir: dir, Command: []string{"true"}, Logger: hclog.NewNullLogger()})
-	must.ErrorContains(t, err, "used by another Bivouac")
-}
-
-func TestADamagedRecordIsNamed(t *testing.T) {
-	dir := t.TempDir()
-	path := filepath.Join(dir, uuid.NewString()+recordExt)
-	must.NoError(t, os.WriteFile(path, []byte("{"), 0o600))
-	_, err := New(Config{Dir: dir, Command: []string{"true"}, Logger: hclog.NewNullLogger()})
-	must.ErrorContains(t, err, path)
-}
-
 func TestAFolderThatOthersCanWriteToIsRefused(t *testing.T) {
 	open := func(dir string) error {
+		if err := EndLeftovers(t.Context(), dir); err != nil {
+			return err
+		}
 		d, err := New(Config{Dir: dir, Command: []string{"true"}, Logger: hclog.NewNullLogger()})
 		if err == nil {
 			must.NoError(t, d.Close())
@@ -453,27 +417,12 @@ func TestCreateFollowsNoLinkOutOfAVolumeRoot(t *testing.T) {
 	}
 }
 
-func TestDeletedIDsAreForgottenInTime(t *testing.T) {
-	// Given two session IDs, one deleted just now and one long ago.
-	dir := t.TempDir()
-	recent, old := uuid.NewString(), uuid.NewString()
-	for id, age := range map[string]time.Duration{recent: goneFor / 2, old: 2 * goneFor} {
-		path := filepath.Join(dir, id+goneExt)
-		must.NoError(t, os.WriteFile(path, nil, 0o600))
-		must.NoError(t, os.Chtimes(path, time.Time{}, time.Now().Add(-age)))
-	}
-	openDriver(t, dir)
-	marks, err := filepath.Glob(filepath.Join(dir, "*"+goneExt))
-	must.NoError(t, err)
-	must.Eq(t, []string{filepath.Join(dir, recent+goneExt)}, marks)
-}
-
 func TestLogsAreBounded(t *testing.T) {
 	d := openDriver(t, t.TempDir())
 	id := uuid.NewString()
-	must.NoError(t, os.WriteFile(d.path(id, logExt), []byte(strings.Repeat("x", maxLog+1)), 0o600))
+	must.NoError(t, os.WriteFile(filepath.Join(d.dir, id+logExt), []byte(strings.Repeat("x", maxLog+1)), 0o600))
 	d.cutLog(id)
-	info, err := os.Stat(d.path(id, logExt))
+	info, err := os.Stat(filepath.Join(d.dir, id+logExt))
 	must.NoError(t, err)
 	must.Eq(t, 0, info.Size())
 }

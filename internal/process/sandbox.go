@@ -3,6 +3,7 @@ package process
 import (
 	"context"
 	"errors"
+	"net/netip"
 	"os"
 	"os/exec"
 	"strconv"
@@ -14,53 +15,79 @@ import (
 	"github.com/bivouac/bivouac/runtime"
 )
 
-// sandbox is what the driver holds of one.
+// sandbox is what the driver knows of one.
 type sandbox struct {
+	spec runtime.Spec // like port, it never changes
+	port uint16
+
 	creating chan struct{}   // holds a token while a Create is at work on it
 	running  context.Context // ends once nothing of the sandbox runs
 	end      context.CancelFunc
-	adopted  bool // started by an earlier driver, so it is no child of ours; never changes
 
-	mu     sync.Mutex
-	record record
+	mu      sync.Mutex
+	leader  leader // zero before it was started
+	ready   bool
+	stopped bool // Stop or Delete was called
+	ended   bool // nothing of it runs
+	reason  string
 }
 
-func newSandbox(r record) *sandbox {
+func newSandbox(spec runtime.Spec, port uint16) *sandbox {
 	running, end := context.WithCancel(context.Background())
-	return &sandbox{creating: make(chan struct{}, 1), running: running, end: end, record: r}
+	return &sandbox{spec: spec, port: port, creating: make(chan struct{}, 1), running: running, end: end}
+}
+
+func (sb *sandbox) endpoint() runtime.Endpoint {
+	return runtime.Endpoint{IP: netip.AddrFrom4([4]byte{127, 0, 0, 1}), Port: sb.port}
 }
 
 func (sb *sandbox) view() runtime.Sandbox {
 	sb.mu.Lock()
 	defer sb.mu.Unlock()
-	return sb.record.view()
+	view := runtime.Sandbox{
+		SessionID: sb.spec.SessionID,
+		ChatID:    sb.spec.ChatID,
+		Endpoint:  sb.endpoint(),
+		State:     runtime.StateStarting,
+
+		AgentID:        sb.spec.AgentID,
+		VolumeHostPath: sb.spec.VolumeHostPath,
+		CreatedAt:      sb.spec.CreatedAt,
+		ExpiresAt:      sb.spec.ExpiresAt,
+	}
+	if sb.leader.PID != 0 {
+		view.ContainerID = strconv.Itoa(sb.leader.PID)
+	}
+	switch {
+	case sb.ended:
+		view.State, view.Reason = runtime.StateDead, sb.reason
+	case sb.ready:
+		view.State = runtime.StateRunning
+	}
+	return view
 }
 
 // signal sends sig to all processes of the sandbox. The caller holds sb.mu.
 func (d *Driver) signal(sb *sandbox, sig syscall.Signal) {
-	if !sb.record.Ended && sb.record.PID != 0 {
-		signal(d.members(sb.record), sig)
+	if !sb.ended && sb.leader.PID != 0 {
+		signal(sb.leader.members(mark(d.dir, sb.spec.SessionID)), sig)
 	}
 }
 
 // ended notes that nothing of the sandbox runs any more, and why.
 func (d *Driver) ended(sb *sandbox, reason string) {
 	sb.mu.Lock()
-	if sb.record.Stopped {
+	if sb.stopped {
 		reason = "stopped"
 	}
-	sb.record.Ended, sb.record.Reason = true, reason
-	r := sb.record
-	// A driver that was closed has lost its say over the folder.
-	if !d.closed.Load() {
-		if err := d.save(r); err != nil {
-			// The next driver sees for itself that the process is gone.
-			d.log.Warn("sandbox_record_failed", "session_id", r.Spec.SessionID, "error", err)
-		}
-	}
+	sb.ended, sb.reason = true, reason
 	sb.mu.Unlock()
+	if err := remove(d.folder, sb.spec.SessionID+recordExt); err != nil && !d.closed.Load() {
+		// EndLeftovers sees for itself that the process is gone.
+		d.log.Warn("sandbox_record_failed", "session_id", sb.spec.SessionID, "error", err)
+	}
 	sb.end()
-	d.notify(r.Spec.SessionID)
+	d.notify(sb.spec.SessionID)
 }
 
 // reap waits until the process that leads the sandbox ends, and then ends what
@@ -68,7 +95,7 @@ func (d *Driver) ended(sb *sandbox, reason string) {
 func (d *Driver) reap(sb *sandbox, cmd *exec.Cmd) {
 	awaitExit(cmd)
 	pid := cmd.Process.Pid
-	mark := d.mark(sb.view().SessionID)
+	mark := mark(d.dir, sb.spec.SessionID)
 	for pause := time.Millisecond; ; pause = min(2*pause, 100*time.Millisecond) {
 		left := members(pid, true, mark)
 		if len(left) == 0 {
@@ -90,50 +117,24 @@ func exitReason(state *os.ProcessState) string {
 }
 
 const (
-	adoptedEvery = 200 * time.Millisecond // how soon the end of an adopted sandbox is seen
-	logEvery     = 5 * time.Second        // how often logs are cut
-	maxLog       = 1 << 20                // bytes that a log may have when it is looked at
+	logEvery = 5 * time.Second // how often logs are cut
+	maxLog   = 1 << 20         // bytes that a log may have when it is looked at
 )
 
-// tend looks after what nobody else notices: sandboxes that are not children of
-// this process, and logs that grow.
-func (d *Driver) tend() {
-	adopted := time.NewTicker(adoptedEvery)
-	defer adopted.Stop()
-	logs := time.NewTicker(logEvery)
-	defer logs.Stop()
+// cutLogs keeps logs from growing until the driver is closed.
+func (d *Driver) cutLogs() {
+	look := time.NewTicker(logEvery)
+	defer look.Stop()
 	for {
 		select {
 		case <-d.closing:
 			return
-		case <-adopted.C:
+		case <-look.C:
 			for _, sb := range d.snapshot() {
-				d.tendAdopted(sb)
-			}
-		case <-logs.C:
-			for _, sb := range d.snapshot() {
-				d.cutLog(sb.view().SessionID)
+				d.cutLog(sb.spec.SessionID)
 			}
 		}
 	}
-}
-
-// tendAdopted sees whether an adopted sandbox has ended.
-func (d *Driver) tendAdopted(sb *sandbox) {
-	if !sb.adopted || sb.running.Err() != nil {
-		return
-	}
-	sb.mu.Lock()
-	r := sb.record
-	sb.mu.Unlock()
-	if start, ok := startOf(r.PID); ok && start == r.Start {
-		return
-	}
-	if left := d.members(r); len(left) > 0 {
-		signal(left, syscall.SIGKILL) // that they are gone is seen at the next look
-		return
-	}
-	d.ended(sb, "it ended after the agent that started it; its exit status is unknown")
 }
 
 // cutLog empties a log that grew too long. The sandbox appends, so it goes on at

@@ -38,9 +38,7 @@ func (d *Driver) stop(ctx context.Context, sessionID string) error {
 	if sb == nil {
 		return err
 	}
-	if err := d.markStopped(sb); err != nil {
-		return err
-	}
+	d.markStopped(sb)
 	grace := time.NewTimer(d.grace)
 	defer grace.Stop()
 	select {
@@ -72,35 +70,23 @@ func (d *Driver) known(sessionID string) (*sandbox, error) {
 	if d.closed.Load() {
 		return nil, fmt.Errorf("%w: the driver is closed", runtime.ErrUnavailable)
 	}
-	if sb, ok := d.sandboxes[sessionID]; ok {
-		return sb, nil
+	sb, ok := d.sandboxes[sessionID]
+	if !ok {
+		d.gone[sessionID] = struct{}{}
 	}
-	if _, gone := d.gone[sessionID]; gone {
-		return nil, nil
-	}
-	return nil, d.markGone(sessionID, time.Now())
+	return sb, nil
 }
 
-// markStopped writes down that the sandbox is stopped, so that it is not
-// started any more, and then asks it to end.
-func (d *Driver) markStopped(sb *sandbox) error {
+// markStopped keeps the sandbox from being started any more, and asks it to end.
+func (d *Driver) markStopped(sb *sandbox) {
 	sb.mu.Lock()
-	if !sb.record.Stopped {
-		next := sb.record
-		next.Stopped = true
-		if err := d.save(next); err != nil {
-			sb.mu.Unlock()
-			return err
-		}
-		sb.record = next
-	}
-	started := sb.record.PID != 0
+	sb.stopped = true
+	started := sb.leader.PID != 0
 	d.signal(sb, syscall.SIGTERM)
 	sb.mu.Unlock()
 	if !started && sb.running.Err() == nil {
 		d.ended(sb, "stopped before it was started")
 	}
-	return nil
 }
 
 // forget removes a stopped sandbox and all that is left of it but its ID.
@@ -111,13 +97,11 @@ func (d *Driver) forget(sessionID string) error {
 	if !ok {
 		return nil
 	}
-	if err := d.markGone(sessionID, time.Now()); err != nil {
-		return err
+	if err := remove(d.folder, sessionID+logExt); err != nil {
+		return fmt.Errorf("%w: %w", runtime.ErrUnavailable, err)
 	}
-	sb.mu.Lock()
-	port := sb.record.Port
-	sb.mu.Unlock()
+	d.gone[sessionID] = struct{}{}
 	delete(d.sandboxes, sessionID)
-	delete(d.ports, port)
-	return d.removeFiles(sessionID)
+	delete(d.ports, sb.port)
+	return nil
 }

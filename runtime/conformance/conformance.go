@@ -10,7 +10,7 @@
 //		})
 //	}
 //
-// A program calls [Verify], which prints a report. The package is part of the
+// A program calls [Verify], which yields the results. The package is part of the
 // product, so it imports no testing library.
 //
 // # The demo sandbox

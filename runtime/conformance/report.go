@@ -3,9 +3,8 @@ package conformance
 import (
 	"context"
 	"errors"
-	"fmt"
-	"io"
-	"strings"
+	"iter"
+	"regexp"
 	"time"
 )
 
@@ -28,36 +27,20 @@ type Result struct {
 	Took     time.Duration
 }
 
-// Verify runs the suite and prints the verdict on each requirement as it comes,
-// and a summary. ok says that none failed. The error is that of ctx, where it
-// ended the suite early, or of out.
-func Verify(ctx context.Context, h Harness, out io.Writer) (ok bool, err error) {
-	count := map[Verdict]int{}
-	began := time.Now()
-	for _, r := range requirements() {
-		result := r.try(ctx, h)
-		if ctx.Err() != nil {
-			return false, ctx.Err()
-		}
-		count[result.Verdict]++
-		if err := result.print(out); err != nil {
-			return false, err
+// Verify runs the suite and yields the result of each requirement as it comes.
+// With a pattern it runs only the requirements whose names match. It ends early
+// when ctx ends.
+func Verify(ctx context.Context, h Harness, pattern *regexp.Regexp) iter.Seq[Result] {
+	return func(yield func(Result) bool) {
+		for _, r := range requirements() {
+			if pattern != nil && !pattern.MatchString(r.name) {
+				continue
+			}
+			if result := r.try(ctx, h); ctx.Err() != nil || !yield(result) {
+				return
+			}
 		}
 	}
-	_, err = fmt.Fprintf(out, "\n%d passed, %d failed, %d skipped in %.1f s\n",
-		count[Pass], count[Fail], count[Skip], time.Since(began).Seconds())
-	return count[Fail] == 0, err
-}
-
-func (r Result) print(out io.Writer) error {
-	var text strings.Builder
-	_, _ = fmt.Fprintf(&text, "%s  %6.2f s  %s\n                required: %s\n", r.Verdict, r.Took.Seconds(), r.Name, r.Requires)
-	if r.Reason != "" {
-		label := map[Verdict]string{Fail: "but", Skip: "skipped"}[r.Verdict]
-		_, _ = fmt.Fprintf(&text, "                %s: %s\n", label, strings.ReplaceAll(r.Reason, "\n", "\n                  "))
-	}
-	_, err := io.WriteString(out, text.String())
-	return err
 }
 
 // try checks the requirement on a driver of its own.

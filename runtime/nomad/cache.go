@@ -10,6 +10,7 @@ import (
 
 	"github.com/hashicorp/nomad/api"
 
+	"github.com/bivouac/bivouac/internal/backoff"
 	"github.com/bivouac/bivouac/jobs"
 )
 
@@ -286,7 +287,7 @@ const (
 )
 
 func (c *cache) sweepUntil(ctx context.Context) {
-	for sleep(ctx, sweepEvery) {
+	for backoff.Sleep(ctx, sweepEvery) == nil {
 		c.sweep(time.Now().Add(-keepEnded))
 	}
 }

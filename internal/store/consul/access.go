@@ -8,6 +8,7 @@ import (
 
 	"github.com/hashicorp/consul/api"
 
+	"github.com/bivouac/bivouac/internal/backoff"
 	"github.com/bivouac/bivouac/scheduler"
 )
 
@@ -39,7 +40,7 @@ func (s *Store) watchAccess(ctx context.Context) {
 		if err := s.checkAccess(ctx); err != nil && ctx.Err() == nil {
 			s.log.Warn("consul_access_failed", "error", err)
 		}
-		if sleep(ctx, tellEvery) != nil {
+		if backoff.Sleep(ctx, tellEvery) != nil {
 			return
 		}
 	}

@@ -13,6 +13,7 @@ import (
 	"github.com/hashicorp/consul/api"
 	"github.com/hashicorp/go-hclog"
 
+	"github.com/bivouac/bivouac/internal/backoff"
 	"github.com/bivouac/bivouac/scheduler"
 )
 
@@ -184,8 +185,8 @@ func (c *Clock) awaitKnown(ctx context.Context) error {
 // replica does.
 func (c *Clock) Run(ctx context.Context) error {
 	var last sight
-	var told time.Time
-	pause := newBackOff(100*time.Millisecond, 5*time.Second)
+	var told backoff.Throttle
+	pause := backoff.Backoff{Min: 100 * time.Millisecond, Max: 5 * time.Second}
 	for ctx.Err() == nil {
 		err := c.step(ctx, &last)
 		trouble := err
@@ -197,8 +198,8 @@ func (c *Clock) Run(ctx context.Context) error {
 		c.mu.Unlock()
 		if trouble != nil && ctx.Err() == nil {
 			level := hclog.Debug
-			if !c.isKnown() && time.Since(told) >= tellEvery {
-				level, told = hclog.Warn, time.Now()
+			if !c.isKnown() {
+				level = told.Level()
 			}
 			c.log.Log(level, "time_not_followed", "error", trouble)
 		}
@@ -206,10 +207,7 @@ func (c *Clock) Run(ctx context.Context) error {
 			pause.Reset()
 			continue
 		}
-		select {
-		case <-time.After(pause.NextBackOff()):
-		case <-ctx.Done():
-		}
+		_ = backoff.Sleep(ctx, pause.Next())
 	}
 	return nil
 }
@@ -357,7 +355,7 @@ func (c *Clock) due(last sight) time.Duration {
 		return tickInterval - time.Since(last.wrote) // at once, unless somebody writes it repeatedly
 	case c.isKnown():
 		// Spread out, so that not all replicas write at once.
-		return silence*3/4 + jitter(silence/2) - time.Since(last.at)
+		return silence*3/4 + backoff.Jitter(silence/2) - time.Since(last.at)
 	case last.index == 0:
 		return 0 // nobody ever wrote the time
 	case wrong && !last.time.IsZero():

@@ -80,7 +80,7 @@ type Store struct {
 func New(client *api.Client, config Config) (*Store, error) {
 	keys, err := newKeyspace(cmp.Or(config.Prefix, DefaultPrefix))
 	if err != nil {
-		return nil, fmt.Errorf("consul: %w", err)
+		return nil, err
 	}
 	s := &Store{
 		client:  client,
@@ -102,7 +102,7 @@ func New(client *api.Client, config Config) (*Store, error) {
 func NewClient(config *api.Config, observers ...Observer) (*api.Client, error) {
 	var err error
 	if config.Address, err = cleanAddress(config.Address); err != nil {
-		return nil, fmt.Errorf("consul: %w", err)
+		return nil, err
 	}
 	if config.Transport == nil {
 		config.Transport = api.DefaultConfig().Transport

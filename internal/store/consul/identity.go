@@ -14,8 +14,8 @@ import (
 	"time"
 
 	"github.com/hashicorp/consul/api"
-	"github.com/hashicorp/go-hclog"
 
+	"github.com/bivouac/bivouac/internal/backoff"
 	"github.com/bivouac/bivouac/scheduler"
 )
 
@@ -105,8 +105,8 @@ func newIdentity(store *Store, config Config) *identity {
 // if the key belongs to another Bivouac instance.
 func (i *identity) run(ctx context.Context) error {
 	var block scheduler.Block
-	var told time.Time
-	pause := newBackOff(100*time.Millisecond, 5*time.Second)
+	var told backoff.Throttle
+	pause := backoff.Backoff{Min: 100 * time.Millisecond, Max: 5 * time.Second}
 	for ctx.Err() == nil {
 		pair, index, err := i.read(ctx, block)
 		read := err == nil
@@ -119,21 +119,17 @@ func (i *identity) run(ctx context.Context) error {
 			return err
 		case err == nil:
 			pause.Reset()
-			told = time.Time{}
+			told.Reset()
 			continue
 		case ctx.Err() != nil:
 			return nil //nolint:nilerr // nobody needs the identity any more
 		}
 		i.fail(err, read)
-		level := hclog.Debug
-		if time.Since(told) >= tellEvery {
-			level, told = hclog.Warn, time.Now()
-		}
-		i.store.log.Log(level, "identity_unknown", "error", err)
-		block.Wait = pause.NextBackOff()
+		i.store.log.Log(told.Level(), "identity_unknown", "error", err)
+		block.Wait = pause.Next()
 		if !read {
 			block = scheduler.Block{}
-			_ = sleep(ctx, pause.NextBackOff())
+			_ = backoff.Sleep(ctx, pause.Next())
 		}
 	}
 	return nil

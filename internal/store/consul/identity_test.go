@@ -15,6 +15,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 	"github.com/shoenig/test/must"
 
+	"github.com/bivouac/bivouac/internal/backoff"
 	"github.com/bivouac/bivouac/scheduler"
 )
 
@@ -76,7 +77,7 @@ func (b bivouac) standsStill(t *testing.T, words ...string) {
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	for b.identity.trouble() == nil {
-		must.NoError(t, sleep(ctx, 5*time.Millisecond))
+		must.NoError(t, backoff.Sleep(ctx, 5*time.Millisecond))
 	}
 	err := b.Health(ctx)
 	must.ErrorIs(t, err, scheduler.ErrUnavailable)

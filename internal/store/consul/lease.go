@@ -11,6 +11,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/hashicorp/consul/api"
 
+	"github.com/bivouac/bivouac/internal/backoff"
 	"github.com/bivouac/bivouac/scheduler"
 )
 
@@ -97,7 +98,7 @@ func (l *Lease) Write(ctx context.Context, next *scheduler.Session, then schedul
 
 // write sends w. If the answer is lost, it finds out whether w was applied.
 func (l *Lease) write(ctx context.Context, w *write) error {
-	pause := newBackOff(50*time.Millisecond, time.Second)
+	pause := backoff.Backoff{Min: 50 * time.Millisecond, Max: time.Second}
 	for tries := 1; ; tries++ {
 		if !l.hold.holds(l) {
 			return l.outOfHold()
@@ -130,10 +131,7 @@ func (l *Lease) write(ctx context.Context, w *write) error {
 		case tries >= maxWrites || ctx.Err() != nil:
 			return fmt.Errorf("%w: not written after %d tries: %s", scheduler.ErrUnavailable, tries, err.Error())
 		}
-		select {
-		case <-time.After(pause.NextBackOff()):
-		case <-ctx.Done():
-		}
+		_ = backoff.Sleep(ctx, pause.Next())
 	}
 }
 
@@ -151,10 +149,10 @@ func (l *Lease) outOfHold() error {
 func (l *Lease) try(ctx context.Context, w *write) ([]*api.KVPair, error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
-	pause := newBackOff(50*time.Millisecond, time.Second)
+	pause := backoff.Backoff{Min: 50 * time.Millisecond, Max: time.Second}
 	for {
 		pairs, err := l.store.txn(ctx, l.ops(w)...)
-		if !isBusy(err) || sleep(ctx, pause.NextBackOff()) != nil || !l.hold.holds(l) {
+		if !isBusy(err) || backoff.Sleep(ctx, pause.Next()) != nil || !l.hold.holds(l) {
 			return pairs, err
 		}
 	}

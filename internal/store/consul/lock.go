@@ -13,6 +13,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/hashicorp/consul/api"
 
+	"github.com/bivouac/bivouac/internal/backoff"
 	"github.com/bivouac/bivouac/scheduler"
 )
 
@@ -49,7 +50,7 @@ func (s *Store) lock(ctx context.Context, chatID uuid.UUID, wait time.Duration, 
 func (s *Store) lockKey(ctx context.Context, chatID uuid.UUID, wait time.Duration, until time.Time, read readRecord) (*Lease, error) {
 	waiting, cancel := context.WithDeadline(ctx, until)
 	defer cancel()
-	pause := newBackOff(2*time.Millisecond, 200*time.Millisecond)
+	pause := backoff.Backoff{Min: 2 * time.Millisecond, Max: 200 * time.Millisecond}
 	for {
 		hold, err := s.session.current(ctx)
 		if err != nil {
@@ -66,7 +67,7 @@ func (s *Store) lockKey(ctx context.Context, chatID uuid.UUID, wait time.Duratio
 			return lease, refused
 		}
 		if wait > 0 {
-			err = s.awaitFree(waiting, hold, chatID, pause.NextBackOff())
+			err = s.awaitFree(waiting, hold, chatID, pause.Next())
 		}
 		switch {
 		case ctx.Err() != nil:
@@ -136,10 +137,10 @@ func (s *Store) awaitFree(ctx context.Context, h *hold, chatID uuid.UUID, pause 
 		// The key is free now, or has the lock-delay of a Consul session that ended, or
 		// our own Consul session is gone. A renewal will show the last case.
 		s.session.look()
-		return sleep(ctx, pause)
+		return backoff.Sleep(ctx, pause)
 	}
 	if !s.awaited.TryAcquire(1) {
-		return sleep(ctx, jitter(crowdedPause))
+		return backoff.Sleep(ctx, backoff.Jitter(crowdedPause))
 	}
 	defer s.awaited.Release(1)
 	until, _ := ctx.Deadline()
@@ -150,15 +151,6 @@ func (s *Store) awaitFree(ctx context.Context, h *hold, chatID uuid.UUID, pause 
 // crowdedPause is the pause between two tries for a lock if too many requests already
 // wait for a change.
 const crowdedPause = time.Second
-
-func sleep(ctx context.Context, d time.Duration) error {
-	select {
-	case <-time.After(d):
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-}
 
 // stray is a lock key that an operation may have left in Consul. The request for it
 // got no answer and may have been applied, or may still be.

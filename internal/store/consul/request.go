@@ -3,20 +3,19 @@ package consul
 import (
 	"cmp"
 	"context"
-	"crypto/rand"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
 	"net/http"
 	"net/url"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
 
-	"github.com/cenkalti/backoff/v5"
 	"github.com/hashicorp/consul/api"
 
+	"github.com/bivouac/bivouac/internal/backoff"
 	"github.com/bivouac/bivouac/scheduler"
 )
 
@@ -37,23 +36,6 @@ const (
 // nothing.
 var errRolledBack = errors.New("transaction rolled back")
 
-// newBackOff returns the pauses between tries. They have jitter, so that replicas that
-// were refused together do not try again together.
-func newBackOff(first, longest time.Duration) *backoff.ExponentialBackOff {
-	b := backoff.NewExponentialBackOff()
-	b.InitialInterval, b.MaxInterval, b.Multiplier = jitter(first), jitter(longest), 2
-	b.RandomizationFactor = 0 // a simulation could not control its random source
-	b.Reset()
-	return b
-}
-
-// jitter returns a random time between half of d and d.
-func jitter(d time.Duration) time.Duration {
-	var b [2]byte
-	_, _ = rand.Read(b[:]) // never fails
-	return d/2 + d/2*time.Duration(binary.BigEndian.Uint16(b[:]))>>16
-}
-
 // retry makes a request, repeatedly if it fails. The request must be a read, or a write
 // that has no further effect the second time. The error is ctx's, wraps
 // [scheduler.ErrUnavailable], or is errRolledBack or a movedError.
@@ -64,21 +46,19 @@ func retry[T any](ctx context.Context, request func(context.Context) (T, error))
 func retryFor[T any](ctx context.Context, limit time.Duration, request func(context.Context) (T, error)) (T, error) {
 	limited, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	tries := 0
-	value, err := backoff.Retry(limited, func() (T, error) {
+	pause := backoff.Backoff{Min: 50 * time.Millisecond, Max: time.Second}
+	for tries := 0; ; {
 		value, err := request(limited)
-		if err == nil || isBusy(err) {
-			return value, err
+		if err == nil {
+			return value, nil
 		}
-		if tries++; tries == maxTries || !passing(err) {
-			err = backoff.Permanent(err)
+		if !isBusy(err) {
+			tries++
 		}
-		return value, err
-	}, backoff.WithBackOff(newBackOff(50*time.Millisecond, time.Second)), backoff.WithMaxElapsedTime(limit))
-	if err != nil {
-		return value, classify(ctx, err)
+		if tries == maxTries || !isBusy(err) && !passing(err) || backoff.Sleep(limited, pause.Next()) != nil {
+			return value, classify(ctx, err)
+		}
 	}
-	return value, nil
 }
 
 // passing reports whether a failed request may succeed if it is repeated.
@@ -191,7 +171,7 @@ func reason(err error) string {
 // cleanAddress returns Consul's address without a slash at its end, which would be part
 // of every path. Its errors contain no password.
 func cleanAddress(address string) (string, error) {
-	if address == "" || strings.HasPrefix(address, "unix://") {
+	if address == "" || strings.HasPrefix(address, "unix:///") {
 		return address, nil
 	}
 	scheme, rest, hasScheme := strings.Cut(address, "://")
@@ -203,7 +183,7 @@ func cleanAddress(address string) (string, error) {
 	switch {
 	case err == nil && u.User != nil, strings.Contains(address, "@"):
 		return "", errors.New("address: it must not contain a user and a password; use a token, or CONSUL_HTTP_AUTH")
-	case err != nil, u.Host == "", u.RawQuery != "", u.Fragment != "", scheme != "http" && scheme != "https":
+	case err != nil, u.Host == "", u.RawQuery != "", u.Fragment != "", scheme != "http" && scheme != "https", !isPort(cmp.Or(u.Port(), "80")):
 		return "", fmt.Errorf("invalid address %q: use HOST:PORT, http://HOST:PORT, https://HOST:PORT or unix://PATH", address)
 	case !hasScheme && u.Path != "":
 		return "", fmt.Errorf("invalid address %q: a path requires http:// or https:// before the host", address)
@@ -212,6 +192,11 @@ func cleanAddress(address string) (string, error) {
 		rest = scheme + "://" + rest
 	}
 	return rest, nil
+}
+
+func isPort(text string) bool {
+	_, err := strconv.ParseUint(text, 10, 16)
+	return err == nil
 }
 
 // park takes one of the places for blocking reads, if block makes a read block. leave

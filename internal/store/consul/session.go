@@ -9,8 +9,8 @@ import (
 	"time"
 
 	"github.com/hashicorp/consul/api"
-	"github.com/hashicorp/go-hclog"
 
+	"github.com/bivouac/bivouac/internal/backoff"
 	"github.com/bivouac/bivouac/scheduler"
 )
 
@@ -111,26 +111,19 @@ func (k *keeper) look() {
 
 // run keeps a Consul session of the instance until ctx ends, and then destroys it.
 func (k *keeper) run(ctx context.Context, instance string) {
-	var last string    // a session that may still exist in Consul
-	var told time.Time // when a failure was last logged
-	wait := newBackOff(100*time.Millisecond, 5*time.Second)
+	var last string // a session that may still exist in Consul
+	var told backoff.Throttle
+	wait := backoff.Backoff{Min: 100 * time.Millisecond, Max: 5 * time.Second}
 	for ctx.Err() == nil {
 		hold, err := k.create(ctx, instance)
 		if err != nil {
 			k.set(nil, err)
-			level := hclog.Debug
-			if time.Since(told) >= tellEvery {
-				level, told = hclog.Warn, time.Now()
-			}
-			k.store.log.Log(level, "consul_session_create_failed", "error", err)
-			select {
-			case <-time.After(wait.NextBackOff()):
-			case <-ctx.Done():
-			}
+			k.store.log.Log(told.Level(), "consul_session_create_failed", "error", err)
+			_ = backoff.Sleep(ctx, wait.Next())
 			continue
 		}
 		wait.Reset()
-		told = time.Time{}
+		told.Reset()
 		k.destroy(ctx, last) // otherwise its locks would block this replica until its TTL
 		last = hold.session
 		k.store.log.Debug("consul_session_created", "session", hold.session)

@@ -14,10 +14,16 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/bivouac/bivouac/internal/test/processplugin"
 	"github.com/bivouac/bivouac/internal/test/stack"
+	"github.com/bivouac/bivouac/runtime/plugin"
 )
 
 func main() {
+	if slices.Contains(os.Args[1:], servePlugin) {
+		plugin.Serve(new(processplugin.Plugin))
+		return
+	}
 	if err := run(); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)

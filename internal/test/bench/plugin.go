@@ -17,7 +17,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 
 	"github.com/bivouac/bivouac/internal/pluginhost"
-	"github.com/bivouac/bivouac/internal/process"
+	"github.com/bivouac/bivouac/internal/test/processplugin"
 	"github.com/bivouac/bivouac/runtime"
 )
 
@@ -35,19 +35,17 @@ const (
 // long the plugin is away when it is killed, and how much memory it takes.
 func (w *world) plugin(ctx context.Context, rounds int) (report, error) {
 	command := []string{w.binary, "demo-sandbox"}
-	linked, err := process.New(process.Config{
-		Dir: filepath.Join(w.dir, "linked-in"), Command: command, Logger: hclog.NewNullLogger(),
-	})
-	if err != nil {
-		return nil, err
-	}
 	spec, err := w.pluginSpec(command)
 	if err != nil {
 		return nil, err
 	}
+	linked := new(processplugin.Plugin)
+	if err := linked.Configure(ctx, runtime.Config{Instance: "linked-in", JSON: spec.Config}); err != nil {
+		return nil, err
+	}
 	served, err := startPlugin(ctx, spec)
 	if err != nil {
-		return nil, errors.Join(err, linked.Close())
+		return nil, err
 	}
 	rows, err := w.besidePlugin(ctx, linked, served.driver, rounds*createsPerRound)
 	if err == nil {
@@ -56,7 +54,7 @@ func (w *world) plugin(ctx context.Context, rounds int) (report, error) {
 		rows = append(rows, memory...)
 	}
 	served.end()
-	if err := errors.Join(err, linked.Close()); err != nil {
+	if err != nil {
 		return nil, err
 	}
 	restarts, err := w.restarts(ctx, spec)
@@ -163,12 +161,17 @@ func (w *world) restarts(ctx context.Context, spec pluginhost.Plugin) (report, e
 	return report{timed(pluginPart, "kill -9 until the next call succeeds", times["restart"])}, nil
 }
 
-// pluginSpec is this Bivouac's own driver of processes as a plugin.
+// servePlugin is the argument that makes this program the plugin.
+const servePlugin = "serve-plugin"
+
+// pluginSpec is the tests' driver of processes as a plugin.
 func (w *world) pluginSpec(command []string) (pluginhost.Plugin, error) {
-	config, err := json.Marshal(map[string]any{"dir": filepath.Join(w.dir, "served"), "command": command})
-	return pluginhost.Plugin{
-		Name: process.Name, Path: w.binary, Args: []string{"plugin-process"}, Env: process.Environment(), Config: config,
-	}, err
+	self, err := os.Executable()
+	if err != nil {
+		return pluginhost.Plugin{}, err
+	}
+	config, err := json.Marshal(map[string]any{"dir": filepath.Join(w.dir, "plugin"), "command": command})
+	return pluginhost.Plugin{Name: "process", Path: self, Args: []string{servePlugin}, Config: config}, err
 }
 
 // runningPlugin is a plugin in a host of its own.

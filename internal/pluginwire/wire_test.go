@@ -1,11 +1,10 @@
-package plugin
+package pluginwire
 
 import (
 	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"iter"
 	"net"
 	"net/netip"
@@ -34,7 +33,6 @@ type fake struct {
 	list    func(context.Context) iter.Seq2[runtime.Sandbox, error]
 	watch   func(context.Context, func(runtime.Sandbox)) error
 	logs    func(ctx context.Context, sessionID string, follow bool) iter.Seq2[runtime.LogChunk, error]
-	exec    func(ctx context.Context, sessionID string, command []string, stdio runtime.Stdio) (int, error)
 	config  func(runtime.Config) error
 	health  func() error
 }
@@ -59,9 +57,6 @@ func (f *fake) Watch(ctx context.Context, changed func(runtime.Sandbox)) error {
 }
 func (f *fake) Logs(ctx context.Context, id string, follow bool) iter.Seq2[runtime.LogChunk, error] {
 	return f.logs(ctx, id, follow)
-}
-func (f *fake) Exec(ctx context.Context, id string, command []string, stdio runtime.Stdio) (int, error) {
-	return f.exec(ctx, id, command, stdio)
 }
 func (f *fake) Configure(_ context.Context, config runtime.Config) error { return f.config(config) }
 func (f *fake) Health(context.Context) error                             { return f.health() }
@@ -323,7 +318,7 @@ func TestList_PassesOnAnErrorAfterWhatCameBefore(t *testing.T) {
 func TestAbilities_AreThoseOfTheDriver(t *testing.T) {
 	all, err := client(t, of(&fake{})).Info(t.Context())
 	must.NoError(t, err)
-	must.Eq(t, runtime.Abilities(&fake{}, runtime.Info{}), all.Abilities)
+	must.Eq(t, []runtime.Ability{runtime.AbilityConfigure, runtime.AbilityHealth, runtime.AbilityLogs, runtime.AbilityWatch}, all.Abilities)
 
 	without := client(t, of(bare{&fake{}}))
 	none, err := without.Info(t.Context())
@@ -331,15 +326,11 @@ func TestAbilities_AreThoseOfTheDriver(t *testing.T) {
 	must.Eq(t, []runtime.Ability{}, none.Abilities)
 
 	must.ErrorIs(t, without.Configure(t.Context(), runtime.Config{}), errors.ErrUnsupported)
-	_, err = without.Exec(t.Context(), "s", []string{"true"}, runtime.Stdio{})
-	must.ErrorIs(t, err, errors.ErrUnsupported)
+	must.ErrorIs(t, without.Watch(t.Context(), func(runtime.Sandbox) {}), errors.ErrUnsupported)
 	for _, err := range without.Logs(t.Context(), "s", false) {
 		must.ErrorIs(t, err, errors.ErrUnsupported)
 	}
 	must.NoError(t, without.Health(t.Context()))
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	must.ErrorIs(t, without.Watch(ctx, func(runtime.Sandbox) {}), context.Canceled)
 }
 
 func TestConfigure_CarriesInstanceAndConfiguration(t *testing.T) {
@@ -382,33 +373,6 @@ func TestLogs_KeepStreamsAndOrder(t *testing.T) {
 	}
 	must.Eq(t, "s true", string(printed[runtime.Stdout]))
 	must.Eq(t, long, printed[runtime.Stderr])
-}
-
-func TestExec_CarriesInputOutputAndExitCode(t *testing.T) {
-	c := client(t, of(&fake{exec: func(_ context.Context, id string, command []string, stdio runtime.Stdio) (int, error) {
-		input, err := io.ReadAll(stdio.Stdin)
-		if err != nil {
-			return 0, err
-		}
-		_, err = fmt.Fprintf(stdio.Stdout, "%s %q got %s", id, command, input)
-		_, errs := fmt.Fprint(stdio.Stderr, "warned")
-		return 3, errors.Join(err, errs)
-	}}))
-	var stdout, stderr strings.Builder
-	code, err := c.Exec(t.Context(), "s", []string{"cat", "-"}, runtime.Stdio{Stdin: strings.NewReader("input"), Stdout: &stdout, Stderr: &stderr})
-	must.NoError(t, err)
-	must.Eq(t, 3, code)
-	must.Eq(t, `s ["cat" "-"] got input`, stdout.String())
-	must.Eq(t, "warned", stderr.String())
-}
-
-func TestExec_EndsWithItsCommandThoughInputStaysOpen(t *testing.T) {
-	c := client(t, of(&fake{exec: func(context.Context, string, []string, runtime.Stdio) (int, error) { return 0, nil }}))
-	stdin, keepOpen := io.Pipe()
-	defer func() { _ = keepOpen.Close() }()
-	code, err := c.Exec(t.Context(), "s", []string{"true"}, runtime.Stdio{Stdin: stdin})
-	must.NoError(t, err)
-	must.Eq(t, 0, code)
 }
 
 // liar answers what no driver behind Serve would.
@@ -563,7 +527,7 @@ func TestInfo_ThatCannotBeIsRefused(t *testing.T) {
 }
 
 func TestInfo_PassesOverAbilitiesOfTomorrow(t *testing.T) {
-	c := client(t, &liar{info: &runtimev1.InfoResponse{Name: "x", Abilities: []string{"teleport", "logs"}}})
+	c := client(t, &liar{info: &runtimev1.InfoResponse{Name: "x", Abilities: []string{"teleport", "exec", "logs"}}})
 	info, err := c.Info(t.Context())
 	must.NoError(t, err)
 	must.Eq(t, []runtime.Ability{runtime.AbilityLogs}, info.Abilities)

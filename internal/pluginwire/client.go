@@ -1,4 +1,4 @@
-package plugin
+package pluginwire
 
 import (
 	"context"
@@ -40,7 +40,6 @@ var (
 	_ runtime.Watcher       = (*Client)(nil)
 	_ runtime.HealthChecker = (*Client)(nil)
 	_ runtime.LogReader     = (*Client)(nil)
-	_ runtime.Execer        = (*Client)(nil)
 )
 
 // NewClient asks the plugin at the other end of conn who it is and returns its

@@ -1,10 +1,9 @@
-package plugin
+package pluginwire
 
 import (
 	"encoding/json"
 	"fmt"
 	"net/netip"
-	"regexp"
 	"strings"
 	"unicode"
 
@@ -22,8 +21,6 @@ const (
 	maxConfigSchema = 256 << 10
 	maxAbilities    = 64
 )
-
-var driverName = regexp.MustCompile(`^[a-z0-9-]{1,64}$`)
 
 var stages = map[runtime.Stage]runtimev1.Stage{
 	runtime.StagePlaced:  runtimev1.Stage_STAGE_PLACED,
@@ -69,8 +66,8 @@ func infoToProto(info runtime.Info, abilities []runtime.Ability) *runtimev1.Info
 func infoFromProto(answer *runtimev1.InfoResponse) (runtime.Info, error) {
 	schema := json.RawMessage(answer.GetConfigSchema())
 	switch {
-	case !driverName.MatchString(answer.GetName()):
-		return runtime.Info{}, broken("its name %.70q is not 1 to 64 of a-z, 0-9 and '-'", answer.GetName())
+	case !runtime.ValidName(answer.GetName()):
+		return runtime.Info{}, broken("its name %.70q is not 1 to 64 of a-z, 0-9 and '-', or begins with '-'", answer.GetName())
 	case len(answer.GetVersion()) > maxVersion || hasControl(answer.GetVersion()):
 		return runtime.Info{}, broken("its version %.70q is over %d bytes or has control characters", answer.GetVersion(), maxVersion)
 	case len(answer.GetAbilities()) > maxAbilities:
@@ -88,7 +85,7 @@ func infoFromProto(answer *runtimev1.InfoResponse) (runtime.Info, error) {
 	}
 	for _, name := range answer.GetAbilities() {
 		switch ability := runtime.Ability(name); ability {
-		case runtime.AbilityConfigure, runtime.AbilityExec, runtime.AbilityHealth, runtime.AbilityLogs, runtime.AbilityWatch:
+		case runtime.AbilityConfigure, runtime.AbilityHealth, runtime.AbilityLogs, runtime.AbilityWatch:
 			info.Abilities = append(info.Abilities, ability)
 		}
 	}

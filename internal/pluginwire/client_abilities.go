@@ -1,14 +1,11 @@
-package plugin
+package pluginwire
 
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"iter"
 	"slices"
-
-	"google.golang.org/grpc"
 
 	"github.com/bivouac/bivouac/runtime"
 	runtimev1 "github.com/bivouac/bivouac/runtime/plugin/proto/v1"
@@ -41,11 +38,10 @@ func (c *Client) Health(ctx context.Context) error {
 	return err
 }
 
-// Watch of a driver that does not have the ability reports nothing.
+// Watch has no limit but ctx's.
 func (c *Client) Watch(ctx context.Context, changed func(runtime.Sandbox)) error {
 	if !c.has(runtime.AbilityWatch) {
-		<-ctx.Done()
-		return ctx.Err()
+		return unsupported(runtime.AbilityWatch)
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -97,76 +93,4 @@ func (c *Client) Logs(ctx context.Context, sessionID string, follow bool) iter.S
 			}
 		}
 	}
-}
-
-// Exec has no limit but ctx's.
-func (c *Client) Exec(ctx context.Context, sessionID string, command []string, stdio runtime.Stdio) (int, error) {
-	if !c.has(runtime.AbilityExec) {
-		return 0, unsupported(runtime.AbilityExec)
-	}
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	stream, err := c.rpc.Exec(ctx)
-	if err != nil {
-		return 0, fromStatus(ctx, err)
-	}
-	start := &runtimev1.ExecRequest{Event: &runtimev1.ExecRequest_Start{
-		Start: &runtimev1.ExecStart{SessionId: sessionID, Command: command},
-	}}
-	// A send fails with EOF where the call is over; Recv then tells why.
-	if err := stream.Send(start); err != nil && !errors.Is(err, io.EOF) {
-		return 0, fromStatus(ctx, err)
-	}
-	// The copying ends with the input or with the stream, so it may outlast
-	// the call while the input's own Read is blocked.
-	go sendStdin(stream, stdio.Stdin)
-
-	for {
-		resp, err := stream.Recv()
-		switch {
-		case errors.Is(err, io.EOF):
-			return 0, broken("exec ended without an exit code")
-		case err != nil:
-			return 0, fromStatus(ctx, err)
-		}
-		switch event := resp.GetEvent().(type) {
-		case *runtimev1.ExecResponse_ExitCode:
-			return int(event.ExitCode), nil
-		case *runtimev1.ExecResponse_Output:
-			if err := writeOutput(stdio, outputFromProto(event.Output)); err != nil {
-				return 0, fmt.Errorf("exec: write the output: %w", err)
-			}
-		}
-	}
-}
-
-func sendStdin(stream grpc.BidiStreamingClient[runtimev1.ExecRequest, runtimev1.ExecResponse], stdin io.Reader) {
-	if stdin != nil {
-		buf := make([]byte, maxChunk)
-		for {
-			n, err := stdin.Read(buf)
-			if n > 0 {
-				data := slices.Clone(buf[:n]) // a message may be kept after Send
-				if stream.Send(&runtimev1.ExecRequest{Event: &runtimev1.ExecRequest_Stdin{Stdin: data}}) != nil {
-					return
-				}
-			}
-			if err != nil {
-				break
-			}
-		}
-	}
-	_ = stream.CloseSend() // it fails only where the call is over
-}
-
-func writeOutput(stdio runtime.Stdio, chunk runtime.LogChunk) error {
-	to := stdio.Stdout
-	if chunk.Stream == runtime.Stderr {
-		to = stdio.Stderr
-	}
-	if to == nil {
-		return nil
-	}
-	_, err := to.Write(chunk.Data)
-	return err
 }

@@ -1,4 +1,4 @@
-package plugin
+package pluginwire
 
 import (
 	"context"
@@ -27,7 +27,25 @@ func (s *server) Info(ctx context.Context, _ *runtimev1.InfoRequest) (*runtimev1
 	if err != nil {
 		return nil, toStatus(err)
 	}
-	return infoToProto(info, runtime.Abilities(s.driver, info)), nil
+	return infoToProto(info, abilitiesOf(s.driver)), nil
+}
+
+// abilitiesOf returns what a driver can do beyond runtime.Driver, sorted.
+func abilitiesOf(driver runtime.Driver) []runtime.Ability {
+	var abilities []runtime.Ability
+	if _, ok := driver.(runtime.Configurer); ok {
+		abilities = append(abilities, runtime.AbilityConfigure)
+	}
+	if _, ok := driver.(runtime.HealthChecker); ok {
+		abilities = append(abilities, runtime.AbilityHealth)
+	}
+	if _, ok := driver.(runtime.LogReader); ok {
+		abilities = append(abilities, runtime.AbilityLogs)
+	}
+	if _, ok := driver.(runtime.Watcher); ok {
+		abilities = append(abilities, runtime.AbilityWatch)
+	}
+	return abilities
 }
 
 func (s *server) Configure(ctx context.Context, req *runtimev1.ConfigureRequest) (*runtimev1.ConfigureResponse, error) {

@@ -1,0 +1,124 @@
+package process
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/bivouac/bivouac/runtime"
+)
+
+// The files of a sandbox are named by its session ID and one of these.
+const (
+	recordExt = ".json" // a leader; there while the sandbox may run
+	logExt    = ".log"  // what the sandbox printed
+)
+
+// leader is the process that leads a sandbox's process group.
+type leader struct {
+	PID   int    `json:"pid"`
+	Start string `json:"start"` // when it started; the PID alone may name another process by now
+}
+
+// members finds the processes of the sandbox that l leads.
+func (l leader) members(mark string) []member {
+	start, ok := startOf(l.PID)
+	return members(l.PID, ok && start == l.Start, mark)
+}
+
+// mark is a variable in the environment of a sandbox's processes. It names the
+// sandbox's record, so no sandbox of another driver has it.
+func mark(dir, sessionID string) string {
+	return "BIVOUAC_PROCESS_RECORD=" + filepath.Join(dir, sessionID+recordExt)
+}
+
+// save writes down which process leads a sandbox, in one step. It does not wait
+// for the disk: no process outlives a failure that loses what the kernel holds.
+func (d *Driver) save(sessionID string, l leader) error {
+	text, err := json.Marshal(l)
+	name := sessionID + recordExt
+	if err == nil {
+		err = d.folder.WriteFile(name+".new", text, 0o600)
+	}
+	if err == nil {
+		err = d.folder.Rename(name+".new", name)
+	}
+	if err != nil {
+		return fmt.Errorf("%w: %w", runtime.ErrUnavailable, err)
+	}
+	return nil
+}
+
+// remove removes a file of the folder, if it is there.
+func remove(folder *os.Root, name string) error {
+	if err := folder.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// EndLeftovers ends the sandboxes that a driver on this folder left when its
+// process was killed, and removes their files. No driver may use the folder.
+func EndLeftovers(ctx context.Context, dir string) error {
+	if _, err := os.Lstat(dir); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	folder, err := openFolder(dir)
+	if err != nil {
+		return fmt.Errorf("process: %w", err)
+	}
+	defer func() { _ = folder.Close() }() // it was only read from
+	entries, err := fs.ReadDir(folder.FS(), ".")
+	if err != nil {
+		return fmt.Errorf("process: %w", err)
+	}
+	var all errgroup.Group
+	for _, entry := range entries {
+		if id, isRecord := strings.CutSuffix(entry.Name(), recordExt); isRecord {
+			all.Go(func() error {
+				if err := endLeftover(ctx, dir, folder, id); err != nil {
+					return fmt.Errorf("process: %s: %w", filepath.Join(dir, entry.Name()), err)
+				}
+				return nil
+			})
+		}
+	}
+	return all.Wait()
+}
+
+func endLeftover(ctx context.Context, dir string, folder *os.Root, id string) error {
+	text, err := readOwn(folder, id+recordExt)
+	if err != nil {
+		return err
+	}
+	var l leader
+	if err := json.Unmarshal(text, &l); err != nil {
+		return err
+	}
+	sig, grace := syscall.SIGTERM, time.After(stopGrace)
+	look := time.NewTicker(20 * time.Millisecond)
+	defer look.Stop()
+	for {
+		left := l.members(mark(dir, id))
+		if len(left) == 0 {
+			return errors.Join(remove(folder, id+recordExt), remove(folder, id+logExt))
+		}
+		signal(left, sig)
+		select {
+		case <-look.C:
+		case <-grace:
+			sig = syscall.SIGKILL
+		case <-ctx.Done():
+			return fmt.Errorf("%w: %d processes still run: %w", runtime.ErrNotStopped, len(left), ctx.Err())
+		}
+	}
+}

@@ -1,0 +1,342 @@
+// Package processplugin is a runtime plugin for tests and measurements, as
+// somebody else would write one: each sandbox is a process of this machine.
+//
+// It keeps nothing in memory, so its process may be killed at any time: a file
+// for each session says what was asked for, and processes are found by a
+// variable in their environment. It needs Linux's /proc.
+package processplugin
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"iter"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/bivouac/bivouac/runtime"
+	"github.com/bivouac/bivouac/runtime/ready"
+)
+
+// Plugin is a runtime.Driver, a runtime.Configurer and a runtime.Watcher.
+type Plugin struct {
+	dir     string
+	command []string
+	mu      sync.Mutex // held while a session's files and process are changed
+}
+
+// record is what is known of a sandbox. It is written without a PID before the
+// process starts.
+type record struct {
+	Spec runtime.Spec
+	Port uint16
+	PID  int
+	// Start is when the process was started.
+	Start string
+}
+
+// Info says who the plugin is and what its configuration may hold.
+func (p *Plugin) Info(context.Context) (runtime.Info, error) {
+	return runtime.Info{Name: "process-plugin", Version: "1", ConfigSchema: json.RawMessage(
+		`{"type": "object", "required": ["dir", "command"], "properties": {"dir": {"type": "string"}, "command": {"type": "array"}}}`)}, nil
+}
+
+// Configure takes {"dir": FOLDER, "command": [PROGRAM, ARGUMENT...]}.
+func (p *Plugin) Configure(_ context.Context, given runtime.Config) error {
+	var config struct {
+		Dir     string   `json:"dir"`
+		Command []string `json:"command"`
+	}
+	decoder := json.NewDecoder(bytes.NewReader(given.JSON))
+	decoder.DisallowUnknownFields()
+	if err := decoder.Decode(&config); err != nil {
+		return fmt.Errorf("%w: %w", runtime.ErrInvalid, err)
+	}
+	if !filepath.IsAbs(config.Dir) || len(config.Command) == 0 {
+		return fmt.Errorf("%w: dir must be an absolute path, and command must not be empty", runtime.ErrInvalid)
+	}
+	p.dir, p.command = filepath.Join(config.Dir, given.Instance), config.Command
+	if err := os.MkdirAll(p.dir, 0o700); err != nil {
+		return fmt.Errorf("%w: %w", runtime.ErrInvalid, err)
+	}
+	if !given.DropMarks {
+		return nil
+	}
+	marks, err := filepath.Glob(filepath.Join(p.dir, "*.stopped"))
+	for _, mark := range marks {
+		err = errors.Join(err, os.Remove(mark))
+	}
+	return err
+}
+
+// Create starts the process and waits until it answers.
+func (p *Plugin) Create(ctx context.Context, spec runtime.Spec, progress func(runtime.Stage)) (runtime.Sandbox, error) {
+	progress(runtime.StagePlaced)
+	r, err := p.start(spec)
+	if err != nil {
+		return runtime.Sandbox{}, err
+	}
+	progress(runtime.StageStarted)
+	waiting, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go func() {
+		defer cancel()
+		for p.runs(r) && pause(waiting, 10*time.Millisecond) {
+		}
+	}()
+	err = ready.Check{HTTPPath: "/healthz", WantSessionID: true}.Wait(waiting, p.view(r).Endpoint, spec.SessionID)
+	switch {
+	case p.stopped(spec.SessionID):
+		return runtime.Sandbox{}, fmt.Errorf("%w: it was stopped", runtime.ErrConflict)
+	case ctx.Err() != nil:
+		return runtime.Sandbox{}, ctx.Err()
+	case err != nil || !p.runs(r):
+		return runtime.Sandbox{}, fmt.Errorf("%w: it has ended: %v", runtime.ErrNotReady, err)
+	}
+	progress(runtime.StageReady)
+	return p.view(r), nil
+}
+
+// start starts the process unless it was started before.
+func (p *Plugin) start(spec runtime.Spec) (record, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.stopped(spec.SessionID) {
+		return record{}, fmt.Errorf("%w: it was stopped", runtime.ErrConflict)
+	}
+	r, err := p.load(spec.SessionID)
+	switch {
+	case errors.Is(err, runtime.ErrNotFound):
+		listener, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // it takes no time
+		if err != nil {
+			return record{}, err
+		}
+		r = record{Spec: spec, Port: listener.Addr().(*net.TCPAddr).AddrPort().Port()}
+		if err := errors.Join(listener.Close(), p.save(r)); err != nil {
+			return record{}, err
+		}
+	case err != nil:
+		return record{}, err
+	case r.Spec.ChatID != spec.ChatID || r.Spec.AgentID != spec.AgentID || r.Spec.VolumeHostPath != spec.VolumeHostPath:
+		return record{}, fmt.Errorf("%w: it was created with another spec", runtime.ErrConflict)
+	case r.PID != 0:
+		return r, nil
+	}
+	if found := p.processes(spec.SessionID); len(found) > 0 { // started by a plugin that was killed just then
+		r.PID = found[0]
+		r.Start, _ = startOf(r.PID)
+		return r, p.save(r)
+	}
+	cmd := exec.Command(p.command[0], p.command[1:]...) //nolint:noctx // the sandbox outlives the call
+	cmd.Dir = spec.VolumeHostPath
+	cmd.Env = append(os.Environ(), p.mark(spec.SessionID), "PORT="+strconv.Itoa(int(r.Port)), "BIVOUAC_SESSION_ID="+spec.SessionID,
+		"BIVOUAC_CHAT_ID="+spec.ChatID, "BIVOUAC_AGENT_ID="+spec.AgentID, "BIVOUAC_WORKSPACE="+spec.VolumeHostPath)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := cmd.Start(); err != nil {
+		return record{}, fmt.Errorf("%w: %w", runtime.ErrNotReady, err)
+	}
+	r.PID = cmd.Process.Pid
+	r.Start, _ = startOf(r.PID)
+	go func() { _ = cmd.Wait() }() // how it ended does not matter
+	return r, p.save(r)
+}
+
+// Stop kills all processes of the sandbox.
+func (p *Plugin) Stop(ctx context.Context, sessionID string) error {
+	if err := uuid.Validate(sessionID); err != nil {
+		return fmt.Errorf("%w: %w", runtime.ErrInvalid, err)
+	}
+	p.mu.Lock()
+	err := os.WriteFile(p.path(sessionID, ".stopped"), nil, 0o600)
+	p.mu.Unlock()
+	for err == nil {
+		left := p.processes(sessionID)
+		if len(left) == 0 {
+			return nil
+		}
+		for _, pid := range left {
+			_ = syscall.Kill(pid, syscall.SIGKILL) // it fails if the process has ended
+			for err == nil {
+				if _, runs := startOf(pid); !runs {
+					break
+				}
+				if !pause(ctx, 5*time.Millisecond) {
+					err = fmt.Errorf("%w: process %d still runs", runtime.ErrNotStopped, pid)
+				}
+			}
+		}
+	}
+	return err
+}
+
+// Delete does as Stop does, and forgets the sandbox.
+func (p *Plugin) Delete(ctx context.Context, sessionID string) error {
+	if err := p.Stop(ctx, sessionID); err != nil {
+		return err
+	}
+	_ = os.Remove(p.path(sessionID, ".json.new")) // of a plugin that was killed just then
+	if err := os.Remove(p.path(sessionID, ".json")); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// Inspect tells how a sandbox stands.
+func (p *Plugin) Inspect(_ context.Context, sessionID string) (runtime.Sandbox, error) {
+	r, err := p.load(sessionID)
+	if err != nil {
+		return runtime.Sandbox{}, err
+	}
+	return p.view(r), nil
+}
+
+// List yields the sandboxes that are not deleted.
+func (p *Plugin) List(context.Context) iter.Seq2[runtime.Sandbox, error] {
+	return func(yield func(runtime.Sandbox, error) bool) {
+		files, err := filepath.Glob(p.path("*", ".json"))
+		if err != nil {
+			yield(runtime.Sandbox{}, err)
+			return
+		}
+		for _, file := range files {
+			r, err := p.load(strings.TrimSuffix(filepath.Base(file), ".json"))
+			if errors.Is(err, runtime.ErrNotFound) {
+				continue // it was deleted meanwhile
+			}
+			if !yield(p.view(r), err) || err != nil {
+				return
+			}
+		}
+	}
+}
+
+// Watch looks for changes.
+func (p *Plugin) Watch(ctx context.Context, changed func(runtime.Sandbox)) error {
+	seen := map[string]runtime.State{}
+	for pause(ctx, 20*time.Millisecond) {
+		for sandbox, err := range p.List(ctx) {
+			if err == nil && seen[sandbox.SessionID] != sandbox.State {
+				seen[sandbox.SessionID] = sandbox.State
+				changed(sandbox)
+			}
+		}
+	}
+	return ctx.Err()
+}
+
+func (p *Plugin) view(r record) runtime.Sandbox {
+	view := runtime.Sandbox{
+		SessionID: r.Spec.SessionID, ChatID: r.Spec.ChatID, State: runtime.StateStarting,
+		Endpoint: runtime.Endpoint{IP: netip.AddrFrom4([4]byte{127, 0, 0, 1}), Port: r.Port},
+		AgentID:  r.Spec.AgentID, VolumeHostPath: r.Spec.VolumeHostPath, CreatedAt: r.Spec.CreatedAt, ExpiresAt: r.Spec.ExpiresAt,
+	}
+	if r.PID != 0 {
+		view.ContainerID = strconv.Itoa(r.PID)
+	}
+	switch stopped := p.stopped(r.Spec.SessionID); {
+	case p.runs(r):
+		view.State = runtime.StateRunning
+	case stopped:
+		view.State, view.Reason = runtime.StateDead, "stopped"
+	case r.PID != 0:
+		view.State, view.Reason = runtime.StateDead, "it has ended"
+	}
+	return view
+}
+
+func (p *Plugin) path(sessionID, ext string) string { return filepath.Join(p.dir, sessionID+ext) }
+
+func (p *Plugin) mark(sessionID string) string { return "PROCESS_PLUGIN=" + p.path(sessionID, "") }
+
+func (p *Plugin) stopped(sessionID string) bool {
+	_, err := os.Lstat(p.path(sessionID, ".stopped"))
+	return err == nil
+}
+
+func (p *Plugin) load(sessionID string) (record, error) {
+	if err := uuid.Validate(sessionID); err != nil {
+		return record{}, fmt.Errorf("%w: %w", runtime.ErrNotFound, err)
+	}
+	text, err := os.ReadFile(p.path(sessionID, ".json"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return record{}, fmt.Errorf("%w: %s", runtime.ErrNotFound, sessionID)
+	}
+	var r record
+	if err == nil {
+		err = json.Unmarshal(text, &r)
+	}
+	return r, err
+}
+
+func (p *Plugin) save(r record) error {
+	text, err := json.Marshal(r)
+	path := p.path(r.Spec.SessionID, ".json")
+	if err == nil {
+		err = os.WriteFile(path+".new", text, 0o600)
+	}
+	if err == nil {
+		err = os.Rename(path+".new", path)
+	}
+	return err
+}
+
+// runs says whether the sandbox's first process runs.
+func (p *Plugin) runs(r record) bool {
+	start, runs := startOf(r.PID)
+	return runs && start == r.Start
+}
+
+// startOf says whether a process or one of its threads runs, and when it was
+// started: the PID alone may be another's by now.
+func startOf(pid int) (string, bool) {
+	stat, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "stat"))
+	if err != nil {
+		return "", false
+	}
+	const state, threads, start = 0, 17, 19 // counted from the end of the program's name
+	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
+	if len(fields) <= start || fields[state] == "X" || fields[state] == "Z" && fields[threads] <= "1" {
+		return "", false
+	}
+	return fields[start], true
+}
+
+// processes finds the processes of a sandbox.
+func (p *Plugin) processes(sessionID string) []int {
+	var found []int
+	if r, err := p.load(sessionID); err == nil && p.runs(r) {
+		found = append(found, r.PID)
+	}
+	all, _ := filepath.Glob("/proc/[0-9]*") // the pattern is well formed
+	for _, path := range all {
+		pid, err := strconv.Atoi(filepath.Base(path))
+		environ, environErr := os.ReadFile(filepath.Join(path, "environ"))
+		if err == nil && environErr == nil && bytes.Contains(environ, []byte(p.mark(sessionID)+"\x00")) {
+			found = append(found, pid)
+		}
+	}
+	return found
+}
+
+// pause waits. It returns false if ctx ended.
+func pause(ctx context.Context, d time.Duration) bool {
+	select {
+	case <-time.After(d):
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}

@@ -1,0 +1,92 @@
+package runtime
+
+import (
+	"errors"
+	"fmt"
+	"path"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+)
+
+// The limits of what a [Spec] may hold, in bytes.
+const (
+	MaxAgentID        = 256
+	MaxVolumeHostPath = 4096
+)
+
+// ValidName says whether name can be that of a driver, a plugin or an instance:
+// 1 to 64 bytes of a-z, 0-9 and '-', not beginning with '-'.
+func ValidName(name string) bool {
+	const letters = "abcdefghijklmnopqrstuvwxyz0123456789"
+	return name != "" && len(name) <= 64 && name[0] != '-' && strings.Trim(name, letters+"-") == ""
+}
+
+// Validate says what in a spec is wrong for every driver.
+func (s Spec) Validate() error {
+	var errs []error
+	for name, id := range map[string]string{"session ID": s.SessionID, "chat ID": s.ChatID} {
+		if !isUUID(id) {
+			errs = append(errs, fmt.Errorf("%s %q is not a UUID in lower case", name, id))
+		}
+	}
+	if err := ValidateAgentID(s.AgentID); err != nil {
+		errs = append(errs, fmt.Errorf("agent ID %w", err))
+	}
+	if err := ValidateVolumeHostPath(s.VolumeHostPath); err != nil {
+		errs = append(errs, fmt.Errorf("volume host path %w", err))
+	}
+	return errors.Join(errs...)
+}
+
+// ValidateAgentID says what is wrong with an agent ID, in words that go on after
+// its name: "is empty".
+func ValidateAgentID(id string) error { return validateText(id, MaxAgentID) }
+
+// ValidateVolumeHostPath says what is wrong with the path of a volume, as
+// [ValidateAgentID] does. It looks at the text alone: the path is one of the
+// machine that will run the sandbox.
+func ValidateVolumeHostPath(p string) error {
+	err := validateText(p, MaxVolumeHostPath)
+	switch {
+	case err != nil:
+		return err
+	case !path.IsAbs(p):
+		return errors.New("is not absolute")
+	case path.Clean(p) != p:
+		return errors.New("is not clean: it has '.', '..', a double or a trailing slash")
+	}
+	return nil
+}
+
+// validateText accepts text that fits into a log line, and in which Nomad finds
+// nothing to interpolate.
+func validateText(s string, limit int) error {
+	switch {
+	case s == "":
+		return errors.New("is empty")
+	case len(s) > limit:
+		return fmt.Errorf("is over %d bytes", limit)
+	case !utf8.ValidString(s):
+		return errors.New("is not UTF-8")
+	case strings.ContainsFunc(s, unicode.IsControl):
+		return errors.New("has a control character")
+	case strings.Contains(s, "${"), strings.Contains(s, "%{"):
+		return errors.New(`has "${" or "%{", which are reserved`)
+	}
+	return nil
+}
+
+func isUUID(s string) bool {
+	if len(s) != 36 {
+		return false
+	}
+	for i, c := range []byte(s) {
+		dash := i == 8 || i == 13 || i == 18 || i == 23
+		hex := '0' <= c && c <= '9' || 'a' <= c && c <= 'f'
+		if dash && c != '-' || !dash && !hex {
+			return false
+		}
+	}
+	return true
+}

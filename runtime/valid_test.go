@@ -1,0 +1,46 @@
+package runtime_test
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/shoenig/test/must"
+
+	"github.com/bivouac/bivouac/runtime"
+)
+
+func TestValidName(t *testing.T) {
+	for name, valid := range map[string]bool{
+		"a": true, "my-runtime-2": true, strings.Repeat("a", 64): true,
+		"": false, "-a": false, "A": false, "a_b": false, "ä": false, "a/b": false, strings.Repeat("a", 65): false,
+	} {
+		must.Eq(t, valid, runtime.ValidName(name), must.Sprint(name))
+	}
+}
+
+func TestSpec_Validate(t *testing.T) {
+	good := runtime.Spec{
+		SessionID: "00000000-0000-4000-8000-000000000001", ChatID: "00000000-0000-4000-8000-00000000000a",
+		AgentID: "agent $ { %", VolumeHostPath: "/volumes/$a",
+	}
+	must.NoError(t, good.Validate())
+	for want, change := range map[string]func(*runtime.Spec){
+		`session ID "x" is not a UUID`:          func(s *runtime.Spec) { s.SessionID = "x" },
+		`chat ID "" is not a UUID`:              func(s *runtime.Spec) { s.ChatID = "" },
+		"is not a UUID in lower case":           func(s *runtime.Spec) { s.ChatID = strings.ToUpper(s.ChatID) },
+		"agent ID is empty":                     func(s *runtime.Spec) { s.AgentID = "" },
+		"agent ID is over 256 bytes":            func(s *runtime.Spec) { s.AgentID = strings.Repeat("a", 257) },
+		"agent ID is not UTF-8":                 func(s *runtime.Spec) { s.AgentID = "\xff" },
+		"agent ID has a control character":      func(s *runtime.Spec) { s.AgentID = "a\nb" },
+		`agent ID has "${" or "%{"`:             func(s *runtime.Spec) { s.AgentID = "%{ if true }" },
+		`volume host path has "${" or "%{"`:     func(s *runtime.Spec) { s.VolumeHostPath = "/${x}" },
+		"volume host path is not absolute":      func(s *runtime.Spec) { s.VolumeHostPath = "a" },
+		"volume host path is not clean":         func(s *runtime.Spec) { s.VolumeHostPath = "/a/../b" },
+		"volume host path is over 4096 bytes":   func(s *runtime.Spec) { s.VolumeHostPath = "/" + strings.Repeat("a", 4096) },
+		"volume host path has a control charac": func(s *runtime.Spec) { s.VolumeHostPath = "/a\x00" },
+	} {
+		bad := good
+		change(&bad)
+		must.ErrorContains(t, bad.Validate(), want)
+	}
+}
