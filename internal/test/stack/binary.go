@@ -27,7 +27,7 @@ func binary(ctx context.Context, name string) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("stack: find %s: %w", name, err)
 	}
-	dir := filepath.Join(root, "internal", "stack", name)
+	dir := filepath.Join(root, "internal", "test", "stack", name)
 	pkg := "github.com/hashicorp/" + name
 	version, err := pinned(filepath.Join(dir, "go.mod"), pkg)
 	if err != nil {
