@@ -29,6 +29,7 @@ func TestConformance_docker(t *testing.T) {
 
 // The exec driver sees of this machine what Nomad's client was told to show.
 func TestConformance_exec(t *testing.T) {
+	stack.NeedServers(t)
 	if os.Geteuid() != 0 && os.Getenv("CI") == "" {
 		t.Skip("the exec driver needs a client that is root")
 	}

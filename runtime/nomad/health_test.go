@@ -21,6 +21,7 @@ import (
 // with a token that has the rules of a policy.
 func withACL(t *testing.T) (management *api.Client, replicaWith func(rules string) replica) {
 	t.Helper()
+	stack.NeedServers(t)
 	n, err := stack.StartNomad(t.Context(), stack.NomadConfig{Drivers: []string{"raw_exec"}, ManagementToken: uuid.NewString()})
 	must.NoError(t, err)
 	t.Cleanup(func() { must.NoError(t, n.Stop()) })

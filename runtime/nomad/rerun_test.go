@@ -131,6 +131,7 @@ func TestSandbox_that_Nomad_restarts_is_dead(t *testing.T) {
 	// A machine that reboots takes the client and all that runs on it, and is
 	// back before Nomad counts its node as lost.
 	t.Run("because_its_node_rebooted", func(t *testing.T) {
+		stack.NeedServers(t)
 		n, err := stack.StartNomad(patiently(t), stack.NomadConfig{Servers: 1, Clients: 1, HeartbeatGrace: time.Minute})
 		must.NoError(t, err)
 		t.Cleanup(func() { must.NoError(t, n.Stop()) })
