@@ -295,7 +295,7 @@ const (
 // early. To be behind ends none.
 func judge(tick, machine time.Duration, repeated bool, agreed *time.Duration) verdict {
 	switch {
-	case agreed != nil && (tick-*agreed).Abs() <= tolerance:
+	case agreed != nil && (tick-*agreed).Abs() <= tolerance: // safeguard: bound of the agreed time
 		return followed
 	case tick > machine+maxSkew:
 		return refused
