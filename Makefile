@@ -31,12 +31,13 @@ test: ## Run the tests that need no servers, in a few minutes
 	go test -short -race -timeout 5m ./...
 	@echo "NOT RUN: tests on real Nomad, Consul and Docker, plugin examples, the longer simulation, chaos. Run all with: make test-all"
 
-# The tests of the main module also build and verify the modules in examples.
+# The tests of the main module also build and verify the modules in examples. Tests
+# on real servers mostly wait, so more of them run at a time than there are CPUs.
 .PHONY: test-all
 test-all: servers ## Run everything on real servers; with CI=true no test may be skipped
 	$(call tool,gotestsum) --format standard-quiet \
 		--post-run-command $(CURDIR)/internal/test/tools/gotestsum/no-skips.sh \
-		-- -race -timeout 20m $(if $(CI),-count=1) ./...
+		-- -race -timeout 20m -parallel 4 $(if $(CI),-count=1) ./...
 	$(MAKE) --no-print-directory simulate RUNS=2000
 	$(MAKE) --no-print-directory chaos DURATION=3m
 
