@@ -213,7 +213,7 @@ func TestSandboxesWithoutRecordsAreFoundByPasses(t *testing.T) {
 	w.put(keptKey, keptValue)
 
 	// Then all records are back and nothing that was recorded has ended.
-	must.Wait(t, wait.InitialSuccess(wait.Timeout(6*time.Minute), wait.Gap(time.Second), wait.ErrorFunc(func() error {
+	must.Wait(t, wait.InitialSuccess(wait.Timeout(4*time.Minute), wait.Gap(time.Second), wait.ErrorFunc(func() error {
 		list := call[wire.ListAnswer](r, http.MethodGet, "/v1/sessions", nil, http.StatusOK)
 		if len(list.Sessions) != len(sessions)+1 {
 			return fmt.Errorf("%d sessions", len(list.Sessions))
