@@ -43,12 +43,12 @@ func TestBreaks(t *testing.T) {
 		},
 		"a message was removed": {
 			func(f *descriptorpb.FileDescriptorProto) {
-				f.MessageType = append(f.MessageType, &descriptorpb.DescriptorProto{Name: proto.String("Old")})
+				f.MessageType = append(f.MessageType, &descriptorpb.DescriptorProto{Name: new("Old")})
 			},
 			[]string{`bivouac.runtime.v1.Old: was "message", is ""`},
 		},
 		"a field was renamed": {
-			func(f *descriptorpb.FileDescriptorProto) { f.MessageType[1].Field[0].Name = proto.String("old") },
+			func(f *descriptorpb.FileDescriptorProto) { f.MessageType[1].Field[0].Name = new("old") },
 			[]string{`bivouac.runtime.v1.InfoResponse 1: was "optional string old", is "optional string name"`},
 		},
 		"a field became a list": {
@@ -60,13 +60,13 @@ func TestBreaks(t *testing.T) {
 		"an enum value was removed": {
 			func(f *descriptorpb.FileDescriptorProto) {
 				f.EnumType[0].Value = append(f.EnumType[0].Value, &descriptorpb.EnumValueDescriptorProto{
-					Name: proto.String("STAGE_OLD"), Number: proto.Int32(9),
+					Name: new("STAGE_OLD"), Number: new(int32(9)),
 				})
 			},
 			[]string{`bivouac.runtime.v1.Stage 9: was "STAGE_OLD", is ""`},
 		},
 		"a method no longer streams": {
-			func(f *descriptorpb.FileDescriptorProto) { f.Service[0].Method[0].ServerStreaming = proto.Bool(true) },
+			func(f *descriptorpb.FileDescriptorProto) { f.Service[0].Method[0].ServerStreaming = new(true) },
 			[]string{`bivouac.runtime.v1.DriverService.Info: was "bivouac.runtime.v1.InfoRequest false bivouac.runtime.v1.InfoResponse true", ` +
 				`is "bivouac.runtime.v1.InfoRequest false bivouac.runtime.v1.InfoResponse false"`},
 		},
