@@ -102,10 +102,11 @@ func (e example) refusesAnOpenFolder(t *testing.T) {
 	must.ErrorContains(t, err, "is not a folder that this user alone can write to")
 }
 
-// needs skips a test where a command fails that shows what the plugin needs. In
-// CI all of it has to be there.
+// needs skips a test if a command fails that shows what the plugin needs. In CI
+// all of it has to be there. In short mode the test is skipped.
 func needs(t *testing.T, name string, args ...string) {
 	t.Helper()
+	stack.NeedServers(t)
 	if out, err := exec.Command(name, args...).CombinedOutput(); err != nil && os.Getenv("CI") == "" {
 		t.Skipf("%s %s: %v: %s", name, strings.Join(args, " "), err, out)
 	}

@@ -48,7 +48,7 @@ func (d *decoder) force(t *Template, job *api.Job, spec runtime.Spec, instance, 
 	group.Count = new(1)
 	group.RestartPolicy = noRestart()
 	group.ReschedulePolicy = &api.ReschedulePolicy{Attempts: new(0), Unlimited: new(false)}
-	group.Disconnect = &api.DisconnectStrategy{Replace: new(false), StopOnClientAfter: new(stopOnClientAfter)}
+	group.Disconnect = &api.DisconnectStrategy{Replace: new(false), StopOnClientAfter: new(stopOnClientAfter)} // safeguard: disconnect block
 	for _, network := range group.Networks {
 		splitPorts(network)
 	}

@@ -125,7 +125,7 @@ func (s *Scheduler) endIfExpired(ctx context.Context, listed Session) (*Session,
 
 	isDue := func() bool {
 		current := lease.Session()
-		return current != nil && current.SessionID == listed.SessionID && current.Expired(s.Now())
+		return current != nil && current.SessionID == listed.SessionID && current.Expired(s.Now()) // safeguard: re-check in cleanup
 	}
 	if !isDue() {
 		return nil, nil

@@ -222,7 +222,7 @@ func (s *Scheduler) createOrReplace(ctx context.Context, cmd CreateCommand, leas
 
 	next.CreatedAt = s.now()
 	next.ExpiresAt = next.CreatedAt.Add(cmd.TTL)
-	if err := write(ctx, lease, &next, Keep); err != nil {
+	if err := write(ctx, lease, &next, Keep); err != nil { // safeguard: intent
 		return event, fmt.Errorf("create: write the intent: %w", err)
 	}
 	if err := s.start(ctx, lease, driver, &next, cmd.Progress); err != nil {
@@ -322,7 +322,7 @@ func (s *Scheduler) save(ctx context.Context, driver runtime.Driver, lease Lease
 	}
 	look, done := s.undoing(ctx)
 	defer done()
-	ruledOut := ruleOut(look, lease, session, err)
+	ruledOut := ruleOut(look, lease, session, err) // safeguard: ruling out of a late save
 	err = lockLost(ctx, err)
 	found, _, lookErr := s.Store.Get(look, session.ChatID, Block{})
 	switch {

@@ -38,7 +38,7 @@ func seenAs(session Session, sandbox runtime.Sandbox, err error) Session {
 	case err != nil:
 	case isOfAnotherChat(sandbox, session):
 		session.State, session.Reason = StateLost, "the session is that of another chat: "+sandbox.ChatID
-	case sandbox.State == runtime.StateStarting && sandbox.ContainerID == "":
+	case sandbox.State == runtime.StateStarting && sandbox.ContainerID == "": // safeguard: doubt about what is not seen to start
 		// The driver's view is older than the record, which names what started.
 	case sandbox.ContainerID != session.ContainerID:
 		session.State, session.Reason = StateLost, "another sandbox stands in its place: "+sandbox.ContainerID

@@ -108,7 +108,7 @@ type reclaimed struct {
 func (s *Scheduler) reclaim(ctx context.Context, lease Lease, chatID uuid.UUID, finders []finder) (done reclaimed, err error) {
 	current := lease.Session()
 	others, err := findOthers(ctx, finders, chatID, current)
-	if err != nil || len(others) == 0 {
+	if err != nil || len(others) == 0 { // safeguard: look for a chat's sandboxes before a create
 		return done, err
 	}
 	alive := false

@@ -381,7 +381,7 @@ func lookAgain(ctx context.Context, orphan found) (runtime.Sandbox, error) {
 func (s *Scheduler) resolveUnrecorded(ctx context.Context, lease Lease, orphan found) (adopted *Session, stopped string, err error) {
 	why := whyNotAdopted(orphan.Sandbox)
 	switch {
-	case why == nil:
+	case why == nil: // safeguard: adoption of what lost its record
 		session, err := s.adopt(ctx, lease, orphan, Release)
 		if err != nil {
 			return nil, "", err

@@ -37,7 +37,7 @@ func (s *Scheduler) beginSettling(ctx context.Context, g *errgroup.Group) error 
 	if err != nil {
 		return fmt.Errorf("settle: list what is in flight: %w", err)
 	}
-	for _, session := range inFlight {
+	for _, session := range inFlight { // safeguard: settling of what is in flight
 		g.Go(func() error {
 			s.settleOne(ctx, session)
 			return nil

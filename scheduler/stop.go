@@ -99,7 +99,7 @@ const probeInterval = 250 * time.Millisecond
 // that says that the sandbox was seen dead.
 func awaitSilence(ctx context.Context, lease Lease, driver runtime.Driver, session Session) error {
 	prober, ok := driver.(runtime.Prober)
-	if !ok || session.State == StateDead || !session.Endpoint.IsValid() {
+	if !ok || session.State == StateDead || !session.Endpoint.IsValid() { // safeguard: question to a sandbox that its runtime forgot
 		return nil
 	}
 	if err := held(lease); err != nil {

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/shoenig/test/must"
+
+	"github.com/bivouac/bivouac/internal/pluginhost"
 )
 
 var update = flag.Bool("update", false, "write REFERENCE.md")
@@ -36,7 +38,7 @@ func TestReferenceIsGenerated(t *testing.T) {
 	}{
 		{"consul", "", blocks["consul"]},
 		{"nomad", "", blocks["nomad"]},
-		{"plugin \"NAME\"", "Makes the plugin a runtime of that name. A block `config` inside it is passed to the plugin.", new(Plugin).keys()},
+		{"plugin \"NAME\"", "Makes the plugin a runtime of that name. A block `config` inside it is passed to the plugin.", pluginKeys(new(pluginhost.Plugin))},
 	} {
 		fmt.Fprintf(&text, "\n## Block `%s`\n\n", block.name)
 		if block.about != "" {

@@ -15,6 +15,7 @@ import (
 
 // A driver finds a chat's sandboxes by itself, with what their records held.
 func TestFindChat(t *testing.T) {
+	t.Parallel()
 	r := openShared(t, rawExec(t, nil))
 	spec := newSpec(t, r)
 	spec.AgentID = "a${b}%"

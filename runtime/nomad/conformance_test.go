@@ -19,9 +19,13 @@ import (
 	"github.com/bivouac/bivouac/runtime/conformance"
 )
 
-func TestConformance_raw_exec(t *testing.T) { conform(t, rawExec(t, nil), nil) }
+func TestConformance_raw_exec(t *testing.T) {
+	t.Parallel()
+	conform(t, rawExec(t, nil), nil)
+}
 
 func TestConformance_docker(t *testing.T) {
+	t.Parallel()
 	template, err := jobs.Load("docker", map[string]string{"image": stack.DockerForTest(t)})
 	must.NoError(t, err)
 	conform(t, template, nil)
@@ -29,6 +33,8 @@ func TestConformance_docker(t *testing.T) {
 
 // The exec driver sees of this machine what Nomad's client was told to show.
 func TestConformance_exec(t *testing.T) {
+	t.Parallel()
+	stack.NeedServers(t)
 	if os.Geteuid() != 0 && os.Getenv("CI") == "" {
 		t.Skip("the exec driver needs a client that is root")
 	}

@@ -79,6 +79,7 @@ func shell(script string) string {
 // A sandbox that cannot come up is told about at once, with Nomad's reason, and
 // Delete leaves nothing of it.
 func TestCreate_tells_why_there_is_no_sandbox(t *testing.T) {
+	t.Parallel()
 	unplaceable := `constraint {
 			attribute = "${attr.kernel.name}"
 			value     = "plan9"
@@ -102,6 +103,7 @@ func TestCreate_tells_why_there_is_no_sandbox(t *testing.T) {
 	}
 	for _, tc := range cases {
 		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
 			r := openShared(t, templateOf(t, patience.String(), tc.body))
 			spec := newSpec(t, r)
 			start := time.Now()
@@ -120,6 +122,7 @@ func TestCreate_tells_why_there_is_no_sandbox(t *testing.T) {
 }
 
 func TestCreate_tells_that_an_image_is_missing(t *testing.T) {
+	t.Parallel()
 	stack.DockerForTest(t)
 	r := openShared(t, templateOf(t, patience.String(), task("docker", `image = "127.0.0.1:1/no/such:image"`, "")))
 	_, err := r.Create(patiently(t), newSpec(t, r), ignore)
@@ -130,6 +133,7 @@ func TestCreate_tells_that_an_image_is_missing(t *testing.T) {
 // The path of the volume is the caller's, so a missing one is the caller's mistake,
 // as it is for other runtimes. A template's own mounts are not.
 func TestCreate_tells_that_a_volume_is_missing(t *testing.T) {
+	t.Parallel()
 	image := stack.DockerForTest(t)
 	for _, tc := range []struct {
 		name, source string
@@ -157,6 +161,7 @@ func TestCreate_tells_that_a_volume_is_missing(t *testing.T) {
 // Time may run out before there is a process at all. Then a refused connection
 // says nothing, and what Nomad still waits for says it all.
 func TestCreate_tells_what_it_waited_for(t *testing.T) {
+	t.Parallel()
 	sleeps := task("raw_exec", shell("exec sleep 100"), "")
 	before := strings.Replace(task("raw_exec", shell("exec sleep 100"), `lifecycle {
 		hook = "prestart"
@@ -201,6 +206,7 @@ func TestCreate_tells_what_it_waited_for(t *testing.T) {
 // A task that is asked to end may do so with exit code 0, which alone would say
 // that all was well.
 func TestCreate_tells_what_made_a_task_end(t *testing.T) {
+	t.Parallel()
 	r := openShared(t, templateOf(t, patience.String(), `service {
 		provider = "nomad"
 		port     = "http"
@@ -230,6 +236,7 @@ func TestCreate_tells_what_made_a_task_end(t *testing.T) {
 // A sandbox that runs but does not answer is not waited for without end, and
 // the caller can tell that it was time that ran out.
 func TestCreate_gives_up_after_the_template_s_limit(t *testing.T) {
+	t.Parallel()
 	r := openShared(t, templateOf(t, "1s", task("raw_exec", shell("exec sleep 100"), "")))
 	_, err := r.Create(patiently(t), newSpec(t, r), ignore)
 	must.ErrorIs(t, err, runtime.ErrNotReady)
@@ -238,6 +245,7 @@ func TestCreate_gives_up_after_the_template_s_limit(t *testing.T) {
 }
 
 func TestCreate_ends_with_its_caller(t *testing.T) {
+	t.Parallel()
 	r := openShared(t, templateOf(t, patience.String(), task("raw_exec", shell("exec sleep 100"), "")))
 	ctx, cancel := context.WithCancel(t.Context())
 	_, err := r.Create(ctx, newSpec(t, r), func(runtime.Stage) { cancel() })
@@ -247,6 +255,7 @@ func TestCreate_ends_with_its_caller(t *testing.T) {
 
 // A process that happens to listen on the sandbox's port does not pass for it.
 func TestCreate_is_not_taken_in_by_a_foreign_process(t *testing.T) {
+	t.Parallel()
 	self, err := os.Executable()
 	must.NoError(t, err)
 	// A demo sandbox that was told another session's ID.
@@ -260,6 +269,7 @@ func TestCreate_is_not_taken_in_by_a_foreign_process(t *testing.T) {
 // What Nomad would never run is told apart from what it cannot run now, and
 // nothing is left of it: there was never a job, and none has to be kept away.
 func TestCreate_refuses_a_job_that_Nomad_rejects(t *testing.T) {
+	t.Parallel()
 	r := openShared(t, templateOf(t, "2s", task("raw_exec", shell("exec sleep 100"), `constraint {
 		operator = "no such operator"
 	}`)))
@@ -277,6 +287,7 @@ func TestCreate_refuses_a_job_that_Nomad_rejects(t *testing.T) {
 // What looks like Nomad's own interpolation is text to a session: it reaches the
 // sandbox as it is, by each of its ways.
 func TestCreate_delivers_what_looks_like_interpolation(t *testing.T) {
+	t.Parallel()
 	const odd = "a{node.unique.name}{ if true }$"
 	templates := map[string]func(*testing.T) *jobs.Template{
 		"raw_exec": func(t *testing.T) *jobs.Template { return rawExec(t, nil) },
@@ -310,6 +321,7 @@ func TestCreate_delivers_what_looks_like_interpolation(t *testing.T) {
 // Docker's proxy takes connections before anybody listens behind it. A sandbox
 // is ready once somebody does, and not if nobody ever does.
 func TestCreate_is_not_taken_in_by_Docker_s_proxy(t *testing.T) {
+	t.Parallel()
 	create := func(t *testing.T, order, timeout string) (runtime.Sandbox, error) {
 		t.Helper()
 		template, err := jobs.Load("docker", map[string]string{

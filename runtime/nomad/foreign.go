@@ -23,7 +23,7 @@ func (d *Driver) foreign(jobID string, meta map[string]string) string {
 	switch id := meta[jobs.MetaInstance]; {
 	case id == "" || meta[jobs.MetaSessionID] != sessionID:
 		return "its meta is not that of a sandbox"
-	case !d.instance.owns(id):
+	case !d.instance.owns(id): // safeguard: instance of each job
 		return fmt.Sprintf("it belongs to instance %q", id)
 	default:
 		return ""

@@ -18,6 +18,7 @@ import (
 // A job bears the name of a session's and is not this Bivouac's, or was damaged
 // by hand. It is told of, never listed, never stopped, and never handed out.
 func TestForeignJobs_are_left_alone(t *testing.T) {
+	t.Parallel()
 	damages := map[string]func(meta map[string]string) map[string]string{
 		"no meta": func(map[string]string) map[string]string { return nil },
 		"another instance": func(meta map[string]string) map[string]string {
@@ -35,6 +36,7 @@ func TestForeignJobs_are_left_alone(t *testing.T) {
 	}
 	for name, damage := range damages {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			r := openShared(t, rawExec(t, nil))
 			must.NoError(t, r.Current(patiently(t)))
 			ours, _ := create(t, r)
@@ -90,6 +92,7 @@ func listed(t *testing.T, r replica) []string {
 // What a Bivouac made before its instance had an ID of its own bears the name
 // that was configured.
 func TestInstance_owns_what_bears_its_legacy_name(t *testing.T) {
+	t.Parallel()
 	before := openShared(t, rawExec(t, nil))
 	must.NoError(t, before.Current(patiently(t)))
 	_, old := create(t, before)

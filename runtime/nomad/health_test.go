@@ -21,6 +21,7 @@ import (
 // with a token that has the rules of a policy.
 func withACL(t *testing.T) (management *api.Client, replicaWith func(rules string) replica) {
 	t.Helper()
+	stack.NeedServers(t)
 	n, err := stack.StartNomad(t.Context(), stack.NomadConfig{Drivers: []string{"raw_exec"}, ManagementToken: uuid.NewString()})
 	must.NoError(t, err)
 	t.Cleanup(func() { must.NoError(t, n.Stop()) })
@@ -58,6 +59,7 @@ func jobIDs(t *testing.T, client *api.Client) (ids []string) {
 // What keeps sandboxes from being made is found before one is asked for, and
 // told in Nomad's words.
 func TestHealth_finds_what_the_token_lacks(t *testing.T) {
+	t.Parallel()
 	management, replicaWith := withACL(t)
 	well := replicaWith(enough)
 	must.NoError(t, well.Health(patiently(t)))
@@ -137,6 +139,7 @@ func setScheduler(t *testing.T, client *api.Client, change func(*api.SchedulerCo
 // Nomad answers a stream with 200 before it looks at the token, and then breaks
 // it off with words that are no JSON.
 func TestHealth_tells_of_a_stream_that_Nomad_denies(t *testing.T) {
+	t.Parallel()
 	p := newProxy(t)
 	r := openThrough(t, p, rawExec(t, nil))
 	must.NoError(t, r.Health(patiently(t)))
@@ -164,6 +167,7 @@ func TestHealth_tells_of_a_stream_that_Nomad_denies(t *testing.T) {
 
 // A namespace that does not exist is the operator's fault, not the caller's.
 func TestHealth_finds_a_namespace_that_does_not_exist(t *testing.T) {
+	t.Parallel()
 	for _, namespace := range []string{"no-such", "*"} {
 		t.Run(namespace, func(t *testing.T) {
 			client, err := stack.NomadForTest(t).Client()
@@ -185,6 +189,7 @@ func TestHealth_finds_a_namespace_that_does_not_exist(t *testing.T) {
 }
 
 func TestHealth_finds_a_template_that_Nomad_rejects(t *testing.T) {
+	t.Parallel()
 	r := openShared(t, templateOf(t, "2s", task("raw_exec", shell("exec sleep 100"), `constraint {
 		operator = "no such operator"
 	}`)))
@@ -197,6 +202,7 @@ func TestHealth_finds_a_template_that_Nomad_rejects(t *testing.T) {
 // However many ask for it, and however slow Nomad is to answer, sandboxes are
 // made meanwhile.
 func TestHealth_takes_no_place_of_other_requests(t *testing.T) {
+	t.Parallel()
 	p := newProxy(t)
 	r := openThrough(t, p, rawExec(t, nil))
 	spec := newSpec(t, r)

@@ -17,6 +17,7 @@ import (
 // cluster is a Nomad whose client can be lost within seconds.
 func cluster(t *testing.T) (*stack.Nomad, replica) {
 	t.Helper()
+	stack.NeedServers(t)
 	n, err := stack.StartNomad(patiently(t), stack.NomadConfig{
 		Servers: 1, Clients: 1, HeartbeatGrace: time.Second, MinHeartbeatTTL: time.Second,
 	})

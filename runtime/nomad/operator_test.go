@@ -31,6 +31,7 @@ func awaitReport(t *testing.T, reports <-chan runtime.Sandbox, sessionID string,
 }
 
 func TestWatch_says_that_an_operator_stopped_the_job(t *testing.T) {
+	t.Parallel()
 	r := openShared(t, rawExec(t, nil))
 	reports := watch(t, r)
 	spec, sandbox := create(t, r)
@@ -48,6 +49,7 @@ func TestWatch_says_that_an_operator_stopped_the_job(t *testing.T) {
 // Nomad replaces an allocation that an operator stops. The replacement is not
 // the session's sandbox: it is never handed out, and stopped.
 func TestGuard_stops_a_second_allocation(t *testing.T) {
+	t.Parallel()
 	r := openShared(t, rawExec(t, nil))
 	reports := watch(t, r)
 	spec, sandbox := create(t, r)
@@ -75,6 +77,7 @@ func TestGuard_stops_a_second_allocation(t *testing.T) {
 // passes the check just before a tombstone is laid overwrites it. What comes of
 // that is stopped.
 func TestGuard_stops_what_overwrites_a_tombstone(t *testing.T) {
+	t.Parallel()
 	r := openShared(t, rawExec(t, nil))
 	must.NoError(t, r.Current(patiently(t)))
 	spec := newSpec(t, r)
@@ -92,6 +95,7 @@ func TestGuard_stops_what_overwrites_a_tombstone(t *testing.T) {
 }
 
 func TestList_leaves_out_what_is_not_ours(t *testing.T) {
+	t.Parallel()
 	r := openShared(t, rawExec(t, nil))
 	ours, _ := create(t, r)
 	other := openShared(t, rawExec(t, nil))
@@ -118,6 +122,7 @@ func TestList_leaves_out_what_is_not_ours(t *testing.T) {
 
 // What one replica made, another one sees, with no word between them.
 func TestInspect_sees_what_another_replica_made(t *testing.T) {
+	t.Parallel()
 	one := openShared(t, rawExec(t, nil))
 	two := open(t, one.client, one.template, one.instance)
 	spec, sandbox := create(t, one)
@@ -130,6 +135,7 @@ func TestInspect_sees_what_another_replica_made(t *testing.T) {
 
 // While a sandbox stands, a second one for its session is refused to everyone.
 func TestStop_holds_for_other_replicas(t *testing.T) {
+	t.Parallel()
 	one := openShared(t, rawExec(t, nil))
 	two := open(t, one.client, one.template, one.instance)
 	spec, _ := create(t, one)
@@ -144,6 +150,7 @@ func TestStop_holds_for_other_replicas(t *testing.T) {
 // Where two replicas are at it at once, one of them purges the job, and Nomad
 // answers the other with an error. Both have done what they were asked for.
 func TestDelete_by_two_replicas_at_once(t *testing.T) {
+	t.Parallel()
 	one := openShared(t, rawExec(t, nil))
 	two := open(t, one.client, one.template, one.instance)
 	for range 5 {

@@ -162,6 +162,7 @@ func TestRequests_while_the_event_stream_is_up(t *testing.T) {
 // The reply to a registration is lost: Nomad has the job, and its sandbox is
 // handed out.
 func TestCreate_finds_out_what_became_of_a_registration(t *testing.T) {
+	t.Parallel()
 	p := newProxy(t)
 	r := openThrough(t, p, rawExec(t, nil))
 	p.setFault(func(_ http.ResponseWriter, req *http.Request) bool {
@@ -181,6 +182,7 @@ func TestCreate_finds_out_what_became_of_a_registration(t *testing.T) {
 
 // The registration itself is lost: it is not repeated blindly.
 func TestCreate_does_not_repeat_a_registration(t *testing.T) {
+	t.Parallel()
 	p := newProxy(t)
 	r := openThrough(t, p, rawExec(t, nil))
 	p.setFault(func(w http.ResponseWriter, req *http.Request) bool {
@@ -210,6 +212,7 @@ func busyFor(d time.Duration) func(http.ResponseWriter, *http.Request) bool {
 
 // Nomad turns everything away for a while: nothing is dropped for that.
 func TestDriver_outlasts_a_storm_of_429(t *testing.T) {
+	t.Parallel()
 	p := newProxy(t)
 	r := openThrough(t, p, rawExec(t, nil))
 	spec := newSpec(t, r)
@@ -267,6 +270,7 @@ func TestRequests_are_bounded(t *testing.T) {
 // Without events all works, at the price of requests; what happened in the
 // meantime is noticed once they are back.
 func TestDriver_does_without_events(t *testing.T) {
+	t.Parallel()
 	p := newProxy(t)
 	r := openThrough(t, p, rawExec(t, nil))
 	before := newSpec(t, r)
@@ -299,6 +303,7 @@ func TestDriver_does_without_events(t *testing.T) {
 
 // Doubt is not death: while Nomad cannot be asked, nothing is said of a sandbox.
 func TestInspect_knows_nothing_without_Nomad(t *testing.T) {
+	t.Parallel()
 	p := newProxy(t)
 	r := openThrough(t, p, rawExec(t, nil))
 	spec := newSpec(t, r)
@@ -334,6 +339,7 @@ func deny(w http.ResponseWriter, _ *http.Request) bool {
 // Nomad no longer takes the token. Each answer says so and comes at once, and a
 // create leaves nothing to be undone: its registration was refused.
 func TestDriver_tells_that_Nomad_denies_permission(t *testing.T) {
+	t.Parallel()
 	p := newProxy(t)
 	r := openThrough(t, p, rawExec(t, nil))
 	standing, refused := newSpec(t, r), newSpec(t, r)
@@ -363,6 +369,7 @@ func TestDriver_tells_that_Nomad_denies_permission(t *testing.T) {
 
 // The right to register alone may be missing: what stands is found all the same.
 func TestCreate_finds_what_stands_without_the_right_to_register(t *testing.T) {
+	t.Parallel()
 	p := newProxy(t)
 	r := openThrough(t, p, rawExec(t, nil))
 	spec := newSpec(t, r)

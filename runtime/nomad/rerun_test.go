@@ -81,6 +81,7 @@ func staysDead(t *testing.T, r replica, spec runtime.Spec, reason string) {
 // Nomad runs a task again for these reasons whatever the job's restart policy
 // is. The process that was handed out is gone then, and so is the sandbox.
 func TestSandbox_that_Nomad_restarts_is_dead(t *testing.T) {
+	t.Parallel()
 	t.Run("because_a_variable_changed", func(t *testing.T) {
 		r := openShared(t, rawExec(t, nil))
 		path := "test/" + uuid.NewString()
@@ -131,6 +132,7 @@ func TestSandbox_that_Nomad_restarts_is_dead(t *testing.T) {
 	// A machine that reboots takes the client and all that runs on it, and is
 	// back before Nomad counts its node as lost.
 	t.Run("because_its_node_rebooted", func(t *testing.T) {
+		stack.NeedServers(t)
 		n, err := stack.StartNomad(patiently(t), stack.NomadConfig{Servers: 1, Clients: 1, HeartbeatGrace: time.Minute})
 		must.NoError(t, err)
 		t.Cleanup(func() { must.NoError(t, n.Stop()) })
@@ -186,6 +188,7 @@ func other(name, script, more string) string {
 
 // Nomad calls an allocation running while any task of it runs.
 func TestSandbox_ends_with_the_first_of_its_main_tasks(t *testing.T) {
+	t.Parallel()
 	const waits = "exec sleep 1000"
 	for name, body := range map[string]string{
 		"beside_another_main_task": other("other", waits, ""),
@@ -241,6 +244,7 @@ func TestSandbox_ends_with_the_first_of_its_main_tasks(t *testing.T) {
 // Nomad never ends a poststop task. A stop says that it waits for one, and ends
 // once an operator did what it says.
 func TestStop_says_which_task_it_waits_for(t *testing.T) {
+	t.Parallel()
 	r := openShared(t, rawExec(t, nil))
 	spec, sandbox := createWith(t, r, func(job *api.Job) {
 		hangs := api.NewTask("cleanup", "raw_exec")
@@ -275,6 +279,7 @@ func TestStop_says_which_task_it_waits_for(t *testing.T) {
 // Nomad's client cannot end a task while its driver makes it, as by a pull from a
 // registry that is silent: then a stop takes as long as the pull.
 func TestStop_says_that_a_pull_has_to_end_first(t *testing.T) {
+	t.Parallel()
 	stack.DockerForTest(t)
 	silent, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	must.NoError(t, err)

@@ -31,7 +31,7 @@ const taskRestoreFailed = "Failed Restoring Task"
 func runOver(job jobFields, alloc *api.AllocationListStub) string {
 	names := mainTasks(job, alloc)
 	for _, name := range names {
-		if why := ranAgain(alloc.TaskStates[name]); why != "" {
+		if why := ranAgain(alloc.TaskStates[name]); why != "" { // safeguard: end of a sandbox with its first run
 			return fmt.Sprintf("task %q %s", name, why)
 		}
 	}
@@ -77,7 +77,7 @@ func ranAgain(task *api.TaskState) string {
 
 // endedItself reports whether the task ended without being asked to by Nomad.
 func endedItself(task *api.TaskState) bool {
-	return task.State == taskDead && !slices.ContainsFunc(task.Events, isKilling)
+	return task.State == taskDead && !slices.ContainsFunc(task.Events, isKilling) // safeguard: end of a sandbox with its first main task
 }
 
 func isKilling(e *api.TaskEvent) bool { return e.Type == api.TaskKilling }

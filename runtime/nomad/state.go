@@ -163,7 +163,7 @@ func hasEnded(alloc *api.AllocationListStub) bool {
 	switch alloc.ClientStatus {
 	case api.AllocClientStatusComplete, api.AllocClientStatusFailed:
 	case api.AllocClientStatusLost, api.AllocClientStatusUnknown:
-		if len(alloc.TaskStates) == 0 {
+		if len(alloc.TaskStates) == 0 { // safeguard: client's last word on a lost node
 			return false
 		}
 	default:

@@ -159,17 +159,17 @@ func (d *Driver) stopStep(ctx context.Context, sessionID, jobID string) (state, 
 	case err != nil:
 		return state{}, err
 	case !s.known:
-		return state{}, d.layTombstone(ctx, sessionID)
+		return state{}, d.layTombstone(ctx, sessionID) // safeguard: tombstone
 	case d.notForeign(s) != nil:
 		return state{}, d.notForeign(s)
 	case !s.job.Stop:
 		return state{}, d.deregister(ctx, sessionID, jobID)
 	case !before.job.Stop:
 		return state{}, errors.New("the job has just been stopped by somebody else")
-	case slices.ContainsFunc(evals, isPending):
+	case slices.ContainsFunc(evals, isPending): // safeguard: wait for what Nomad decides
 		return state{}, errors.New("Nomad has not yet evaluated the stop")
 	default:
-		return s, d.running(ctx, s)
+		return s, d.running(ctx, s) // safeguard: wait for terminal
 	}
 }
 
@@ -178,7 +178,7 @@ func (d *Driver) stopStep(ctx context.Context, sessionID, jobID string) (state, 
 func (d *Driver) deregister(ctx context.Context, sessionID, jobID string) error {
 	d.ownStops.add(sessionID)
 	err := d.tell(ctx, func(opts *api.WriteOptions) error {
-		_, _, err := d.client.Jobs().Deregister(jobID, false, opts)
+		_, _, err := d.client.Jobs().Deregister(jobID, false, opts) // safeguard: stop before purge
 		return err
 	})
 	if err != nil {

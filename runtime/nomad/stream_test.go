@@ -107,6 +107,7 @@ func moments() []moment {
 // Whenever the event stream breaks, a create that cannot come to anything is
 // told so, with Nomad's reason, long before its own limit.
 func TestCreate_tells_why_although_the_event_stream_breaks(t *testing.T) {
+	t.Parallel()
 	failures := []struct {
 		name, body string
 		is         error
@@ -121,6 +122,7 @@ func TestCreate_tells_why_although_the_event_stream_breaks(t *testing.T) {
 	for _, m := range moments() {
 		for _, f := range failures {
 			t.Run(f.name+"/"+m.name, func(t *testing.T) {
+				t.Parallel()
 				p := newProxy(t)
 				r := openThrough(t, p, templateOf(t, patience.String(), f.body))
 				spec := newSpec(t, r)
@@ -140,6 +142,7 @@ func TestCreate_tells_why_although_the_event_stream_breaks(t *testing.T) {
 // A stream that is up and brings nothing holds no stop up: what counts is what
 // Nomad says when it is asked.
 func TestStop_does_not_wait_for_events(t *testing.T) {
+	t.Parallel()
 	p := newProxy(t)
 	r := openThrough(t, p, rawExec(t, nil))
 	spec := newSpec(t, r)

@@ -109,14 +109,14 @@ func surplus(s state) string {
 	switch {
 	case !s.known || s.job.Stop:
 		return ""
-	case s.job.altered():
+	case s.job.altered(): // safeguard: guard of jobs registered anew
 		return "its job was registered again"
 	case len(s.allocs) > 1 && live > 0:
 		return "Nomad made a second allocation"
-	case givenUp > 0:
+	case givenUp > 0: // safeguard: guard of jobs that Nomad gave up
 		return "Nomad gave its allocation up"
 	case first != nil && isLive(first):
-		return runOver(s.job, first)
+		return runOver(s.job, first) // safeguard: guard of second runs
 	default:
 		return ""
 	}

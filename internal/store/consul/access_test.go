@@ -19,6 +19,7 @@ import (
 // lacks, in Consul's words.
 func TestHealthTellsWhatTheTokenMayNotDo(t *testing.T) {
 	management := uuid.NewString()
+	stack.NeedServers(t)
 	server, err := stack.StartConsul(t.Context(), stack.ConsulConfig{ManagementToken: management})
 	must.NoError(t, err)
 	t.Cleanup(func() { must.NoError(t, server.Stop()) })

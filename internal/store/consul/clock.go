@@ -292,7 +292,7 @@ const (
 // that would end sessions early. A time that is behind ends no session.
 func judge(tick, machine time.Duration, repeated bool, agreed *time.Duration) verdict {
 	switch {
-	case agreed != nil && (tick-*agreed).Abs() <= tolerance:
+	case agreed != nil && (tick-*agreed).Abs() <= tolerance: // safeguard: bound of the agreed time
 		return followed
 	case tick > machine+maxSkew:
 		return refused

@@ -44,7 +44,7 @@ func (h *hold) extend(deadline time.Time) {
 func (h *hold) over() bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return h.ended || !time.Now().Before(h.deadline)
+	return h.ended || !time.Now().Before(h.deadline) // safeguard: local deadline of locks
 }
 
 // end ends the hold and closes the lost channel of all its leases.

@@ -263,7 +263,7 @@ func (i *identity) first(ctx context.Context) error {
 	switch {
 	case records && (len(running) == 0 || legacy && len(running) == 1):
 		fresh.LegacyInstance = i.config.Instance // the records are from before identities
-	case len(running) > 0:
+	case len(running) > 0: // safeguard: standing still without an identity
 		return i.undecided(running)
 	}
 	_, err = i.write(ctx, fresh, 0)

@@ -122,7 +122,7 @@ func (l *Lease) write(ctx context.Context, w *write) error {
 			l.doubts = append(l.doubts, w)
 		}
 
-		applied, settleErr := l.settle(ctx)
+		applied, settleErr := l.settle(ctx) // safeguard: look after an unknown outcome
 		switch {
 		case settleErr != nil:
 			return settleErr
@@ -162,13 +162,13 @@ func (l *Lease) try(ctx context.Context, w *write) ([]*api.KVPair, error) {
 // set the record, set its index entries, and delete those that it no longer has.
 func (l *Lease) ops(w *write) []*api.KVTxnOp {
 	keys := l.store.keys
-	ops := []*api.KVTxnOp{{Verb: api.KVCheckIndex, Key: keys.lock(l.chatID), Index: l.lockIndex}}
-	ops = append(ops, l.store.identity.unmoved())
+	ops := []*api.KVTxnOp{{Verb: api.KVCheckIndex, Key: keys.lock(l.chatID), Index: l.lockIndex}} // safeguard: fence
+	ops = append(ops, l.store.identity.unmoved())                                                 // safeguard: identity check of writes
 	switch {
 	case w.next != nil:
-		ops = append(ops, &api.KVTxnOp{Verb: api.KVCAS, Key: keys.record(l.chatID), Index: l.index, Value: w.value})
+		ops = append(ops, &api.KVTxnOp{Verb: api.KVCAS, Key: keys.record(l.chatID), Index: l.index, Value: w.value}) // safeguard: fence
 	case l.index != 0:
-		ops = append(ops, &api.KVTxnOp{Verb: api.KVDeleteCAS, Key: keys.record(l.chatID), Index: l.index})
+		ops = append(ops, &api.KVTxnOp{Verb: api.KVDeleteCAS, Key: keys.record(l.chatID), Index: l.index}) // safeguard: fence
 	}
 	before, after := keys.index(l.session, ""), keys.index(w.next, w.id)
 	for key := range before {
@@ -183,7 +183,7 @@ func (l *Lease) ops(w *write) []*api.KVTxnOp {
 		ops = append(ops, &api.KVTxnOp{Verb: api.KVSet, Key: keys.changed(), Value: []byte(w.id)})
 	}
 	if w.then == scheduler.Release {
-		ops = append(ops, &api.KVTxnOp{Verb: api.KVDeleteCAS, Key: keys.lock(l.chatID), Index: l.lockIndex})
+		ops = append(ops, &api.KVTxnOp{Verb: api.KVDeleteCAS, Key: keys.lock(l.chatID), Index: l.lockIndex}) // safeguard: fence
 	}
 	return ops
 }

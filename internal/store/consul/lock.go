@@ -33,7 +33,7 @@ func (s *Store) lock(ctx context.Context, chatID uuid.UUID, wait time.Duration, 
 	if err := s.identity.stands(ctx); err != nil {
 		return nil, fmt.Errorf("consul: lock chat %s: %w", chatID, err)
 	}
-	unlock, err := s.chats.Lock(ctx, chatID, wait)
+	unlock, err := s.chats.Lock(ctx, chatID, wait) // safeguard: chat mutex
 	if err != nil {
 		return nil, fmt.Errorf("consul: lock chat %s: %w", chatID, err)
 	}
@@ -165,7 +165,7 @@ const strayLimit = time.Minute
 // abandon makes clearStrays delete a lock key that the lease may have in Consul.
 func (s *Store) abandon(h *hold, lease *Lease) {
 	h.mu.Lock()
-	h.strays[lease.id] = stray{key: s.keys.lock(lease.chatID), since: time.Now()}
+	h.strays[lease.id] = stray{key: s.keys.lock(lease.chatID), since: time.Now()} // safeguard: clearing of stray locks
 	h.mu.Unlock()
 	s.session.look()
 }

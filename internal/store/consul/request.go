@@ -311,5 +311,5 @@ func pick(pairs []*api.KVPair, key string) (*api.KVPair, error) {
 			return pair, nil
 		}
 	}
-	return nil, fmt.Errorf("%w: the answer does not contain %s; check that the Consul token may read it", scheduler.ErrUnavailable, key)
+	return nil, fmt.Errorf("%w: the answer does not contain %s; check that the Consul token may read it", scheduler.ErrUnavailable, key) // safeguard: doubt about what a token may not read
 }

@@ -63,6 +63,7 @@ func (w *world) sinceHeartbeat(t *testing.T) time.Duration {
 // end.
 func TestSandboxOfNodeThatIsCutOffForLongIsEndedAndNotReplaced(t *testing.T) {
 	// Given a sandbox that its node is to end after seconds, and not minutes.
+	stack.NeedServers(t)
 	nomad, err := stack.StartNomad(t.Context(), stack.NomadConfig{
 		Servers: 1, Clients: 2, Drivers: []string{"raw_exec"},
 		HeartbeatGrace: heartbeatGrace, MinHeartbeatTTL: heartbeat,

@@ -53,6 +53,7 @@ func (w *world) edited(key, field string, value any) []byte {
 }
 
 func TestDamagedRecordsAreReportedAndLeftAlone(t *testing.T) {
+	t.Parallel()
 	// Given sessions whose records somebody damaged, each in his own way.
 	w := newWorld(t, "raw_exec")
 	r := w.start()
@@ -140,6 +141,7 @@ func TestDamagedRecordsAreReportedAndLeftAlone(t *testing.T) {
 }
 
 func TestRecordThatWasEditedToAnotherContainerIsReplaced(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, "raw_exec")
 	r := w.start()
 	chat := uuid.NewString()
@@ -158,6 +160,7 @@ func TestRecordThatWasEditedToAnotherContainerIsReplaced(t *testing.T) {
 }
 
 func TestIndexKeysWithoutARecordAreRemoved(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, "raw_exec")
 	r := w.start()
 	absent := uuid.NewString()
@@ -178,6 +181,7 @@ func TestIndexKeysWithoutARecordAreRemoved(t *testing.T) {
 }
 
 func TestJobsOfOthersAreLeftAlone(t *testing.T) {
+	t.Parallel()
 	// Given a job with Bivouac's prefix that nothing says whose it is.
 	w := newWorld(t, "raw_exec")
 	job := nomad.NewBatchJob("bivouac-"+uuid.NewString(), "somebody's", "global", 50)
@@ -204,6 +208,7 @@ func TestJobsOfOthersAreLeftAlone(t *testing.T) {
 }
 
 func TestLockKeyDeletedInMidCreate(t *testing.T) {
+	t.Parallel()
 	// Given a create that takes long, whose lock key somebody deletes.
 	w := newWorld(t, "raw_exec")
 	w.flags = append(w.flags, "-job-var=command=/bin/sleep", `-job-var=args=["300"]`)

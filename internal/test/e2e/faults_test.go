@@ -18,6 +18,7 @@ import (
 )
 
 func TestHundredCreatesShareOneStart(t *testing.T) {
+	t.Parallel()
 	// Given three replicas and a hundred callers that want one chat's sandbox.
 	w := newWorld(t, "raw_exec")
 	replicas := []*replica{w.start(), w.start(), w.start()}
@@ -58,6 +59,7 @@ func TestHundredCreatesShareOneStart(t *testing.T) {
 }
 
 func TestSandboxThatDiedIsReplaced(t *testing.T) {
+	t.Parallel()
 	eachTemplate(t, func(t *testing.T, template string) {
 		w := newWorld(t, template)
 		r := w.start()
@@ -89,6 +91,7 @@ func TestSandboxThatDiedIsReplaced(t *testing.T) {
 }
 
 func TestSandboxStoppedByAnOperatorIsToldSo(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, "raw_exec")
 	r := w.start()
 	chat := uuid.NewString()
@@ -105,6 +108,7 @@ func TestSandboxStoppedByAnOperatorIsToldSo(t *testing.T) {
 }
 
 func TestCreateThatCannotSucceedLeavesNothing(t *testing.T) {
+	t.Parallel()
 	const huge = "100000000"
 	for _, tc := range []struct {
 		name, template string
@@ -147,6 +151,7 @@ func TestCreateThatCannotSucceedLeavesNothing(t *testing.T) {
 }
 
 func TestReplicaThatStopsLeavesSandboxesRunning(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, "raw_exec")
 	first := w.start()
 	chat := uuid.NewString()
@@ -165,6 +170,7 @@ func TestReplicaThatStopsLeavesSandboxesRunning(t *testing.T) {
 }
 
 func TestReplicaKilledInMidCreateIsSettledByAnother(t *testing.T) {
+	t.Parallel()
 	// Given a replica that is killed while its sandbox is starting.
 	w := newWorld(t, "raw_exec")
 	w.flags = append(w.flags, "-job-var=command=/bin/sleep", `-job-var=args=["300"]`)

@@ -72,6 +72,7 @@ func (r *replica) awaitHealthy() string {
 }
 
 func TestReplicaThatIsToldOfAnotherBivouacRefusesToStart(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, "raw_exec")
 	r := w.start()
 	chat := uuid.NewString()
@@ -90,6 +91,7 @@ func TestReplicaThatIsToldOfAnotherBivouacRefusesToStart(t *testing.T) {
 }
 
 func TestTwoBivouacsWithOneNameOnOneNomad(t *testing.T) {
+	t.Parallel()
 	// Given one Bivouac with sandboxes, and another with the same name whose
 	// records are elsewhere.
 	one := newWorld(t, "raw_exec")
@@ -136,6 +138,7 @@ func status(t *testing.T, r *replica, path string) int {
 }
 
 func TestConsulThatLosesItsDataUnderReplicas(t *testing.T) {
+	t.Parallel()
 	// Given two replicas with sandboxes, and somebody who deletes all keys.
 	w := newWorld(t, "raw_exec")
 	t.Cleanup(w.purge)

@@ -23,6 +23,7 @@ func eachTemplate(t *testing.T, spec func(t *testing.T, template string)) {
 }
 
 func TestChatGetsItsOneSandbox(t *testing.T) {
+	t.Parallel()
 	eachTemplate(t, func(t *testing.T, template string) {
 		w := newWorld(t, template)
 		r := w.start()
@@ -92,6 +93,7 @@ func TestChatGetsItsOneSandbox(t *testing.T) {
 }
 
 func TestExpiredSessionIsReplacedOrCleanedUp(t *testing.T) {
+	t.Parallel()
 	eachTemplate(t, func(t *testing.T, template string) {
 		// Given two sessions that expire, and nobody who cleans up by himself.
 		w := newWorld(t, template, "-cleanup-interval=1h")
@@ -132,6 +134,7 @@ func TestExpiredSessionIsReplacedOrCleanedUp(t *testing.T) {
 }
 
 func TestCleanupRunsByItself(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, "raw_exec")
 	r := w.start()
 	chat := uuid.NewString()
@@ -150,6 +153,7 @@ func TestCleanupRunsByItself(t *testing.T) {
 }
 
 func TestBlockingReadsWakeAtAChange(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, "raw_exec")
 	r := w.start()
 	chat := uuid.NewString()

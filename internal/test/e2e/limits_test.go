@@ -89,6 +89,7 @@ func (r *replica) wantsRoom(w *world, chat string) (created bool, err error) {
 }
 
 func TestReplicaThatIsStoppedInMidCreateFinishesIt(t *testing.T) {
+	t.Parallel()
 	// Given a sandbox that starts to answer when it is told to.
 	w := newWorld(t, "raw_exec")
 	w.flags = append(w.flags, "-job-var=command=/bin/sh",
@@ -113,6 +114,7 @@ func TestReplicaThatIsStoppedInMidCreateFinishesIt(t *testing.T) {
 }
 
 func TestReplicaThatIsStoppedInMidCreateHandsItOver(t *testing.T) {
+	t.Parallel()
 	// Given a create that takes longer than a replica may take to stop.
 	w := newWorld(t, "raw_exec", "-job-var=ready_timeout=4m")
 	w.flags = append(w.flags, "-job-var=command=/bin/sh",
@@ -143,6 +145,7 @@ func TestReplicaThatIsStoppedInMidCreateHandsItOver(t *testing.T) {
 }
 
 func TestReplicaThatIsStoppedBeforeItsUndoIsDoneHandsItOver(t *testing.T) {
+	t.Parallel()
 	// Given a create whose sandbox takes longer to stop than a replica that stops
 	// may take to undo it.
 	text, err := os.ReadFile("../../../jobs/templates/raw_exec.hcl")

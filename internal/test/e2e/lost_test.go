@@ -50,6 +50,7 @@ func (w *world) setBack(to map[string]*consul.KVPair) {
 }
 
 func TestRecordsThatAreLost(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, "raw_exec")
 	r := w.start()
 	fresh := func() (string, wire.Session) {
@@ -148,6 +149,7 @@ func TestRecordsThatAreLost(t *testing.T) {
 
 // Nomad forgets a job that is purged at once, while its task takes its time to end.
 func TestSandboxWhoseJobWasPurged(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, "raw_exec")
 	script := `trap 'sleep 4; kill -9 $pid; exit 0' INT TERM; setsid ` + binary + ` demo-sandbox & pid=$!; wait $pid; wait $pid`
 	w.flags = append(w.flags, "-job-var=command=/bin/sh", fmt.Sprintf("-job-var=args=[\"-c\", %q]", script))
@@ -187,6 +189,7 @@ func TestSandboxWhoseJobWasPurged(t *testing.T) {
 
 // What nobody asks for is found by the leader's passes.
 func TestSandboxesWithoutRecordsAreFoundByPasses(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, "raw_exec", "-ttl=20m")
 	r := w.start()
 	before := w.data()
@@ -210,7 +213,7 @@ func TestSandboxesWithoutRecordsAreFoundByPasses(t *testing.T) {
 	w.put(keptKey, keptValue)
 
 	// Then all records are back and nothing that was recorded has ended.
-	must.Wait(t, wait.InitialSuccess(wait.Timeout(6*time.Minute), wait.Gap(time.Second), wait.ErrorFunc(func() error {
+	must.Wait(t, wait.InitialSuccess(wait.Timeout(4*time.Minute), wait.Gap(time.Second), wait.ErrorFunc(func() error {
 		list := call[wire.ListAnswer](r, http.MethodGet, "/v1/sessions", nil, http.StatusOK)
 		if len(list.Sessions) != len(sessions)+1 {
 			return fmt.Errorf("%d sessions", len(list.Sessions))

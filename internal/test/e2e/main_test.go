@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"context"
+	"flag"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -11,10 +12,15 @@ import (
 	"github.com/bivouac/bivouac/internal/test/stack"
 )
 
-// binary is the bivouac that all tests run, built once.
+// binary is the bivouac that all tests run. It is built once, and not in short
+// mode, in which every test here is skipped.
 var binary string
 
 func TestMain(m *testing.M) {
+	flag.Parse()
+	if testing.Short() {
+		os.Exit(m.Run())
+	}
 	os.Exit(run(m))
 }
 

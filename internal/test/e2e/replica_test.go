@@ -204,7 +204,7 @@ func (r *replica) try(method, path string, body any) (status int, answer []byte,
 
 // patience is how long these tests wait for what they expect within seconds: a
 // machine that is busy with other things takes its time.
-const patience = 2 * time.Minute
+const patience = 90 * time.Second
 
 // callLimit is far beyond what any call takes.
 const callLimit = patience + time.Minute

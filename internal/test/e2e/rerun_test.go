@@ -17,6 +17,7 @@ import (
 // the allocation running all the while. The chat's session was with the process
 // that is gone.
 func TestSandboxThatNomadRestartsIsNotReused(t *testing.T) {
+	t.Parallel()
 	eachTemplate(t, func(t *testing.T, template string) {
 		w := newWorld(t, template)
 		one, two := w.start(), w.start()

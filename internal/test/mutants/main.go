@@ -2,9 +2,9 @@
 // Bivouac away, one at a time, and looks for a seed that fails without it. For
 // one whose loss the simulation cannot notice, it runs the test that does.
 //
-// A mutant is a change to a few places in the source, applied by the go
-// command's -overlay, so that no file is touched. One that no longer fits the
-// source is an error. The program must never be part of the product.
+// A line of the source that is a safeguard ends with a comment that names it. A
+// mutant changes the lines with its name by the go command's -overlay, so that no
+// file is touched. The program must never be part of the product.
 package main
 
 import (

@@ -26,12 +26,31 @@ const (
 // mutant is the source without one safeguard.
 type mutant struct {
 	without   string
-	changes   []change
-	noticedBy test // in place of the simulation
+	line      func(code string) string // what becomes of each marked line
+	noticedBy test                     // in place of the simulation
 }
 
-// change is one place in a file, which is to stand there once.
-type change struct{ file, from, to string }
+// marker stands at the end of a line that is a safeguard, before its name.
+const marker = " // safeguard: "
+
+// instead replaces the line.
+func instead(code string) func(string) string {
+	return func(string) string { return code }
+}
+
+// words replaces pieces of the line, given in pairs.
+func words(oldnew ...string) func(string) string {
+	return strings.NewReplacer(oldnew...).Replace
+}
+
+// condition is the one of a case, an if or a return, with what is around it.
+var condition = regexp.MustCompile(`^(case |return |if (?:.*; )?)(.*?)(:| \{|)$`)
+
+// never makes the condition of the line false.
+func never(code string) string { return condition.ReplaceAllString(code, "${1}false && (${2})${3}") }
+
+// always makes the condition of the line true.
+func always(code string) string { return condition.ReplaceAllString(code, "${1}true || (${2})${3}") }
 
 // test is one of a package.
 type test struct{ pkg, name string }
@@ -157,36 +176,73 @@ func failureOf(text []byte, of test) string {
 	return "it does not come to an end"
 }
 
+// change returns the text of a file without the safeguard, and false if no line
+// of the file is marked with its name.
+func (m mutant) change(text string) (string, bool, error) {
+	var out strings.Builder
+	marked := false
+	for line := range strings.Lines(text) {
+		code, name, ok := strings.Cut(strings.TrimSpace(line), marker)
+		if ok && name == m.without {
+			marked = true
+			changed := m.line(code)
+			if changed == code {
+				return "", true, fmt.Errorf("it changes nothing in: %s", code)
+			}
+			line = changed + "\n"
+		}
+		out.WriteString(line)
+	}
+	return out.String(), marked, nil
+}
+
+// sources returns the paths of the product's files below root.
+func sources(root string) ([]string, error) {
+	var files []string
+	err := filepath.WalkDir(root, func(path string, entry os.DirEntry, err error) error {
+		switch {
+		case err != nil:
+			return err
+		case entry.IsDir() && strings.HasSuffix(path, filepath.Join("internal", "test")):
+			return filepath.SkipDir
+		case strings.HasSuffix(path, ".go") && !strings.HasSuffix(path, "_test.go"):
+			files = append(files, path)
+		}
+		return nil
+	})
+	return files, err
+}
+
 // overlay writes the changed files and what tells the go command of them.
 func (m mutant) overlay(dir string) (string, error) {
-	texts := make(map[string]string)
-	for _, c := range m.changes {
-		text, ok := texts[c.file]
-		if !ok {
-			data, err := os.ReadFile(c.file)
-			if err != nil {
-				return "", err
-			}
-			text = string(data)
-		}
-		if n := strings.Count(text, c.from); n != 1 {
-			return "", fmt.Errorf("%s has %d times: %s", c.file, n, c.from)
-		}
-		texts[c.file] = strings.Replace(text, c.from, c.to, 1)
-	}
-	if len(texts) == 0 {
-		return "", errors.New("no change")
+	files, err := sources(".")
+	if err != nil {
+		return "", err
 	}
 	replaced := make(map[string]string)
-	for file, text := range texts {
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			return "", err
+		}
+		changed, marked, err := m.change(string(text))
+		if err != nil {
+			return "", fmt.Errorf("%s: %w", file, err)
+		}
+		if !marked {
+			continue
+		}
 		path, err := filepath.Abs(file)
 		if err != nil {
 			return "", err
 		}
 		replaced[path] = filepath.Join(dir, strings.ReplaceAll(file, "/", "-"))
-		if err := os.WriteFile(replaced[path], []byte(text), 0o600); err != nil {
+		if err := os.WriteFile(replaced[path], []byte(changed), 0o600); err != nil {
 			return "", err
 		}
+	}
+	if len(replaced) == 0 {
+		return "", fmt.Errorf("no line is marked with%s%s", marker, m.without)
 	}
 	data, err := json.Marshal(map[string]any{"Replace": replaced})
 	if err != nil {

@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"time"
 
+	"github.com/bivouac/bivouac/internal/test/simulate/network"
 	"github.com/bivouac/bivouac/runtime"
 	"github.com/bivouac/bivouac/scheduler"
 )
@@ -56,7 +58,7 @@ func (w *world) call(caller int, requests []request) {
 // ask makes a request of a replica, and notes what the caller is told. A caller
 // whose replica dies is told nothing.
 func (w *world) ask(caller int, r request, at *replica) {
-	ctx, cancel := context.WithCancel(w.ctx)
+	ctx, cancel := context.WithCancel(network.WithCaller(w.ctx, strconv.Itoa(caller)))
 	defer cancel()
 	if r.patient > 0 {
 		ctx, cancel = context.WithTimeout(ctx, r.patient)

@@ -213,7 +213,7 @@ type turns struct {
 }
 
 func (t turns) await(ctx context.Context, what string) {
-	wait(ctx, network.Latency(t.net.Rand(t.name+" "+what)))
+	wait(ctx, network.Latency(t.net.Rand(t.name+" "+network.Caller(ctx)+" "+what)))
 }
 
 func (t turns) Lock(ctx context.Context, chatID uuid.UUID, wait time.Duration) (scheduler.Lease, error) {

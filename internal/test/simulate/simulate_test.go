@@ -9,7 +9,6 @@ import (
 	"strconv"
 	"strings"
 	"testing"
-	"testing/cryptotest"
 	"testing/synctest"
 
 	"github.com/shoenig/test/must"
@@ -17,13 +16,17 @@ import (
 	"github.com/bivouac/bivouac/jobs"
 )
 
-// defaultRuns is how many seeds "go test" tries; "make simulate" tries more.
-const defaultRuns = 200
+// How many seeds "go test" and "go test -short" try; "make simulate" tries more.
+const defaultRuns, shortRuns = 200, 40
 
 // TestSimulations runs the seeds from FROM on, RUNS of them, or the one that
 // SEED names, which it then tells all about.
 func TestSimulations(t *testing.T) {
-	first, runs := number(t, "FROM", 1), number(t, "RUNS", defaultRuns)
+	first, runs := number(t, "FROM", 1), uint64(defaultRuns)
+	if testing.Short() {
+		runs = shortRuns
+	}
+	runs = number(t, "RUNS", runs)
 	watched := os.Getenv("SEED") != ""
 	if watched {
 		first, runs = number(t, "SEED", 1), 1
@@ -50,23 +53,20 @@ func TestSimulations(t *testing.T) {
 	sum.write(t)
 }
 
-// A seed decides what happens in a run. What it does not decide is left to
-// chance by Go's runtime: which of several cases of a select that are ready at
-// one instant is taken, in what order goroutines go on that one event wakes, and
-// in what order timers of one instant fire. The models and the network keep such
-// instants apart, but those of the product's own making remain. They make about
-// one run in a hundred go another way, and about one in two with the race detector,
-// under which goroutines go on in random order: a replica waits for its identity with
-// several of them.
+// A seed decides what happens in a run, with the race detector or without. Go's
+// runtime leaves a few things to chance: which ready case of a select is taken, and
+// in what order goroutines go on that one event wakes, or timers of one instant
+// fire. The models and the network keep such instants apart, and what is drawn at
+// one instant does not depend on the order. What remains is the product's own, and
+// makes about one run in a hundred go another way.
 func TestASeedReplays(t *testing.T) {
-	const seeds = 30
-	mayDiffer := 2
-	if raceDetector {
-		mayDiffer = seeds * 9 / 10
+	seeds, mayDiffer := uint64(30), 3
+	if testing.Short() {
+		seeds, mayDiffer = 10, 2
 	}
 	template := prepare(t)
 	differ := 0
-	for seed := range uint64(seeds) {
+	for seed := range seeds {
 		var runs [2][]string
 		for i := range runs {
 			t.Run(fmt.Sprintf("seed=%d,run=%d", 1+seed, i), func(t *testing.T) {
@@ -104,7 +104,7 @@ func prepare(t *testing.T) *jobs.Template {
 
 // simulate carries out the run of a seed.
 func simulate(t *testing.T, seed uint64, template *jobs.Template) *world {
-	cryptotest.SetGlobalRandom(t, seed)
+	drawFrom(t, seed)
 	// The garbage collector's goroutines would come between those of a run.
 	defer debug.SetGCPercent(debug.SetGCPercent(-1))
 	var w *world

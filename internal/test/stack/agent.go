@@ -16,7 +16,7 @@ import (
 
 // Limits of waiting. They are generous: a busy machine is no failure.
 const (
-	startLimit = 3 * time.Minute  // from start until ready
+	startLimit = 90 * time.Second // from start until ready
 	askLimit   = 5 * time.Second  // for one answer on the way there
 	stopLimit  = 15 * time.Second // from SIGTERM until SIGKILL
 	askEvery   = 25 * time.Millisecond
@@ -96,7 +96,7 @@ func (a *Agent) Start() (err error) {
 }
 
 // WaitReady returns once the agent can be used. It fails as soon as the process
-// is gone, or after 3 minutes, with the end of its log.
+// is gone, or after 90 seconds, with the end of its log.
 func (a *Agent) WaitReady(ctx context.Context) error {
 	if a.done == nil {
 		return fmt.Errorf("stack: %s was never started", a.Name)

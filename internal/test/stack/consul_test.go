@@ -12,6 +12,7 @@ import (
 )
 
 func TestConsulDevAgent(t *testing.T) {
+	NeedServers(t)
 	// Given a dev agent, then a session can be made and a key be written at once.
 	c, err := StartConsul(limited(t), ConsulConfig{})
 	must.NoError(t, err)
@@ -28,6 +29,7 @@ func TestConsulDevAgent(t *testing.T) {
 }
 
 func TestConsulCluster(t *testing.T) {
+	NeedServers(t)
 	// Given three servers and a key.
 	ctx := limited(t)
 	c, err := StartConsul(ctx, ConsulConfig{Servers: 3})
@@ -79,6 +81,7 @@ func TestConsulCluster(t *testing.T) {
 }
 
 func TestAgentThatCannotStart(t *testing.T) {
+	NeedServers(t)
 	// Given an agent whose port is taken, when it starts, then the error says why.
 	c, err := StartConsul(limited(t), ConsulConfig{})
 	must.NoError(t, err)

@@ -10,6 +10,7 @@ import (
 )
 
 func TestNomadDevAgent(t *testing.T) {
+	NeedServers(t)
 	// Given a dev agent that runs a sandbox of every driver.
 	n, err := StartNomad(limited(t), NomadConfig{})
 	must.NoError(t, err)
@@ -29,6 +30,7 @@ func TestNomadDevAgent(t *testing.T) {
 }
 
 func TestNomadCluster(t *testing.T) {
+	NeedServers(t)
 	// Given a server and two clients, one of which runs sandboxes.
 	ctx := limited(t)
 	n, err := StartNomad(ctx, NomadConfig{
@@ -81,6 +83,7 @@ func TestNomadCluster(t *testing.T) {
 }
 
 func TestNomadServers(t *testing.T) {
+	NeedServers(t)
 	// Given three servers and a job.
 	ctx := limited(t)
 	n, err := StartNomad(ctx, NomadConfig{Servers: 3})

@@ -25,6 +25,7 @@ func TestAgentsEndWithTheirOwner(t *testing.T) {
 	if os.Getenv(ownerEnv) != "" {
 		beOwner(t)
 	}
+	NeedServers(t)
 
 	// Given a process that started a Consul, another that is paused, and a Nomad
 	// that runs a sandbox.

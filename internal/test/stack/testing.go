@@ -26,11 +26,22 @@ func Main(m *testing.M) int {
 	return code
 }
 
+// NeedServers skips the test in short mode (go test -short), in which no server
+// is started, built or needed. Call it before [StartConsul], [StartNomad] or a
+// docker command.
+func NeedServers(t testing.TB) {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("needs real servers, which are not used with -short; make test-all runs it")
+	}
+}
+
 // ConsulForTest returns the dev agent that the tests of this process share, and
 // a prefix of its KV store, ending in "/", that is this test's alone. The first
-// caller starts the agent.
+// caller starts the agent. In short mode the test is skipped.
 func ConsulForTest(t testing.TB) (c *Consul, prefix string) {
 	t.Helper()
+	NeedServers(t)
 	c, err := shared.consul()
 	if err != nil {
 		t.Fatal(err)
@@ -40,9 +51,10 @@ func ConsulForTest(t testing.TB) (c *Consul, prefix string) {
 
 // NomadForTest returns the dev agent that the tests of this process share. The
 // first caller starts it. Jobs are told apart by their IDs; what a test leaves
-// running is stopped in the end.
+// running is stopped in the end. In short mode the test is skipped.
 func NomadForTest(t testing.TB) *Nomad {
 	t.Helper()
+	NeedServers(t)
 	n, err := shared.nomad()
 	if err != nil {
 		t.Fatal(err)
@@ -51,8 +63,8 @@ func NomadForTest(t testing.TB) *Nomad {
 }
 
 // DockerForTest returns the name of an image that runs "bivouac demo-sandbox".
-// Where no Docker engine answers it skips the test, or fails it in CI, which has
-// one.
+// If no Docker engine answers it skips the test, or fails it in CI, which has
+// one. In short mode the test is skipped.
 func DockerForTest(t testing.TB) (image string) {
 	t.Helper()
 	needDocker(t)
@@ -65,6 +77,7 @@ func DockerForTest(t testing.TB) (image string) {
 
 func needDocker(t testing.TB) {
 	t.Helper()
+	NeedServers(t)
 	err := DockerEngine(t.Context())
 	if err != nil && os.Getenv("CI") == "" {
 		t.Skip(err)

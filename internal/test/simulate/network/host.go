@@ -2,6 +2,7 @@ package network
 
 import (
 	"context"
+	"errors"
 	"io"
 	"sync"
 	"time"
@@ -91,6 +92,9 @@ type connBody struct {
 
 func (b *connBody) Read(p []byte) (int, error) {
 	n, err := b.from.Read(p)
+	if err != nil && !errors.Is(err, io.EOF) {
+		sleep(b.link.net.ctx, b.turn) // one event may break many connections
+	}
 	b.link.host.awaitRunning(b.link.net.ctx, b.turn)
 	switch {
 	case b.ctx.Err() != nil:

@@ -103,6 +103,20 @@ func (n *Network) Rand(name string) *rand.Rand {
 	return rand.New(rand.NewPCG(n.seed^h.Sum64(), count))
 }
 
+type callerKey struct{}
+
+// WithCaller returns a context whose requests are made for a caller. Requests of
+// different callers do not change each other's fate.
+func WithCaller(ctx context.Context, caller string) context.Context {
+	return context.WithValue(ctx, callerKey{}, caller)
+}
+
+// Caller returns for whom the requests of ctx are made, "" if nobody asked.
+func Caller(ctx context.Context) string {
+	caller, _ := ctx.Value(callerKey{}).(string)
+	return caller
+}
+
 // ErrReset is what a sender gets whose connection broke.
 var ErrReset = errors.New("connection reset by peer")
 
@@ -177,9 +191,9 @@ func (l *Link) RoundTrip(req *http.Request) (*http.Response, error) {
 		req.Body.Close()
 	}
 	what := label(req, body)
-	rng := l.net.Rand(l.host.Name + " " + what)
-	turn := Latency(rng)
 	ctx := req.Context()
+	rng := l.net.Rand(l.host.Name + " " + Caller(ctx) + " " + what)
+	turn := Latency(rng)
 	if sleep(ctx, Latency(rng)); ctx.Err() != nil { // of what happens at one instant, giving up comes first
 		return nil, ctx.Err()
 	}

@@ -23,6 +23,7 @@ func TestModelLosesNodesAsNomadDoes(t *testing.T) {
 
 // compareLosses asks a Nomad of the test's own, and the model.
 func compareLosses(t *testing.T, ask func(*probe)) {
+	stack.NeedServers(t)
 	nomad, err := stack.StartNomad(t.Context(), stack.NomadConfig{
 		Servers: 1, Clients: 2, HeartbeatGrace: time.Second, MinHeartbeatTTL: time.Second,
 		Drivers: []string{"raw_exec"},

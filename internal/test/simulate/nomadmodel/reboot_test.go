@@ -13,6 +13,7 @@ import (
 // The model reboots a node as Nomad sees it: one that is back before it counts
 // as lost starts its tasks again, in the same allocations.
 func TestModelRebootsNodesAsNomadDoes(t *testing.T) {
+	stack.NeedServers(t)
 	nomad, err := stack.StartNomad(t.Context(), stack.NomadConfig{
 		Servers: 1, Clients: 1, HeartbeatGrace: time.Minute, Drivers: []string{"raw_exec"},
 	})
