@@ -73,7 +73,7 @@ func configValidateCommand(t terminal) *command {
 	c.synopsis = "Check a configuration"
 	c.about = `Reads files and options as the agent does, the job template included, and
 tells what is wrong with them. Each plugin that has a block is started for a
-moment, and its configuration is checked against the schema that it declares.
+moment to check its configuration, as the instance config-validate.
 Neither Consul nor Nomad is asked.`
 	c.example = "$ bivouac config validate -config=/etc/bivouac.d"
 	var flags config.Flags
