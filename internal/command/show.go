@@ -138,7 +138,7 @@ func showPlugin(w io.Writer, info runtime.Info) error {
 		return err
 	}
 	if len(info.ConfigSchema) == 0 {
-		_, err := fmt.Fprintln(w, "\nIt takes no configuration.")
+		_, err := fmt.Fprintln(w, "\nIt does not say which configuration it takes.")
 		return err
 	}
 	_, err := fmt.Fprintf(w, "\nThe schema of its configuration:\n\n%s\n", info.ConfigSchema)

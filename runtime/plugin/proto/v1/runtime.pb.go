@@ -315,15 +315,15 @@ func (*InfoRequest) Descriptor() ([]byte, []int) {
 
 type InfoResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// 1 to 64 of a-z, 0-9 and '-'.
+	// 1 to 64 of a-z, 0-9 and '-', not beginning with '-'.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// At most 64 bytes.
 	Version string `protobuf:"bytes,2,opt,name=version,proto3" json:"version,omitempty"`
-	// What the driver can do beyond the first seven calls: "configure", "exec",
+	// What the driver can do beyond the first seven calls: "configure",
 	// "health", "logs", "watch". Others are passed over.
 	Abilities []string `protobuf:"bytes,3,rep,name=abilities,proto3" json:"abilities,omitempty"`
-	// A JSON Schema (draft 2020-12) of the configuration. Empty: no key is
-	// accepted.
+	// A JSON Schema of the configuration, for people. The host shows it and
+	// checks nothing against it.
 	ConfigSchema  string `protobuf:"bytes,4,opt,name=config_schema,json=configSchema,proto3" json:"config_schema,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -391,7 +391,8 @@ type ConfigureRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The name of this Bivouac, 1 to 64 of a-z, 0-9 and '-'.
 	Instance string `protobuf:"bytes,1,opt,name=instance,proto3" json:"instance,omitempty"`
-	// An object that fits config_schema, "{}" at least.
+	// An object, "{}" at least. The plugin refuses what it cannot use, unknown
+	// keys too.
 	ConfigJson    string `protobuf:"bytes,2,opt,name=config_json,json=configJson,proto3" json:"config_json,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1460,9 +1461,10 @@ type Spec struct {
 	SessionId string `protobuf:"bytes,1,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
 	// UUID.
 	ChatId string `protobuf:"bytes,2,opt,name=chat_id,json=chatId,proto3" json:"chat_id,omitempty"`
-	// 1 to 256 bytes, no control characters.
+	// 1 to 256 bytes, no control characters, no "${" and "%{".
 	AgentId string `protobuf:"bytes,3,opt,name=agent_id,json=agentId,proto3" json:"agent_id,omitempty"`
-	// Absolute and clean, at most 4096 bytes, no control characters.
+	// Absolute and clean, at most 4096 bytes, no control characters, no "${" and
+	// "%{".
 	VolumeHostPath string                 `protobuf:"bytes,4,opt,name=volume_host_path,json=volumeHostPath,proto3" json:"volume_host_path,omitempty"`
 	CreatedAt      *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
 	// As planned at creation. The host may extend it and is the one who ends it.

@@ -70,9 +70,7 @@ type DriverServiceClient interface {
 	Health(ctx context.Context, in *HealthRequest, opts ...grpc.CallOption) (*HealthResponse, error)
 	// Logs answers with what a sandbox has printed. Ability "logs".
 	Logs(ctx context.Context, in *LogsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[LogsResponse], error)
-	// Exec runs a command in a sandbox. The first request starts it, those that
-	// follow are its input, and the end of the requests is the end of its input.
-	// The last answer is the exit code. Ability "exec".
+	// Exec is reserved. It is not called, and need not be served.
 	Exec(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[ExecRequest, ExecResponse], error)
 }
 
@@ -267,9 +265,7 @@ type DriverServiceServer interface {
 	Health(context.Context, *HealthRequest) (*HealthResponse, error)
 	// Logs answers with what a sandbox has printed. Ability "logs".
 	Logs(*LogsRequest, grpc.ServerStreamingServer[LogsResponse]) error
-	// Exec runs a command in a sandbox. The first request starts it, those that
-	// follow are its input, and the end of the requests is the end of its input.
-	// The last answer is the exit code. Ability "exec".
+	// Exec is reserved. It is not called, and need not be served.
 	Exec(grpc.BidiStreamingServer[ExecRequest, ExecResponse]) error
 	mustEmbedUnimplementedDriverServiceServer()
 }
