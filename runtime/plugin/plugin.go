@@ -13,37 +13,36 @@ import (
 	runtimev1 "github.com/bivouac/bivouac/runtime/plugin/proto/v1"
 )
 
-// The handshake, as the package comment describes it.
+// The values of the handshake that the package comment describes.
 const (
 	ProtocolVersion = 1
 	CookieKey       = "BIVOUAC_RUNTIME_PLUGIN"
 	CookieValue     = "2d8c7528-8d4c-4544-9587-215db8490912"
 )
 
-// DropMarksKey is the variable by which a plugin's process is told
-// [runtime.Config].DropMarks: "1" if so.
+// DropMarksKey is the environment variable that sets [runtime.Config].DropMarks in a
+// plugin: "1" means true.
 const DropMarksKey = "BIVOUAC_DROP_MARKS"
 
 const (
 	// MaxMessage is the size limit of a message, in bytes, in both directions.
 	MaxMessage = 1 << 20
-	// maxHeaders bounds a call's headers and trailers, in bytes. An error's
-	// text and details travel there.
+	// maxHeaders bounds a call's headers and trailers, in bytes. They contain an
+	// error's text and details.
 	maxHeaders = 64 << 10
 )
 
-// dispenseName is under which name go-plugin knows the driver. It never goes
-// over the wire.
+// dispenseName is go-plugin's name for the driver. It is not sent over the network.
 const dispenseName = "runtime"
 
-// Serve serves driver to the host that started this process, and returns when
-// the host has told it to end. It is the last thing in a plugin's main. Where
-// the process was not started by a host, it says so and ends it with code 1.
+// Serve serves driver to the host that started this process, and returns after the
+// host has asked it to end. Call it last in a plugin's main. If no host started the
+// process, Serve prints how to use it and exits with code 1.
 func Serve(driver runtime.Driver) {
 	if os.Getenv(CookieKey) != CookieValue {
-		fmt.Fprintln(os.Stderr, "This is a runtime plugin of Bivouac, which starts it by itself. To try it:\n"+
+		fmt.Fprintln(os.Stderr, "This is a runtime plugin. Bivouac starts it by itself. To try it:\n"+
 			"  bivouac plugin run PATH\n  bivouac plugin verify PATH")
-		// go-plugin adds to that, and ends the process.
+		// goplugin.Serve prints more and exits.
 	}
 	goplugin.Serve(&goplugin.ServeConfig{
 		HandshakeConfig:  handshake(),
@@ -55,8 +54,8 @@ func Serve(driver runtime.Driver) {
 	})
 }
 
-// NewLogger returns a logger whose lines come out of the host's own log, with
-// their level and values. The host's log level decides what is shown.
+// NewLogger returns a logger whose lines appear in the host's log, with their level and
+// values. The host's log level decides which are shown.
 func NewLogger() hclog.Logger {
 	return hclog.New(&hclog.LoggerOptions{
 		Level:      hclog.Trace,
@@ -83,8 +82,8 @@ func handshake() goplugin.HandshakeConfig {
 	return goplugin.HandshakeConfig{MagicCookieKey: CookieKey, MagicCookieValue: CookieValue}
 }
 
-// versions is every version of the protocol that is spoken here. Both sides
-// give theirs, and the newest common one wins.
+// versions returns all supported versions of the protocol. The newest that both sides
+// support is used.
 func versions(driver runtime.Driver) map[int]goplugin.PluginSet {
 	return map[int]goplugin.PluginSet{
 		ProtocolVersion: {dispenseName: &v1{driver: driver}},
@@ -104,11 +103,11 @@ func dialOptions() []grpc.DialOption {
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(MaxMessage), grpc.MaxCallSendMsgSize(MaxMessage)),
 		grpc.WithMaxHeaderListSize(maxHeaders),
 		grpc.WithDisableServiceConfig(),
-		grpc.WithDisableRetry(), // a call that may have been applied is repeated by nobody but the host
+		grpc.WithDisableRetry(), // a call may have been applied: only the host may repeat it
 	}
 }
 
-// v1 is version 1 of the protocol as go-plugin wants to see it.
+// v1 is version 1 of the protocol, in go-plugin's form.
 type v1 struct {
 	goplugin.NetRPCUnsupportedPlugin
 	driver runtime.Driver // nil in the host
