@@ -15,7 +15,7 @@ import (
 	"github.com/bivouac/bivouac/runtime"
 )
 
-// CreateCommand asks for a chat's one sandbox.
+// CreateCommand is the input of [Scheduler.Create].
 type CreateCommand struct {
 	ChatID         uuid.UUID
 	AgentID        string
@@ -25,7 +25,7 @@ type CreateCommand struct {
 	Progress       func(runtime.Stage) // told the stages of a start; may be nil
 }
 
-// Result says how a create came to its session.
+// Result is what a create did to return its session.
 type Result string
 
 // The results of a create that succeeds.
@@ -35,16 +35,16 @@ const (
 	ResultReused   Result = "reused"
 )
 
-// CreateResult is a session that stands and how it came about.
+// CreateResult is a running session, and what the create did to return it.
 type CreateResult struct {
 	Result  Result
 	Session Session
 }
 
-// Create returns the chat's session with its sandbox ready: the one that
-// stands, or a new one. A session that stands with another agent or volume, or
-// on another runtime than the one named, gives a *ConflictError. A reuse leaves
-// the expiry as it is.
+// Create returns the chat's session with its sandbox ready: the existing session, or a
+// new one. It returns a *ConflictError if the existing session has another AI agent or
+// volume, or another runtime than the one that cmd names. A reuse does not change the
+// expiry.
 func (s *Scheduler) Create(ctx context.Context, cmd CreateCommand) (CreateResult, error) {
 	ctx, span := s.startSpan(ctx, "usecase.create_sandbox", chatAttr(cmd.ChatID),
 		attribute.String("agent.id", cmd.AgentID),
