@@ -13,22 +13,22 @@ import (
 	ctyjson "github.com/zclconf/go-cty/cty/json"
 )
 
-// Plugin is a runtime that is a program of its own.
+// Plugin is a runtime that runs as a separate program.
 type Plugin struct {
-	Name   string // of the runtime, and of its file in PluginDir
-	Path   string // empty: in PluginDir
+	Name   string // the name of the runtime, and of its file in PluginDir
+	Path   string // empty: the file is in PluginDir
 	Args   []string
 	Env    map[string]string
-	Config json.RawMessage // an object; nil where nothing is said
-	SHA256 string          // in hex; empty: any file
+	Config json.RawMessage // an object; nil if there is no config block
+	SHA256 string          // in hex; empty: the file is not checked
 }
 
-// maxPlugins is more than anybody has a use for.
+// maxPlugins is the maximum number of plugins.
 const maxPlugins = 32
 
 var (
 	pluginForm = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,63}$`)
-	// builtIn are the runtimes that are part of Bivouac.
+	// builtIn are the runtimes that are not plugins.
 	builtIn = []string{"nomad", "process"}
 )
 
@@ -41,8 +41,8 @@ func (p *Plugin) keys() []key {
 	}
 }
 
-// decodePlugin reads a plugin's block. Two of one name are a mistake, also in
-// different files: whoever reads one of them must not miss the other.
+// decodePlugin decodes a plugin's block. It refuses two blocks with one name, even in
+// different files, because a reader of one file would miss the other.
 func (c *Config) decodePlugin(block *hcl.Block) hcl.Diagnostics {
 	p := Plugin{Name: block.Labels[0]}
 	origin := "plugin." + p.Name
@@ -73,7 +73,7 @@ func (c *Config) decodePlugin(block *hcl.Block) hcl.Diagnostics {
 	return diags
 }
 
-// decodeObject makes JSON of a block with any attributes.
+// decodeObject returns a block with any attributes as JSON.
 func decodeObject(body hcl.Body) (json.RawMessage, hcl.Diagnostics) {
 	attrs, diags := body.JustAttributes()
 	values := map[string]cty.Value{}
@@ -97,29 +97,29 @@ func decodeObject(body hcl.Body) (json.RawMessage, hcl.Diagnostics) {
 	return text, diags
 }
 
-// checkPlugins refuses plugins that are wrong whatever their files are.
+// checkPlugins refuses invalid plugins. It does not look at their files.
 func (c *Config) checkPlugins(refuse func(name, format string, args ...any)) {
 	if len(c.Plugins) > maxPlugins {
-		refuse("plugin."+c.Plugins[maxPlugins].Name, "these are more than %d plugins", maxPlugins)
+		refuse("plugin."+c.Plugins[maxPlugins].Name, "there are more than %d plugins", maxPlugins)
 	}
 	for _, p := range c.Plugins {
 		origin := "plugin." + p.Name
 		switch {
 		case !pluginForm.MatchString(p.Name):
-			refuse(origin, "%q is not 1 to 64 of a-z, 0-9 and -", p.Name)
+			refuse(origin, "the name %q must be 1 to 64 of a-z, 0-9 and -", p.Name)
 		case slices.Contains(builtIn, p.Name):
-			refuse(origin, "%s is a runtime of Bivouac itself", p.Name)
+			refuse(origin, "%s is the name of a built-in runtime", p.Name)
 		case p.Path == "" && c.PluginDir == "":
-			refuse(origin, "it has no path, and there is no plugin_dir to find it in")
+			refuse(origin, "no path is set, and no plugin_dir")
 		}
 		if sum, err := hex.DecodeString(p.SHA256); p.SHA256 != "" && (err != nil || len(sum) != 32) {
-			refuse(origin+".sha256", "%q is not 64 hex digits", p.SHA256)
+			refuse(origin+".sha256", "%q must be 64 hex digits", p.SHA256)
 		}
 	}
 }
 
-// publicPlugins says of plugins what may be shown to anybody. Arguments,
-// variables and configuration may be secrets.
+// publicPlugins returns the plugins without secrets. Arguments, environment variables and
+// configuration may be secrets.
 func (c *Config) publicPlugins() map[string]any {
 	public := map[string]any{}
 	for _, p := range c.Plugins {
