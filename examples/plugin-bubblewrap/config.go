@@ -13,14 +13,14 @@ import (
 	"github.com/bivouac/bivouac/runtime/ready"
 )
 
-// config is what the plugin's block in Bivouac's configuration may say. The
-// schema says the same to whoever writes it.
+// config is the config block of the plugin in Bivouac's configuration. The schema below
+// describes the same fields.
 type config struct {
-	Command   []string `json:"command"`    // what runs inside; it must listen on 127.0.0.1:$PORT
-	ReadyPath string   `json:"ready_path"` // answers with the session's ID once the sandbox is ready; empty: a TCP connection will do
-	ReadOnly  []string `json:"read_only"`  // files and folders of this machine to show inside, beside the system's programs
-	Network   bool     `json:"network"`    // share this machine's network; else the sandbox has none
-	StateDir  string   `json:"state_dir"`  // where the plugin keeps its records
+	Command   []string `json:"command"`    // the command to run inside; must listen on 127.0.0.1:$PORT
+	ReadyPath string   `json:"ready_path"` // returns the session ID once the sandbox is ready; empty: a TCP connection is enough
+	ReadOnly  []string `json:"read_only"`  // files and directories of this machine that are visible inside, beside the system's programs
+	Network   bool     `json:"network"`    // share this machine's network; otherwise the sandbox has none
+	StateDir  string   `json:"state_dir"`  // directory of the plugin's records
 }
 
 const configSchema = `{
@@ -37,12 +37,12 @@ const configSchema = `{
   }
 }`
 
-// Info says who the driver is.
+// Info describes the driver.
 func (d *driver) Info(context.Context) (runtime.Info, error) {
 	return runtime.Info{Name: "bubblewrap", Version: "0.1.0", ConfigSchema: json.RawMessage(configSchema)}, nil
 }
 
-// Configure takes the configuration and opens the folder of the records.
+// Configure sets the configuration and opens the directory of the records.
 func (d *driver) Configure(_ context.Context, given runtime.Config) error {
 	c := config{StateDir: "/var/tmp/bivouac-bubblewrap"}
 	if err := json.Unmarshal(given.JSON, &c); err != nil {
@@ -69,8 +69,8 @@ func (d *driver) Configure(_ context.Context, given runtime.Config) error {
 	return nil
 }
 
-// checkOwn: what the records say is done to processes, so nobody else may write
-// them.
+// checkOwn returns an error unless only this user can write to the directory. The records
+// decide which processes are killed, so nobody else may write them.
 func checkOwn(folder string) error {
 	info, err := os.Lstat(folder)
 	if err != nil {
@@ -78,12 +78,12 @@ func checkOwn(folder string) error {
 	}
 	owner, ok := info.Sys().(*syscall.Stat_t)
 	if !ok || !info.IsDir() || owner.Uid != uint32(os.Geteuid()) || info.Mode().Perm()&0o022 != 0 { //nolint:gosec // a user ID fits
-		return fmt.Errorf("%s is not a folder that this user alone can write to", folder)
+		return fmt.Errorf("%s must be a directory that only this user can write to", folder)
 	}
 	return nil
 }
 
-// Health says whether bwrap is there and may make namespaces.
+// Health checks whether bwrap is installed and can create namespaces.
 func (d *driver) Health(ctx context.Context) error {
 	try := exec.CommandContext(ctx, "bwrap", "--unshare-all", "--ro-bind", "/", "/", "true")
 	if out, err := try.CombinedOutput(); err != nil {

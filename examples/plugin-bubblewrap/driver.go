@@ -19,8 +19,7 @@ const (
 	stopGrace  = 5 * time.Second // from SIGTERM to SIGKILL
 )
 
-// driver keeps what it knows in files, so that the plugin may end at any moment
-// and be started again.
+// driver keeps its state in files, so that the plugin may end and start again at any time.
 type driver struct {
 	logger  hclog.Logger
 	config  config
@@ -29,7 +28,7 @@ type driver struct {
 	ready   ready.Check
 }
 
-// Create starts a sandbox and waits until it answers.
+// Create starts a sandbox, and waits until it answers.
 func (d *driver) Create(ctx context.Context, spec runtime.Spec, progress func(runtime.Stage)) (runtime.Sandbox, error) {
 	if _, err := os.Stat(spec.VolumeHostPath); err != nil {
 		return runtime.Sandbox{}, fmt.Errorf("%w: %w", runtime.ErrInvalid, err)
@@ -48,11 +47,11 @@ func (d *driver) Create(ctx context.Context, spec runtime.Spec, progress func(ru
 		return runtime.Sandbox{}, err
 	}
 	progress(runtime.StageReady)
-	d.logger.Debug("sandbox is ready", "session_id", spec.SessionID, "pid", started.Process.PID)
+	d.logger.Debug("sandbox_ready", "session_id", spec.SessionID, "pid", started.Process.PID)
 	return sandbox, nil
 }
 
-// begin starts the sandbox, or finds that it was started.
+// begin starts the sandbox, or finds the one that was started.
 func (d *driver) begin(ctx context.Context, spec runtime.Spec) (record, error) {
 	unlock, err := d.records.lock(ctx, spec.SessionID)
 	if err != nil {
@@ -72,8 +71,8 @@ func (d *driver) begin(ctx context.Context, spec runtime.Spec) (record, error) {
 	case known.Process.PID != 0:
 		return known, nil
 	}
-	// There may be a record without a process: then an earlier try ended before
-	// its command could run.
+	// If there is a record without a process, an earlier try ended before its command
+	// could run.
 	started := record{Spec: spec}
 	if err := d.records.save(spec.SessionID, started); err != nil {
 		return record{}, err
@@ -93,7 +92,7 @@ func (d *driver) begin(ctx context.Context, spec runtime.Spec) (record, error) {
 	return started, waiting.letRun()
 }
 
-// same leaves out the times: a repeat may come with others.
+// same compares specs without their times, which may differ in a repeated Create.
 func same(a, b runtime.Spec) bool {
 	return a.ChatID == b.ChatID && a.AgentID == b.AgentID && a.VolumeHostPath == b.VolumeHostPath
 }
@@ -153,7 +152,7 @@ func (d *driver) Stop(ctx context.Context, sessionID string) error {
 	return d.end(ctx, sessionID, func(*record) {})
 }
 
-// Delete ends the sandbox and keeps of its record only that there was one.
+// Delete ends the sandbox, and keeps only a mark of its session ID.
 func (d *driver) Delete(ctx context.Context, sessionID string) error {
 	return d.end(ctx, sessionID, func(r *record) { *r = record{Ended: true, Deleted: true} })
 }
@@ -180,8 +179,8 @@ func (d *driver) end(ctx context.Context, sessionID string, then func(*record)) 
 	if err := known.Process.end(ctx, stopGrace); err != nil {
 		return fmt.Errorf("%w: end process %d: %w", runtime.ErrUnavailable, known.Process.PID, err)
 	}
-	// There may also be one that a plugin had no time to write down. It ends by
-	// itself: nobody lets it run.
+	// There may also be a process that a plugin had no time to record. It ends by itself,
+	// because nobody opens its gate.
 	if err := d.records.awaitSilence(ctx, sessionID); err != nil {
 		return fmt.Errorf("%w: wait for the end of bwrap: %w", runtime.ErrUnavailable, err)
 	}
@@ -223,8 +222,8 @@ func (r record) sandbox() runtime.Sandbox {
 	return sandbox
 }
 
-// List yields what the records tell. It also does away with old records of
-// deleted sandboxes.
+// List yields the sandboxes of all records. It also removes old records of deleted
+// sandboxes.
 func (d *driver) List(context.Context) iter.Seq2[runtime.Sandbox, error] {
 	return func(yield func(runtime.Sandbox, error) bool) {
 		ids, err := d.records.all()

@@ -17,12 +17,12 @@ import (
 // initArg makes this program the first process of a sandbox.
 const initArg = "sandbox-init"
 
-// maxConnections is how many connections a sandbox has at a time.
+// maxConnections is the maximum number of open connections to a sandbox.
 const maxConnections = 256
 
-// runInit is the first process of a sandbox: it waits for permission, runs the
-// command, leads connections to it, passes SIGTERM on, and ends with it. The
-// sandbox has no network, but this process has a socket from outside.
+// runInit is the first process of a sandbox. It waits for permission, runs the command,
+// forwards connections and SIGTERM to it, and ends with it. The sandbox has no network, but
+// this process has a socket from outside.
 func runInit(command []string) int {
 	terminate := make(chan os.Signal, 1)
 	signal.Notify(terminate, syscall.SIGTERM)
@@ -67,8 +67,8 @@ func runInit(command []string) int {
 	return reap(child)
 }
 
-// reap collects all processes that end, as the first process of a namespace
-// must, and returns the exit code of the one that matters.
+// reap waits for all processes that end, as the first process of a namespace must, and
+// returns the exit code of the command.
 func reap(child int) int {
 	for {
 		var status syscall.WaitStatus
@@ -85,7 +85,7 @@ func reap(child int) int {
 	}
 }
 
-// forward listens as soon as the command does, and leads what comes to it.
+// forward listens as soon as the command does, and forwards connections to it.
 func forward(command net.TCPAddr) {
 	for wait := time.Millisecond; ; wait = min(2*wait, 50*time.Millisecond) {
 		conn, err := net.DialTCP("tcp", nil, &command)
@@ -119,7 +119,7 @@ func forward(command net.TCPAddr) {
 	}
 }
 
-// lead copies both ways until both sides have said all.
+// lead copies in both directions until both sides have ended.
 func lead(outer net.Conn, command net.TCPAddr) {
 	defer func() { _ = outer.Close() }()
 	inner, err := net.DialTCP("tcp", nil, &command)

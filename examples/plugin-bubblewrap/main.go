@@ -1,7 +1,6 @@
-// Command plugin-bubblewrap is a runtime plugin of Bivouac: each sandbox is a
-// process of this machine, isolated by bubblewrap with the kernel's namespaces
-// and without privileges. It needs Linux and the program bwrap, which Debian
-// has in its package bubblewrap.
+// Command plugin-bubblewrap is a runtime plugin for Bivouac. Each sandbox is a process of
+// this machine without privileges, which bubblewrap isolates with kernel namespaces. The
+// plugin needs Linux and the program bwrap (Debian package bubblewrap).
 package main
 
 import (

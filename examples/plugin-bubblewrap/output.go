@@ -11,18 +11,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A sandbox's output is the file that bwrap and the sandbox's first process say
-// their failures to. They inherit it with a lock on it, which lasts for as long
-// as one of them has the file open. So it is seen whether they run, also of those
-// that a plugin started and had no time to write down.
+// A sandbox's output is the file to which bwrap and the sandbox's first process write their
+// errors. They inherit the open file with a lock, which lasts as long as one of them has the
+// file open. So the lock shows whether they run, even if a plugin had no time to record them.
 
 func (r records) output(sessionID string) (string, error) {
 	path, err := r.path(sessionID)
 	return path + ".stderr", err
 }
 
-// openOutput returns the empty output of a sandbox that is about to start, once
-// none of an earlier try has it any more. The caller holds the session's lock.
+// openOutput returns an empty output for a sandbox that is about to start. It waits until no
+// process of an earlier try has the file open. The caller holds the session's lock.
 func (r records) openOutput(ctx context.Context, sessionID string) (*os.File, error) {
 	path, err := r.output(sessionID)
 	if err != nil {
@@ -55,7 +54,7 @@ func (r records) awaitSilence(ctx context.Context, sessionID string) error {
 	return errors.Join(lockFile(ctx, file), file.Close())
 }
 
-// lockFile waits until the file is locked by none but the caller.
+// lockFile waits until the caller has the only lock on the file.
 func lockFile(ctx context.Context, file *os.File) error {
 	again := time.NewTicker(2 * time.Millisecond)
 	defer again.Stop()
@@ -72,7 +71,7 @@ func lockFile(ctx context.Context, file *os.File) error {
 	}
 }
 
-// lastWords is the end of what was said.
+// lastWords returns the end of the output.
 func (r records) lastWords(sessionID string) string {
 	path, err := r.output(sessionID)
 	if err != nil {

@@ -12,20 +12,20 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// process is the first process of a sandbox's PID namespace. When it ends, the
-// kernel ends all others of the sandbox, and only then tells of its end.
+// process is the first process of a sandbox's PID namespace. When it ends, the kernel first
+// ends all other processes of the sandbox, and then reports its end.
 type process struct {
 	PID   int
-	Start string // when it was started: a PID may be used again
+	Start string // when it was started, because a PID may be used again
 }
 
-// find returns the process of that PID.
+// find returns the process with that PID.
 func find(pid int) (process, error) {
 	start, err := startOf(pid)
 	return process{PID: pid, Start: start}, err
 }
 
-// startOf is the boot and the tick in which a process was started.
+// startOf returns the boot and the clock tick in which a process was started.
 func startOf(pid int) (string, error) {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
@@ -35,7 +35,7 @@ func startOf(pid int) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	// The second field is a name in parentheses, which may hold anything.
+	// The second field is a name in parentheses, which may contain anything.
 	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
 	const starttime = 19
 	if len(fields) <= starttime {
@@ -44,7 +44,7 @@ func startOf(pid int) (string, error) {
 	return strings.TrimSpace(string(boot)) + "/" + fields[starttime], nil
 }
 
-// runs says whether the process is alive, or may be.
+// runs reports whether the process is alive, or may be.
 func (p process) runs() bool {
 	fd, err := p.open()
 	switch {
@@ -57,8 +57,8 @@ func (p process) runs() bool {
 	return !ended(fd, 0)
 }
 
-// open pins the process down, so that its PID cannot become another's. It
-// returns -1 where the process is gone.
+// open returns a pidfd, which refers to this process even if its PID is used again. It
+// returns -1 if the process is gone.
 func (p process) open() (int, error) {
 	if p.PID == 0 {
 		return -1, nil
@@ -80,17 +80,16 @@ func (p process) open() (int, error) {
 	return -1, errors.Join(err, unix.Close(fd))
 }
 
-// ended says whether the process ends within some milliseconds. It has ended
-// once its last thread has: a process whose state is "zombie" may still have
-// others, and with them its sockets.
+// ended reports whether the process ends within some milliseconds. It has ended once its
+// last thread has. A process in state "zombie" may still have other threads, and with them
+// its sockets.
 func ended(pidfd, limit int) bool {
 	fd := unix.PollFd{Fd: int32(pidfd), Events: unix.POLLIN} //nolint:gosec // the kernel's own are no larger
-	n, _ := unix.Poll([]unix.PollFd{fd}, limit)              // interrupted, it is not known to have ended
+	n, _ := unix.Poll([]unix.PollFd{fd}, limit)              // if interrupted, the process counts as running
 	return n == 1
 }
 
-// end asks the process to end, kills it after grace, and returns once it is
-// seen to be gone.
+// end asks the process to end, kills it after grace, and returns once it is gone.
 func (p process) end(ctx context.Context, grace time.Duration) error {
 	fd, err := p.open()
 	if err != nil || fd < 0 {
@@ -98,8 +97,7 @@ func (p process) end(ctx context.Context, grace time.Duration) error {
 	}
 	defer func() { _ = unix.Close(fd) }()
 	for began := time.Now(); time.Since(began) < grace && ctx.Err() == nil; {
-		// Asked again and again: a sandbox that is still being set up does not
-		// hear it.
+		// Ask repeatedly: a sandbox that is still being set up misses the signal.
 		if err := send(fd, unix.SIGTERM); err != nil {
 			return err
 		}

@@ -15,19 +15,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// record is what is known of a session ID. Its file outlives the plugin.
+// record is what is known about a session ID. Its file outlives the plugin.
 type record struct {
 	Spec     runtime.Spec
 	Process  process // zero until its command may run
 	Endpoint runtime.Endpoint
 	Ready    bool
-	Ended    bool   // Stop was called, or Delete
+	Ended    bool   // Stop or Delete was called
 	Deleted  bool   // only the record is left, so that the ID is not used again
 	Reason   string // why it is dead
 }
 
-// deletedLife is how long the record of a deleted sandbox is kept. No call is
-// under way for so long.
+// deletedLife is how long the record of a deleted sandbox is kept. No call takes that long.
 const deletedLife = time.Hour
 
 // records keeps one file for each session ID.
@@ -43,8 +42,7 @@ func (r records) path(sessionID string) (string, error) {
 	return filepath.Join(r.dir, sessionID), nil
 }
 
-// lock keeps all others away from a session ID, also other processes. It waits
-// until ctx ends.
+// lock locks a session ID against other goroutines and processes. It waits until ctx ends.
 func (r records) lock(ctx context.Context, sessionID string) (unlock func(), err error) {
 	path, err := r.path(sessionID)
 	if err != nil {
@@ -72,7 +70,7 @@ func (r records) lock(ctx context.Context, sessionID string) (unlock func(), err
 	}
 }
 
-// load returns a session ID's record, zero where there is none.
+// load returns a session ID's record, or zero if there is none.
 func (r records) load(sessionID string) (record, error) {
 	path, err := r.path(sessionID)
 	if err != nil {
@@ -92,8 +90,8 @@ func (r records) load(sessionID string) (record, error) {
 	return found, nil
 }
 
-// save replaces a record in one step, and returns once it is on the disk. The
-// caller holds the lock.
+// save replaces a record atomically, and returns once it is on disk. The caller holds the
+// lock.
 func (r records) save(sessionID string, changed record) error {
 	path, err := r.path(sessionID)
 	if err != nil {
@@ -123,7 +121,7 @@ func (r records) all() ([]string, error) {
 	return files, err
 }
 
-// expire does away with the record of a sandbox that was deleted long ago.
+// expire removes the record of a sandbox that was deleted long ago.
 func (r records) expire(sessionID string) error {
 	path, err := r.path(sessionID)
 	if err != nil {
@@ -131,12 +129,12 @@ func (r records) expire(sessionID string) error {
 	}
 	info, err := os.Stat(path + ".json")
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil // another List was quicker
+		return nil // another List has already removed it
 	}
 	if err != nil || time.Since(info.ModTime()) < r.life {
 		return err
 	}
-	// The record goes last: once it is gone, so is all else.
+	// Remove the record last: once it is gone, everything else is too.
 	for _, file := range []string{path + ".lock", path + ".json"} {
 		if err := os.Remove(file); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err

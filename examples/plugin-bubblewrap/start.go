@@ -20,20 +20,20 @@ import (
 const (
 	workspace = "/workspace"
 	initPath  = "/run/bivouac/init" // this program
-	innerPort = 8080                // of the command, where the sandbox has its own network
+	innerPort = 8080                // the command's port, if the sandbox has its own network
 )
 
-// The files that a sandbox's first process inherits, beside the usual three.
+// The file descriptors that a sandbox's first process inherits, beside the usual three.
 const (
-	infoFD = iota + 3 // bwrap tells the first process's PID
+	infoFD = iota + 3 // bwrap writes the first process's PID
 	gateFD            // the first process reads its permission to go on
 	portFD            // the socket of the sandbox's endpoint, not listening yet
-	earFD             // the other end of infoFD, for nobody to read
+	earFD             // the other end of infoFD, which nobody reads
 )
 
-// gated is a sandbox that is set up and whose command waits for permission. If
-// the plugin ends before it gives that, the sandbox ends by itself: so its
-// command never runs without a record of its process.
+// gated is a sandbox that is set up, but whose command waits for permission. If the plugin
+// ends before it gives the permission, the sandbox ends by itself. So the command never
+// runs without a record of its process.
 type gated struct {
 	process  process
 	endpoint runtime.Endpoint
@@ -47,7 +47,7 @@ func (g *gated) letRun() error {
 
 func (g *gated) close() { _ = g.gate.Close() }
 
-// start sets a sandbox up, as far as the gate.
+// start sets up a sandbox, up to the gate.
 func (d *driver) start(ctx context.Context, spec runtime.Spec) (_ *gated, err error) {
 	socket, endpoint, err := reserve()
 	if err != nil {
@@ -56,8 +56,8 @@ func (d *driver) start(ctx context.Context, spec runtime.Spec) (_ *gated, err er
 	defer func() { _ = socket.Close() }()
 	port := innerPort
 	if d.config.Network {
-		// The command needs a port of this machine for itself. It is given back
-		// here, and may be lost to another program until it is taken again.
+		// The command needs a port of this machine. The port is released here, so another
+		// program may take it before the command does.
 		inner, free, err := reserve()
 		if err != nil {
 			return nil, err
@@ -80,9 +80,8 @@ func (d *driver) start(ctx context.Context, spec runtime.Spec) (_ *gated, err er
 	}
 	cmd := exec.Command("bwrap", d.arguments(spec, port)...) //nolint:noctx // it outlives the call that starts it
 	cmd.Stderr = output
-	// In the order of the constants. bwrap has both ends of info: where nobody
-	// is left to read, its write would kill it, and its child would wait for it
-	// for ever.
+	// In the order of the constants. bwrap gets both ends of info: if nobody is left to
+	// read, its write would kill it, and its child would wait for it for ever.
 	cmd.ExtraFiles = []*os.File{tellInfo, gate, socket, info}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // the host ends the plugin's own group with it
 	err = cmd.Start()
@@ -91,15 +90,15 @@ func (d *driver) start(ctx context.Context, spec runtime.Spec) (_ *gated, err er
 		return nil, errors.Join(err, openGate.Close())
 	}
 
-	// The session's lock is held meanwhile, so a bwrap that hangs is ended where
-	// the caller has gone. Until it is waited for, its group is nobody else's.
+	// The session's lock is held during this, so a bwrap that hangs is ended when the
+	// caller has gone. Its process group cannot be reused until it has been waited for.
 	spare := context.AfterFunc(ctx, func() { _ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) })
 	var told struct {
 		PID int `json:"child-pid"`
 	}
 	content, err := io.ReadAll(info) // bwrap closes its end after that
 	spare()
-	go func() { _ = cmd.Wait() }() // the exit code is of no use: after a restart nobody would have it
+	go func() { _ = cmd.Wait() }() // ignore the exit code: it would be lost after a restart anyway
 	if err == nil {
 		err = json.Unmarshal(content, &told)
 	}
@@ -113,8 +112,8 @@ func (d *driver) start(ctx context.Context, spec runtime.Spec) (_ *gated, err er
 	return &gated{process: first, endpoint: endpoint, gate: openGate}, nil
 }
 
-// reserve returns a socket with a free port on loopback. Nobody can connect
-// until it listens.
+// reserve returns a socket with a free port on loopback. It does not listen yet, so nobody
+// can connect.
 func reserve() (*os.File, runtime.Endpoint, error) {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -136,9 +135,8 @@ func reserve() (*os.File, runtime.Endpoint, error) {
 	return socket, runtime.Endpoint{IP: netip.AddrFrom4(loopback), Port: uint16(bound.Port)}, nil //nolint:gosec // a port fits
 }
 
-// arguments tells bwrap what the sandbox is: namespaces of its own, no
-// capabilities, a root of the system's programs that cannot be written to, and
-// the volume.
+// arguments returns bwrap's arguments for a sandbox with its own namespaces, no
+// capabilities, a read-only root with the system's programs, and the volume.
 func (d *driver) arguments(spec runtime.Spec, port int) []string {
 	args := []string{
 		"--unshare-all", "--as-pid-1", "--cap-drop", "ALL", "--hostname", "sandbox",
