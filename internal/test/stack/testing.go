@@ -10,8 +10,8 @@ import (
 	"testing"
 )
 
-// Main runs a package's tests, and afterwards stops what [ConsulForTest] and
-// [NomadForTest] started for them. TestMain calls it:
+// Main runs a package's tests, and then stops what [ConsulForTest] and [NomadForTest]
+// started for them. TestMain calls it:
 //
 //	func TestMain(m *testing.M) { os.Exit(stack.Main(m)) }
 func Main(m *testing.M) int {
@@ -26,9 +26,8 @@ func Main(m *testing.M) int {
 	return code
 }
 
-// ConsulForTest returns the dev agent that the tests of this process share, and
-// a prefix of its KV store, ending in "/", that is this test's alone. The first
-// caller starts the agent.
+// ConsulForTest returns the dev agent that the tests of this process share, and a prefix of
+// its KV store, ending in "/", that only this test uses. The first call starts the agent.
 func ConsulForTest(t testing.TB) (c *Consul, prefix string) {
 	t.Helper()
 	c, err := shared.consul()
@@ -38,9 +37,9 @@ func ConsulForTest(t testing.TB) (c *Consul, prefix string) {
 	return c, "test-" + rand.Text() + "/"
 }
 
-// NomadForTest returns the dev agent that the tests of this process share. The
-// first caller starts it. Jobs are told apart by their IDs; what a test leaves
-// running is stopped in the end.
+// NomadForTest returns the dev agent that the tests of this process share. The first call
+// starts it. Tests must use different job IDs. What a test leaves running is stopped at the
+// end.
 func NomadForTest(t testing.TB) *Nomad {
 	t.Helper()
 	n, err := shared.nomad()
@@ -50,9 +49,8 @@ func NomadForTest(t testing.TB) *Nomad {
 	return n
 }
 
-// DockerForTest returns the name of an image that runs "bivouac demo-sandbox".
-// Where no Docker engine answers it skips the test, or fails it in CI, which has
-// one.
+// DockerForTest returns the name of an image that runs "bivouac demo-sandbox". If no Docker
+// engine answers, it skips the test. In CI, which has an engine, it fails the test.
 func DockerForTest(t testing.TB) (image string) {
 	t.Helper()
 	needDocker(t)
@@ -74,12 +72,12 @@ func needDocker(t testing.TB) {
 	}
 }
 
-// sharedConns is the limit of the shared agents, on which many tests wait
-// with blocking queries from one address.
+// sharedConns is the connection limit of the shared agents, because many tests make blocking
+// queries from one address.
 const sharedConns = 2000
 
-// shared belongs to [Main]: a test process has one of each, as making them for
-// every test would take most of the tests' time.
+// shared has the agents that [Main] stops. A test process has one of each, because starting
+// them for every test would take most of the time.
 var shared = newSharedAgents()
 
 type sharedAgents struct {
@@ -94,7 +92,7 @@ type sharedAgents struct {
 
 func newSharedAgents() *sharedAgents {
 	s := &sharedAgents{}
-	// Not a test's context: the agents outlive the test that came first.
+	// Do not use a test's context: the agents outlive the test that starts them.
 	ctx := context.Background()
 	s.consul = sync.OnceValues(func() (*Consul, error) {
 		c, err := StartConsul(ctx, ConsulConfig{MaxHTTPConns: sharedConns})
@@ -121,7 +119,7 @@ func (s *sharedAgents) stopLater(g *group, stop func() error) {
 	s.stops = append(s.stops, stop)
 }
 
-// showLogs prints the end of each agent's log, which goes when it stops.
+// showLogs prints the end of each agent's log, which is removed when the agent stops.
 func (s *sharedAgents) showLogs() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
