@@ -12,7 +12,7 @@ import (
 	runtimev1 "github.com/bivouac/bivouac/runtime/plugin/proto/v1"
 )
 
-// maxChunk is how much output or input goes into one message, in bytes.
+// maxChunk is the maximum size of the output or input in one message, in bytes.
 const maxChunk = 64 << 10
 
 func (s *server) Logs(req *runtimev1.LogsRequest, stream grpc.ServerStreamingServer[runtimev1.LogsResponse]) error {
@@ -64,8 +64,8 @@ func (s *server) Exec(stream grpc.BidiStreamingServer[runtimev1.ExecRequest, run
 	return stream.Send(&runtimev1.ExecResponse{Event: &runtimev1.ExecResponse_ExitCode{ExitCode: exit}})
 }
 
-// execStdin reads a command's input from its call's requests. A Read ends with
-// the call at the latest.
+// execStdin reads a command's input from the requests of its call. A Read ends at the latest
+// with the call.
 type execStdin struct {
 	stream grpc.BidiStreamingServer[runtimev1.ExecRequest, runtimev1.ExecResponse]
 	rest   []byte
@@ -84,7 +84,7 @@ func (r *execStdin) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// execWriter sends a command's output as its call's answers.
+// execWriter sends a command's output as responses of its call.
 type execWriter struct {
 	stream  grpc.BidiStreamingServer[runtimev1.ExecRequest, runtimev1.ExecResponse]
 	sending *sync.Mutex // shared by both outputs: a stream takes one message at a time
