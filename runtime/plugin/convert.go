@@ -201,7 +201,7 @@ func outputFromProto(output *runtimev1.Output) runtime.LogChunk {
 
 func hasControl(s string) bool { return strings.ContainsFunc(s, unicode.IsControl) }
 
-// oneLine returns s without characters that do not belong in a log line or a terminal.
+// oneLine returns s with control characters replaced by spaces.
 func oneLine(s string) string {
 	return strings.Map(func(r rune) rune {
 		if unicode.IsControl(r) {
