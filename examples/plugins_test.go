@@ -99,7 +99,7 @@ func (e example) refusesAnOpenFolder(t *testing.T) {
 	p := &process{plugin: e.plugin, instance: instance}
 	err := p.start(t.Context(), hclog.NewNullLogger())
 	p.end()
-	must.ErrorContains(t, err, "is not a folder that this user alone can write to")
+	must.ErrorContains(t, err, "must be a directory that only this user can write to")
 }
 
 // needs skips a test if a command fails that shows what the plugin needs. In CI

@@ -26,16 +26,16 @@ const (
 	cleanupWait = 5 * time.Second
 )
 
-// CleanupResult says what a pass of CleanupExpired did.
+// CleanupResult is the result of a pass of [Scheduler.CleanupExpired].
 type CleanupResult struct {
 	Cleaned    []Session // as they stood before
 	ErrorCount int       // sessions that expired and could not be cleaned up
 }
 
-// CleanupExpired ends the sessions that have expired, each after looking again
-// under its lock, since it may have been renewed or replaced meanwhile. One
-// that fails does not keep the others from being cleaned up; it is tried again
-// at the next pass. The error is for a pass that could not begin.
+// CleanupExpired ends the sessions that have expired. It reads each record again under
+// its lock, because the session may have been renewed or replaced in the meantime. If one
+// cannot be ended, the others still are, and the next pass tries it again. CleanupExpired
+// returns an error only if the pass could not begin.
 func (s *Scheduler) CleanupExpired(ctx context.Context) (CleanupResult, error) {
 	ctx, span := s.startSpan(ctx, "usecase.cleanup_expired_sandboxes")
 	defer span.End()

@@ -15,7 +15,7 @@ import (
 	"github.com/bivouac/bivouac/runtime"
 )
 
-// CreateCommand asks for a chat's one sandbox.
+// CreateCommand is the input of [Scheduler.Create].
 type CreateCommand struct {
 	ChatID         uuid.UUID
 	AgentID        string
@@ -26,7 +26,7 @@ type CreateCommand struct {
 	Progress       func(runtime.Stage) // told the stages of a start; may be nil
 }
 
-// Result says how a create came to its session.
+// Result is what a create did to return its session.
 type Result string
 
 // The results of a create that succeeds.
@@ -36,17 +36,17 @@ const (
 	ResultReused   Result = "reused"
 )
 
-// CreateResult is a session that stands and how it came about.
+// CreateResult is a running session, and what the create did to return it.
 type CreateResult struct {
 	Result  Result
 	Session Session
 }
 
-// Create returns the chat's session with its sandbox ready: the one that
-// stands, or a new one. A session that stands with another agent or volume, on
-// another runtime than the one named, or with other labels than those given,
-// returns a *ConflictError. A reuse leaves the expiry as it is. A replacement
-// has the labels of its own create, not those of the session that it replaces.
+// Create returns the chat's session with its sandbox ready: the existing session, or a
+// new one. It returns a *ConflictError if the existing session has another AI agent or
+// volume, another runtime than the one that cmd names, or other labels than those in
+// cmd. A reuse does not change the expiry. A replacement has the labels of cmd, not
+// those of the session that it replaces.
 func (s *Scheduler) Create(ctx context.Context, cmd CreateCommand) (CreateResult, error) {
 	ctx, span := s.startSpan(ctx, "usecase.create_sandbox", chatAttr(cmd.ChatID),
 		attribute.String("agent.id", cmd.AgentID),

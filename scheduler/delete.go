@@ -10,8 +10,8 @@ import (
 	"github.com/bivouac/bivouac/runtime"
 )
 
-// DeleteResult says what a delete ended. Found is false where the chat had no
-// session; the other fields but ChatID are zero then.
+// DeleteResult is the result of [Scheduler.Delete]. Found is false if the chat had no
+// session. Then all other fields but ChatID are zero.
 type DeleteResult struct {
 	Found       bool
 	ChatID      uuid.UUID

@@ -1,14 +1,12 @@
-// Package scheduler is Bivouac's domain: sessions, and the use cases that give
-// every chat one sandbox and never two.
+// Package scheduler is Bivouac's domain: sessions, and the use cases that give every
+// chat one sandbox and never two.
 //
-// It decides; others act. Records and locks are reached through [Store] and
-// [Locker], sandboxes through [runtime.Driver]. The package must never know of
-// Nomad, Consul, HTTP or the command line.
+// A [Scheduler] reaches records and locks through a [Store] and a [Locker], and
+// sandboxes through a [runtime.Driver]. Every use case that changes something follows
+// the same order: take the chat's lock and read the record in one step, write what it
+// is about to do, do it, and write that it is done. If another replica finds a record
+// that says "about to" and can take its lock, the writer is gone. Then that replica
+// undoes or finishes the work. Every write fails once the writer has lost the lock.
 //
-// Every use case that changes something follows the same order: take the
-// chat's lock and read the record in one step, write down what is about to be
-// done, do it, write down that it is done. Whoever finds a record that says
-// "about to" and can take its lock knows that the one who wrote it is gone, and
-// undoes or finishes its work. Every write is fenced: it fails once the lock is
-// no longer the writer's.
+// The package does not know Nomad, Consul, HTTP or the command line.
 package scheduler

@@ -73,10 +73,10 @@ func (f *findings) clear() {
 	clear(f.orphans)
 }
 
-// Health returns an error that says what an operator has to decide, with the
-// commands for it: records that are damaged or of a newer version, and sandboxes without a record that
-// can be neither adopted nor stopped. It answers from what the last passes found,
-// and so only in the replica that leads.
+// Health returns an error if an operator has to decide something, with the commands for
+// it: about records that are damaged or of a newer version, and about sandboxes without
+// a record that can be neither adopted nor stopped. It reports what the last passes
+// found, so it knows these only in the replica that is the leader.
 func (s *Scheduler) Health(context.Context) error {
 	s.findings.mu.Lock()
 	defer s.findings.mu.Unlock()

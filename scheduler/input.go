@@ -23,8 +23,8 @@ const (
 	MaxLabelValue = 256 // bytes
 )
 
-// MinTTL is the least that a session lives: a shorter one may be over before its
-// creator has heard of it.
+// MinTTL is the shortest TTL of a session. A shorter session might end before its caller
+// learns of it.
 const MinTTL = 5 * time.Second
 
 func (s *Scheduler) checkCreate(cmd CreateCommand) error {

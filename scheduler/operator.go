@@ -12,16 +12,17 @@ import (
 	"github.com/bivouac/bivouac/runtime"
 )
 
-// AdoptResult says what became of the sandboxes that no record named.
+// AdoptResult is the result of [Scheduler.Adopt]: what it did with the sandboxes that
+// had no record.
 type AdoptResult struct {
 	Adopted []Session
 	Left    []Orphan // stopped or left alone, with the reason
 }
 
-// Adopt does at once what the leading replica does after a while about all
-// sandboxes that no record names: it makes records of those that lost theirs,
-// and stops what is second to a chat's session. The error is for reads that
-// failed; then nothing was changed in the runtime that it names.
+// Adopt handles all sandboxes without a record at once, as the leader does after a
+// while: it writes new records for those that lost theirs, and stops those whose chat
+// has another session. It returns an error if a runtime could not be read; then nothing
+// was changed in that runtime.
 func (s *Scheduler) Adopt(ctx context.Context) (AdoptResult, error) {
 	var res AdoptResult
 	var failed []error
@@ -39,28 +40,27 @@ func (s *Scheduler) Adopt(ctx context.Context) (AdoptResult, error) {
 	return res, errors.Join(failed...)
 }
 
-// RepairResult says what a repair did.
+// RepairResult is the result of [Scheduler.Repair].
 type RepairResult struct {
 	Result  RepairOutcome
-	Session *Session // the chat's, nil after RepairRemoved
+	Session *Session // the chat's session, nil after RepairRemoved
 }
 
-// RepairOutcome is how a repair came out.
+// RepairOutcome is what a repair did.
 type RepairOutcome string
 
 // The outcomes of a repair.
 const (
 	RepairIntact  RepairOutcome = "intact"  // nothing was wrong with the record
-	RepairAdopted RepairOutcome = "adopted" // it was written anew, from what the chat's sandbox says of itself
+	RepairAdopted RepairOutcome = "adopted" // the record was written again from the chat's sandbox
 	RepairRemoved RepairOutcome = "removed" // the chat has no session any more
 )
 
-// Repair mends a chat's record that cannot be understood, or that names a session
-// which is not alive or is another chat's. If a sandbox of the chat runs, the
-// record is written anew from what it says of itself; else a record that cannot
-// be used is removed. A sandbox of the chat that cannot be adopted is ended, since
-// nothing could name it. It returns ErrNotFound if there is neither a record nor a
-// sandbox.
+// Repair repairs a chat's record that cannot be read, or whose session is not alive or
+// belongs to another chat. If a sandbox of the chat runs, Repair writes the record again
+// from what the sandbox was created with. Otherwise it removes an unusable record. It
+// stops a sandbox of the chat that cannot be adopted, because no record could name it.
+// It returns ErrNotFound if there is neither a record nor a sandbox.
 func (s *Scheduler) Repair(ctx context.Context, chatID uuid.UUID) (RepairResult, error) {
 	res, err := s.repair(ctx, chatID)
 	if err != nil {
@@ -118,8 +118,8 @@ func (s *Scheduler) repair(ctx context.Context, chatID uuid.UUID) (RepairResult,
 	}
 }
 
-// allFinders returns all drivers: those that cannot name a chat's sandboxes at
-// once list theirs.
+// allFinders returns a finder for each driver. Drivers that are not a ChatFinder list all
+// their sandboxes.
 func (s *Scheduler) allFinders() []finder {
 	finders := s.chatFinders()
 	for _, name := range slices.Sorted(maps.Keys(s.Drivers)) {

@@ -7,9 +7,8 @@ import (
 	"github.com/google/uuid"
 )
 
-// Get returns the chat's session as it stands, with what its driver sees of its
-// sandbox, and the index for a next, blocking Get. Where the chat has no
-// session it returns ErrNotFound, with an index as well.
+// Get returns the chat's session with the current state of its sandbox, and the index for
+// a next, blocking Get. If the chat has no session, it returns ErrNotFound and an index.
 func (s *Scheduler) Get(ctx context.Context, chatID uuid.UUID, block Block) (Session, uint64, error) {
 	session, index, err := s.Store.Get(ctx, chatID, block)
 	if err != nil {

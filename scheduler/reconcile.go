@@ -241,7 +241,7 @@ func (r *reconciler) resolveOrphans(ctx context.Context, orphans []found) []Orph
 	return left
 }
 
-// Orphan is a sandbox that no record names and that was not adopted.
+// Orphan is a sandbox without a record that was not adopted.
 type Orphan struct {
 	Runtime     string
 	SessionID   string // as the runtime says

@@ -10,10 +10,10 @@ import (
 	"github.com/google/uuid"
 )
 
-// Renew sets the session's expiry to ttl from now, or to the default TTL where
-// ttl is 0. It never brings the expiry forward. It returns ErrNotFound where
-// the chat has no session, ErrExpired where it is too late, and ErrNotRunning
-// where the sandbox has ended.
+// Renew sets the session's expiry to ttl from now, or to the default TTL from now if ttl
+// is 0. It never makes the expiry earlier. It returns ErrNotFound if the chat has no
+// session, ErrExpired if the session has expired, and ErrNotRunning if the sandbox has
+// ended.
 func (s *Scheduler) Renew(ctx context.Context, chatID uuid.UUID, ttl time.Duration) (Session, error) {
 	ctx, span := s.startSpan(ctx, "usecase.renew_sandbox", chatAttr(chatID))
 	defer span.End()

@@ -28,10 +28,10 @@ const maxHeld = 128
 // tellEvery is how often a failure is logged that goes on.
 const tellEvery = time.Minute
 
-// Run does the background work until ctx ends: it cleans up what has expired,
-// settles what dead replicas left in flight, notes what happens to sandboxes,
-// and reconciles while this replica leads. It returns once all of that is quiet.
-// Failures are logged and tried again; any number of replicas may run it.
+// Run does the background work until ctx ends: it cleans up expired sessions, settles
+// what dead replicas left in flight, records what happens to sandboxes, and reconciles
+// while this replica is the leader. It returns once all of that has ended. It logs
+// failures and tries again. Any number of replicas may call Run.
 func (s *Scheduler) Run(ctx context.Context) {
 	ctx = WithCaller(ctx, background)
 	s.metrics.leader.Record(ctx, 0)

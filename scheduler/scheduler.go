@@ -16,52 +16,50 @@ import (
 )
 
 const (
-	// LockWait is how long an operation waits for another one on the same
-	// chat. It is longer than a replica's death takes to free its locks, and
-	// than a start may take, its undoing included, with the limit of 60 s that
-	// templates have by default.
+	// LockWait is how long an operation waits for another one on the same chat. It is
+	// longer than the locks of a dead replica last, and longer than a start and its
+	// undoing take with the templates' default limit of 60 s.
 	LockWait = 90 * time.Second
 
-	// operationLimit bounds what is done under one lock, so that nothing holds
-	// a chat for ever. Drivers have tighter limits of their own.
+	// operationLimit bounds an operation under one lock, so that nothing holds a chat
+	// for ever. Drivers have tighter limits.
 	operationLimit = 5 * time.Minute
 
-	// stopLimit bounds the wait for a sandbox to end. One that a driver cannot
-	// see end by then, because its node is lost or it takes long to stop, stays
-	// recorded as stopping, and SettleInFlight goes on with it.
+	// stopLimit bounds the wait for a sandbox to end. If the driver has not seen its end
+	// by then, because its node is lost or its stop takes long, the session stays
+	// recorded as stopping, and SettleInFlight continues the stop.
 	stopLimit = time.Minute
 
-	// undoLimit bounds the undoing of what a failed operation began. What is
-	// not undone by then stays recorded, and is settled later.
+	// undoLimit bounds the undoing of a failed operation. What is not undone by then
+	// stays recorded and is settled later.
 	undoLimit = 30 * time.Second
 
-	// maxStarting is how many sandboxes one replica starts at a time. Past it
-	// creates are refused with ErrBusy rather than queued: a queue would only
-	// turn overload into lateness.
+	// maxStarting is how many sandboxes one replica starts at a time. Further creates
+	// are refused with ErrBusy instead of queued, because a queue would only make all
+	// of them late.
 	maxStarting = 128
 
-	// maxReplacing is how many sandboxes one replica stops at a time to replace
-	// them. They are counted apart from starts: a lost node, whose sandboxes take
-	// long to stop, must not keep other chats from their start.
+	// maxReplacing is how many sandboxes one replica stops at a time to replace them.
+	// They are not counted as starts: the sandboxes of a lost node take long to stop and
+	// must not keep other chats from starting.
 	maxReplacing = 128
 
-	// workers is how many chats each background pass works on at a time, but for
-	// those that are to be settled.
+	// workers is how many chats each background pass works on at a time. Settling has
+	// its own limit.
 	workers = 8
 )
 
-// Config is what a Scheduler is made from. All fields but VolumeRoots are
-// required.
+// Config is the configuration of a Scheduler. All fields but VolumeRoots are required.
 type Config struct {
 	Store          Store
 	Locker         Locker
 	Drivers        map[string]runtime.Driver // by name
-	DefaultRuntime string                    // a key of Drivers, for creates that name none
+	DefaultRuntime string                    // a key of Drivers, for creates without a runtime
 
-	TTL             time.Duration // of a session whose create names none
-	MaxTTL          time.Duration // the longest that a caller may ask for
+	TTL             time.Duration // for creates and renewals without a TTL
+	MaxTTL          time.Duration // the longest TTL that a caller may ask for
 	CleanupInterval time.Duration
-	VolumeRoots     []string // if any are set, each volume is directly below one of them, as ROOT/NAME
+	VolumeRoots     []string // if set, each volume must be directly below one of them, as ROOT/NAME
 
 	Logger hclog.Logger
 	Meter  metric.Meter
@@ -69,7 +67,7 @@ type Config struct {
 	Now    func() time.Time
 }
 
-// Scheduler carries out the use cases. It is safe for concurrent use.
+// Scheduler implements the use cases. It is safe for concurrent use.
 type Scheduler struct {
 	Config
 	metrics   *instruments
@@ -83,11 +81,11 @@ type Scheduler struct {
 	setEnding, setEnded context.CancelFunc
 }
 
-// New checks the configuration and returns a Scheduler. Run does its background
-// work; the use cases work without it.
+// New checks the configuration and returns a Scheduler. [Scheduler.Run] does its
+// background work. The use cases also work without Run.
 func New(c Config) (*Scheduler, error) {
 	if _, ok := c.Drivers[c.DefaultRuntime]; !ok {
-		return nil, fmt.Errorf("%w: no runtime is named %q", ErrInvalid, c.DefaultRuntime)
+		return nil, fmt.Errorf("%w: unknown default runtime %q", ErrInvalid, c.DefaultRuntime)
 	}
 	if c.TTL < MinTTL || c.MaxTTL < c.TTL || c.CleanupInterval <= 0 {
 		return nil, fmt.Errorf("%w: need %s <= ttl (%s) <= max_ttl (%s) and cleanup_interval (%s) > 0",
@@ -110,10 +108,10 @@ func New(c Config) (*Scheduler, error) {
 	return s, nil
 }
 
-// End tells all operations to end, also those that wait for a lock, and fails
-// those that come later, with [ErrShuttingDown]. They undo what they began for
-// as long as undo lasts, and then give their locks up. What is not undone by then
-// stays recorded, and is settled by another replica.
+// End ends all operations, including those that wait for a lock, and makes later ones
+// fail. All return [ErrShuttingDown]. The running operations undo what they began until
+// undo ends, and then release their locks. What is not undone by then stays recorded,
+// and another replica settles it.
 func (s *Scheduler) End(undo context.Context) {
 	context.AfterFunc(undo, s.setEnded)
 	s.setEnding()
@@ -131,8 +129,8 @@ func (s *Scheduler) shuttingDown(err error) error {
 	return fmt.Errorf("%w: %w", ErrShuttingDown, err)
 }
 
-// now is the time as records hold it: of the wall clock alone, which is all that
-// another replica could compare it with.
+// now returns the time as records contain it: without the monotonic clock, because
+// other replicas compare it with their wall clocks.
 func (s *Scheduler) now() time.Time { return s.Now().UTC().Round(0) }
 
 // driver returns the driver that runs sessions of the named runtime.
@@ -155,11 +153,10 @@ func (s *Scheduler) lock(ctx context.Context, chatID uuid.UUID, wait time.Durati
 	return s.Locker.Lock(ctx, chatID, wait)
 }
 
-// underLock returns a context for what is done under the lease. It does not end
-// with the caller's: an operation that has begun is finished or undone, also
-// when nobody waits for it any more. It ends when the lock is lost, with
-// ErrLockLost as its cause, and when End is called. The returned function frees
-// it and must be called.
+// underLock returns a context for an operation under the lease. It does not end with the
+// caller's context: an operation that has begun is finished or undone, even if nobody
+// waits for it any more. It ends when the lock is lost, with ErrLockLost as its cause,
+// and when End is called. The returned function frees it and must be called.
 func (s *Scheduler) underLock(ctx context.Context, lease Lease) (context.Context, func()) {
 	ctx, expire := context.WithTimeout(context.WithoutCancel(ctx), operationLimit)
 	unhook := context.AfterFunc(s.ending, expire)
@@ -171,8 +168,8 @@ func (s *Scheduler) underLock(ctx context.Context, lease Lease) (context.Context
 	}
 }
 
-// undoing returns a context for undoing what an operation began, although ctx
-// may have ended. The returned function frees it and must be called.
+// undoing returns a context to undo an operation. ctx may already have ended. The
+// returned function frees it and must be called.
 func (s *Scheduler) undoing(ctx context.Context) (context.Context, func()) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoLimit)
 	unhook := context.AfterFunc(s.ended, cancel)
@@ -201,9 +198,9 @@ func whileHeld(ctx context.Context, lease Lease) (context.Context, func()) {
 	}
 }
 
-// held returns nil while the lock can be vouched for, else ErrLockLost. It is
-// asked right before an effect: who slept past the end of its lock may go on
-// before its context has ended.
+// held returns ErrLockLost if the lock may be lost, and otherwise nil. It is called
+// right before an effect, because a process that was suspended past the end of its lock
+// may continue before its context has ended.
 func held(lease Lease) error {
 	select {
 	case <-lease.Lost():
@@ -213,8 +210,8 @@ func held(lease Lease) error {
 	}
 }
 
-// unlessHeld says of an error of an effect that it came from the loss of the lock,
-// where that is lost by now: who lost it ends what it began.
+// unlessHeld adds ErrLockLost to err if the lock has been lost. Then the operation ends
+// what it began.
 func unlessHeld(lease Lease, err error) error {
 	if lost := held(lease); lost != nil {
 		return fmt.Errorf("%w: %w", lost, err)
@@ -222,8 +219,8 @@ func unlessHeld(lease Lease, err error) error {
 	return err
 }
 
-// runtimeError says what failed in a driver, and gives errors without a known
-// kind the one that allows no conclusions.
+// runtimeError adds op to a driver's error. It adds ErrUnavailable if the error has no
+// known kind, because then nothing may be concluded from it.
 func runtimeError(ctx context.Context, op string, err error) error {
 	if err == nil {
 		return nil
@@ -240,8 +237,8 @@ func write(ctx context.Context, lease Lease, next *Session, then Then) error {
 	return lockLost(ctx, lease.Write(ctx, next, then))
 }
 
-// lockLost says of an error that it came from the loss of the lock, where ctx
-// ended by that: what was cut short knows only that it was.
+// lockLost adds ErrLockLost to err if the loss of the lock ended ctx. The error itself
+// often shows only that ctx ended.
 func lockLost(ctx context.Context, err error) error {
 	if err == nil || errors.Is(err, ErrLockLost) || !errors.Is(context.Cause(ctx), ErrLockLost) {
 		return err
@@ -249,8 +246,8 @@ func lockLost(ctx context.Context, err error) error {
 	return fmt.Errorf("%w: %w", ErrLockLost, err)
 }
 
-// release gives a lock up that a use case no longer needs. A failure costs the
-// chat at most the time until the replica's hold ends, and the use case nothing.
+// release releases a lock after a use case. If that fails, the chat stays locked until
+// the replica's hold on the lock ends; the use case itself is not affected.
 func (s *Scheduler) release(ctx context.Context, lease Lease) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoLimit)
 	defer cancel()

@@ -8,51 +8,51 @@ import (
 	"github.com/bivouac/bivouac/runtime"
 )
 
-// Session is the record of a chat's one sandbox.
+// Session is the record of a chat's sandbox. A chat has at most one.
 type Session struct {
 	SessionID      uuid.UUID
 	ChatID         uuid.UUID
 	AgentID        string
 	VolumeHostPath string
 	Runtime        string // name of the driver that runs it
-	ContainerID    string // the driver's name of the sandbox; empty while creating
+	ContainerID    string // the driver's name for the sandbox; empty while creating
 	Endpoint       runtime.Endpoint
 	CreatedAt      time.Time
 	ExpiresAt      time.Time
 	State          State
-	Reason         string // why it is, or was before its stop, dead or lost, or what its stop waits for; else empty
+	Reason         string // why the sandbox is dead or lost (or was before its stop), or what its stop waits for
 
 	Owner  string            // name of the caller that created it
-	Labels map[string]string // as the create gave them; never changed in place; may be nil
+	Labels map[string]string // set by the create, never changed in place; may be nil
 }
 
-// State says how far a session is.
+// State is the state of a session.
 type State string
 
 const (
-	// StateCreating is an intent: a sandbox may exist or not. It becomes a
-	// session once its sandbox is ready, and disappears if that fails.
+	// StateCreating is an intent: a sandbox may exist or not. It becomes a running
+	// session once the sandbox is ready, and is removed if that fails.
 	StateCreating State = "creating"
-	// StateRunning is a session whose sandbox was ready and, as far as is
-	// known, still runs.
+	// StateRunning is a session whose sandbox was ready and, as far as is known, still
+	// runs.
 	StateRunning State = "running"
-	// StateStopping is a session whose sandbox is being stopped, after which
-	// the record goes, or makes way for the next session.
+	// StateStopping is a session whose sandbox is being stopped. Afterwards the record
+	// is removed or replaced by the next session.
 	StateStopping State = "stopping"
-	// StateDead is a session whose sandbox ended by itself or by another's
-	// hand; Reason says how.
+	// StateDead is a session whose sandbox ended by itself or was ended by somebody
+	// else. Reason says how.
 	StateDead State = "dead"
-	// StateLost is a session whose sandbox is out of reach: it may run or not.
+	// StateLost is a session whose sandbox cannot be reached. It may run or not.
 	StateLost State = "lost"
 )
 
-// Settled says whether the session was handed out and nobody is at work on it:
-// neither an intent nor being stopped.
+// Settled reports whether the session was returned to a caller and no operation is in
+// progress: it is neither an intent nor being stopped.
 func (s Session) Settled() bool {
 	return s.State != StateCreating && s.State != StateStopping
 }
 
-// Expired says whether the session has ended by time: at its expiry, not after.
+// Expired reports whether the session has expired at now. It has from ExpiresAt on.
 func (s Session) Expired(now time.Time) bool { return !s.ExpiresAt.After(now) }
 
 func (s Session) spec() runtime.Spec {

@@ -10,11 +10,10 @@ import (
 	"github.com/bivouac/bivouac/runtime"
 )
 
-// SettleInFlight undoes the starts and finishes the stops that somebody began
-// and did not end. A record in flight whose lock is free has nobody at work on
-// it: its holder is dead, or can no longer write. One whose lock is held is left
-// alone. The error is for a pass that could not begin; what fails for one chat
-// is logged and tried again at the next pass.
+// SettleInFlight undoes unfinished starts and finishes unfinished stops. If the lock of a
+// record in flight is free, nobody works on it: the holder is dead or can no longer write.
+// SettleInFlight leaves records alone whose lock is held. It logs a failure for one chat,
+// and the next pass tries it again. It returns an error only if the pass could not begin.
 func (s *Scheduler) SettleInFlight(ctx context.Context) error {
 	g := newSettlers()
 	err := s.beginSettling(ctx, g)

@@ -14,10 +14,10 @@ import (
 // config is what the plugin's block in Bivouac's configuration may say.
 type config struct {
 	Host      string   `json:"host"`       // of the engine; empty: the local socket
-	Image     string   `json:"image"`      // it must be there: nothing is pulled
-	Command   []string `json:"command"`    // empty: that of the image
-	Port      uint16   `json:"port"`       // on which the container listens
-	ReadyPath string   `json:"ready_path"` // answers with the session's ID once the sandbox is ready; empty: a TCP connection will do
+	Image     string   `json:"image"`      // must exist: the plugin does not pull
+	Command   []string `json:"command"`    // empty: the image's own
+	Port      uint16   `json:"port"`       // the port that the container listens on
+	ReadyPath string   `json:"ready_path"` // returns the session ID once the sandbox is ready; empty: a TCP connection is enough
 	MemoryMiB int64    `json:"memory_mib"`
 	CPUs      float64  `json:"cpus"`
 	PIDs      int64    `json:"pids"`
@@ -43,13 +43,13 @@ const configSchema = `{
   }
 }`
 
-// Info says who the driver is.
+// Info describes the driver.
 func (d *driver) Info(context.Context) (runtime.Info, error) {
 	return runtime.Info{Name: "docker", Version: "0.1.0", ConfigSchema: json.RawMessage(configSchema)}, nil
 }
 
-// Configure takes the configuration and makes a client. Whether the engine
-// answers, Health tells.
+// Configure sets the configuration and makes a client. It does not check whether the
+// engine answers; Health does.
 func (d *driver) Configure(_ context.Context, given runtime.Config) error {
 	c := config{Port: 8080, MemoryMiB: 512, CPUs: 1, PIDs: 256, Network: "bridge"}
 	decoder := json.NewDecoder(bytes.NewReader(given.JSON))
@@ -81,7 +81,7 @@ func (d *driver) Configure(_ context.Context, given runtime.Config) error {
 	return nil
 }
 
-// Health says whether the engine answers and has the image.
+// Health checks whether the engine answers and has the image.
 func (d *driver) Health(ctx context.Context) error {
 	_, err := d.engine.ImageInspect(ctx, d.config.Image)
 	return known(err)

@@ -22,11 +22,11 @@ const (
 	workspace  = "/workspace"         // where the volume is, inside
 	readyLimit = time.Minute          // from the container's start to its answer
 	stopGrace  = 5                    // seconds from SIGTERM to SIGKILL
-	logSize    = "1m"                 // kept of what a sandbox prints, twice
-	tmpSize    = "size=64m,mode=1777" // of /tmp: all else is read-only, but for the volume
+	logSize    = "1m"                 // size of a log file; two are kept of each sandbox
+	tmpSize    = "size=64m,mode=1777" // of /tmp; everything else but the volume is read-only
 )
 
-// The labels of a container. They are how the driver knows its own.
+// The labels of a container. The driver finds its own containers by them.
 const (
 	labelInstance = "bivouac.instance"
 	labelSession  = "bivouac.session_id"
@@ -35,26 +35,26 @@ const (
 	labelVolume   = "bivouac.volume_host_path"
 )
 
-// driver keeps nothing in memory: what it knows, the engine knows. So it finds
-// its sandboxes again after a crash, and any number of it may run.
+// driver keeps its state in the engine and not in memory. So it finds its sandboxes again
+// after a crash, and several drivers may run.
 //
-// Two rules make a sandbox start once and never again after its stop. Its
-// container has a name made from the session ID, and the engine gives out a name
-// once. And a Stop leaves a mark before it looks for a container, while a Create
-// looks for a mark after it made a container and before it starts it: whichever
-// comes first, one of them sees the other.
+// Two rules make sure that a sandbox starts once, and never after its stop. First, the
+// name of its container is made from the session ID, and the engine accepts a name only
+// once. Second, Stop leaves a mark before it looks for a container, and Create looks for a
+// mark after it made the container and before it starts it. Whichever comes first, one of
+// them sees the other.
 type driver struct {
 	logger   hclog.Logger
 	config   config
 	instance string
 	engine   *client.Client
 	ready    ready.Check
-	markLife time.Duration // how long a mark of a deleted sandbox is kept
+	markLife time.Duration // how long the mark of a deleted sandbox is kept
 }
 
 func containerName(sessionID string) string { return "bivouac-" + sessionID }
 
-// Create makes a container and waits until it answers.
+// Create starts a container and waits until it answers.
 func (d *driver) Create(ctx context.Context, spec runtime.Spec, progress func(runtime.Stage)) (runtime.Sandbox, error) {
 	if err := d.make(ctx, spec); err != nil {
 		return runtime.Sandbox{}, err
@@ -65,7 +65,7 @@ func (d *driver) Create(ctx context.Context, spec runtime.Spec, progress func(ru
 	}
 	if made.Config.Labels[labelChat] != spec.ChatID || made.Config.Labels[labelAgent] != spec.AgentID ||
 		made.Config.Labels[labelVolume] != spec.VolumeHostPath {
-		return runtime.Sandbox{}, fmt.Errorf("%w: container %s is of another spec", runtime.ErrConflict, containerName(spec.SessionID))
+		return runtime.Sandbox{}, fmt.Errorf("%w: container %s was made for another spec", runtime.ErrConflict, containerName(spec.SessionID))
 	}
 	progress(runtime.StagePlaced)
 
@@ -91,11 +91,11 @@ func (d *driver) Create(ctx context.Context, spec runtime.Spec, progress func(ru
 		return runtime.Sandbox{}, err
 	}
 	progress(runtime.StageReady)
-	d.logger.Debug("sandbox is ready", "session_id", spec.SessionID, "container_id", made.ID)
+	d.logger.Debug("sandbox_ready", "session_id", spec.SessionID, "container_id", made.ID)
 	return sandbox, nil
 }
 
-// make makes the container, or finds that it is there.
+// make makes the container, or finds the existing one.
 func (d *driver) make(ctx context.Context, spec runtime.Spec) error {
 	switch marked, err := d.marked(ctx, spec.SessionID); {
 	case err != nil:
@@ -162,7 +162,7 @@ func (d *driver) awaitReady(ctx context.Context, sessionID, containerID string) 
 	if err != nil {
 		return runtime.Sandbox{}, err
 	}
-	if now := d.sandbox(running); now.State == runtime.StateDead { // and so it has no endpoint
+	if now := d.sandbox(running); now.State == runtime.StateDead { // it has no endpoint then
 		return runtime.Sandbox{}, fmt.Errorf("%w: its container has ended: %s", runtime.ErrNotReady, now.Reason)
 	}
 	waiting, cancel := context.WithTimeout(ctx, readyLimit)
@@ -197,12 +197,13 @@ func (d *driver) awaitReady(ctx context.Context, sessionID, containerID string) 
 	return made, err
 }
 
-// Stop leaves a mark that can be inspected, and then removes the container.
+// Stop makes a mark that can be inspected, and then removes the container.
 func (d *driver) Stop(ctx context.Context, sessionID string) error {
 	return d.end(ctx, sessionID, markStopped)
 }
 
-// Delete leaves a mark that nobody sees, and then removes all else.
+// Delete makes a mark that Inspect and List do not return, and then removes everything
+// else.
 func (d *driver) Delete(ctx context.Context, sessionID string) error {
 	if err := d.end(ctx, sessionID, markDeleted); err != nil {
 		return err
@@ -215,14 +216,14 @@ func (d *driver) end(ctx context.Context, sessionID string, mark markKind) error
 	if err != nil && !errors.Is(err, runtime.ErrNotFound) {
 		return err
 	}
-	if _, err := d.marked(ctx, sessionID); err != nil { // as where one is another Bivouac's
+	if _, err := d.marked(ctx, sessionID); err != nil { // such as a mark of another instance
 		return err
 	}
 	if err := d.mark(ctx, sessionID, mark, found); err != nil {
 		return err
 	}
-	// Now that the mark stands, no new container is started. One that was made
-	// meanwhile has the same name.
+	// The mark exists now, so no new container starts. One that was made in the
+	// meantime has the same name.
 	grace := stopGrace
 	_, err = d.engine.ContainerStop(ctx, containerName(sessionID), client.ContainerStopOptions{Timeout: &grace})
 	if errdefs.IsNotFound(err) {
@@ -241,7 +242,7 @@ func (d *driver) remove(ctx context.Context, containerID string) error {
 	switch {
 	case errdefs.IsNotFound(err):
 		return nil
-	case err != nil && !errdefs.IsConflict(err): // a conflict: it is being removed
+	case err != nil && !errdefs.IsConflict(err): // a conflict means that it is being removed
 		return known(err)
 	}
 	select {
@@ -255,7 +256,7 @@ func (d *driver) remove(ctx context.Context, containerID string) error {
 	}
 }
 
-// known puts the engine's errors into the runtime's words.
+// known wraps the engine's errors in the runtime's errors.
 func known(err error) error {
 	switch {
 	case err == nil, errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):

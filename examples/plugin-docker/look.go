@@ -16,7 +16,7 @@ import (
 	"github.com/moby/moby/client"
 )
 
-// Inspect asks for the container, and where there is none for what a Stop left.
+// Inspect returns the container, or the mark of Stop if there is no container.
 func (d *driver) Inspect(ctx context.Context, sessionID string) (runtime.Sandbox, error) {
 	found, err := d.inspect(ctx, sessionID)
 	if errors.Is(err, runtime.ErrNotFound) {
@@ -25,32 +25,32 @@ func (d *driver) Inspect(ctx context.Context, sessionID string) (runtime.Sandbox
 	if err != nil {
 		return runtime.Sandbox{}, err
 	}
-	// A container whose session is marked is about to go. Only a Delete or Stop
-	// that was cut off leaves one, and it is repeated.
+	// A container whose session is marked will be removed. Only an interrupted Delete or
+	// Stop leaves one, and the host repeats that.
 	return d.sandbox(found), nil
 }
 
-// inspect returns the session's container. One that is of another Bivouac, or of
-// somebody else, is left alone.
+// inspect returns the session's container. It returns an error if the container belongs
+// to another Bivouac instance or to somebody else.
 func (d *driver) inspect(ctx context.Context, sessionID string) (container.InspectResponse, error) {
 	found, err := d.engine.ContainerInspect(ctx, containerName(sessionID), client.ContainerInspectOptions{})
 	switch {
 	case err != nil:
 		return container.InspectResponse{}, known(err)
 	case found.Container.State == nil || found.Container.Config == nil:
-		return container.InspectResponse{}, fmt.Errorf("%w: the engine tells nothing of container %s", runtime.ErrUnavailable, found.Container.ID)
+		return container.InspectResponse{}, fmt.Errorf("%w: the engine returns no details of container %s", runtime.ErrUnavailable, found.Container.ID)
 	case !d.owns(sessionID, found.Container.Config.Labels):
-		return container.InspectResponse{}, fmt.Errorf("%w: container %s is not of instance %s", runtime.ErrConflict, containerName(sessionID), d.instance)
+		return container.InspectResponse{}, fmt.Errorf("%w: container %s does not belong to instance %s", runtime.ErrConflict, containerName(sessionID), d.instance)
 	}
 	return found.Container, nil
 }
 
-// owns says whether an object that bears a session's name is of this Bivouac.
+// owns reports whether an object with a session's name belongs to this Bivouac instance.
 func (d *driver) owns(sessionID string, labels map[string]string) bool {
 	return labels[labelInstance] == d.instance && labels[labelSession] == sessionID
 }
 
-// sandbox is a container as the contract sees it.
+// sandbox returns a container as a runtime.Sandbox.
 func (d *driver) sandbox(c container.InspectResponse) runtime.Sandbox {
 	sandbox := runtime.Sandbox{
 		SessionID:   c.Config.Labels[labelSession],
@@ -79,8 +79,8 @@ func (d *driver) sandbox(c container.InspectResponse) runtime.Sandbox {
 	return sandbox
 }
 
-// endpointOf is where the container's port is published. It is zero where the
-// container does not run.
+// endpointOf returns the address at which the container's port is published, or zero if
+// the container does not run.
 func endpointOf(c container.InspectResponse, port uint16) runtime.Endpoint {
 	if c.NetworkSettings == nil {
 		return runtime.Endpoint{}
@@ -93,13 +93,13 @@ func endpointOf(c container.InspectResponse, port uint16) runtime.Endpoint {
 	return runtime.Endpoint{}
 }
 
-// own selects what this Bivouac has made.
+// own returns a filter for the objects of this Bivouac instance.
 func (d *driver) own() client.Filters {
 	return make(client.Filters).Add("label", labelInstance+"="+d.instance, labelSession)
 }
 
-// List yields the containers and then the marks of stopped sandboxes. It also
-// does away with old marks of deleted ones.
+// List yields the containers and then the marks of stopped sandboxes. It also removes old
+// marks of deleted ones.
 func (d *driver) List(ctx context.Context) iter.Seq2[runtime.Sandbox, error] {
 	return func(yield func(runtime.Sandbox, error) bool) {
 		all, err := d.engine.ContainerList(ctx, client.ContainerListOptions{All: true, Filters: d.own()})
@@ -111,7 +111,7 @@ func (d *driver) List(ctx context.Context) iter.Seq2[runtime.Sandbox, error] {
 		for _, summary := range all.Items {
 			sandbox, err := d.Inspect(ctx, summary.Labels[labelSession])
 			if errors.Is(err, runtime.ErrNotFound) || errors.Is(err, runtime.ErrConflict) {
-				continue // it went meanwhile, or is not what its labels say
+				continue // it has been removed, or its labels are wrong
 			}
 			if !yield(sandbox, err) || err != nil {
 				return
@@ -129,7 +129,7 @@ func (d *driver) List(ctx context.Context) iter.Seq2[runtime.Sandbox, error] {
 	}
 }
 
-// Watch passes on the engine's news of containers that ended.
+// Watch reports the containers that end, from the engine's events.
 func (d *driver) Watch(ctx context.Context, changed func(runtime.Sandbox)) error {
 	news := d.engine.Events(ctx, client.EventsListOptions{
 		Filters: d.own().Add("type", string(events.ContainerEventType)).Add("event", string(events.ActionDie)),
@@ -153,7 +153,7 @@ func (d *driver) Watch(ctx context.Context, changed func(runtime.Sandbox)) error
 	}
 }
 
-// Logs yields what the engine has kept.
+// Logs yields the output that the engine has kept.
 func (d *driver) Logs(ctx context.Context, sessionID string, follow bool) iter.Seq2[runtime.LogChunk, error] {
 	return func(yield func(runtime.LogChunk, error) bool) {
 		found, err := d.inspect(ctx, sessionID)
@@ -178,7 +178,7 @@ func (d *driver) Logs(ctx context.Context, sessionID string, follow bool) iter.S
 
 var errEnough = errors.New("the reader has enough")
 
-// chunks passes what is written to it on to a reader of logs.
+// chunks passes everything that is written to it to a reader of logs.
 type chunks struct {
 	stream runtime.LogStream
 	yield  func(runtime.LogChunk, error) bool

@@ -1,5 +1,5 @@
-// Command plugin-docker is a runtime plugin of Bivouac: each sandbox is a
-// container of a Docker engine.
+// Command plugin-docker is a runtime plugin for Bivouac. Each sandbox is a container of a
+// Docker engine.
 package main
 
 import (

@@ -14,18 +14,16 @@ import (
 	"github.com/moby/moby/client"
 )
 
-// A mark says that a session ID is used up. It is an empty volume: an object
-// that the engine makes atomically and without an image, and that costs a
-// folder.
+// A mark records that a session ID is used up. It is an empty Docker volume, because the
+// engine creates a volume atomically and without an image. It costs one directory.
 type markKind string
 
 const (
-	markStopped markKind = "stopped" // may still be inspected
-	markDeleted markKind = "deleted" // nobody sees it
+	markStopped markKind = "stopped" // Inspect and List return the sandbox
+	markDeleted markKind = "deleted" // Inspect and List do not return it
 )
 
-// deletedLife is how long a mark of a deleted sandbox is kept. No call is under
-// way for so long.
+// deletedLife is how long the mark of a deleted sandbox is kept. No call takes that long.
 const deletedLife = time.Hour
 
 const (
@@ -38,8 +36,8 @@ func markName(sessionID string, kind markKind) string {
 	return containerName(sessionID) + "." + string(kind)
 }
 
-// mark leaves a mark, with what is known of the container. A mark that stands
-// is left as it is.
+// mark makes a mark, with what is known about the container. It does not change an
+// existing mark.
 func (d *driver) mark(ctx context.Context, sessionID string, kind markKind, of container.InspectResponse) error {
 	if kind == markStopped {
 		deleted, err := d.hasMark(ctx, sessionID, markDeleted)
@@ -57,7 +55,7 @@ func (d *driver) mark(ctx context.Context, sessionID string, kind markKind, of c
 	return known(err)
 }
 
-// marked says whether the session ID is used up.
+// marked reports whether the session ID is used up.
 func (d *driver) marked(ctx context.Context, sessionID string) (bool, error) {
 	for _, kind := range []markKind{markStopped, markDeleted} {
 		if has, err := d.hasMark(ctx, sessionID, kind); has || err != nil {
@@ -75,14 +73,15 @@ func (d *driver) hasMark(ctx context.Context, sessionID string, kind markKind) (
 	return err == nil, err
 }
 
-// findMark returns a mark. As a container, one of another Bivouac is left alone.
+// findMark returns a mark. It returns an error if the mark belongs to another Bivouac
+// instance.
 func (d *driver) findMark(ctx context.Context, sessionID string, kind markKind) (volume.Volume, error) {
 	found, err := d.engine.VolumeInspect(ctx, markName(sessionID, kind), client.VolumeInspectOptions{})
 	switch {
 	case err != nil:
 		return volume.Volume{}, known(err)
 	case !d.owns(sessionID, found.Volume.Labels):
-		return volume.Volume{}, fmt.Errorf("%w: volume %s is not of instance %s", runtime.ErrConflict, markName(sessionID, kind), d.instance)
+		return volume.Volume{}, fmt.Errorf("%w: volume %s does not belong to instance %s", runtime.ErrConflict, markName(sessionID, kind), d.instance)
 	}
 	return found.Volume, nil
 }
@@ -95,7 +94,7 @@ func (d *driver) unmark(ctx context.Context, sessionID string, kind markKind) er
 	return known(err)
 }
 
-// stopped is a sandbox of which only the mark is left.
+// stopped returns the sandbox of a mark.
 func (d *driver) stopped(ctx context.Context, sessionID string) (runtime.Sandbox, error) {
 	found, err := d.findMark(ctx, sessionID, markStopped)
 	if err != nil {
@@ -118,8 +117,8 @@ func stoppedSandbox(mark volume.Volume) runtime.Sandbox {
 	}
 }
 
-// allStopped yields the sandboxes of which only a mark is left, and does away
-// with old marks of deleted ones.
+// allStopped yields the sandboxes of which only a mark is left, and removes old marks of
+// deleted ones.
 func (d *driver) allStopped(ctx context.Context) iter.Seq2[runtime.Sandbox, error] {
 	return func(yield func(runtime.Sandbox, error) bool) {
 		marks, err := d.engine.VolumeList(ctx, client.VolumeListOptions{Filters: d.own()})
@@ -135,18 +134,18 @@ func (d *driver) allStopped(ctx context.Context) iter.Seq2[runtime.Sandbox, erro
 				}
 			case markDeleted:
 				if err := d.expire(ctx, mark); err != nil { // the next List tries again
-					d.logger.Warn("an old mark was not removed", "volume", mark.Name, "error", err)
+					d.logger.Warn("mark_not_removed", "volume", mark.Name, "error", err)
 				}
 			}
 		}
 	}
 }
 
-// expire does away with the mark of a sandbox that was deleted long ago.
+// expire removes the mark of a sandbox that was deleted long ago.
 func (d *driver) expire(ctx context.Context, mark volume.Volume) error {
 	made, err := time.Parse(time.RFC3339, mark.CreatedAt)
 	if err != nil || time.Since(made) < d.markLife {
-		return nil //nolint:nilerr // a mark whose age is unknown is kept
+		return nil //nolint:nilerr // keep a mark whose age is unknown
 	}
 	return d.unmark(ctx, mark.Labels[labelSession], markDeleted)
 }

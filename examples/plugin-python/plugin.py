@@ -296,7 +296,7 @@ class Driver:
         if sandbox.state != RUNNING:
             raise not_ready(f"it has ended since it answered: {sandbox.reason}")
         yield M["CreateResponse"](stage=READY)
-        log("debug", "sandbox is ready", session_id=spec.session_id, pid=record["pid"])
+        log("debug", "sandbox_ready", session_id=spec.session_id, pid=record["pid"])
         yield M["CreateResponse"](sandbox=sandbox)
 
     def begin(self, spec, context):
@@ -463,7 +463,7 @@ def check_own(folder):
     """What the records say is done to processes: nobody else may write them."""
     found = folder.lstat()
     if not stat_bits.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
-        raise invalid(f"state_dir: {folder} is not a folder that this user alone can write to")
+        raise invalid(f"state_dir: {folder} must be a directory that only this user can write to")
 
 
 def free_port():

@@ -1,9 +1,8 @@
-// Package agent makes a running replica out of a configuration: it puts the
-// store, the runtime drivers, the scheduler and the API together, starts them,
-// and stops them in order.
+// Package agent runs a Bivouac server, one replica, from a configuration. [Run] puts the
+// store, the runtime drivers, the scheduler and the API together, starts them, and stops
+// them in order. It is the only package that may import all others.
 //
-// It is where all of Bivouac meets, and the only package that may know all of
-// it. What a session is, it must never know.
+// The package has no rules about sessions.
 package agent
 
 import (
@@ -29,32 +28,30 @@ import (
 )
 
 const (
-	// drainLimit is how long requests may take to finish once the agent is told
-	// to stop. Then operations are told to end.
+	// drainLimit is how long requests may take to finish when the server stops. After
+	// that the scheduler ends its operations.
 	drainLimit = 25 * time.Second
-	// undoLimit is how long operations may take from then on to undo what they
-	// began. What is left is settled by another replica, or by this one when it
-	// is back.
+	// undoLimit is how long the operations may then take to undo what they began. What is
+	// left is settled by another replica, or by this one after its restart.
 	undoLimit = 8 * time.Second
-	// answerLimit is how long the answers to them may take. Connections that are
-	// left then are cut off.
+	// answerLimit is how long the responses to them may take. Connections that are left
+	// then are closed.
 	answerLimit = 2 * time.Second
-	// stopLimit is how long all of the agent may take to stop.
+	// stopLimit is how long the whole server may take to stop.
 	stopLimit = 45 * time.Second
 )
 
-// Environment is what surrounds an agent.
+// Environment is the environment of a Bivouac server process.
 type Environment struct {
-	Program string    // how this program was called, for what -dev prints
-	Stdout  io.Writer // gets what -dev prints
-	Stderr  io.Writer // gets the log
+	Program string    // the command that started this program, for the output of -dev
+	Stdout  io.Writer // for the output of -dev
+	Stderr  io.Writer // for the log
 
-	Hangups <-chan os.Signal // gets each SIGHUP; may be nil
+	Hangups <-chan os.Signal // receives each SIGHUP; may be nil
 }
 
-// Validate finds what is wrong with a configuration without asking Nomad or
-// Consul. It starts each plugin for a moment to see whether it takes its
-// configuration.
+// Validate checks a configuration without requests to Nomad or Consul. It starts each
+// plugin for a moment to check the plugin's configuration.
 func Validate(ctx context.Context, c config.Config) error {
 	if err := checkRuntime(c); err != nil {
 		return err
@@ -71,27 +68,27 @@ func Validate(ctx context.Context, c config.Config) error {
 	return err
 }
 
-// Run runs a replica until ctx ends, and then returns nil once all of it has
-// stopped, or an error where that took more than 45 seconds. Where a part of it
-// fails it stops the others and returns why.
+// Run runs a replica until ctx ends. It returns nil once all parts have stopped, or an
+// error if that takes more than 45 seconds. If a part fails, Run stops the others and
+// returns the error.
 func Run(ctx context.Context, c config.Config, env Environment) (err error) {
 	log := hclog.New(&hclog.LoggerOptions{
 		Name: "bivouac", Level: hclog.LevelFromString(c.LogLevel), JSONFormat: c.LogJSON, Output: env.Stderr,
 	})
-	// net/http has one line that it writes to the standard logger alone: that a
-	// server sent something unasked, as Consul's 429 to one connection too many.
+	// net/http writes one message only to the standard logger: that a server sent an
+	// unsolicited response, such as Consul's 429 on one connection too many.
 	stdlog.SetFlags(0)
 	stdlog.SetOutput(log.Named("net").StandardWriter(&hclog.StandardLoggerOptions{ForceLevel: hclog.Debug}))
-	// The address is taken first: where another agent has it, nothing of that
-	// one's may be touched.
+	// Listen first: if another server has the address, nothing of that server may be
+	// touched.
 	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", c.HTTPAddr)
 	if err != nil {
 		return fmt.Errorf("agent: http_addr: %w", err)
 	}
-	defer func() { _ = listener.Close() }() // the server has closed it, unless it never got it
+	defer func() { _ = listener.Close() }() // already closed if the HTTP server got it
 	if c.Dev {
-		// What it has to itself on this machine goes by the address, and port 0
-		// is that of many.
+		// The names of a -dev server's files on this machine contain its address. Port 0
+		// would not be unique.
 		c.HTTPAddr = listener.Addr().String()
 		lock, err := lockDev(ctx, c.HTTPAddr)
 		if err != nil {
@@ -173,7 +170,7 @@ func Run(ctx context.Context, c config.Config, env Environment) (err error) {
 		}},
 		part{"scheduler", whenReady(prepared, whenReady(base.identified, func(ctx context.Context) error {
 			base.awaitPlugins(ctx)
-			// Other replicas go on with what this one has under way by itself.
+			// Other replicas continue this replica's unfinished background work.
 			defer context.AfterFunc(ctx, func() { sessions.End(ctx) })()
 			sessions.Run(ctx)
 			return nil
@@ -217,9 +214,9 @@ func describe(c config.Config) wire.SelfAnswer {
 	return wire.SelfAnswer{Version: build.Version, Revision: build.Revision, Config: c.Public()}
 }
 
-// serve serves until ctx ends, and then lets requests finish within drainLimit.
-// Then it calls end, with a context that says how long they may still take to
-// undo what they began.
+// serve serves until ctx ends, and then waits up to drainLimit for requests to finish.
+// After that it calls end. The context of end bounds how long operations may take to undo
+// what they began.
 func serve(ctx context.Context, server *http.Server, listener net.Listener, end func(context.Context), log hclog.Logger) error {
 	failed := make(chan error, 1)
 	go func() { failed <- server.Serve(listener) }()

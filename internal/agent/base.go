@@ -25,7 +25,7 @@ import (
 	"github.com/bivouac/bivouac/scheduler"
 )
 
-// base is what the scheduler stands on.
+// base has everything that the scheduler needs: store, locker, clock and drivers.
 type base struct {
 	store     scheduler.Store
 	storeName string // for messages: "Consul at HOST:PORT"; empty with -dev
@@ -74,7 +74,7 @@ func newBuiltIn(c config.Config, host *pluginhost.Host, metrics *metrics, log hc
 	}
 	b := base{drivers: map[string]runtime.Driver{}, identified: make(chan struct{})}
 	settings := consul.Config{Instance: c.Instance}
-	// Neither is asked anything yet: either may come up after the agent does.
+	// No request is made to Nomad or Consul yet: they may start after this server.
 	var driver *nomad.Driver
 	if usesNomad(c) {
 		var err error
@@ -107,11 +107,11 @@ func newBuiltIn(c config.Config, host *pluginhost.Host, metrics *metrics, log hc
 	return b, nil
 }
 
-// nomadName is the runtime of an agent without -dev.
+// nomadName is the default runtime of a server without -dev.
 const nomadName = "nomad"
 
-// usesNomad says whether Nomad is one of the agent's runtimes: it is the default,
-// or something is said about it. An agent of plugins alone needs no Nomad.
+// usesNomad reports whether Nomad is one of the server's runtimes: if it is the default
+// runtime, or if anything of it is configured. A server with plugins only needs no Nomad.
 func usesNomad(c config.Config) bool {
 	if c.Dev {
 		return false
@@ -119,9 +119,9 @@ func usesNomad(c config.Config) bool {
 	return c.Runtime == nomadName || c.Says("nomad", "job_template", "job_vars") || os.Getenv("NOMAD_ADDR") != ""
 }
 
-// checkRuntime keeps apart what must not be mixed: sandboxes of one machine
-// alone and records that all replicas share, or records that end with the agent
-// and sandboxes that do not. Plugins go with either.
+// checkRuntime refuses to mix sandboxes of one machine with records that all replicas
+// share, and records that end with the server with sandboxes that do not. Plugins work
+// with both kinds of records.
 func checkRuntime(c config.Config) error {
 	known := []string{nomadName}
 	if c.Dev {
@@ -131,7 +131,7 @@ func checkRuntime(c config.Config) error {
 		known = append(known, p.Name)
 	}
 	if !slices.Contains(known, c.Runtime) {
-		return fmt.Errorf("agent: runtime is %q, and this agent has: %s. It is %q with -dev and %q without; others are plugins, each with a block in a configuration file",
+		return fmt.Errorf("agent: unknown runtime %q (available: %s). The built-in runtime is %q with -dev and %q without; a plugin needs a block in a configuration file",
 			c.Runtime, strings.Join(known, ", "), process.Name, nomadName)
 	}
 	return nil
@@ -191,8 +191,8 @@ func newNomad(c config.Config, observe consul.Observer, log hclog.Logger) (*noma
 	return driver, place(client, settings.Region, namespace, c.Runtime == nomadName), nil
 }
 
-// jobVariables are those of the configuration. The raw_exec template runs this
-// very program as its demo sandbox, unless told otherwise.
+// jobVariables returns the configured job variables. Without a command, the raw_exec
+// template runs this program as its demo sandbox.
 func jobVariables(c config.Config) (map[string]string, error) {
 	if _, told := c.JobVars["command"]; told || c.JobTemplate != "raw_exec" {
 		return c.JobVars, nil
@@ -206,7 +206,7 @@ func jobVariables(c config.Config) (map[string]string, error) {
 	return variables, nil
 }
 
-// override sets what is configured over what the environment says.
+// override replaces a value from the environment by a configured one.
 func override(setting *string, configured string) {
 	if configured != "" {
 		*setting = configured

@@ -6,15 +6,15 @@ import (
 )
 
 const (
-	// ownFiles is how many open files are kept for this process itself: 160
-	// connections to Consul, 33 to Nomad, one for each of 128 sandboxes that are
-	// asked whether they are ready, and some for plugins and the log.
+	// ownFiles is the number of open files reserved for this process: 160 connections to
+	// Consul, 33 to Nomad, one for each of 128 sandboxes whose readiness is being checked,
+	// and some for plugins and the log.
 	ownFiles = 400
-	// mostConnections bounds what the bodies of requests may take, at 64 KiB each.
+	// mostConnections bounds the memory for request bodies, at 64 KiB each.
 	mostConnections = 4096
 )
 
-// maxConnections returns how many connections of callers may be open at a time.
+// maxConnections returns the maximum number of open connections of callers.
 func maxConnections() (int, error) {
 	var files syscall.Rlimit
 	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files); err != nil {
@@ -23,8 +23,8 @@ func maxConnections() (int, error) {
 	return connectionsFor(files.Cur), nil
 }
 
-// connectionsFor leaves ownFiles of the files to this process, or half of them
-// if they are fewer than twice as many.
+// connectionsFor reserves ownFiles of the files for this process, or half of the files if
+// there are less than twice as many.
 func connectionsFor(files uint64) int {
 	return int(min(mostConnections, files-min(ownFiles, files/2)))
 }

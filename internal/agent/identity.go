@@ -20,7 +20,7 @@ import (
 	"github.com/bivouac/bivouac/scheduler"
 )
 
-// whenReady returns run, begun once ready is closed.
+// whenReady returns a function that calls run once ready is closed.
 func whenReady(ready <-chan struct{}, run func(context.Context) error) func(context.Context) error {
 	return func(ctx context.Context) error {
 		select {
@@ -32,8 +32,8 @@ func whenReady(ready <-chan struct{}, run func(context.Context) error) func(cont
 	}
 }
 
-// identify is the part that waits for the identity of the store, and tells it to
-// the drivers. driver is nil if Nomad is not used.
+// identify returns the part that waits for the identity of the store and passes it to the
+// drivers. driver is nil if Nomad is not used.
 func (b *base) identify(store *consul.Store, driver *nomad.Driver, host *pluginhost.Host, log hclog.Logger) part {
 	return part{"identity", func(ctx context.Context) error {
 		own, err := store.Identity(ctx)
@@ -43,7 +43,7 @@ func (b *base) identify(store *consul.Store, driver *nomad.Driver, host *pluginh
 		if driver != nil {
 			driver.SetInstance(own.Instance, own.LegacyInstance)
 		}
-		// A plugin knows one name. Its older sandboxes bear the legacy one.
+		// A plugin knows only one ID. Its older sandboxes have the legacy one.
 		host.SetInstance(cmp.Or(own.LegacyInstance, own.Instance))
 		close(b.identified)
 		log.Info("instance_known", "instance", own.Instance, "legacy_instance", own.LegacyInstance)
@@ -52,8 +52,8 @@ func (b *base) identify(store *consul.Store, driver *nomad.Driver, host *pluginh
 	}}
 }
 
-// place returns what tells where in Nomad the sandboxes run. An agent that can
-// serve without Nomad does not ask it for its region.
+// place returns a function that returns where in Nomad the sandboxes run. If ask is false,
+// because the server can serve without Nomad, it does not request the region from Nomad.
 func place(client *nomadapi.Client, region, namespace string, ask bool) func(context.Context) (consul.Place, error) {
 	return func(ctx context.Context) (consul.Place, error) {
 		place := consul.Place{Region: region, Namespace: cmp.Or(namespace, nomadapi.DefaultNamespace)}
@@ -65,11 +65,11 @@ func place(client *nomadapi.Client, region, namespace string, ask bool) func(con
 	}
 }
 
-// regionLimit is how long Nomad may take to tell its region.
+// regionLimit is how long Nomad may take to return its region.
 const regionLimit = 10 * time.Second
 
-// agentRegion returns the region of the Nomad agent that is asked. It is empty
-// if there are several and the token may not read which.
+// agentRegion returns the region of the Nomad agent that the client is connected to. It
+// returns "" if there are several regions and the token may not read which one it is.
 func agentRegion(ctx context.Context, client *nomadapi.Client) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, regionLimit)
 	defer cancel()
@@ -89,12 +89,11 @@ func agentRegion(ctx context.Context, client *nomadapi.Client) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("ask Nomad for its region: %w", err)
 	}
-	region, _ := self.Config["Region"].(string) // empty if it is not there
+	region, _ := self.Config["Region"].(string) // empty if it is missing
 	return region, nil
 }
 
-// operator carries out what an operator decides about a store that has no
-// identity.
+// operator carries out an operator's decision about a store without an identity.
 type operator struct {
 	store      *consul.Store
 	identified <-chan struct{}
@@ -108,7 +107,7 @@ func (o operator) Adopt(ctx context.Context, instance string) (wire.AdoptAnswer,
 		return wire.AdoptAnswer{}, err
 	}
 	select {
-	case <-o.identified: // the drivers have to know it, too
+	case <-o.identified: // the drivers need the identity too
 	case <-ctx.Done():
 		return wire.AdoptAnswer{}, ctx.Err()
 	}

@@ -29,13 +29,12 @@ func newPluginHost(c config.Config, log hclog.Logger) (*pluginhost.Host, error) 
 	return host, nil
 }
 
-// pluginSettings are those of a host with the plugins of the configuration.
+// pluginSettings returns the settings of a host for the configured plugins.
 func pluginSettings(c config.Config, log hclog.Logger) pluginhost.Config {
 	return pluginhost.Config{Dir: c.PluginDir, Plugins: c.Plugins, Instance: c.Instance, Logger: log}
 }
 
-// checkPlugins finds what is wrong with plugins, with the place of each one's
-// block.
+// checkPlugins checks the plugins. Its errors contain the position of the plugin's block.
 func checkPlugins(ctx context.Context, c config.Config) error {
 	log := hclog.NewNullLogger()
 	if _, err := newPluginHost(c, log); err != nil {
@@ -51,8 +50,8 @@ func checkPlugins(ctx context.Context, c config.Config) error {
 	return errors.Join(errs...)
 }
 
-// addPlugins adds the plugins' runtimes to a base. A plugin that is not the
-// default runtime is in health, and the agent can serve without it.
+// addPlugins adds the plugins' runtimes to a base. Health shows a plugin that is not the
+// default runtime, but the server can serve without it.
 func (b *base) addPlugins(host *pluginhost.Host, c config.Config) {
 	b.plugins = host
 	drivers := host.Drivers()
@@ -66,19 +65,20 @@ func (b *base) addPlugins(host *pluginhost.Host, c config.Config) {
 	}
 }
 
-// pluginPatience is how long background work waits for plugins to come up.
+// pluginPatience is how long background work waits for plugins to start.
 const pluginPatience = 5 * time.Second
 
-// awaitPlugins lets background work begin with plugins that are up: its first
-// look at what is there would be wasted on them, and the next is a minute later.
+// awaitPlugins waits until the plugins have started, before background work begins. Its
+// first pass could not read a plugin that has not started, and the next pass comes a
+// minute later.
 func (b *base) awaitPlugins(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, pluginPatience)
 	defer cancel()
-	_ = b.plugins.AwaitStart(ctx) // the host tells of those that failed
+	_ = b.plugins.AwaitStart(ctx) // the host logs those that failed
 }
 
-// describeRuntimes tells which runtimes there are. The version of a plugin is
-// not known while it is not up.
+// describeRuntimes returns the runtimes. The version of a plugin is not known while the
+// plugin does not run.
 func describeRuntimes(ctx context.Context, drivers map[string]runtime.Driver) []wire.Runtime {
 	var all []wire.Runtime
 	for _, name := range slices.Sorted(maps.Keys(drivers)) {

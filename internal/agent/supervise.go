@@ -8,16 +8,16 @@ import (
 	"time"
 )
 
-// part is something that runs as long as the agent does. run returns once its
-// context has ended and what it had under way is done.
+// part is a part of the server that runs as long as the server. run returns once its
+// context has ended and its work is done.
 type part struct {
 	name string
 	run  func(ctx context.Context) error
 }
 
-// supervise runs the parts until ctx ends or one of them does, and then stops
-// them one after the other, the last one first: each may rely on those before
-// it for as long as it lives. It returns what went wrong, nil where nothing did.
+// supervise runs the parts until ctx or one of the parts ends. Then it stops them one
+// after the other, the last one first, because each part needs those before it. It
+// returns the parts' errors.
 func supervise(ctx context.Context, parts []part, stopLimit time.Duration) error {
 	type running struct {
 		name   string
@@ -26,7 +26,7 @@ func supervise(ctx context.Context, parts []part, stopLimit time.Duration) error
 	}
 	ended := make(chan struct{}, len(parts))
 	all := make([]running, len(parts))
-	// Not below ctx itself: that would end all parts at the same time.
+	// Not derived from ctx, which would end all parts at the same time.
 	alive, endAll := context.WithCancel(context.WithoutCancel(ctx))
 	defer endAll()
 	for i, p := range parts {
@@ -35,7 +35,7 @@ func supervise(ctx context.Context, parts []part, stopLimit time.Duration) error
 		go func() {
 			err := p.run(partCtx)
 			switch {
-			case partCtx.Err() == nil && err == nil: // nobody asked it to end
+			case partCtx.Err() == nil && err == nil: // nobody stopped it
 				err = errors.New("it ended by itself")
 			case partCtx.Err() == nil:
 				err = fmt.Errorf("it ended by itself: %w", err)

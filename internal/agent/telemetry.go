@@ -30,12 +30,12 @@ import (
 
 const (
 	scope = "github.com/bivouac/bivouac"
-	// flushLimit is how long the last spans may take to be sent.
+	// flushLimit bounds the time to send the last spans.
 	flushLimit = 5 * time.Second
 )
 
-// telemetry is where metrics and spans go: metrics are served as Prometheus
-// text, spans are sent where OpenTelemetry's environment variables say.
+// telemetry serves metrics as Prometheus text, and sends spans to where OpenTelemetry's
+// environment variables say.
 type telemetry struct {
 	meter   metric.Meter
 	tracer  trace.Tracer
@@ -44,14 +44,14 @@ type telemetry struct {
 }
 
 func newTelemetry(ctx context.Context, log hclog.Logger) (*telemetry, error) {
-	// Here OpenTelemetry reports what it cannot send. It has no other way.
+	// OpenTelemetry reports here what it cannot send. It has no other way.
 	otel.SetErrorHandler(otel.ErrorHandlerFunc(func(err error) { log.Warn("telemetry_failed", "error", err) }))
 	about, err := resource.New(ctx,
 		resource.WithAttributes(
 			attribute.String("service.name", "bivouac"),
 			attribute.String("service.version", version.Get().Version)),
 		resource.WithTelemetrySDK(),
-		resource.WithFromEnv()) // last, so that it counts
+		resource.WithFromEnv()) // last, so that it overrides the others
 	if err != nil {
 		return nil, fmt.Errorf("agent: telemetry: %w", err)
 	}
@@ -77,9 +77,9 @@ func (t *telemetry) addMetrics(about *resource.Resource, log hclog.Logger) error
 	t.meter = provider.Meter(scope)
 	t.handler = promhttp.HandlerFor(registry, promhttp.HandlerOpts{
 		ErrorLog: log.Named("metrics").StandardLogger(&hclog.StandardLoggerOptions{ForceLevel: hclog.Warn}),
-		// What can be told is told: where the store does not answer, the
-		// count of sessions is missing and the rest is there. The store bounds
-		// how long that takes: promhttp's own limit would answer in plain text.
+		// If the store does not answer, the number of sessions is missing and the other
+		// metrics are still served. The store limits how long that takes: promhttp's own
+		// limit would answer in plain text.
 		ErrorHandling: promhttp.ContinueOnError,
 	})
 	return nil
@@ -97,13 +97,12 @@ func (t *telemetry) addTraces(ctx context.Context, about *resource.Resource) err
 	return nil
 }
 
-// newSpanExporter returns what sends spans to where the environment says, by
-// OpenTelemetry's own variables, and nil where it says nothing or asks for none:
-// by OpenTelemetry's rules they would go to a collector on this machine where
-// nothing is said.
+// newSpanExporter returns an exporter as OpenTelemetry's environment variables describe
+// it. It returns nil if they are not set or ask for none. By OpenTelemetry's rules, spans
+// would go to a collector on this machine if nothing is set.
 //
-// OpenTelemetry's own autoexport knows every exporter there is, and so makes
-// each build of Bivouac some ten percent longer.
+// OpenTelemetry's own autoexport contains every exporter and would make each build of
+// Bivouac some ten percent longer.
 func newSpanExporter(ctx context.Context) (sdktrace.SpanExporter, error) {
 	name := os.Getenv("OTEL_TRACES_EXPORTER")
 	said := cmp.Or(name, os.Getenv("OTEL_EXPORTER_OTLP_ENDPOINT"), os.Getenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"))
@@ -111,7 +110,7 @@ func newSpanExporter(ctx context.Context) (sdktrace.SpanExporter, error) {
 	case said == "", name == "none", os.Getenv("OTEL_SDK_DISABLED") == "true":
 		return nil, nil //nolint:nilnil // there are no spans to send
 	case name != "" && name != "otlp":
-		return nil, fmt.Errorf("OTEL_TRACES_EXPORTER is %q, and must be otlp or none", name)
+		return nil, fmt.Errorf("OTEL_TRACES_EXPORTER is %q, but must be otlp or none", name)
 	}
 	switch protocol := cmp.Or(os.Getenv("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"), os.Getenv("OTEL_EXPORTER_OTLP_PROTOCOL")); protocol {
 	case "http/protobuf", "":
@@ -119,11 +118,11 @@ func newSpanExporter(ctx context.Context) (sdktrace.SpanExporter, error) {
 	case "grpc":
 		return otlptracegrpc.New(ctx)
 	default:
-		return nil, fmt.Errorf("OTEL_EXPORTER_OTLP_PROTOCOL is %q, and must be http/protobuf or grpc", protocol)
+		return nil, fmt.Errorf("OTEL_EXPORTER_OTLP_PROTOCOL is %q, but must be http/protobuf or grpc", protocol)
 	}
 }
 
-// run waits until ctx ends and then sends what is left.
+// run waits until ctx ends, and then sends the remaining spans.
 func (t *telemetry) run(ctx context.Context) error {
 	<-ctx.Done()
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), flushLimit)
@@ -133,7 +132,7 @@ func (t *telemetry) run(ctx context.Context) error {
 		errs = append(errs, flush(ctx))
 	}
 	if err := errors.Join(errs...); err != nil {
-		// Where spans cannot be sent, that is no failure of the agent.
+		// If spans cannot be sent, the server has not failed.
 		otel.Handle(err)
 	}
 	return nil

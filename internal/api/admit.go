@@ -12,15 +12,14 @@ import (
 
 var (
 	errUnknownPath      = &apiError{status: http.StatusNotFound, code: wire.CodeUnknownPath, message: "the API has no such path; see /v1/openapi.json"}
-	errMethodNotAllowed = &apiError{status: http.StatusMethodNotAllowed, code: wire.CodeMethodNotAllowed, message: "the path has no such method; see the Allow header"}
-	errForbiddenHost    = &apiError{status: http.StatusForbidden, code: wire.CodeForbiddenHost, message: "the Host header names no loopback address; use localhost, 127.0.0.1 or [::1]"}
-	errForbiddenOrigin  = &apiError{status: http.StatusForbidden, code: wire.CodeForbiddenOrigin, message: "a web page of another origin may not change anything"}
+	errMethodNotAllowed = &apiError{status: http.StatusMethodNotAllowed, code: wire.CodeMethodNotAllowed, message: "the path does not support this method; see the Allow header"}
+	errForbiddenHost    = &apiError{status: http.StatusForbidden, code: wire.CodeForbiddenHost, message: "the Host header is not a loopback address; use localhost, 127.0.0.1 or [::1]"}
+	errForbiddenOrigin  = &apiError{status: http.StatusForbidden, code: wire.CodeForbiddenOrigin, message: "a web page of another origin must not change anything"}
 )
 
-// admit refuses what must not reach a handler. As long as callers need no
-// token, a web page in a browser on this machine is the one caller that is not
-// its user's doing: it can send requests from its own origin, and after DNS
-// rebinding under a name of its own.
+// admit refuses requests that must not reach a handler. Callers need no token, so a web
+// page in a browser on this machine could call the API without its user's intent: from
+// its own origin, or under its own host name after DNS rebinding.
 func (a *API) admit(r *http.Request) error {
 	if !loopbackHost(r.Host) {
 		return errForbiddenHost
@@ -29,13 +28,13 @@ func (a *API) admit(r *http.Request) error {
 		return errForbiddenOrigin
 	}
 	if p := r.URL.EscapedPath(); !strings.HasPrefix(p, "/") || path.Clean(p) != p {
-		return errUnknownPath // the mux would answer it without JSON
+		return errUnknownPath // the mux would answer without JSON
 	}
 	return nil
 }
 
-// loopbackHost says whether a Host header is one that a request over loopback
-// has. An empty one is HTTP/1.0's, which no browser speaks.
+// loopbackHost reports whether a Host header is a loopback address. An empty one comes
+// from HTTP/1.0, which no browser uses.
 func loopbackHost(hostport string) bool {
 	if hostport == "" {
 		return true

@@ -33,4 +33,4 @@ func (a *API) forget(w http.ResponseWriter, r *http.Request, _ query) error {
 	return writeJSON(w, http.StatusOK, answer)
 }
 
-var errNothingToDecide = invalid("the agent keeps its records in memory: there is no identity to decide about")
+var errNothingToDecide = invalid("the server keeps its records in memory, so it has no identity to decide about")

@@ -35,7 +35,7 @@ func (a *API) create(w http.ResponseWriter, r *http.Request, _ query) error {
 	if wantsStages(r) {
 		cmd.Progress, end = tellStages(w)
 	}
-	defer end() // nothing may write to w beside it once this returns, panic or not
+	defer end() // after this returns or panics, no other goroutine may write to w
 	res, err := a.config.Sessions.Create(r.Context(), cmd)
 	end()
 	if err != nil {
@@ -95,8 +95,8 @@ func (a *API) list(w http.ResponseWriter, r *http.Request, q query) error {
 	return writeJSON(w, http.StatusOK, wire.ListAnswer{Sessions: wireSessions(page.Sessions), NextToken: page.NextToken})
 }
 
-// read runs a read that may block. Those that do are counted, and end when the
-// agent does.
+// read runs a read that may block. Blocking reads are limited in number, and end when the
+// server shuts down.
 func (a *API) read(r *http.Request, block scheduler.Block, read func(context.Context) error) error {
 	if block.Index == 0 {
 		return read(r.Context())
@@ -213,7 +213,7 @@ func wireSession(s scheduler.Session) wire.Session {
 }
 
 func wireSessions(sessions []scheduler.Session) []wire.Session {
-	out := make([]wire.Session, len(sessions)) // never nil, which would be null
+	out := make([]wire.Session, len(sessions)) // not nil, which would become null
 	for i, s := range sessions {
 		out[i] = wireSession(s)
 	}

@@ -19,9 +19,8 @@ import (
 
 var logLevels = []string{"trace", "debug", "info", "warn", "error"}
 
-// The least that some settings may be. A session that is shorter may be over
-// before its creator has heard of it; looking for expired sessions costs Consul a
-// request each time.
+// The limits of some settings. A shorter session may end before its caller learns of it.
+// Each search for expired sessions costs a request to Consul.
 const (
 	minTTL             = 5 * time.Second
 	minCleanupInterval = time.Second
@@ -60,14 +59,14 @@ func (c *Config) check() error {
 		c.checkDev(refuse)
 	}
 	if c.JobTemplate == "" {
-		refuse("job_template", "it is empty")
+		refuse("job_template", "must not be empty")
 	}
 	c.checkPlugins(refuse)
 	if !runtime.ValidName(c.Instance) {
 		refuse("instance", "%q is not 1 to 64 of a-z, 0-9 and '-', or begins with '-'", c.Instance)
 	}
 	if !slices.Contains(logLevels, c.LogLevel) {
-		refuse("log_level", "%q is none of %s", c.LogLevel, strings.Join(logLevels, ", "))
+		refuse("log_level", "unknown level %q (available: %s)", c.LogLevel, strings.Join(logLevels, ", "))
 	}
 	if !isAddress(c.Nomad.Address) {
 		refuse("nomad.address", "%q is not an address such as http://127.0.0.1:4646, https://nomad.example:4646 or unix:///run/nomad.sock",
@@ -76,13 +75,12 @@ func (c *Config) check() error {
 	return errors.Join(errs...)
 }
 
-// Wrong returns an error about the value of a key, such as "ttl" or "plugin.x",
-// that says where it was set.
+// Wrong adds to err a key, such as "ttl" or "plugin.x", and the place where it was set.
 func (c *Config) Wrong(name string, err error) error {
 	return fmt.Errorf("%s: %s: %w", cmp.Or(c.origins[name], "default"), name, err)
 }
 
-// isAddress says whether address is a URL of a server, or empty.
+// isAddress reports whether address is the URL of a server, or empty.
 func isAddress(address string) bool {
 	if address == "" {
 		return true
@@ -102,8 +100,8 @@ func isAddress(address string) bool {
 	}
 }
 
-// checkVolumeRoots refuses roots that do not keep volumes apart: one root inside
-// another would be a volume of the outer root, or inside one.
+// checkVolumeRoots refuses a root inside another one, because it would be a volume of the
+// outer root, or inside such a volume.
 func (c *Config) checkVolumeRoots(refuse func(name, format string, args ...any)) {
 	for _, root := range c.VolumeRoots {
 		if !filepath.IsAbs(root) || filepath.Clean(root) != root {
@@ -112,31 +110,31 @@ func (c *Config) checkVolumeRoots(refuse func(name, format string, args ...any))
 		}
 		for _, outer := range c.VolumeRoots {
 			if root != outer && strings.HasPrefix(root, strings.TrimSuffix(outer, "/")+"/") {
-				refuse("volume_roots", "%q is inside the volume root %q, so volumes could be inside one another; name roots that are apart", root, outer)
+				refuse("volume_roots", "%q is inside the volume root %q, so a volume could be inside another one; use separate roots", root, outer)
 			}
 		}
 	}
 }
 
-// checkDev refuses what is said of jobs where there are none.
+// checkDev refuses settings of jobs, because there are no jobs with dev.
 func (c *Config) checkDev(refuse func(name, format string, args ...any)) {
 	if c.Says("job_template") {
-		refuse("job_template", "there are no jobs with dev; job_vars command and args say what its sandboxes run")
+		refuse("job_template", "there are no jobs with dev; use job_vars command and args to set what its sandboxes run")
 	}
 	for _, name := range slices.Sorted(maps.Keys(c.JobVars)) {
 		if name != "command" && name != "args" {
-			refuse("job_vars", "there are no jobs with dev, and so no %q; its sandboxes have command and args", name)
+			refuse("job_vars", "unknown variable %q: with dev there are only command and args", name)
 		}
 	}
 }
 
-// checkLoopback refuses an address that others could reach: as long as there is
-// no authentication, whoever reaches the API commands it. Names other than
-// localhost are refused, since they may stand for anything later.
+// checkLoopback refuses an address that others could reach. There is no authentication
+// yet, so everybody who reaches the API can use it. It refuses names other than localhost,
+// because they may resolve to another address later.
 func checkLoopback(addr string) error {
 	host, port, err := net.SplitHostPort(addr)
 	if err != nil {
-		return fmt.Errorf("%q is not of the form host:port", addr)
+		return fmt.Errorf("%q must have the form host:port", addr)
 	}
 	if _, err := strconv.ParseUint(port, 10, 16); err != nil {
 		return fmt.Errorf("%q is not a port", port)
@@ -145,7 +143,7 @@ func checkLoopback(addr string) error {
 		return nil
 	}
 	if ip, err := netip.ParseAddr(host); err != nil || !ip.Unmap().IsLoopback() {
-		return fmt.Errorf("%q is not a loopback address; there is no authentication yet, so no other is allowed", host)
+		return fmt.Errorf("%q is not a loopback address; only loopback is allowed, because there is no authentication yet", host)
 	}
 	return nil
 }

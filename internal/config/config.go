@@ -1,8 +1,9 @@
-// Package config is what an agent is told: by flags, by files, and where both
-// are silent by defaults. How Nomad and Consul are reached may also stand in
-// their own environment variables; what is empty here is left to those.
+// Package config loads the server's configuration from flags, files and defaults. [Flags]
+// registers the flags, and [Flags.Load] reads the files and checks the result. Flags
+// override files, and files override defaults. Consul and Nomad addresses can also be set
+// through CONSUL_HTTP_* and NOMAD_*; fields that are empty here are left to these.
 //
-// It must never know what the values are used for.
+// The package does not use the values.
 package config
 
 import (
@@ -15,7 +16,7 @@ import (
 	"github.com/bivouac/bivouac/internal/pluginhost"
 )
 
-// Config is an agent's configuration.
+// Config is the configuration of a Bivouac server.
 type Config struct {
 	// Dev asks for an agent that needs nothing else: records in memory,
 	// sandboxes as processes of this machine.
@@ -38,19 +39,19 @@ type Config struct {
 	Consul          Consul
 	Nomad           Nomad
 
-	origins map[string]string // where a key was set last, for messages
+	origins map[string]string // where each key was last set, for messages
 }
 
-// Consul says how to reach Consul. What is empty is as Consul's environment
-// variables say.
+// Consul is the connection to Consul. Empty fields are left to Consul's environment
+// variables.
 type Consul struct {
 	Address    string
 	Token      string
 	Datacenter string
 }
 
-// Nomad says how to reach Nomad. What is empty is as Nomad's environment
-// variables say.
+// Nomad is the connection to Nomad. Empty fields are left to Nomad's environment
+// variables.
 type Nomad struct {
 	Address   string
 	Region    string
@@ -58,7 +59,7 @@ type Nomad struct {
 	Token     string
 }
 
-// Default is the configuration of an agent that is told nothing.
+// Default returns the default configuration.
 func Default() Config {
 	return Config{
 		HTTPAddr:        "127.0.0.1:4747",
@@ -73,8 +74,8 @@ func Default() Config {
 	}
 }
 
-// key is one thing that can be configured. Its target is a *string, a *bool, a
-// *time.Duration, a *[]string or a *map[string]string.
+// key is a setting. Its target is a *string, a *bool, a *time.Duration, a *[]string or a
+// *map[string]string.
 type key struct {
 	name   string // in files
 	flag   string // empty: files only
@@ -117,7 +118,7 @@ func (c *Config) blocks() map[string][]key {
 	}
 }
 
-// setBy notes where a key was set.
+// setBy records where a key was set.
 func (c *Config) setBy(name, origin string) {
 	if c.origins == nil {
 		c.origins = map[string]string{}
@@ -125,15 +126,14 @@ func (c *Config) setBy(name, origin string) {
 	c.origins[name] = origin
 }
 
-// Says whether a file or a flag sets any of these keys, or has any of these
-// blocks.
+// Says reports whether a file or a flag sets any of these keys or blocks.
 func (c *Config) Says(names ...string) bool {
 	return slices.ContainsFunc(names, func(name string) bool { return c.origins[name] != "" })
 }
 
-// Public is the configuration as it may be shown to anybody: without tokens,
-// and without the values of job variables and what plugins are given, which may
-// be secrets as well.
+// Public returns the configuration without secrets. It leaves out tokens, the values of
+// job variables, and the plugins' arguments, environment and configuration, which may be
+// secrets too.
 func (c *Config) Public() map[string]any {
 	public := map[string]any{}
 	for _, k := range c.keys() {

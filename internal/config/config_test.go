@@ -182,8 +182,8 @@ func TestDevHasNoJobs(t *testing.T) {
 	_, err = load(t, "-dev", "-job-template=raw_exec")
 	must.ErrorContains(t, err, "-job-template: job_template: there are no jobs with dev")
 	_, err = load(t, "-dev", "-config", write(t, "a.hcl", `job_vars = { memory = "1", image = "x" }`))
-	must.ErrorContains(t, err, `a.hcl:1: job_vars: there are no jobs with dev, and so no "image"`)
-	must.ErrorContains(t, err, `no "memory"`)
+	must.ErrorContains(t, err, `a.hcl:1: job_vars: unknown variable "image": with dev`)
+	must.ErrorContains(t, err, `unknown variable "memory"`)
 }
 
 func TestWhatIsSaid(t *testing.T) {
@@ -242,13 +242,13 @@ func TestWrongFilesAreRefusedWithTheirLine(t *testing.T) {
 		{"a.hcl", "ttl = \"1h\"\ntlt = \"1h\"", `a.hcl:2: Unsupported argument`},
 		{"a.hcl", "\n\nttl = \"soon\"", `a.hcl:3: Wrong value: ttl: "soon" is not a duration`},
 		{"a.hcl", "ttl = 30", `a.hcl:1: Wrong value: ttl: "30" is not a duration`},
-		{"a.hcl", "ttl = null", `a.hcl:1: Wrong value: ttl: it is null`},
+		{"a.hcl", "ttl = null", `a.hcl:1: Wrong value: ttl: must not be null`},
 		{"a.hcl", "ttl = [\"1h\"]", `a.hcl:1: `},
 		{"a.hcl", "log_json = \"perhaps\"", `a.hcl:1: `},
 		{"a.hcl", "volume_roots = \"/srv\"", `a.hcl:1: `},
 		{"a.hcl", "volume_roots = [\"/srv/../etc\"]", `a.hcl:1: volume_roots: "/srv/../etc" is not an absolute, clean path`},
 		{"a.hcl", "job_vars = [1]", `a.hcl:1: `},
-		{"a.hcl", "\njob_vars = { a = null }", `a.hcl:2: Wrong value: job_vars: a: it is null`},
+		{"a.hcl", "\njob_vars = { a = null }", `a.hcl:2: Wrong value: job_vars: a: must not be null`},
 		{"a.hcl", "plugin \"x\" {\n  path = \"/x\"\n  env = { a = [1] }\n}", `a.hcl:3: `},
 		{"a.hcl", "\nnomad {\n  address = \"ftp://x\"\n}", `a.hcl:3: nomad.address: "ftp://x" is not an address such as http://127.0.0.1:4646`},
 		{"a.hcl", "nomad { address = \"localhost:4646\" }", `a.hcl:1: nomad.address: "localhost:4646"`},
@@ -261,7 +261,7 @@ func TestWrongFilesAreRefusedWithTheirLine(t *testing.T) {
 		{"a.hcl", "\n\nttl = \"48h\"", `a.hcl:3: ttl: the ttl of 48h0m0s is over the max_ttl of 24h0m0s`},
 		{"a.hcl", "ttl = \"-1s\"", `a.hcl:1: ttl: -1s is too short; it must be 5s or longer`},
 		{"a.hcl", "cleanup_interval = \"999ms\"", `a.hcl:1: cleanup_interval: 999ms is too short; it must be 1s or longer`},
-		{"a.hcl", "log_level = \"loud\"", `a.hcl:1: log_level: "loud" is none of trace, debug, info, warn, error`},
+		{"a.hcl", "log_level = \"loud\"", `a.hcl:1: log_level: unknown level "loud" (available: trace, debug, info, warn, error)`},
 		{"a.hcl", "instance = \"A\"", `a.hcl:1: instance: "A"`},
 		{"a.hcl", "consul {\n  adress = \"x\"\n}", `a.hcl:2: Unsupported argument`},
 		{"a.hcl", "vault {\n}", `a.hcl:1: Unsupported block type`},
@@ -365,16 +365,16 @@ func TestAllMistakesAreToldAtOnce(t *testing.T) {
 func TestWrongFlagsAreRefused(t *testing.T) {
 	for _, test := range []struct{ arg, want string }{
 		{"-ttl=soon", `"soon" is not a duration`},
-		{"-log-json=perhaps", "neither true nor false"},
-		{"-job-var=image", "not of the form name=value"},
+		{"-log-json=perhaps", "must be true or false"},
+		{"-job-var=image", "must have the form name=value"},
 		{"-tlt=1h", "flag provided but not defined"},
 		{"-http-addr=192.0.2.1:80", `-http-addr: http_addr: "192.0.2.1" is not a loopback address`},
 		{"-http-addr=example.org:80", "not a loopback address"},
 		{"-http-addr=:4747", "not a loopback address"},
-		{"-http-addr=127.0.0.1", "not of the form host:port"},
+		{"-http-addr=127.0.0.1", "must have the form host:port"},
 		{"-http-addr=127.0.0.1:http", "is not a port"},
 		{"-config=/no/such/file", "no such file"},
-		{"-config=" + t.TempDir(), "holds no .hcl or .json file"},
+		{"-config=" + t.TempDir(), "contains no .hcl or .json file"},
 	} {
 		t.Run(test.arg, func(t *testing.T) {
 			_, err := load(t, test.arg)

@@ -23,10 +23,10 @@ import (
 // maxFile bounds a configuration file, in bytes.
 const maxFile = 1 << 20
 
-// Read sets what the files say, in their order: of two that set the same key
-// the later one counts, except that job_vars are put together. In a folder the
-// files that end in .hcl or .json are read, by name, except those that begin with
-// a dot, such as the ones that editors leave. Errors name file and line.
+// Read sets the values in the files, in order. A later file overrides an earlier one, but
+// job_vars are merged. In a directory Read reads the files that end in .hcl or .json,
+// sorted by name, without those that begin with a dot, such as backups of editors. Errors
+// contain file and line.
 func (c *Config) Read(paths ...string) error {
 	var errs []error
 	for _, path := range paths {
@@ -47,7 +47,7 @@ func filesAt(path string) ([]string, error) {
 	if !info.IsDir() {
 		return []string{path}, nil
 	}
-	entries, err := os.ReadDir(path) // by name
+	entries, err := os.ReadDir(path) // sorted by name
 	if err != nil {
 		return nil, fmt.Errorf("config: %w", err)
 	}
@@ -59,7 +59,7 @@ func filesAt(path string) ([]string, error) {
 		}
 	}
 	if files == nil {
-		return nil, fmt.Errorf("config: %s holds no .hcl or .json file", path)
+		return nil, fmt.Errorf("config: %s contains no .hcl or .json file", path)
 	}
 	return files, nil
 }
@@ -69,13 +69,13 @@ func (c *Config) readFile(path string) error {
 	if err != nil {
 		return fmt.Errorf("config: %w", err)
 	}
-	defer func() { _ = file.Close() }() // it was only read
+	defer func() { _ = file.Close() }() // only read
 	text, err := io.ReadAll(io.LimitReader(file, maxFile+1))
 	if err != nil {
 		return fmt.Errorf("config: %w", err)
 	}
 	if len(text) > maxFile {
-		return fmt.Errorf("config: %s is over %d bytes", path, maxFile)
+		return fmt.Errorf("config: %s is larger than %d bytes", path, maxFile)
 	}
 	return c.parse(path, text)
 }
@@ -94,7 +94,8 @@ func (c *Config) parse(path string, text []byte) error {
 	return told(c.decode(file.Body))
 }
 
-// told makes each diagnosis a line of an error that begins with file and line.
+// told returns an error with one line for each diagnostic, which begins with file and
+// line.
 func told(diags hcl.Diagnostics) error {
 	var errs []error
 	for _, diag := range diags {
@@ -155,7 +156,7 @@ func setValue(k key, attr *hcl.Attribute) hcl.Diagnostics {
 		return diags
 	}
 	if value.IsNull() {
-		return wrong(attr, errors.New("it is null"))
+		return wrong(attr, errors.New("must not be null"))
 	}
 	switch target := k.target.(type) {
 	case *time.Duration:
@@ -181,8 +182,8 @@ func setValue(k key, attr *hcl.Attribute) hcl.Diagnostics {
 	return nil
 }
 
-// texts returns the values of a map as texts. Only those of job_vars may be lists
-// and maps.
+// texts returns the values of a map as strings. Only values of job_vars may be lists and
+// maps.
 func texts(k key, attr *hcl.Attribute, value cty.Value) (map[string]string, hcl.Diagnostics) {
 	var all map[string]string
 	if k.name != "job_vars" || !value.Type().IsObjectType() {
@@ -200,11 +201,11 @@ func texts(k key, attr *hcl.Attribute, value cty.Value) (map[string]string, hcl.
 	return all, nil
 }
 
-// textOf returns a value as a person would type it: a list or a map as an
-// expression that means the same in HCL and in JSON.
+// textOf returns a value as a person would type it. It returns a list or a map as an
+// expression that is the same in HCL and JSON.
 func textOf(value cty.Value) (string, error) {
 	if value.IsNull() {
-		return "", errors.New("it is null")
+		return "", errors.New("must not be null")
 	}
 	if value.Type().IsPrimitiveType() {
 		text, err := convert.Convert(value, cty.String)
@@ -222,8 +223,8 @@ func textOf(value cty.Value) (string, error) {
 
 var jsonEscape = regexp.MustCompile(`\\.`)
 
-// asHCL writes JSON so that it is also an HCL expression of the same value: HCL
-// reads more than text from ${ and %{, and knows fewer escapes.
+// asHCL rewrites JSON so that it is also an HCL expression with the same value. HCL
+// interpolates ${ and %{, and knows fewer escapes.
 func asHCL(text string) string {
 	text = jsonEscape.ReplaceAllStringFunc(text, func(escape string) string {
 		switch escape {

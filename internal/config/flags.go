@@ -9,8 +9,8 @@ import (
 	"time"
 )
 
-// Flags takes an agent's flags from the command line. They are only applied
-// once the files are read, since they count more.
+// Flags holds the server's flags from the command line. Load applies them after the files,
+// because they override the files.
 type Flags struct {
 	paths []string
 	set   []setting
@@ -18,13 +18,13 @@ type Flags struct {
 
 type setting struct{ flag, value string }
 
-// Register adds the flags to a flag set. A value that is wrong by itself is
-// refused when the command line is parsed.
+// Register adds the flags to a flag set. An invalid value is refused when the command line
+// is parsed.
 func (f *Flags) Register(set *flag.FlagSet) {
 	f.register(set, func(key) bool { return true })
 }
 
-// RegisterPlugins adds only those flags that say which plugins there are.
+// RegisterPlugins adds only the flags that configure plugins.
 func (f *Flags) RegisterPlugins(set *flag.FlagSet) {
 	f.register(set, func(k key) bool { return k.name == "plugin_dir" })
 }
@@ -40,7 +40,7 @@ func (f *Flags) register(set *flag.FlagSet, wanted func(key) bool) {
 			continue
 		}
 		take := func(value string) error {
-			// Into a configuration that nobody uses: it is tried, not set.
+			// This only checks the value: defaults is not used.
 			if err := setText(k.target, value); err != nil {
 				return err
 			}
@@ -55,7 +55,7 @@ func (f *Flags) register(set *flag.FlagSet, wanted func(key) bool) {
 	}
 }
 
-// described is a flag's usage with the kind of its value and its default.
+// described returns a flag's usage with its default.
 func described(k key) string {
 	switch target := k.target.(type) {
 	case *string:
@@ -70,7 +70,7 @@ func described(k key) string {
 	}
 }
 
-// Load returns the configuration that files and flags make together, checked.
+// Load returns the checked configuration from files and flags.
 func (f *Flags) Load() (Config, error) {
 	c := Default()
 	if err := c.Read(f.paths...); err != nil {
@@ -86,8 +86,8 @@ func (f *Flags) Load() (Config, error) {
 	return c, nil
 }
 
-// apply sets what the flags say. A list that is set by flags replaces that of
-// the files; variables of the job template are put together.
+// apply sets the values of the flags. A list in flags replaces the one in files; variables
+// of the job template are merged.
 func (c *Config) apply(settings []setting) {
 	for _, k := range c.keys() {
 		for _, s := range settings {
@@ -98,13 +98,13 @@ func (c *Config) apply(settings []setting) {
 			if list, ok := k.target.(*[]string); ok && c.origins[k.name] != flagName {
 				*list = nil
 			}
-			_ = setText(k.target, s.value) // it was tried in Register
+			_ = setText(k.target, s.value) // already checked in Register
 			c.setBy(k.name, flagName)
 		}
 	}
 }
 
-// setText sets or extends a key's target by a flag's value.
+// setText sets a key's target to a flag's value, or adds the value to it.
 func setText(target any, text string) error {
 	switch target := target.(type) {
 	case *string:
@@ -112,7 +112,7 @@ func setText(target any, text string) error {
 	case *bool:
 		value, err := strconv.ParseBool(text)
 		if err != nil {
-			return errors.New("it is neither true nor false")
+			return errors.New("must be true or false")
 		}
 		*target = value
 	case *time.Duration:
@@ -126,7 +126,7 @@ func setText(target any, text string) error {
 	case *map[string]string:
 		name, value, ok := strings.Cut(text, "=")
 		if !ok || name == "" {
-			return errors.New("it is not of the form name=value")
+			return errors.New("must have the form name=value")
 		}
 		if *target == nil {
 			*target = map[string]string{}

@@ -13,7 +13,7 @@ import (
 	"github.com/bivouac/bivouac/internal/pluginhost"
 )
 
-// maxPlugins is more than anybody has a use for.
+// maxPlugins is the maximum number of plugins.
 const maxPlugins = 32
 
 // builtIn are the runtimes that are part of Bivouac.
@@ -28,8 +28,8 @@ func pluginKeys(p *pluginhost.Plugin) []key {
 	}
 }
 
-// decodePlugin reads a plugin's block. Two of one name are a mistake, also in
-// different files: whoever reads one of them must not miss the other.
+// decodePlugin decodes a plugin's block. It refuses two blocks with one name, even in
+// different files, because a reader of one file would miss the other.
 func (c *Config) decodePlugin(block *hcl.Block) hcl.Diagnostics {
 	p := pluginhost.Plugin{Name: block.Labels[0]}
 	origin := "plugin." + p.Name
@@ -60,7 +60,7 @@ func (c *Config) decodePlugin(block *hcl.Block) hcl.Diagnostics {
 	return diags
 }
 
-// decodeObject makes JSON of a block with any attributes.
+// decodeObject returns a block with any attributes as JSON.
 func decodeObject(body hcl.Body) (json.RawMessage, hcl.Diagnostics) {
 	attrs, diags := body.JustAttributes()
 	values := map[string]cty.Value{}
@@ -84,10 +84,10 @@ func decodeObject(body hcl.Body) (json.RawMessage, hcl.Diagnostics) {
 	return text, diags
 }
 
-// checkPlugins refuses plugins that are wrong whatever their files are.
+// checkPlugins refuses invalid plugins. It does not look at their files.
 func (c *Config) checkPlugins(refuse func(name, format string, args ...any)) {
 	if len(c.Plugins) > maxPlugins {
-		refuse("plugin."+c.Plugins[maxPlugins].Name, "these are more than %d plugins", maxPlugins)
+		refuse("plugin."+c.Plugins[maxPlugins].Name, "there are more than %d plugins", maxPlugins)
 	}
 	for _, p := range c.Plugins {
 		origin := "plugin." + p.Name
@@ -99,8 +99,8 @@ func (c *Config) checkPlugins(refuse func(name, format string, args ...any)) {
 	}
 }
 
-// publicPlugins says of plugins what may be shown to anybody. Arguments,
-// variables and configuration may be secrets.
+// publicPlugins returns the plugins without secrets. Arguments, environment variables and
+// configuration may be secrets.
 func (c *Config) publicPlugins() map[string]any {
 	public := map[string]any{}
 	for _, p := range c.Plugins {

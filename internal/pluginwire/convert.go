@@ -13,7 +13,7 @@ import (
 	runtimev1 "github.com/bivouac/bivouac/runtime/plugin/proto/v1"
 )
 
-// The limits of what a plugin may say, in bytes.
+// The limits of a plugin's answers, in bytes.
 const (
 	maxID           = 256
 	maxVersion      = 64
@@ -40,7 +40,7 @@ var streams = map[runtime.LogStream]runtimev1.OutputStream{
 	runtime.Stderr: runtimev1.OutputStream_OUTPUT_STREAM_STDERR,
 }
 
-// keyOf returns the key that stands for value, and false where none does.
+// keyOf returns the key of value, and false if there is none.
 func keyOf[K, V comparable](m map[K]V, value V) (K, bool) {
 	for k, v := range m {
 		if v == value {
@@ -134,8 +134,8 @@ func sandboxToProto(sandbox runtime.Sandbox) *runtimev1.Sandbox {
 	return answer
 }
 
-// sandboxFromProto refuses what the host could not rely on. wantID is the
-// session that was asked for; empty accepts any.
+// sandboxFromProto decodes a sandbox, and refuses one that the host cannot rely on. wantID
+// is the requested session ID; empty accepts any.
 func sandboxFromProto(answer *runtimev1.Sandbox, wantID string) (runtime.Sandbox, error) {
 	id := answer.GetSessionId()
 	state, known := keyOf(states, answer.GetState())
@@ -198,7 +198,7 @@ func outputFromProto(output *runtimev1.Output) runtime.LogChunk {
 
 func hasControl(s string) bool { return strings.ContainsFunc(s, unicode.IsControl) }
 
-// oneLine makes s fit for a log line and a terminal.
+// oneLine returns s with control characters replaced by spaces.
 func oneLine(s string) string {
 	return strings.Map(func(r rune) rune {
 		if unicode.IsControl(r) {

@@ -20,10 +20,10 @@ import (
 // an HTTP/2 header.
 const maxErrorMessage = 8 << 10
 
-// kinds is how errors and statuses stand for each other. An error that wraps
-// several has the code of the first; its detail names them all. The codes for
-// what the host acts on are ones that gRPC libraries do not give out by
-// themselves: an answer over the size limit must not read as "not placed".
+// kinds maps errors to gRPC statuses and back. An error that wraps several has the code
+// of the first, and its detail names them all. The kinds that the host acts on have codes
+// that gRPC libraries never produce by themselves, so that an answer over the size limit
+// does not look like "not placed".
 var kinds = []struct {
 	err  error
 	code codes.Code
@@ -63,9 +63,9 @@ func toStatus(err error) error {
 	return st.Err()
 }
 
-// fromStatus takes a call's error out of its gRPC status. ctx is the call's own
-// context: where it has ended, the error wraps its error. An error that is of
-// none of the runtime's kinds becomes ErrUnavailable.
+// fromStatus returns the error in a call's gRPC status. ctx is the call's context. If
+// ctx has ended, the error wraps ctx's error. An error of no known kind becomes
+// ErrUnavailable.
 func fromStatus(ctx context.Context, err error) error {
 	if err == nil {
 		return nil
@@ -104,11 +104,11 @@ func fromStatus(ctx context.Context, err error) error {
 	return decoded
 }
 
-// clockLead is how much sooner than the host a plugin may see a deadline pass.
+// clockLead is how much earlier than the host a plugin may see a deadline pass.
 const clockLead = 100 * time.Millisecond
 
-// contextError is ctx's error, also in the moment before a deadline that the
-// plugin already saw pass.
+// contextError returns ctx's error. It also returns it just before the deadline, which
+// the plugin may already have seen pass.
 func contextError(ctx context.Context) error {
 	if deadline, ok := ctx.Deadline(); ok && ctx.Err() == nil && time.Until(deadline) < clockLead {
 		return context.DeadlineExceeded
@@ -148,13 +148,13 @@ func (e *callError) isOfTheRuntime() bool {
 
 var errBroken = errors.New("the plugin broke its contract")
 
-// broken says that the plugin answered with something that it must not. What it
-// says of its sandboxes is then not relied on.
+// broken returns the error for an answer that breaks the contract. It wraps
+// ErrUnavailable, so nothing is concluded from the answer.
 func broken(format string, args ...any) error {
 	return fmt.Errorf("%w: %w: %w", runtime.ErrUnavailable, errBroken, fmt.Errorf(format, args...))
 }
 
-// limitText makes valid UTF-8 of at most limit bytes out of s.
+// limitText returns s as valid UTF-8, cut at limit bytes.
 func limitText(s string, limit int) string {
 	if len(s) > limit {
 		cut := limit

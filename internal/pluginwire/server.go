@@ -67,9 +67,9 @@ func (s *server) Create(req *runtimev1.CreateRequest, stream grpc.ServerStreamin
 	if err != nil {
 		return toStatus(err)
 	}
-	// A stream takes one message at a time, and a driver may tell of a stage
-	// from a goroutine of its own, even too late. What cannot be sent shows
-	// itself when the sandbox cannot be sent either.
+	// A stream takes one message at a time, but a driver may report a stage from
+	// another goroutine, and even too late. If a stage cannot be sent, the sandbox
+	// cannot be sent either, and that returns the error.
 	var mu sync.Mutex
 	done := false
 	send := func(resp *runtimev1.CreateResponse, last bool) error {
@@ -118,7 +118,7 @@ func (s *server) Inspect(ctx context.Context, req *runtimev1.InspectRequest) (*r
 	return &runtimev1.InspectResponse{Sandbox: sandboxToProto(sandbox)}, nil
 }
 
-// listBytes is about how much of a list goes into one message.
+// listBytes is the approximate size of one message of a list.
 const listBytes = 32 << 10
 
 func (s *server) List(_ *runtimev1.ListRequest, stream grpc.ServerStreamingServer[runtimev1.ListResponse]) error {

@@ -1,6 +1,5 @@
-// Package conformance is the suite that every runtime driver passes: those that
-// come with Bivouac, and those of plugin authors. It holds a driver to what the
-// runtime package documents and must never know a driver.
+// Package conformance is the test suite for runtime drivers: Bivouac's own, and those of
+// plugin authors. It checks what package runtime documents.
 //
 // A driver's own tests call [Run]:
 //
@@ -15,16 +14,18 @@
 //
 // # The demo sandbox
 //
-// With Harness.Demo the suite needs no hook to make a sandbox fail, and sees more
-// of each. What runs then has to
+// With Harness.Demo the suite needs no hook to make a sandbox fail, and can check more of
+// each sandbox. The program in the sandbox must then
 //
-//   - answer GET / with a JSON object of session_id, chat_id and agent_id, as its
-//     environment says, and GET /workspace/FILE with a file of the volume;
-//   - end with an error at a POST to /exit;
-//   - look in the volume for a file .demo-sandbox-SESSION_ID when it starts. Where
-//     there is one, it opens it, locks it with flock(2) for as long as it runs,
-//     and ends with an error where another has the lock. If the file says "exit"
-//     it ends with an error, if "hang" it runs on without ever listening.
+//   - answer GET / with a JSON object of session_id, chat_id and agent_id from its
+//     environment, and GET /workspace/FILE with a file of the volume;
+//   - exit with an error after a POST to /exit;
+//   - look for a file .demo-sandbox-SESSION_ID in the volume when it starts. If there is
+//     one, the program locks it with flock(2) for as long as it runs, and exits with an
+//     error if another process has the lock. If the file contains "exit", it exits with an
+//     error. If the file contains "hang", it runs without ever listening.
+//
+// The suite does not know any driver.
 package conformance
 
 import (
@@ -34,53 +35,52 @@ import (
 	"github.com/bivouac/bivouac/runtime"
 )
 
-// Harness is what the suite needs to know of a driver's surroundings. Only Open
-// is required; a requirement whose hook is nil is skipped. A hook's error fails
-// the requirement that called it. The context of a hook ends with the
-// requirement; what has to outlast it, the caller of the suite owns.
+// Harness is the environment of the driver under test. Only Open is required; a
+// requirement whose hook is nil is skipped. A hook's error fails the requirement that
+// called it. The context of a hook ends with the requirement, so the suite's caller must
+// own what has to outlive it.
 type Harness struct {
-	// Open returns the driver, ready for use and with room for ten sandboxes.
-	// It is called once for each requirement and may return the same driver
-	// each time. Whoever made the driver closes it when the suite is over.
+	// Open returns the driver, ready for use and with room for ten sandboxes. It is called
+	// once for each requirement, and may return the same driver each time. The suite does
+	// not close the driver.
 	Open func(ctx context.Context) (runtime.Driver, error)
 
-	// Reopen replaces a driver as a restart of its process would, without
-	// ending sandboxes. Nil for drivers that remember nothing, since for those
-	// a second Open is the same.
+	// Reopen replaces a driver as a restart of its process would, without ending its
+	// sandboxes. It is nil for drivers without a memory; for those a second Open is the
+	// same.
 	Reopen func(ctx context.Context, old runtime.Driver) (runtime.Driver, error)
 
-	// Crash ends the driver's process as kill -9 does, while calls are under
-	// way, and returns the driver once it is up again.
+	// Crash ends the driver's process like kill -9, while calls are running, and returns
+	// the driver once it is up again.
 	Crash func(ctx context.Context, old runtime.Driver) (runtime.Driver, error)
 
-	// Volume returns an empty folder that can be given to sandboxes. Nil means
-	// a temporary folder of this machine.
+	// Volume returns an empty directory for sandboxes. Nil means a temporary directory of
+	// this machine.
 	Volume func(ctx context.Context) (string, error)
 
-	// Kill ends the sandbox behind the driver's back, as a crash would.
+	// Kill ends the sandbox without the driver, as a crash would.
 	Kill func(ctx context.Context, sandbox runtime.Sandbox) error
 
-	// Leftovers names what remains of a session ID outside the driver:
-	// processes, jobs, containers, files. A mark that only keeps the ID from
-	// being used again does not count.
+	// Leftovers returns what remains of a session ID outside the driver: processes, jobs,
+	// containers, files. A mark of a used session ID does not count.
 	Leftovers func(ctx context.Context, sessionID string) ([]string, error)
 
-	// Failing opens a driver whose sandboxes end at once, with an error.
+	// Failing opens a driver whose sandboxes end at once with an error.
 	Failing func(ctx context.Context) (runtime.Driver, error)
 
-	// Slow opens a driver whose sandboxes run and do not answer.
+	// Slow opens a driver whose sandboxes run but do not answer.
 	Slow func(ctx context.Context) (runtime.Driver, error)
 
-	// Foreign opens a driver of another Bivouac on the same machine or engine.
+	// Foreign opens a driver of another Bivouac instance on the same machine or engine.
 	Foreign func(ctx context.Context) (runtime.Driver, error)
 
-	// Demo says that what runs is bivouac demo-sandbox, or behaves as that does.
-	// Then the suite asks each sandbox what it was told, looks at whether it runs
-	// without asking the driver, and needs neither Kill nor Failing nor Slow. See
-	// "The demo sandbox" in the package's documentation.
+	// Demo is true if the sandboxes run bivouac demo-sandbox, or a program that behaves
+	// like it. Then the suite checks each sandbox's environment, checks without the driver
+	// whether it runs, and does not need Kill, Failing and Slow. See "The demo sandbox" in
+	// the package comment.
 	Demo bool
 
-	// Patience bounds each call. Zero means a minute: the suite is not about
+	// Patience bounds each call. Zero means a minute, because the suite does not measure
 	// speed.
 	Patience time.Duration
 }
@@ -93,7 +93,7 @@ type requirement struct {
 	check    func(*fixture)
 }
 
-// requirements returns the suite, the plain ones first.
+// requirements returns all requirements, the simple ones first.
 func requirements() []requirement {
 	return []requirement{
 		{"says who it is", "Info answers with a name of a-z, 0-9 and '-' and a version, both of at most 64 bytes", nothing, saysWhoItIs},
@@ -159,7 +159,7 @@ func missing(isMissing bool, what string) string {
 	return ""
 }
 
-// TestingT is what [Run] uses of a *testing.T.
+// TestingT is the part of *testing.T that [Run] uses.
 type TestingT[T any] interface {
 	Context() context.Context
 	Errorf(format string, args ...any)
@@ -167,7 +167,7 @@ type TestingT[T any] interface {
 	Run(name string, f func(T)) bool
 }
 
-// Run runs the suite, each requirement that applies as a subtest.
+// Run runs the suite. Each requirement that applies is a subtest.
 func Run[T TestingT[T]](t T, h Harness) {
 	for _, r := range requirements() {
 		if r.without(h) != "" {

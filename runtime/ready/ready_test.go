@@ -84,11 +84,11 @@ func TestWait_refuses_until_the_deadline(t *testing.T) {
 		{"a redirect", withID, func(w http.ResponseWriter, r *http.Request) {
 			http.Redirect(w, r, "/elsewhere", http.StatusFound)
 		}, "302"},
-		{"a foreign process", withID, answer(200, "welcome"), "session's ID"},
+		{"a foreign process", withID, answer(200, "welcome"), "session ID"},
 		{"a process that echoes the request", withID, func(w http.ResponseWriter, r *http.Request) {
 			_ = r.Write(w)
-		}, "session's ID"},
-		{"an ID past the first 4 KiB", withID, answer(200, strings.Repeat(" ", 4<<10)+sessionID), "session's ID"},
+		}, "session ID"},
+		{"an ID past the first 4 KiB", withID, answer(200, strings.Repeat(" ", 4<<10)+sessionID), "session ID"},
 	}
 	for _, tc := range cases {
 		t.Run(tc.name, func(t *testing.T) {

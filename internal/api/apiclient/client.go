@@ -1,7 +1,8 @@
-// Package apiclient calls the Control API. Each method is one request: nothing
-// is retried, and nothing is cached.
+// Package apiclient is a client of the Control API.
 //
-// It must never know what stands behind the API, nor how its answers are shown.
+// [New] returns a [Client]. Each of its methods makes one request.
+//
+// The package does not retry or cache anything.
 package apiclient
 
 import (
@@ -23,20 +24,20 @@ import (
 	"github.com/bivouac/bivouac/runtime"
 )
 
-// maxAnswer bounds what is read of an answer: a full page of the longest
-// sessions, every byte of them escaped, and room to spare.
+// maxAnswer bounds the size of a response, in bytes. A full page of the longest possible
+// sessions is smaller, even with every byte escaped.
 const maxAnswer = 64 << 20
 
-// Client calls the API of one agent. It is safe for concurrent use.
+// Client calls the API of one Bivouac server. It is safe for concurrent use.
 type Client struct {
 	base *url.URL
 	http *http.Client
 }
 
-// New returns a client of the agent at an address such as "127.0.0.1:4747" or
-// "http://localhost:4747". A nil transport is http.DefaultTransport. There is
-// no time limit but that of each call's context: a create and a blocking read
-// may take minutes.
+// New returns a client of the server at an address such as "127.0.0.1:4747" or
+// "http://localhost:4747". If transport is nil, it uses http.DefaultTransport. Only the
+// context of a call limits its time, because a create or a blocking read may take
+// minutes.
 func New(address string, transport http.RoundTripper) (*Client, error) {
 	full := address
 	if !strings.Contains(full, "://") {
@@ -44,35 +45,35 @@ func New(address string, transport http.RoundTripper) (*Client, error) {
 	}
 	base, err := url.Parse(full)
 	if err != nil {
-		return nil, fmt.Errorf("address of the agent: %w", err)
+		return nil, fmt.Errorf("address of the server: %w", err)
 	}
 	if (base.Scheme != "http" && base.Scheme != "https") || base.Host == "" || strings.Trim(base.Path, "/") != "" ||
 		base.RawQuery != "" || base.Fragment != "" || base.User != nil {
-		return nil, fmt.Errorf("address of the agent: %q is not of the form http://HOST:PORT", address)
+		return nil, fmt.Errorf("address of the server: %q must have the form http://HOST:PORT", address)
 	}
 	return &Client{
 		base: &url.URL{Scheme: base.Scheme, Host: base.Host},
 		http: &http.Client{
 			Transport: transport,
-			// The API redirects nothing, so whoever does is not it.
+			// The API never redirects, so a redirect comes from another server.
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		},
 	}, nil
 }
 
-// CreateInput is what a chat's sandbox is made from.
+// CreateInput describes the session to create.
 type CreateInput struct {
 	AgentID        string
 	VolumeHostPath string
-	Runtime        string            // empty: whatever stands, or else the agent's default
-	TTL            time.Duration     // 0: the agent's default
-	Labels         map[string]string // nil: none, and whatever the session that stands has
+	Runtime        string            // empty: any for an existing session, the server's default for a new one
+	TTL            time.Duration     // 0: the server's default
+	Labels         map[string]string // nil: none for a new session, any for an existing one
 	// Progress is told each stage of a start as it is reached, one call at a
 	// time and none after Create returned. It may be nil.
 	Progress func(runtime.Stage)
 }
 
-// Create gives the chat its sandbox and returns once it is ready.
+// Create creates or reuses the chat's session, and returns once its sandbox is ready.
 func (c *Client) Create(ctx context.Context, chatID uuid.UUID, in CreateInput) (wire.CreateAnswer, error) {
 	req := request{
 		method: http.MethodPut,
@@ -93,10 +94,10 @@ func (c *Client) Create(ctx context.Context, chatID uuid.UUID, in CreateInput) (
 	return out, err
 }
 
-// Block asks a read to wait for a change.
+// Block makes a read wait for a change.
 type Block struct {
-	Index uint64        // what the read before returned; 0: do not wait
-	Wait  time.Duration // at most 10 minutes; 0: the agent's default, 5 minutes
+	Index uint64        // the index that the read before returned; 0: do not wait
+	Wait  time.Duration // at most 10 minutes; 0: the server's default, 5 minutes
 }
 
 func (b Block) query() url.Values {
@@ -110,23 +111,22 @@ func (b Block) query() url.Values {
 	return q
 }
 
-// Get returns the chat's session, and the index for a next, blocking Get. Where
-// the chat has none, the *Error's code is wire.CodeNotFound, and there is an
-// index as well.
+// Get returns the chat's session, and the index for a next, blocking Get. If the chat has
+// no session, it returns an *Error with code wire.CodeNotFound, and also an index.
 func (c *Client) Get(ctx context.Context, chatID uuid.UUID, block Block) (wire.Session, uint64, error) {
 	var out wire.SessionAnswer
 	index, err := c.call(ctx, request{method: http.MethodGet, path: sessionPath(chatID), query: block.query()}, &out)
 	return out.Session, index, err
 }
 
-// MaxPerPage is how many sessions one page may hold.
+// MaxPerPage is the maximum number of sessions on a page.
 const MaxPerPage = 1000
 
 // ListInput selects a page of sessions.
 type ListInput struct {
-	AgentID   string // empty: all agents
-	PerPage   int    // at most MaxPerPage; 0: the agent's default, 100
-	NextToken string // of the page before; empty: the first page
+	AgentID   string // empty: the sessions of all AI agents
+	PerPage   int    // at most MaxPerPage; 0: the server's default, 100
+	NextToken string // from the page before; empty: the first page
 	Block     Block
 }
 
@@ -147,8 +147,8 @@ func (c *Client) List(ctx context.Context, in ListInput) (wire.ListAnswer, uint6
 	return out, index, err
 }
 
-// Renew extends the chat's session to ttl from now, or to the agent's default
-// TTL where ttl is 0.
+// Renew extends the chat's session to ttl from now, or to the server's default TTL from
+// now if ttl is 0.
 func (c *Client) Renew(ctx context.Context, chatID uuid.UUID, ttl time.Duration) (wire.Session, error) {
 	var out wire.SessionAnswer
 	_, err := c.call(ctx, request{
@@ -173,8 +173,8 @@ func (c *Client) Cleanup(ctx context.Context) (wire.CleanupAnswer, error) {
 	return out, err
 }
 
-// Adopt gives a store without an identity the one that its sandboxes bear, of
-// several the one that instance names, and makes records of them.
+// Adopt restores the identity of a store that lost it from the running sandboxes, and
+// writes their records again. If they belong to several instances, instance chooses one.
 func (c *Client) Adopt(ctx context.Context, instance string) (wire.AdoptAnswer, error) {
 	var out wire.AdoptAnswer
 	_, err := c.call(ctx, request{
@@ -183,22 +183,22 @@ func (c *Client) Adopt(ctx context.Context, instance string) (wire.AdoptAnswer, 
 	return out, err
 }
 
-// Forget gives a store without an identity a fresh one.
+// Forget writes a fresh identity to a store that has none.
 func (c *Client) Forget(ctx context.Context) (wire.ForgetAnswer, error) {
 	var out wire.ForgetAnswer
 	_, err := c.call(ctx, request{method: http.MethodPost, path: "/v1/operator/forget"}, &out)
 	return out, err
 }
 
-// Repair mends the chat's record, and returns what that came to.
+// Repair repairs the chat's record.
 func (c *Client) Repair(ctx context.Context, chatID uuid.UUID) (wire.RepairAnswer, error) {
 	var out wire.RepairAnswer
 	_, err := c.call(ctx, request{method: http.MethodPost, path: "/v1/operator/repair/" + chatID.String()}, &out)
 	return out, err
 }
 
-// Health says how the agent stands. Where a part is failing there are both an
-// answer and an *Error with wire.CodeUnhealthy.
+// Health returns the health of the server. If a part is failing, it returns an answer and
+// also an *Error with code wire.CodeUnhealthy.
 func (c *Client) Health(ctx context.Context) (wire.HealthAnswer, error) {
 	var out wire.HealthAnswer
 	_, err := c.call(ctx, request{method: http.MethodGet, path: "/v1/agent/health"}, &out)
@@ -212,7 +212,7 @@ func (c *Client) Health(ctx context.Context) (wire.HealthAnswer, error) {
 
 func sessionPath(chatID uuid.UUID) string { return "/v1/sessions/" + chatID.String() }
 
-// duration leaves the field out where d is 0.
+// duration returns "" if d is 0, so that the field is left out.
 func duration(d time.Duration) string {
 	if d == 0 {
 		return ""
@@ -228,8 +228,8 @@ type request struct {
 	body   any // nil: none
 }
 
-// call sends one request and decodes the answer into out, unless it is an
-// error. It returns the answer's index, 0 where it has none.
+// call sends one request and decodes a successful response into out. It returns the
+// response's index, or 0 if it has none.
 func (c *Client) call(ctx context.Context, in request, out any) (uint64, error) {
 	u := *c.base
 	u.Path, u.RawQuery = in.path, in.query.Encode()
@@ -254,14 +254,14 @@ func (c *Client) call(ctx context.Context, in request, out any) (uint64, error) 
 
 	res, err := c.http.Do(req)
 	if err != nil {
-		return 0, unanswered(ctx, err) // names the method and the URL
+		return 0, unanswered(ctx, err) // err contains the method and the URL
 	}
 	defer res.Body.Close()
 	text, err := io.ReadAll(io.LimitReader(res.Body, maxAnswer))
 	if err != nil {
-		return 0, unanswered(ctx, fmt.Errorf("read the agent's answer: %w", err))
+		return 0, unanswered(ctx, fmt.Errorf("read the server's answer: %w", err))
 	}
-	index, _ := strconv.ParseUint(res.Header.Get(wire.HeaderIndex), 10, 64) // 0 where there is none
+	index, _ := strconv.ParseUint(res.Header.Get(wire.HeaderIndex), 10, 64) // 0 if there is none
 	if res.StatusCode != http.StatusOK && res.StatusCode != http.StatusCreated {
 		return index, errorOf(res, text)
 	}
@@ -271,8 +271,8 @@ func (c *Client) call(ctx context.Context, in request, out any) (uint64, error) 
 	return index, nil
 }
 
-// unanswered adds ErrUnreachable to the error of a request that got no answer,
-// unless the caller gave it up.
+// unanswered adds ErrUnreachable to the error of a request without a response, unless the
+// caller's context ended.
 func unanswered(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return err
@@ -280,4 +280,6 @@ func unanswered(ctx context.Context, err error) error {
 	return fmt.Errorf("%w: %w", ErrUnreachable, err)
 }
 
-func unexpected(err error) error { return fmt.Errorf("the agent's answer is not as expected: %w", err) }
+func unexpected(err error) error {
+	return fmt.Errorf("the server's answer is not as expected: %w", err)
+}

@@ -11,21 +11,20 @@ import (
 	"github.com/bivouac/bivouac/internal/api/wire"
 )
 
-// ErrUnreachable is wrapped by the errors of requests that got no answer, other
-// than those whose context ended. A request that changes something may have
-// been carried out.
+// ErrUnreachable is wrapped by the error of a request that got no answer, unless the
+// request's context ended. The server may still have carried out the request.
 var ErrUnreachable = errors.New("the server cannot be reached")
 
-// Error is an answer of the agent that is an error. Errors of other types say
-// that there was no answer, or none of an agent's.
+// Error is an error that was the answer to a request. Errors of other types mean that
+// there was no answer, or that the answer could not be read.
 type Error struct {
-	Status     int       // as in HTTP
-	Code       wire.Code // empty where the answer was not an agent's
+	Status     int       // the HTTP status
+	Code       wire.Code // empty if the answer did not come from a Bivouac server
 	Message    string
-	Reason     string        // of a conflict: the fields that differ, by comma
-	Session    *wire.Session // of a conflict: the one that stands
-	RequestID  string        // as in the agent's log
-	RetryAfter time.Duration // 0: the agent does not say that waiting helps
+	Reason     string        // of a conflict: the fields that differ, separated by commas
+	Session    *wire.Session // of a conflict: the existing session
+	RequestID  string        // as in the server's log
+	RetryAfter time.Duration // when to try again; 0 if the server does not say
 
 	body []byte
 }
@@ -40,7 +39,7 @@ func (e *Error) Error() string {
 func errorOf(res *http.Response, body []byte) error {
 	e := &Error{Status: res.StatusCode, RequestID: res.Header.Get(wire.HeaderRequestID), body: body}
 	var answer wire.ErrorAnswer
-	// Not JSON, or not the API's: then Code stays empty, and says so.
+	// If the body is not JSON of the API, Code stays empty.
 	if json.Unmarshal(body, &answer) == nil {
 		e.Code, e.Message, e.Reason, e.Session = answer.Error.Code, answer.Error.Message, answer.Error.Reason, answer.Session
 	}

@@ -11,9 +11,9 @@ import (
 	"github.com/bivouac/bivouac/runtime"
 )
 
-// traceStages reports the stages in the interim answers to a request made with
-// the returned context, until end is called. net/http reads answers in a
-// goroutine of its own, which may outlive a request whose context ended.
+// traceStages returns a context for a request. It reports the stages in the request's
+// interim answers until end is called. net/http reads answers in a separate goroutine,
+// which may outlive a request whose context ended.
 func traceStages(ctx context.Context, report func(runtime.Stage)) (traced context.Context, end func()) {
 	var mu sync.Mutex
 	ended := false

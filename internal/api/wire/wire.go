@@ -1,7 +1,7 @@
-// Package wire holds the JSON of the Control API as Go types: what server and
-// client agree on, field by field as openapi.json has it.
+// Package wire has the JSON of the Control API as Go types, for server and client. The
+// types have the fields that openapi.json describes.
 //
-// It must never know how a request is served or sent.
+// The package does not serve or send requests.
 package wire
 
 import (
@@ -12,23 +12,23 @@ import (
 	"github.com/bivouac/bivouac/runtime"
 )
 
-// The headers that the API adds to HTTP's own.
+// The API's own headers.
 const (
-	// HeaderRequestID names a request in its answer and in the log. A caller
+	// HeaderRequestID is the ID of a request, in its response and in the log. The caller
 	// may choose it.
 	HeaderRequestID = "X-Request-Id"
-	// HeaderIndex is what a blocking read passes as index to wait for a change.
+	// HeaderIndex is the index that the next blocking read passes to wait for a change.
 	HeaderIndex = "X-Bivouac-Index"
-	// HeaderStages, set to "true", asks a create to tell its stages.
+	// HeaderStages makes a create report its stages, if it is "true".
 	HeaderStages = "X-Bivouac-Stages"
-	// HeaderStage is a stage, in an interim answer 102.
+	// HeaderStage is a stage, in an interim response 102.
 	HeaderStage = "X-Bivouac-Stage"
 )
 
-// Code is an error's stable word, for programs.
+// Code is the stable code of an error, for programs.
 type Code string
 
-// The codes of the errors, with the status that each comes with.
+// The error codes, each with its status.
 const (
 	CodeInvalid              Code = "invalid"                // 400
 	CodeRuntimeInvalid       Code = "runtime_invalid"        // 400
@@ -59,18 +59,18 @@ const (
 	CodeNotReady             Code = "not_ready"              // 503: failed to start; 504: not ready in time
 )
 
-// Error says what went wrong with a request.
+// Error describes what went wrong with a request.
 type Error struct {
 	Code      Code   `json:"code"`
 	Message   string `json:"message"`          // for a person
-	Reason    string `json:"reason,omitempty"` // of a conflict: the fields that differ, by comma
+	Reason    string `json:"reason,omitempty"` // of a conflict: the fields that differ, separated by commas
 	RequestID string `json:"request_id"`
 }
 
 // ErrorAnswer is the body of every answer that is an error.
 type ErrorAnswer struct {
 	Error   Error    `json:"error"`
-	Session *Session `json:"session,omitempty"` // of a conflict: the one that stands
+	Session *Session `json:"session,omitempty"` // of a conflict: the existing session
 }
 
 // Session is a chat's session. Times are in UTC.
@@ -87,14 +87,14 @@ type Session struct {
 	State          string            `json:"state"`
 	Reason         string            `json:"reason"` // why it is dead or lost, or what its stop waits for; else empty
 	Owner          string            `json:"owner"`  // name of the caller that created it
-	Labels         map[string]string `json:"labels"` // as the create gave them; never null
+	Labels         map[string]string `json:"labels"` // set by the create; never null
 }
 
 // CreateRequest is the body of a create.
 type CreateRequest struct {
 	AgentID        string `json:"agent_id"`
 	VolumeHostPath string `json:"volume_host_path"`
-	Runtime        string `json:"runtime,omitempty"` // empty: whatever stands, or else the default
+	Runtime        string `json:"runtime,omitempty"` // empty: any for an existing session, the default for a new one
 	TTL            string `json:"ttl,omitempty"`     // such as "30m"; empty: the default
 
 	Labels map[string]string `json:"labels,omitzero"` // nil: whatever the session that stands has
@@ -110,7 +110,7 @@ type SessionAnswer struct {
 	Session Session `json:"session"`
 }
 
-// CreateAnswer is what a create came to: "created", "replaced" or "reused".
+// CreateAnswer is the result of a create: "created", "replaced" or "reused".
 type CreateAnswer struct {
 	Result  string  `json:"result"`
 	Session Session `json:"session"`
@@ -122,15 +122,15 @@ type ListAnswer struct {
 	NextToken string    `json:"next_token"` // empty on the last page
 }
 
-// DeleteAnswer is what a delete came to: "deleted" or "not_found".
+// DeleteAnswer is the result of a delete: "deleted" or "not_found".
 type DeleteAnswer struct {
 	Result      string    `json:"result"`
 	ChatID      uuid.UUID `json:"chat_id"`
-	SessionID   uuid.UUID `json:"session_id,omitzero"`    // where it was deleted
-	ContainerID string    `json:"container_id,omitempty"` // where it was deleted and had one
+	SessionID   uuid.UUID `json:"session_id,omitzero"`    // set if a session was deleted
+	ContainerID string    `json:"container_id,omitempty"` // set if a session was deleted and had one
 }
 
-// CleanupAnswer is what a clean-up ended.
+// CleanupAnswer is the result of a clean-up.
 type CleanupAnswer struct {
 	Cleaned    []Session `json:"cleaned"`
 	ErrorCount int       `json:"error_count"` // expired sessions that could not be ended
@@ -138,51 +138,51 @@ type CleanupAnswer struct {
 
 // AdoptRequest is the body of POST /v1/operator/adopt.
 type AdoptRequest struct {
-	Instance string `json:"instance,omitempty"` // empty: the only one that there is
+	Instance string `json:"instance,omitempty"` // empty if there is only one
 }
 
-// AdoptAnswer says what a store without an identity was given.
+// AdoptAnswer is the result of an adopt.
 type AdoptAnswer struct {
-	Instance string `json:"instance"` // the ID of the instance
+	Instance string `json:"instance"` // the instance ID that the store got
 	Adopted  int    `json:"adopted"`  // sandboxes that have a record now
-	Failed   int    `json:"failed"`   // sandboxes that could not be given one
+	Failed   int    `json:"failed"`   // sandboxes for which no record could be written
 }
 
-// ForgetAnswer says what a store without an identity was given, and what is
-// another's from now on.
+// ForgetAnswer is the result of a forget. The sandboxes in Left belong to other instances
+// from now on.
 type ForgetAnswer struct {
-	Instance string `json:"instance"` // the ID of the instance
+	Instance string `json:"instance"` // the new instance ID of the store
 	Left     []Left `json:"left"`
 }
 
-// Left is what runs of one instance and is left alone.
+// Left counts the running sandboxes of one other instance.
 type Left struct {
 	Instance  string `json:"instance"`
 	Sandboxes int    `json:"sandboxes"`
 	Look      string `json:"look"` // a command that shows them
 }
 
-// RepairAnswer is what a repair did: "intact", "adopted" or "removed".
+// RepairAnswer is the result of a repair: "intact", "adopted" or "removed".
 type RepairAnswer struct {
 	Result  string   `json:"result"`
-	Session *Session `json:"session,omitempty"` // the chat's; absent after "removed"
+	Session *Session `json:"session,omitempty"` // the chat's session; absent after "removed"
 }
 
-// HealthAnswer says whether a replica can serve, and part by part why not.
+// HealthAnswer reports whether a replica can serve, with the result of each check.
 type HealthAnswer struct {
 	Status   string           `json:"status"`             // StatusOK or StatusFailing
 	Instance string           `json:"instance,omitempty"` // the ID of the instance, once it is known
 	Checks   map[string]Check `json:"checks"`
-	Error    *Error           `json:"error,omitempty"` // where failing
+	Error    *Error           `json:"error,omitempty"` // set if it is failing
 }
 
-// Check is the outcome of one health check.
+// Check is the result of one health check.
 type Check struct {
 	Status string `json:"status"`          // StatusOK or StatusFailing
-	Error  string `json:"error,omitempty"` // where failing
+	Error  string `json:"error,omitempty"` // set if it is failing
 }
 
-// How a replica or one of its parts stands.
+// The status of a replica or of one of its parts.
 const (
 	StatusOK      = "ok"
 	StatusFailing = "failing"
@@ -197,8 +197,8 @@ type SelfAnswer struct {
 	Runtimes []Runtime `json:"runtimes"`
 }
 
-// Runtime is a runtime driver that a replica has.
+// Runtime is a runtime driver of a replica.
 type Runtime struct {
 	Name    string `json:"name"`
-	Version string `json:"version"` // empty while it is a plugin that is not up
+	Version string `json:"version"` // empty if it is a plugin that does not run
 }

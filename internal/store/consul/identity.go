@@ -303,7 +303,7 @@ func decodeIdentity(pair *api.KVPair) (Identity, error) {
 	err := decoder.Decode(&id)
 	switch {
 	case err == nil && id.Version != identityVersion:
-		err = fmt.Errorf("schema version is %d, but this replica knows only %d", id.Version, identityVersion)
+		err = fmt.Errorf("schema version %d, but this replica knows only version %d", id.Version, identityVersion)
 	case err == nil && id.Instance == "":
 		err = errors.New("instance missing")
 	}

@@ -184,9 +184,9 @@ func cleanAddress(address string) (string, error) {
 	case err == nil && u.User != nil, strings.Contains(address, "@"):
 		return "", errors.New("address: it must not contain a user and a password; use a token, or CONSUL_HTTP_AUTH")
 	case err != nil, u.Host == "", u.RawQuery != "", u.Fragment != "", scheme != "http" && scheme != "https", !isPort(cmp.Or(u.Port(), "80")):
-		return "", fmt.Errorf("invalid address %q: use HOST:PORT, http://HOST:PORT, https://HOST:PORT or unix://PATH", address)
+		return "", fmt.Errorf("address %q is invalid: use HOST:PORT, http://HOST:PORT, https://HOST:PORT or unix://PATH", address)
 	case !hasScheme && u.Path != "":
-		return "", fmt.Errorf("invalid address %q: a path requires http:// or https:// before the host", address)
+		return "", fmt.Errorf("address %q is invalid: a path requires http:// or https:// before the host", address)
 	}
 	if hasScheme {
 		rest = scheme + "://" + rest

@@ -14,7 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Limits of waiting. They are generous: a busy machine is no failure.
+// The limits of waiting. They are long, so that a busy machine is not a failure.
 const (
 	startLimit = 90 * time.Second // from start until ready
 	askLimit   = 5 * time.Second  // for one answer on the way there
@@ -22,27 +22,27 @@ const (
 	askEvery   = 25 * time.Millisecond
 )
 
-// Agent is one process of Nomad or Consul, which can be broken in the ways that
-// processes break. Signals go to the process alone, not to what it started:
-// sandboxes outlive the agent that is killed, as they do in production.
+// Agent is one process of Nomad or Consul. Tests can kill, pause, stop and restart it.
+// Signals go to the process only, not to what it started: sandboxes outlive a killed agent,
+// as they do in production.
 //
 // Its methods are not safe for concurrent use.
 type Agent struct {
 	Name string // "consul-0", "server-1", "client-0", or "nomad", a dev agent
-	Addr string // of its HTTP API: "127.0.0.1:8500"
+	Addr string // address of its HTTP API, such as "127.0.0.1:8500"
 	Log  string // path of the file with its output
 
-	rpc   string // address of a server's RPC, by which its peers know it
+	rpc   string // a server's RPC address, by which its peers know it
 	bin   string
 	args  []string
 	env   []string
 	ready func(context.Context) error // nil once the agent can be used
 
 	pid  int
-	done chan struct{} // closed once the process is gone and reaped
+	done chan struct{} // closed once the process has ended and been waited for
 }
 
-// Running says whether the process is there, paused or not.
+// Running reports whether the process exists, paused or not.
 func (a *Agent) Running() bool {
 	if a.done == nil {
 		return false
@@ -55,11 +55,11 @@ func (a *Agent) Running() bool {
 	}
 }
 
-// Start begins the process, with the same ports and data as before, and does not
-// wait until it is ready.
+// Start starts the process with the same ports and data as before. It does not wait until
+// the process is ready.
 func (a *Agent) Start() (err error) {
 	if a.Running() {
-		return fmt.Errorf("stack: start %s: it runs already", a.Name)
+		return fmt.Errorf("stack: start %s: it is already running", a.Name)
 	}
 	log, err := os.OpenFile(a.Log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
@@ -69,23 +69,23 @@ func (a *Agent) Start() (err error) {
 	cmd := exec.Command(a.bin, a.args...)
 	cmd.Env, cmd.Stdout, cmd.Stderr = a.env, log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{
-		Setpgid: true, // a Ctrl-C on the terminal is for us, and we decide the order
-		// Should we die without stopping it. Not SIGKILL: a dev agent of Nomad
-		// then stops its tasks. A paused one gets SIGCONT from the kernel, as
-		// its process group is orphaned.
+		Setpgid: true, // only this program gets Ctrl-C, so it decides the order
+		// For the case that this program dies without stopping it. Not SIGKILL, so that a
+		// dev agent of Nomad stops its tasks. A paused agent gets SIGCONT from the kernel,
+		// because its process group is orphaned.
 		Pdeathsig: syscall.SIGTERM,
 	}
 	done, started := make(chan struct{}), make(chan error)
 	go func() {
 		defer close(done)
-		// Pdeathsig counts from the thread that starts the process, so this
-		// one has to live as long.
+		// Pdeathsig is sent when the thread that started the process ends, so this thread
+		// must live as long as the process.
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
 		err := cmd.Start()
 		started <- err
 		if err == nil {
-			_ = cmd.Wait() // how it ends is in its log, and often our doing
+			_ = cmd.Wait() // its log shows how it ended, and often a test killed it
 		}
 	}()
 	if err := <-started; err != nil {
@@ -122,7 +122,7 @@ func (a *Agent) WaitReady(ctx context.Context) error {
 	}
 }
 
-// Kill ends the process at once (SIGKILL) and returns when it is gone.
+// Kill kills the process (SIGKILL) and returns when it has ended.
 func (a *Agent) Kill() error {
 	if err := a.signal(syscall.SIGKILL); err != nil {
 		return err
@@ -131,7 +131,7 @@ func (a *Agent) Kill() error {
 	return nil
 }
 
-// Pause stops the process in its tracks (SIGSTOP) and returns when it stands.
+// Pause suspends the process (SIGSTOP) and returns when it is suspended.
 func (a *Agent) Pause() error {
 	if err := a.signal(syscall.SIGSTOP); err != nil {
 		return err
@@ -144,11 +144,11 @@ func (a *Agent) Pause() error {
 	}
 }
 
-// Resume lets a paused process go on (SIGCONT).
+// Resume continues a paused process (SIGCONT).
 func (a *Agent) Resume() error { return a.signal(syscall.SIGCONT) }
 
-// Stop asks the process to end (SIGTERM), kills it where it does not within 15 s,
-// and returns when it is gone. A paused one is resumed first.
+// Stop asks the process to end (SIGTERM), kills it if it does not within 15 s, and returns
+// when it has ended. It resumes a paused process first.
 func (a *Agent) Stop() error {
 	if !a.Running() {
 		return nil
@@ -186,7 +186,7 @@ func (a *Agent) signal(sig syscall.Signal) error {
 	return nil
 }
 
-// tail is the end of a log, for an error message.
+// tail returns the end of a log, for an error message.
 func tail(path string) string {
 	data, err := os.ReadFile(path)
 	if err != nil {

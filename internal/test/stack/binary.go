@@ -14,12 +14,12 @@ import (
 	"golang.org/x/mod/semver"
 )
 
-// NomadBinary returns the path of a Nomad of the pinned minor version: the one
-// on PATH if it fits, else one built from the pin. The first build on a machine
-// takes minutes, and downloads modules.
+// NomadBinary returns the path of a Nomad of the pinned minor version: the one on PATH if it
+// fits, and otherwise one built from the pin. The first build on a machine takes minutes and
+// downloads modules.
 func NomadBinary(ctx context.Context) (string, error) { return binary(ctx, "nomad") }
 
-// ConsulBinary is for Consul what [NomadBinary] is for Nomad.
+// ConsulBinary is like [NomadBinary], for Consul.
 func ConsulBinary(ctx context.Context) (string, error) { return binary(ctx, "consul") }
 
 func binary(ctx context.Context, name string) (string, error) {
@@ -45,7 +45,7 @@ func binary(ctx context.Context, name string) (string, error) {
 	return path, nil
 }
 
-// moduleRoot is the folder of the main module's go.mod.
+// moduleRoot returns the directory of the main module's go.mod.
 func moduleRoot(ctx context.Context) (string, error) {
 	out, err := exec.CommandContext(ctx, "go", "env", "GOMOD").Output()
 	if err != nil {
@@ -58,7 +58,7 @@ func moduleRoot(ctx context.Context) (string, error) {
 	return filepath.Dir(mod), nil
 }
 
-// pinned reads from a go.mod which version of a module it requires.
+// pinned returns the version of a module that a go.mod requires.
 func pinned(gomod, path string) (string, error) {
 	data, err := os.ReadFile(gomod)
 	if err != nil {
@@ -76,8 +76,8 @@ func pinned(gomod, path string) (string, error) {
 	return "", fmt.Errorf("%s does not require %s", gomod, path)
 }
 
-// fits says whether the program at path is of the same minor version. One that
-// cannot say its version does not fit.
+// fits reports whether the program at path has the same minor version. A program that does
+// not print its version does not fit.
 func fits(ctx context.Context, path, version string) bool {
 	out, err := exec.CommandContext(ctx, path, "version").Output()
 	if err != nil {
@@ -87,9 +87,8 @@ func fits(ctx context.Context, path, version string) bool {
 	return len(fields) > 1 && semver.MajorMinor(fields[1]) == semver.MajorMinor(version)
 }
 
-// cached returns the path of a file in the user's cache and makes it if it is
-// not there. Of several processes that need the same file one makes it and the
-// others wait.
+// cached returns the path of a file in the user's cache, and makes the file if it does not
+// exist. If several processes need the same file, one makes it and the others wait.
 func cached(name string, build func(out string) error) (string, error) {
 	base, err := os.UserCacheDir()
 	if err != nil {
@@ -108,8 +107,8 @@ func cached(name string, build func(out string) error) (string, error) {
 	if _, err := os.Stat(path); !errors.Is(err, os.ErrNotExist) {
 		return path, err
 	}
-	// Renamed only when complete, so that a build that was cut off is not
-	// taken for a program.
+	// Rename it only when it is complete, so that an interrupted build is not taken for a
+	// program.
 	part := path + ".part"
 	if err := build(part); err != nil {
 		return "", err

@@ -13,19 +13,19 @@ import (
 	"github.com/hashicorp/consul/api"
 )
 
-// ConsulConfig says what Consul to start.
+// ConsulConfig describes the Consul to start.
 type ConsulConfig struct {
-	// Servers is how many servers form the cluster, with their data on disk.
-	// With 0 it is one dev agent: soonest ready, in memory, and empty
-	// after a restart.
+	// Servers is the number of servers in the cluster, with their data on disk. 0 means
+	// one dev agent, which is ready fastest, keeps its data in memory, and is empty after
+	// a restart.
 	Servers int
-	// HTTPPort is the first server's, 0 for any free one.
+	// HTTPPort is the first server's port, 0 for any free one.
 	HTTPPort int
-	// MaxHTTPConns is how many connections an agent takes from one client
-	// address, 0 for Consul's default of 200.
+	// MaxHTTPConns is how many connections an agent accepts from one client address, 0 for
+	// Consul's default of 200.
 	MaxHTTPConns int
-	// ManagementToken, if it is set, turns ACLs on, denies by default, and may do
-	// everything. It is a UUID.
+	// ManagementToken enables ACLs with default policy deny, if it is set. It is a UUID,
+	// and the token may do everything.
 	ManagementToken string
 }
 
@@ -35,8 +35,8 @@ type Consul struct {
 	group   *group
 }
 
-// StartConsul starts a Consul and returns when it can be used: it has a leader,
-// takes writes, and every server is in the catalog.
+// StartConsul starts a Consul and returns when it can be used: it has a leader, accepts
+// writes, and has every server in the catalog.
 func StartConsul(ctx context.Context, cfg ConsulConfig) (*Consul, error) {
 	bin, err := ConsulBinary(ctx)
 	if err != nil {
@@ -102,7 +102,7 @@ func (c *Consul) add(bin string, cfg ConsulConfig) error {
 			config["retry_join"] = join
 			config["retry_interval"] = "1s"
 			config["performance"] = map[string]int{"raft_multiplier": 1}
-			// A server that is killed stays a member: it is coming back.
+			// A killed server stays a member, because it comes back.
 			config["autopilot"] = map[string]bool{"cleanup_dead_servers": false}
 		}
 		a, err := c.group.add(name, bin, loopback(p.http), func(dir string) ([]string, error) {
@@ -132,8 +132,8 @@ func (c *Consul) add(bin string, cfg ConsulConfig) error {
 	return nil
 }
 
-// consulReady asks an agent whether it can be used. The answer that its node is in
-// the catalog comes from the leader, and a Consul session can only be made then.
+// consulReady returns nil if an agent can be used. Its node must be in the catalog, which
+// only the leader knows, because only then can a Consul session be created.
 func consulReady(ctx context.Context, client *api.Client, node string) error {
 	opts := (&api.QueryOptions{RequireConsistent: true}).WithContext(ctx)
 	nodes, _, err := client.Catalog().Nodes(opts)
@@ -150,13 +150,13 @@ func consulClient(addr string) (*api.Client, error) {
 	return api.NewClient(&api.Config{Address: addr})
 }
 
-// Addr is the first server's HTTP address, as host:port.
+// Addr returns the first server's HTTP address, as host:port.
 func (c *Consul) Addr() string { return c.Servers[0].Addr }
 
 // Client returns a client of the first server.
 func (c *Consul) Client() (*api.Client, error) { return consulClient(c.Addr()) }
 
-// Leader returns the server that leads, as its peers see it.
+// Leader returns the server that its peers see as the leader.
 func (c *Consul) Leader(ctx context.Context) (*Agent, error) {
 	return leader(c.Servers, func(a *Agent) (string, error) {
 		client, err := consulClient(a.Addr)

@@ -1,15 +1,12 @@
-// Package stack runs the real Nomad and Consul, for tests and for trying
-// Bivouac out by hand.
+// Package stack runs real Nomad and Consul, for tests and to try Bivouac out by hand. It
+// needs Linux.
 //
-// It finds or builds the pinned versions, starts dev agents and clusters of
-// several servers on loopback ports of its own, waits until they can be used,
-// breaks them on request, and leaves nothing behind when they stop: no
-// process, no container, no mount, no file. It also tells whether a Docker
-// engine answers and makes the image that tests run there.
+// It finds or builds the pinned versions, starts dev agents and clusters of several servers
+// on its own loopback ports, waits until they can be used, and breaks them on request. When
+// they stop, it leaves nothing behind: no process, no container, no mount, no file. It also
+// checks for a Docker engine and makes the image for tests. The modules in the directories
+// nomad and consul pin the versions. They keep the root modules of both (BUSL) out of the
+// product's module graph.
 //
-// The versions are pinned by the modules in the folders nomad and consul, which
-// exist so that the root modules of both (BUSL) stay out of the product's
-// module graph; this package runs them as programs and talks to them through
-// their published API clients. It must never know of Bivouac's own packages,
-// and no package of the product may import it outside of tests. It needs Linux.
+// The package does not import Bivouac's own packages, and only tests may import it.
 package stack

@@ -15,8 +15,8 @@ import (
 	"strings"
 )
 
-// DockerEngine returns nil where a Docker engine answers, found as the docker
-// command finds it (DOCKER_HOST, contexts, the default socket).
+// DockerEngine returns nil if a Docker engine answers. It finds the engine as the docker
+// command does (DOCKER_HOST, contexts, the default socket).
 func DockerEngine(ctx context.Context) error {
 	_, err := docker(ctx, nil, "version", "--format={{.Server.Version}}")
 	return err
@@ -25,9 +25,9 @@ func DockerEngine(ctx context.Context) error {
 // demoImage is the name of the image that [DemoImage] makes.
 const demoImage = "bivouac-demo:dev"
 
-// DemoImage makes an image of nothing but the bivouac of this source tree, which
-// runs "bivouac demo-sandbox", and returns its name. No registry is asked. An image
-// that stands already, made of the same binary, is left as it is.
+// DemoImage makes an image that contains only the bivouac binary of this source tree and
+// runs "bivouac demo-sandbox". It returns the image's name. It uses no registry, and keeps
+// an existing image of the same binary.
 func DemoImage(ctx context.Context) (name string, err error) {
 	dir, err := os.MkdirTemp("", "bivouac-image-")
 	if err != nil {
@@ -45,13 +45,13 @@ func DemoImage(ctx context.Context) (name string, err error) {
 	return demoImage, importImage(ctx, demoImage, program)
 }
 
-// digestLabel says of which program an image was made.
+// digestLabel is the label with the digest of the program in an image.
 const digestLabel = "bivouac.digest"
 
-// importImage makes the image of that name run the program, if it does not yet.
+// importImage makes an image with that name that runs the program, unless it exists.
 func importImage(ctx context.Context, name string, program []byte) error {
 	digest := fmt.Sprintf("%x", sha256.Sum256(program))
-	// An error is most likely that there is no such image. Others will show.
+	// An error most likely means that there is no such image. Others show up below.
 	stands, err := docker(ctx, nil, "image", "inspect",
 		"--format={{index .Config.Labels "+strconv.Quote(digestLabel)+"}}", name)
 	if err == nil && stands == digest {
@@ -61,20 +61,20 @@ func importImage(ctx context.Context, name string, program []byte) error {
 	if err != nil {
 		return fmt.Errorf("stack: make %s: %w", name, err)
 	}
-	// An import needs no builder, which is a plugin that not every docker has.
+	// An import needs no builder, a plugin that not every docker has.
 	if _, err := docker(ctx, layer, "import",
 		"--change=LABEL "+digestLabel+"="+digest,
 		`--change=ENTRYPOINT ["/bivouac", "demo-sandbox"]`,
 		"-", name); err != nil {
 		return err
 	}
-	// The one that had the name before goes, unless a container still runs it.
+	// Remove the image that had the name before, unless a container still runs it.
 	_, err = docker(ctx, nil, "image", "prune", "--force", "--filter=label="+digestLabel)
 	return err
 }
 
-// BuildBivouac builds cmd/bivouac of this source tree to the file out, as a
-// static binary that runs in an empty file system too. Build tags may be given.
+// BuildBivouac builds cmd/bivouac of this source tree to the file out, with optional build
+// tags. The binary is static, so it also runs in an empty file system.
 func BuildBivouac(ctx context.Context, out string, tags ...string) error {
 	root, err := moduleRoot(ctx)
 	if err != nil {

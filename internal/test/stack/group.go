@@ -11,9 +11,9 @@ import (
 	"sync"
 )
 
-// group is the agents that start and stop together, and what they share.
+// group is a set of agents that start and stop together, and what they share.
 type group struct {
-	dir   string // short, as Unix sockets come to be in it: their paths end at 107 bytes
+	dir   string // short, because it contains Unix sockets, whose paths have at most 107 bytes
 	ports *portBlock
 	all   []*Agent
 	once  sync.Once // Stop may be called by a test and by its cleanup
@@ -31,9 +31,9 @@ func newGroup() (*group, error) {
 	return &group{dir: dir, ports: ports}, nil
 }
 
-// env is the environment of the group's agents. What is set to point a command
-// at the user's own Nomad or Consul must not reach them. The mark is inherited
-// by all that an agent starts, and [sweep] finds it by that.
+// env returns the environment of the group's agents. It leaves out variables that point to
+// the user's own Nomad or Consul. Everything that an agent starts inherits the mark, by
+// which [sweep] finds it.
 func (g *group) env() []string {
 	env := slices.DeleteFunc(os.Environ(), func(kv string) bool {
 		return strings.HasPrefix(kv, "NOMAD_") || strings.HasPrefix(kv, "CONSUL_")
@@ -41,12 +41,12 @@ func (g *group) env() []string {
 	return append(env, markName+"="+g.dir, "TMPDIR="+g.dir)
 }
 
-// node is the name of an agent's node. No other group on this machine has it, so
-// that an answer from another's agent is not taken for this one's.
+// node returns the name of an agent's node. No other group on this machine has it, so that
+// an answer of another group's agent is not taken for this one's.
 func (g *group) node(agent string) string { return filepath.Base(g.dir) + "-" + agent }
 
-// add makes an agent with a folder of its own; prepare writes its
-// configuration there and returns its arguments.
+// add makes an agent with its own directory. prepare writes its configuration there and
+// returns its arguments.
 func (g *group) add(name, bin string, addr string, prepare func(dir string) ([]string, error)) (*Agent, error) {
 	dir := filepath.Join(g.dir, name)
 	if err := os.Mkdir(dir, 0o755); err != nil {
@@ -68,9 +68,8 @@ func (g *group) add(name, bin string, addr string, prepare func(dir string) ([]s
 	return a, nil
 }
 
-// stop ends all agents, does what it is given, and then removes what is left of
-// all that the agents ever started, with the group's folder.
-// After the first time it does nothing.
+// stop stops all agents, calls the given function, and then removes everything that the
+// agents ever started and the group's directory. A second call does nothing.
 func (g *group) stop(then ...func() error) (err error) {
 	g.once.Do(func() { err = g.stopNow(then) })
 	return err
@@ -89,8 +88,8 @@ func (g *group) stopNow(then []func() error) error {
 	return errors.Join(append(errs, sweep(g.dir), g.ports.release())...)
 }
 
-// start starts agents and waits until all are ready. One that runs already is only
-// waited for.
+// start starts agents and waits until all are ready. It only waits for an agent that is
+// already running.
 func start(ctx context.Context, agents []*Agent) error {
 	for _, a := range agents {
 		if a.Running() {
@@ -108,8 +107,7 @@ func start(ctx context.Context, agents []*Agent) error {
 	return nil
 }
 
-// leader finds the server that leads. ask returns the RPC address of the leader
-// that one server knows.
+// leader finds the leader. ask returns the RPC address of the leader that one server knows.
 func leader(servers []*Agent, ask func(*Agent) (string, error)) (*Agent, error) {
 	err := errors.New("no server runs")
 	for _, a := range servers {

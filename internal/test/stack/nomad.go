@@ -13,39 +13,39 @@ import (
 	"github.com/hashicorp/nomad/api"
 )
 
-// NomadConfig says what Nomad to start.
+// NomadConfig describes the Nomad to start.
 type NomadConfig struct {
-	// Servers and Clients are how many agents of each kind there are, with
-	// their data on disk. With 0 Servers it is one dev agent, server and
-	// client in one: soonest ready, in memory, and empty after a restart.
+	// Servers and Clients are the numbers of agents, with their data on disk. 0 Servers
+	// means one dev agent, which is server and client, is ready fastest, keeps its data in
+	// memory, and is empty after a restart.
 	Servers, Clients int
-	// HTTPPort is the first server's, 0 for any free one.
+	// HTTPPort is the first server's port, 0 for any free one.
 	HTTPPort int
-	// Drivers are those without which a client is not ready; nil for all that
-	// this machine allows.
+	// Drivers are the drivers that a client needs to be ready; nil for all that this
+	// machine allows.
 	Drivers []string
-	// MaxHTTPConns is how many connections an agent takes from one client
-	// address, 0 for Nomad's default of 100.
+	// MaxHTTPConns is how many connections an agent accepts from one client address, 0 for
+	// Nomad's default of 100.
 	MaxHTTPConns int
-	// HeartbeatGrace and MinHeartbeatTTL decide how soon a silent client is
-	// taken for lost: after about twice the TTL, at least, and the grace. 0
-	// for Nomad's default of 10 s each.
+	// HeartbeatGrace and MinHeartbeatTTL decide when a silent client counts as lost: at the
+	// earliest after about twice the TTL plus the grace. 0 means Nomad's default of 10 s
+	// each.
 	HeartbeatGrace, MinHeartbeatTTL time.Duration
-	// ManagementToken turns ACLs on, and is the secret of their first token, a
-	// UUID. Empty: there are no ACLs.
+	// ManagementToken enables ACLs, if it is set. It is a UUID, the secret of the first
+	// token.
 	ManagementToken string
 }
 
-// Nomad is a running Nomad. Its clients count 100 GHz and 100 GB each,
-// whatever the machine has.
+// Nomad is a running Nomad. Each of its clients offers 100 GHz and 100 GB, whatever the
+// machine has.
 type Nomad struct {
 	Servers []*Agent
-	Clients []*Agent // of a dev agent the same as Servers
-	// ExecDir is a folder, empty at first, that tasks of the exec driver see
-	// as their /usr/local/bin. They see nothing else of this machine, so what
-	// they run is to be put there, and to be static.
+	Clients []*Agent // for a dev agent the same as Servers
+	// ExecDir is a directory, empty at first, that tasks of the exec driver see as their
+	// /usr/local/bin. They see nothing else of this machine, so put the static programs
+	// that they run there.
 	ExecDir string
-	// VolumeDir is the folder behind the host volume "bivouac" of each client.
+	// VolumeDir is the directory of the host volume "bivouac" of each client.
 	VolumeDir string
 
 	group *group
@@ -53,10 +53,9 @@ type Nomad struct {
 	token string
 }
 
-// StartNomad starts a Nomad and returns when it can be used: it has a leader,
-// every client is ready, and each has the drivers asked for, or else those that
-// this machine allows: raw_exec always, exec as root, docker where an engine
-// answers.
+// StartNomad starts a Nomad and returns when it can be used: it has a leader, and every
+// client is ready and has the configured drivers. By default these are the drivers that
+// this machine allows: raw_exec always, exec as root, docker if an engine answers.
 func StartNomad(ctx context.Context, cfg NomadConfig) (*Nomad, error) {
 	bin, err := NomadBinary(ctx)
 	if err != nil {
@@ -70,8 +69,8 @@ func StartNomad(ctx context.Context, cfg NomadConfig) (*Nomad, error) {
 	if err := n.add(ctx, bin, cfg); err != nil {
 		return nil, errors.Join(fmt.Errorf("stack: start Nomad: %w", err), n.Stop())
 	}
-	// The servers first: a client that finds no leader asks again only after
-	// 15 to 30 s.
+	// Start the servers first: a client that finds no leader tries again only after 15 to
+	// 30 s.
 	for _, agents := range [][]*Agent{n.Servers, n.Clients} {
 		if err := start(ctx, agents); err != nil {
 			return nil, errors.Join(err, n.Stop())
@@ -80,7 +79,7 @@ func StartNomad(ctx context.Context, cfg NomadConfig) (*Nomad, error) {
 	return n, nil
 }
 
-// add makes the folders and the agents.
+// add makes the directories and the agents.
 func (n *Nomad) add(ctx context.Context, bin string, cfg NomadConfig) error {
 	for _, dir := range []string{n.ExecDir, n.VolumeDir} {
 		if err := os.Mkdir(dir, 0o755); err != nil {
@@ -107,7 +106,7 @@ func (n *Nomad) add(ctx context.Context, bin string, cfg NomadConfig) error {
 	return nil
 }
 
-// allDrivers lists the drivers that this machine allows.
+// allDrivers returns the drivers that this machine allows.
 func allDrivers(ctx context.Context) []string {
 	drivers := []string{"raw_exec"}
 	if os.Geteuid() == 0 {
@@ -149,7 +148,7 @@ func (n *Nomad) addAgent(bin string, config nomadAgent, drivers []string) error 
 	return nil
 }
 
-// bootstrapACL makes the first token, if it is not there.
+// bootstrapACL creates the first token, if it does not exist.
 func bootstrapACL(ctx context.Context, client *api.Client, token string) error {
 	_, _, err := client.ACLTokens().BootstrapOpts(token, (&api.WriteOptions{}).WithContext(ctx))
 	if isBootstrapped(err) {
@@ -162,8 +161,7 @@ func isBootstrapped(err error) bool {
 	return err != nil && strings.Contains(err.Error(), "bootstrap already done")
 }
 
-// nomadServerReady asks a server who it is, and whether it knows a leader that
-// answers.
+// nomadServerReady returns nil if the right server answers and knows a leader that answers.
 func nomadServerReady(ctx context.Context, client *api.Client, name string) error {
 	opts := (&api.QueryOptions{}).WithContext(ctx)
 	var self api.AgentSelf
@@ -177,15 +175,15 @@ func nomadServerReady(ctx context.Context, client *api.Client, name string) erro
 	return err
 }
 
-// nomadClientReady asks a client for its node's ID, and the servers, through
-// it, how that node stands.
+// nomadClientReady returns nil if the servers see the client's node as ready. It asks the
+// client for the node's ID, and the servers through the client.
 func nomadClientReady(ctx context.Context, client *api.Client, name string, drivers []string) error {
 	opts := (&api.QueryOptions{}).WithContext(ctx)
 	var self api.AgentSelf
 	if _, err := client.Raw().Query("/v1/agent/self", &self, opts); err != nil {
 		return err
 	}
-	// What the servers say of a client that restarts may be from before.
+	// The servers' state of a client that restarts may be from before.
 	if self.Stats["client"]["heartbeat_ttl"] == "0s" {
 		return errors.New("client has not registered yet")
 	}
@@ -202,7 +200,7 @@ func nomadClientReady(ctx context.Context, client *api.Client, name string, driv
 	for _, name := range drivers {
 		d := node.Drivers[name]
 		if d == nil {
-			return fmt.Errorf("driver %s is not there yet", name)
+			return fmt.Errorf("driver %s is not available yet", name)
 		}
 		if !d.Detected || !d.Healthy {
 			return fmt.Errorf("driver %s: %s", name, d.HealthDescription)
@@ -215,7 +213,7 @@ func nomadClient(addr string) (*api.Client, error) {
 	return api.NewClient(&api.Config{Address: "http://" + addr})
 }
 
-// Addr is the first server's HTTP address, as host:port.
+// Addr returns the first server's HTTP address, as host:port.
 func (n *Nomad) Addr() string { return n.Servers[0].Addr }
 
 // Client returns a client of the first server, with the management token.
@@ -227,7 +225,7 @@ func (n *Nomad) Client() (*api.Client, error) {
 	return client, err
 }
 
-// Leader returns the server that leads, as its peers see it.
+// Leader returns the server that its peers see as the leader.
 func (n *Nomad) Leader(ctx context.Context) (*Agent, error) {
 	return leader(n.Servers, func(a *Agent) (string, error) {
 		client, err := nomadClient(a.Addr)
@@ -243,8 +241,8 @@ func (n *Nomad) Leader(ctx context.Context) (*Agent, error) {
 // Stop ends all agents and their sandboxes and removes their data.
 func (n *Nomad) Stop() error { return n.group.stop(n.removeContainers) }
 
-// removeContainers removes the containers of tasks that a client started and did
-// not live to stop.
+// removeContainers removes the containers of tasks whose Nomad client was killed before it
+// could stop them.
 func (n *Nomad) removeContainers() error {
 	ctx, cancel := context.WithTimeout(context.Background(), stopLimit)
 	defer cancel()

@@ -11,18 +11,18 @@ import (
 	"time"
 )
 
-// nomadAgent is one agent as the template of its configuration sees it.
+// nomadAgent is the input of the template for an agent's configuration.
 type nomadAgent struct {
 	NomadConfig
 	Name, Node          string
 	Server, Client, Dev bool
 	HTTP, RPC, Serf     int
-	FirstPort, LastPort int      // of a client's sandboxes
+	FirstPort, LastPort int      // ports of a client's sandboxes
 	Join, RPCs          []string // the servers' serf and RPC addresses
 	ExecDir, VolumeDir  string
 }
 
-// agents lays out the agents, servers first, over the ports.
+// agents assigns ports to the agents, servers first.
 func (c NomadConfig) agents(ports *portBlock) ([]nomadAgent, error) {
 	var agents []nomadAgent
 	for i := range c.Servers {
@@ -62,19 +62,19 @@ func (c NomadConfig) agents(ports *portBlock) ([]nomadAgent, error) {
 	return agents, nil
 }
 
-// FailoverHeartbeatTTL is how long a new leader waits for the first heartbeat of
-// a client: long enough for each to find it, and not Nomad's 5 minutes where
-// heartbeats are short.
+// FailoverHeartbeatTTL returns how long a new leader waits for the first heartbeat of a
+// client. It is long enough for each client to find the leader, but shorter than Nomad's 5
+// minutes if heartbeats are short.
 func (c NomadConfig) FailoverHeartbeatTTL() time.Duration { return 5 * c.MinHeartbeatTTL }
 
 //go:embed nomad.hcl.tmpl
 var nomadTemplate string
 
-// write writes the configuration into the agent's folder and returns the
-// arguments of its command.
+// write writes the configuration to the agent's directory and returns the arguments of its
+// command.
 func (a nomadAgent) write(dir string) ([]string, error) {
 	t, err := template.New("nomad.hcl").Funcs(template.FuncMap{
-		// A string, or a list of strings, in JSON is the same in HCL.
+		// A string, or a list of strings, is the same in JSON and HCL.
 		"hcl": func(v any) (string, error) {
 			data, err := json.Marshal(v)
 			return string(data), err

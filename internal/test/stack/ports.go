@@ -8,9 +8,9 @@ import (
 	"strconv"
 )
 
-// Agents and sandboxes get their ports from blocks below the range that Linux
-// takes the ports of outgoing connections from, so that none of those can take
-// a port between the moment it is found free and the moment it is used.
+// Agents and sandboxes get their ports from blocks below the range that Linux uses for
+// outgoing connections. So no outgoing connection can take a port after it was found free
+// and before it is used.
 const (
 	firstBlock = 10_000
 	blockSize  = 1_000
@@ -18,12 +18,11 @@ const (
 	agentPorts = 100 // the rest of a block is for sandboxes
 )
 
-// portBlock is a range of ports that no other portBlock on this machine has, in
-// whichever process.
+// portBlock is a range of ports that no other portBlock of any process on this machine has.
 type portBlock struct {
 	base int
 	next int
-	lock net.Listener // on the base port: it goes with the process, however that ends
+	lock net.Listener // on the base port; it ends with the process, however that ends
 }
 
 func newPortBlock() (*portBlock, error) {
@@ -47,8 +46,8 @@ func (b *portBlock) port() (int, error) {
 	return 0, fmt.Errorf("no free port from %d on", b.base)
 }
 
-// sandboxPorts is the i-th of n equal parts of the ports that are not for
-// agents: its first and its last port.
+// sandboxPorts returns the first and last port of the i-th of n equal parts of the ports for
+// sandboxes.
 func (b *portBlock) sandboxPorts(i, n int) (first, last int) {
 	size := (blockSize - agentPorts) / n
 	first = b.base + agentPorts + i*size
@@ -57,8 +56,8 @@ func (b *portBlock) sandboxPorts(i, n int) (first, last int) {
 
 func (b *portBlock) release() error { return b.lock.Close() }
 
-// FreePort returns preferred if nobody listens there on loopback, else another
-// port where nobody does. It does not hold the port.
+// FreePort returns preferred if nobody listens on it on loopback, and otherwise another free
+// port. It does not reserve the port.
 func FreePort(preferred int) (int, error) {
 	l, err := listen(preferred)
 	if err != nil {

@@ -18,23 +18,22 @@ import (
 // markName is the environment variable that marks what a group's agents started.
 const markName = "BIVOUAC_STACK"
 
-// sweep removes what stopped agents leave: processes that carry the mark of dir,
-// mounts below dir, and dir itself. An agent of Nomad that was killed leaves all of
-// them.
+// sweep removes what stopped agents leave behind: processes with the mark of dir, mounts
+// below dir, and dir itself. A killed agent of Nomad leaves all of these.
 func sweep(dir string) error {
 	if err := killMarked(dir); err != nil {
 		return err
 	}
-	// Before anything is removed: a mount below dir may lead to a folder that
-	// is not ours.
+	// Unmount before anything is removed: a mount below dir may lead to somebody else's
+	// directory.
 	if err := unmountBelow(dir); err != nil {
 		return err
 	}
 	return os.RemoveAll(dir)
 }
 
-// killMarked kills until nothing is left to kill, as what is killed may be
-// starting another.
+// killMarked kills processes until none is left, because a process may start another before
+// it is killed.
 func killMarked(dir string) error {
 	limit := time.After(stopLimit)
 	again := time.NewTicker(askEvery)
@@ -57,7 +56,7 @@ func killMarked(dir string) error {
 	}
 }
 
-// marked lists the processes that carry the mark of dir.
+// marked returns the processes with the mark of dir.
 func marked(dir string) ([]int, error) {
 	environs, err := filepath.Glob("/proc/[0-9]*/environ")
 	if err != nil {
@@ -65,7 +64,7 @@ func marked(dir string) ([]int, error) {
 	}
 	var pids []int
 	for _, path := range environs {
-		// Unreadable means that it is gone or another user's; zombies read as empty.
+		// An unreadable process is gone or belongs to another user. A zombie's is empty.
 		env, err := os.ReadFile(path)
 		if err != nil || !slices.ContainsFunc(bytes.Split(env, []byte{0}), func(kv []byte) bool {
 			return string(kv) == markName+"="+dir
@@ -81,7 +80,7 @@ func marked(dir string) ([]int, error) {
 	return pids, nil
 }
 
-// unmountBelow undoes the mounts below dir, the deepest first.
+// unmountBelow unmounts everything below dir, the deepest first.
 func unmountBelow(dir string) error {
 	mounts, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {

@@ -10,8 +10,8 @@ import (
 	"testing"
 )
 
-// Main runs a package's tests, and afterwards stops what [ConsulForTest] and
-// [NomadForTest] started for them. TestMain calls it:
+// Main runs a package's tests, and then stops what [ConsulForTest] and [NomadForTest]
+// started for them. TestMain calls it:
 //
 //	func TestMain(m *testing.M) { os.Exit(stack.Main(m)) }
 func Main(m *testing.M) int {
@@ -87,12 +87,12 @@ func needDocker(t testing.TB) {
 	}
 }
 
-// sharedConns is the limit of the shared agents, on which many tests wait
-// with blocking queries from one address.
+// sharedConns is the connection limit of the shared agents, because many tests make blocking
+// queries from one address.
 const sharedConns = 2000
 
-// shared belongs to [Main]: a test process has one of each, as making them for
-// every test would take most of the tests' time.
+// shared has the agents that [Main] stops. A test process has one of each, because starting
+// them for every test would take most of the time.
 var shared = newSharedAgents()
 
 type sharedAgents struct {
@@ -107,7 +107,7 @@ type sharedAgents struct {
 
 func newSharedAgents() *sharedAgents {
 	s := &sharedAgents{}
-	// Not a test's context: the agents outlive the test that came first.
+	// Do not use a test's context: the agents outlive the test that starts them.
 	ctx := context.Background()
 	s.consul = sync.OnceValues(func() (*Consul, error) {
 		c, err := StartConsul(ctx, ConsulConfig{MaxHTTPConns: sharedConns})
@@ -134,7 +134,7 @@ func (s *sharedAgents) stopLater(g *group, stop func() error) {
 	s.stops = append(s.stops, stop)
 }
 
-// showLogs prints the end of each agent's log, which goes when it stops.
+// showLogs prints the end of each agent's log, which is removed when the agent stops.
 func (s *sharedAgents) showLogs() {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -1,5 +1,5 @@
-// Command up runs Bivouac on a real Consul and a real Nomad, on loopback, until
-// Ctrl-C: the stack to try things out on. Nothing of it is kept.
+// Command up runs Bivouac with a real Consul and a real Nomad on loopback until Ctrl-C, to
+// try things out. It keeps no data.
 package main
 
 import (
@@ -21,28 +21,27 @@ import (
 	"github.com/bivouac/bivouac/internal/test/stack"
 )
 
-// Ports where those who know the programs look for them; others if they are
-// taken.
+// The programs' usual ports. Other ports are used if these are taken.
 const (
 	consulPort  = 8500
 	nomadPort   = 4646
 	bivouacPort = 4747
 )
 
-// bivouacPath is where the command is built to, from the top of the source tree:
-// the same place as by make build.
+// bivouacPath is the path of the built command below the top of the source tree, the same as
+// for make build.
 const bivouacPath = "bin/bivouac"
 
 func main() {
-	runtime.LockOSThread() // for Pdeathsig, which counts from the thread that starts the process
+	runtime.LockOSThread() // for Pdeathsig, which is sent when the thread that started the process ends
 	if err := run(); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
 }
 
-// run starts everything, waits until it is told to end or Bivouac ends by itself,
-// and stops it: Bivouac before what it stands on.
+// run starts everything, waits until ctx or Bivouac ends, and stops everything, Bivouac
+// first.
 func run() (err error) {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -63,7 +62,7 @@ func run() (err error) {
 		}
 	}()
 	if ctx.Err() != nil {
-		return nil // told to end, and what has started so far is stopped
+		return nil // ctx has ended, and what has started so far is stopped
 	}
 	if err != nil {
 		return err
@@ -71,8 +70,8 @@ func run() (err error) {
 	return serve(ctx, consul.Addr(), nomad.Addr(), volume, user)
 }
 
-// serve builds Bivouac and runs it against Consul and Nomad at these addresses,
-// for sandboxes with that volume and, in containers, that user.
+// serve builds Bivouac and runs it with Consul and Nomad at these addresses, for sandboxes
+// with that volume. Containers run as that user.
 func serve(ctx context.Context, consul, nomad, volume, user string) error {
 	bin, err := filepath.Abs(bivouacPath)
 	if err != nil {
@@ -104,8 +103,8 @@ func serve(ctx context.Context, consul, nomad, volume, user string) error {
 	}, template...)...)
 	bivouac.Env = append(os.Environ(), "CONSUL_HTTP_ADDR="+consul, "NOMAD_ADDR=http://"+nomad)
 	bivouac.Stdout, bivouac.Stderr = os.Stdout, os.Stderr
-	// Away from the terminal's Ctrl-C, which it would take twice: once from
-	// there and once from us.
+	// In its own process group. Otherwise it would get Ctrl-C twice: from the terminal and
+	// from this program.
 	bivouac.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
 	bivouac.Cancel = func() error { return bivouac.Process.Signal(syscall.SIGTERM) }
 	bivouac.WaitDelay = 50 * time.Second // it ends by itself within 45
@@ -127,9 +126,9 @@ func serve(ctx context.Context, consul, nomad, volume, user string) error {
 	}
 	end := <-ended
 	if ctx.Err() == nil {
-		return errors.Join(err, errors.New("bivouac has ended"), end)
+		return errors.Join(err, errors.New("bivouac ended by itself"), end)
 	}
-	return nil // told to end, and it has
+	return nil // ctx has ended, and Bivouac too
 }
 
 func startBoth(ctx context.Context) (consul *stack.Consul, nomad *stack.Nomad, err error) {
@@ -154,12 +153,11 @@ func startBoth(ctx context.Context) (consul *stack.Consul, nomad *stack.Nomad, e
 	return consul, nomad, err
 }
 
-// nobody is the user of sandboxes if root runs this program.
+// nobody is the user that sandboxes run as if root runs this program.
 const nobody = 65534
 
-// makeVolume makes a folder to give to a sandbox, alone in another one, and
-// returns it with the user, as UID:GID, that owns it: the one who runs this
-// program, unless that is root.
+// makeVolume makes a directory for a sandbox, alone in another one. It returns the directory
+// and its owner as UID:GID: the user who runs this program, or nobody if that is root.
 func makeVolume() (volume, user string, err error) {
 	root, err := os.MkdirTemp("", "bivouac-volumes-")
 	if err != nil {
@@ -186,8 +184,8 @@ func makeVolume() (volume, user string, err error) {
 	return volume, fmt.Sprintf("%d:%d", uid, gid), nil
 }
 
-// jobTemplate returns the flags for sandboxes in containers where an engine
-// answers, and as plain processes elsewhere. In a container they run as user.
+// jobTemplate returns the flags for sandboxes in containers, which run as user, if a Docker
+// engine answers. Otherwise sandboxes are plain processes.
 func jobTemplate(ctx context.Context, user string) ([]string, error) {
 	if err := stack.DockerEngine(ctx); err != nil {
 		fmt.Println("Sandboxes will be plain processes:", err)
@@ -197,7 +195,7 @@ func jobTemplate(ctx context.Context, user string) ([]string, error) {
 	return []string{"-job-template=docker", "-job-var=image=" + image, "-job-var=user=" + user}, err
 }
 
-// waitHealthy waits until the agent says that it can serve.
+// waitHealthy waits until the server is healthy.
 func waitHealthy(ctx context.Context, url string) error {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
@@ -231,9 +229,8 @@ func healthy(ctx context.Context, url string) error {
 	return errors.Join(err, res.Body.Close())
 }
 
-// help is printed with addresses of Consul, Nomad and Bivouac, the volume, the
-// paths of the first two, the flags that say what a sandbox is, and the volume
-// once more.
+// help is a format for the addresses of Consul, Nomad and Bivouac, the volume, the paths of
+// Consul and Nomad, the flags of the job template, and the volume again.
 const help = `
 Bivouac runs on a real Consul and a real Nomad. In another terminal:
 
