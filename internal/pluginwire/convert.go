@@ -100,6 +100,8 @@ func specToProto(spec runtime.Spec) *runtimev1.Spec {
 		VolumeHostPath: spec.VolumeHostPath,
 		CreatedAt:      timestamppb.New(spec.CreatedAt),
 		ExpiresAt:      timestamppb.New(spec.ExpiresAt),
+		Owner:          spec.Owner,
+		Labels:         spec.Labels,
 	}
 }
 
@@ -114,6 +116,8 @@ func specFromProto(spec *runtimev1.Spec) (runtime.Spec, error) {
 		VolumeHostPath: spec.GetVolumeHostPath(),
 		CreatedAt:      spec.GetCreatedAt().AsTime(),
 		ExpiresAt:      spec.GetExpiresAt().AsTime(),
+		Owner:          spec.GetOwner(),
+		Labels:         spec.GetLabels(),
 	}, nil
 }
 

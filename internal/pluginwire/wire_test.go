@@ -79,6 +79,8 @@ var spec = runtime.Spec{
 	VolumeHostPath: "/srv/a b/ü",
 	CreatedAt:      time.Date(2026, 1, 2, 3, 4, 5, 6, time.UTC),
 	ExpiresAt:      time.Date(2026, 1, 2, 3, 34, 5, 6, time.UTC),
+	Owner:          "team-a",
+	Labels:         map[string]string{"ticket": "4711"},
 }
 
 // overTheWire serves driver on a connection with the limits of the real one.

@@ -68,18 +68,18 @@ func (o object) without(known object) (object, error) {
 	rest := make(object)
 	for name, value := range o {
 		same, ok := known[name]
-		if !ok && !known.hasFolded(name) {
-			rest[name] = value
+		if !ok {
+			if !known.hasFolded(name) {
+				rest[name] = value
+			}
 			continue
 		}
 		inner, err := asObject(value).without(asObject(same))
-		if err != nil {
-			return nil, err
+		if err == nil && len(inner) > 0 {
+			rest[name], err = json.Marshal(inner)
 		}
-		if ok && len(inner) > 0 {
-			if rest[name], err = json.Marshal(inner); err != nil {
-				return nil, fmt.Errorf("field %s: %w", name, err)
-			}
+		if err != nil {
+			return nil, fmt.Errorf("field %s: %w", name, err)
 		}
 	}
 	return rest, nil

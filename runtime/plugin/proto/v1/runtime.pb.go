@@ -1468,7 +1468,12 @@ type Spec struct {
 	VolumeHostPath string                 `protobuf:"bytes,4,opt,name=volume_host_path,json=volumeHostPath,proto3" json:"volume_host_path,omitempty"`
 	CreatedAt      *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
 	// As planned at creation. The host may extend it and is the one who ends it.
-	ExpiresAt     *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
+	ExpiresAt *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
+	// Name of the caller that created the session. Does not change what runs.
+	Owner string `protobuf:"bytes,7,opt,name=owner,proto3" json:"owner,omitempty"`
+	// At most 16 labels of the session: keys of at most 64 bytes, values of at most
+	// 256 bytes. They do not change what runs.
+	Labels        map[string]string `protobuf:"bytes,8,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1541,6 +1546,20 @@ func (x *Spec) GetCreatedAt() *timestamppb.Timestamp {
 func (x *Spec) GetExpiresAt() *timestamppb.Timestamp {
 	if x != nil {
 		return x.ExpiresAt
+	}
+	return nil
+}
+
+func (x *Spec) GetOwner() string {
+	if x != nil {
+		return x.Owner
+	}
+	return ""
+}
+
+func (x *Spec) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
 	}
 	return nil
 }
@@ -1798,7 +1817,7 @@ const file_v1_runtime_proto_rawDesc = "" +
 	"\x05event\"V\n" +
 	"\x06Output\x128\n" +
 	"\x06stream\x18\x01 \x01(\x0e2 .bivouac.runtime.v1.OutputStreamR\x06stream\x12\x12\n" +
-	"\x04data\x18\x02 \x01(\fR\x04data\"\xf9\x01\n" +
+	"\x04data\x18\x02 \x01(\fR\x04data\"\x88\x03\n" +
 	"\x04Spec\x12\x1d\n" +
 	"\n" +
 	"session_id\x18\x01 \x01(\tR\tsessionId\x12\x17\n" +
@@ -1808,7 +1827,12 @@ const file_v1_runtime_proto_rawDesc = "" +
 	"\n" +
 	"created_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\tcreatedAt\x129\n" +
 	"\n" +
-	"expires_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\texpiresAt\"\xe7\x01\n" +
+	"expires_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\texpiresAt\x12\x14\n" +
+	"\x05owner\x18\a \x01(\tR\x05owner\x12<\n" +
+	"\x06labels\x18\b \x03(\v2$.bivouac.runtime.v1.Spec.LabelsEntryR\x06labels\x1a9\n" +
+	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xe7\x01\n" +
 	"\aSandbox\x12\x1d\n" +
 	"\n" +
 	"session_id\x18\x01 \x01(\tR\tsessionId\x12\x17\n" +
@@ -1878,7 +1902,7 @@ func file_v1_runtime_proto_rawDescGZIP() []byte {
 }
 
 var file_v1_runtime_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_v1_runtime_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
+var file_v1_runtime_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
 var file_v1_runtime_proto_goTypes = []any{
 	(Stage)(0),                    // 0: bivouac.runtime.v1.Stage
 	(State)(0),                    // 1: bivouac.runtime.v1.State
@@ -1912,7 +1936,8 @@ var file_v1_runtime_proto_goTypes = []any{
 	(*Sandbox)(nil),               // 29: bivouac.runtime.v1.Sandbox
 	(*Endpoint)(nil),              // 30: bivouac.runtime.v1.Endpoint
 	(*ErrorDetail)(nil),           // 31: bivouac.runtime.v1.ErrorDetail
-	(*timestamppb.Timestamp)(nil), // 32: google.protobuf.Timestamp
+	nil,                           // 32: bivouac.runtime.v1.Spec.LabelsEntry
+	(*timestamppb.Timestamp)(nil), // 33: google.protobuf.Timestamp
 }
 var file_v1_runtime_proto_depIdxs = []int32{
 	28, // 0: bivouac.runtime.v1.CreateRequest.spec:type_name -> bivouac.runtime.v1.Spec
@@ -1925,38 +1950,39 @@ var file_v1_runtime_proto_depIdxs = []int32{
 	25, // 7: bivouac.runtime.v1.ExecRequest.start:type_name -> bivouac.runtime.v1.ExecStart
 	27, // 8: bivouac.runtime.v1.ExecResponse.output:type_name -> bivouac.runtime.v1.Output
 	2,  // 9: bivouac.runtime.v1.Output.stream:type_name -> bivouac.runtime.v1.OutputStream
-	32, // 10: bivouac.runtime.v1.Spec.created_at:type_name -> google.protobuf.Timestamp
-	32, // 11: bivouac.runtime.v1.Spec.expires_at:type_name -> google.protobuf.Timestamp
-	30, // 12: bivouac.runtime.v1.Sandbox.endpoint:type_name -> bivouac.runtime.v1.Endpoint
-	1,  // 13: bivouac.runtime.v1.Sandbox.state:type_name -> bivouac.runtime.v1.State
-	3,  // 14: bivouac.runtime.v1.ErrorDetail.kinds:type_name -> bivouac.runtime.v1.ErrorKind
-	4,  // 15: bivouac.runtime.v1.DriverService.Info:input_type -> bivouac.runtime.v1.InfoRequest
-	6,  // 16: bivouac.runtime.v1.DriverService.Configure:input_type -> bivouac.runtime.v1.ConfigureRequest
-	8,  // 17: bivouac.runtime.v1.DriverService.Create:input_type -> bivouac.runtime.v1.CreateRequest
-	10, // 18: bivouac.runtime.v1.DriverService.Stop:input_type -> bivouac.runtime.v1.StopRequest
-	12, // 19: bivouac.runtime.v1.DriverService.Delete:input_type -> bivouac.runtime.v1.DeleteRequest
-	14, // 20: bivouac.runtime.v1.DriverService.Inspect:input_type -> bivouac.runtime.v1.InspectRequest
-	16, // 21: bivouac.runtime.v1.DriverService.List:input_type -> bivouac.runtime.v1.ListRequest
-	18, // 22: bivouac.runtime.v1.DriverService.Watch:input_type -> bivouac.runtime.v1.WatchRequest
-	20, // 23: bivouac.runtime.v1.DriverService.Health:input_type -> bivouac.runtime.v1.HealthRequest
-	22, // 24: bivouac.runtime.v1.DriverService.Logs:input_type -> bivouac.runtime.v1.LogsRequest
-	24, // 25: bivouac.runtime.v1.DriverService.Exec:input_type -> bivouac.runtime.v1.ExecRequest
-	5,  // 26: bivouac.runtime.v1.DriverService.Info:output_type -> bivouac.runtime.v1.InfoResponse
-	7,  // 27: bivouac.runtime.v1.DriverService.Configure:output_type -> bivouac.runtime.v1.ConfigureResponse
-	9,  // 28: bivouac.runtime.v1.DriverService.Create:output_type -> bivouac.runtime.v1.CreateResponse
-	11, // 29: bivouac.runtime.v1.DriverService.Stop:output_type -> bivouac.runtime.v1.StopResponse
-	13, // 30: bivouac.runtime.v1.DriverService.Delete:output_type -> bivouac.runtime.v1.DeleteResponse
-	15, // 31: bivouac.runtime.v1.DriverService.Inspect:output_type -> bivouac.runtime.v1.InspectResponse
-	17, // 32: bivouac.runtime.v1.DriverService.List:output_type -> bivouac.runtime.v1.ListResponse
-	19, // 33: bivouac.runtime.v1.DriverService.Watch:output_type -> bivouac.runtime.v1.WatchResponse
-	21, // 34: bivouac.runtime.v1.DriverService.Health:output_type -> bivouac.runtime.v1.HealthResponse
-	23, // 35: bivouac.runtime.v1.DriverService.Logs:output_type -> bivouac.runtime.v1.LogsResponse
-	26, // 36: bivouac.runtime.v1.DriverService.Exec:output_type -> bivouac.runtime.v1.ExecResponse
-	26, // [26:37] is the sub-list for method output_type
-	15, // [15:26] is the sub-list for method input_type
-	15, // [15:15] is the sub-list for extension type_name
-	15, // [15:15] is the sub-list for extension extendee
-	0,  // [0:15] is the sub-list for field type_name
+	33, // 10: bivouac.runtime.v1.Spec.created_at:type_name -> google.protobuf.Timestamp
+	33, // 11: bivouac.runtime.v1.Spec.expires_at:type_name -> google.protobuf.Timestamp
+	32, // 12: bivouac.runtime.v1.Spec.labels:type_name -> bivouac.runtime.v1.Spec.LabelsEntry
+	30, // 13: bivouac.runtime.v1.Sandbox.endpoint:type_name -> bivouac.runtime.v1.Endpoint
+	1,  // 14: bivouac.runtime.v1.Sandbox.state:type_name -> bivouac.runtime.v1.State
+	3,  // 15: bivouac.runtime.v1.ErrorDetail.kinds:type_name -> bivouac.runtime.v1.ErrorKind
+	4,  // 16: bivouac.runtime.v1.DriverService.Info:input_type -> bivouac.runtime.v1.InfoRequest
+	6,  // 17: bivouac.runtime.v1.DriverService.Configure:input_type -> bivouac.runtime.v1.ConfigureRequest
+	8,  // 18: bivouac.runtime.v1.DriverService.Create:input_type -> bivouac.runtime.v1.CreateRequest
+	10, // 19: bivouac.runtime.v1.DriverService.Stop:input_type -> bivouac.runtime.v1.StopRequest
+	12, // 20: bivouac.runtime.v1.DriverService.Delete:input_type -> bivouac.runtime.v1.DeleteRequest
+	14, // 21: bivouac.runtime.v1.DriverService.Inspect:input_type -> bivouac.runtime.v1.InspectRequest
+	16, // 22: bivouac.runtime.v1.DriverService.List:input_type -> bivouac.runtime.v1.ListRequest
+	18, // 23: bivouac.runtime.v1.DriverService.Watch:input_type -> bivouac.runtime.v1.WatchRequest
+	20, // 24: bivouac.runtime.v1.DriverService.Health:input_type -> bivouac.runtime.v1.HealthRequest
+	22, // 25: bivouac.runtime.v1.DriverService.Logs:input_type -> bivouac.runtime.v1.LogsRequest
+	24, // 26: bivouac.runtime.v1.DriverService.Exec:input_type -> bivouac.runtime.v1.ExecRequest
+	5,  // 27: bivouac.runtime.v1.DriverService.Info:output_type -> bivouac.runtime.v1.InfoResponse
+	7,  // 28: bivouac.runtime.v1.DriverService.Configure:output_type -> bivouac.runtime.v1.ConfigureResponse
+	9,  // 29: bivouac.runtime.v1.DriverService.Create:output_type -> bivouac.runtime.v1.CreateResponse
+	11, // 30: bivouac.runtime.v1.DriverService.Stop:output_type -> bivouac.runtime.v1.StopResponse
+	13, // 31: bivouac.runtime.v1.DriverService.Delete:output_type -> bivouac.runtime.v1.DeleteResponse
+	15, // 32: bivouac.runtime.v1.DriverService.Inspect:output_type -> bivouac.runtime.v1.InspectResponse
+	17, // 33: bivouac.runtime.v1.DriverService.List:output_type -> bivouac.runtime.v1.ListResponse
+	19, // 34: bivouac.runtime.v1.DriverService.Watch:output_type -> bivouac.runtime.v1.WatchResponse
+	21, // 35: bivouac.runtime.v1.DriverService.Health:output_type -> bivouac.runtime.v1.HealthResponse
+	23, // 36: bivouac.runtime.v1.DriverService.Logs:output_type -> bivouac.runtime.v1.LogsResponse
+	26, // 37: bivouac.runtime.v1.DriverService.Exec:output_type -> bivouac.runtime.v1.ExecResponse
+	27, // [27:38] is the sub-list for method output_type
+	16, // [16:27] is the sub-list for method input_type
+	16, // [16:16] is the sub-list for extension type_name
+	16, // [16:16] is the sub-list for extension extendee
+	0,  // [0:16] is the sub-list for field type_name
 }
 
 func init() { file_v1_runtime_proto_init() }
@@ -1982,7 +2008,7 @@ func file_v1_runtime_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_v1_runtime_proto_rawDesc), len(file_v1_runtime_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   28,
+			NumMessages:   29,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
