@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -30,6 +31,9 @@ type sandbox struct {
 	stopped bool // Stop or Delete was called
 	ended   bool // nothing of it runs
 	reason  string
+	// signalled are the processes that were told to end: one of them whose parent
+	// has ended before it may not be found again.
+	signalled []member
 }
 
 func newSandbox(spec runtime.Spec, port uint16) *sandbox {
@@ -70,8 +74,20 @@ func (sb *sandbox) view() runtime.Sandbox {
 // signal sends sig to all processes of the sandbox. The caller holds sb.mu.
 func (d *Driver) signal(sb *sandbox, sig syscall.Signal) {
 	if !sb.ended && sb.leader.PID != 0 {
-		signal(sb.leader.members(mark(d.dir, sb.spec.SessionID)), sig)
+		found := sb.leader.members(mark(d.dir, sb.spec.SessionID))
+		sb.signalled = append(sb.signalled, found...)
+		signal(found, sig)
 	}
+}
+
+// stillRunning returns the processes that were signalled and have not ended.
+func (sb *sandbox) stillRunning() []member {
+	sb.mu.Lock()
+	defer sb.mu.Unlock()
+	return slices.DeleteFunc(slices.Clone(sb.signalled), func(m member) bool {
+		s, runs := statOf(m.pid)
+		return !runs || s.start != m.start
+	})
 }
 
 // ended notes that nothing of the sandbox runs any more, and why.
@@ -97,7 +113,7 @@ func (d *Driver) reap(sb *sandbox, cmd *exec.Cmd) {
 	pid := cmd.Process.Pid
 	mark := mark(d.dir, sb.spec.SessionID)
 	for pause := time.Millisecond; ; pause = min(2*pause, 100*time.Millisecond) {
-		left := members(pid, true, mark)
+		left := append(members(pid, true, mark), sb.stillRunning()...)
 		if len(left) == 0 {
 			break
 		}
