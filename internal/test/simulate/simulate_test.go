@@ -57,12 +57,13 @@ func TestSimulations(t *testing.T) {
 // runtime leaves a few things to chance: which ready case of a select is taken, and
 // in what order goroutines go on that one event wakes, or timers of one instant
 // fire. The models and the network keep such instants apart, and what is drawn at
-// one instant does not depend on the order. What remains is the product's own, and
-// makes about one run in a hundred go another way.
+// one instant does not depend on the order. What remains is the product's own. It
+// makes about one run in a hundred go another way, and one in twenty-five with the
+// race detector, under which goroutines go on in random order.
 func TestASeedReplays(t *testing.T) {
-	seeds, mayDiffer := uint64(30), 3
+	seeds, mayDiffer := uint64(30), 6
 	if testing.Short() {
-		seeds, mayDiffer = 10, 2
+		seeds, mayDiffer = 10, 3
 	}
 	template := prepare(t)
 	differ := 0
