@@ -140,8 +140,14 @@ func TestSandbox_that_Nomad_restarts_is_dead(t *testing.T) {
 		must.NoError(t, err)
 		r := open(t, client, inVolume(t, demo(t, "sandbox", "")), "test-"+uuid.NewString())
 		reports := watch(t, r)
-		spec, _ := create(t, r)
+		spec, sandbox := create(t, r)
 		process := runs(t, spec, "sandbox")[0]
+		// By then the client has saved the task. Before, it would take its next run
+		// for the first.
+		must.Wait(t, wait.InitialSuccess(wait.Timeout(patience), wait.BoolFunc(func() bool {
+			alloc, _, err := client.Allocations().Info(sandbox.ContainerID, nil)
+			return err == nil && alloc.ClientStatus == api.AllocClientStatusRunning
+		})))
 		executor, err := parent(process)
 		must.NoError(t, err)
 
