@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/bivouac/bivouac/internal/backoff"
 	"github.com/bivouac/bivouac/runtime"
 )
 
@@ -15,18 +16,14 @@ import (
 // flight.
 const settleInterval = 5 * time.Second
 
-// The pause before something is begun again that ended: the first, and what it
-// grows to while it goes on failing.
+// The first and the longest pause before background work that ended is started again.
 const (
-	minRetry = time.Second
-	maxRetry = 15 * time.Second
+	minRestart = time.Second
+	maxRestart = 15 * time.Second
 )
 
 // maxHeld is how many changes wait for the locks of their chats at a time.
 const maxHeld = 128
-
-// tellEvery is how often a failure is logged that goes on.
-const tellEvery = time.Minute
 
 // Run does the background work until ctx ends: it cleans up expired sessions, settles
 // what dead replicas left in flight, records what happens to sandboxes, and reconciles
@@ -38,11 +35,11 @@ func (s *Scheduler) Run(ctx context.Context) {
 	var g errgroup.Group
 	g.Go(func() error { return every(ctx, s.CleanupInterval, s.cleanupPass) })
 	g.Go(func() error { return s.keepSettling(ctx) })
-	g.Go(func() error { return s.again(ctx, "lead_failed", nil, s.lead) })
+	g.Go(func() error { return s.keepRunning(ctx, "lead_failed", nil, s.lead) })
 	for name, driver := range s.Drivers {
 		if w, ok := driver.(runtime.Watcher); ok {
 			g.Go(func() error {
-				return s.again(ctx, "watch_failed", []any{"runtime", name}, func(ctx context.Context) error { return s.watch(ctx, w) })
+				return s.keepRunning(ctx, "watch_failed", []any{"runtime", name}, func(ctx context.Context) error { return s.watch(ctx, w) })
 			})
 		}
 	}
@@ -67,51 +64,40 @@ func (s *Scheduler) cleanupPass(ctx context.Context) {
 	_, _ = s.CleanupExpired(ctx) // it has logged and counted its errors
 }
 
-// keepSettling begins to settle what is in flight, again and again. What takes
-// long does not keep what comes to be in flight later from being begun.
+// keepSettling starts a pass of settling at each interval. A chat that takes long
+// does not delay later passes.
 func (s *Scheduler) keepSettling(ctx context.Context) error {
-	trouble := complaint{s: s, event: "settle_failed"}
+	var outage backoff.Throttle
 	g := newSettlers()
-	_ = every(ctx, settleInterval, func(ctx context.Context) { trouble.note(ctx, s.beginSettling(ctx, g)) }) // it only ends with ctx
+	_ = every(ctx, settleInterval, func(ctx context.Context) { // it only ends with ctx
+		s.logFailure(ctx, &outage, "settle_failed", s.beginSettling(ctx, g))
+	})
 	return g.Wait()
 }
 
-// again calls f, which takes long, anew whenever it ends, until ctx ends.
-func (s *Scheduler) again(ctx context.Context, event string, args []any, f func(context.Context) error) error {
-	trouble := complaint{s: s, event: event, args: args}
-	for pause := minRetry; ctx.Err() == nil; {
+// keepRunning restarts the long-running f, with backoff, until ctx ends.
+func (s *Scheduler) keepRunning(ctx context.Context, event string, args []any, f func(context.Context) error) error {
+	var outage backoff.Throttle
+	pause := backoff.Backoff{Min: minRestart, Max: maxRestart}
+	for ctx.Err() == nil {
 		began := time.Now()
 		err := f(ctx)
-		trouble.note(ctx, err)
-		if err == nil || time.Since(began) > maxRetry {
-			pause = minRetry
+		s.logFailure(ctx, &outage, event, err, args...)
+		if err == nil || time.Since(began) > maxRestart {
+			pause.Reset()
 		}
-		select {
-		case <-ctx.Done():
-		case <-time.After(pause):
-		}
-		pause = min(2*pause, maxRetry)
+		_ = backoff.Sleep(ctx, pause.Next()) // the loop looks at ctx
 	}
 	return nil
 }
 
-// complaint logs what goes on failing when it begins to, and then rarely, so
-// that an outage does not fill the log.
-type complaint struct {
-	s     *Scheduler
-	event string
-	args  []any
-	told  time.Time // zero: all is well
-}
-
-func (c *complaint) note(ctx context.Context, err error) {
+// logFailure logs a failure of background work, and not all of them during an outage.
+func (s *Scheduler) logFailure(ctx context.Context, outage *backoff.Throttle, event string, err error, args ...any) {
 	switch {
 	case err == nil:
-		c.told = time.Time{}
-	case ctx.Err() != nil: // nobody wants it any more
-	case time.Since(c.told) >= tellEvery:
-		c.told = time.Now()
-		c.s.Logger.Warn(c.event, append(slices.Clone(c.args), "error", Kind(err), "detail", err)...)
+		outage.Reset()
+	case ctx.Err() == nil:
+		s.Logger.Log(outage.Level(), event, append(slices.Clone(args), "error", Kind(err), "detail", err)...)
 	}
 }
 
