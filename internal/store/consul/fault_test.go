@@ -4,6 +4,7 @@ import (
 	"context"
 	"net/http"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -157,7 +158,18 @@ func TestReadsBridgeAShortRefusal(t *testing.T) {
 func TestStormOf429IsWaitedOut(t *testing.T) {
 	t.Parallel()
 	c, direct, proxied, p := behindProxy(t)
+	// Between two storms the Consul session is renewed, which a lock needs within 9 s.
 	storm := func() {
+		renewed := make(chan struct{})
+		once := sync.OnceFunc(func() { close(renewed) })
+		p.do(func(r request) fault {
+			if r.kind == "session" {
+				once()
+			}
+			return nil
+		})
+		proxied.session.look()
+		<-renewed
 		over := time.Now().Add(3 * time.Second)
 		p.do(func(request) fault {
 			if time.Now().After(over) {

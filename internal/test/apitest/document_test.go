@@ -28,7 +28,7 @@ func TestCheckDocument(t *testing.T) {
 		"wants an operation ID of its own":          {`"operationId": "listSessions"`, `"operationId": "createSession"`, "has no operationId of its own"},
 		"wants a summary":                           {`"summary": "List sessions",`, ``, "GET /v1/sessions has no summary"},
 		"wants a tag that is described":             {`"name": "operator",`, `"name": "other",`, "has no tag that the document describes"},
-		"wants a description of each parameter":     {`"description": "Only the sessions of this agent",`, ``, "parameter agent_id has no description"},
+		"wants a description of each parameter":     {`"description": "Only the sessions of this AI agent",`, ``, "parameter agent_id has no description"},
 		"wants examples that fit":                   {`"session_id": "0f0c3c1a-6c1d-4f0e-9a53-0d9a7f3b8a10"`, `"session_id": "x"`, "its example"},
 		"wants examples of parameters that fit":     {`"example": "researcher"`, `"example": 5`, "parameter agent_id: its example"},
 		"wants properties in snake_case":            {`"properties": {`, `"properties": {"camelCase": {"type": "string"},`, `"camelCase" is not in snake_case`},
