@@ -32,11 +32,13 @@ type victim struct {
 	step
 	chat uuid.UUID
 	old  wire.Session // that stood before
-	died time.Time
-	from time.Time     // when what it left could be settled: since it died, or later
-	took time.Duration // since then
-	left string        // what is not as it should be yet
-	by   string        // who settled it
+	// oldJob is the path of its job. The proxy reads it while a replica runs already.
+	oldJob atomic.Value // string
+	died   time.Time
+	from   time.Time     // when what it left could be settled: since it died, or later
+	took   time.Duration // since then
+	left   string        // what is not as it should be yet
+	by     string        // who settled it
 
 	answered chan struct{} // closed once its caller has an answer:
 	session  uuid.UUID     // the session that this tells of
@@ -127,7 +129,7 @@ func (w *world) victims(t *testing.T, b blow, operations ...operation) []*victim
 				}))
 			case deregistered, purged:
 				v.nomad.tell(v.hitBy(b, func(r *http.Request, _ []byte) bool {
-					return r.Method == http.MethodDelete && r.URL.Path == "/v1/job/bivouac-"+v.old.SessionID.String() &&
+					return r.Method == http.MethodDelete && r.URL.Path == v.oldJob.Load() &&
 						(r.URL.Query().Get("purge") == "true") == (s.point == purged)
 				}))
 			case tombstoned:
@@ -190,6 +192,7 @@ func (w *world) prepare(ctx context.Context, survivor *replica, v *victim) error
 		return err
 	}
 	v.old = res.Session
+	v.oldJob.Store("/v1/job/bivouac-" + v.old.SessionID.String())
 	switch v.before {
 	case expired:
 		pause(ctx, ttl+clockSlack) // by the time that the replicas agree on, which need not be ours
