@@ -31,7 +31,7 @@ func (d *Driver) AwaitReturn(ctx context.Context) error {
 }
 
 // call makes a call to the plugin, if it is up.
-func call[T any](ctx context.Context, d *Driver, ask func(*incarnation) (T, error)) (T, error) {
+func call[T any](ctx context.Context, d *Driver, ask func(*instance) (T, error)) (T, error) {
 	var none T
 	inc, err := d.plugin.now()
 	if err != nil {
@@ -45,7 +45,7 @@ func call[T any](ctx context.Context, d *Driver, ask func(*incarnation) (T, erro
 }
 
 // each passes on what the plugin yields, if it is up.
-func each[T any](ctx context.Context, d *Driver, ask func(*incarnation) iter.Seq2[T, error]) iter.Seq2[T, error] {
+func each[T any](ctx context.Context, d *Driver, ask func(*instance) iter.Seq2[T, error]) iter.Seq2[T, error] {
 	return func(yield func(T, error) bool) {
 		var none T
 		inc, err := d.plugin.now()
@@ -67,7 +67,7 @@ func each[T any](ctx context.Context, d *Driver, ask func(*incarnation) iter.Seq
 
 // Info answers with the plugin's name in this Bivouac.
 func (d *Driver) Info(ctx context.Context) (runtime.Info, error) {
-	return call(ctx, d, func(inc *incarnation) (runtime.Info, error) {
+	return call(ctx, d, func(inc *instance) (runtime.Info, error) {
 		info := inc.info
 		info.Name = d.plugin.spec.Name
 		return info, nil
@@ -76,7 +76,7 @@ func (d *Driver) Info(ctx context.Context) (runtime.Info, error) {
 
 // Create refuses a sandbox that the plugin has handed out for another session.
 func (d *Driver) Create(ctx context.Context, spec runtime.Spec, progress func(runtime.Stage)) (runtime.Sandbox, error) {
-	return call(ctx, d, func(inc *incarnation) (runtime.Sandbox, error) {
+	return call(ctx, d, func(inc *instance) (runtime.Sandbox, error) {
 		sandbox, err := inc.driver.Create(ctx, spec, progress)
 		if err != nil {
 			return runtime.Sandbox{}, err
@@ -94,7 +94,7 @@ func (d *Driver) Create(ctx context.Context, spec runtime.Spec, progress func(ru
 }
 
 // claim notes that the sandbox's container is its session's.
-func (d *Driver) claim(ctx context.Context, inc *incarnation, sandbox runtime.Sandbox) error {
+func (d *Driver) claim(ctx context.Context, inc *instance, sandbox runtime.Sandbox) error {
 	other, taken := d.plugin.owners.claim(sandbox)
 	if !taken {
 		return nil
@@ -115,7 +115,7 @@ func (d *Driver) claim(ctx context.Context, inc *incarnation, sandbox runtime.Sa
 
 // Stop asks the plugin.
 func (d *Driver) Stop(ctx context.Context, sessionID string) error {
-	_, err := call(ctx, d, func(inc *incarnation) (struct{}, error) {
+	_, err := call(ctx, d, func(inc *instance) (struct{}, error) {
 		return struct{}{}, inc.driver.Stop(ctx, sessionID)
 	})
 	return err
@@ -123,7 +123,7 @@ func (d *Driver) Stop(ctx context.Context, sessionID string) error {
 
 // Delete asks the plugin.
 func (d *Driver) Delete(ctx context.Context, sessionID string) error {
-	_, err := call(ctx, d, func(inc *incarnation) (struct{}, error) {
+	_, err := call(ctx, d, func(inc *instance) (struct{}, error) {
 		return struct{}{}, inc.driver.Delete(ctx, sessionID)
 	})
 	if err == nil {
@@ -134,7 +134,7 @@ func (d *Driver) Delete(ctx context.Context, sessionID string) error {
 
 // Inspect refuses a sandbox that is another session's, as Create does.
 func (d *Driver) Inspect(ctx context.Context, sessionID string) (runtime.Sandbox, error) {
-	return call(ctx, d, func(inc *incarnation) (runtime.Sandbox, error) {
+	return call(ctx, d, func(inc *instance) (runtime.Sandbox, error) {
 		sandbox, err := inc.driver.Inspect(ctx, sessionID)
 		if err != nil {
 			return runtime.Sandbox{}, err
@@ -149,7 +149,7 @@ func (d *Driver) Inspect(ctx context.Context, sessionID string) (runtime.Sandbox
 // List notes whose container is whose. What it shows twice the next Create or
 // Inspect finds out.
 func (d *Driver) List(ctx context.Context) iter.Seq2[runtime.Sandbox, error] {
-	return each(ctx, d, func(inc *incarnation) iter.Seq2[runtime.Sandbox, error] {
+	return each(ctx, d, func(inc *instance) iter.Seq2[runtime.Sandbox, error] {
 		return func(yield func(runtime.Sandbox, error) bool) {
 			for sandbox, err := range inc.driver.List(ctx) {
 				if err == nil {
@@ -174,7 +174,7 @@ func (d *Driver) Watch(ctx context.Context, changed func(runtime.Sandbox)) error
 
 // Health tells of the plugin's process, and then what the plugin itself tells.
 func (d *Driver) Health(ctx context.Context) error {
-	_, err := call(ctx, d, func(inc *incarnation) (struct{}, error) {
+	_, err := call(ctx, d, func(inc *instance) (struct{}, error) {
 		return struct{}{}, inc.driver.Health(ctx)
 	})
 	return err
@@ -182,7 +182,7 @@ func (d *Driver) Health(ctx context.Context) error {
 
 // Logs asks the plugin.
 func (d *Driver) Logs(ctx context.Context, sessionID string, follow bool) iter.Seq2[runtime.LogChunk, error] {
-	return each(ctx, d, func(inc *incarnation) iter.Seq2[runtime.LogChunk, error] {
+	return each(ctx, d, func(inc *instance) iter.Seq2[runtime.LogChunk, error] {
 		return inc.driver.Logs(ctx, sessionID, follow)
 	})
 }

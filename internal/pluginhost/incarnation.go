@@ -19,8 +19,8 @@ import (
 	"github.com/bivouac/bivouac/runtime"
 )
 
-// incarnation is one life of a plugin: a process, configured and answering.
-type incarnation struct {
+// instance is one life of a plugin: a process, configured and answering.
+type instance struct {
 	timings timings
 	process *process
 	client  *goplugin.Client
@@ -30,9 +30,9 @@ type incarnation struct {
 	learned chan struct{} // closed once it has told what there is, or did not
 }
 
-// incarnate starts a process of the plugin and sets it up, within
+// startInstance starts a process of the plugin and sets it up, within
 // timings.start.
-func (p *plugin) incarnate(ctx context.Context, setUp func(*incarnation, context.Context, *plugin) error) (*incarnation, error) {
+func (p *plugin) startInstance(ctx context.Context, setUp func(*instance, context.Context, *plugin) error) (*instance, error) {
 	path, err := p.spec.file(p.dir)
 	if err != nil {
 		return nil, err
@@ -44,7 +44,7 @@ func (p *plugin) incarnate(ctx context.Context, setUp func(*incarnation, context
 	defer cancel()
 
 	out := newOutput(p.logger)
-	inc := &incarnation{timings: p.timings, learned: make(chan struct{}), process: newProcess(p.spec, path, p.launcher, out)}
+	inc := &instance{timings: p.timings, learned: make(chan struct{}), process: newProcess(p.spec, path, p.launcher, out)}
 	config := wire.ClientConfig()
 	config.Logger = hclog.NewNullLogger() // the host itself tells what matters
 	config.SyncStdout, config.SyncStderr = out, out
@@ -59,7 +59,7 @@ func (p *plugin) incarnate(ctx context.Context, setUp func(*incarnation, context
 		err = context.Cause(ctx)
 	}
 	if err != nil {
-		err = inc.whyNot(ctx, err)
+		err = inc.startFailure(ctx, err)
 		inc.process.kill()
 		inc.client.Kill()
 		return nil, err
@@ -70,7 +70,7 @@ func (p *plugin) incarnate(ctx context.Context, setUp func(*incarnation, context
 var errStartLimit = errors.New("the start took too long")
 
 // setUp brings a fresh process to where it can be asked for sandboxes.
-func (i *incarnation) setUp(ctx context.Context, p *plugin) error {
+func (i *instance) setUp(ctx context.Context, p *plugin) error {
 	if err := i.meet(ctx, p); err != nil {
 		return err
 	}
@@ -87,7 +87,7 @@ func (i *incarnation) setUp(ctx context.Context, p *plugin) error {
 }
 
 // meet connects to a fresh process and asks it who it is.
-func (i *incarnation) meet(ctx context.Context, _ *plugin) error {
+func (i *instance) meet(ctx context.Context, _ *plugin) error {
 	protocol, err := i.client.Client()
 	if err != nil {
 		return err
@@ -107,8 +107,8 @@ func (i *incarnation) meet(ctx context.Context, _ *plugin) error {
 	return err
 }
 
-// whyNot finds the cause behind the error of a start that failed.
-func (i *incarnation) whyNot(ctx context.Context, err error) error {
+// startFailure finds the cause behind the error of a start that failed.
+func (i *instance) startFailure(ctx context.Context, err error) error {
 	greeted, bad := i.process.greeting()
 	switch {
 	case bad != nil:
@@ -135,7 +135,7 @@ func (i *incarnation) whyNot(ctx context.Context, err error) error {
 }
 
 // watch returns why the plugin must be started again, or ctx's error.
-func (i *incarnation) watch(ctx context.Context) error {
+func (i *instance) watch(ctx context.Context) error {
 	tick := time.NewTicker(i.timings.healthInterval)
 	defer tick.Stop()
 	for failures := 0; ; {
@@ -159,7 +159,7 @@ func (i *incarnation) watch(ctx context.Context) error {
 
 // checkHealth asks the gRPC health service, which go-plugin has each plugin
 // serve.
-func (i *incarnation) checkHealth(ctx context.Context) error {
+func (i *instance) checkHealth(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, i.timings.healthLimit)
 	defer cancel()
 	answer, err := grpc_health_v1.NewHealthClient(i.conn).Check(ctx,
@@ -177,7 +177,7 @@ func (i *incarnation) checkHealth(ctx context.Context) error {
 
 // explain says in an error what became of the process, where a call failed
 // because it ended.
-func (i *incarnation) explain(ctx context.Context, err error) error {
+func (i *instance) explain(ctx context.Context, err error) error {
 	if !errors.Is(err, runtime.ErrUnavailable) || wire.IsAnswer(err) {
 		return err
 	}
@@ -199,7 +199,7 @@ func (i *incarnation) explain(ctx context.Context, err error) error {
 
 // stop ends the process: it is asked to, and killed if it does not comply.
 // It returns once nothing is left of it.
-func (i *incarnation) stop() {
+func (i *instance) stop() {
 	impatient := time.AfterFunc(i.timings.stop, i.process.kill)
 	defer impatient.Stop()
 	i.client.Kill()

@@ -10,7 +10,7 @@ import (
 // Inspect starts a plugin, asks it who it is, and ends it. It does not configure
 // the plugin, nor start the plugins of config.
 func Inspect(ctx context.Context, config Config, spec Plugin) (runtime.Info, error) {
-	info, err := try(ctx, config, spec, (*incarnation).meet)
+	info, err := try(ctx, config, spec, (*instance).meet)
 	if err != nil {
 		return runtime.Info{}, fmt.Errorf("plugin %q: %w", spec.Name, err)
 	}
@@ -25,12 +25,12 @@ const checkInstance = "config-validate"
 // ends it.
 func Check(ctx context.Context, config Config, spec Plugin) error {
 	config.Instance = checkInstance
-	_, err := try(ctx, config, spec, (*incarnation).setUp)
+	_, err := try(ctx, config, spec, (*instance).setUp)
 	return err
 }
 
 // try starts a plugin, calls setUp with its process, and ends it.
-func try(ctx context.Context, config Config, spec Plugin, setUp func(*incarnation, context.Context, *plugin) error) (runtime.Info, error) {
+func try(ctx context.Context, config Config, spec Plugin, setUp func(*instance, context.Context, *plugin) error) (runtime.Info, error) {
 	l := newLauncher()
 	launcherDone := make(chan struct{})
 	go func() {
@@ -45,7 +45,7 @@ func try(ctx context.Context, config Config, spec Plugin, setUp func(*incarnatio
 	if err != nil {
 		return runtime.Info{}, err
 	}
-	inc, err := p.incarnate(ctx, setUp)
+	inc, err := p.startInstance(ctx, setUp)
 	if err != nil {
 		return runtime.Info{}, err
 	}

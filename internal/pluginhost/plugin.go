@@ -58,7 +58,7 @@ type plugin struct {
 	mu       sync.Mutex
 	status   Status
 	firstErr error         // set before firstTry is closed
-	up       *incarnation  // nil while there is none
+	up       *instance     // nil while there is none
 	changed  chan struct{} // closed and replaced when up changes
 }
 
@@ -85,14 +85,14 @@ func newPlugin(config Config, spec Plugin, l *launcher, timings timings) (*plugi
 // run keeps the plugin running until ctx ends, and returns once its process is
 // gone.
 func (p *plugin) run(ctx context.Context) {
-	restarts := p.liveOn(ctx)
+	restarts := p.keepRunning(ctx)
 	p.set(StateStopped, nil, restarts, nil)
 	p.tried(ctx.Err())
 }
 
-// liveOn starts the plugin again and again until ctx ends, and returns how often
+// keepRunning starts the plugin again and again until ctx ends, and returns how often
 // it was started anew.
-func (p *plugin) liveOn(ctx context.Context) int {
+func (p *plugin) keepRunning(ctx context.Context) int {
 	var failure error
 	pause := p.timings.minPause
 	for restarts := 0; ; restarts++ {
@@ -120,7 +120,7 @@ func (p *plugin) liveOn(ctx context.Context) int {
 // live is one life of the plugin, from its start to its end. It returns why it
 // ended.
 func (p *plugin) live(ctx context.Context, restarts int) error {
-	inc, err := p.incarnate(ctx, (*incarnation).setUp)
+	inc, err := p.startInstance(ctx, (*instance).setUp)
 	if err != nil {
 		return err
 	}
@@ -147,7 +147,7 @@ const learnLimit = 10 * time.Second
 
 // learn notes the sandboxes that there are already, above all those of an earlier
 // host: their containers are nobody else's.
-func (p *plugin) learn(ctx context.Context, inc *incarnation) {
+func (p *plugin) learn(ctx context.Context, inc *instance) {
 	ctx, cancel := context.WithTimeout(ctx, learnLimit)
 	defer cancel()
 	for sandbox, err := range inc.driver.List(ctx) {
@@ -159,7 +159,7 @@ func (p *plugin) learn(ctx context.Context, inc *incarnation) {
 	}
 }
 
-func (p *plugin) set(state State, why error, restarts int, inc *incarnation) {
+func (p *plugin) set(state State, why error, restarts int, inc *instance) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.status = Status{Name: p.spec.Name, State: state, Since: time.Now(), Restarts: restarts, Info: p.status.Info}
@@ -210,7 +210,7 @@ func (p *plugin) current() Status {
 
 // now returns the incarnation that is up, or at once an error that says why
 // there is none.
-func (p *plugin) now() (*incarnation, error) {
+func (p *plugin) now() (*instance, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	switch {
@@ -223,7 +223,7 @@ func (p *plugin) now() (*incarnation, error) {
 }
 
 // await returns the incarnation that is up, or the next one.
-func (p *plugin) await(ctx context.Context) (*incarnation, error) {
+func (p *plugin) await(ctx context.Context) (*instance, error) {
 	for {
 		p.mu.Lock()
 		up, changed := p.up, p.changed

@@ -18,7 +18,7 @@ func TestFindChat(t *testing.T) {
 	t.Parallel()
 	r := openShared(t, rawExec(t, nil))
 	spec := newSpec(t, r)
-	spec.AgentID = "a${b}%"
+	spec.AgentID = `a{b}$%"`
 	made, err := r.Create(patiently(t), spec, ignore)
 	must.NoError(t, err)
 	must.NoError(t, r.Current(patiently(t)))

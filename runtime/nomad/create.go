@@ -116,7 +116,7 @@ func (l *launch) untilReady(ctx context.Context) (runtime.Sandbox, error) {
 	defer beside.Wait()
 	defer cancel()
 	lookedOut := make(chan error, 1)
-	beside.Go(func() { lookedOut <- l.lookOut(readyCtx) })
+	beside.Go(func() { lookedOut <- l.poll(readyCtx) })
 
 	for {
 		s, _ := l.driver.cache.get(l.jobID)

@@ -263,7 +263,7 @@ func TestCreate_is_not_taken_in_by_a_foreign_process(t *testing.T) {
 	r := openShared(t, templateOf(t, "5s", impostor))
 	_, err = r.Create(patiently(t), newSpec(t, r), ignore)
 	must.ErrorIs(t, err, runtime.ErrNotReady)
-	must.ErrorContains(t, err, "something else has this port")
+	must.ErrorContains(t, err, "another process has this port")
 }
 
 // What Nomad would never run is told apart from what it cannot run now, and

@@ -14,10 +14,10 @@ const (
 	readLate = 5 * time.Second
 )
 
-// lookOut reads a launch from Nomad until ctx ends, in case its events are missing.
+// poll reads a launch from Nomad until ctx ends, in case its events are missing.
 // It runs beside the launch, so that a slow Nomad does not delay a sandbox that is
 // already ready. It returns its last error.
-func (l *launch) lookOut(ctx context.Context) error {
+func (l *launch) poll(ctx context.Context) error {
 	cache := l.driver.cache
 	w, done := cache.await(l.jobID)
 	defer done()

@@ -51,7 +51,7 @@ func (d *Driver) tell(ctx context.Context, request func(*api.WriteOptions) error
 func (d *Driver) whileBusy(ctx context.Context, operation string, places chan struct{}, limit time.Duration, request func(context.Context) error) error {
 	pause := backoff.Backoff{Min: 20 * time.Millisecond, Max: maxPause}
 	for try := 1; ; try++ {
-		err := d.inTurn(ctx, operation, places, limit, request)
+		err := d.limited(ctx, operation, places, limit, request)
 		if statusOf(err) != http.StatusTooManyRequests || try == maxTries {
 			return err
 		}
@@ -61,8 +61,8 @@ func (d *Driver) whileBusy(ctx context.Context, operation string, places chan st
 	}
 }
 
-// inTurn makes a request once there is a free place in places.
-func (d *Driver) inTurn(ctx context.Context, operation string, places chan struct{}, limit time.Duration, request func(context.Context) error) error {
+// limited makes a request once there is a free place in places.
+func (d *Driver) limited(ctx context.Context, operation string, places chan struct{}, limit time.Duration, request func(context.Context) error) error {
 	select {
 	case places <- struct{}{}:
 		defer func() { <-places }()

@@ -184,7 +184,7 @@ func (c *Clock) awaitKnown(ctx context.Context) error {
 // Run follows the agreed time until ctx ends, and writes ticks while no other
 // replica does.
 func (c *Clock) Run(ctx context.Context) error {
-	var last sight
+	var last seenTick
 	var told backoff.Throttle
 	pause := backoff.Backoff{Min: 100 * time.Millisecond, Max: 5 * time.Second}
 	for ctx.Err() == nil {
@@ -212,8 +212,8 @@ func (c *Clock) Run(ctx context.Context) error {
 	return nil
 }
 
-// sight is a tick as this replica saw it.
-type sight struct {
+// seenTick is a tick as this replica saw it.
+type seenTick struct {
 	tick
 	state    uint64        // Consul's index at that time; 0 before the first read
 	at       time.Time     // when it was seen, on this machine's clock
@@ -223,7 +223,7 @@ type sight struct {
 }
 
 // step writes a tick if one is due, and then waits until it sees the next.
-func (c *Clock) step(ctx context.Context, last *sight) error {
+func (c *Clock) step(ctx context.Context, last *seenTick) error {
 	block := scheduler.Block{Index: last.state}
 	if last.state != 0 {
 		due := c.due(*last)
@@ -240,7 +240,7 @@ func (c *Clock) step(ctx context.Context, last *sight) error {
 	if err != nil || state == last.state {
 		return err
 	}
-	seen := sight{tick: tickOf(pair), state: state, at: time.Now(), wrote: last.wrote}
+	seen := seenTick{tick: tickOf(pair), state: state, at: time.Now(), wrote: last.wrote}
 	if !seen.time.IsZero() {
 		seen.offset = seen.time.Sub(c.steady())
 		seen.repeated = !last.time.IsZero() && (seen.offset-last.offset).Abs() <= tolerance
@@ -255,7 +255,7 @@ func (c *Clock) step(ctx context.Context, last *sight) error {
 
 // take sets the time from a tick if judge says so. It ignores this replica's own
 // ticks, unless the time is not known because the answer to such a tick was lost.
-func (c *Clock) take(seen sight) {
+func (c *Clock) take(seen seenTick) {
 	known, own := c.isKnown(), seen.by == c.id
 	if own && known || !own && c.judge(seen) != followed {
 		return
@@ -306,7 +306,7 @@ func judge(tick, machine time.Duration, repeated bool, agreed *time.Duration) ve
 }
 
 // judge decides how to treat a tick now. It refuses a value that is not a tick.
-func (c *Clock) judge(s sight) verdict {
+func (c *Clock) judge(s seenTick) verdict {
 	if s.time.IsZero() {
 		return refused
 	}
@@ -325,7 +325,7 @@ func (c *Clock) machine() time.Duration { return c.wall().Sub(c.steady()) }
 
 // tooFarAhead returns an error if this replica does not know the time and must not
 // accept the one in Consul.
-func (c *Clock) tooFarAhead(last sight) error {
+func (c *Clock) tooFarAhead(last seenTick) error {
 	if c.isKnown() || last.time.IsZero() || c.judge(last) != refused {
 		return nil
 	}
@@ -346,7 +346,7 @@ func distance(off time.Duration) string {
 }
 
 // due returns how long to wait until this replica writes the next tick.
-func (c *Clock) due(last sight) time.Duration {
+func (c *Clock) due(last seenTick) time.Duration {
 	wrong := c.judge(last) == refused
 	switch {
 	case last.by == c.id:
@@ -366,7 +366,7 @@ func (c *Clock) due(last sight) time.Duration {
 }
 
 // tick writes a tick, unless another replica just did.
-func (c *Clock) tick(ctx context.Context, last sight) error {
+func (c *Clock) tick(ctx context.Context, last seenTick) error {
 	wrong := c.wrongness(last)
 	offset := c.nextOffset(last)
 	now := tick{by: c.id, time: c.steady().Add(offset)}
@@ -391,7 +391,7 @@ func (c *Clock) tick(ctx context.Context, last sight) error {
 // wrongness returns what is wrong with the tick that this replica is about to
 // overwrite, or nil if there is nothing to report. It is certain only once the tick
 // was overwritten; before, it may be an old tick that was seen late.
-func (c *Clock) wrongness(last sight) error {
+func (c *Clock) wrongness(last seenTick) error {
 	if !c.isKnown() || last.by == c.id {
 		return nil
 	}
@@ -426,7 +426,7 @@ func (c *Clock) report(wrong error) {
 // tick: the time may stand still while nobody writes it, but it must not jump. If it
 // stood still for longer than clocks may be apart, the replica begins with its
 // machine's time.
-func (c *Clock) nextOffset(last sight) time.Duration {
+func (c *Clock) nextOffset(last seenTick) time.Duration {
 	machine := c.machine()
 	if c.isKnown() {
 		offset := c.agreedOffset()

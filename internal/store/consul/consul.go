@@ -70,7 +70,7 @@ type Store struct {
 	awaited  *semaphore.Weighted
 	chats    chatmutex.Mutex // because one Consul session can take a lock twice
 	identity *identity
-	session  *keeper
+	session  *sessionKeeper
 	buckets  buckets
 	access   access
 }

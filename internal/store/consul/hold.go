@@ -5,35 +5,35 @@ import (
 	"time"
 )
 
-// hold is one Consul session of this replica with its leases. It is valid until its
+// heldSession is one Consul session of this replica with its leases. It is valid until its
 // deadline, before which Consul cannot have ended the session.
-type hold struct {
+type heldSession struct {
 	session string // the Consul session's ID
 
-	mu       sync.Mutex
-	deadline time.Time // on the monotonic clock
-	ended    bool
-	leases   map[*Lease]struct{}
-	strays   map[string]stray // by lease ID
-	drained  chan struct{}    // set by drain; closed when there are no leases
+	mu        sync.Mutex
+	deadline  time.Time // on the monotonic clock
+	ended     bool
+	leases    map[*Lease]struct{}
+	leftovers map[string]leftoverLock // by lease ID
+	drained   chan struct{}           // set by drain; closed when there are no leases
 }
 
-func newHold(session string, deadline time.Time) *hold {
-	return &hold{
-		session:  session,
-		deadline: deadline,
-		leases:   make(map[*Lease]struct{}),
-		strays:   make(map[string]stray),
+func newHold(session string, deadline time.Time) *heldSession {
+	return &heldSession{
+		session:   session,
+		deadline:  deadline,
+		leases:    make(map[*Lease]struct{}),
+		leftovers: make(map[string]leftoverLock),
 	}
 }
 
-func (h *hold) until() time.Time {
+func (h *heldSession) until() time.Time {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return h.deadline
 }
 
-func (h *hold) extend(deadline time.Time) {
+func (h *heldSession) extend(deadline time.Time) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.deadline = deadline
@@ -41,14 +41,14 @@ func (h *hold) extend(deadline time.Time) {
 
 // over reports whether the hold is no longer valid. It looks at the clock, because
 // the goroutine that ends the hold in time may have been suspended too.
-func (h *hold) over() bool {
+func (h *heldSession) over() bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return h.ended || !time.Now().Before(h.deadline) // safeguard: local deadline of locks
 }
 
 // end ends the hold and closes the lost channel of all its leases.
-func (h *hold) end() {
+func (h *heldSession) end() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.ended = true
@@ -59,7 +59,7 @@ func (h *hold) end() {
 }
 
 // add adds a lease. It returns false if the hold has ended or is being drained.
-func (h *hold) add(lease *Lease) bool {
+func (h *heldSession) add(lease *Lease) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.ended || h.drained != nil {
@@ -70,7 +70,7 @@ func (h *hold) add(lease *Lease) bool {
 }
 
 // remove removes a lease, and reports whether it was held.
-func (h *hold) remove(lease *Lease) bool {
+func (h *heldSession) remove(lease *Lease) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	_, held := h.leases[lease]
@@ -82,14 +82,14 @@ func (h *hold) remove(lease *Lease) bool {
 }
 
 // lose removes one lease and closes its lost channel.
-func (h *hold) lose(lease *Lease) {
+func (h *heldSession) lose(lease *Lease) {
 	if h.remove(lease) {
 		close(lease.lost)
 	}
 }
 
 // holds reports whether the lease surely has its lock.
-func (h *hold) holds(lease *Lease) bool {
+func (h *heldSession) holds(lease *Lease) bool {
 	if h.over() {
 		return false
 	}
@@ -100,7 +100,7 @@ func (h *hold) holds(lease *Lease) bool {
 }
 
 // has reports whether a held lease has its lock at key.
-func (h *hold) has(key string) bool {
+func (h *heldSession) has(key string) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for lease := range h.leases {
@@ -113,7 +113,7 @@ func (h *hold) has(key string) bool {
 
 // drain refuses new leases, and returns a channel that is closed once the last one
 // is removed.
-func (h *hold) drain() <-chan struct{} {
+func (h *heldSession) drain() <-chan struct{} {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.drained = make(chan struct{})

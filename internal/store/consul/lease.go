@@ -26,7 +26,7 @@ const maxWrites = 4
 // Consul session apart.
 type Lease struct {
 	store     *Store
-	hold      *hold
+	hold      *heldSession
 	chatID    uuid.UUID
 	id        string
 	lockIndex uint64
@@ -41,9 +41,9 @@ type Lease struct {
 	newer   *newerPart         // of session's record
 	index   uint64             // the record's ModifyIndex, 0 if there is none
 
-	// doubts are writes whose outcome is unknown. At most one of them was or will be
+	// unknownWrites are writes whose outcome is unknown. At most one of them was or will be
 	// applied, because all compare with the same index.
-	doubts []*write
+	unknownWrites []*write
 }
 
 // write is one write to be made.
@@ -113,13 +113,13 @@ func (l *Lease) write(ctx context.Context, w *write) error {
 		switch {
 		case err == nil:
 			return l.adopt(w, pairs)
-		case errors.Is(err, errRolledBack) && len(l.doubts) == 0:
+		case errors.Is(err, errRolledBack) && len(l.unknownWrites) == 0:
 			l.lose()
 			return fmt.Errorf("%w: %w", scheduler.ErrLockLost, err)
 		case isBusy(err): // for too long
 			return fmt.Errorf("%w: %s", scheduler.ErrUnavailable, err.Error())
-		case !errors.Is(err, errRolledBack) && !slices.Contains(l.doubts, w):
-			l.doubts = append(l.doubts, w)
+		case !errors.Is(err, errRolledBack) && !slices.Contains(l.unknownWrites, w):
+			l.unknownWrites = append(l.unknownWrites, w)
 		}
 
 		applied, settleErr := l.settle(ctx) // safeguard: look after an unknown outcome
@@ -138,7 +138,7 @@ func (l *Lease) write(ctx context.Context, w *write) error {
 // outOfHold returns the error of a write that is no longer sent. It is ErrLockLost,
 // which means that nothing was written, only if no write is in doubt.
 func (l *Lease) outOfHold() error {
-	if len(l.doubts) > 0 {
+	if len(l.unknownWrites) > 0 {
 		return fmt.Errorf("%w: the lock was lost while a write was unanswered", scheduler.ErrUnavailable)
 	}
 	return scheduler.ErrLockLost
@@ -194,7 +194,7 @@ func (l *Lease) adopt(w *write, pairs []*api.KVPair) error {
 	if w.next != nil {
 		pair, err := pick(pairs, l.store.keys.record(l.chatID))
 		if err != nil {
-			l.doubts = append(l.doubts, w) // written, but its index is not known
+			l.unknownWrites = append(l.unknownWrites, w) // written, but its index is not known
 			return err
 		}
 		index = pair.ModifyIndex
@@ -204,7 +204,7 @@ func (l *Lease) adopt(w *write, pairs []*api.KVPair) error {
 }
 
 func (l *Lease) applied(w *write, index uint64) {
-	l.session, l.newer, l.index, l.doubts = w.next, w.newer, index, nil
+	l.session, l.newer, l.index, l.unknownWrites = w.next, w.newer, index, nil
 	if w.then == scheduler.Release {
 		l.end()
 	}
@@ -234,7 +234,7 @@ func (l *Lease) settle(ctx context.Context) (*write, error) {
 			return nil, err
 		}
 	}
-	for _, w := range l.doubts {
+	for _, w := range l.unknownWrites {
 		gone := w.next == nil && l.index != 0 && stands.ModifyIndex == 0
 		if gone || w.next != nil && w.id == writeID {
 			l.applied(w, stands.ModifyIndex)
@@ -243,7 +243,7 @@ func (l *Lease) settle(ctx context.Context) (*write, error) {
 	}
 	if locked.ModifyIndex != l.lockIndex || stands.ModifyIndex != l.index {
 		l.lose()
-		l.doubts = nil
+		l.unknownWrites = nil
 		return nil, fmt.Errorf("%w: while a write was unanswered", scheduler.ErrLockLost)
 	}
 	return nil, nil

@@ -83,7 +83,7 @@ func (s *Store) lockKey(ctx context.Context, chatID uuid.UUID, wait time.Duratio
 // tryLock takes the lock key and reads the record, in one transaction. It returns
 // errRolledBack if somebody else has the key, and a movedError if the identity has
 // changed or is gone.
-func (s *Store) tryLock(ctx context.Context, h *hold, chatID uuid.UUID, read readRecord) (*Lease, error) {
+func (s *Store) tryLock(ctx context.Context, h *heldSession, chatID uuid.UUID, read readRecord) (*Lease, error) {
 	lease := &Lease{store: s, hold: h, chatID: chatID, id: rand.Text(), lost: make(chan struct{})}
 	if !h.add(lease) {
 		return nil, fmt.Errorf("%w: the hold just ended", errRolledBack)
@@ -128,7 +128,7 @@ func (s *Store) tryLock(ctx context.Context, h *hold, chatID uuid.UUID, read rea
 // awaitFree returns when it makes sense to try again to take the chat's lock key, or
 // when ctx ends. While another Consul session has the key it waits for a change,
 // unless too many requests already do; then it polls.
-func (s *Store) awaitFree(ctx context.Context, h *hold, chatID uuid.UUID, pause time.Duration) error {
+func (s *Store) awaitFree(ctx context.Context, h *heldSession, chatID uuid.UUID, pause time.Duration) error {
 	pair, index, err := s.get(ctx, s.keys.lock(chatID), scheduler.Block{})
 	if err != nil {
 		return err
@@ -152,9 +152,9 @@ func (s *Store) awaitFree(ctx context.Context, h *hold, chatID uuid.UUID, pause 
 // wait for a change.
 const crowdedPause = time.Second
 
-// stray is a lock key that an operation may have left in Consul. The request for it
+// leftoverLock is a lock key that an operation may have left in Consul. The request for it
 // got no answer and may have been applied, or may still be.
-type stray struct {
+type leftoverLock struct {
 	key   string
 	since time.Time
 }
@@ -163,18 +163,18 @@ type stray struct {
 const strayLimit = time.Minute
 
 // abandon makes clearStrays delete a lock key that the lease may have in Consul.
-func (s *Store) abandon(h *hold, lease *Lease) {
+func (s *Store) abandon(h *heldSession, lease *Lease) {
 	h.mu.Lock()
-	h.strays[lease.id] = stray{key: s.keys.lock(lease.chatID), since: time.Now()} // safeguard: clearing of stray locks
+	h.leftovers[lease.id] = leftoverLock{key: s.keys.lock(lease.chatID), since: time.Now()} // safeguard: clearing of stray locks
 	h.mu.Unlock()
 	s.session.look()
 }
 
-// clearStrays deletes the lock keys that were left behind. It looks for each of them
+// clearLeftovers deletes the lock keys that were left behind. It looks for each of them
 // again and again, until strayLimit has passed.
-func (s *Store) clearStrays(ctx context.Context, h *hold) {
+func (s *Store) clearLeftovers(ctx context.Context, h *heldSession) {
 	h.mu.Lock()
-	strays := maps.Clone(h.strays)
+	strays := maps.Clone(h.leftovers)
 	h.mu.Unlock()
 	if len(strays) == 0 {
 		return
@@ -196,7 +196,7 @@ func (s *Store) clearStrays(ctx context.Context, h *hold) {
 		}
 		if time.Since(left.since) > strayLimit {
 			h.mu.Lock()
-			delete(h.strays, id)
+			delete(h.leftovers, id)
 			h.mu.Unlock()
 		}
 	}
@@ -205,7 +205,7 @@ func (s *Store) clearStrays(ctx context.Context, h *hold) {
 // clearStray deletes the lock key if it belongs to that lease. It also deletes it if
 // somebody overwrote it by hand: then it has our Consul session, but none of our leases
 // has the lock.
-func (s *Store) clearStray(ctx context.Context, h *hold, leaseID, key string) error {
+func (s *Store) clearStray(ctx context.Context, h *heldSession, leaseID, key string) error {
 	pair, _, err := s.get(ctx, key, scheduler.Block{})
 	if err != nil || pair == nil {
 		return err

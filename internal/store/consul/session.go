@@ -31,25 +31,25 @@ const (
 	tellEvery = time.Minute
 )
 
-// keeper keeps this replica's Consul session, and creates a new one when it ends.
-type keeper struct {
+// sessionKeeper keeps this replica's Consul session, and creates a new one when it ends.
+type sessionKeeper struct {
 	store *Store
 	name  string
 	wake  chan struct{} // requests a renewal now
 
 	mu      sync.Mutex
-	hold    *hold         // nil while there is no session
+	hold    *heldSession  // nil while there is no session
 	failed  error         // why there is none, once that is known
 	changed chan struct{} // closed when hold or failed changes
 }
 
-func newKeeper(store *Store, name string) *keeper {
-	return &keeper{store: store, name: name, wake: make(chan struct{}, 1), changed: make(chan struct{})}
+func newKeeper(store *Store, name string) *sessionKeeper {
+	return &sessionKeeper{store: store, name: name, wake: make(chan struct{}, 1), changed: make(chan struct{})}
 }
 
 // current returns a valid hold. If the Consul session is just being created, it waits
 // for that, within a limit.
-func (k *keeper) current(ctx context.Context) (*hold, error) {
+func (k *sessionKeeper) current(ctx context.Context) (*heldSession, error) {
 	limited, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
 	for {
@@ -75,7 +75,7 @@ func (k *keeper) current(ctx context.Context) (*hold, error) {
 
 // trouble returns why there is no Consul session, or nil if there is one or soon will
 // be.
-func (k *keeper) trouble() error {
+func (k *sessionKeeper) trouble() error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.failed != nil {
@@ -92,7 +92,7 @@ func noSession(why error) error {
 	return unavailable(what, why)
 }
 
-func (k *keeper) set(hold *hold, failed error) {
+func (k *sessionKeeper) set(hold *heldSession, failed error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.hold, k.failed = hold, failed
@@ -102,7 +102,7 @@ func (k *keeper) set(hold *hold, failed error) {
 
 // look requests a renewal now. It is called if the Consul session may be gone or a lock
 // may have been left behind.
-func (k *keeper) look() {
+func (k *sessionKeeper) look() {
 	select {
 	case k.wake <- struct{}{}:
 	default:
@@ -110,7 +110,7 @@ func (k *keeper) look() {
 }
 
 // run keeps a Consul session of the instance until ctx ends, and then destroys it.
-func (k *keeper) run(ctx context.Context, instance string) {
+func (k *sessionKeeper) run(ctx context.Context, instance string) {
 	var last string // a session that may still exist in Consul
 	var told backoff.Throttle
 	wait := backoff.Backoff{Min: 100 * time.Millisecond, Max: 5 * time.Second}
@@ -141,7 +141,7 @@ func (k *keeper) run(ctx context.Context, instance string) {
 // session's lock keys with the session. The session needs no lock-delay, because every
 // write checks its lock. But 0 would mean Consul's default of 15 s, so the lock-delay
 // is the shortest possible.
-func (k *keeper) create(ctx context.Context, instance string) (*hold, error) {
+func (k *sessionKeeper) create(ctx context.Context, instance string) (*heldSession, error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
 	began := time.Now()
@@ -159,7 +159,7 @@ func (k *keeper) create(ctx context.Context, instance string) (*hold, error) {
 
 // keep renews the Consul session until it is lost, or until ctx has ended and no lease
 // is left.
-func (k *keeper) keep(ctx context.Context, h *hold) {
+func (k *sessionKeeper) keep(ctx context.Context, h *heldSession) {
 	// Locks that are held when ctx ends stay valid until they are released.
 	renewing := context.WithoutCancel(ctx)
 	stop := ctx.Done()
@@ -204,13 +204,13 @@ func (k *keeper) keep(ctx context.Context, h *hold) {
 			k.store.log.Debug("consul_session_renew_failed", "session", h.session, "error", err)
 			next.Reset(min(renewInterval/6, time.Until(h.until())))
 		}
-		k.store.clearStrays(renewing, h)
+		k.store.clearLeftovers(renewing, h)
 	}
 }
 
 // renew tries to renew the Consul session once. stands is false only if Consul answers
 // that there is no such session.
-func (k *keeper) renew(ctx context.Context, h *hold) (stands bool, err error) {
+func (k *sessionKeeper) renew(ctx context.Context, h *heldSession) (stands bool, err error) {
 	began := time.Now()
 	until := h.until()
 	if limit := began.Add(renewTimeout); limit.Before(until) {
@@ -231,7 +231,7 @@ func (k *keeper) renew(ctx context.Context, h *hold) (stands bool, err error) {
 
 // destroy destroys a Consul session that is no longer used. If that fails, the session
 // ends with its TTL.
-func (k *keeper) destroy(ctx context.Context, session string) {
+func (k *sessionKeeper) destroy(ctx context.Context, session string) {
 	if session == "" {
 		return
 	}
