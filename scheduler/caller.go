@@ -11,8 +11,8 @@ type Caller struct {
 // from before owners were recorded.
 const DefaultOwner = "anonymous"
 
-// background is the caller of background work.
-var background = Caller{Name: "bivouac"}
+// background returns the caller of background work.
+func background() Caller { return Caller{Name: "bivouac"} }
 
 type (
 	callerKey    struct{}

@@ -27,12 +27,17 @@ type instruments struct {
 	active   activeCount
 }
 
-// Bucket boundaries in seconds: quick for operations that only read records or take
-// locks, slow for those that start or stop sandboxes.
-var (
-	quick = metric.WithExplicitBucketBoundaries(.0005, .001, .002, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5)
-	slow  = metric.WithExplicitBucketBoundaries(.01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 120, 300)
-)
+// quick returns bucket boundaries for operations that only read records or take locks,
+// in seconds.
+func quick() metric.HistogramOption {
+	return metric.WithExplicitBucketBoundaries(.0005, .001, .002, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5)
+}
+
+// slow returns bucket boundaries for operations that start or stop sandboxes, in
+// seconds.
+func slow() metric.HistogramOption {
+	return metric.WithExplicitBucketBoundaries(.01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+}
 
 func newInstruments(meter metric.Meter, store Store, now func() time.Time) (*instruments, error) {
 	in := &instruments{
@@ -59,11 +64,11 @@ func newInstruments(meter metric.Meter, store Store, now func() time.Time) (*ins
 		name, description string
 		boundaries        metric.HistogramOption
 	}{
-		{&in.create, "sandbox.create.duration", "Time of a create that does not reuse a session, by result and runtime.", slow},
-		{&in.stage, "sandbox.create.stage.duration", "Time from asking a runtime for a sandbox until it reaches a stage.", slow},
-		{&in.reuse, "sandbox.reuse.duration", "Time of a create that reuses a session.", quick},
-		{&in.delete, "sandbox.delete.duration", "Time of a delete, by result.", slow},
-		{&in.lockWait, "sandbox.lock.wait", "Time until a chat's lock is taken, or the wait for it fails.", quick},
+		{&in.create, "sandbox.create.duration", "Time of a create that does not reuse a session, by result and runtime.", slow()},
+		{&in.stage, "sandbox.create.stage.duration", "Time from asking a runtime for a sandbox until it reaches a stage.", slow()},
+		{&in.reuse, "sandbox.reuse.duration", "Time of a create that reuses a session.", quick()},
+		{&in.delete, "sandbox.delete.duration", "Time of a delete, by result.", slow()},
+		{&in.lockWait, "sandbox.lock.wait", "Time until a chat's lock is taken, or the wait for it fails.", quick()},
 	} {
 		var err error
 		*h.to, err = meter.Float64Histogram(h.name, metric.WithDescription(h.description), metric.WithUnit("s"), h.boundaries)
@@ -123,6 +128,7 @@ func (in *instruments) timeEvent(ctx context.Context, e Event) {
 		in.create.Record(ctx, took, result(e.result()), metric.WithAttributes(attribute.String("runtime", name)))
 	case EventDeleted, EventDeleteNotFound, EventDeleteFailed:
 		in.delete.Record(ctx, took, result(e.result()))
+	default:
 	}
 }
 
@@ -200,7 +206,7 @@ type measuredLease struct {
 }
 
 func (l measuredLease) Write(ctx context.Context, next *Session, then Then) error {
-	change := sessions(next) - sessions(l.Lease.Session())
+	change := sessions(next) - sessions(l.Session())
 	err := l.Lease.Write(ctx, next, then)
 	l.active.wrote(change, err)
 	return err

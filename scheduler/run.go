@@ -30,7 +30,7 @@ const maxHeld = 128
 // while this replica is the leader. It returns once all of that has ended. It logs
 // failures and tries again. Any number of replicas may call Run.
 func (s *Scheduler) Run(ctx context.Context) {
-	ctx = WithCaller(ctx, background)
+	ctx = WithCaller(ctx, background())
 	s.metrics.leader.Record(ctx, 0)
 	var g errgroup.Group
 	g.Go(func() error { return every(ctx, s.CleanupInterval, s.cleanupPass) })

@@ -93,6 +93,7 @@ func (s *Scheduler) logEvent(ctx context.Context, e Event) {
 		add("state", session.State)
 	case EventRepaired:
 		add("result", e.Reason)
+	default:
 	}
 	if e.Err != nil {
 		add("error", Kind(e.Err), "detail", e.Err)
@@ -111,8 +112,9 @@ func isRefusal(e Event) bool {
 		return errors.Is(e.Err, ErrInvalid) || errors.Is(e.Err, ErrBusy)
 	case EventRenewFailed, EventDeleteFailed:
 		return errors.Is(e.Err, ErrInvalid)
+	default:
+		return false
 	}
-	return false
 }
 
 // isGivenUp reports whether a cleanup failed because its context ended. Such events

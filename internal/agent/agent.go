@@ -108,7 +108,7 @@ func Run(ctx context.Context, c config.Config, env Environment) (err error) {
 	if err != nil {
 		return fmt.Errorf("agent: metrics: %w", err)
 	}
-	base, err := newBase(c, metrics, log)
+	base, err := newBase(c, metrics, log) //nolint:contextcheck // a request is measured whatever becomes of its caller
 	if err != nil {
 		return err
 	}

@@ -117,8 +117,8 @@ const (
 // Register it to run when the server shuts down.
 func (a *API) Stop() { a.stop() }
 
-// everybody is the caller of all requests, until callers are authenticated.
-var everybody = scheduler.Caller{Name: scheduler.DefaultOwner}
+// everybody returns the caller of all requests, until callers are authenticated.
+func everybody() scheduler.Caller { return scheduler.Caller{Name: scheduler.DefaultOwner} }
 
 // ServeHTTP answers one request. Nothing that goes wrong in it goes further.
 func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -146,7 +146,7 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	ctx := propagation.TraceContext{}.Extract(r.Context(), propagation.HeaderCarrier(r.Header))
-	ctx = scheduler.WithRequestID(scheduler.WithCaller(ctx, everybody), ans.requestID)
+	ctx = scheduler.WithRequestID(scheduler.WithCaller(ctx, everybody()), ans.requestID)
 	a.mux.ServeHTTP(ans, r.WithContext(ctx))
 }
 

@@ -167,7 +167,7 @@ func (d *Driver) stopStep(ctx context.Context, sessionID, jobID string) (state, 
 	case !before.job.Stop:
 		return state{}, errors.New("the job has just been stopped by somebody else")
 	case slices.ContainsFunc(evals, isPending): // safeguard: wait for what Nomad decides
-		return state{}, errors.New("Nomad has not yet evaluated the stop")
+		return state{}, errors.New("the stop has not been evaluated yet")
 	default:
 		return s, d.running(ctx, s) // safeguard: wait for terminal
 	}

@@ -16,7 +16,7 @@ import (
 func ExampleCheck_Wait() {
 	const sessionID = "3f0c6a52-5d1c-4b1f-9a6e-2f1b7a9d0c11"
 	sandbox := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		fmt.Fprintln(w, sessionID)
+		_, _ = fmt.Fprintln(w, sessionID) // the check notices
 	}))
 	defer sandbox.Close()
 	addr := netip.MustParseAddrPort(strings.TrimPrefix(sandbox.URL, "http://"))

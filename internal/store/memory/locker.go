@@ -57,7 +57,7 @@ func (l *Locker) lock(ctx context.Context, chatID uuid.UUID, wait time.Duration,
 	switch r, ok := l.store.records[chatID]; {
 	case ok && r.unread == nil:
 		held.session = &r.session
-	case r.unread != nil && !(damaged && errors.Is(r.unread, scheduler.ErrDamaged)):
+	case r.unread != nil && (!damaged || !errors.Is(r.unread, scheduler.ErrDamaged)):
 		unlock()
 		return nil, fmt.Errorf("memory: lock chat %s: %w", chatID, r.unread)
 	}

@@ -106,11 +106,11 @@ func goList(t *testing.T, args ...string) []goPackage {
 	var all []goPackage
 	for decoder := json.NewDecoder(strings.NewReader(string(out))); ; {
 		var p goPackage
-		if err := decoder.Decode(&p); errors.Is(err, io.EOF) {
+		err := decoder.Decode(&p)
+		if errors.Is(err, io.EOF) {
 			return all
-		} else {
-			must.NoError(t, err)
 		}
+		must.NoError(t, err)
 		all = append(all, p)
 	}
 }

@@ -8,6 +8,7 @@ package processplugin
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -104,7 +105,7 @@ func (p *Plugin) Create(ctx context.Context, spec runtime.Spec, progress func(ru
 	case ctx.Err() != nil:
 		return runtime.Sandbox{}, ctx.Err()
 	case err != nil || !p.runs(r):
-		return runtime.Sandbox{}, fmt.Errorf("%w: it has ended: %v", runtime.ErrNotReady, err)
+		return runtime.Sandbox{}, fmt.Errorf("%w: it has ended: %w", runtime.ErrNotReady, cmp.Or(err, errors.New("it was ready before")))
 	}
 	progress(runtime.StageReady)
 	return p.view(r), nil
@@ -120,7 +121,7 @@ func (p *Plugin) start(spec runtime.Spec) (record, error) {
 	r, err := p.load(spec.SessionID)
 	switch {
 	case errors.Is(err, runtime.ErrNotFound):
-		listener, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // it takes no time
+		listener, err := net.Listen("tcp", "127.0.0.1:0")
 		if err != nil {
 			return record{}, err
 		}
@@ -140,7 +141,7 @@ func (p *Plugin) start(spec runtime.Spec) (record, error) {
 		r.Start, _ = startOf(r.PID)
 		return r, p.save(r)
 	}
-	cmd := exec.Command(p.command[0], p.command[1:]...) //nolint:noctx // the sandbox outlives the call
+	cmd := exec.Command(p.command[0], p.command[1:]...) // the sandbox outlives the call
 	cmd.Dir = spec.VolumeHostPath
 	cmd.Env = append(os.Environ(), p.mark(spec.SessionID), "PORT="+strconv.Itoa(int(r.Port)), "BIVOUAC_SESSION_ID="+spec.SessionID,
 		"BIVOUAC_CHAT_ID="+spec.ChatID, "BIVOUAC_AGENT_ID="+spec.AgentID, "BIVOUAC_WORKSPACE="+spec.VolumeHostPath)

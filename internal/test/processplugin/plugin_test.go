@@ -33,7 +33,8 @@ func TestConformance(t *testing.T) {
 	open := func(instance string) func(context.Context) (runtime.Driver, error) {
 		return func(ctx context.Context) (runtime.Driver, error) {
 			p := new(processplugin.Plugin)
-			return p, p.Configure(ctx, runtime.Config{Instance: instance, JSON: config})
+			err := p.Configure(ctx, runtime.Config{Instance: instance, JSON: config})
+			return p, err
 		}
 	}
 	conformance.Run(t, conformance.Harness{
