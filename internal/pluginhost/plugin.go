@@ -208,7 +208,7 @@ func (p *plugin) current() Status {
 	return p.status
 }
 
-// now returns the incarnation that is up, or at once an error that says why
+// now returns the instance that is up, or at once an error that says why
 // there is none.
 func (p *plugin) now() (*instance, error) {
 	p.mu.Lock()
@@ -222,7 +222,7 @@ func (p *plugin) now() (*instance, error) {
 	return nil, p.wrap(fmt.Errorf("%w: it is %s", runtime.ErrUnavailable, p.status.State))
 }
 
-// await returns the incarnation that is up, or the next one.
+// await returns the instance that is up, or the next one.
 func (p *plugin) await(ctx context.Context) (*instance, error) {
 	for {
 		p.mu.Lock()

@@ -33,7 +33,7 @@ func mutants() []mutant {
 		// The time in which a save may be applied late is short.
 		{without: "ruling out of a late save", line: instead(`ruledOut := error(nil)`), noticedBy: test{"./scheduler", "TestCreate_whatCannotBeUndoneIsSettled"}},
 		{without: "bound of the agreed time", line: always},
-		{without: "clearing of stray locks", line: words("h.strays[lease.id] =", "_ =")},
+		{without: "clearing of stray locks", line: words("h.leftovers[lease.id] =", "_ =")},
 		// The fence alone keeps a record right. This saves what is done in vain.
 		{without: "local deadline of locks", line: words(" || !time.Now().Before(h.deadline)", ""), noticedBy: test{"./internal/store/consul", "TestReplicaThatIsCutOffStopsBeforeOthersBegin"}},
 		// Without it a caller is told of doubt where there need be none.
