@@ -102,8 +102,8 @@ func New(config Config) *API {
 	return a
 }
 
-// The limits of a request. How long an answer takes to begin has none: a blocking
-// read and a create take as long as they take.
+// The limits of a request. There is no limit on how long an answer takes to begin,
+// because blocking reads and creates may take long.
 const (
 	bodyLimit    = 10 * time.Second // to read the body
 	writeLimit   = 30 * time.Second // for each write of an answer
