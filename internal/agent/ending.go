@@ -28,14 +28,14 @@ const endLimit = 10 * time.Second
 func (b *base) endWithAgent(c config.Config, host *pluginhost.Host, log hclog.Logger) {
 	drivers := maps.Clone(b.drivers)
 	b.prepare = func(ctx context.Context) error {
-		if err := endAllAbandoned(ctx); err != nil { // what is left disturbs nobody
+		if err := endAllAbandoned(ctx); err != nil { // what remains does no harm
 			log.Warn("leftovers_not_ended", "runtime", process.Name, "error", err)
 		}
 		if err := endLeftovers(ctx, c.HTTPAddr); err != nil {
 			return fmt.Errorf("end what an earlier server left: %w", err)
 		}
 		b.awaitPlugins(ctx)
-		// If a plugin does not start, the sandboxes that it left disturb nobody:
+		// If a plugin does not start, the sandboxes that it left do no harm:
 		// sessions of this server have new IDs.
 		for name, err := range endEach(ctx, drivers, endAll) {
 			log.Warn("leftovers_not_ended", "runtime", name, "error", err)
