@@ -17,8 +17,8 @@ const (
 	// maxCleanup bounds one pass of CleanupExpired. The next pass takes the rest.
 	maxCleanup = 4096
 	// cleaners is how many chats a pass works on at a time. Each makes one runtime
-	// request at a time. A runtime such as Nomad handles 32 requests at a time, so the
-	// other half is left for callers.
+	// request at a time. A runtime such as Nomad gets at most 32 requests at a time, so
+	// the other half is left for callers.
 	cleaners = 16
 	// cleanupWait is how long a pass waits for the lock of a chat. It is longer than
 	// another replica usually takes to end a session, but no longer than that, because
