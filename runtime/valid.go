@@ -15,14 +15,14 @@ const (
 	MaxVolumeHostPath = 4096
 )
 
-// ValidName says whether name can be that of a driver, a plugin or an instance:
-// 1 to 64 bytes of a-z, 0-9 and '-', not beginning with '-'.
+// ValidName reports whether name is valid for a driver, a plugin or an instance: 1 to
+// 64 bytes of a-z, 0-9 and '-', not beginning with '-'.
 func ValidName(name string) bool {
 	const letters = "abcdefghijklmnopqrstuvwxyz0123456789"
 	return name != "" && len(name) <= 64 && name[0] != '-' && strings.Trim(name, letters+"-") == ""
 }
 
-// Validate says what in a spec is wrong for every driver.
+// Validate returns what is wrong with the spec for any driver.
 func (s Spec) Validate() error {
 	var errs []error
 	for name, id := range map[string]string{"session ID": s.SessionID, "chat ID": s.ChatID} {
@@ -39,12 +39,12 @@ func (s Spec) Validate() error {
 	return errors.Join(errs...)
 }
 
-// ValidateAgentID says what is wrong with an agent ID, in words that go on after
-// its name: "is empty".
+// ValidateAgentID returns what is wrong with an agent ID. The error's text follows the
+// field's name, for example "is empty".
 func ValidateAgentID(id string) error { return validateText(id, MaxAgentID) }
 
-// ValidateVolumeHostPath says what is wrong with the path of a volume, as
-// [ValidateAgentID] does. It looks at the text alone: the path is one of the
+// ValidateVolumeHostPath returns what is wrong with the path of a volume, as
+// [ValidateAgentID] does. It checks only the text, because the path belongs to the
 // machine that will run the sandbox.
 func ValidateVolumeHostPath(p string) error {
 	err := validateText(p, MaxVolumeHostPath)
@@ -59,8 +59,8 @@ func ValidateVolumeHostPath(p string) error {
 	return nil
 }
 
-// validateText accepts text that fits into a log line, and in which Nomad finds
-// nothing to interpolate.
+// validateText accepts text that fits into a log line and in which Nomad has nothing to
+// interpolate.
 func validateText(s string, limit int) error {
 	switch {
 	case s == "":

@@ -14,22 +14,22 @@ import (
 )
 
 const (
-	// maxCleanup bounds one pass of CleanupExpired. What is left is for the next.
+	// maxCleanup bounds one pass of CleanupExpired. The next pass takes the rest.
 	maxCleanup = 4096
-	// cleaners is how many chats a pass works on at a time. Each of them asks its
-	// runtime one thing at a time, and a runtime such as Nomad is asked 32 things
-	// at a time: the other half is left to callers.
+	// cleaners is how many chats a pass works on at a time. Each makes one runtime
+	// request at a time. A runtime such as Nomad gets at most 32 requests at a time, so
+	// the other half is left for callers.
 	cleaners = 16
-	// cleanupWait is how long a pass waits for the lock of a chat: longer than
-	// another replica usually takes to end a session, and no longer, since other
-	// sessions wait behind this one.
+	// cleanupWait is how long a pass waits for the lock of a chat. It is longer than
+	// another replica usually takes to end a session, but no longer than that, because
+	// other sessions wait behind this one.
 	cleanupWait = 5 * time.Second
 )
 
 // CleanupResult is the result of a pass of [Scheduler.CleanupExpired].
 type CleanupResult struct {
-	Cleaned    []Session // as they stood before
-	ErrorCount int       // sessions that expired and could not be cleaned up
+	Cleaned    []Session // as they were before
+	ErrorCount int       // expired sessions that could not be cleaned up
 }
 
 // CleanupExpired ends the sessions that have expired. It reads each record again under
@@ -52,13 +52,13 @@ func (s *Scheduler) CleanupExpired(ctx context.Context) (CleanupResult, error) {
 	failed := make([]bool, len(expired))
 	var g errgroup.Group
 	g.SetLimit(cleaners)
-	// Replicas that begin at the same time begin with different sessions.
+	// Replicas that begin at the same time start with different sessions.
 	random := uuid.New()
 	first := int(binary.BigEndian.Uint16(random[:])) % max(1, len(expired))
 	for n := range expired {
 		i := (first + n) % len(expired)
 		session := expired[i]
-		if ctx.Err() != nil { // nobody wants the rest any more
+		if ctx.Err() != nil { // the pass was cancelled: skip the rest
 			failed[i] = true
 			continue
 		}
@@ -94,8 +94,8 @@ func (s *Scheduler) CleanupExpired(ctx context.Context) (CleanupResult, error) {
 	return res, nil
 }
 
-// cleanupOne returns the session that it ended, or nil where there was no more
-// need to.
+// cleanupOne returns the session that it ended, or nil if the session no longer needed
+// to be ended.
 func (s *Scheduler) cleanupOne(ctx context.Context, session Session) (*Session, error) {
 	ctx, span := s.startSpan(ctx, "usecase.cleanup_expired_sandbox", chatAttr(session.ChatID),
 		attribute.String("session.id", session.SessionID.String()),

@@ -20,10 +20,10 @@ type CreateCommand struct {
 	ChatID         uuid.UUID
 	AgentID        string
 	VolumeHostPath string
-	Runtime        string              // empty: whatever stands, or else the default
+	Runtime        string              // empty: that of the existing session, or the default
 	TTL            time.Duration       // 0: the default
-	Labels         map[string]string   // of a new session; nil: none, and whatever the session that stands has
-	Progress       func(runtime.Stage) // told the stages of a start; may be nil
+	Labels         map[string]string   // of a new session; nil: none, and an existing session may have any
+	Progress       func(runtime.Stage) // receives the stages of a start; may be nil
 }
 
 // Result is what a create did to return its session.
@@ -70,8 +70,8 @@ func (s *Scheduler) Create(ctx context.Context, cmd CreateCommand) (CreateResult
 	return CreateResult{Result: Result(event.result()), Session: *event.After}, nil
 }
 
-// create returns the event that says what became of the command. If it fails,
-// that names what it had begun.
+// create returns the event for the outcome of the command. If it fails, the event names
+// the session that it had begun to create or to replace, if any.
 func (s *Scheduler) create(ctx context.Context, cmd CreateCommand) (Event, error) {
 	if err := s.checkCreate(cmd); err != nil {
 		return Event{}, err
@@ -116,7 +116,7 @@ func (s *Scheduler) create(ctx context.Context, cmd CreateCommand) (Event, error
 	return s.createOrReplace(ctx, cmd, lease, seen)
 }
 
-// observeLeased returns the lease's session as its driver sees it, nil if the
+// observeLeased returns the lease's session as its driver sees it now, or nil if the
 // chat has none.
 func (s *Scheduler) observeLeased(ctx context.Context, lease Lease) *Session {
 	current := lease.Session()
@@ -126,12 +126,14 @@ func (s *Scheduler) observeLeased(ctx context.Context, lease Lease) *Session {
 	return new(s.observe(ctx, *current))
 }
 
-// standing returns the chat's session if it stands. Else the caller is the one
-// who creates it in this replica, and calls leave when that has ended.
+// standing returns the chat's session if it can be reused. Otherwise it returns leave,
+// and the caller is the only one in this replica that may create the chat's session.
+// The caller must call leave when its create has ended.
 func (s *Scheduler) standing(ctx context.Context, chatID uuid.UUID, until time.Time) (session *Session, leave func(), err error) {
 	for leave == nil {
-		// Most creates find their session standing. A linearizable read settles
-		// those without the lock, and those that waited for another create.
+		// Most creates find a session that can be reused. A linearizable read is enough
+		// for those, and for creates that have waited for another one. They need no
+		// lock.
 		current, _, err := s.Store.Get(ctx, chatID, Block{})
 		if err != nil {
 			return nil, nil, err
@@ -148,7 +150,7 @@ func (s *Scheduler) standing(ctx context.Context, chatID uuid.UUID, until time.T
 	return nil, leave, nil
 }
 
-// stands says whether a session may be handed out.
+// stands reports whether create may return the session: it runs and has not expired.
 func (s *Scheduler) stands(session Session) bool {
 	return session.State == StateRunning && !session.Expired(s.Now())
 }
@@ -160,10 +162,9 @@ func reuseOrConflict(cmd CreateCommand, session Session) Event {
 	return Event{Type: EventReused, After: &session}
 }
 
-// conflictReason names the fields in which the session is not what is asked for.
-// A create that names no runtime is content with any: what is the default may
-// differ between replicas, and change, while a session stands. A create without
-// labels is content with any, too.
+// conflictReason returns the fields in which the session differs from cmd, joined with
+// commas. If cmd names no runtime, any runtime matches: the default may differ between
+// replicas and change while a session exists. If cmd has no labels, any labels match.
 func conflictReason(session Session, cmd CreateCommand) string {
 	var fields []string
 	if session.AgentID != cmd.AgentID {
@@ -204,7 +205,7 @@ func (s *Scheduler) createOrReplace(ctx context.Context, cmd CreateCommand, leas
 	switch {
 	case current == nil:
 	case current.State == StateCreating:
-		// Somebody began this and is gone. No caller was told of it.
+		// An earlier create began this and did not finish. Its caller got no session.
 		if err := s.undoIntent(ctx, lease, *current); err != nil {
 			return Event{}, fmt.Errorf("create: %w", err)
 		}
@@ -229,8 +230,8 @@ func (s *Scheduler) createOrReplace(ctx context.Context, cmd CreateCommand, leas
 		s.abandon(ctx, driver.Delete, lease, next)
 		return event, fmt.Errorf("create: %w", err)
 	}
-	// The TTL counts from when the sandbox is ready: one that took longer than that
-	// to start must not be handed out as expired.
+	// The TTL counts from when the sandbox is ready. Otherwise a session whose start
+	// took longer than the TTL would be expired when it is returned.
 	next.ExpiresAt = s.now().Add(cmd.TTL)
 	if err := s.save(ctx, driver, lease, next); err != nil {
 		return event, fmt.Errorf("create: write the session: %w", err)
@@ -238,8 +239,8 @@ func (s *Scheduler) createOrReplace(ctx context.Context, cmd CreateCommand, leas
 	return event, nil
 }
 
-// stopPrevious ends the sandbox of a session that is to be replaced, and
-// returns once it is seen to be gone.
+// stopPrevious ends the sandbox of a session that is about to be replaced. It returns
+// once the sandbox is gone.
 func (s *Scheduler) stopPrevious(ctx context.Context, lease Lease, previous Session) error {
 	driver, err := s.driver(previous.Runtime)
 	if err != nil {
@@ -261,8 +262,8 @@ func (s *Scheduler) stopPrevious(ctx context.Context, lease Lease, previous Sess
 	return endSandbox(ctx, lease, driver, runtime.Driver.Stop, previous, known)
 }
 
-// markStopping writes down that the lease's session is about to be stopped, and
-// what is waited for if its driver does not know its sandbox.
+// markStopping records that the lease's session is about to be stopped. If the driver
+// does not know the sandbox, it also records what the stop waits for.
 func markStopping(ctx context.Context, lease Lease, known bool) error {
 	stopping := *lease.Session()
 	if stopping.State == StateStopping {
@@ -278,8 +279,8 @@ func markStopping(ctx context.Context, lease Lease, known bool) error {
 	return nil
 }
 
-// start has the driver start the intent's sandbox, and turns the intent into a
-// session. A driver is not trusted to have kept to its contract.
+// start has the driver start the intent's sandbox and turns the intent into a running
+// session. It checks that the driver kept its contract.
 func (s *Scheduler) start(ctx context.Context, lease Lease, driver runtime.Driver, intent *Session, progress func(runtime.Stage)) error {
 	if err := held(lease); err != nil {
 		return fmt.Errorf("start the sandbox: %w", err)
@@ -309,13 +310,14 @@ func (s *Scheduler) start(ctx context.Context, lease Lease, driver runtime.Drive
 	return nil
 }
 
-// save writes a session whose sandbox is ready. Where that fails the sandbox is
-// stopped, unless the write was applied all the same: then the session stands,
-// and others may have been told of it. Where nobody can say, nothing is stopped:
-// what is recorded is the session, or an intent, which SettleInFlight ends.
+// save writes a session whose sandbox is ready. If the write fails, save stops the
+// sandbox, with two exceptions. If the write was applied after all, the session is
+// valid and others may know it, so save returns no error. If nobody can tell whether
+// the write was or will be applied, save stops nothing: the record is then the session,
+// or an intent that SettleInFlight ends.
 func (s *Scheduler) save(ctx context.Context, driver runtime.Driver, lease Lease, session Session) error {
-	// What the lease says counts: that the lock is lost by now, as [write] would
-	// say, does not mean that nothing was written before.
+	// Use the lease's own error. [write] would return ErrLockLost if the lock is lost
+	// by now, which does not mean that the write was not applied before.
 	err := lease.Write(ctx, &session, Release)
 	if err == nil {
 		return nil
@@ -336,10 +338,9 @@ func (s *Scheduler) save(ctx context.Context, driver runtime.Driver, lease Lease
 	return err
 }
 
-// ruleOut makes sure that the write of a session, which failed with err, is not
-// applied later, when its sandbox has been stopped: it writes the intent once
-// more, over which that write changes nothing. Nor does it where the lease said
-// of it, or says of this, that the lock was lost before.
+// ruleOut rewrites the intent after the write of a session failed with err, so that the
+// failed write can no longer be applied once the sandbox has been stopped. If the lock
+// was lost before either write, the session cannot be written late anyway.
 func ruleOut(ctx context.Context, lease Lease, session Session, err error) error {
 	if errors.Is(err, ErrLockLost) {
 		return nil
@@ -351,9 +352,9 @@ func ruleOut(ctx context.Context, lease Lease, session Session, err error) error
 	return nil
 }
 
-// abandon undoes a create that failed: it ends the sandbox by the given method
-// of its driver and then removes the intent. It works although ctx may have
-// ended. What it cannot undo stays recorded as an intent, for SettleInFlight.
+// abandon undoes a create that failed: it ends the sandbox with the driver's method end
+// and then removes the intent. It works even if ctx has ended. If it fails, the intent
+// stays recorded, and SettleInFlight ends it.
 func (s *Scheduler) abandon(ctx context.Context, end func(context.Context, string) error, lease Lease, session Session) {
 	ctx, done := s.undoing(ctx)
 	defer done()
@@ -367,8 +368,8 @@ func (s *Scheduler) abandon(ctx context.Context, end func(context.Context, strin
 	}
 }
 
-// undoIntent ends what an intent, found under the chat's lock, may have begun.
-// The record is left to the caller.
+// undoIntent ends the sandbox that an unfinished create may have started. intent was
+// read under the chat's lock. The caller must replace or remove the record.
 func (s *Scheduler) undoIntent(ctx context.Context, lease Lease, intent Session) error {
 	driver, err := s.driver(intent.Runtime)
 	if err != nil {

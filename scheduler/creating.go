@@ -9,28 +9,27 @@ import (
 	"github.com/google/uuid"
 )
 
-// maxWaiters is how many creates may wait for another one of the same chat.
+// maxWaiters is how many creates may wait for another create of the same chat.
 const maxWaiters = 512
 
-// creating lets the creates of one chat in this replica wait for the first of
-// them, rather than for the chat's lock, which they would have to take one after
-// another only to learn that the session stands by now. Its zero value is ready
-// for use.
+// creating makes the creates of one chat in this replica wait for the first of them.
+// Without it each of them would take the chat's lock in turn, only to find that the
+// session already exists. The zero value is ready for use.
 type creating struct {
 	mu    sync.Mutex
 	chats map[uuid.UUID]*create // the first create of each chat
 }
 
-// create is a create that is under way.
+// create is a create that is in progress.
 type create struct {
 	done    chan struct{}
 	waiters int
 }
 
-// enter returns a function that must be called when the caller's create has
-// ended, or nil after another create of the chat has ended. It waits for that
-// until the given time, and then returns ErrLockTimeout. If too many wait
-// already it returns ErrBusy, and ending's error if that ends.
+// enter returns a function that the caller must call when its create has ended. If
+// another create of the chat is in progress, enter waits for it and returns nil. It
+// returns ErrLockTimeout if that create has not ended by until, ErrBusy if too many
+// creates wait already, and the error of ctx or ending if that context ends.
 func (c *creating) enter(ctx, ending context.Context, chatID uuid.UUID, until time.Time) (leave func(), err error) {
 	other, err := c.register(chatID)
 	if err != nil {
@@ -57,8 +56,8 @@ func (c *creating) enter(ctx, ending context.Context, chatID uuid.UUID, until ti
 	return nil, err
 }
 
-// register makes the caller's create the chat's first and returns nil, or counts
-// the caller among those who wait for the one that it returns.
+// register makes the caller's create the chat's first and returns nil. If there is one
+// already, register counts the caller as a waiter and returns that create.
 func (c *creating) register(chatID uuid.UUID) (*create, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -84,8 +83,8 @@ func (c *creating) finish(chatID uuid.UUID) {
 	delete(c.chats, chatID)
 }
 
-// take takes one of a bounded number of places, and returns a function that
-// gives it back. If all are taken it returns a [LimitError], which says for what.
+// take takes one of a limited number of places and returns a function that gives it
+// back. If all places are taken it returns a [LimitError] that names the limit.
 func take(places chan struct{}, limit, what string) (leave func(), err error) {
 	select {
 	case places <- struct{}{}:

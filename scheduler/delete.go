@@ -43,7 +43,7 @@ func (s *Scheduler) Delete(ctx context.Context, chatID uuid.UUID) (DeleteResult,
 	return res, err
 }
 
-// delete returns the session that it found, also where it then failed.
+// delete returns the session that it found, even if it then failed.
 func (s *Scheduler) delete(ctx context.Context, chatID uuid.UUID) (*Session, error) {
 	if err := checkChatID(chatID); err != nil {
 		return nil, err
@@ -61,7 +61,7 @@ func (s *Scheduler) delete(ctx context.Context, chatID uuid.UUID) (*Session, err
 	case err != nil:
 		return session, fmt.Errorf("delete: %w", err)
 	case session == nil && len(reclaimed.ended) > 0:
-		return reclaimed.ended[0].session(), nil // it had no record, and none could be made
+		return reclaimed.ended[0].session(), nil // it had no record and could not be adopted
 	case session == nil:
 		return nil, nil
 	}
@@ -77,15 +77,15 @@ func (s *Scheduler) delete(ctx context.Context, chatID uuid.UUID) (*Session, err
 	return &found, nil
 }
 
-// end stops the lease's sandbox by the given method of its driver and removes
-// the record and the lock, in this order.
+// end ends the lease's sandbox with the driver's method by. It then removes the record
+// and the lock, in this order.
 func (s *Scheduler) end(ctx context.Context, lease Lease, driver runtime.Driver, by ending) error {
 	session := *lease.Session()
 	known, err := isKnown(ctx, driver, session)
 	if err != nil {
 		return err
 	}
-	if session.State != StateCreating { // an intent to create says enough
+	if session.State != StateCreating { // an intent to create needs no intent to stop
 		if err := markStopping(ctx, lease, known); err != nil {
 			return err
 		}

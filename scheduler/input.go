@@ -46,11 +46,11 @@ func (s *Scheduler) checkCreate(cmd CreateCommand) error {
 	return s.checkTTL(cmd.TTL)
 }
 
-// labelKey is the form of a label's key.
+// labelKey matches a valid label key.
 var labelKey = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._/-]*$`)
 
-// checkLabels checks the keys in order, so that the same labels give the same
-// error.
+// checkLabels checks the keys in sorted order, so that the same labels always give the
+// same error.
 func checkLabels(labels map[string]string) error {
 	const field = "labels"
 	if len(labels) > MaxLabels {
@@ -74,7 +74,7 @@ func checkLabels(labels map[string]string) error {
 	return nil
 }
 
-// checkChatID refuses the UUID that is nobody's: its lock is the leader's.
+// checkChatID refuses the nil UUID: the leader uses its lock.
 func checkChatID(id uuid.UUID) error {
 	if id == uuid.Nil {
 		return invalid("chat_id", "is the nil UUID")
@@ -82,7 +82,8 @@ func checkChatID(id uuid.UUID) error {
 	return nil
 }
 
-// checkRuntime accepts an empty name, which leaves the choice to the scheduler.
+// checkRuntime accepts a configured runtime, or an empty name, which selects the
+// default.
 func (s *Scheduler) checkRuntime(name string) error {
 	if _, ok := s.Drivers[name]; !ok && name != "" {
 		return invalid("runtime", fmt.Sprintf("%q is unknown (available: %s)", name, strings.Join(slices.Sorted(maps.Keys(s.Drivers)), ", ")))
@@ -90,7 +91,7 @@ func (s *Scheduler) checkRuntime(name string) error {
 	return nil
 }
 
-// checkTTL accepts 0, which stands for the default.
+// checkTTL accepts 0, which selects the default.
 func (s *Scheduler) checkTTL(ttl time.Duration) error {
 	switch {
 	case ttl < 0:
@@ -110,12 +111,12 @@ func checkAgentID(id string) error {
 	return nil
 }
 
-// checkVolumeHostPath checks the name of a volume, and nothing else: the path is
-// one of the machine that will run the sandbox, which need not be this one.
+// checkVolumeHostPath checks only the path's text. The path belongs to the machine that
+// will run the sandbox, which may not be this one.
 //
-// If there are roots, a volume is directly below one of them. No sandbox can then
-// write to the parent of a volume, to put a symbolic link where another session
-// expects its own folder, and no volume is inside another.
+// If there are roots, a volume must be directly below one of them. No volume is then
+// inside another. No sandbox can write to the parent of a volume, where it could
+// replace another session's folder with a symbolic link.
 func checkVolumeHostPath(p string, roots []string) error {
 	const field = "volume_host_path"
 	if err := runtime.ValidateVolumeHostPath(p); err != nil {

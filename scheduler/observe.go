@@ -10,8 +10,8 @@ import (
 	"github.com/bivouac/bivouac/runtime"
 )
 
-// observe returns the session as its driver sees it now. Where the driver
-// cannot tell, the record's word stands: doubt is not death.
+// observe returns the session as its driver sees it now. If the driver cannot tell,
+// observe returns the session as recorded: an unknown state does not mean dead.
 func (s *Scheduler) observe(ctx context.Context, session Session) Session {
 	if !session.mayChange() {
 		return session
@@ -24,11 +24,11 @@ func (s *Scheduler) observe(ctx context.Context, session Session) Session {
 	return seenAs(session, sandbox, err)
 }
 
-// mayChange says whether what a driver sees can change what is recorded: not
-// while somebody is at work on the session, nor once its sandbox is dead.
+// mayChange reports whether the driver's view may change the recorded state. It may not
+// while another operation works on the session, or once the sandbox is dead.
 func (s Session) mayChange() bool { return s.State == StateRunning || s.State == StateLost }
 
-// seenAs returns the session in the light of what its driver's Inspect answered.
+// seenAs returns the session updated with the result of its driver's Inspect.
 func seenAs(session Session, sandbox runtime.Sandbox, err error) Session {
 	switch {
 	case errors.Is(err, runtime.ErrNotFound):
@@ -39,7 +39,7 @@ func seenAs(session Session, sandbox runtime.Sandbox, err error) Session {
 	case isOfAnotherChat(sandbox, session):
 		session.State, session.Reason = StateLost, "the session is that of another chat: "+sandbox.ChatID
 	case sandbox.State == runtime.StateStarting && sandbox.ContainerID == "": // safeguard: doubt about what is not seen to start
-		// The driver's view is older than the record, which names what started.
+		// The driver's view is older than the record, which already has a container.
 	case sandbox.ContainerID != session.ContainerID:
 		session.State, session.Reason = StateLost, "another sandbox stands in its place: "+sandbox.ContainerID
 	case sandbox.State == runtime.StateDead:
@@ -48,16 +48,16 @@ func seenAs(session Session, sandbox runtime.Sandbox, err error) Session {
 		session.State, session.Reason = StateLost, sandbox.Reason
 	default:
 		session.State, session.Reason = StateRunning, ""
-		if sandbox.Endpoint.IsValid() { // where it is reached is its driver's word
+		if sandbox.Endpoint.IsValid() { // the driver knows the current endpoint
 			session.Endpoint = sandbox.Endpoint
 		}
 	}
 	return session
 }
 
-// record writes down that a session's sandbox has ended, is lost, or is back,
-// if what the driver reports is so and not known yet. It waits for the chat's
-// lock as long as that.
+// record writes that a session's sandbox has ended, is lost or is back, if the driver
+// confirms it and the record does not say so yet. wait is how long it waits for the
+// chat's lock.
 func (s *Scheduler) record(ctx context.Context, changed runtime.Sandbox, wait time.Duration) error {
 	chatID, err := uuid.Parse(changed.ChatID)
 	if err != nil {

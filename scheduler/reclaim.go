@@ -14,20 +14,22 @@ import (
 	"github.com/bivouac/bivouac/runtime"
 )
 
-// lateStart is how long after its session a sandbox must have been taken on by
-// its runtime to count as one that nobody was told of: its start arrived after
-// the create was given up, and after what should have refused it was collected.
-// It is far beyond operationLimit, since two clocks are compared.
+// lateStart is how long after its session's creation a runtime must have registered a
+// sandbox for the sandbox to count as late. A late sandbox comes from a start that
+// arrived after the create had given up, and after the runtime had removed what should
+// have refused it. No caller has received it. lateStart is far longer than
+// operationLimit because it compares two clocks.
 const lateStart = time.Hour
 
 // found is a sandbox, and the runtime that runs it.
 type found struct {
 	runtime.Sandbox
-	name   string // of the runtime
+	name   string // the runtime's name
 	driver runtime.Driver
 }
 
-// session is what a sandbox says of its session. IDs that are no UUIDs are nil.
+// session returns the session that the sandbox describes. An ID that is not a UUID
+// becomes the nil UUID.
 func (f found) session() *Session {
 	sessionID, _ := uuid.Parse(f.SessionID)
 	chatID, _ := uuid.Parse(f.ChatID)
@@ -46,16 +48,15 @@ func (f found) session() *Session {
 	}
 }
 
-// finder names the sandboxes of a chat in one runtime, as [runtime.ChatFinder]
-// does.
+// finder finds the sandboxes of a chat in one runtime. See [runtime.ChatFinder].
 type finder struct {
 	name   string
 	driver runtime.Driver
 	find   func(ctx context.Context, chatID, except string) ([]runtime.Sandbox, error)
 }
 
-// chatFinders returns the drivers that can name a chat's sandboxes at once. Of
-// the sandboxes of other drivers only their records tell.
+// chatFinders returns a finder for each driver that can find a chat's sandboxes
+// directly. Sandboxes of other drivers are known only from their records.
 func (s *Scheduler) chatFinders() []finder {
 	var finders []finder
 	for _, name := range slices.Sorted(maps.Keys(s.Drivers)) {
@@ -66,8 +67,8 @@ func (s *Scheduler) chatFinders() []finder {
 	return finders
 }
 
-// findOthers returns the chat's sandboxes that are not dead, apart from that of
-// the recorded session, if there is one: the newest first.
+// findOthers returns the chat's sandboxes that are not dead, newest first. It leaves
+// out the sandbox of the recorded session, if there is one.
 func findOthers(ctx context.Context, finders []finder, chatID uuid.UUID, recorded *Session) ([]found, error) {
 	except := ""
 	if recorded != nil {
@@ -91,20 +92,20 @@ func newestFirst(a, b found) int {
 	return cmp.Or(b.CreatedAt.Compare(a.CreatedAt), cmp.Compare(a.SessionID, b.SessionID))
 }
 
-// reclaimed is what reclaim did.
+// reclaimed is the result of reclaim.
 type reclaimed struct {
 	adopted bool
 	ended   []found
 }
 
-// reclaim makes the lease's record and the chat's sandboxes fit together, before
-// the session is created, replaced or ended.
+// reclaim brings the lease's record and the chat's sandboxes into agreement, before the
+// session is created, replaced or ended.
 //
-// A sandbox that runs while the record's own does not has lost its record, as
-// when the store was set back to an old state or somebody edited a key. It is
-// adopted: the record is written again from what the sandbox says of itself.
-// What else of the chat is alive, beside the record's own, is ended. It costs
-// nothing where there is none.
+// A sandbox may run although the record's own does not, for example if the store was
+// restored from an old state or somebody edited a key. Such a sandbox has lost its
+// record. reclaim adopts it: it writes the record again from what the sandbox reports
+// about itself. reclaim ends all other sandboxes of the chat except the record's own.
+// If the chat has no other sandboxes, reclaim only looks for them.
 func (s *Scheduler) reclaim(ctx context.Context, lease Lease, chatID uuid.UUID, finders []finder) (done reclaimed, err error) {
 	current := lease.Session()
 	others, err := findOthers(ctx, finders, chatID, current)
@@ -138,8 +139,8 @@ func (s *Scheduler) reclaim(ctx context.Context, lease Lease, chatID uuid.UUID, 
 	return done, nil
 }
 
-// isAlive says whether the record's own sandbox may still run: its driver knows
-// it, as the chat's, and not as dead.
+// isAlive reports whether the record's own sandbox may still run: its driver knows it,
+// it belongs to this chat, and it is not dead.
 func (s *Scheduler) isAlive(ctx context.Context, session Session) (bool, error) {
 	driver, err := s.driver(session.Runtime)
 	if err != nil {
@@ -149,8 +150,8 @@ func (s *Scheduler) isAlive(ctx context.Context, session Session) (bool, error) 
 	return known && sandbox.State != runtime.StateDead && !isOfAnotherChat(sandbox, session), err
 }
 
-// outlive makes sure that nothing comes of a record's session any more, whose
-// sandbox is not alive, before another one takes the record over.
+// outlive makes sure that the session of a record cannot start or still run a sandbox,
+// before another session takes the record over. The session's sandbox is not alive.
 func (s *Scheduler) outlive(ctx context.Context, lease Lease, session Session) error {
 	driver, err := s.driver(session.Runtime)
 	if err != nil {
@@ -159,16 +160,16 @@ func (s *Scheduler) outlive(ctx context.Context, lease Lease, session Session) e
 	known, err := isKnown(ctx, driver, session)
 	switch {
 	case errors.Is(err, ErrDamaged):
-		return nil // it is another chat's session, and goes on
+		return nil // the sandbox belongs to another chat and keeps running
 	case err != nil:
 		return err
 	case known && session.State != StateCreating:
-		return nil // its end was seen
+		return nil // the driver has seen its end
 	}
 	return endSandbox(ctx, lease, driver, runtime.Driver.Delete, session, known)
 }
 
-// whyNotAdopted returns why no record can be made of a sandbox, nil if one can.
+// whyNotAdopted returns why no record can be written for a sandbox, or nil if one can.
 func whyNotAdopted(sandbox runtime.Sandbox) error {
 	_, err := uuid.Parse(sandbox.SessionID)
 	switch {
@@ -191,9 +192,9 @@ func isLate(sandbox runtime.Sandbox) bool {
 	return !sandbox.CreatedAt.IsZero() && sandbox.RegisteredAt.Sub(sandbox.CreatedAt) > lateStart
 }
 
-// adopt writes the record of a sandbox that has none, from what the sandbox says
-// of itself. As the expiry may have been extended in the record that was lost,
-// the session lives for the default TTL at least.
+// adopt writes the record of a sandbox that has none, from what the sandbox reports
+// about itself. A renewal may have been lost with the record, so the session lives for
+// at least the default TTL from now.
 func (s *Scheduler) adopt(ctx context.Context, lease Lease, sandbox found, then Then) (Session, error) {
 	session := *sandbox.session()
 	session.State = StateRunning
@@ -207,7 +208,7 @@ func (s *Scheduler) adopt(ctx context.Context, lease Lease, sandbox found, then 
 	return session, nil
 }
 
-// endOrphan ends a sandbox that no record names.
+// endOrphan ends a sandbox that has no record.
 func (s *Scheduler) endOrphan(ctx context.Context, lease Lease, orphan found) error {
 	if err := stop(ctx, lease, orphan.driver, runtime.Driver.Delete, orphan.SessionID); err != nil {
 		return fmt.Errorf("end session %s, which no record names: %w", orphan.SessionID, err)

@@ -19,29 +19,29 @@ import (
 )
 
 const (
-	// reconcileInterval is how often the leading replica compares all records
-	// with all sandboxes. Single changes are noted at once; this finds what
-	// was missed.
+	// reconcileInterval is how often the leader compares all records with all
+	// sandboxes. Single changes are recorded as they happen; this finds what was
+	// missed.
 	reconcileInterval = time.Minute
 
-	// orphanGrace is how long a sandbox must have been seen without a record
-	// before something is done about it. An intent is recorded before a sandbox
-	// starts, so a healthy sandbox is without one only in a reader's stale view.
+	// orphanGrace is how long a sandbox must have been seen without a record before the
+	// leader acts on it. The intent is recorded before a sandbox starts, so a healthy
+	// sandbox lacks a record only in a reader's stale view.
 	orphanGrace = 30 * time.Second
 
-	// passLockWait is how long a pass waits for a chat's lock. Whoever holds it
-	// is at work on the chat, and the next pass looks again.
+	// passLockWait is how long a pass waits for a chat's lock. The lock's holder works
+	// on the chat, and the next pass looks again.
 	passLockWait = time.Second
 )
 
-// lead reconciles for as long as this replica leads, which is to hold the lock
-// of the nil UUID: no chat has that one, since create refuses it. Being the only
-// one saves work and is no condition of correctness: each change is made under
-// its chat's lock, after looking again.
+// lead reconciles for as long as this replica is the leader. The leader holds the lock
+// for the nil UUID, which no chat has because create refuses it. A single leader saves
+// work; correctness does not depend on it. Each change is made under its chat's lock,
+// after another look.
 func (s *Scheduler) lead(ctx context.Context) error {
 	lease, err := s.Locker.Lock(ctx, uuid.Nil, reconcileInterval)
 	if errors.Is(err, ErrLockTimeout) {
-		return nil // another one leads
+		return nil // another replica leads
 	}
 	if err != nil {
 		return err
@@ -53,7 +53,7 @@ func (s *Scheduler) lead(ctx context.Context) error {
 	s.metrics.leader.Record(ctx, 1)
 	defer s.metrics.leader.Record(ctx, 0)
 	defer s.findings.clear()
-	var g errgroup.Group // no runtime waits for another
+	var g errgroup.Group // so that no runtime waits for another
 	for name, driver := range s.Drivers {
 		r := &reconciler{s: s, name: name, driver: driver}
 		g.Go(func() error {
@@ -68,28 +68,28 @@ func (s *Scheduler) lead(ctx context.Context) error {
 	return nil
 }
 
-// reconciler compares records with one driver's sandboxes, both ways.
+// reconciler compares all records with one driver's sandboxes, and the other way round.
 type reconciler struct {
 	s      *Scheduler
 	name   string
 	driver runtime.Driver
 
-	// Of the last pass, by session ID:
-	orphans  map[string]time.Time // when sandboxes without a record were first seen so
+	// Results of the last pass, by session ID:
+	orphans  map[string]time.Time // when each sandbox was first seen without a record
 	inFlight map[string]bool      // sessions in flight
 }
 
-// comparison is what a pass finds in two complete reads.
+// comparison is the result of comparing two complete reads.
 type comparison struct {
-	orphans  []found   // sandboxes that are not dead and that no record names
-	changed  []Session // whose sandboxes are not as recorded
-	overdue  []Session // that should have been settled or cleaned up by now
+	orphans  []found   // sandboxes that are not dead and have no record
+	changed  []Session // sessions whose sandboxes are not as recorded
+	overdue  []Session // sessions that should have been settled or cleaned up by now
 	inFlight map[string]bool
 	damaged  []DamagedRecord
 }
 
-// pass makes one comparison. It acts only on what two complete reads say: if one
-// fails it changes nothing.
+// pass makes one comparison and acts on it. If one of the two reads fails, pass changes
+// nothing.
 func (r *reconciler) pass(ctx context.Context) error {
 	c, err := r.compare(ctx)
 	if err != nil {
@@ -136,7 +136,7 @@ func (r *reconciler) compare(ctx context.Context) (comparison, error) {
 		}
 		query.NextToken = page.NextToken
 	}
-	newer := make(map[string]bool) // chats of which only newer replicas know what their sandboxes are
+	newer := make(map[string]bool) // chats whose records only newer replicas can read
 	for _, r := range c.damaged {
 		newer[r.ChatID.String()] = errors.Is(r.Err, ErrNewerRecord)
 	}
@@ -148,8 +148,8 @@ func (r *reconciler) compare(ctx context.Context) (comparison, error) {
 	return c, nil
 }
 
-// classify says what there is to do about a session of this driver. What can be told
-// from the two reads alone is not asked of the store again.
+// classify adds a session of this driver to the comparison if something has to be done
+// about it. It uses only the two reads and does not ask the store again.
 func (r *reconciler) classify(session Session, sandbox runtime.Sandbox, known bool, c *comparison) {
 	id := session.SessionID.String()
 	c.inFlight[id] = !session.Settled()
@@ -165,8 +165,8 @@ func (r *reconciler) classify(session Session, sandbox runtime.Sandbox, known bo
 	}
 }
 
-// isOverdue says whether a session should have been settled or cleaned up by
-// now: what the store lists of those may lack one, as by a damaged index.
+// isOverdue reports whether a session should have been settled or cleaned up by now.
+// The store's own lists of those may be incomplete, for example if an index is damaged.
 func (r *reconciler) isOverdue(session Session) bool {
 	if !session.Settled() {
 		return r.inFlight[session.SessionID.String()]
@@ -174,7 +174,8 @@ func (r *reconciler) isOverdue(session Session) bool {
 	return session.Expired(r.s.Now().Add(-max(reconcileInterval, 2*r.s.CleanupInterval)))
 }
 
-// noteChanges records what became of sandboxes, where it still is so.
+// noteChanges records what happened to sandboxes, if that is still true under the
+// chat's lock.
 func (r *reconciler) noteChanges(ctx context.Context, changed []Session) {
 	var g errgroup.Group
 	g.SetLimit(workers)
@@ -191,11 +192,11 @@ func (r *reconciler) noteChanges(ctx context.Context, changed []Session) {
 	_ = g.Wait() // its functions return no error
 }
 
-// isUnderWay says whether an operation failed since another one is at work on
-// the chat.
+// isUnderWay reports whether an operation failed because another one works on the chat.
 func isUnderWay(err error) bool { return errors.Is(err, ErrLockTimeout) || errors.Is(err, ErrBusy) }
 
-// catchUp does what is overdue, where it still is under the chat's lock.
+// catchUp settles or cleans up overdue sessions, if they are still overdue under their
+// chat's lock.
 func (r *reconciler) catchUp(ctx context.Context, overdue []Session) {
 	var g errgroup.Group
 	g.SetLimit(workers)
@@ -212,8 +213,8 @@ func (r *reconciler) catchUp(ctx context.Context, overdue []Session) {
 	_ = g.Wait() // its functions return no error
 }
 
-// resolveOrphans does what is due about sandboxes that have been without a record
-// for a while, and returns those about which nothing could be done.
+// resolveOrphans adopts or stops the sandboxes that have had no record for orphanGrace.
+// It returns those that it could neither adopt nor stop.
 func (r *reconciler) resolveOrphans(ctx context.Context, orphans []found) []Orphan {
 	now := r.s.Now()
 	seen := make(map[string]time.Time)
@@ -247,22 +248,22 @@ type Orphan struct {
 	SessionID   string // as the runtime says
 	ChatID      string // as the runtime says
 	ContainerID string
-	Reason      string // why it was not adopted, and what became of it or may be done
+	Reason      string // why it was not adopted, and what was done or can be done
 
 	found found
 	err   error     // nil: it was stopped
 	since time.Time // when it was first seen without a record
 }
 
-// resolveAll does what is due about sandboxes that no record names. It works on
-// many chats at a time, and on one chat's newest sandbox first. Each waits for
-// its chat's lock as long as wait.
+// resolveAll adopts or stops sandboxes that have no record. It works on many chats at a
+// time. Within one chat it takes the newest sandbox first. wait is how long each waits
+// for its chat's lock.
 func (s *Scheduler) resolveAll(ctx context.Context, orphans []found, wait time.Duration) (adopted []Session, left []Orphan) {
 	byChat := make(map[string][]found)
 	for _, orphan := range orphans {
 		byChat[orphan.ChatID] = append(byChat[orphan.ChatID], orphan)
 	}
-	var mu sync.Mutex // of the results
+	var mu sync.Mutex // guards the results
 	g := newSettlers()
 	for _, chat := range slices.Sorted(maps.Keys(byChat)) {
 		orphans := slices.SortedFunc(slices.Values(byChat[chat]), newestFirst)
@@ -304,12 +305,12 @@ func (s *Scheduler) resolveOne(ctx context.Context, orphan found, wait time.Dura
 	return nil, left
 }
 
-// resolve does what is due about one sandbox, if under its chat's lock there is
-// still no record that names it. It returns the session that it became, or why
-// it was stopped, or why it was left alone, or nothing where all is well by now.
+// resolve adopts or stops one sandbox, if it still has no record under its chat's lock.
+// It returns the adopted session, or why the sandbox was stopped, or an error that says
+// why it was left alone. It returns none of them if nothing has to be done any more.
 func (s *Scheduler) resolve(ctx context.Context, orphan found, wait time.Duration) (adopted *Session, stopped string, err error) {
 	chatID, err := uuid.Parse(orphan.ChatID)
-	if err != nil || checkChatID(chatID) != nil { // the lock of the nil UUID is the leader's
+	if err != nil || checkChatID(chatID) != nil { // the leader holds the lock for the nil UUID
 		return nil, "", fmt.Errorf("%w: %q is no chat's ID: Bivouac did not make this sandbox; end it in runtime %s, as container %s",
 			ErrInvalid, orphan.ChatID, orphan.name, orphan.ContainerID)
 	}
@@ -323,13 +324,13 @@ func (s *Scheduler) resolve(ctx context.Context, orphan found, wait time.Duratio
 	defer s.release(ctx, lease)
 	ctx, done := s.underLock(ctx, lease)
 	defer done()
-	ctx, cancel := context.WithTimeout(ctx, undoLimit) // not to hold the chat for long
+	ctx, cancel := context.WithTimeout(ctx, undoLimit) // so that the chat is not locked for long
 	defer cancel()
 
 	orphan.Sandbox, err = lookAgain(ctx, orphan)
 	switch {
 	case errors.Is(err, runtime.ErrNotFound):
-		return nil, "", nil // it ended meanwhile
+		return nil, "", nil // it has ended in the meantime
 	case err != nil:
 		return nil, "", runtimeError(ctx, "look at a sandbox without a record", err)
 	}
@@ -350,12 +351,14 @@ func (s *Scheduler) resolve(ctx context.Context, orphan found, wait time.Duratio
 	case !current.Settled():
 		return nil, "", fmt.Errorf("%w: its chat's session %s is %s", ErrBusy, current.SessionID, current.State)
 	}
-	// The record was edited or set back, so it is no reason to end anything.
+	// The record was edited or restored from an old state. That is no reason to stop
+	// the sandbox.
 	return nil, "", fmt.Errorf("%w: the record of chat %s names session %s, which does not run: create the chat again, or run: bivouac operator repair %s",
 		ErrDamaged, chatID, current.SessionID, chatID)
 }
 
-// lookAgain returns how a sandbox stands now, ErrNotFound if it is dead.
+// lookAgain returns the sandbox as its driver sees it now, or ErrNotFound if it is
+// dead.
 func lookAgain(ctx context.Context, orphan found) (runtime.Sandbox, error) {
 	finder, ok := orphan.driver.(runtime.ChatFinder)
 	if !ok {
@@ -377,7 +380,7 @@ func lookAgain(ctx context.Context, orphan found) (runtime.Sandbox, error) {
 	return runtime.Sandbox{}, runtime.ErrNotFound
 }
 
-// resolveUnrecorded does what is due about a sandbox whose chat has no record.
+// resolveUnrecorded adopts or stops a sandbox whose chat has no record.
 func (s *Scheduler) resolveUnrecorded(ctx context.Context, lease Lease, orphan found) (adopted *Session, stopped string, err error) {
 	why := whyNotAdopted(orphan.Sandbox)
 	switch {
@@ -396,8 +399,8 @@ func (s *Scheduler) resolveUnrecorded(ctx context.Context, lease Lease, orphan f
 	}
 }
 
-// isAbandoned says whether a sandbox has been starting for longer than any
-// create waits: nobody was told of it.
+// isAbandoned reports whether a sandbox has been starting for longer than any create
+// waits. No caller has received such a sandbox.
 func isAbandoned(sandbox runtime.Sandbox, now time.Time) bool {
 	return sandbox.State == runtime.StateStarting && !sandbox.CreatedAt.IsZero() && now.Sub(sandbox.CreatedAt) > operationLimit
 }

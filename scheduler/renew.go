@@ -28,8 +28,8 @@ func (s *Scheduler) Renew(ctx context.Context, chatID uuid.UUID, ttl time.Durati
 	return *after, nil
 }
 
-// renew returns the session that it found, also if it then failed, and the
-// session that it made of it.
+// renew returns the session that it found, even if it then failed, and the renewed
+// session.
 func (s *Scheduler) renew(ctx context.Context, chatID uuid.UUID, ttl time.Duration) (before, after *Session, err error) {
 	if err := checkChatID(chatID); err != nil {
 		return nil, nil, err

@@ -12,17 +12,17 @@ import (
 	"github.com/bivouac/bivouac/runtime"
 )
 
-// settleInterval is how often a replica looks for what another one left in
+// settleInterval is how often a replica looks for sessions that another replica left in
 // flight.
 const settleInterval = 5 * time.Second
 
-// The first and the longest pause before background work that ended is started again.
+// The shortest and the longest pause before background work that ended is started again.
 const (
 	minRestart = time.Second
 	maxRestart = 15 * time.Second
 )
 
-// maxHeld is how many changes wait for the locks of their chats at a time.
+// maxHeld is how many changes may wait for their chats' locks at a time.
 const maxHeld = 128
 
 // Run does the background work until ctx ends: it cleans up expired sessions, settles
@@ -50,7 +50,7 @@ func (s *Scheduler) Run(ctx context.Context) {
 func every(ctx context.Context, interval time.Duration, f func(context.Context)) error {
 	tick := time.NewTicker(interval)
 	defer tick.Stop()
-	for ctx.Err() == nil { // also where both are due
+	for ctx.Err() == nil { // checked here too: select picks at random if both are ready
 		f(ctx)
 		select {
 		case <-ctx.Done():
@@ -64,8 +64,8 @@ func (s *Scheduler) cleanupPass(ctx context.Context) {
 	_, _ = s.CleanupExpired(ctx) // it has logged and counted its errors
 }
 
-// keepSettling starts a pass of settling at each interval. A chat that takes long
-// does not delay later passes.
+// keepSettling starts a settle pass at each interval. A chat that takes long does not
+// delay later passes.
 func (s *Scheduler) keepSettling(ctx context.Context) error {
 	var outage backoff.Throttle
 	g := newSettlers()
@@ -86,12 +86,13 @@ func (s *Scheduler) keepRunning(ctx context.Context, event string, args []any, f
 		if err == nil || time.Since(began) > maxRestart {
 			pause.Reset()
 		}
-		_ = backoff.Sleep(ctx, pause.Next()) // the loop looks at ctx
+		_ = backoff.Sleep(ctx, pause.Next()) // the loop checks ctx
 	}
 	return nil
 }
 
-// logFailure logs a failure of background work, and not all of them during an outage.
+// logFailure logs a failure of background work. During an outage it logs most failures
+// at debug level.
 func (s *Scheduler) logFailure(ctx context.Context, outage *backoff.Throttle, event string, err error, args ...any) {
 	switch {
 	case err == nil:
@@ -101,9 +102,9 @@ func (s *Scheduler) logFailure(ctx context.Context, outage *backoff.Throttle, ev
 	}
 }
 
-// watch notes what a driver reports until its watch ends. A chat whose lock is
-// held waits apart from the others. What finds no room there is left to
-// reconciling.
+// watch records what a driver reports until its watch ends. Changes whose chat's lock
+// is held wait in a separate group, so that they do not delay others. If that group is
+// full, the change is left to the reconciler.
 func (s *Scheduler) watch(ctx context.Context, w runtime.Watcher) error {
 	var free, held errgroup.Group
 	free.SetLimit(workers)
@@ -128,7 +129,7 @@ func (s *Scheduler) watch(ctx context.Context, w runtime.Watcher) error {
 	})
 	_ = free.Wait() // their functions return no error
 	_ = held.Wait()
-	if errors.Is(err, errors.ErrUnsupported) { // it has nothing to report, and is not asked again
+	if errors.Is(err, errors.ErrUnsupported) { // it has nothing to report: do not watch it again
 		<-ctx.Done()
 		return nil
 	}

@@ -21,16 +21,16 @@ func (s *Scheduler) SettleInFlight(ctx context.Context) error {
 	return err
 }
 
-// newSettlers returns a group of as many as one dead replica may have left
-// starts in flight, so that none of them waits for another that is slow to stop.
+// newSettlers returns a group that runs as many functions at a time as one dead replica
+// may have left starts in flight. A sandbox that is slow to stop then delays no other.
 func newSettlers() *errgroup.Group {
 	var g errgroup.Group
 	g.SetLimit(maxStarting)
 	return &g
 }
 
-// beginSettling has the group settle what is in flight. A session that the group
-// is at work on already has its lock held, and so is left alone.
+// beginSettling has the group settle every session in flight. If the group already
+// works on a session, its lock is held and the new attempt leaves it alone.
 func (s *Scheduler) beginSettling(ctx context.Context, g *errgroup.Group) error {
 	inFlight, err := s.Store.InFlight(ctx)
 	if err != nil {
@@ -55,7 +55,7 @@ func (s *Scheduler) settleOne(ctx context.Context, session Session) {
 func (s *Scheduler) settle(ctx context.Context, listed Session) error {
 	lease, err := s.Locker.Lock(ctx, listed.ChatID, 0)
 	if errors.Is(err, ErrLockTimeout) || errors.Is(err, ErrBusy) {
-		return nil // somebody is at work on it
+		return nil // another operation works on it
 	}
 	if err != nil {
 		return err
@@ -63,7 +63,7 @@ func (s *Scheduler) settle(ctx context.Context, listed Session) error {
 	defer s.release(ctx, lease)
 	ctx, done := s.underLock(ctx, lease)
 	defer done()
-	ctx, cancel := context.WithTimeout(ctx, undoLimit) // not to hold the chat for long
+	ctx, cancel := context.WithTimeout(ctx, undoLimit) // so that the chat is not locked for long
 	defer cancel()
 
 	inFlight := func() bool {

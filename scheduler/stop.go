@@ -9,12 +9,12 @@ import (
 	"github.com/bivouac/bivouac/runtime"
 )
 
-// ending is a method of a driver that ends a sandbox: [runtime.Driver.Stop] or
+// ending is a driver's method that ends a sandbox: [runtime.Driver.Stop] or
 // [runtime.Driver.Delete].
 type ending func(driver runtime.Driver, ctx context.Context, sessionID string) error
 
-// stop ends a sandbox, within stopLimit, while the lease's lock is held. If the
-// sandbox has not ended by then, the record of its session says what it waits for.
+// stop ends a sandbox within stopLimit, if the lease still holds the lock. If the
+// sandbox has not ended by then, stop records what it waits for.
 func stop(ctx context.Context, lease Lease, driver runtime.Driver, end ending, sessionID string) error {
 	if err := held(lease); err != nil {
 		return fmt.Errorf("stop the sandbox: %w", err)
@@ -27,9 +27,9 @@ func stop(ctx context.Context, lease Lease, driver runtime.Driver, end ending, s
 	return nil
 }
 
-// noteWait returns stopErr. If that says that the sandbox has not ended, it first
-// writes into the lease's record why, provided that the record is that of the
-// session. It works although ctx may have ended.
+// noteWait returns stopErr. If stopErr says that the sandbox has not ended, noteWait
+// first writes the reason into the lease's record, provided that the record is of this
+// session. It works even if ctx has ended.
 func noteWait(ctx context.Context, lease Lease, sessionID string, stopErr error) error {
 	current := lease.Session()
 	if !errors.Is(stopErr, runtime.ErrNotStopped) || current == nil || current.SessionID.String() != sessionID || current.Reason == stopErr.Error() {
@@ -45,9 +45,9 @@ func noteWait(ctx context.Context, lease Lease, sessionID string, stopErr error)
 	return stopErr
 }
 
-// isKnown says whether the driver knows the sandbox of a recorded session, which
-// is about to be stopped. If the sandbox serves another chat it must not be,
-// whatever the record says, since somebody edited that: it returns ErrDamaged.
+// isKnown reports whether the driver knows the sandbox of a recorded session that is
+// about to be stopped. It returns ErrDamaged if the sandbox serves another chat:
+// somebody edited the record, and the sandbox must not be stopped.
 func isKnown(ctx context.Context, driver runtime.Driver, session Session) (bool, error) {
 	sandbox, known, err := inspect(ctx, driver, session)
 	if err == nil && known && isOfAnotherChat(sandbox, session) {
@@ -57,8 +57,8 @@ func isKnown(ctx context.Context, driver runtime.Driver, session Session) (bool,
 	return known, err
 }
 
-// inspect returns a recorded session's sandbox as its driver sees it now, within
-// stopLimit. known is false if the driver does not know it.
+// inspect returns a recorded session's sandbox as its driver sees it now. It waits at
+// most stopLimit. known is false if the driver does not know the sandbox.
 func inspect(ctx context.Context, driver runtime.Driver, session Session) (sandbox runtime.Sandbox, known bool, err error) {
 	limited, cancel := context.WithTimeout(ctx, stopLimit)
 	defer cancel()
@@ -73,14 +73,14 @@ func isOfAnotherChat(sandbox runtime.Sandbox, session Session) bool {
 	return sandbox.ChatID != session.ChatID.String()
 }
 
-// endSandbox ends the sandbox of a recorded session by the given method of its
-// driver. known is what [isKnown] said of it.
+// endSandbox ends the sandbox of a recorded session with the driver's method end. known
+// is the result of [isKnown].
 //
-// If the driver does not know the sandbox of a session that was handed out,
-// nothing is stopped and no session ID is used up: the driver's Create, which
-// asks for a sandbox once, had returned before the record said running, so that
-// no start can arrive any more. An intent has no such answer. Its session ID is
-// used up, so that a start that arrives late fails.
+// If a session was running and its driver no longer knows the sandbox, endSandbox stops
+// nothing and uses up no session ID. The driver's Create asks for a sandbox only once
+// and had returned before the record said running, so no start can arrive any more. For
+// an intent that is not certain. endSandbox uses up its session ID, so that a start
+// that arrives late fails.
 func endSandbox(ctx context.Context, lease Lease, driver runtime.Driver, end ending, session Session, known bool) error {
 	if known || session.State == StateCreating {
 		return stop(ctx, lease, driver, end, session.SessionID.String())
@@ -88,15 +88,15 @@ func endSandbox(ctx context.Context, lease Lease, driver runtime.Driver, end end
 	return awaitSilence(ctx, lease, driver, session)
 }
 
-// probeInterval is how often a sandbox is asked whether it still answers.
+// probeInterval is how often awaitSilence checks whether a sandbox still answers.
 const probeInterval = 250 * time.Millisecond
 
-// awaitSilence returns once the sandbox of a session, which its driver no longer
-// knows, does not answer any more. What a runtime was told to forget, as by
-// "nomad job stop -purge", may take its time to end. It waits stopLimit at most.
+// awaitSilence returns once the sandbox of a session no longer answers. The driver no
+// longer knows the sandbox, but the sandbox may take time to end, for example after
+// "nomad job stop -purge". awaitSilence waits at most stopLimit.
 //
-// A driver that is no [runtime.Prober] is believed at once, and so is a record
-// that says that the sandbox was seen dead.
+// It returns at once if the driver is not a [runtime.Prober], or if the record says
+// that the sandbox is dead.
 func awaitSilence(ctx context.Context, lease Lease, driver runtime.Driver, session Session) error {
 	prober, ok := driver.(runtime.Prober)
 	if !ok || session.State == StateDead || !session.Endpoint.IsValid() { // safeguard: question to a sandbox that its runtime forgot

@@ -16,22 +16,20 @@ import (
 	"github.com/bivouac/bivouac/internal/process"
 )
 
-// The sandboxes of -dev end with their agent, also if it is killed. Two things
-// see to that. Each agent starts a helper, which waits until the agent is gone
-// and then ends what it has left. And each agent does the same at its start, in
-// case that a helper was killed too. How they know that an agent is gone: it has
-// its folder locked for as long as it lives.
+// The sandboxes of a -dev server end with the server, even if it is killed. Each server
+// starts a helper, which waits until the server is gone and then ends what it left. Each
+// server also does that when it starts, in case a helper was killed too. A server locks
+// its folder as long as it lives, so the server is gone if its folder is not locked.
 
-// DevCleanup is the command that an agent of -dev starts its helper with. It
-// takes the folder of all such agents and calls EndAbandoned at the end of its
-// standard input.
+// DevCleanup is the command that a -dev server runs as its helper. Its argument is the
+// folder of all -dev servers. It calls EndAbandoned when its standard input ends.
 const DevCleanup = "dev-cleanup"
 
-// devLock is the file in an agent's folder that the agent has locked.
+// devLock is the file in a -dev server's folder that the server locks.
 const devLock = "agent.lock"
 
-// lockDev locks the folder of the agent at this address until the file is
-// closed. It waits for one that still ends what an earlier agent has left.
+// lockDev locks the folder of the -dev server at this address until the file is closed.
+// It waits for a process that still ends what an earlier server left.
 func lockDev(ctx context.Context, addr string) (*os.File, error) {
 	dir, err := makeDevDir(addr)
 	if err != nil {
@@ -44,8 +42,8 @@ func lockDev(ctx context.Context, addr string) (*os.File, error) {
 	return lock, err
 }
 
-// awaitLockDev locks a folder. It returns nil if another process has it locked
-// for longer than patience.
+// awaitLockDev locks a folder. It returns nil if another process still holds the lock
+// after patience.
 func awaitLockDev(ctx context.Context, dir string, patience time.Duration) (*os.File, error) {
 	limit := time.After(patience)
 	again := time.NewTicker(10 * time.Millisecond)
@@ -65,7 +63,7 @@ func awaitLockDev(ctx context.Context, dir string, patience time.Duration) (*os.
 	}
 }
 
-// tryLockDev returns nil if another process has the folder locked.
+// tryLockDev returns nil if another process holds the folder's lock.
 func tryLockDev(dir string) (*os.File, error) {
 	lock, err := os.OpenFile(filepath.Join(dir, devLock), os.O_CREATE|os.O_RDWR|syscall.O_NOFOLLOW, 0o600)
 	if err != nil {
@@ -81,10 +79,9 @@ func tryLockDev(dir string) (*os.File, error) {
 	}
 }
 
-// EndAbandoned ends the sandboxes of all agents of -dev that are gone, whatever
-// their address was. Root is the folder of all such agents. An agent that was
-// killed is gone once its lock is, some moments later: patience is how long a lock
-// is waited for.
+// EndAbandoned ends the sandboxes of all -dev servers that are gone, at any address.
+// root is the folder of all -dev servers. A killed server loses its lock only some
+// moments later, so EndAbandoned waits up to patience for each lock.
 func EndAbandoned(ctx context.Context, root string, patience time.Duration) error {
 	entries, err := os.ReadDir(root)
 	if err != nil {
@@ -99,8 +96,8 @@ func EndAbandoned(ctx context.Context, root string, patience time.Duration) erro
 	return errors.Join(problems...)
 }
 
-// endAbandonedOf ends the sandboxes of the agent with this folder, unless it is
-// there.
+// endAbandonedOf ends the sandboxes of the -dev server with this folder, unless that
+// server still runs.
 func endAbandonedOf(ctx context.Context, dir string, patience time.Duration) (err error) {
 	if err := process.MakeFolder(dir); err != nil {
 		return fmt.Errorf("agent: %w", err)
@@ -115,9 +112,9 @@ func endAbandonedOf(ctx context.Context, dir string, patience time.Duration) (er
 	return process.EndLeftovers(ctx, filepath.Join(dir, sandboxFolder))
 }
 
-// startDevCleanup starts the helper that ends the sandboxes of this agent if the
-// agent is killed. The agent calls the returned function when it ends, which
-// returns once the helper has ended too.
+// startDevCleanup starts the helper that ends this server's sandboxes if the server is
+// killed. The server calls the returned function when it ends. That function returns
+// once the helper has ended too.
 func startDevCleanup(ctx context.Context, log hclog.Logger, stderr io.Writer) (end func() error, err error) {
 	root, err := devRoot()
 	if err != nil {
@@ -132,7 +129,7 @@ func startDevCleanup(ctx context.Context, log hclog.Logger, stderr io.Writer) (e
 		cmd.Env = append(cmd.Env, name+"="+value)
 	}
 	cmd.Stderr = stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // a signal for the agent's group or terminal is not for it
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // it gets no signals to the server's group or terminal
 	alive, err := cmd.StdinPipe()
 	if err == nil {
 		err = cmd.Start()

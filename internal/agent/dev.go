@@ -22,8 +22,8 @@ import (
 	"github.com/bivouac/bivouac/runtime"
 )
 
-// newDevBase needs no other program: records are in memory, and sandboxes are
-// processes of this machine. Both end with the server.
+// newDevBase returns a base that needs no other program. Records are in memory, and
+// sandboxes are processes on this machine. Both end with the server.
 func newDevBase(c config.Config, log hclog.Logger) (base, error) {
 	dir, err := devDir(c.HTTPAddr)
 	if err != nil {
@@ -61,8 +61,9 @@ func newDevBase(c config.Config, log hclog.Logger) (base, error) {
 	return b, nil
 }
 
-// devCommand is what runs in each sandbox: the demo sandbox, unless the job
-// variables command and args say otherwise, as in the raw_exec template.
+// devCommand returns the command that runs in each sandbox. It is the demo sandbox,
+// unless the job variables command and args set another one, as in the raw_exec
+// template.
 func devCommand(variables map[string]string) ([]string, error) {
 	self, err := os.Executable()
 	if err != nil {
@@ -81,10 +82,10 @@ func devCommand(variables map[string]string) ([]string, error) {
 	return append([]string{command}, args...), nil
 }
 
-// sandboxFolder is the folder of the runtime process, in that of its server.
+// sandboxFolder is the process runtime's folder, inside its server's folder.
 const sandboxFolder = "sandboxes"
 
-// devRoot is the folder of all agents of -dev of this user.
+// devRoot returns the folder of all -dev servers of this user.
 func devRoot() (string, error) {
 	cache, err := os.UserCacheDir()
 	if err != nil {
@@ -93,7 +94,7 @@ func devRoot() (string, error) {
 	return filepath.Join(cache, "bivouac", "dev"), nil
 }
 
-// devDir is the folder for what an agent at this address has to remember.
+// devDir returns the folder of the -dev server at this address.
 func devDir(addr string) (string, error) {
 	root, err := devRoot()
 	if err != nil {
@@ -102,8 +103,8 @@ func devDir(addr string) (string, error) {
 	return filepath.Join(root, strings.NewReplacer(":", "_", "[", "", "]", "").Replace(addr)), nil
 }
 
-// makeDevDir makes the folder of devDir and those above it, so that only this
-// user can write to them.
+// makeDevDir creates the folder of devDir and its parents, so that only this user can
+// write to them.
 func makeDevDir(addr string) (string, error) {
 	dir, err := devDir(addr)
 	if err != nil {
@@ -123,22 +124,22 @@ func makeDevDir(addr string) (string, error) {
 	return dir, nil
 }
 
-// devInstance names an agent of -dev to its drivers. It ends all sandboxes of
-// its name, so the name is that of no other agent of this machine.
+// devInstance returns the instance ID that a -dev server passes to its drivers. A -dev
+// server ends all sandboxes of its instance, so no other server on this machine may
+// have the same ID.
 func devInstance(addr string) string {
 	return "dev-" + strings.Trim(regexp.MustCompile(`[^a-z0-9]+`).ReplaceAllString(addr, "-"), "-")
 }
 
-// devVolume is a folder to give to a sandbox. If none could be made, problem says
-// why, and path is only the form of one.
+// devVolume is a folder to offer as a sandbox's volume. If none could be made, problem
+// says why, and path only shows what a path looks like.
 type devVolume struct {
 	path    string
 	problem error
 }
 
-// demoVolume makes a volume that the agent's own volume roots allow: in dir, or
-// directly below the first root. A root that cannot be written to is no reason
-// not to start.
+// demoVolume makes a volume that the server's volume roots allow: in dir, or directly
+// below the first root. If it cannot write to that root, the server still starts.
 func demoVolume(dir string, roots []string) (devVolume, error) {
 	if len(roots) > 0 {
 		path := filepath.Join(roots[0], "bivouac-demo")
@@ -158,13 +159,12 @@ func demoVolume(dir string, roots []string) (devVolume, error) {
 	return devVolume{path: path}, nil
 }
 
-// makeVolume makes a folder with a README, or finds it. What stands there is
-// left as it is.
+// makeVolume creates a folder with a README. It keeps a folder or a README that exists.
 func makeVolume(dir string) error {
 	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
-	info, err := os.Lstat(dir) // through a link the folder could be another's
+	info, err := os.Lstat(dir) // refuse a link: it could lead to another user's folder
 	if err != nil {
 		return err
 	}
@@ -204,7 +204,7 @@ Look at the volume as the sandbox shows it, at the session's endpoint:
 
 `
 
-// guide prints what to do next, each line good to be typed as it is.
+// guide prints what to do next. Each command can be copied as it is.
 func guide(env Environment, addr string, volume devVolume) error {
 	url := "http://" + addr
 	chatID := uuid.NewString()
@@ -228,7 +228,7 @@ func guide(env Environment, addr string, volume devVolume) error {
 	return nil
 }
 
-// quote makes text one word for a shell.
+// quote returns text as one word for a shell.
 func quote(text string) string {
 	const plain = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789/._-"
 	if text != "" && strings.Trim(text, plain) == "" {

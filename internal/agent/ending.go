@@ -19,24 +19,24 @@ import (
 	"github.com/bivouac/bivouac/runtime"
 )
 
-// endLimit is how long the sandboxes of -dev may take to end together.
+// endLimit is how long the sandboxes of a -dev server may take to end, all together.
 const endLimit = 10 * time.Second
 
-// endWithAgent has the sandboxes of all runtimes end with the server, as their
-// records do. If a server at the same address was killed, what it left is ended
-// before anything is served.
+// endWithAgent makes the sandboxes of all runtimes end with the server, as their
+// records do. If an earlier server at the same address was killed, its sandboxes are
+// ended before this server serves anything.
 func (b *base) endWithAgent(c config.Config, host *pluginhost.Host, log hclog.Logger) {
 	drivers := maps.Clone(b.drivers)
 	b.prepare = func(ctx context.Context) error {
-		if err := endAllAbandoned(ctx); err != nil { // which is in nobody's way
+		if err := endAllAbandoned(ctx); err != nil { // what remains does no harm
 			log.Warn("leftovers_not_ended", "runtime", process.Name, "error", err)
 		}
 		if err := endLeftovers(ctx, c.HTTPAddr); err != nil {
 			return fmt.Errorf("end what an earlier server left: %w", err)
 		}
 		b.awaitPlugins(ctx)
-		// What a plugin has left that does not come up is in nobody's way:
-		// sessions of this server have IDs of their own.
+		// If a plugin does not start, the sandboxes that it left do no harm:
+		// sessions of this server have new IDs.
 		for name, err := range endEach(ctx, drivers, endAll) {
 			log.Warn("leftovers_not_ended", "runtime", name, "error", err)
 		}
@@ -46,7 +46,7 @@ func (b *base) endWithAgent(c config.Config, host *pluginhost.Host, log hclog.Lo
 		<-ctx.Done()
 		drivers := maps.Clone(drivers)
 		for _, p := range host.Status() {
-			if p.Info.Name == "" { // it was never up, so it has none of this agent's
+			if p.Info.Name == "" { // it was never up, so it has no sandboxes of this server
 				delete(drivers, p.Name)
 			}
 		}
@@ -63,8 +63,8 @@ func endAllAbandoned(ctx context.Context) error {
 	return EndAbandoned(ctx, root, 0)
 }
 
-// endLeftovers ends what the runtime process of an earlier server at this address
-// has left.
+// endLeftovers ends the sandboxes that the process runtime of an earlier server at this
+// address left.
 func endLeftovers(ctx context.Context, addr string) error {
 	dir, err := devDir(addr)
 	if err != nil {
@@ -75,8 +75,8 @@ func endLeftovers(ctx context.Context, addr string) error {
 	return process.EndLeftovers(ctx, filepath.Join(dir, sandboxFolder))
 }
 
-// endEach ends the sandboxes of each driver within endLimit, and returns what
-// failed, by the driver's name.
+// endEach ends the sandboxes of all drivers within endLimit. It returns the errors by
+// the driver's name.
 func endEach(ctx context.Context, drivers map[string]runtime.Driver, end func(context.Context, runtime.Driver) error) map[string]error {
 	ctx, cancel := context.WithTimeout(ctx, endLimit)
 	defer cancel()
@@ -98,13 +98,13 @@ func endEach(ctx context.Context, drivers map[string]runtime.Driver, end func(co
 	return failed
 }
 
-// endOnceUp does as endAll does, but waits for a plugin that is not up, and again
-// for one that crashes in the midst of it. Others are not kept waiting.
+// endOnceUp works as endAll does, but first waits for a plugin that is not up. If the
+// plugin crashes meanwhile, it tries once more. It does not delay other drivers.
 func endOnceUp(ctx context.Context, driver runtime.Driver) error {
 	var err error
 	for range 2 {
 		if plugin, ok := driver.(interface{ AwaitReturn(context.Context) error }); ok {
-			_ = plugin.AwaitReturn(ctx) // what follows fails then, and says why
+			_ = plugin.AwaitReturn(ctx) // on an error, endAll fails too and says why
 		}
 		if err = endAll(ctx, driver); err == nil {
 			return nil

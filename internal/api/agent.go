@@ -17,36 +17,37 @@ import (
 //go:embed openapi.json
 var OpenAPI []byte
 
-// Check asks one part that the agent needs whether it is there.
+// Check checks something that the server needs.
 type Check struct {
 	Name     string
 	Run      func(ctx context.Context) error // returns as soon as ctx ends
-	Optional bool                            // it is told where it fails, and the agent can serve all the same
+	Optional bool                            // a failure is reported, but the server is still healthy
 }
 
 // checkLimit is how long a health check may take.
 const checkLimit = 2 * time.Second
 
-// checkupLasts is how long callers are told what the last checks found.
+// checkupLasts is how long the results of the checks are reused.
 const checkupLasts = time.Second
 
-// checkup is what the checks found last. Callers that come together share one
-// run, so that they take no requests to Consul and Nomad from others.
+// checkup holds the last results of the checks. Callers that come at the same time
+// share one run, so that health checks do not displace other requests to Consul and
+// Nomad.
 type checkup struct {
-	turn chan struct{} // one token, for who reads or changes the rest
+	turn chan struct{} // one token; its holder may use the other fields
 	at   time.Time     // zero: never
 	errs []error       // in the order of the checks
 }
 
-// checkUp returns what the checks found within the last second. It takes no
-// longer than checkLimit, and as long again if a run has to be waited for.
+// checkUp returns results of the checks that are at most one second old. It takes at
+// most checkLimit, or twice that if it has to wait for another run.
 func (a *API) checkUp(ctx context.Context) []error {
 	a.checkup.turn <- struct{}{}
 	defer func() { <-a.checkup.turn }()
 	if !a.checkup.at.IsZero() && time.Since(a.checkup.at) < checkupLasts {
 		return a.checkup.errs
 	}
-	// Not the caller's: others are told the same.
+	// Not the caller's context: other callers share the results.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), checkLimit)
 	defer cancel()
 	errs := make([]error, len(a.config.Checks))
@@ -85,8 +86,8 @@ func (a *API) health(w http.ResponseWriter, r *http.Request, _ query) error {
 	return writeJSON(w, http.StatusServiceUnavailable, body)
 }
 
-// run keeps a panic from ending the process: it would be in a goroutine that
-// net/http does not watch.
+// run runs a check and turns a panic into an error. The check has its own goroutine,
+// where net/http does not recover a panic.
 func run(ctx context.Context, check Check) (err error) {
 	defer func() {
 		if cause := recover(); cause != nil {

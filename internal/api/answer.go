@@ -12,14 +12,14 @@ import (
 	"github.com/bivouac/bivouac/internal/api/wire"
 )
 
-// answer is the http.ResponseWriter that the API's handlers get: it knows the
-// request's ID and remembers, for the log, what was answered.
+// answer is the http.ResponseWriter of the API's handlers. It has the request's ID and
+// remembers what was answered, for the log.
 type answer struct {
 	http.ResponseWriter
 	requestID string
-	store     string // what keeps the sessions, for messages
+	store     string // name of the session store, for messages
 	status    int    // 0 until the final status is written
-	err       error  // what the request failed with
+	err       error  // why the request failed
 	broken    bool   // the answer cannot be completed
 	flush     bool   // send each part of the answer when it is written
 }
@@ -35,18 +35,18 @@ func newAnswer(w http.ResponseWriter, r *http.Request, store string) *answer {
 	return &answer{ResponseWriter: w, requestID: id, store: store}
 }
 
-// saneRequestID accepts what can stand in a log line and in a shell as it is.
+// saneRequestID reports whether an ID can be used in a log line and in a shell without
+// quoting.
 func saneRequestID(id string) bool {
 	const allowed = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ-._"
 	return id != "" && len(id) <= maxRequestID && strings.Trim(id, allowed) == ""
 }
 
-// Unwrap lets an http.ResponseController through.
+// Unwrap gives http.ResponseController access to the underlying writer.
 func (a *answer) Unwrap() http.ResponseWriter { return a.ResponseWriter }
 
-// WriteHeader begins an answer, or writes an interim one. Each write has a limit
-// of its own. A server's WriteTimeout would count the time that a blocking read
-// waits.
+// WriteHeader begins an answer, or writes an interim one. Each write has its own time
+// limit. A server's WriteTimeout would include the time that a blocking read waits.
 func (a *answer) WriteHeader(status int) {
 	if status >= http.StatusOK {
 		a.status = status
@@ -55,9 +55,9 @@ func (a *answer) WriteHeader(status int) {
 	a.ResponseWriter.WriteHeader(status)
 }
 
-// writeLimit gives the caller this long to take what is written next.
+// writeLimit sets the deadline for what is written next.
 func (a *answer) writeLimit() {
-	// A writer without deadlines is a test's; there is nothing to do about it.
+	// Only the writers of tests have no deadlines, so ignore the error.
 	_ = http.NewResponseController(a.ResponseWriter).SetWriteDeadline(time.Now().Add(writeLimit))
 }
 
@@ -74,20 +74,20 @@ func (a *answer) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// readLimit gives the caller this long to send the rest of the request, or any
-// time where limit is 0. Once a body is read the limit must go: net/http keeps
-// reading, to notice a caller who leaves.
+// readLimit sets how long the caller may take to send the rest of the request. 0
+// removes the limit. Remove it once the body is read: net/http keeps reading, to notice
+// when the caller disconnects.
 func (a *answer) readLimit(limit time.Duration) {
 	var deadline time.Time
 	if limit > 0 {
 		deadline = time.Now().Add(limit)
 	}
-	// As in WriteHeader.
+	// As in writeLimit.
 	_ = http.NewResponseController(a.ResponseWriter).SetReadDeadline(deadline)
 }
 
-// writeJSON answers with body. It fails only before anything is written: a
-// caller who is gone by then needs no answer.
+// writeJSON sends body as the answer. It returns an error only if nothing has been
+// written yet. It ignores errors of writing, because the caller has gone then.
 func writeJSON(w http.ResponseWriter, status int, body any) error {
 	var buf bytes.Buffer
 	encoder := json.NewEncoder(&buf)
@@ -102,10 +102,11 @@ func writeJSON(w http.ResponseWriter, status int, body any) error {
 func writeBytes(w http.ResponseWriter, status int, body []byte) {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
-	_, _ = w.Write(body) // fails only where the caller is gone
+	_, _ = w.Write(body) // fails only if the caller has gone
 }
 
-// fail answers with an error. If the answer has begun, it is cut off instead.
+// fail sends an error as the answer. If the answer has already begun, it marks the
+// answer as broken instead.
 func fail(w http.ResponseWriter, err error) {
 	ans, ok := w.(*answer)
 	var store string

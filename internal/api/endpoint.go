@@ -11,36 +11,36 @@ import (
 	"github.com/bivouac/bivouac/scheduler"
 )
 
-// kind is how an endpoint answers.
+// kind is the way in which an endpoint answers.
 type kind int
 
 const (
-	// unary is one answer, written as a whole.
+	// unary endpoints send one answer as a whole.
 	unary kind = iota
-	// stream is an answer in parts, each of which is sent when it is written. It
-	// ends when the API stops.
+	// stream endpoints send an answer in parts, each as soon as it is written. Their
+	// context ends when the API stops.
 	stream
-	// upgrade hands the connection over to another protocol, with
-	// http.ResponseController.Hijack. Its context ends when the API stops.
+	// upgrade endpoints hand the connection over to another protocol with
+	// http.ResponseController.Hijack. Their context ends when the API stops.
 	upgrade
 )
 
-// endpoint is what one method of one path does.
+// endpoint handles one method of one path.
 type endpoint struct {
 	kind   kind
 	places places // one is taken while the endpoint runs
-	// handle returns an error to have it answered. After the first byte of the
-	// answer it is too late for that: then the connection is closed, so that the
-	// caller does not take the answer for complete.
+	// handle returns an error to send it as the answer. If the answer has already
+	// begun, the connection is closed instead, so that the caller does not take the
+	// answer for complete.
 	handle func(w http.ResponseWriter, r *http.Request, q query) error
-	params []string // the query parameters that it knows
+	params []string // the query parameters that it accepts
 }
 
-// methods are the endpoints of one path. HEAD is GET without the body, which
-// net/http leaves out by itself.
+// methods are the endpoints of one path, by method. HEAD uses the endpoint of GET;
+// net/http leaves out the body.
 type methods map[string]endpoint
 
-// handle serves the methods of a path.
+// handle registers the methods of a path.
 func (a *API) handle(path string, m methods) {
 	a.mux.HandleFunc(path, func(w http.ResponseWriter, r *http.Request) {
 		method := r.Method
@@ -99,18 +99,17 @@ func (m methods) allow() string {
 	return strings.Join(names, ", ")
 }
 
-// places bounds how many requests of a kind run at a time. The zero value has
-// room for any number.
+// places limits how many requests run at a time. The zero value has no limit.
 type places struct {
-	limit  string // its name in metrics
+	limit  string // the limit's name in metrics
 	what   string
 	tokens chan struct{}
 }
 
 func newPlaces(limit, what string, n int) places { return places{limit, what, make(chan struct{}, n)} }
 
-// enter takes a place until leave is called. It returns a [scheduler.LimitError] if
-// all are taken.
+// enter takes a place until leave is called. If all places are taken, it returns a
+// [scheduler.LimitError].
 func (p places) enter() (leave func(), err error) {
 	if p.tokens == nil {
 		return func() {}, nil

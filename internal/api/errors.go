@@ -18,8 +18,8 @@ import (
 type apiError struct {
 	status     int
 	code       wire.Code
-	message    string        // empty: the error's own words
-	retryAfter time.Duration // 0: nothing says that waiting helps
+	message    string        // empty: the error's own text
+	retryAfter time.Duration // 0: waiting is not known to help
 	reason     string        // of a conflict
 	session    *wire.Session // of a conflict
 }
@@ -36,8 +36,8 @@ func retryAfterHeader(d time.Duration) string {
 
 // Values for Retry-After.
 const (
-	soon  = 1 * time.Second // another's operation on the chat is about to end
-	later = 5 * time.Second // something has to come back, or room to be made
+	soon  = 1 * time.Second // another operation on the chat is about to end
+	later = 5 * time.Second // something must recover, or capacity must become free
 )
 
 var errShuttingDown = &apiError{
@@ -86,9 +86,9 @@ func byKind(kind string, late bool) apiError {
 	case wire.CodeNotPlaced, wire.CodeNotStopped:
 		return apiError{status: http.StatusServiceUnavailable, code: code, retryAfter: later}
 	case wire.CodeNotReady:
-		// A sandbox that needs too long may do better next time. One that
-		// failed to start, for want of its image or by exiting, says so and
-		// will fail again until somebody mends it.
+		// A sandbox that took too long may be faster next time. A sandbox that failed
+		// to start, because its image is missing or its process exited, will fail again
+		// until somebody fixes it. Its error says so.
 		if late {
 			return apiError{status: http.StatusGatewayTimeout, code: code}
 		}

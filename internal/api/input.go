@@ -33,15 +33,14 @@ func invalid(format string, args ...any) error {
 func chatID(r *http.Request) (uuid.UUID, error) {
 	s := r.PathValue("chat_id")
 	id, err := uuid.Parse(s)
-	if err != nil || len(s) != len(id.String()) { // Parse knows other forms as well
+	if err != nil || len(s) != len(id.String()) { // Parse accepts other forms too
 		return uuid.Nil, invalid("chat_id is not a UUID in its form of 36 characters")
 	}
 	return id, nil
 }
 
-// receive reads the body of a request to its end and lets the request go on with
-// what it read. So a request that waits for its body holds nothing but its
-// connection.
+// receive reads the request's body and replaces it with a copy in memory. A request
+// that still waits for its body therefore takes no place; it holds only its connection.
 func receive(ans *answer, r *http.Request) error {
 	if r.ContentLength == 0 {
 		return nil
@@ -58,17 +57,17 @@ func receive(ans *answer, r *http.Request) error {
 	return nil
 }
 
-// readFields reads a body that is one JSON object of strings, with no other
-// fields than those named. A request without a body has no fields.
+// readFields reads a body that is one JSON object of strings. It refuses fields other
+// than those in names. A request without a body has no fields.
 func readFields(r *http.Request, names ...string) (map[string]string, error) {
 	fields, _, err := readObject(r, names, nil)
 	return fields, err
 }
 
-// readObject does as readFields does, and reads fields that are objects of
-// strings, too.
+// readObject works as readFields does, and also reads fields that are objects of
+// strings.
 func readObject(r *http.Request, names, objectNames []string) (fields map[string]string, objects map[string]map[string]string, err error) {
-	text, err := io.ReadAll(r.Body) // as receive left it
+	text, err := io.ReadAll(r.Body) // in memory, see receive
 	if err != nil {
 		return nil, nil, invalid("the body could not be read to its end")
 	}
@@ -84,8 +83,8 @@ func readObject(r *http.Request, names, objectNames []string) (fields map[string
 	return fields, objects, nil
 }
 
-// isJSON says whether the headers of a body say that it is JSON in UTF-8, once
-// and as it is.
+// isJSON reports whether a body's headers declare JSON in UTF-8, with one Content-Type
+// and no encoding.
 func isJSON(header http.Header) bool {
 	types := header.Values("Content-Type")
 	if len(types) != 1 {
@@ -106,7 +105,7 @@ func isJSON(header http.Header) bool {
 	return true
 }
 
-// ttl returns 0, the default, where there is no such field.
+// ttl returns 0, which selects the default, if there is no such field.
 func ttl(fields map[string]string) (time.Duration, error) {
 	s, ok := fields["ttl"]
 	if !ok {
@@ -126,7 +125,7 @@ func positiveDuration(name, s string) (time.Duration, error) {
 	return d, nil
 }
 
-// query is a request's query: each parameter once, and with a value.
+// query holds a request's query parameters. Each occurs once and is not empty.
 type query map[string]string
 
 func parseQuery(raw string, known []string) (query, error) {
@@ -142,7 +141,7 @@ func parseQuery(raw string, known []string) (query, error) {
 		if len(list) > 1 {
 			return nil, invalid("duplicate query parameter %s", name)
 		}
-		if list[0] == "" { // such as a script's variable that is not set
+		if list[0] == "" { // for example an unset variable in a script
 			return nil, invalid("query parameter %s is empty", name)
 		}
 		if !utf8.ValidString(list[0]) {
@@ -153,7 +152,7 @@ func parseQuery(raw string, known []string) (query, error) {
 	return q, nil
 }
 
-// The page of a list where the caller does not say.
+// defaultPerPage is the page size of a list if the caller sets none.
 const defaultPerPage = 100
 
 func (q query) perPage() (int, error) {
@@ -173,8 +172,8 @@ const (
 	maxWait     = 10 * time.Minute
 )
 
-// block returns the zero Block for a read that is not to wait. A wait without
-// an index has nothing to wait from, and is checked all the same.
+// block returns the zero Block if the read must not wait. A wait without an index has
+// no effect, but block still checks it.
 func (q query) block() (scheduler.Block, error) {
 	var block scheduler.Block
 	wait := defaultWait

@@ -17,7 +17,7 @@ import (
 	"github.com/bivouac/bivouac/scheduler"
 )
 
-// Sessions are the use cases that the API offers: a *scheduler.Scheduler.
+// Sessions are the use cases that the API serves. *scheduler.Scheduler implements it.
 type Sessions interface {
 	Create(ctx context.Context, cmd scheduler.CreateCommand) (scheduler.CreateResult, error)
 	Get(ctx context.Context, chatID uuid.UUID, block scheduler.Block) (scheduler.Session, uint64, error)
@@ -28,26 +28,26 @@ type Sessions interface {
 	Repair(ctx context.Context, chatID uuid.UUID) (scheduler.RepairResult, error)
 }
 
-// Operator carries out what only an operator can decide, about a store that lost
-// its identity or that others may know.
+// Operator carries out decisions that only an operator can make, about a store without
+// an identity.
 type Operator interface {
-	// Adopt gives the store the identity that sandboxes bear which run, of
-	// several the one that instance names, and makes records of them.
+	// Adopt gives the store the identity that running sandboxes have, and makes records
+	// of those sandboxes. If they have several identities, instance selects one.
 	Adopt(ctx context.Context, instance string) (wire.AdoptAnswer, error)
-	// Forget gives the store a fresh identity. What runs is left alone.
+	// Forget gives the store a new identity. Running sandboxes are left alone.
 	Forget(ctx context.Context) (wire.ForgetAnswer, error)
 }
 
-// Config is what the API is made from. Everything except Checks and Operator is
+// Config is the configuration of the API. All fields except Checks and Operator are
 // required.
 type Config struct {
 	Sessions Sessions
-	Store    string          // names what keeps the sessions, for messages: "Consul at HOST:PORT"
-	Checks   []Check         // none: always healthy
+	Store    string          // name of the session store for messages: "Consul at HOST:PORT"
+	Checks   []Check         // empty: always healthy
 	Metrics  http.Handler    // serves /v1/metrics
-	Operator Operator        // nil: there is nothing to decide
-	Self     wire.SelfAnswer // served as it is, but for Instance and Runtimes: it must hold no secrets
-	Instance func() string   // the ID of the instance, empty while it is not known
+	Operator Operator        // nil: no operator decisions are possible
+	Self     wire.SelfAnswer // served as it is, except Instance and Runtimes; must contain no secrets
+	Instance func() string   // the ID of the instance; empty if not yet known
 	Runtimes func(ctx context.Context) []wire.Runtime
 	Logger   hclog.Logger
 	// Refused is called with the name of the limit when a request is refused.
@@ -79,8 +79,8 @@ func New(config Config) *API {
 		stopping: stopping,
 		stop:     stop,
 	}
-	// Requests about sessions need a place. Those about the server itself need
-	// none, so that it can say how it is while it is busy.
+	// Requests about sessions need a place. Requests about the server itself need none,
+	// so that the server can report its state when it is busy.
 	a.handle("/v1/sessions", methods{
 		"GET": {unary, a.requests, a.list, []string{"agent_id", "per_page", "next_token", "index", "wait"}},
 	})
@@ -102,8 +102,8 @@ func New(config Config) *API {
 	return a
 }
 
-// The limits of a request. How long an answer takes to begin has none: a blocking
-// read and a create take as long as they take.
+// The limits of a request. There is no limit on how long an answer takes to begin,
+// because blocking reads and creates may take long.
 const (
 	bodyLimit    = 10 * time.Second // to read the body
 	writeLimit   = 30 * time.Second // for each write of an answer
@@ -117,10 +117,10 @@ const (
 // Register it to run when the server shuts down.
 func (a *API) Stop() { a.stop() }
 
-// everybody returns the caller of all requests, until callers are authenticated.
+// everybody returns the caller that all requests have, until callers are authenticated.
 func everybody() scheduler.Caller { return scheduler.Caller{Name: scheduler.DefaultOwner} }
 
-// ServeHTTP answers one request. Nothing that goes wrong in it goes further.
+// ServeHTTP answers one request. It recovers from panics.
 func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	began := time.Now()
 	ans := newAnswer(w, r, a.config.Store)
@@ -130,7 +130,7 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 		a.log(ans, r, time.Since(began))
 		if ans.broken {
-			panic(http.ErrAbortHandler) // net/http's way to say: close the connection
+			panic(http.ErrAbortHandler) // makes net/http close the connection
 		}
 	}()
 
@@ -160,9 +160,9 @@ func (a *API) recovered(ans *answer, cause any) {
 	fail(ans, fmt.Errorf("panic: %v", cause))
 }
 
-// log writes one line for each request, at debug where it went well or the
-// caller has gone. Who was answered an error finds its request ID at info or
-// above.
+// log writes one line for each request. The level is debug if the request succeeded or
+// the caller has gone, and info or above if the answer is an error. A caller who got an
+// error can therefore find the request ID in the log at info.
 func (a *API) log(ans *answer, r *http.Request, took time.Duration) {
 	level := hclog.Debug
 	switch {
@@ -185,8 +185,7 @@ func (a *API) log(ans *answer, r *http.Request, took time.Duration) {
 	a.config.Logger.Log(level, "request", args...)
 }
 
-// clip shortens what goes into the log, so that nobody can fill it with few
-// requests.
+// clip shortens text for the log, so that a few requests cannot fill the log.
 func clip(text string, length int) string {
 	if len(text) <= length {
 		return text

@@ -8,18 +8,17 @@ import (
 	"github.com/bivouac/bivouac/runtime"
 )
 
-// wantsStages says whether the caller asked for interim answers, and can read
-// them: HTTP/1.0 has none.
+// wantsStages reports whether the caller asked for interim answers and can read them.
+// HTTP/1.0 has none.
 func wantsStages(r *http.Request) bool {
 	return r.Header.Get(wire.HeaderStages) == "true" && r.ProtoAtLeast(1, 1)
 }
 
-// tellStages returns a function that sends a stage to the caller as an interim
-// answer, and one that ends that and waits for the last to be sent. The first
-// never waits for the caller to read, and may be called at any time, also after
-// the end.
+// tellStages returns two functions. report sends a stage to the caller as an interim
+// answer. It never waits for the caller to read, and may be called at any time, even
+// after end. end stops the reports and waits until the last one is sent.
 func tellStages(w http.ResponseWriter) (report func(runtime.Stage), end func()) {
-	stages := make(chan runtime.Stage, 8) // more than there are
+	stages := make(chan runtime.Stage, 8) // more than there are stages
 	done := make(chan struct{})
 	var writer sync.WaitGroup
 	writer.Go(func() {
@@ -55,5 +54,5 @@ func tellStages(w http.ResponseWriter) (report func(runtime.Stage), end func()) 
 func writeStage(w http.ResponseWriter, stage runtime.Stage) {
 	w.Header().Set(wire.HeaderStage, string(stage))
 	w.WriteHeader(http.StatusProcessing)
-	w.Header().Del(wire.HeaderStage) // it is not the final answer's
+	w.Header().Del(wire.HeaderStage) // not for the final answer
 }

@@ -1,4 +1,4 @@
-// Package backoff spaces what is tried again, and what is logged meanwhile.
+// Package backoff spaces retries, and the log lines about them.
 //
 //	pause := backoff.Backoff{Min: 50 * time.Millisecond, Max: time.Second}
 //	for try() != nil {
@@ -7,7 +7,7 @@
 //		}
 //	}
 //
-// What may be tried again, and how often, its callers decide.
+// The callers decide what to retry, and how often.
 package backoff
 
 import (
@@ -19,15 +19,15 @@ import (
 	"github.com/hashicorp/go-hclog"
 )
 
-// Backoff is the pauses between tries: from Min on, each twice as long as the one
-// before, up to Max.
+// Backoff computes the pauses between tries. The first is Min, and each is twice as
+// long as the one before, up to Max.
 type Backoff struct {
 	Min, Max time.Duration
 	last     time.Duration
 }
 
-// Next returns the next pause, with jitter: replicas that were refused together
-// do not come back together.
+// Next returns the next pause, with jitter, so that replicas that failed together do
+// not all retry at the same time.
 func (b *Backoff) Next() time.Duration {
 	b.last = min(max(2*b.last, b.Min), b.Max)
 	return Jitter(b.last)
@@ -36,15 +36,15 @@ func (b *Backoff) Next() time.Duration {
 // Reset makes the next pause the first one again.
 func (b *Backoff) Reset() { b.last = 0 }
 
-// Jitter returns a random time between half of d and d. It draws from
-// crypto/rand, since that is what a simulation can decide.
+// Jitter returns a random duration between half of d and d. It uses crypto/rand,
+// because a simulation can control that.
 func Jitter(d time.Duration) time.Duration {
 	var b [2]byte
 	_, _ = rand.Read(b[:]) // it does not fail
 	return d/2 + d/2*time.Duration(binary.BigEndian.Uint16(b[:]))>>16
 }
 
-// Sleep waits for d. It returns ctx's error if ctx ends before.
+// Sleep waits for d. It returns ctx's error if ctx ends first.
 func Sleep(ctx context.Context, d time.Duration) error {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
@@ -56,14 +56,14 @@ func Sleep(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// warnEvery is how often an outage is told of that goes on.
+// warnEvery is how often a continuing outage is logged as a warning.
 const warnEvery = time.Minute
 
 // Throttle keeps an outage from filling the log.
 type Throttle struct{ warned time.Time }
 
-// Level returns the level for one more failure: a warning at first and then once
-// a minute, else for debugging.
+// Level returns the level for one more failure: warn for the first and then once a
+// minute, otherwise debug.
 func (t *Throttle) Level() hclog.Level {
 	if time.Since(t.warned) < warnEvery {
 		return hclog.Debug
@@ -72,5 +72,5 @@ func (t *Throttle) Level() hclog.Level {
 	return hclog.Warn
 }
 
-// Reset makes the next failure a warning: all was well again.
+// Reset makes the next failure a warning. Call it after a success.
 func (t *Throttle) Reset() { t.warned = time.Time{} }

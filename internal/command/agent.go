@@ -44,14 +44,14 @@ $ bivouac agent -config=/etc/bivouac.d -volume-root=/srv/chats`
 	return c
 }
 
-// survive keeps SIGHUP and SIGPIPE from ending the process, until done is
-// called, and returns a channel that gets each SIGHUP. Neither signal is ignored
-// as signal.Ignore does it, because the programs that this one starts would
-// inherit that.
+// survive keeps SIGHUP and SIGPIPE from ending the process until done is called. It
+// returns a channel that receives each SIGHUP. It does not use signal.Ignore, because
+// the programs that this one starts would inherit that.
 func survive() (hangups <-chan os.Signal, done func()) {
 	hup := make(chan os.Signal, 1)
 	signal.Notify(hup, syscall.SIGHUP)
-	// Nobody receives from it: a write to a pipe without a reader only fails.
+	// Nothing receives from this channel. A write to a pipe without a reader just
+	// fails.
 	pipe := make(chan os.Signal, 1)
 	signal.Notify(pipe, syscall.SIGPIPE)
 	return hup, func() {

@@ -1,7 +1,10 @@
-// Package command is the command line: what is typed in, and what is shown for
-// it. Sessions are reached through the Control API alone, as any caller does.
+// Package command implements the command line: it parses what the user types and prints
+// the results.
 //
-// It must never know how an agent does its work.
+// [Main] runs the program. Session commands use only the Control API, as any other
+// client does.
+//
+// The package does not know how a server does its work.
 package command
 
 import (
@@ -26,7 +29,7 @@ import (
 	"github.com/bivouac/bivouac/internal/version"
 )
 
-// What the program exits with; exitCodes explains it.
+// The program's exit codes; exitCodes explains them.
 const (
 	exitDone = iota
 	exitError
@@ -49,12 +52,12 @@ Exit codes:
   5  no server answers at the address
 `
 
-// completionHelp follows the list of the commands.
+// completionHelp is printed after the list of commands.
 const completionHelp = `
 Run bivouac -autocomplete-install once to set up completion in bash, zsh and
 fish.`
 
-// exitCodeOf returns what the program exits with after an error.
+// exitCodeOf returns the exit code for an error.
 func exitCodeOf(err error) int {
 	if errors.Is(err, apiclient.ErrUnreachable) {
 		return exitUnreachable
@@ -75,8 +78,7 @@ func exitCodeOf(err error) int {
 	}
 }
 
-// Main runs the program with the arguments of this process and returns what it
-// exits with.
+// Main runs the program with the arguments of this process and returns the exit code.
 func Main() int {
 	t := terminal{program: os.Args[0], in: os.Stdin, out: os.Stdout, err: os.Stderr, getenv: os.Getenv}
 	c := cli.CLI{
@@ -85,7 +87,7 @@ func Main() int {
 		Args:     os.Args[1:],
 		Commands: commands(t),
 
-		// Programs call these.
+		// Only programs call these.
 		HiddenCommands: []string{agent.DevCleanup},
 
 		Autocomplete: true,
@@ -102,21 +104,21 @@ func Main() int {
 		return exitError
 	}
 	if code > exitUnreachable {
-		return exitError // cli's own codes, for what it does not know
+		return exitError // a code of package cli, for example for an unknown command
 	}
 	return code
 }
 
-// terminal is where a command runs.
+// terminal is the environment of a command: its input, its outputs and its variables.
 type terminal struct {
-	program  string // as it was called
+	program  string // as the user called it
 	in       io.Reader
 	out, err io.Writer
 	getenv   func(string) string
 }
 
-// tell writes a line to whoever looks on, apart from what a command is asked
-// for. Where that fails there is nobody to tell.
+// tell writes a line to stderr, apart from the command's output. It ignores an error,
+// which it could not report anywhere.
 func (t terminal) tell(format string, args ...any) {
 	_, _ = fmt.Fprintf(t.err, format+"\n", args...)
 }
@@ -144,13 +146,13 @@ func commands(t terminal) map[string]cli.CommandFactory {
 type command struct {
 	terminal
 	name     string // as typed, such as "session get"
-	args     string // what follows the options in its usage; a word in capitals for each
+	args     string // the arguments in its usage, each a word in capitals
 	synopsis string
-	about    string // what it does, in some sentences
+	about    string // what it does, in a few sentences
 	example  string
 	flags    *flag.FlagSet
-	asJSON   bool                                           // print JSON, errors too; set by the flag of jsonFlag
-	calls    bool                                           // it calls the API, so its exit code tells what went wrong
+	asJSON   bool                                           // print JSON, also for errors; set by jsonFlag's flag
+	calls    bool                                           // it calls the API; its help lists the exit codes
 	run      func(ctx context.Context, args []string) error // nil for a group of commands
 }
 
@@ -161,10 +163,10 @@ func newCommand(t terminal, name string) *command {
 	return &command{terminal: t, name: name, flags: flags}
 }
 
-// Synopsis is the command in one line.
+// Synopsis returns the command's description in one line.
 func (c *command) Synopsis() string { return c.synopsis }
 
-// Help is all that there is to say of the command.
+// Help returns the command's complete help.
 func (c *command) Help() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "Usage: %s\n\n%s", c.usage(), indented(c.about))
@@ -211,7 +213,7 @@ func (c *command) hasFlags() bool {
 	return has
 }
 
-// Run runs the command and returns what the program exits with.
+// Run runs the command and returns the exit code.
 func (c *command) Run(typed []string) int {
 	if c.run == nil {
 		return cli.RunResultHelp
@@ -232,8 +234,8 @@ func (c *command) Run(typed []string) int {
 		return exitError
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	// After the first signal the second has its usual effect: it ends the
-	// process at once.
+	// After the first signal, the second one has its usual effect: it ends the process
+	// at once.
 	defer context.AfterFunc(ctx, stop)()
 	defer stop()
 	if err := c.run(ctx, args); err != nil {
@@ -242,7 +244,7 @@ func (c *command) Run(typed []string) int {
 	return exitDone
 }
 
-// parse takes options before, between and after the arguments.
+// parse accepts options before, between and after the arguments.
 func (c *command) parse(typed []string) ([]string, error) {
 	var args []string
 	for {
@@ -266,10 +268,11 @@ func (c *command) parse(typed []string) ([]string, error) {
 	return args, nil
 }
 
-// asksForJSON finds the flag among arguments that could not be parsed.
+// asksForJSON reports whether arg is the JSON flag. It is for arguments that could not
+// be parsed.
 func asksForJSON(arg string) bool { return arg == "-json" || arg == "--json" }
 
-// fail tells what went wrong and returns what the program exits with.
+// fail reports an error and returns the exit code.
 func (c *command) fail(err error) int {
 	switch e, ok := errors.AsType[*apiclient.Error](err); {
 	case c.asJSON:
@@ -282,7 +285,7 @@ func (c *command) fail(err error) int {
 	return exitCodeOf(err)
 }
 
-// tellAnswer tells an error that the server answered.
+// tellAnswer reports an error that the server returned.
 func (c *command) tellAnswer(e *apiclient.Error) {
 	c.tell("Error: %v", e)
 	if e.Session != nil {
@@ -297,20 +300,19 @@ func (c *command) tellAnswer(e *apiclient.Error) {
 	}
 }
 
-// The codes of errors that no server answered.
+// The codes of errors that did not come from a server.
 const (
 	codeUnreachable wire.Code = "unreachable"
 	codeFailed      wire.Code = "failed"
 )
 
-// errorAnswer is an error as JSON: as the API has it, with the header
-// Retry-After in it.
+// errorAnswer is an error as JSON: the API's own form and the value of Retry-After.
 type errorAnswer struct {
 	wire.ErrorAnswer
 	RetryAfter int `json:"retry_after,omitempty"` // seconds
 }
 
-// tellJSON tells an error as one line of JSON.
+// tellJSON reports an error as one line of JSON.
 func (c *command) tellJSON(err error) {
 	answer := errorAnswer{}
 	answer.Error = wire.Error{Code: codeFailed, Message: err.Error()}

@@ -7,15 +7,14 @@ import (
 	"github.com/posener/complete"
 )
 
-// AutocompleteFlags tells a shell which options there are, and what follows
-// them.
+// AutocompleteFlags returns the command's options, and what can follow each of them.
 func (c *command) AutocompleteFlags() complete.Flags {
 	all := complete.Flags{}
 	c.flags.VisitAll(func(f *flag.Flag) { all["-"+f.Name] = predict(f) })
 	return all
 }
 
-// predict tells what an option's value may be, by its name in the help.
+// predict returns the possible values of an option, by the value's name in the help.
 func predict(f *flag.Flag) complete.Predictor {
 	switch name, _ := flag.UnquoteUsage(f); {
 	case name == "":
@@ -29,7 +28,7 @@ func predict(f *flag.Flag) complete.Predictor {
 	}
 }
 
-// AutocompleteArgs tells a shell what the arguments may be.
+// AutocompleteArgs returns the possible arguments.
 func (c *command) AutocompleteArgs() complete.Predictor {
 	if c.args == "PLUGIN" {
 		return complete.PredictFiles("*")

@@ -26,7 +26,7 @@ for Bivouac. The commands need no server.`
 	return c
 }
 
-// pluginFlags say which plugins there are.
+// pluginFlags are the flags that configure plugins.
 type pluginFlags struct{ config.Flags }
 
 func newPluginFlags(c *command) *pluginFlags {
@@ -35,8 +35,8 @@ func newPluginFlags(c *command) *pluginFlags {
 	return f
 }
 
-// all returns the plugins with a block, and then those that only have a file in
-// the plugin folder, which an agent leaves alone.
+// all returns the plugins that have a block, and those that only have a file in the
+// plugin folder. A server ignores the latter.
 func (f *pluginFlags) all() (named, others []pluginhost.Plugin, dir string, err error) {
 	settings, err := f.Load()
 	if err != nil {
@@ -65,8 +65,9 @@ func (f *pluginFlags) all() (named, others []pluginhost.Plugin, dir string, err 
 	return named, others, settings.PluginDir, nil
 }
 
-// find returns the plugin that is meant by PLUGIN: a path if there is a slash in
-// it, and else a name. A block for that file counts for both.
+// find returns the plugin for the argument PLUGIN. If the argument contains a slash, it
+// is a path, otherwise a name. If a block has that name or uses that file, find returns
+// the block's plugin.
 func (f *pluginFlags) find(plugin string) (pluginhost.Plugin, string, error) {
 	named, others, dir, err := f.all()
 	if err != nil {
@@ -88,7 +89,7 @@ func (f *pluginFlags) find(plugin string) (pluginhost.Plugin, string, error) {
 	return pluginhost.Plugin{}, "", fmt.Errorf("no plugin %q: it is neither a path, such as ./%s, nor in -plugin-dir, nor has it a block in a -config", plugin, plugin)
 }
 
-// isFile says whether both paths lead to one file.
+// isFile reports whether both paths lead to the same file.
 func isFile(a, b string) bool {
 	infoA, errA := os.Stat(a)
 	infoB, errB := os.Stat(b)
@@ -104,7 +105,7 @@ func pluginLogger(level string, out io.Writer) (hclog.Logger, error) {
 	return hclog.New(&hclog.LoggerOptions{Name: "bivouac", Level: known, Output: out}), nil
 }
 
-// nameOf makes a runtime's name of a path.
+// nameOf derives a runtime's name from a path.
 func nameOf(path string) string {
 	name := strings.Map(func(r rune) rune {
 		if r >= 'a' && r <= 'z' || r >= '0' && r <= '9' {

@@ -19,7 +19,7 @@ import (
 	"github.com/bivouac/bivouac/runtime"
 )
 
-// handLimit is how long a request that was typed in may take.
+// handLimit is how long a typed request may take.
 const handLimit = 5 * time.Minute
 
 func pluginRunCommand(t terminal) *command {
@@ -68,15 +68,15 @@ quotes. Exits with 1 if a request failed.`
 	return c
 }
 
-// runningPlugin is a host with one plugin, which is up.
+// runningPlugin is a host with one plugin that is up.
 type runningPlugin struct {
 	host   *pluginhost.Host
 	driver runtime.Driver
-	end    func() // waits until the plugin's process is gone; may be called again
+	end    func() // ends the plugin and waits until its process is gone; may be called again
 }
 
-// startPlugin starts the one plugin of a host. It runs until end is called,
-// whatever becomes of ctx.
+// startPlugin starts the one plugin of a host. The plugin runs until end is called,
+// even if ctx ends.
 func startPlugin(ctx context.Context, config pluginhost.Config) (*runningPlugin, error) {
 	host, err := pluginhost.New(config)
 	if err != nil {
@@ -99,7 +99,7 @@ func startPlugin(ctx context.Context, config pluginhost.Config) (*runningPlugin,
 	return &runningPlugin{host: host, driver: host.Drivers()[config.Plugins[0].Name], end: end}, nil
 }
 
-// hand drives a driver by requests that a person types in.
+// hand runs requests that a person types against a driver.
 type hand struct {
 	*command
 	driver runtime.Driver
@@ -107,11 +107,11 @@ type hand struct {
 
 var errRequestFailed = errors.New("some requests failed")
 
-// takeAll carries out the requests of in, one a line. A read that nobody ends
-// does not keep it from returning when ctx ends; it goes with the process.
+// takeAll runs the requests in in, one per line. It returns when ctx ends, even if a
+// read is still blocked. That read lasts until the process ends.
 func (h hand) takeAll(ctx context.Context, in io.Reader) error {
 	lines := make(chan string)
-	var readErr error // good once lines is closed
+	var readErr error // valid once lines is closed
 	go func() {
 		defer close(lines)
 		scanner := bufio.NewScanner(in)
@@ -145,8 +145,8 @@ func (h hand) takeAll(ctx context.Context, in io.Reader) error {
 	}
 }
 
-// wordsOf splits a line at its spaces, but for those in a word that begins with
-// a double quote: that one is written as in Go or JSON.
+// wordsOf splits a line at its spaces. A word that begins with a double quote is a
+// quoted string as in Go or JSON, and may contain spaces.
 func wordsOf(line string) ([]string, error) {
 	var words []string
 	for {
@@ -238,7 +238,7 @@ func (h hand) create(ctx context.Context, words []string) error {
 		h.tell("%8s  %s", time.Since(now).Round(time.Millisecond), stage)
 	})
 	if err != nil {
-		// As an agent does. What is left where that fails, list shows.
+		// Clean up as a server does. If that fails, list shows what is left.
 		return errors.Join(err, h.driver.Delete(ctx, spec.SessionID))
 	}
 	return showSandboxes(h.out, []runtime.Sandbox{sandbox})

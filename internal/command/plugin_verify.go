@@ -67,7 +67,7 @@ folder of this machine.`
 			return err
 		}
 		defer func() { err = errors.Join(err, dropMarks(ctx, host), dropMarks(ctx, other)) }()
-		defer func() { verified.end() }() // the one that runs then
+		defer func() { verified.end() }() // the current one: a crash replaces it
 		foreign, err := startPlugin(ctx, other)
 		if err != nil {
 			return err
@@ -92,8 +92,8 @@ folder of this machine.`
 	return c
 }
 
-// verify prints the verdict on each requirement as it comes, and a summary. It
-// fails if a requirement is not met.
+// verify runs the requirements, prints the verdict on each as it comes, and then a
+// summary. It fails if a requirement is not met.
 func verify(ctx context.Context, out io.Writer, h conformance.Harness, pattern *regexp.Regexp) error {
 	count := map[conformance.Verdict]int{}
 	began := time.Now()
@@ -129,8 +129,8 @@ func showResult(out io.Writer, r conformance.Result) error {
 	return err
 }
 
-// dropMarks has the plugin remove what it keeps to refuse the session IDs that
-// this command has used.
+// dropMarks has the plugin remove the data that it keeps to refuse the session IDs that
+// this command used.
 func dropMarks(ctx context.Context, config pluginhost.Config) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
 	defer cancel()
@@ -154,8 +154,8 @@ func dropMarks(ctx context.Context, config pluginhost.Config) error {
 	return nil
 }
 
-// crash kills the plugin's process and starts the next one in a host anew: the
-// old host would pause before it, the longer the more often it has crashed.
+// crash kills the plugin's process and starts the plugin in a new host. The old host
+// would pause before a restart, longer after each crash.
 func crash(ctx context.Context, p *runningPlugin, config pluginhost.Config) (*runningPlugin, error) {
 	pid := p.host.Status()[0].PID
 	if pid == 0 {

@@ -16,8 +16,8 @@ import (
 
 const addressEnv = "BIVOUAC_ADDR"
 
-// clientFlags are those of all commands that call the API. The returned
-// function makes the client once the flags are parsed.
+// clientFlags adds the flags of all commands that call the API. Call the returned
+// function after the flags are parsed: it returns the client.
 func clientFlags(c *command) func() (*apiclient.Client, error) {
 	address := c.getenv(addressEnv)
 	if address == "" {
@@ -34,14 +34,14 @@ func jsonFlag(c *command) *bool {
 
 func parseChatID(text string) (uuid.UUID, error) {
 	id, err := uuid.Parse(text)
-	if err != nil || len(text) != len(id.String()) { // Parse knows other forms as well
+	if err != nil || len(text) != len(id.String()) { // Parse accepts other forms too
 		return uuid.Nil, fmt.Errorf("CHAT_ID %q is not a UUID such as 8a1f6c2e-5c0f-4f0e-9d6b-0c6f6f0f8f11", text)
 	}
 	return id, nil
 }
 
-// sessionCommandOf makes a command that calls the API. call gets the chat that
-// the first argument names, if there is one.
+// sessionCommandOf returns a command that calls the API. call receives the chat ID from
+// the first argument, if there is one.
 func sessionCommandOf(t terminal, name string, flags func(c *command), call func(ctx context.Context, c *command, api *apiclient.Client, chat uuid.UUID) error) *command {
 	c := newCommand(t, name)
 	c.calls = true

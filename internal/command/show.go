@@ -21,7 +21,7 @@ func showJSON(w io.Writer, v any) error {
 	return e.Encode(v)
 }
 
-// showTable prints lines, aligned where they have tabs.
+// showTable prints lines with their tab-separated columns aligned.
 func showTable(w io.Writer, lines string) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	if _, err := io.WriteString(t, lines); err != nil {
@@ -99,10 +99,10 @@ func endpointOf(s wire.Session) string {
 	return s.Endpoint.AddrPort().String()
 }
 
-// maxColumn is how many characters of a text stand in a table.
+// maxColumn is the maximum length of a text in a table, in characters.
 const maxColumn = 48
 
-// column makes a text fit into a table: one line, and not too long.
+// column makes text fit into a table: one line, and not too long.
 func column(text string) string {
 	text = strings.Join(strings.Fields(text), " ")
 	if short := []rune(text); len(short) > maxColumn {

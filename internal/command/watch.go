@@ -27,7 +27,7 @@ func sessionWatchCommand(t terminal) *command {
 	}, func(ctx context.Context, c *command, api *apiclient.Client, chat uuid.UUID) error {
 		w := watcher{look: lookAtAll(api, agentID), tell: func(change change) error {
 			if *asJSON {
-				return json.NewEncoder(c.out).Encode(change) // a line each
+				return json.NewEncoder(c.out).Encode(change) // one line per change
 			}
 			_, err := fmt.Fprintln(c.out, change)
 			return err
@@ -52,7 +52,7 @@ goes away, it says so and continues when a server answers again.`
 	return c
 }
 
-// change is a session that changed. Session is nil where it is gone.
+// change is a session that changed. Session is nil if the session is gone.
 type change struct {
 	Time    time.Time     `json:"time"`
 	ChatID  uuid.UUID     `json:"chat_id"`
@@ -69,7 +69,7 @@ func (c change) String() string {
 	return strings.Join(words, "  ")
 }
 
-// standing is what a change of is told.
+// standing returns a session's state as the watch command prints it.
 func standing(s wire.Session) string {
 	words := []string{s.State, endpointOf(s), "expires " + moment(s.ExpiresAt)}
 	if s.Reason != "" {
@@ -78,8 +78,8 @@ func standing(s wire.Session) string {
 	return strings.Join(words, "  ")
 }
 
-// look returns the sessions as they stand once they have changed since index,
-// and the index for the next look. With index 0 it returns at once.
+// look returns the current sessions once they have changed since index, and the index
+// for the next call. With index 0 it returns at once.
 type look func(ctx context.Context, index uint64) ([]wire.Session, uint64, error)
 
 func lookAtOne(api *apiclient.Client, chat uuid.UUID) look {
@@ -97,8 +97,8 @@ func lookAtAll(api *apiclient.Client, agentID string) look {
 		in := apiclient.ListInput{AgentID: agentID, PerPage: 1000, Block: apiclient.Block{Index: index}}
 		page, next, err := api.List(ctx, in)
 		sessions := page.Sessions
-		// What changes between two pages gives the next look an index that is
-		// over, so it returns at once.
+		// If something changes between two pages, the index of the first page is
+		// outdated. The next look then returns at once.
 		for err == nil && page.NextToken != "" {
 			in.NextToken, in.Block = page.NextToken, apiclient.Block{}
 			page, _, err = api.List(ctx, in)
@@ -108,23 +108,23 @@ func lookAtAll(api *apiclient.Client, agentID string) look {
 	}
 }
 
-// The pauses before a read that failed is repeated.
+// The shortest and the longest pause before a failed read is repeated.
 const (
 	firstRetry   = time.Second
 	longestRetry = 15 * time.Second
 )
 
-// watcher tells how sessions change.
+// watcher reports how sessions change.
 type watcher struct {
 	look      look
 	tell      func(change) error
-	untilGone bool // end once nothing is left of what was there
-	// retrying is told why a read failed that is repeated after pause.
+	untilGone bool // end once all sessions are gone
+	// retrying is called with the error of a failed read that is repeated after pause.
 	retrying func(err error, pause time.Duration)
 }
 
-// watch tells each change until ctx ends. A read that failed is repeated if the
-// server said that waiting helps, or if an earlier one succeeded.
+// watch reports each change until ctx ends. It repeats a failed read if the server said
+// that waiting helps, or if an earlier read succeeded and the error may be temporary.
 func (w watcher) watch(ctx context.Context) error {
 	pauses := backoff.Backoff{Min: firstRetry, Max: longestRetry}
 	var index uint64
@@ -157,8 +157,8 @@ func (w watcher) watch(ctx context.Context) error {
 			return err
 		}
 		w.retrying(err, pause)
-		index = 0                     // of the server that answers then, nothing is known
-		_ = backoff.Sleep(ctx, pause) // if ctx ended, so does the loop
+		index = 0                     // another server may answer then, so start over
+		_ = backoff.Sleep(ctx, pause) // the loop checks ctx
 	}
 	return nil //nolint:nilerr // to be interrupted is no failure
 }
@@ -171,8 +171,8 @@ func retryAfter(err error) time.Duration {
 	return 0
 }
 
-// mayPass says whether a read failed for a reason that passes by itself: there
-// is no server, or it or a proxy before it is in trouble.
+// mayPass reports whether a read failed for a reason that may be temporary: no server
+// can be reached, or the server or a proxy in front of it has a problem.
 func mayPass(err error) bool {
 	if e, ok := errors.AsType[*apiclient.Error](err); ok {
 		return e.Status >= http.StatusInternalServerError
@@ -180,7 +180,7 @@ func mayPass(err error) bool {
 	return errors.Is(err, apiclient.ErrUnreachable)
 }
 
-// changes brings known up to date and returns how it changed.
+// changes updates known and returns what changed.
 func changes(known map[uuid.UUID]wire.Session, sessions []wire.Session, now time.Time) []change {
 	var changed []change
 	gone := maps.Clone(known)

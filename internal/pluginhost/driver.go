@@ -9,9 +9,9 @@ import (
 	"github.com/bivouac/bivouac/runtime"
 )
 
-// Driver is a plugin's driver over all the lives of its process. While there is
-// none, its methods return [runtime.ErrUnavailable] at once; only Watch waits.
-// Its errors name the plugin.
+// Driver is a plugin's driver. It stays the same when the plugin's process is
+// restarted. While no process is up, its methods return [runtime.ErrUnavailable] at
+// once; only Watch waits. Its errors name the plugin.
 type Driver struct{ plugin *plugin }
 
 var (
@@ -21,10 +21,11 @@ var (
 	_ runtime.LogReader     = (*Driver)(nil)
 )
 
-// AwaitReturn waits until the plugin is up, if it was up once.
+// AwaitReturn waits until the plugin is up. It returns at once if the plugin has never
+// been up.
 func (d *Driver) AwaitReturn(ctx context.Context) error {
 	if d.plugin.current().Info.Name == "" {
-		return nil // it never was
+		return nil // it was never up
 	}
 	_, err := d.plugin.await(ctx)
 	return err
@@ -44,7 +45,7 @@ func call[T any](ctx context.Context, d *Driver, ask func(*instance) (T, error))
 	return answer, nil
 }
 
-// each passes on what the plugin yields, if it is up.
+// each yields what the plugin yields, if it is up.
 func each[T any](ctx context.Context, d *Driver, ask func(*instance) iter.Seq2[T, error]) iter.Seq2[T, error] {
 	return func(yield func(T, error) bool) {
 		var none T
@@ -65,7 +66,7 @@ func each[T any](ctx context.Context, d *Driver, ask func(*instance) iter.Seq2[T
 	}
 }
 
-// Info answers with the plugin's name in this Bivouac.
+// Info returns the plugin's info with the name that it has in the host's configuration.
 func (d *Driver) Info(ctx context.Context) (runtime.Info, error) {
 	return call(ctx, d, func(inc *instance) (runtime.Info, error) {
 		info := inc.info
@@ -74,7 +75,7 @@ func (d *Driver) Info(ctx context.Context) (runtime.Info, error) {
 	})
 }
 
-// Create refuses a sandbox that the plugin has handed out for another session.
+// Create refuses a sandbox whose container already belongs to another session.
 func (d *Driver) Create(ctx context.Context, spec runtime.Spec, progress func(runtime.Stage)) (runtime.Sandbox, error) {
 	return call(ctx, d, func(inc *instance) (runtime.Sandbox, error) {
 		sandbox, err := inc.driver.Create(ctx, spec, progress)
@@ -93,13 +94,14 @@ func (d *Driver) Create(ctx context.Context, spec runtime.Spec, progress func(ru
 	})
 }
 
-// claim notes that the sandbox's container is its session's.
+// claim records that the sandbox's container belongs to its session. It returns an
+// error if the container belongs to the running sandbox of another session.
 func (d *Driver) claim(ctx context.Context, inc *instance, sandbox runtime.Sandbox) error {
 	other, taken := d.plugin.owners.claim(sandbox)
 	if !taken {
 		return nil
 	}
-	// Names of containers, such as process IDs, may come again.
+	// Container IDs, such as process IDs, may be reused.
 	standing, err := inc.driver.Inspect(ctx, other)
 	switch {
 	case errors.Is(err, runtime.ErrNotFound):
@@ -113,7 +115,7 @@ func (d *Driver) claim(ctx context.Context, inc *instance, sandbox runtime.Sandb
 	return nil
 }
 
-// Stop asks the plugin.
+// Stop calls the plugin's Stop.
 func (d *Driver) Stop(ctx context.Context, sessionID string) error {
 	_, err := call(ctx, d, func(inc *instance) (struct{}, error) {
 		return struct{}{}, inc.driver.Stop(ctx, sessionID)
@@ -121,7 +123,7 @@ func (d *Driver) Stop(ctx context.Context, sessionID string) error {
 	return err
 }
 
-// Delete asks the plugin.
+// Delete calls the plugin's Delete.
 func (d *Driver) Delete(ctx context.Context, sessionID string) error {
 	_, err := call(ctx, d, func(inc *instance) (struct{}, error) {
 		return struct{}{}, inc.driver.Delete(ctx, sessionID)
@@ -132,7 +134,7 @@ func (d *Driver) Delete(ctx context.Context, sessionID string) error {
 	return err
 }
 
-// Inspect refuses a sandbox that is another session's, as Create does.
+// Inspect refuses a sandbox whose container belongs to another session, as Create does.
 func (d *Driver) Inspect(ctx context.Context, sessionID string) (runtime.Sandbox, error) {
 	return call(ctx, d, func(inc *instance) (runtime.Sandbox, error) {
 		sandbox, err := inc.driver.Inspect(ctx, sessionID)
@@ -146,8 +148,8 @@ func (d *Driver) Inspect(ctx context.Context, sessionID string) (runtime.Sandbox
 	})
 }
 
-// List notes whose container is whose. What it shows twice the next Create or
-// Inspect finds out.
+// List records which container belongs to which session. It does not check for
+// duplicates: the next Create or Inspect does.
 func (d *Driver) List(ctx context.Context) iter.Seq2[runtime.Sandbox, error] {
 	return each(ctx, d, func(inc *instance) iter.Seq2[runtime.Sandbox, error] {
 		return func(yield func(runtime.Sandbox, error) bool) {
@@ -163,7 +165,8 @@ func (d *Driver) List(ctx context.Context) iter.Seq2[runtime.Sandbox, error] {
 	})
 }
 
-// Watch waits for the plugin to be up and reports until that process ends.
+// Watch waits until the plugin is up. It then reports changes until the plugin's
+// process ends.
 func (d *Driver) Watch(ctx context.Context, changed func(runtime.Sandbox)) error {
 	inc, err := d.plugin.await(ctx)
 	if err != nil {
@@ -172,7 +175,8 @@ func (d *Driver) Watch(ctx context.Context, changed func(runtime.Sandbox)) error
 	return d.plugin.wrap(inc.explain(ctx, inc.driver.Watch(ctx, changed)))
 }
 
-// Health tells of the plugin's process, and then what the plugin itself tells.
+// Health returns an error if the plugin's process is not up, and otherwise the result
+// of the plugin's own health check.
 func (d *Driver) Health(ctx context.Context) error {
 	_, err := call(ctx, d, func(inc *instance) (struct{}, error) {
 		return struct{}{}, inc.driver.Health(ctx)
@@ -180,7 +184,7 @@ func (d *Driver) Health(ctx context.Context) error {
 	return err
 }
 
-// Logs asks the plugin.
+// Logs yields the plugin's logs of a session.
 func (d *Driver) Logs(ctx context.Context, sessionID string, follow bool) iter.Seq2[runtime.LogChunk, error] {
 	return each(ctx, d, func(inc *instance) iter.Seq2[runtime.LogChunk, error] {
 		return inc.driver.Logs(ctx, sessionID, follow)

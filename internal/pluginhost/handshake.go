@@ -18,9 +18,8 @@ import (
 // longest part of it is a certificate.
 const maxHandshake = 16 << 10
 
-// checkHandshake looks at the first line that a plugin prints, so that what is
-// wrong with it can be told more plainly than go-plugin does, and before a
-// connection is tried.
+// checkHandshake checks the first line that a plugin prints. Its errors are clearer
+// than those of go-plugin, and it runs before a connection is tried.
 func checkHandshake(line string) error {
 	fields := strings.Split(strings.TrimSpace(line), "|")
 	if len(fields) < 5 {
@@ -51,7 +50,7 @@ func checkHandshake(line string) error {
 	return nil
 }
 
-// checkAddress accepts what does not leave this machine.
+// checkAddress accepts an address that is reachable only from this machine.
 func checkAddress(network, address string) error {
 	switch network {
 	case "unix":

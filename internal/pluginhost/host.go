@@ -1,14 +1,14 @@
-// Package pluginhost runs runtime drivers that are processes of their own: it
-// finds and verifies their files, starts them, watches them, restarts those
-// that crash or hang, and configures them again. To the scheduler each is a
-// runtime.Driver that stays the same over all of that.
+// Package pluginhost runs runtime drivers that are separate processes.
 //
-// A plugin is not trusted to behave: whatever it prints, answers or leaves
-// undone costs its own sessions at most. It is trusted with the machine, since
-// it runs with the host's user ID.
+// A [Host] finds and verifies the plugins' files, starts and configures their
+// processes, watches them, and restarts those that crash or hang. Each plugin is a
+// runtime.Driver that stays the same over all restarts.
 //
-// The package must never know what a plugin runs its sandboxes on, nor who asks
-// for them.
+// The host does not trust a plugin to behave. A plugin that misbehaves harms at most
+// its own sessions. A plugin can do everything on the machine that the host can,
+// because it runs with the host's user ID.
+//
+// The package does not know what a plugin runs its sandboxes on, or who asks for them.
 package pluginhost
 
 import (
@@ -26,15 +26,15 @@ import (
 	"github.com/bivouac/bivouac/runtime"
 )
 
-// Config is what a Host is made from.
+// Config is the configuration of a Host.
 type Config struct {
-	// Dir is the folder with the plugins' files. It may be empty where each
-	// plugin has a Path.
+	// Dir is the folder with the plugins' files. It may be empty if each plugin has a
+	// Path.
 	Dir string
-	// Plugins are the plugins to run. Other files in Dir are left alone.
+	// Plugins are the plugins to run. The host ignores other files in Dir.
 	Plugins []Plugin
-	// Instance is the ID of this Bivouac, for [runtime.Config]. It may be left to
-	// [Host.SetInstance].
+	// Instance is the ID of this Bivouac, for [runtime.Config]. It can be set later
+	// with [Host.SetInstance].
 	Instance string
 	Logger   hclog.Logger
 }
@@ -44,16 +44,18 @@ type Plugin struct {
 	// Name is the runtime that sessions ask for, and the name of the plugin's
 	// file in Dir. See [runtime.ValidName].
 	Name string
-	// Path is the file, where it is not in Dir under the plugin's name.
+	// Path is the plugin's file. If it is empty, the file is in Dir under the plugin's
+	// name.
 	Path string
 	Args []string
-	// Env is the plugin's environment. Nothing of the host's is added but a
-	// fixed PATH, where Env has none, and what the protocol needs.
+	// Env is the plugin's environment. The plugin inherits nothing from the host. The
+	// host adds a fixed PATH if Env has none, and the variables that the protocol
+	// needs.
 	Env map[string]string
 	// Config is a JSON object for the plugin's Configure. Nil means "{}".
 	Config json.RawMessage
-	// SHA256 is the file's checksum in hex, verified before each start. Empty
-	// accepts any file.
+	// SHA256 is the file's checksum in hex, verified before each start. If it is empty,
+	// any file is accepted.
 	SHA256 string
 }
 
@@ -63,9 +65,8 @@ type Host struct {
 	launcher *launcher
 }
 
-// New returns a host for the configured plugins, and an error that names each
-// plugin whose configuration cannot be right. Nothing is started before
-// [Host.Run].
+// New returns a host for the configured plugins. Its error names each plugin whose
+// configuration is invalid. New starts nothing; [Host.Run] does.
 func New(config Config) (*Host, error) {
 	return newHost(config, defaultTimings())
 }
@@ -93,15 +94,15 @@ func newHost(config Config, timings timings) (*Host, error) {
 	return h, nil
 }
 
-// SetInstance says the ID of this Bivouac. It is called before Run.
+// SetInstance sets the ID of this Bivouac. Call it before Run.
 func (h *Host) SetInstance(id string) {
 	for _, p := range h.plugins {
 		p.instance = id
 	}
 }
 
-// Run keeps the plugins running until ctx ends. It returns once their processes
-// are gone; their sandboxes live on.
+// Run keeps the plugins running until ctx ends. It returns once their processes are
+// gone. Their sandboxes keep running.
 func (h *Host) Run(ctx context.Context) {
 	launcherDone := make(chan struct{})
 	go func() {
@@ -117,9 +118,9 @@ func (h *Host) Run(ctx context.Context) {
 	<-launcherDone
 }
 
-// AwaitStart waits until each plugin has come up or failed to for the first
-// time, and returns an error that names those that failed and why. They are
-// started again all the same.
+// AwaitStart waits until the first start of each plugin has succeeded or failed. It
+// returns an error that names the plugins that failed, and why. The host still tries to
+// start those again.
 func (h *Host) AwaitStart(ctx context.Context) error {
 	var problems []error
 	for _, p := range h.plugins {
@@ -130,9 +131,9 @@ func (h *Host) AwaitStart(ctx context.Context) error {
 	return errors.Join(problems...)
 }
 
-// Drivers returns the plugins' drivers by name. They are good for the host's
-// life; while a plugin's process is not up, its driver returns
-// [runtime.ErrUnavailable] at once.
+// Drivers returns the plugins' drivers by name. They stay valid for the host's life.
+// While a plugin's process is not up, its driver returns [runtime.ErrUnavailable] at
+// once.
 func (h *Host) Drivers() map[string]*Driver {
 	drivers := map[string]*Driver{}
 	for _, p := range h.plugins {
@@ -141,7 +142,7 @@ func (h *Host) Drivers() map[string]*Driver {
 	return drivers
 }
 
-// Status returns how each plugin stands, by name.
+// Status returns the status of each plugin, sorted by name.
 func (h *Host) Status() []Status {
 	all := make([]Status, 0, len(h.plugins))
 	for _, p := range h.plugins {
@@ -150,24 +151,24 @@ func (h *Host) Status() []Status {
 	return all
 }
 
-// State says how a plugin stands.
+// State is the state of a plugin.
 type State string
 
 // The states of a plugin.
 const (
-	StateStarting State = "starting" // its process is started and configured
+	StateStarting State = "starting" // its process is being started and configured
 	StateRunning  State = "running"
-	StateWaiting  State = "waiting" // it failed, and is started again after a pause
-	StateStopped  State = "stopped" // the host does not run
+	StateWaiting  State = "waiting" // it failed, and will be started again after a pause
+	StateStopped  State = "stopped" // the host is not running
 )
 
-// Status is how a plugin stands.
+// Status is the status of a plugin.
 type Status struct {
 	Name     string
 	State    State
 	Since    time.Time
-	Reason   string // why it does not run, where it does not
-	Restarts int    // how often its process was started again
-	PID      int    // 0 while there is no process
+	Reason   string // why it is not running, if it is not
+	Restarts int    // how many times its process was started again
+	PID      int    // 0 if there is no process
 	Info     runtime.Info
 }

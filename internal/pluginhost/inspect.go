@@ -7,8 +7,8 @@ import (
 	"github.com/bivouac/bivouac/runtime"
 )
 
-// Inspect starts a plugin, asks it who it is, and ends it. It does not configure
-// the plugin, nor start the plugins of config.
+// Inspect starts a plugin, reads its info, and ends it. It does not configure the
+// plugin and does not start the plugins of config.
 func Inspect(ctx context.Context, config Config, spec Plugin) (runtime.Info, error) {
 	info, err := try(ctx, config, spec, (*instance).meet)
 	if err != nil {
@@ -17,8 +17,8 @@ func Inspect(ctx context.Context, config Config, spec Plugin) (runtime.Info, err
 	return info, nil
 }
 
-// checkInstance is what a plugin is told as its instance when only its
-// configuration is checked, so that it touches nothing of an instance that runs.
+// checkInstance is the instance ID that Check gives to a plugin, so that the plugin
+// does not touch anything of a running instance.
 const checkInstance = "config-validate"
 
 // Check starts a plugin, configures it for the instance "config-validate", and
@@ -29,7 +29,7 @@ func Check(ctx context.Context, config Config, spec Plugin) error {
 	return err
 }
 
-// try starts a plugin, calls setUp with its process, and ends it.
+// try starts a plugin, calls setUp with its process, and ends the process.
 func try(ctx context.Context, config Config, spec Plugin, setUp func(*instance, context.Context, *plugin) error) (runtime.Info, error) {
 	l := newLauncher()
 	launcherDone := make(chan struct{})

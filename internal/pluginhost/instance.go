@@ -19,7 +19,7 @@ import (
 	"github.com/bivouac/bivouac/runtime"
 )
 
-// instance is one life of a plugin: a process, configured and answering.
+// instance is one process of a plugin, from its start to its end.
 type instance struct {
 	timings timings
 	process *process
@@ -27,10 +27,10 @@ type instance struct {
 	conn    *grpc.ClientConn
 	driver  *wire.Client
 	info    runtime.Info
-	learned chan struct{} // closed once it has told what there is, or did not
+	learned chan struct{} // closed once its existing sandboxes are known, or could not be read
 }
 
-// startInstance starts a process of the plugin and sets it up, within
+// startInstance starts a process of the plugin and calls setUp, all within
 // timings.start.
 func (p *plugin) startInstance(ctx context.Context, setUp func(*instance, context.Context, *plugin) error) (*instance, error) {
 	path, err := p.spec.file(p.dir)
@@ -46,13 +46,13 @@ func (p *plugin) startInstance(ctx context.Context, setUp func(*instance, contex
 	out := newOutput(p.logger)
 	inc := &instance{timings: p.timings, learned: make(chan struct{}), process: newProcess(p.spec, path, p.launcher, out)}
 	config := wire.ClientConfig()
-	config.Logger = hclog.NewNullLogger() // the host itself tells what matters
+	config.Logger = hclog.NewNullLogger() // the host itself logs what matters
 	config.SyncStdout, config.SyncStderr = out, out
 	config.StartTimeout = p.timings.start
 	config.RunnerFunc = inc.process.runner
 	inc.client = goplugin.NewClient(config)
 
-	// go-plugin's calls know no context. Each of them ends with the process.
+	// go-plugin's calls take no context. Each of them returns when the process ends.
 	stopKilling := context.AfterFunc(ctx, inc.process.kill)
 	err = setUp(inc, ctx, p)
 	if !stopKilling() && err == nil {
@@ -69,7 +69,7 @@ func (p *plugin) startInstance(ctx context.Context, setUp func(*instance, contex
 
 var errStartLimit = errors.New("the start took too long")
 
-// setUp brings a fresh process to where it can be asked for sandboxes.
+// setUp connects to a new process and configures it, so that it can take requests.
 func (i *instance) setUp(ctx context.Context, p *plugin) error {
 	if err := i.meet(ctx, p); err != nil {
 		return err
@@ -86,7 +86,7 @@ func (i *instance) setUp(ctx context.Context, p *plugin) error {
 	return nil
 }
 
-// meet connects to a fresh process and asks it who it is.
+// meet connects to a new process and reads its info.
 func (i *instance) meet(ctx context.Context, _ *plugin) error {
 	protocol, err := i.client.Client()
 	if err != nil {
@@ -107,7 +107,7 @@ func (i *instance) meet(ctx context.Context, _ *plugin) error {
 	return err
 }
 
-// startFailure finds the cause behind the error of a start that failed.
+// startFailure returns the cause behind the error of a start that failed.
 func (i *instance) startFailure(ctx context.Context, err error) error {
 	greeted, bad := i.process.greeting()
 	switch {
@@ -134,7 +134,8 @@ func (i *instance) startFailure(ctx context.Context, err error) error {
 	}
 }
 
-// watch returns why the plugin must be started again, or ctx's error.
+// watch blocks until the plugin must be started again and returns why, or returns ctx's
+// error.
 func (i *instance) watch(ctx context.Context) error {
 	tick := time.NewTicker(i.timings.healthInterval)
 	defer tick.Stop()
@@ -157,8 +158,7 @@ func (i *instance) watch(ctx context.Context) error {
 	}
 }
 
-// checkHealth asks the gRPC health service, which go-plugin has each plugin
-// serve.
+// checkHealth asks the gRPC health service, which go-plugin makes every plugin serve.
 func (i *instance) checkHealth(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, i.timings.healthLimit)
 	defer cancel()
@@ -175,14 +175,14 @@ func (i *instance) checkHealth(ctx context.Context) error {
 	return nil
 }
 
-// explain says in an error what became of the process, where a call failed
-// because it ended.
+// explain adds to the error of a call how the process ended, if the call failed because
+// it ended.
 func (i *instance) explain(ctx context.Context, err error) error {
 	if !errors.Is(err, runtime.ErrUnavailable) || wire.IsAnswer(err) {
 		return err
 	}
-	// A call fails some moments before its connection is known to be broken,
-	// and that some moments before the process can be collected.
+	// A call fails shortly before its connection is known to be broken. The connection
+	// breaks shortly before the process can be collected.
 	ctx, cancel := context.WithTimeout(ctx, brokenLimit)
 	defer cancel()
 	if !i.conn.WaitForStateChange(ctx, connectivity.Ready) {
@@ -197,8 +197,8 @@ func (i *instance) explain(ctx context.Context, err error) error {
 	}
 }
 
-// stop ends the process: it is asked to, and killed if it does not comply.
-// It returns once nothing is left of it.
+// stop asks the process to end, and kills it if it has not ended within timings.stop.
+// It returns once the process is gone.
 func (i *instance) stop() {
 	impatient := time.AfterFunc(i.timings.stop, i.process.kill)
 	defer impatient.Stop()

@@ -2,9 +2,9 @@ package pluginhost
 
 import "runtime"
 
-// launcher starts processes from one thread that lives as long as the host.
-// Linux ends a child with Pdeathsig when the thread that started it ends, not
-// when the process does, and Go may end any thread but one that is kept.
+// launcher starts processes from one thread that lives as long as the host. With
+// Pdeathsig Linux ends a child when the thread that started it ends, not when the
+// process ends. Go may end any thread that is not locked.
 type launcher struct {
 	starts chan func()
 }

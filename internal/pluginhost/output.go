@@ -17,8 +17,8 @@ import (
 	"github.com/hashicorp/go-hclog"
 )
 
-// The limits of what a plugin may put into the host's log. What is more is read
-// and dropped, so that a plugin is not held up, and counted.
+// The limits of what a plugin may write to the host's log. Lines over the limit are
+// read, dropped and counted, so that the plugin never blocks on its output.
 const (
 	maxLine        = 8 << 10 // bytes
 	maxLines       = 500     // within outputWindow
@@ -28,11 +28,11 @@ const (
 	outputDropNote = "the plugin prints too much; lines were dropped"
 )
 
-// lineBreaks are line breaks, with the space around them.
+// lineBreaks matches line breaks with the space around them.
 var lineBreaks = regexp.MustCompile(`\s*[\n\r\v\f\x{85}\x{2028}\x{2029}]\s*`)
 
-// output turns what a plugin prints into lines of the host's log. Lines in
-// hclog's JSON form keep their level and values, others are logged as they are.
+// output turns what a plugin prints into lines of the host's log. Lines in hclog's JSON
+// form keep their level and values. Other lines are logged as they are.
 //
 // go-plugin could do this too, but a line such as {"@message":1} makes it panic.
 type output struct {
@@ -40,18 +40,18 @@ type output struct {
 	now    func() time.Time
 
 	mu      sync.Mutex
-	window  time.Time // when the present window began
-	lines   int       // logged in it
-	dropped int       // not yet told
-	tail    []string  // the last lines that matter, in plain text
-	panic   string    // the line that a Go program dies with; its stack follows
+	window  time.Time // when the current window began
+	lines   int       // logged in the current window
+	dropped int       // dropped but not yet reported
+	tail    []string  // the last lines at info level or above, in plain text
+	panic   string    // the line with which a Go program crashes; its stack follows
 }
 
 func newOutput(logger hclog.Logger) *output {
 	return &output{logger: logger, now: time.Now}
 }
 
-// copy logs what r holds, line by line, until it ends.
+// copy logs the lines of r until it ends.
 func (o *output) copy(r io.Reader) {
 	buffered := bufio.NewReaderSize(r, maxLine)
 	for {
@@ -70,8 +70,8 @@ func (o *output) copy(r io.Reader) {
 	}
 }
 
-// Write logs p, which a plugin printed by way of go-plugin. A line that comes
-// in pieces is logged in pieces.
+// Write logs p, which a plugin printed through go-plugin. A line that arrives in pieces
+// is logged in pieces.
 func (o *output) Write(p []byte) (int, error) {
 	for line := range bytes.Lines(p) {
 		for part := range slices.Chunk(line, maxLine) {
@@ -116,7 +116,7 @@ func isPanic(line string) bool {
 	return strings.HasPrefix(line, "panic: ") || strings.HasPrefix(line, "fatal error: ")
 }
 
-// admit says whether one more line may be logged now.
+// admit reports whether one more line may be logged now.
 func (o *output) admit() bool {
 	if now := o.now(); now.Sub(o.window) >= outputWindow {
 		o.window, o.lines = now, 0
@@ -142,8 +142,8 @@ func (o *output) flush() {
 	o.tellDropped()
 }
 
-// last returns the end of what was printed, in one line: what a program says
-// before it dies.
+// last returns the end of what was printed, in one line. That is usually why a program
+// died.
 func (o *output) last() string {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -197,8 +197,8 @@ func parseEntry(line []byte) (entry, bool) {
 	return e, true
 }
 
-// plainEntry takes the level from a line's first word, as Go programs of the
-// stack write it.
+// plainEntry takes the level from the line's first word, such as "[WARN]". Many Go
+// programs write it there.
 func plainEntry(line string) entry {
 	e := entry{level: hclog.Info, message: printable(line)}
 	word, _, _ := strings.Cut(line, " ")
@@ -215,8 +215,8 @@ func plainEntry(line string) entry {
 	return e
 }
 
-// printable makes one line of text that is fit for a log and a terminal. Lines
-// are put together with "; ", or with a space after a colon.
+// printable makes text fit for a log and a terminal: one line, without characters that
+// cannot be printed. It joins lines with "; ", or with a space after a colon.
 func printable(s string) string {
 	// Most text is one line, and a plugin may print a lot of it.
 	if strings.ContainsAny(s, "\n\r\v\f\u0085\u2028\u2029") {

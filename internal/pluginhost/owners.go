@@ -6,19 +6,19 @@ import (
 	"github.com/bivouac/bivouac/runtime"
 )
 
-// maxOwners bounds what is remembered of a plugin's sandboxes.
+// maxOwners bounds how many of a plugin's sandboxes are remembered.
 const maxOwners = 250_000
 
-// owners remembers which session each container is of, as far as the host has
-// seen it. The zero value is ready for use.
+// owners remembers which session each container belongs to, as far as the host has seen
+// it. The zero value is ready for use.
 type owners struct {
 	mu        sync.Mutex
 	session   map[string]string // by container
 	container map[string]string // by session
 }
 
-// claim notes a sandbox, unless its container is known as another session's,
-// which it returns.
+// claim records a sandbox. If its container is known to belong to another session,
+// claim records nothing and returns that session and true.
 func (o *owners) claim(sandbox runtime.Sandbox) (string, bool) {
 	if sandbox.ContainerID == "" || sandbox.State == runtime.StateDead {
 		return "", false
@@ -32,7 +32,7 @@ func (o *owners) claim(sandbox runtime.Sandbox) (string, bool) {
 	return "", false
 }
 
-// replace notes a sandbox whatever is known.
+// replace records a sandbox and overwrites what is known about its container.
 func (o *owners) replace(sandbox runtime.Sandbox) {
 	o.mu.Lock()
 	defer o.mu.Unlock()

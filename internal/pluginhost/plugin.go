@@ -12,10 +12,10 @@ import (
 	"github.com/bivouac/bivouac/runtime"
 )
 
-// timings is how long the host waits for what.
+// timings holds the host's waiting times.
 type timings struct {
 	start          time.Duration // from a process's start until it is configured
-	stop           time.Duration // from asking a process to end until it is killed
+	stop           time.Duration // from asking a process to end until killing it
 	healthInterval time.Duration
 	healthLimit    time.Duration // for one health check
 	minPause       time.Duration // before a restart, at first; then twice as long each time
@@ -53,7 +53,7 @@ type plugin struct {
 	timings  timings
 	owners   owners
 
-	firstTry chan struct{} // closed once the plugin came up or failed to
+	firstTry chan struct{} // closed once the first start has succeeded or failed
 
 	mu       sync.Mutex
 	status   Status
@@ -82,7 +82,7 @@ func newPlugin(config Config, spec Plugin, l *launcher, timings timings) (*plugi
 	}, nil
 }
 
-// run keeps the plugin running until ctx ends, and returns once its process is
+// run keeps the plugin running until ctx ends. It returns once the plugin's process is
 // gone.
 func (p *plugin) run(ctx context.Context) {
 	restarts := p.keepRunning(ctx)
@@ -90,8 +90,7 @@ func (p *plugin) run(ctx context.Context) {
 	p.tried(ctx.Err())
 }
 
-// keepRunning starts the plugin again and again until ctx ends, and returns how often
-// it was started anew.
+// keepRunning restarts the plugin until ctx ends. It returns the number of restarts.
 func (p *plugin) keepRunning(ctx context.Context) int {
 	var failure error
 	pause := p.timings.minPause
@@ -117,8 +116,8 @@ func (p *plugin) keepRunning(ctx context.Context) int {
 	}
 }
 
-// live is one life of the plugin, from its start to its end. It returns why it
-// ended.
+// live runs one process of the plugin from its start to its end. It returns why the
+// process ended.
 func (p *plugin) live(ctx context.Context, restarts int) error {
 	inc, err := p.startInstance(ctx, (*instance).setUp)
 	if err != nil {
@@ -135,18 +134,18 @@ func (p *plugin) live(ctx context.Context, restarts int) error {
 	err = inc.watch(ctx)
 	p.set(StateWaiting, err, restarts, nil) // calls fail from now on
 	if ctx.Err() == nil {
-		inc.process.kill() // it is dead or does not answer: nothing is gained by asking
+		inc.process.kill() // it is dead or does not answer, so do not ask it to end
 	}
 	inc.stop()
 	return err
 }
 
-// learnLimit is how long a fresh process may take to tell what there is. The
+// learnLimit is how long a new process may take to list its existing sandboxes. The
 // first Create waits for that.
 const learnLimit = 10 * time.Second
 
-// learn notes the sandboxes that there are already, above all those of an earlier
-// host: their containers are nobody else's.
+// learn records the sandboxes that exist already, above all those of an earlier host,
+// so that their containers are not accepted for other sessions.
 func (p *plugin) learn(ctx context.Context, inc *instance) {
 	ctx, cancel := context.WithTimeout(ctx, learnLimit)
 	defer cancel()
@@ -176,7 +175,7 @@ func (p *plugin) set(state State, why error, restarts int, inc *instance) {
 	}
 }
 
-// tried notes how the first start went.
+// tried records the result of the first start. Later calls do nothing.
 func (p *plugin) tried(err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -208,8 +207,8 @@ func (p *plugin) current() Status {
 	return p.status
 }
 
-// now returns the instance that is up, or at once an error that says why
-// there is none.
+// now returns the instance that is up. If there is none, it returns at once an error
+// that says why.
 func (p *plugin) now() (*instance, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -222,13 +221,13 @@ func (p *plugin) now() (*instance, error) {
 	return nil, p.wrap(fmt.Errorf("%w: it is %s", runtime.ErrUnavailable, p.status.State))
 }
 
-// await returns the instance that is up, or the next one.
+// await returns the instance that is up, or waits for the next one.
 func (p *plugin) await(ctx context.Context) (*instance, error) {
 	for {
 		p.mu.Lock()
 		up, changed := p.up, p.changed
 		p.mu.Unlock()
-		if up != nil && !up.process.gone() { // its end may not have been noted yet
+		if up != nil && !up.process.gone() { // it may have ended without p.up being updated yet
 			return up, nil
 		}
 		select {
@@ -239,5 +238,5 @@ func (p *plugin) await(ctx context.Context) (*instance, error) {
 	}
 }
 
-// wrap names the plugin in an error.
+// wrap adds the plugin's name to an error.
 func (p *plugin) wrap(err error) error { return fmt.Errorf("plugin %q: %w", p.spec.Name, err) }

@@ -18,16 +18,16 @@ import (
 	"github.com/hashicorp/go-plugin/runner"
 )
 
-// defaultPath is a plugin's PATH, unless its environment names one.
+// defaultPath is a plugin's PATH if its environment has none.
 const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-// drainLimit is how long what a plugin printed last is read after its end. A
-// sandbox may have inherited the plugin's output and keep it open for ever.
+// drainLimit is how long the rest of a plugin's output is read after the plugin's end.
+// A sandbox may have inherited the output and keep it open forever.
 const drainLimit = 200 * time.Millisecond
 
-// process is one process of a plugin. It is go-plugin's runner.Runner, which is
-// the place for what go-plugin leaves out: a process group, an end together
-// with the host, and output that cannot hurt.
+// process is one process of a plugin. It implements go-plugin's runner.Runner and adds
+// what go-plugin leaves out: a process group of its own, an end together with the host,
+// and limits on its output.
 type process struct {
 	path     string
 	launcher *launcher
@@ -66,15 +66,15 @@ func newProcess(spec Plugin, path string, l *launcher, out *output) *process {
 	return p
 }
 
-// runner is go-plugin's hook for starting a process. The command that it gets
-// holds the environment of the handshake and nothing else.
+// runner is go-plugin's hook for starting a process. The command that it receives
+// contains only the environment of the handshake.
 func (p *process) runner(_ hclog.Logger, cmd *exec.Cmd, sockets string) (runner.Runner, error) {
 	p.sockets = sockets
 	p.cmd.Env = append(p.cmd.Env, cmd.Env...)
 	return p, nil
 }
 
-// Start starts the process. Its output is read from then on.
+// Start starts the process and begins to read its output.
 func (p *process) Start(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {
 		return err
@@ -106,7 +106,7 @@ func (p *process) Start(ctx context.Context) error {
 	return nil
 }
 
-// startError says what the kernel's words for a file that cannot be run mean.
+// startError explains the kernel's errors for a file that cannot be run.
 func startError(path string, err error) error {
 	switch {
 	case errors.Is(err, syscall.ENOEXEC):
@@ -119,8 +119,8 @@ func startError(path string, err error) error {
 	return err
 }
 
-// readStdout passes the first line to go-plugin, if it is a handshake, and logs
-// all others.
+// readStdout passes the first line to go-plugin if it is a valid handshake. It logs all
+// other lines.
 func (p *process) readStdout() {
 	defer func() { _ = p.handshakeWrite.Close() }() // it never fails
 	first := bufio.NewReaderSize(p.stdoutRead, maxHandshake)
@@ -143,7 +143,7 @@ func (p *process) readStdout() {
 	}
 }
 
-// wait collects the process once it has ended, and what is left of its group.
+// wait collects the process once it has ended and ends what is left of its group.
 func (p *process) wait() {
 	err := collect(p.cmd)
 	deadline := time.Now().Add(drainLimit)
@@ -157,31 +157,31 @@ func (p *process) wait() {
 	close(p.exited)
 }
 
-// errKilled is why a process does not start that was killed before.
+// errKilled is returned by Start if the process was killed before it started.
 var errKilled = errors.New("the host has given it up before it was started")
 
-// kill ends the process and its group at once, and keeps one that has not
-// started from it. It does not wait.
+// kill ends the process and its group at once. If the process has not started, kill
+// keeps it from starting. It does not wait.
 func (p *process) kill() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	select {
 	case <-p.exited:
-		return // its ID may be another's by now
+		return // its PID may belong to another process by now
 	default:
 	}
 	p.killed = true
 	if !p.started {
 		return
 	}
-	_ = p.cmd.Process.Kill() // it fails where the process has ended; collect sees to the group
+	_ = p.cmd.Process.Kill() // fails if the process has ended; collect ends the group
 }
 
-// maxSocketPath is the longest path of a socket, without the zero that ends it.
+// maxSocketPath is the longest path of a socket in bytes, without the terminating zero.
 const maxSocketPath = len(syscall.RawSockaddrUnix{}.Path) - 1
 
-// checkSocket returns an error if the path of a socket, as go-plugin names it,
-// is longer than the kernel takes. One that a plugin names itself may be shorter.
+// checkSocket returns an error if a socket path as go-plugin makes it is longer than
+// the kernel allows. A plugin that chooses its own path may use a shorter one.
 func (p *process) checkSocket() error {
 	if length := len(p.sockets) + len("/plugin0123456789"); length > maxSocketPath {
 		return fmt.Errorf("the path of its socket, a file in %s, may have %d bytes at most: set TMPDIR to a folder with a shorter path, such as /tmp",
@@ -190,7 +190,7 @@ func (p *process) checkSocket() error {
 	return nil
 }
 
-// ended says how the process ended, with what it printed last. It is good once
+// ended returns how the process ended and what it printed last. Call it only after
 // exited is closed.
 func (p *process) ended() error {
 	how := "its process ended with exit code 0"
@@ -206,8 +206,8 @@ func (p *process) ended() error {
 	return errors.New(how)
 }
 
-// wasKilled says whether the host had to end the process. It is good once
-// exited is closed.
+// wasKilled reports whether the host had to kill the process. Call it only after exited
+// is closed.
 func (p *process) wasKilled() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -219,7 +219,7 @@ func (p *process) wasKilled() bool {
 	return ok && status.Signal() == syscall.SIGKILL
 }
 
-// gone says whether the process has ended.
+// gone reports whether the process has ended.
 func (p *process) gone() bool {
 	select {
 	case <-p.exited:
@@ -237,7 +237,7 @@ func (p *process) awaitEnd(limit time.Duration) {
 	}
 }
 
-// greeting says whether a first line was read, and what is wrong with it.
+// greeting reports whether a first line was read, and what is wrong with it.
 func (p *process) greeting() (bool, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -253,7 +253,7 @@ func (p *process) pid() int {
 	return p.cmd.Process.Pid
 }
 
-// The methods below are what else go-plugin wants of a runner.
+// The methods below complete go-plugin's runner.Runner.
 
 // Wait returns once the process has ended.
 func (p *process) Wait(ctx context.Context) error {
@@ -265,31 +265,32 @@ func (p *process) Wait(ctx context.Context) error {
 	}
 }
 
-// Kill does nothing: the host decides when a process is killed, so that one
-// that ends by itself can say why.
+// Kill does nothing. The host decides when to kill a process, so that a process that
+// ends by itself can say why.
 func (p *process) Kill(context.Context) error { return nil }
 
-// Stdout holds the handshake, and ends with the process.
+// Stdout returns the handshake. It ends with the process.
 func (p *process) Stdout() io.ReadCloser { return p.handshakeRead }
 
-// Stderr is empty: the process's own is logged by output.
+// Stderr returns an empty stream. output logs the process's stderr.
 func (p *process) Stderr() io.ReadCloser { return io.NopCloser(strings.NewReader("")) }
 
 // Name returns the plugin's file.
 func (p *process) Name() string { return p.path }
 
-// ID is never empty: go-plugin then leaves its folder behind.
+// ID returns the PID. It is never empty: if it were, go-plugin would not remove its
+// folder.
 func (p *process) ID() string { return strconv.Itoa(p.pid()) }
 
-// Diagnose has nothing to add: the host tells what went wrong.
+// Diagnose adds nothing. The host reports what went wrong.
 func (p *process) Diagnose(context.Context) string { return "" }
 
-// PluginToHost returns an address as it is: both are on this machine.
+// PluginToHost returns the address unchanged, because both are on this machine.
 func (p *process) PluginToHost(network, address string) (hostNet, hostAddr string, err error) {
 	return network, address, nil
 }
 
-// HostToPlugin returns an address as it is.
+// HostToPlugin returns the address unchanged.
 func (p *process) HostToPlugin(network, address string) (pluginNet, pluginAddr string, err error) {
 	return network, address, nil
 }

@@ -8,16 +8,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ownGroup gives a process a group of its own, so that a signal for the host is
-// not one for its plugins, and has the kernel end it when the host ends in
-// whatever way.
+// ownGroup gives a process a group of its own, so that a signal to the host's group
+// does not reach its plugins. It also makes the kernel end the process when the host
+// ends in any way.
 func ownGroup() *syscall.SysProcAttr {
 	return &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 }
 
-// collect waits for the process's end, ends what is left of its group, and
-// collects it. Until it is collected its ID, and so the group's, is nobody
-// else's.
+// collect waits until the process ends, ends what is left of its group, and then
+// collects it. Until it is collected, no other process can get its PID, and so no other
+// group can get its group ID.
 func collect(cmd *exec.Cmd) error {
 	for {
 		err := unix.Waitid(unix.P_PID, cmd.Process.Pid, nil, unix.WEXITED|unix.WNOWAIT, nil)
@@ -25,6 +25,6 @@ func collect(cmd *exec.Cmd) error {
 			break
 		}
 	}
-	_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) // it fails where the group is empty
+	_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) // fails if the group is empty
 	return cmd.Wait()
 }

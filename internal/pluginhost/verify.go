@@ -16,8 +16,8 @@ import (
 	"github.com/bivouac/bivouac/runtime"
 )
 
-// Check returns what in a plugin's settings cannot be right, whatever its file is.
-// Dir is the plugin folder, empty if there is none.
+// Check returns what is wrong with a plugin's settings, without looking at its file.
+// dir is the plugin folder, or empty if there is none.
 func (p Plugin) Check(dir string) error {
 	if !runtime.ValidName(p.Name) {
 		return errors.New("its name is not 1 to 64 of a-z, 0-9 and '-', or begins with '-'")
@@ -42,12 +42,13 @@ func (p Plugin) Check(dir string) error {
 	return nil
 }
 
-// file returns the plugin's file.
+// file returns the absolute path of the plugin's file.
 func (p Plugin) file(dir string) (string, error) {
 	return filepath.Abs(cmp.Or(p.Path, filepath.Join(dir, p.Name)))
 }
 
-// verify looks at a plugin's file before it is run.
+// verify checks a plugin's file before it is run: its type, its mode and, if sum is not
+// empty, its checksum.
 func verify(path, sum string) error {
 	info, err := os.Stat(path)
 	switch {
@@ -64,7 +65,7 @@ func verify(path, sum string) error {
 	if err != nil {
 		return err
 	}
-	// A SecureConfig is good for one check only, so each start has its own.
+	// A SecureConfig works for one check only, so each start needs its own.
 	secure := goplugin.SecureConfig{Checksum: want, Hash: sha256.New()}
 	ok, err := secure.Check(path)
 	switch {

@@ -15,19 +15,19 @@ import (
 )
 
 const (
-	// answerLimit is how long a plugin may take for what package runtime says
-	// takes 10 seconds at most; a little more, for the way there and back.
+	// answerLimit is how long a plugin may take for a call that package runtime limits
+	// to 10 seconds. The rest is for the way there and back.
 	answerLimit = 12 * time.Second
-	// maxSandboxes bounds a list.
+	// maxSandboxes bounds the number of sandboxes in a list.
 	maxSandboxes = 250_000
-	// maxStages bounds what a Create may tell before its sandbox.
+	// maxStages bounds the number of stages that a Create may report before its
+	// sandbox.
 	maxStages = 64
 )
 
-// Client is the driver of a plugin's process, for as long as that lives. It has
-// the methods of every ability; which of them work, Info declares. What the
-// plugin answers is checked: what the contract rules out becomes
-// [runtime.ErrUnavailable].
+// Client is the driver of one plugin process. It has the methods of every ability; Info
+// declares which of them work. Client checks the plugin's answers. An answer that
+// breaks the contract becomes [runtime.ErrUnavailable].
 type Client struct {
 	rpc   runtimev1.DriverServiceClient
 	info  runtime.Info
@@ -42,7 +42,7 @@ var (
 	_ runtime.LogReader     = (*Client)(nil)
 )
 
-// NewClient asks the plugin at the other end of conn who it is and returns its
+// NewClient reads the info of the plugin at the other end of conn and returns its
 // driver.
 func NewClient(ctx context.Context, conn grpc.ClientConnInterface) (*Client, error) {
 	c := &Client{rpc: runtimev1.NewDriverServiceClient(conn), limit: answerLimit}
@@ -58,10 +58,10 @@ func NewClient(ctx context.Context, conn grpc.ClientConnInterface) (*Client, err
 	return c, nil
 }
 
-// errNoAnswer is the cause where a plugin took longer than the contract allows.
+// errNoAnswer is the cause if a plugin took longer than the contract allows.
 var errNoAnswer = errors.New("the plugin did not answer in time")
 
-// within makes a call that the contract gives a limit.
+// within makes a call for which the contract sets a limit.
 func within[T any](ctx context.Context, limit time.Duration, call func(context.Context) (T, error)) (T, error) {
 	limited, cancel := context.WithTimeoutCause(ctx, limit, errNoAnswer)
 	defer cancel()
@@ -73,8 +73,8 @@ func within[T any](ctx context.Context, limit time.Duration, call func(context.C
 	return answer, nil
 }
 
-// callFailed is the error of a call that was made with limited, a context made
-// from the caller's ctx.
+// callFailed returns the error of a call that failed with err. limited is the call's
+// context, derived from the caller's ctx.
 func callFailed(ctx, limited context.Context, err error) error {
 	if ctx.Err() == nil && errors.Is(context.Cause(limited), errNoAnswer) {
 		return fmt.Errorf("%w: %w", runtime.ErrUnavailable, errNoAnswer)
@@ -82,13 +82,13 @@ func callFailed(ctx, limited context.Context, err error) error {
 	return fromStatus(ctx, err)
 }
 
-// Info answers from memory.
+// Info returns the info that NewClient read.
 func (c *Client) Info(context.Context) (runtime.Info, error) { return c.info, nil }
 
-// Create has no limit but ctx's.
+// Create has no time limit other than ctx's.
 func (c *Client) Create(ctx context.Context, spec runtime.Spec, progress func(runtime.Stage)) (runtime.Sandbox, error) {
 	ctx, cancel := context.WithCancel(ctx)
-	defer cancel() // a stream that is left early must be told so
+	defer cancel() // ends the stream if this returns early
 	stream, err := c.rpc.Create(ctx, &runtimev1.CreateRequest{Spec: specToProto(spec)})
 	if err != nil {
 		return runtime.Sandbox{}, fromStatus(ctx, err)
@@ -130,19 +130,19 @@ func created(answer *runtimev1.Sandbox, spec runtime.Spec) (runtime.Sandbox, err
 	return sandbox, nil
 }
 
-// Stop has no limit but ctx's.
+// Stop has no time limit other than ctx's.
 func (c *Client) Stop(ctx context.Context, sessionID string) error {
 	_, err := c.rpc.Stop(ctx, &runtimev1.StopRequest{SessionId: sessionID})
 	return fromStatus(ctx, err)
 }
 
-// Delete has no limit but ctx's.
+// Delete has no time limit other than ctx's.
 func (c *Client) Delete(ctx context.Context, sessionID string) error {
 	_, err := c.rpc.Delete(ctx, &runtimev1.DeleteRequest{SessionId: sessionID})
 	return fromStatus(ctx, err)
 }
 
-// Inspect waits 12 seconds at most.
+// Inspect waits at most 12 seconds.
 func (c *Client) Inspect(ctx context.Context, sessionID string) (runtime.Sandbox, error) {
 	answer, err := within(ctx, c.limit, func(ctx context.Context) (*runtimev1.InspectResponse, error) {
 		return c.rpc.Inspect(ctx, &runtimev1.InspectRequest{SessionId: sessionID})
@@ -153,8 +153,8 @@ func (c *Client) Inspect(ctx context.Context, sessionID string) (runtime.Sandbox
 	return sandboxFromProto(answer.GetSandbox(), sessionID)
 }
 
-// List ends with an error after 250,000 sandboxes, and where the plugin is
-// silent for 12 seconds.
+// List ends with an error after 250,000 sandboxes, or if the plugin sends nothing for
+// 12 seconds.
 func (c *Client) List(ctx context.Context) iter.Seq2[runtime.Sandbox, error] {
 	return func(yield func(runtime.Sandbox, error) bool) {
 		limited, cancel := context.WithCancelCause(ctx)
@@ -164,8 +164,8 @@ func (c *Client) List(ctx context.Context) iter.Seq2[runtime.Sandbox, error] {
 			yield(runtime.Sandbox{}, fromStatus(ctx, err))
 			return
 		}
-		// The plugin's time runs while it is waited for, not while the caller
-		// looks at a sandbox.
+		// The time limit runs while this waits for the plugin, not while the caller
+		// handles a sandbox.
 		late := time.AfterFunc(c.limit, func() { cancel(errNoAnswer) })
 		defer late.Stop()
 		for count := 0; ; {

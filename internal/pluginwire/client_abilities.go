@@ -15,7 +15,7 @@ func (c *Client) has(ability runtime.Ability) bool {
 	return slices.Contains(c.info.Abilities, ability)
 }
 
-// Configure waits 12 seconds at most.
+// Configure waits at most 12 seconds.
 func (c *Client) Configure(ctx context.Context, config runtime.Config) error {
 	if !c.has(runtime.AbilityConfigure) {
 		return unsupported(runtime.AbilityConfigure)
@@ -26,8 +26,8 @@ func (c *Client) Configure(ctx context.Context, config runtime.Config) error {
 	return err
 }
 
-// Health of a driver that does not have the ability is good. It waits 12
-// seconds at most.
+// Health returns nil if the driver does not have the ability. It waits at most 12
+// seconds.
 func (c *Client) Health(ctx context.Context) error {
 	if !c.has(runtime.AbilityHealth) {
 		return nil
@@ -38,7 +38,7 @@ func (c *Client) Health(ctx context.Context) error {
 	return err
 }
 
-// Watch has no limit but ctx's.
+// Watch has no time limit other than ctx's.
 func (c *Client) Watch(ctx context.Context, changed func(runtime.Sandbox)) error {
 	if !c.has(runtime.AbilityWatch) {
 		return unsupported(runtime.AbilityWatch)
@@ -65,7 +65,7 @@ func (c *Client) Watch(ctx context.Context, changed func(runtime.Sandbox)) error
 	}
 }
 
-// Logs has no limit but ctx's.
+// Logs has no time limit other than ctx's.
 func (c *Client) Logs(ctx context.Context, sessionID string, follow bool) iter.Seq2[runtime.LogChunk, error] {
 	return func(yield func(runtime.LogChunk, error) bool) {
 		if !c.has(runtime.AbilityLogs) {

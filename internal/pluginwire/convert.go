@@ -191,7 +191,7 @@ func outputToProto(stream runtime.LogStream, data []byte) *runtimev1.Output {
 	return &runtimev1.Output{Stream: streams[stream], Data: data}
 }
 
-// outputFromProto takes an unknown stream for Stdout.
+// outputFromProto treats an unknown stream as Stdout.
 func outputFromProto(output *runtimev1.Output) runtime.LogChunk {
 	stream, ok := keyOf(streams, output.GetStream())
 	if !ok {

@@ -120,12 +120,12 @@ func contextError(ctx context.Context) error {
 type callError struct {
 	message string
 	wrapped []error
-	answer  bool // the plugin has sent it: a connection that broke has no details
+	answer  bool // the plugin sent it: the error of a broken connection has no details
 }
 
-// IsAnswer says whether err is known to be what the plugin answered, or what the
-// client found wrong with an answer. It is false also where that cannot be told:
-// a status without details may come from a connection that broke.
+// IsAnswer reports whether err is known to come from an answer of the plugin: the
+// plugin sent it, or the client found the answer invalid. It is false if that cannot be
+// told, because a status without details may come from a broken connection.
 func IsAnswer(err error) bool {
 	if sent, ok := errors.AsType[*callError](err); ok {
 		return sent.answer
@@ -136,7 +136,7 @@ func IsAnswer(err error) bool {
 // Error returns the text of the driver's own error.
 func (e *callError) Error() string { return e.message }
 
-// Unwrap makes errors.Is hold for what the driver's own error wrapped.
+// Unwrap returns the known errors that the driver's own error wrapped.
 func (e *callError) Unwrap() []error { return e.wrapped }
 
 func (e *callError) isOfTheRuntime() bool {

@@ -118,7 +118,7 @@ func (s *server) Inspect(ctx context.Context, req *runtimev1.InspectRequest) (*r
 	return &runtimev1.InspectResponse{Sandbox: sandboxToProto(sandbox)}, nil
 }
 
-// listBytes is the approximate size of one message of a list.
+// listBytes is the approximate size of one message of a list, in bytes.
 const listBytes = 32 << 10
 
 func (s *server) List(_ *runtimev1.ListRequest, stream grpc.ServerStreamingServer[runtimev1.ListResponse]) error {

@@ -9,7 +9,7 @@ import (
 	runtimev1 "github.com/bivouac/bivouac/runtime/plugin/proto/v1"
 )
 
-// maxChunk is how much output or input goes into one message, in bytes.
+// maxChunk is the maximum size of the output in one message, in bytes.
 const maxChunk = 64 << 10
 
 func (s *server) Logs(req *runtimev1.LogsRequest, stream grpc.ServerStreamingServer[runtimev1.LogsResponse]) error {

@@ -1,10 +1,11 @@
-// Package pluginwire is the protocol between Bivouac and runtime plugins: both
-// sides of the gRPC service, and what they tell go-plugin. Package runtime/plugin
+// Package pluginwire implements the protocol between Bivouac and runtime plugins: both
+// sides of the gRPC service, and their settings for go-plugin. Package runtime/plugin
 // documents the protocol.
 //
-// The plugin's side serves a [runtime.Driver] with [Serve]. The host's side makes
-// a driver of a connection with [NewClient]. How a plugin's process is started and
-// restarted is not known here.
+// The plugin serves a [runtime.Driver] with [Serve]. The host makes a driver from a
+// connection with [NewClient].
+//
+// The package does not start or restart plugin processes.
 package pluginwire
 
 import (
@@ -25,24 +26,23 @@ const (
 	CookieValue     = "2d8c7528-8d4c-4544-9587-215db8490912"
 )
 
-// DropMarksKey is the variable by which a plugin's process is told
-// [runtime.Config].DropMarks: "1" if so.
+// DropMarksKey is the environment variable that sets [runtime.Config].DropMarks in a
+// plugin's process. "1" means true.
 const DropMarksKey = "BIVOUAC_DROP_MARKS"
 
 const (
 	// MaxMessage is the size limit of a message, in bytes, in both directions.
 	MaxMessage = 1 << 20
-	// maxHeaders bounds a call's headers and trailers, in bytes. An error's
-	// text and details travel there.
+	// maxHeaders bounds a call's headers and trailers, in bytes. They contain an
+	// error's text and details.
 	maxHeaders = 64 << 10
 )
 
-// dispenseName is under which name go-plugin knows the driver. It never goes
-// over the wire.
+// dispenseName is go-plugin's name for the driver. It is never sent.
 const dispenseName = "runtime"
 
-// Serve serves driver to the host that started this process, and returns when
-// the host has told it to end.
+// Serve serves driver to the host that started this process. It returns when the host
+// asks the process to end.
 func Serve(driver runtime.Driver, log hclog.Logger) {
 	goplugin.Serve(&goplugin.ServeConfig{
 		HandshakeConfig:  handshake(),
@@ -54,9 +54,9 @@ func Serve(driver runtime.Driver, log hclog.Logger) {
 	})
 }
 
-// ClientConfig is what a host needs to know of the protocol. The host adds how
-// the process is started and gives the result to [goplugin.NewClient];
-// [NewClient] makes a driver of its connection.
+// ClientConfig returns the protocol's settings for a host. The host adds how to start
+// the process and passes the result to [goplugin.NewClient]. [NewClient] then makes a
+// driver from the connection.
 func ClientConfig() *goplugin.ClientConfig {
 	return &goplugin.ClientConfig{
 		HandshakeConfig:  handshake(),
@@ -72,8 +72,8 @@ func handshake() goplugin.HandshakeConfig {
 	return goplugin.HandshakeConfig{MagicCookieKey: CookieKey, MagicCookieValue: CookieValue}
 }
 
-// versions is every version of the protocol that is spoken here. Both sides
-// give theirs, and the newest common one wins.
+// versions returns every supported version of the protocol. Both sides list theirs, and
+// the newest common one is used.
 func versions(driver runtime.Driver) map[int]goplugin.PluginSet {
 	return map[int]goplugin.PluginSet{
 		ProtocolVersion: {dispenseName: &v1{driver: driver}},
@@ -93,23 +93,23 @@ func dialOptions() []grpc.DialOption {
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(MaxMessage), grpc.MaxCallSendMsgSize(MaxMessage)),
 		grpc.WithMaxHeaderListSize(maxHeaders),
 		grpc.WithDisableServiceConfig(),
-		grpc.WithDisableRetry(), // a call that may have been applied is repeated by nobody but the host
+		grpc.WithDisableRetry(), // only the host may repeat a call that may have been applied
 	}
 }
 
-// v1 is version 1 of the protocol as go-plugin wants to see it.
+// v1 is version 1 of the protocol as a go-plugin plugin.
 type v1 struct {
 	goplugin.NetRPCUnsupportedPlugin
 	driver runtime.Driver // nil in the host
 }
 
-// GRPCServer serves the driver, in the plugin.
+// GRPCServer registers the driver's service in the plugin.
 func (p *v1) GRPCServer(_ *goplugin.GRPCBroker, s *grpc.Server) error {
 	runtimev1.RegisterDriverServiceServer(s, &server{driver: p.driver})
 	return nil
 }
 
-// GRPCClient gives the connection to the plugin. The host has it already.
+// GRPCClient returns the connection to the plugin. The host makes its driver from that.
 func (*v1) GRPCClient(_ context.Context, _ *goplugin.GRPCBroker, conn *grpc.ClientConn) (any, error) {
 	return conn, nil
 }

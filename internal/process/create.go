@@ -55,7 +55,8 @@ func (d *Driver) create(ctx context.Context, spec runtime.Spec, progress func(ru
 	return sb, nil
 }
 
-// intend returns the sandbox of the spec, started or not.
+// intend returns the sandbox of the spec, and adds it if there is none. The sandbox may
+// or may not have been started.
 func (d *Driver) intend(ctx context.Context, spec runtime.Spec) (*sandbox, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -81,18 +82,18 @@ func (d *Driver) intend(ctx context.Context, spec runtime.Spec) (*sandbox, error
 	return sb, nil
 }
 
-// Ports are taken from below the range that kernels take from for outgoing
-// connections: otherwise a connection may hold the port when the sandbox wants
-// it, even the very connection that asks whether the sandbox is ready. And they
-// are not those that Nomad gives out, which begin at 20000.
+// Sandboxes get ports from 10000 to 19999. That is below the range that kernels use for
+// outgoing connections. Otherwise such a connection, even the one that checks whether
+// the sandbox is ready, could hold the port when the sandbox wants it. It is also below
+// the ports that Nomad assigns, which begin at 20000.
 const (
 	minPort, ports uint16 = 10000, 10000
 
 	portTries = 200
 )
 
-// freePort finds a port that nobody listens on. Somebody else may take it
-// before the sandbox does: the sandbox then fails to start. The caller holds d.mu.
+// freePort returns a port on which nothing listens. Another program may take it before
+// the sandbox does. The sandbox then fails to start. The caller must hold d.mu.
 func (d *Driver) freePort(ctx context.Context) (uint16, error) {
 	for range portTries {
 		port := minPort + rand.N(ports)
@@ -104,7 +105,7 @@ func (d *Driver) freePort(ctx context.Context) (uint16, error) {
 			return 0, ctx.Err()
 		}
 		if err != nil {
-			continue // taken by somebody else
+			continue // another program has it
 		}
 		if err := listener.Close(); err != nil {
 			return 0, fmt.Errorf("%w: %w", runtime.ErrUnavailable, err)
@@ -114,12 +115,12 @@ func (d *Driver) freePort(ctx context.Context) (uint16, error) {
 	return 0, fmt.Errorf("%w: no free port among %d to %d was found", runtime.ErrNotPlaced, minPort, minPort+ports-1)
 }
 
-// gate is a shell script that waits for a line before it becomes the command.
-// The line is sent once the PID is recorded. If the server dies before that, the
-// shell reads the end of the file and ends: EndLeftovers knows of all that runs.
+// gate is a shell script that waits for a line before it becomes the command. The line
+// is sent once the PID is recorded. If the server dies before that, the shell reads the
+// end of the file and exits. EndLeftovers therefore knows every process that runs.
 const gate = `read -r go && exec "$@" </dev/null`
 
-// launch starts the sandbox's process unless it was started before.
+// launch starts the sandbox's process, unless it was started before.
 func (d *Driver) launch(ctx context.Context, sb *sandbox) error {
 	sb.mu.Lock()
 	defer sb.mu.Unlock()
@@ -134,17 +135,17 @@ func (d *Driver) launch(ctx context.Context, sb *sandbox) error {
 		return fmt.Errorf("%w: start: %w", runtime.ErrNotReady, err)
 	}
 	started := leader{PID: cmd.Process.Pid}
-	started.Start, _ = startOf(started.PID) // it is our child, so it is there
+	started.Start, _ = startOf(started.PID) // it exists: it is a child and not collected yet
 	if err := d.save(sb.spec.SessionID, started); err != nil {
-		// The gate stays shut, so the shell ends by itself.
+		// The gate stays shut, so the shell exits by itself.
 		err = errors.Join(err, open.Close())
-		_ = cmd.Wait() // it ends because we did not let it start
+		_ = cmd.Wait() // its exit status does not matter
 		return err
 	}
 	sb.leader = started
 	_, err = open.Write([]byte("go\n"))
-	// If the gate did not open, the process ends. Nobody waits for this
-	// goroutine: it lasts as long as the sandbox, which outlives the driver.
+	// If the gate did not open, the process ends. Nothing waits for this goroutine: it
+	// lasts as long as the sandbox, which outlives the driver.
 	go d.reap(sb, cmd)
 	if err = errors.Join(err, open.Close()); err != nil {
 		return fmt.Errorf("%w: start: %w", runtime.ErrNotReady, err)
@@ -152,21 +153,21 @@ func (d *Driver) launch(ctx context.Context, sb *sandbox) error {
 	return nil
 }
 
-// startGated starts the process behind its gate, which opens at a line written
+// startGated starts the process behind its gate. The gate opens when a line is written
 // to the returned file.
 func (d *Driver) startGated(ctx context.Context, sb *sandbox) (*exec.Cmd, *os.File, error) {
 	output, err := d.folder.OpenFile(sb.spec.SessionID+logExt, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
 		return nil, nil, err
 	}
-	defer func() { _ = output.Close() }() // the process has its own
+	defer func() { _ = output.Close() }() // the process has its own copy
 	wait, open, err := os.Pipe()
 	if err != nil {
 		return nil, nil, err
 	}
 	defer func() { _ = wait.Close() }() // as above
 
-	// The sandbox does not end with the request that made it.
+	// The sandbox must outlive the request that creates it.
 	cmd := exec.CommandContext(context.WithoutCancel(ctx), "/bin/sh", append([]string{"-c", gate, "sh"}, d.command...)...)
 	cmd.Dir = sb.spec.VolumeHostPath
 	cmd.Env = append(environment(sb), mark(d.dir, sb.spec.SessionID))
@@ -178,7 +179,7 @@ func (d *Driver) startGated(ctx context.Context, sb *sandbox) (*exec.Cmd, *os.Fi
 	return cmd, open, nil
 }
 
-// Environment is all that a sandbox gets of this process's environment: what any
+// Environment returns the variables that a sandbox inherits from this process: what any
 // program needs, but no tokens.
 func Environment() map[string]string {
 	env := map[string]string{}
@@ -190,7 +191,7 @@ func Environment() map[string]string {
 	return env
 }
 
-// environment is the whole of a sandbox's.
+// environment returns a sandbox's complete environment except for its mark.
 func environment(sb *sandbox) []string {
 	var env []string
 	for name, value := range Environment() {

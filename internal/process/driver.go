@@ -1,16 +1,15 @@
-// Package process is the runtime driver of -dev: it runs each sandbox as a
-// process of this machine. It is for trying Bivouac out: a sandbox is not
-// confined.
+// Package process is the runtime driver for -dev. It runs each sandbox as a process on
+// this machine, without isolation, so that you can try out Bivouac.
 //
-// The driver's processes are found by their process group, their parents, and a
-// variable in their environment; macOS does not show environments. A process
-// that gets rid of all that applies is not found, and outlives its sandbox.
+// The driver finds a sandbox's processes by their process group, their parents, and a
+// variable in their environment. macOS does not show environments. The driver does not
+// find a process that has shed all of these, and such a process outlives its sandbox.
 //
-// Unlike what package runtime asks of drivers, sandboxes are not found again
-// after a restart: their records are in memory too. The driver writes down which
-// processes run, and [EndLeftovers] ends those of a driver that was killed.
+// Unlike other drivers, this one does not find its sandboxes again after a restart:
+// their records are in memory too. It writes down which processes run, and
+// [EndLeftovers] ends those of a driver that was killed.
 //
-// The package does not know the scheduler, nor what runs inside a sandbox.
+// The package does not know the scheduler, or what runs inside a sandbox.
 package process
 
 import (
@@ -34,7 +33,7 @@ import (
 	"github.com/bivouac/bivouac/runtime"
 )
 
-// Name is the driver's name, as in a session's runtime.
+// Name is the driver's name. Sessions use it as their runtime.
 const Name = "process"
 
 const (
@@ -42,19 +41,18 @@ const (
 	stopGrace  = 5 * time.Second  // from SIGTERM to SIGKILL
 )
 
-// Config is what a Driver is made from. All fields but VolumeRoots are
-// required.
+// Config is the configuration of a Driver. All fields except VolumeRoots are required.
 type Config struct {
-	// Dir is where the driver keeps its files. It is created if need be, and
-	// belongs to one driver at a time. Nobody but this user may be able to write
-	// to it.
+	// Dir is the folder for the driver's files. It is created if it does not exist.
+	// Only one driver may use it at a time, and only this user may be able to write to
+	// it.
 	Dir string
-	// Command is run for each sandbox: a program and its arguments, taken as
-	// they are. It must answer GET /healthz on 127.0.0.1:$PORT with the value
-	// of $BIVOUAC_SESSION_ID in the body.
+	// Command is run for each sandbox: a program and its arguments, without a shell. It
+	// must answer GET /healthz on 127.0.0.1:$PORT with the value of $BIVOUAC_SESSION_ID
+	// in the body.
 	Command []string
-	// VolumeRoots are the folders below which volumes must be, once symbolic
-	// links are followed. Empty allows any volume.
+	// VolumeRoots are the folders that must contain each volume directly, after
+	// symbolic links are resolved. If it is empty, any volume is allowed.
 	VolumeRoots []string
 	Logger      hclog.Logger
 }
@@ -62,7 +60,7 @@ type Config struct {
 // Driver is a runtime.Driver, a runtime.Watcher and a runtime.ChatFinder.
 type Driver struct {
 	dir     string   // the folder's path
-	folder  *os.Root // where all files are
+	folder  *os.Root // the folder itself; holds all files
 	command []string
 	roots   []string
 	log     hclog.Logger
@@ -72,14 +70,14 @@ type Driver struct {
 
 	closed atomic.Bool
 
-	mu        sync.Mutex // where both are held, taken before a sandbox's
+	mu        sync.Mutex // lock it before a sandbox's mu
 	sandboxes map[string]*sandbox
 	gone      map[string]struct{} // session IDs that no Create may use, for the server's life
-	ports     map[uint16]struct{} // given to sandboxes that are not deleted
+	ports     map[uint16]struct{} // ports of sandboxes that are not deleted
 	watchers  map[*watcher]struct{}
 }
 
-// New returns a driver without sandboxes. Close must be called.
+// New returns a driver without sandboxes. Call Close when done.
 func New(config Config) (*Driver, error) {
 	if len(config.Command) == 0 {
 		return nil, errors.New("process: no command")
@@ -108,7 +106,7 @@ func New(config Config) (*Driver, error) {
 	return d, nil
 }
 
-// Close gives the folder up. Sandboxes live on: to end them, delete them first.
+// Close releases the folder. Sandboxes keep running: to end them, delete them first.
 func (d *Driver) Close() error {
 	if d.closed.Swap(true) {
 		return nil
@@ -118,12 +116,12 @@ func (d *Driver) Close() error {
 	return d.folder.Close()
 }
 
-// Info says who the driver is.
+// Info returns the driver's name and version.
 func (d *Driver) Info(context.Context) (runtime.Info, error) {
 	return runtime.Info{Name: Name, Version: version.Get().Version}, nil
 }
 
-// Inspect tells how a sandbox stands.
+// Inspect returns the current state of a sandbox.
 func (d *Driver) Inspect(_ context.Context, sessionID string) (runtime.Sandbox, error) {
 	d.mu.Lock()
 	sb, ok := d.sandboxes[sessionID]
@@ -145,7 +143,8 @@ func (d *Driver) List(context.Context) iter.Seq2[runtime.Sandbox, error] {
 	}
 }
 
-// FindChat returns the sandboxes of a chat that are not dead, apart from one.
+// FindChat returns the sandboxes of a chat that are not dead, except the one of session
+// except.
 func (d *Driver) FindChat(_ context.Context, chatID, except string) ([]runtime.Sandbox, error) {
 	var found []runtime.Sandbox
 	for _, sb := range d.snapshot() {
@@ -166,7 +165,7 @@ func (d *Driver) snapshot() []*sandbox {
 	return all
 }
 
-// checkSpec refuses what can never work here.
+// checkSpec refuses a spec that can never work on this machine.
 func (d *Driver) checkSpec(spec runtime.Spec) error {
 	if err := uuid.Validate(spec.SessionID); err != nil {
 		return fmt.Errorf("%w: session ID %q: %w", runtime.ErrInvalid, spec.SessionID, err)
@@ -184,8 +183,8 @@ func (d *Driver) checkSpec(spec runtime.Spec) error {
 	return d.checkRoots(spec.VolumeHostPath)
 }
 
-// checkRoots refuses a volume that a symbolic link leads away from the roots.
-// The links on the way to a root are its operator's.
+// checkRoots refuses a volume that a symbolic link leads out of the roots. Links on the
+// way to a root are allowed, because the operator made them.
 func (d *Driver) checkRoots(volume string) error {
 	if len(d.roots) == 0 {
 		return nil
@@ -203,8 +202,8 @@ func (d *Driver) checkRoots(volume string) error {
 		runtime.ErrInvalid, volume, resolved, strings.Join(d.roots, ", "))
 }
 
-// sameSpec says whether two specs stand for the same sandbox. Times do not
-// count: when a sandbox ends is the host's to say.
+// sameSpec reports whether two specs describe the same sandbox. It ignores the times,
+// because the host decides when a sandbox ends.
 func sameSpec(a, b runtime.Spec) bool {
 	a.CreatedAt, a.ExpiresAt = b.CreatedAt, b.ExpiresAt
 	return reflect.DeepEqual(a, b)

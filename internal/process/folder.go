@@ -8,10 +8,10 @@ import (
 	"syscall"
 )
 
-// MakeFolder creates a folder that only this user can write to, if it is not
-// there. It refuses one that others can write to, that somebody else owns, and a
-// symbolic link: who can write to it could have Bivouac end any process, or
-// write to any file, of this user.
+// MakeFolder creates a folder that only this user can write to, if it does not exist.
+// It refuses a folder that others can write to or that another user owns, and a
+// symbolic link. A user who can write to the folder could make Bivouac end any process
+// of this user, or write to any of this user's files.
 func MakeFolder(path string) error {
 	if err := os.Mkdir(path, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
@@ -26,8 +26,8 @@ func MakeFolder(path string) error {
 	return checkOwn(path, info)
 }
 
-// openFolder opens a folder as MakeFolder makes it. All that is done through the
-// root concerns this folder, even if something else takes its path.
+// openFolder makes a folder as MakeFolder does and opens it. All operations on the root
+// affect this folder, even if something else takes its path.
 func openFolder(path string) (*os.Root, error) {
 	if err := MakeFolder(path); err != nil {
 		return nil, err
@@ -50,7 +50,7 @@ func openFolder(path string) (*os.Root, error) {
 	return root, nil
 }
 
-// checkOwn refuses what is not this user's, or what others can write to.
+// checkOwn refuses a file or folder that another user owns or that others can write to.
 func checkOwn(path string, info fs.FileInfo) error {
 	owner, ok := info.Sys().(*syscall.Stat_t)
 	switch {
@@ -62,7 +62,8 @@ func checkOwn(path string, info fs.FileInfo) error {
 	return nil
 }
 
-// readOwn reads a file of the folder that is as save leaves it.
+// readOwn reads a file of the folder. It refuses a file that is not a regular file or
+// that fails checkOwn.
 func readOwn(root *os.Root, name string) ([]byte, error) {
 	info, err := root.Lstat(name)
 	if err != nil {

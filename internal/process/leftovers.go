@@ -17,32 +17,32 @@ import (
 	"github.com/bivouac/bivouac/runtime"
 )
 
-// The files of a sandbox are named by its session ID and one of these.
+// A sandbox's files are named by its session ID and one of these extensions.
 const (
-	recordExt = ".json" // a leader; there while the sandbox may run
+	recordExt = ".json" // a leader; exists while the sandbox may run
 	logExt    = ".log"  // what the sandbox printed
 )
 
 // leader is the process that leads a sandbox's process group.
 type leader struct {
 	PID   int    `json:"pid"`
-	Start string `json:"start"` // when it started; the PID alone may name another process by now
+	Start string `json:"start"` // when it started; the PID alone may belong to another process by now
 }
 
-// members finds the processes of the sandbox that l leads.
+// members returns the running processes of the sandbox that l leads.
 func (l leader) members(mark string) []member {
 	start, ok := startOf(l.PID)
 	return members(l.PID, ok && start == l.Start, mark)
 }
 
-// mark is a variable in the environment of a sandbox's processes. It names the
-// sandbox's record, so no sandbox of another driver has it.
+// mark returns a variable for the environment of a sandbox's processes. It contains the
+// path of the sandbox's record, so no sandbox of another driver has it.
 func mark(dir, sessionID string) string {
 	return "BIVOUAC_PROCESS_RECORD=" + filepath.Join(dir, sessionID+recordExt)
 }
 
-// save writes down which process leads a sandbox, in one step. It does not wait
-// for the disk: no process outlives a failure that loses what the kernel holds.
+// save records which process leads a sandbox. The write is atomic. It is not synced to
+// disk: a failure that loses the kernel's cache also ends the process.
 func (d *Driver) save(sessionID string, l leader) error {
 	text, err := json.Marshal(l)
 	name := sessionID + recordExt
@@ -58,7 +58,7 @@ func (d *Driver) save(sessionID string, l leader) error {
 	return nil
 }
 
-// remove removes a file of the folder, if it is there.
+// remove removes a file of the folder, if it exists.
 func remove(folder *os.Root, name string) error {
 	if err := folder.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
@@ -66,8 +66,8 @@ func remove(folder *os.Root, name string) error {
 	return nil
 }
 
-// EndLeftovers ends the sandboxes that a driver on this folder left when its
-// process was killed, and removes their files. No driver may use the folder.
+// EndLeftovers ends the sandboxes that a killed driver left in this folder, and removes
+// their files. No driver may use the folder at the same time.
 func EndLeftovers(ctx context.Context, dir string) error {
 	if _, err := os.Lstat(dir); errors.Is(err, fs.ErrNotExist) {
 		return nil

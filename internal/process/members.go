@@ -5,10 +5,10 @@ import (
 	"syscall"
 )
 
-// stat is what the kernel tells of a process that runs.
+// stat is what the kernel reports about a running process.
 type stat struct {
 	parent, group int
-	start         string // with the PID it names one process of this boot
+	start         string // together with the PID it identifies one process of this boot
 }
 
 // member is a process of a sandbox.
@@ -17,17 +17,16 @@ type member struct {
 	start string
 }
 
-// members finds the processes of a sandbox that run:
+// members returns the running processes of a sandbox:
 //
-//   - those that were given its mark in their environment, whatever group and
-//     session they are in now;
-//   - those of the group of its leader. A group whose leader has ended is the
-//     sandbox's if owned says so or one of the former is in it, since the kernel
-//     may have given its number to somebody else;
-//   - what descends from any of these.
+//   - processes that were given the sandbox's mark in their environment, in any group
+//     and session;
+//   - processes in the group of its leader. If the leader has ended, the kernel may have
+//     reused the group's number. The group then counts only if owned is true or one of
+//     its processes has the mark;
+//   - descendants of any of these.
 //
-// Only a process that has both left its parent and cleared its environment is not
-// found.
+// It does not find a process that has both left its parent and cleared its environment.
 func members(leader int, owned bool, mark string) []member {
 	all := allProcesses()
 	found := map[int]bool{}
@@ -57,15 +56,15 @@ func members(leader int, owned bool, mark string) []member {
 	return sandbox
 }
 
-// signal sends sig to each member that still runs. It fails only where a member
-// is gone, which is then seen.
+// signal sends sig to each member that still runs. It ignores errors: sending fails
+// only if a member is gone, which the next look at the members shows.
 func signal(sandbox []member, sig syscall.Signal) {
 	for _, m := range sandbox {
 		handle, err := os.FindProcess(m.pid)
 		if err != nil {
 			continue
 		}
-		// The handle holds on to one process. That it is the right one is seen now.
+		// The handle refers to one process. Check now that it is the right one.
 		if s, ok := statOf(m.pid); ok && s.start == m.start {
 			_ = handle.Signal(sig)
 		}

@@ -7,18 +7,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// zombie is SZOMB of <sys/proc.h>.
+// zombie is SZOMB from <sys/proc.h>.
 const zombie = 5
 
-// startOf tells when the process was started, in a form that is good for
-// comparing alone: no other process has the same PID and the same start. It
-// returns false where there is no such process, or only a zombie of it.
+// startOf returns when the process was started, as text that is useful only for
+// comparing: no other process has the same PID and the same start. It returns false if
+// the process does not exist or is a zombie.
 func startOf(pid int) (string, bool) {
 	found, ok := statOf(pid)
 	return found.start, ok
 }
 
-// statOf returns false where the process does not run: it is gone or a zombie.
+// statOf returns false if the process does not run: it does not exist or is a zombie.
 func statOf(pid int) (stat, bool) {
 	info, err := unix.SysctlKinfoProc("kern.proc.pid", pid)
 	if err != nil || info.Proc.P_stat == zombie {
@@ -36,7 +36,7 @@ func statFrom(info *unix.KinfoProc) stat {
 	}
 }
 
-// allProcesses returns the processes that run. Zombies do not count.
+// allProcesses returns the running processes, without zombies.
 func allProcesses() map[int]stat {
 	infos, err := unix.SysctlKinfoProcSlice("kern.proc.all")
 	if err != nil {
@@ -51,9 +51,9 @@ func allProcesses() map[int]stat {
 	return all
 }
 
-// carries says whether a process is known to have been given this variable in its
-// environment. Here environments cannot be read, so none is.
+// carries reports whether a process is known to have been given this variable in its
+// environment. macOS does not show environments, so it is always false.
 func carries(int, string) bool { return false }
 
 // awaitExit returns once the process has ended.
-func awaitExit(cmd *exec.Cmd) { _ = cmd.Wait() } // how it ended is in its state
+func awaitExit(cmd *exec.Cmd) { _ = cmd.Wait() } // the result is in cmd.ProcessState

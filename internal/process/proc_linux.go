@@ -14,15 +14,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// startOf tells when the process was started, in a form that is good for
-// comparing alone: no other process has the same PID and the same start. It
-// returns false where there is no such process, or only a zombie of it.
+// startOf returns when the process was started, as text that is useful only for
+// comparing: no other process has the same PID and the same start. It returns false if
+// the process does not exist or is a zombie.
 func startOf(pid int) (string, bool) {
 	found, ok := statOf(pid)
 	if !ok {
 		return "", false
 	}
-	// The time is counted from the boot, so it takes the boot's name with it.
+	// The start time counts from boot, so the boot ID is part of the result.
 	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {
 		return "", false
@@ -30,8 +30,8 @@ func startOf(pid int) (string, bool) {
 	return strings.TrimSpace(string(boot)) + "/" + found.start, true
 }
 
-// allProcesses returns the processes that run. Zombies do not count: where the
-// machine's first process does not collect them they stay for ever.
+// allProcesses returns the running processes, without zombies. Zombies stay forever if
+// the machine's first process does not collect them.
 func allProcesses() map[int]stat {
 	entries, err := os.ReadDir("/proc")
 	if err != nil {
@@ -50,15 +50,15 @@ func allProcesses() map[int]stat {
 	return all
 }
 
-// carries says whether a process was given this variable in its environment.
+// carries reports whether a process was given this variable in its environment.
 func carries(pid int, variable string) bool {
 	return slices.ContainsFunc(bytes.Split(environ(pid), []byte{0}), func(v []byte) bool {
 		return string(v) == variable
 	})
 }
 
-// environ returns a process's environment, nil where it cannot be read. A first
-// thread that has ended has none any more; the others have.
+// environ returns a process's environment, or nil if it cannot be read. A main thread
+// that has ended has no environment any more, but the other threads have one.
 func environ(pid int) []byte {
 	threads, err := os.ReadDir(filepath.Join("/proc", strconv.Itoa(pid), "task"))
 	if err != nil {
@@ -73,16 +73,16 @@ func environ(pid int) []byte {
 	return nil
 }
 
-// statOf returns false where the process does not run: it is gone or a zombie.
-// One whose first thread alone has ended shows as a zombie too, and runs for as
-// long as it has others.
+// statOf returns false if the process does not run: it does not exist or is a zombie.
+// If only the main thread has ended, the process also shows as a zombie, but it runs as
+// long as it has other threads.
 func statOf(pid int) (stat, bool) {
 	text, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "stat"))
 	if err != nil {
 		return stat{}, false
 	}
-	// The second field is the program's name in parentheses. It may hold
-	// anything, so the others are counted from its end.
+	// The second field is the program's name in parentheses. It may contain anything,
+	// so count the fields after its closing parenthesis.
 	_, rest, _ := strings.Cut(string(text[bytes.LastIndexByte(text, ')')+1:]), " ")
 	const state, ppid, pgrp, numThreads, starttime = 0, 1, 2, 17, 19
 	fields := strings.Fields(rest)
@@ -98,8 +98,9 @@ func statOf(pid int) (stat, bool) {
 	return stat{parent: parent, group: group, start: fields[starttime]}, true
 }
 
-// awaitExit returns once the process has ended. It is not collected: until then
-// its PID, and so its group's, is nobody else's.
+// awaitExit returns once the process has ended. It does not collect the process. Until
+// it is collected, no other process can get its PID, and so no other group can get its
+// group ID.
 func awaitExit(cmd *exec.Cmd) {
 	for {
 		err := unix.Waitid(unix.P_PID, cmd.Process.Pid, nil, unix.WEXITED|unix.WNOWAIT, nil)

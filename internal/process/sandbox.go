@@ -16,23 +16,23 @@ import (
 	"github.com/bivouac/bivouac/runtime"
 )
 
-// sandbox is what the driver knows of one.
+// sandbox is the driver's state of one sandbox.
 type sandbox struct {
-	spec runtime.Spec // like port, it never changes
+	spec runtime.Spec // never changes, like port
 	port uint16
 
-	creating chan struct{}   // holds a token while a Create is at work on it
-	running  context.Context // ends once nothing of the sandbox runs
+	creating chan struct{}   // holds a token while a Create works on it
+	running  context.Context // done once nothing of the sandbox runs
 	end      context.CancelFunc
 
 	mu      sync.Mutex
-	leader  leader // zero before it was started
+	leader  leader // zero until it is started
 	ready   bool
 	stopped bool // Stop or Delete was called
 	ended   bool // nothing of it runs
 	reason  string
-	// signalled are the processes that were told to end: one of them whose parent
-	// has ended before it may not be found again.
+	// signalled are the processes that were asked to end. If the parent of one of them
+	// ends first, members may no longer find it.
 	signalled []member
 }
 
@@ -71,7 +71,7 @@ func (sb *sandbox) view() runtime.Sandbox {
 	return view
 }
 
-// signal sends sig to all processes of the sandbox. The caller holds sb.mu.
+// signal sends sig to all processes of the sandbox. The caller must hold sb.mu.
 func (d *Driver) signal(sb *sandbox, sig syscall.Signal) {
 	if !sb.ended && sb.leader.PID != 0 {
 		found := sb.leader.members(mark(d.dir, sb.spec.SessionID))
@@ -90,7 +90,7 @@ func (sb *sandbox) stillRunning() []member {
 	})
 }
 
-// ended notes that nothing of the sandbox runs any more, and why.
+// ended records that nothing of the sandbox runs any more, and why.
 func (d *Driver) ended(sb *sandbox, reason string) {
 	sb.mu.Lock()
 	if sb.stopped {
@@ -99,15 +99,15 @@ func (d *Driver) ended(sb *sandbox, reason string) {
 	sb.ended, sb.reason = true, reason
 	sb.mu.Unlock()
 	if err := remove(d.folder, sb.spec.SessionID+recordExt); err != nil && !d.closed.Load() {
-		// EndLeftovers sees for itself that the process is gone.
+		// EndLeftovers will find that the process is gone.
 		d.log.Warn("sandbox_record_failed", "session_id", sb.spec.SessionID, "error", err)
 	}
 	sb.end()
 	d.notify(sb.spec.SessionID)
 }
 
-// reap waits until the process that leads the sandbox ends, and then ends what
-// is left of the sandbox: it is as long as its leader.
+// reap waits until the sandbox's leader ends and then kills what is left of the
+// sandbox: a sandbox lives as long as its leader.
 func (d *Driver) reap(sb *sandbox, cmd *exec.Cmd) {
 	awaitExit(cmd)
 	pid := cmd.Process.Pid
@@ -117,11 +117,11 @@ func (d *Driver) reap(sb *sandbox, cmd *exec.Cmd) {
 		if len(left) == 0 {
 			break
 		}
-		_ = syscall.Kill(-pid, syscall.SIGKILL) // all of the group at once, however fast it forks; it fails where it is empty
+		_ = syscall.Kill(-pid, syscall.SIGKILL) // the whole group at once, however fast it forks; fails if it is empty
 		signal(left, syscall.SIGKILL)
 		<-time.After(pause)
 	}
-	_ = cmd.Wait() // how it ended is in its state
+	_ = cmd.Wait() // the result is in cmd.ProcessState
 	d.ended(sb, exitReason(cmd.ProcessState))
 }
 
@@ -134,10 +134,10 @@ func exitReason(state *os.ProcessState) string {
 
 const (
 	logEvery = 5 * time.Second // how often logs are cut
-	maxLog   = 1 << 20         // bytes that a log may have when it is looked at
+	maxLog   = 1 << 20         // bytes; a log that is longer when checked is emptied
 )
 
-// cutLogs keeps logs from growing until the driver is closed.
+// cutLogs empties logs that are too long, until the driver is closed.
 func (d *Driver) cutLogs() {
 	look := time.NewTicker(logEvery)
 	defer look.Stop()
@@ -153,12 +153,12 @@ func (d *Driver) cutLogs() {
 	}
 }
 
-// cutLog empties a log that grew too long. The sandbox appends, so it goes on at
-// the beginning.
+// cutLog empties a log that is too long. The sandbox opened it for appending, so it
+// continues at the beginning.
 func (d *Driver) cutLog(sessionID string) {
 	log, err := d.folder.OpenFile(sessionID+logExt, os.O_WRONLY, 0)
 	if err != nil {
-		return // it was deleted meanwhile
+		return // it was deleted in the meantime
 	}
 	info, err := log.Stat()
 	if err == nil && info.Size() > maxLog {
@@ -169,8 +169,8 @@ func (d *Driver) cutLog(sessionID string) {
 	}
 }
 
-// lastWords is the last line of the sandbox's log, for an error message. It is
-// empty where there is none.
+// lastWords returns the last line of the sandbox's log for an error message, or "" if
+// there is none.
 func (d *Driver) lastWords(sessionID string) string {
 	text, err := d.folder.ReadFile(sessionID + logExt)
 	if err != nil {

@@ -12,8 +12,7 @@ import (
 	"github.com/bivouac/bivouac/runtime"
 )
 
-// Stop ends the sandbox's processes with SIGTERM, and with SIGKILL if that does
-// not help within 5 seconds.
+// Stop ends the sandbox's processes with SIGTERM, and after 5 seconds with SIGKILL.
 func (d *Driver) Stop(ctx context.Context, sessionID string) error {
 	if err := d.stop(ctx, sessionID); err != nil {
 		return fmt.Errorf("process: stop %s: %w", sessionID, err)
@@ -21,7 +20,7 @@ func (d *Driver) Stop(ctx context.Context, sessionID string) error {
 	return nil
 }
 
-// Delete does as Stop does and forgets the sandbox.
+// Delete ends the sandbox as Stop does, and then forgets it.
 func (d *Driver) Delete(ctx context.Context, sessionID string) error {
 	err := d.stop(ctx, sessionID)
 	if err == nil {
@@ -59,8 +58,8 @@ func (d *Driver) stop(ctx context.Context, sessionID string) error {
 	}
 }
 
-// known returns the sandbox, or nil where there is none: then the session ID
-// is refused from now on.
+// known returns the sandbox, or nil if there is none. In that case the driver refuses
+// the session ID from now on.
 func (d *Driver) known(sessionID string) (*sandbox, error) {
 	if err := uuid.Validate(sessionID); err != nil {
 		return nil, errors.Join(runtime.ErrInvalid, err)
@@ -77,7 +76,7 @@ func (d *Driver) known(sessionID string) (*sandbox, error) {
 	return sb, nil
 }
 
-// markStopped keeps the sandbox from being started any more, and asks it to end.
+// markStopped prevents the sandbox from being started, and asks it to end.
 func (d *Driver) markStopped(sb *sandbox) {
 	sb.mu.Lock()
 	sb.stopped = true
@@ -89,7 +88,7 @@ func (d *Driver) markStopped(sb *sandbox) {
 	}
 }
 
-// forget removes a stopped sandbox and all that is left of it but its ID.
+// forget removes a stopped sandbox and all that is left of it except its ID.
 func (d *Driver) forget(sessionID string) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()

@@ -7,8 +7,8 @@ import (
 	"github.com/bivouac/bivouac/runtime"
 )
 
-// watcher collects the sandboxes that changed until its Watch looks. It is
-// bounded by the number of sandboxes. Guarded by Driver.mu.
+// watcher collects the sandboxes that changed until its Watch reads them. Its size is
+// bounded by the number of sandboxes. Driver.mu guards it.
 type watcher struct {
 	changed map[string]struct{}
 	wake    chan struct{}
@@ -36,7 +36,7 @@ func (d *Driver) Watch(ctx context.Context, changed func(runtime.Sandbox)) error
 		clear(w.changed)
 		d.mu.Unlock()
 		for id := range ids {
-			if sandbox, err := d.Inspect(ctx, id); err == nil { // else deleted meanwhile
+			if sandbox, err := d.Inspect(ctx, id); err == nil { // an error means that it was deleted in the meantime
 				changed(sandbox)
 			}
 		}

@@ -6,18 +6,18 @@ import (
 	"strings"
 )
 
-// newerPart is what a newer version wrote into a record and this version does
-// not know. It belongs to one session. Nil is none.
+// newerPart is the part of a record that a newer version wrote and this version does
+// not know. It belongs to one session. If there is no such part, it is nil.
 type newerPart struct {
-	version   int    // of the record, if above recordVersion
-	minReader int    // of the record, if above minReader
-	fields    object // nested objects hold only the fields that are unknown there
+	version   int    // the record's version; counts if above recordVersion
+	minReader int    // the record's min_reader; counts if above minReader
+	fields    object // a nested object has only its unknown fields
 }
 
 // object is a JSON object whose fields are not decoded.
 type object map[string]json.RawMessage
 
-// newerPartOf returns what [record] lacks of a record that was read.
+// newerPartOf returns the part of a stored record that [record] lacks.
 func newerPartOf(value []byte) (*newerPart, error) {
 	var known record
 	var whole object
@@ -61,9 +61,9 @@ func asObject(text []byte) object {
 	return o
 }
 
-// without returns the fields of o that known lacks, nested ones included. A name
-// that differs from a known one only in case is not unknown: encoding/json takes
-// the two for the same.
+// without returns the fields of o that known lacks, including nested ones. A name that
+// differs from a known name only in case is not unknown, because encoding/json treats
+// them as the same.
 func (o object) without(known object) (object, error) {
 	rest := make(object)
 	for name, value := range o {
@@ -94,7 +94,7 @@ func (o object) hasFolded(name string) bool {
 	return false
 }
 
-// add adds the fields of rest, nested ones included, to o.
+// add adds the fields of rest to o, including nested ones.
 func (o object) add(rest object) error {
 	for name, value := range rest {
 		known, ok := o[name]
@@ -104,7 +104,7 @@ func (o object) add(rest object) error {
 		}
 		inner := asObject(known)
 		if inner == nil {
-			continue // the nested object is gone, and what belonged to it
+			continue // the nested object is gone, so drop its unknown fields too
 		}
 		if err := inner.add(asObject(value)); err != nil {
 			return err

@@ -34,12 +34,12 @@ const (
 	minReader     = 2
 )
 
-// record is a session as it is stored in Consul. No field is omitted if it is
-// empty: what a record has beside these fields counts as unknown.
+// record is a session as it is stored in Consul. Empty fields must not be omitted: a
+// field that record does not write counts as unknown.
 type record struct {
 	Version        int               `json:"v"`
 	MinReader      int               `json:"min_reader"`
-	Write          string            `json:"write"` // of the write that made it, so that no two values are equal
+	Write          string            `json:"write"` // ID of the write that made it; makes each value unique
 	SessionID      uuid.UUID         `json:"session_id"`
 	ChatID         uuid.UUID         `json:"chat_id"`
 	AgentID        string            `json:"agent_id"`
@@ -55,9 +55,9 @@ type record struct {
 	Labels         map[string]string `json:"labels"`
 }
 
-// encodeRecord returns the value of a session's record, with what a newer
-// version knows of the session, and the session as it will be read from it.
-// Errors wrap [scheduler.ErrInvalid].
+// encodeRecord returns the value of a session's record, and the session as a reader
+// will see it. The value includes newer, the fields that a newer version wrote. Errors
+// wrap [scheduler.ErrInvalid].
 func encodeRecord(s scheduler.Session, writeID string, newer *newerPart) ([]byte, *scheduler.Session, error) {
 	s.CreatedAt = s.CreatedAt.Round(0).UTC()
 	s.ExpiresAt = s.ExpiresAt.Round(0).UTC()
@@ -89,8 +89,8 @@ func encodeRecord(s scheduler.Session, writeID string, newer *newerPart) ([]byte
 	return value, &s, nil
 }
 
-// decodeRecord reads the record at key, which is the chat's, and the ID of the
-// write that made it. Errors wrap [scheduler.ErrDamaged] or
+// decodeRecord returns the session in the record at key, and the ID of the write that
+// made the record. The record must be of chatID. Errors wrap [scheduler.ErrDamaged] or
 // [scheduler.ErrNewerRecord], and name the key.
 func decodeRecord(key string, chatID uuid.UUID, value []byte) (*scheduler.Session, string, error) {
 	r, err := parseRecord(value)
@@ -129,7 +129,7 @@ func (r record) session() scheduler.Session {
 }
 
 func parseRecord(value []byte) (record, error) {
-	// The versions say whether the rest can be read, so they come first.
+	// Read the versions first: they say whether the rest can be read.
 	var version struct {
 		V         int `json:"v"`
 		MinReader int `json:"min_reader"`
@@ -158,7 +158,7 @@ func parseRecord(value []byte) (record, error) {
 	return r, nil
 }
 
-// checkSession refuses what could not be found or cleaned up again.
+// checkSession refuses a session that could not be found or cleaned up again.
 func checkSession(s scheduler.Session) error {
 	switch {
 	case s.ChatID == uuid.Nil:
@@ -174,7 +174,7 @@ func checkSession(s scheduler.Session) error {
 	case s.ExpiresAt.UTC().Year() > 9999:
 		return errors.New("expires_at after the year 9999")
 	case !utf8.ValidString(s.AgentID), !utf8.ValidString(s.VolumeHostPath):
-		return errors.New("agent_id or volume_host_path is not UTF-8") // and would come back as another
+		return errors.New("agent_id or volume_host_path is not UTF-8") // JSON would change it
 	}
 	switch s.State {
 	case scheduler.StateCreating, scheduler.StateRunning, scheduler.StateStopping, scheduler.StateDead, scheduler.StateLost:
