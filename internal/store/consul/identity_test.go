@@ -162,7 +162,7 @@ func TestIdentity(t *testing.T) {
 		first.identified(t)
 		c.startAs(t, Config{Instance: "test", Place: in("global", "default")}).identified(t)
 		must.Error(t, c.startAs(t, Config{Instance: "test", Place: in("global", "sandboxes")}).refuses(t))
-		first.locks(t) // the key has changed in the meantime
+		first.locks(t) // although the identity was written again in the meantime
 	})
 	t.Run("keeps the name of records from before there were identities", func(t *testing.T) {
 		c := open(t)

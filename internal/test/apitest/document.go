@@ -16,7 +16,7 @@ import (
 // CheckDocument fails the test if openapi.json is not valid OpenAPI 3.1 or
 // breaks a rule of this API:
 //
-//   - each operation has an ID of its own, a summary, a description and a tag
+//   - each operation has a unique ID, a summary, a description and a tag
 //     that the document describes;
 //   - each parameter has a description;
 //   - each example fits its schema;

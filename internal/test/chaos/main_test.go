@@ -4,8 +4,8 @@ import (
 	"os"
 	"testing"
 
-	// The tests build and run this package. The import makes it part of their
-	// test cache key.
+	// The tests build and run the bivouac command. The import makes their cached
+	// results depend on it.
 	_ "github.com/bivouac/bivouac/internal/command"
 	"github.com/bivouac/bivouac/internal/test/stack"
 )

@@ -16,8 +16,8 @@ import (
 	"github.com/bivouac/bivouac/jobs"
 )
 
-// "go test" tries defaultRuns seeds and "go test -short" tries shortRuns; "make
-// simulate" tries more.
+// defaultRuns and shortRuns are how many seeds "go test" and "go test -short"
+// try; "make simulate" tries more.
 const defaultRuns, shortRuns = 200, 40
 
 // TestSimulations runs RUNS seeds, beginning with FROM. If SEED is set, it runs
