@@ -40,7 +40,7 @@ type victim struct {
 	from   time.Time     // when settling could begin: at its death or later
 	took   time.Duration // time since then
 	left   string        // what is not settled yet
-	by     string        // the replica that settled it
+	by     string        // what settled it: a replica or Consul
 
 	answered chan struct{} // closed when its caller has an answer
 	session  uuid.UUID     // the session in that answer
