@@ -13,8 +13,8 @@ import (
 	"github.com/bivouac/bivouac/runtime/conformance"
 )
 
-// harness is that of a driver which wrap makes of a sound one, anew for each of
-// its processes.
+// harness returns a harness whose driver is a sound one, wrapped by wrap. Each
+// process of the driver gets a new one.
 func harness(wrap func(sound) runtime.Driver) conformance.Harness {
 	m := newMachine()
 	die := context.CancelFunc(func() {})
@@ -50,7 +50,8 @@ func TestVerify_reports_on_a_sound_driver(t *testing.T) {
 	must.Len(t, len(results), named(conformance.Pass, results), must.Sprint(results))
 }
 
-// What cannot be checked is said, with what is missing.
+// TestVerify_says_why_it_skips checks that a skipped requirement names what is
+// missing.
 func TestVerify_says_why_it_skips(t *testing.T) {
 	results := verify(t, conformance.Harness{Open: soundHarness().Open})
 	must.SliceEmpty(t, named(conformance.Fail, results), must.Sprint(results))
@@ -97,7 +98,8 @@ func TestVerify_catches_each_fault(t *testing.T) {
 	}
 }
 
-// Those who wait in vain are given less time.
+// TestVerify_catches_each_fault_of_patience gives drivers that wait too long
+// less time.
 func TestVerify_catches_each_fault_of_patience(t *testing.T) {
 	for _, fault := range slowFaults() {
 		t.Run(fault.name, func(t *testing.T) {
@@ -110,7 +112,8 @@ func TestVerify_catches_each_fault_of_patience(t *testing.T) {
 	}
 }
 
-// A requirement that no wrong driver breaks may as well check nothing.
+// TestFaults_break_every_requirement checks that each requirement fails for at
+// least one wrong driver. Otherwise it might check nothing.
 func TestFaults_break_every_requirement(t *testing.T) {
 	caught := map[string]bool{}
 	for _, fault := range slices.Concat(faults(), slowFaults()) {

@@ -29,7 +29,7 @@ func createsASandbox(f *fixture) {
 	f.noError(err, "Create")
 
 	f.runs(spec, sandbox)
-	// The stages that are told are told once each, in their order.
+	// A driver may skip stages, but it reports each at most once and in order.
 	inOrder := slices.DeleteFunc(slices.Clone(stages), func(s runtime.Stage) bool { return !slices.Contains(reached, s) })
 	f.require(slices.Equal(inOrder, reached), "the stages came as %q", reached)
 	same(f, sandbox, f.inspect(spec), "what Inspect shows")
@@ -95,8 +95,8 @@ func createsMany(f *fixture) {
 	same(f, 0, len(f.listed(specs...)), "sandboxes listed after their Deletes")
 }
 
-// inspectsTheStarting looks at each stage: Inspect is the one call that the host
-// makes beside a Create of the same session.
+// inspectsTheStarting inspects at each stage. Inspect is the only call that the
+// host makes during a Create of the same session.
 func inspectsTheStarting(f *fixture) {
 	spec := f.spec()
 	type look struct {
@@ -131,8 +131,8 @@ func inspectsTheStarting(f *fixture) {
 	f.runs(spec, sandbox)
 }
 
-// carriesOddNames: what a spec may hold by its rules reaches the sandbox as it
-// is, whatever it means to a shell, a template or a mount option.
+// carriesOddNames checks that every name that a spec allows reaches the sandbox
+// unchanged, whatever it means to a shell, a template or a mount option.
 func carriesOddNames(f *fixture) {
 	for _, name := range []string{
 		`two words`, ` edges `, `tab-free, comma`, `a:b:ro`, `it's "quoted"`, `back\slash`, `$HOME`, `$$`, `$(id)`, "`id`",
@@ -147,8 +147,8 @@ func carriesOddNames(f *fixture) {
 	}
 }
 
-// takesLongNames: names as long as a spec allows, and a path that is long but
-// still one that Linux takes.
+// takesLongNames checks names of the maximum length, and a long path that Linux
+// still accepts.
 func takesLongNames(f *fixture) {
 	spec := f.spec()
 	spec.AgentID = strings.Repeat("é", 128)
@@ -158,7 +158,8 @@ func takesLongNames(f *fixture) {
 	f.works(spec)
 }
 
-// works takes a spec, whose volume is still to be made, through a sandbox's life.
+// works takes a spec through the life of a sandbox. It creates the spec's
+// volume first.
 func (f *fixture) works(spec runtime.Spec) {
 	f.noError(os.MkdirAll(spec.VolumeHostPath, 0o755), "make a volume")
 	f.giveOrder(spec)

@@ -15,7 +15,7 @@ import (
 	"github.com/bivouac/bivouac/runtime"
 )
 
-// What a demo sandbox can be told to do.
+// These are the orders to a demo sandbox.
 const (
 	orderRun  = ""
 	orderExit = "exit"
@@ -26,22 +26,22 @@ func orderFile(spec runtime.Spec) string {
 	return filepath.Join(spec.VolumeHostPath, ".demo-sandbox-"+spec.SessionID)
 }
 
-// giveOrder tells a demo sandbox that is to be made what to do.
+// giveOrder writes the order for a demo sandbox that is about to be created.
 func (f *fixture) giveOrder(spec runtime.Spec) {
 	if f.harness.Demo {
 		f.noError(os.WriteFile(orderFile(spec), []byte(f.order), 0o644), "tell the sandbox what to do")
 	}
 }
 
-// hasEnded: no demo sandbox of the spec runs, whatever its driver says. A running
-// one has a lock on its orders.
+// hasEnded checks that no demo sandbox of the spec runs, whatever its driver
+// reports. A running one holds a lock on its order file.
 func (f *fixture) hasEnded(spec runtime.Spec) {
 	if !f.harness.Demo {
 		return
 	}
 	file, err := os.Open(orderFile(spec))
 	if errors.Is(err, fs.ErrNotExist) {
-		return // the check gave no volume to this one
+		return // the check gave this one no volume
 	}
 	f.noError(err, "look whether the sandbox runs")
 	defer func() { _ = file.Close() }()
@@ -64,10 +64,10 @@ func (f *fixture) tellToExit(sandbox runtime.Sandbox) error {
 	if err != nil {
 		return err
 	}
-	request.Close = true // no connection of another sandbox that had the port
+	request.Close = true // do not reuse a connection to another sandbox that had the port
 	response, err := http.DefaultClient.Do(request)
 	if err != nil {
-		return nil // it was quicker to end than to answer
+		return nil // it ended before it answered
 	}
 	defer response.Body.Close()
 	if response.StatusCode != http.StatusOK {
@@ -80,7 +80,8 @@ func urlOf(sandbox runtime.Sandbox, path string) string {
 	return "http://" + sandbox.Endpoint.AddrPort().String() + path
 }
 
-// wasToldTruth asks a demo sandbox whom it serves, and for a file of the volume.
+// wasToldTruth asks a demo sandbox for its session, chat and agent, and for a
+// file of the volume.
 func (f *fixture) wasToldTruth(spec runtime.Spec, sandbox runtime.Sandbox) {
 	var told struct {
 		SessionID string `json:"session_id"`
@@ -100,7 +101,7 @@ func (f *fixture) wasToldTruth(spec runtime.Spec, sandbox runtime.Sandbox) {
 func (f *fixture) ask(sandbox runtime.Sandbox, path string) []byte {
 	request, err := http.NewRequestWithContext(f.patience(), http.MethodGet, urlOf(sandbox, path), nil)
 	f.noError(err, "ask the sandbox")
-	request.Close = true // as above
+	request.Close = true // see tellToExit
 	response, err := http.DefaultClient.Do(request)
 	f.noError(err, "ask the sandbox")
 	defer response.Body.Close()

@@ -21,5 +21,5 @@ func ExampleVerify() {
 	// PASS does not find what is not there
 }
 
-// newDriver returns the driver that is to be verified.
+// newDriver returns the driver to verify.
 func newDriver() runtime.Driver { return sound{newMachine(), "own", context.Background()} }

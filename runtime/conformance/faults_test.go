@@ -6,8 +6,7 @@ import (
 	"github.com/bivouac/bivouac/runtime"
 )
 
-// fault is a wrong driver, and the requirements that must fail for it, and no
-// others.
+// fault is a wrong driver. Exactly the requirements in caught must fail for it.
 type fault struct {
 	name   string
 	wrap   func(sound) runtime.Driver

@@ -16,28 +16,28 @@ import (
 	"github.com/bivouac/bivouac/runtime"
 )
 
-// fixture is one check's driver and the words to speak of it. Its methods end
-// the check where they do not find what they should; so they are called from
-// the check's own goroutine alone.
+// fixture is the driver of one check, with helper methods. A method that does
+// not find what it should ends the check by a panic, so call the methods only
+// from the check's own goroutine.
 type fixture struct {
 	ctx     context.Context
 	harness Harness
 	driver  runtime.Driver
-	order   string // what the demo sandboxes are told to do
+	order   string // the order for the demo sandboxes
 	made    []runtime.Spec
 	folders []string
 	cancels []context.CancelFunc
 }
 
-// failure ends a check. withFixture catches it.
+// failure is the panic value that ends a check. withFixture recovers it.
 type failure struct{ error }
 
-// notApplicableError ends a check that turns out to have no object.
+// notApplicableError ends a check that turns out not to apply.
 type notApplicableError string
 
 func (e notApplicableError) Error() string { return string(e) }
 
-// withFixture runs a check and says why it failed.
+// withFixture runs a check and returns why it failed.
 func withFixture(ctx context.Context, h Harness, check func(*fixture)) error {
 	driver, err := h.Open(ctx)
 	if err != nil {
@@ -46,7 +46,7 @@ func withFixture(ctx context.Context, h Harness, check func(*fixture)) error {
 	return (&fixture{ctx: ctx, harness: h, driver: driver}).attempt(check)
 }
 
-// attempt runs a check, and deletes and removes what it made.
+// attempt runs a check and then removes everything that it made.
 func (f *fixture) attempt(check func(*fixture)) (err error) {
 	defer func() { err = errors.Join(err, f.cleanUp()) }()
 	defer func() {
@@ -54,7 +54,7 @@ func (f *fixture) attempt(check func(*fixture)) (err error) {
 		case nil:
 		case failure:
 			err = caught.error
-		default: // most likely the driver's fault, and then one of this check alone
+		default: // most likely the driver's fault, and of this check only
 			err = fmt.Errorf("panic: %v\n%s", caught, debug.Stack())
 		}
 	}()
@@ -62,7 +62,7 @@ func (f *fixture) attempt(check func(*fixture)) (err error) {
 	return nil
 }
 
-// cleanUp deletes and removes what the check made, also if the suite is
+// cleanUp deletes and removes what the check made, even if the suite is
 // interrupted.
 func (f *fixture) cleanUp() error {
 	f.ctx = context.WithoutCancel(f.ctx)
@@ -81,7 +81,7 @@ func (f *fixture) cleanUp() error {
 	return errors.Join(problems...)
 }
 
-// sub runs a part of the check by itself.
+// sub runs a part of the check with its own cleanup.
 func (f *fixture) sub(name string, check func(*fixture)) {
 	sub := &fixture{ctx: f.ctx, harness: f.harness, driver: f.driver}
 	err := sub.attempt(check)
@@ -113,7 +113,7 @@ func (f *fixture) isError(err, want error, what string) {
 	}
 }
 
-// same ends the check where two looks at a thing differ.
+// same ends the check if the two values differ.
 func same[T any](f *fixture, want, got T, what string) {
 	f.require(reflect.DeepEqual(want, got), "%s: %+v, and must be %+v", what, got, want)
 }
@@ -130,7 +130,8 @@ func (f *fixture) volume() string {
 	return folder
 }
 
-// spec is of a fresh session, whose sandbox is deleted after the check.
+// spec returns the spec of a new session. Its sandbox is deleted after the
+// check.
 func (f *fixture) spec() runtime.Spec {
 	now := time.Now().UTC()
 	spec := runtime.Spec{
@@ -146,7 +147,7 @@ func (f *fixture) spec() runtime.Spec {
 	return spec
 }
 
-// limit is how long a call may take.
+// limit returns how long a call may take.
 func (f *fixture) limit() time.Duration {
 	if f.harness.Patience > 0 {
 		return f.harness.Patience
@@ -168,7 +169,7 @@ func (f *fixture) create(spec runtime.Spec) runtime.Sandbox {
 	return sandbox
 }
 
-// refusesCreate: the session ID is used up.
+// refusesCreate checks that the session ID cannot be used again.
 func (f *fixture) refusesCreate(spec runtime.Spec) {
 	_, err := f.driver.Create(f.patience(), spec, ignore)
 	f.isError(err, runtime.ErrConflict, "Create after a Stop or Delete")
@@ -190,8 +191,8 @@ func (f *fixture) inspect(spec runtime.Spec) runtime.Sandbox {
 	return sandbox
 }
 
-// listed returns the sandboxes of these specs that are listed, by session ID.
-// Others may stand in the list as well: of other tests, or from before.
+// listed returns the listed sandboxes of these specs, by session ID. The list
+// may also contain sandboxes of other tests, or older ones.
 func (f *fixture) listed(specs ...runtime.Spec) map[string]runtime.Sandbox {
 	found := map[string]runtime.Sandbox{}
 	for sandbox, err := range f.driver.List(f.patience()) {
@@ -207,7 +208,7 @@ func (f *fixture) listed(specs ...runtime.Spec) map[string]runtime.Sandbox {
 	return found
 }
 
-// isGone: nothing is left of the sandbox, as far as anybody can tell.
+// isGone checks that nothing is left of the sandbox.
 func (f *fixture) isGone(spec runtime.Spec) {
 	_, err := f.driver.Inspect(f.patience(), spec.SessionID)
 	f.isError(err, runtime.ErrNotFound, "Inspect after a Delete")
@@ -219,7 +220,8 @@ func (f *fixture) isGone(spec runtime.Spec) {
 	}
 }
 
-// runs: the sandbox is the one of the spec, and its endpoint answers.
+// runs checks that the sandbox belongs to the spec and that its endpoint
+// answers.
 func (f *fixture) runs(spec runtime.Spec, sandbox runtime.Sandbox) {
 	same(f, spec.SessionID, sandbox.SessionID, "the sandbox's session")
 	same(f, spec.ChatID, sandbox.ChatID, "the sandbox's chat")
@@ -232,7 +234,8 @@ func (f *fixture) runs(spec runtime.Spec, sandbox runtime.Sandbox) {
 	}
 }
 
-// isDead: nothing of the sandbox runs, and it is said why.
+// isDead checks that the sandbox is dead with a reason and that nothing answers
+// at its endpoint.
 func (f *fixture) isDead(sandbox runtime.Sandbox, endpoint runtime.Endpoint) {
 	same(f, runtime.StateDead, sandbox.State, "the state of a sandbox that has ended")
 	f.require(strings.TrimSpace(sandbox.Reason) != "", "a dead sandbox gives no reason")

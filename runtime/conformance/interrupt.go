@@ -9,12 +9,13 @@ import (
 	"github.com/bivouac/bivouac/runtime"
 )
 
-// soon is how long a call may still take once its context has ended: of a minute
-// 10 seconds. The contract says one; the rest is for slow machines.
+// soon returns how long a call may still take after its context has ended: 10
+// seconds if the limit is a minute. The contract allows one second; the rest is
+// for slow machines.
 func (f *fixture) soon() time.Duration { return f.limit() / 6 }
 
-// leavesNothingOfTheGivenUp: whoever waits for a create may give it up at any
-// stage, and a delete then leaves nothing.
+// leavesNothingOfTheGivenUp checks that a caller may give up a Create at any
+// stage, and that a Delete then leaves nothing.
 func leavesNothingOfTheGivenUp(f *fixture) {
 	f.sub("before it began", func(sub *fixture) {
 		ctx, cancel := context.WithCancel(sub.patience())
@@ -36,7 +37,7 @@ func leavesNothingOfTheGivenUp(f *fixture) {
 
 func (f *fixture) givesUp(ctx context.Context, progress func(runtime.Stage)) {
 	spec := f.spec()
-	// It may also have been quicker.
+	// It may also have succeeded before that.
 	if _, err := f.driver.Create(ctx, spec, progress); err != nil {
 		f.isError(err, context.Canceled, "Create whose context ended")
 	}
@@ -45,10 +46,10 @@ func (f *fixture) givesUp(ctx context.Context, progress func(runtime.Stage)) {
 	f.refusesCreate(spec)
 }
 
-// deleteAtOnce deletes what a Create that was given up has begun. Over a wire, a
-// call returns when its context ends, whatever the driver does. One that does not
-// see that the call was given up shows itself where the Delete has to wait for
-// it. Otherwise it cannot be told from one that does.
+// deleteAtOnce deletes what a Create that was given up has begun. Over RPC, a
+// call returns when its context ends, whatever the driver does. A driver that
+// does not notice this is found out if the Delete has to wait for the Create.
+// Otherwise it cannot be told from a driver that does notice.
 func (f *fixture) deleteAtOnce(spec runtime.Spec) {
 	began := time.Now()
 	f.delete(spec)
@@ -56,8 +57,8 @@ func (f *fixture) deleteAtOnce(spec runtime.Spec) {
 	f.require(took < 3*f.soon(), "Delete after a Create that was given up took %s", took.Round(time.Millisecond))
 }
 
-// letsStopOvertake: a Stop that returned has ended the sandbox for good, also
-// when a Create of another caller is under way.
+// letsStopOvertake checks that a Stop that has returned has ended the sandbox
+// for good, even if a Create of another caller was in progress.
 func letsStopOvertake(f *fixture) {
 	for _, stage := range stages[:2] {
 		f.sub("when it was "+string(stage), func(sub *fixture) {
@@ -73,7 +74,7 @@ func letsStopOvertake(f *fixture) {
 					overtake()
 				}
 			})
-			overtake() // for a driver that cannot see the stage
+			overtake() // for a driver that does not report the stage
 			stopping.Wait()
 			sub.noError(stopErr, "Stop during a Create")
 			sub.hasEnded(spec)
@@ -92,7 +93,7 @@ func letsStopOvertake(f *fixture) {
 	}
 }
 
-// outlivesARestart: what a driver knew it knows again.
+// outlivesARestart checks that a driver still knows everything after a restart.
 func outlivesARestart(f *fixture) {
 	running, stopped, deleted, unknown := f.spec(), f.spec(), f.spec(), f.spec()
 	sandbox := f.create(running)
@@ -119,8 +120,8 @@ func outlivesARestart(f *fixture) {
 	f.isGone(running)
 }
 
-// diesInACreate kills the driver at each stage and then goes both ways: the
-// Create is repeated, or it is undone.
+// diesInACreate kills the driver at each stage. After that, the Create is
+// either repeated or undone.
 func diesInACreate(f *fixture) {
 	for _, stage := range stages {
 		f.sub("when it was "+string(stage)+", then repeated", func(sub *fixture) {
@@ -140,7 +141,7 @@ func diesInACreate(f *fixture) {
 		f.sub("when it was "+string(stage)+", then deleted", func(sub *fixture) {
 			spec := sub.spec()
 			created := sub.dies(spec, stage)
-			// It is found, or it was undone.
+			// Either it is found, or it was undone.
 			found, err := sub.driver.Inspect(sub.patience(), spec.SessionID)
 			if !errors.Is(err, runtime.ErrNotFound) {
 				sub.noError(err, "Inspect after a crash")
@@ -157,7 +158,7 @@ func diesInACreate(f *fixture) {
 	}
 }
 
-// dies kills the driver when a Create has reached the stage, or has returned.
+// dies kills the driver when a Create has reached the stage or has returned.
 func (f *fixture) dies(spec runtime.Spec, stage runtime.Stage) runtime.Sandbox {
 	var dying sync.WaitGroup
 	var after runtime.Driver
@@ -166,7 +167,7 @@ func (f *fixture) dies(spec runtime.Spec, stage runtime.Stage) runtime.Sandbox {
 	crash := sync.OnceFunc(func() {
 		dying.Go(func() { after, crashErr = f.harness.Crash(f.ctx, before) })
 	})
-	// Whether it succeeds or fails is chance.
+	// It may succeed or fail.
 	created, _ := before.Create(f.patience(), spec, func(reached runtime.Stage) {
 		if reached == stage {
 			crash()
@@ -195,7 +196,8 @@ func tellsOfFailure(f *fixture) {
 	})
 }
 
-// givesUpTheSlow: a sandbox that runs and does not answer holds nobody up.
+// givesUpTheSlow checks that a sandbox that runs but does not answer blocks no
+// call.
 func givesUpTheSlow(f *fixture) {
 	f.with(f.harness.Slow, orderHang, func(sub *fixture) {
 		spec := sub.spec()
@@ -207,8 +209,8 @@ func givesUpTheSlow(f *fixture) {
 		late := time.Since(deadline)
 		sub.require(late < sub.soon(), "Create returned %s after its context had ended", late.Round(time.Millisecond))
 		if _, err := sub.driver.Inspect(sub.patience(), spec.SessionID); !errors.Is(err, runtime.ErrNotFound) {
-			// It may say running: a driver that keeps nothing cannot tell
-			// whether the sandbox was ever ready.
+			// It may be running: a driver without a memory cannot tell whether
+			// the sandbox was ever ready.
 			sub.noError(err, "Inspect of a sandbox that does not answer")
 		}
 		sub.deleteAtOnce(spec)
@@ -216,8 +218,8 @@ func givesUpTheSlow(f *fixture) {
 	})
 }
 
-// passesOverTheForeign: a sandbox of another Bivouac is neither shown nor touched,
-// not even where its very session ID is given.
+// passesOverTheForeign checks that a driver neither shows nor touches a sandbox
+// of another Bivouac, even if it is given that sandbox's session ID.
 func passesOverTheForeign(f *fixture) {
 	f.with(f.harness.Foreign, orderRun, func(foreign *fixture) {
 		spec := foreign.spec()
@@ -226,8 +228,8 @@ func passesOverTheForeign(f *fixture) {
 		if _, err := f.driver.Inspect(f.patience(), spec.SessionID); !errors.Is(err, runtime.ErrConflict) {
 			f.isError(err, runtime.ErrNotFound, "Inspect of a sandbox of another Bivouac")
 		}
-		// A driver may keep its sandboxes apart from all others. Then it makes one
-		// of its own, which gets a volume of its own.
+		// A driver may keep its sandboxes completely apart from all others. It
+		// then creates its own, which gets its own volume.
 		own := spec
 		own.VolumeHostPath = foreign.volume()
 		made, err := f.driver.Create(f.patience(), own, ignore)
@@ -246,8 +248,8 @@ func passesOverTheForeign(f *fixture) {
 	})
 }
 
-// with runs a part of the check on another driver, or where there is none on
-// other sandboxes of the same.
+// with runs a part of the check on another driver. If there is none, it uses
+// the same driver with other orders for the sandboxes.
 func (f *fixture) with(open func(context.Context) (runtime.Driver, error), order string, check func(*fixture)) {
 	other := &fixture{ctx: f.ctx, harness: f.harness, driver: f.driver, order: order}
 	if open != nil {

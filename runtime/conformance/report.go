@@ -8,28 +8,28 @@ import (
 	"time"
 )
 
-// Verdict says how a requirement ended.
+// Verdict is the result of a requirement.
 type Verdict string
 
-// The verdicts.
+// These are the verdicts.
 const (
 	Pass Verdict = "PASS"
 	Fail Verdict = "FAIL"
 	Skip Verdict = "SKIP" // it does not apply, or cannot be checked here
 )
 
-// Result is what came of one requirement.
+// Result is the result of one requirement.
 type Result struct {
 	Name     string
 	Requires string // what a driver must do
 	Verdict  Verdict
-	Reason   string // why it failed or was skipped; may be of several lines
+	Reason   string // why it failed or was skipped; may have several lines
 	Took     time.Duration
 }
 
-// Verify runs the suite and yields the result of each requirement as it comes.
-// With a pattern it runs only the requirements whose names match. It ends early
-// when ctx ends.
+// Verify runs the suite and yields the result of each requirement as soon as it
+// is known. With a pattern, it runs only the requirements whose names match. It
+// stops when ctx is done.
 func Verify(ctx context.Context, h Harness, pattern *regexp.Regexp) iter.Seq[Result] {
 	return func(yield func(Result) bool) {
 		for _, r := range requirements() {
@@ -43,7 +43,7 @@ func Verify(ctx context.Context, h Harness, pattern *regexp.Regexp) iter.Seq[Res
 	}
 }
 
-// try checks the requirement on a driver of its own.
+// try checks the requirement with a newly opened driver.
 func (r requirement) try(ctx context.Context, h Harness) Result {
 	began := time.Now()
 	result := Result{Name: r.name, Requires: r.requires, Verdict: Pass}

@@ -17,7 +17,7 @@ import (
 	"github.com/bivouac/bivouac/runtime/ready"
 )
 
-// machine is where the sandboxes of sound drivers run. It outlasts them.
+// machine is where the sandboxes of sound drivers run. It outlives the drivers.
 type machine struct {
 	mu        sync.Mutex
 	made      int
@@ -30,22 +30,22 @@ func newMachine() *machine {
 	return &machine{sandboxes: map[string]*running{}, ended: map[string]bool{}, watchers: map[chan runtime.Sandbox]bool{}}
 }
 
-// running is a demo sandbox on a goroutine.
+// running is a demo sandbox in a goroutine.
 type running struct {
 	runtime.Sandbox
 	spec     runtime.Spec
 	instance string
 	end      context.CancelFunc
-	up       chan struct{} // closed once it has its endpoint
-	gone     chan struct{} // closed once nothing of it runs
+	up       chan struct{} // closed when it has its endpoint
+	gone     chan struct{} // closed when nothing of it runs
 }
 
-// sound is a driver that does all that is required. The wrong drivers are it
-// with one method replaced.
+// sound is a driver that meets all requirements. Each wrong driver is a sound
+// one with one method replaced.
 type sound struct {
 	m        *machine
 	instance string
-	dead     context.Context // ends as the driver's process does
+	dead     context.Context // done when the driver's process ends
 }
 
 func (sound) Info(context.Context) (runtime.Info, error) {
@@ -84,7 +84,7 @@ func (d sound) Create(ctx context.Context, spec runtime.Spec, progress func(runt
 	return made, reach(runtime.StageReady)
 }
 
-// start runs a sandbox, or finds that it runs.
+// start starts a sandbox or returns the one that runs.
 func (d sound) start(spec runtime.Spec) (*running, error) {
 	d.m.mu.Lock()
 	defer d.m.mu.Unlock()
@@ -111,7 +111,7 @@ func (d sound) start(spec runtime.Spec) (*running, error) {
 	return s, nil
 }
 
-// run is a sandbox's life.
+// run runs a sandbox until it ends.
 func (m *machine) run(ctx context.Context, spec runtime.Spec, s *running) error {
 	workspace, err := os.OpenRoot(spec.VolumeHostPath)
 	if err != nil {
@@ -138,7 +138,7 @@ func (m *machine) run(ctx context.Context, spec runtime.Spec, s *running) error 
 	return server.Serve(listener)
 }
 
-// note tells of the end of a sandbox.
+// note reports the end of a sandbox.
 func (m *machine) note(s *running, why error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -150,7 +150,7 @@ func (m *machine) note(s *running, why error) {
 	for watcher := range m.watchers {
 		select {
 		case watcher <- s.Sandbox:
-		default: // it may miss one
+		default: // a watcher may miss one
 		}
 	}
 }
@@ -176,7 +176,7 @@ func (sound) awaitReady(ctx context.Context, s *running) error {
 	}
 }
 
-// notForeign returns an error for what is another instance's.
+// notForeign returns an error if the sandbox belongs to another instance.
 func (d sound) notForeign(sessionID string) error {
 	d.m.mu.Lock()
 	defer d.m.mu.Unlock()

@@ -16,7 +16,8 @@ func stopsForGood(f *fixture) {
 
 	f.stop(spec)
 	f.isDead(f.inspect(spec), sandbox.Endpoint)
-	// It is listed until it is deleted, so that nobody forgets to.
+	// It is listed until it is deleted, so that the host does not forget to
+	// delete it.
 	f.require(len(f.listed(spec)) == 1, "List leaves out a sandbox that is stopped and not deleted")
 	f.refusesCreate(spec)
 	f.stop(spec)
@@ -41,8 +42,8 @@ func deletesWithoutTrace(f *fixture) {
 	f.isSilent(endpoint)
 }
 
-// stopsTheUnknown: after a crash a Stop or Delete may come before the Create
-// that it is to undo. The Create must find the door shut.
+// stopsTheUnknown checks Stop and Delete before a Create. After a crash they
+// may overtake the Create that they undo, and the Create must then fail.
 func stopsTheUnknown(f *fixture) {
 	stopped, deleted := f.spec(), f.spec()
 	f.stop(stopped)
@@ -54,7 +55,8 @@ func stopsTheUnknown(f *fixture) {
 	}
 }
 
-// findsNothing also asks for an ID that begins as that of a sandbox does.
+// findsNothing inspects unknown IDs, including one that differs from a
+// sandbox's ID only in the last digit.
 func findsNothing(f *fixture) {
 	spec := f.spec()
 	f.create(spec)
@@ -64,7 +66,7 @@ func findsNothing(f *fixture) {
 	}
 }
 
-// neighbour returns the ID that differs in its last digit alone.
+// neighbour returns an ID that differs only in the last digit.
 func neighbour(id string) string {
 	last := "0"
 	if id[len(id)-1] == '0' {
@@ -109,8 +111,7 @@ func seesADeath(f *fixture) {
 	f.isGone(spec)
 }
 
-// eventuallyDead asks until the sandbox is seen dead, for as long as patience
-// lasts.
+// eventuallyDead inspects the sandbox until it is dead, for at most the limit.
 func (f *fixture) eventuallyDead(spec runtime.Spec) runtime.Sandbox {
 	again := time.NewTicker(20 * time.Millisecond)
 	defer again.Stop()
@@ -159,7 +160,7 @@ func reportsADeath(f *fixture) {
 	f.isError(<-ended, context.Canceled, "Watch whose context ended")
 }
 
-// reportedDeath kills a sandbox and waits for the news of it.
+// reportedDeath kills a sandbox and waits until its death is reported.
 func (f *fixture) reportedDeath(deaths <-chan string, ended <-chan error, limit time.Duration) bool {
 	spec := f.spec()
 	f.kill(f.create(spec))

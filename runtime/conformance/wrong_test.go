@@ -12,7 +12,7 @@ import (
 	"github.com/bivouac/bivouac/runtime"
 )
 
-// The wrong drivers: each a sound one with one fault.
+// Each wrong driver is a sound one with one fault.
 type (
 	nameless      struct{ sound }
 	shouts        struct{ sound }
@@ -69,7 +69,7 @@ func (d shouts) Create(ctx context.Context, spec runtime.Spec, progress func(run
 	return d.sound.Create(ctx, spec, func(s runtime.Stage) { progress(s); progress(s) })
 }
 
-// Create makes another sandbox for a repeat, and ends the first.
+// Create replaces the running sandbox when it is repeated.
 func (d doubles) Create(ctx context.Context, spec runtime.Spec, progress func(runtime.Stage)) (runtime.Sandbox, error) {
 	d.m.mu.Lock()
 	standing, ok := d.m.sandboxes[spec.SessionID]
@@ -139,7 +139,7 @@ func (d cuts) Create(ctx context.Context, spec runtime.Spec, progress func(runti
 	return d.sound.Create(ctx, spec, progress)
 }
 
-// Stop says dead, and lets it run.
+// Stop reports the sandbox as dead but lets it run.
 func (d stopsInName) Stop(_ context.Context, sessionID string) error {
 	if err := d.notForeign(sessionID); err != nil {
 		return err
@@ -180,7 +180,7 @@ func (d reopens) Delete(ctx context.Context, sessionID string) error {
 	return err
 }
 
-// resolve finds a sandbox as an engine does that takes the beginning of an ID.
+// resolve finds a sandbox like an engine that accepts the beginning of an ID.
 func (m *machine) resolve(id string) string {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -200,7 +200,7 @@ func (d stopsPrefixes) Stop(ctx context.Context, id string) error {
 	return d.sound.Stop(ctx, d.m.resolve(id))
 }
 
-// Create that was given up looks as any failure.
+// Create returns ErrNotReady if it was given up.
 func (d swallows) Create(ctx context.Context, spec runtime.Spec, progress func(runtime.Stage)) (runtime.Sandbox, error) {
 	sandbox, err := d.sound.Create(ctx, spec, progress)
 	if errors.Is(err, context.Canceled) {
@@ -245,14 +245,14 @@ func (d forgets) Inspect(ctx context.Context, sessionID string) (runtime.Sandbox
 	return d.sound.Inspect(ctx, sessionID)
 }
 
-// pending is what a driver has made and not written down. It is lost when the
-// driver dies.
+// pending holds what a driver has created but not yet recorded. It is lost when
+// the driver dies.
 type pending struct {
 	mu   sync.Mutex
 	made map[string]*running
 }
 
-// writeDown makes what was made known to other processes of the driver.
+// writeDown makes the pending sandboxes known to other processes of the driver.
 func (d writesLate) writeDown() sound {
 	d.pending.mu.Lock()
 	defer d.pending.mu.Unlock()
@@ -307,8 +307,7 @@ func (d blamesOthers) Create(ctx context.Context, spec runtime.Spec, progress fu
 	return sandbox, err
 }
 
-// Create takes a sandbox for ready that has not come up, whether it still may or
-// not.
+// Create treats a sandbox that has not become ready as ready.
 func (d hasty) Create(ctx context.Context, spec runtime.Spec, progress func(runtime.Stage)) (runtime.Sandbox, error) {
 	sandbox, err := d.sound.Create(ctx, spec, progress)
 	if errors.Is(err, runtime.ErrNotReady) || errors.Is(err, context.DeadlineExceeded) {
@@ -327,7 +326,7 @@ func (d listsAll) List(context.Context) iter.Seq2[runtime.Sandbox, error] {
 	}
 }
 
-// as is the driver of whatever instance the sandbox is of.
+// as returns the driver of the instance that the sandbox belongs to.
 func (d sound) as(sessionID string) sound {
 	d.m.mu.Lock()
 	defer d.m.mu.Unlock()
@@ -349,7 +348,7 @@ func (d showsAny) Inspect(ctx context.Context, sessionID string) (runtime.Sandbo
 	return d.as(sessionID).Inspect(ctx, sessionID)
 }
 
-// Create finds by its ID alone whether there is a sandbox.
+// Create looks only at the session ID to find out whether there is a sandbox.
 func (d takesOver) Create(ctx context.Context, spec runtime.Spec, progress func(runtime.Stage)) (runtime.Sandbox, error) {
 	as := d.as(spec.SessionID)
 	if as.instance != d.instance {
@@ -358,14 +357,14 @@ func (d takesOver) Create(ctx context.Context, spec runtime.Spec, progress func(
 	return d.sound.Create(ctx, spec, progress)
 }
 
-// lock is held during a Create.
+// lock returns the lock that is held during a Create.
 func (d deaf) lock(sessionID string) *sync.Mutex {
 	lock, _ := d.creating.LoadOrStore(sessionID, new(sync.Mutex))
 	return lock.(*sync.Mutex)
 }
 
-// Create returns when its context ends, as over a wire, but behind that it goes
-// on: for as long as a sandbox may take to be ready.
+// Create returns when its context ends, as over RPC, but continues in the
+// background for as long as a sandbox may take to become ready.
 func (d deaf) Create(ctx context.Context, spec runtime.Spec, progress func(runtime.Stage)) (runtime.Sandbox, error) {
 	type answer struct {
 		sandbox runtime.Sandbox
@@ -396,7 +395,7 @@ func (d deaf) Delete(ctx context.Context, sessionID string) error {
 	return d.sound.Delete(ctx, sessionID)
 }
 
-// Inspect says of a sandbox that ran once that it runs, unless it was ended.
+// Inspect reports a sandbox that ran once as running, unless it was stopped.
 func (d optimist) Inspect(ctx context.Context, sessionID string) (runtime.Sandbox, error) {
 	found, err := d.sound.Inspect(ctx, sessionID)
 	d.m.mu.Lock()
@@ -422,7 +421,7 @@ func (asleep) Watch(ctx context.Context, _ func(runtime.Sandbox)) error {
 	return ctx.Err()
 }
 
-// Create comes back three seconds after its context has ended.
+// Create returns three seconds after its deadline has passed.
 func (d stubborn) Create(ctx context.Context, spec runtime.Spec, progress func(runtime.Stage)) (runtime.Sandbox, error) {
 	sandbox, err := d.sound.Create(ctx, spec, progress)
 	if errors.Is(err, context.DeadlineExceeded) {

@@ -13,7 +13,8 @@ import (
 	"github.com/bivouac/bivouac/runtime/nomad"
 )
 
-// A driver finds a chat's sandboxes by itself, with what their records held.
+// TestFindChat checks that a driver finds a chat's sandboxes by itself, with
+// the data that their records had.
 func TestFindChat(t *testing.T) {
 	t.Parallel()
 	r := openShared(t, rawExec(t, nil))
@@ -22,7 +23,8 @@ func TestFindChat(t *testing.T) {
 	made, err := r.Create(patiently(t), spec, ignore)
 	must.NoError(t, err)
 	must.NoError(t, r.Current(patiently(t)))
-	// One that follows no events has to ask, among jobs with other meta or none.
+	// A driver that follows no events has to ask Nomad, which also has jobs
+	// with other meta or none.
 	other, err := nomad.New(nomad.Config{Client: r.client, Template: r.template, Instance: r.instance, Logger: hclog.NewNullLogger()})
 	must.NoError(t, err)
 	foreign := api.NewBatchJob("bivouac-"+uuid.NewString(), "somebody's", "global", 50)

@@ -31,7 +31,8 @@ func TestConformance_docker(t *testing.T) {
 	conform(t, template, nil)
 }
 
-// The exec driver sees of this machine what Nomad's client was told to show.
+// TestConformance_exec uses the exec driver, whose tasks see only the parts of
+// this machine that Nomad's client shows them.
 func TestConformance_exec(t *testing.T) {
 	t.Parallel()
 	stack.NeedServers(t)
@@ -52,7 +53,7 @@ func TestConformance_exec(t *testing.T) {
 	})
 }
 
-// conform runs the suite on the shared Nomad.
+// conform runs the suite with the shared Nomad.
 func conform(t *testing.T, template *jobs.Template, volume func(context.Context) (string, error)) {
 	client, err := stack.NomadForTest(t).Client()
 	must.NoError(t, err)
@@ -61,8 +62,9 @@ func conform(t *testing.T, template *jobs.Template, volume func(context.Context)
 	conformance.Run(t, conformance.Harness{
 		Open:    func(context.Context) (runtime.Driver, error) { return own.Driver, nil },
 		Foreign: func(context.Context) (runtime.Driver, error) { return foreign.Driver, nil },
-		// There is no Reopen: which sandboxes it has deleted, the driver knows
-		// for as long as it runs. Delete says why that is enough.
+		// There is no Reopen: the driver remembers which sandboxes it has
+		// deleted only as long as it runs. The comment of Delete says why that
+		// is enough.
 		Crash: func(context.Context, runtime.Driver) (runtime.Driver, error) {
 			own.die()
 			own = openMortal(t, template, own.instance)
@@ -96,8 +98,8 @@ func conform(t *testing.T, template *jobs.Template, volume func(context.Context)
 	})
 }
 
-// mortal is a replica that can die in the middle of a call: nothing that it asks
-// for from then on reaches Nomad.
+// mortal is a replica that can die in the middle of a call. After that, no
+// request of it reaches Nomad.
 type mortal struct {
 	replica
 	die context.CancelFunc
@@ -115,7 +117,7 @@ func openMortal(t *testing.T, template *jobs.Template, instance string) mortal {
 	return mortal{open(t, client, template, instance), die}
 }
 
-// lifeline lets requests through until its context ends.
+// lifeline passes requests until its context is done.
 type lifeline struct {
 	alive context.Context
 	http.RoundTripper

@@ -20,7 +20,7 @@ import (
 	"github.com/bivouac/bivouac/runtime"
 )
 
-// templateOf returns a template whose group holds body, next to a port.
+// templateOf returns a template whose group contains a port and body.
 func templateOf(t *testing.T, timeout, body string) *jobs.Template {
 	t.Helper()
 	template, err := jobs.Parse("test.hcl", []byte(templateSource(timeout, body)), nil)
@@ -51,7 +51,7 @@ func templateSource(timeout, body string) string {
 		}`
 }
 
-// task is a task with no logs; more are further lines of it.
+// task returns a task without logs; more is inserted as further lines of it.
 func task(driver, config, more string) string {
 	return `task "sandbox" {
 		driver = "` + driver + `"
@@ -76,8 +76,9 @@ func shell(script string) string {
 			args = ["-c", "` + script + `"]`
 }
 
-// A sandbox that cannot come up is told about at once, with Nomad's reason, and
-// Delete leaves nothing of it.
+// TestCreate_tells_why_there_is_no_sandbox checks that Create fails at once
+// with Nomad's reason if a sandbox cannot start, and that Delete then leaves
+// nothing.
 func TestCreate_tells_why_there_is_no_sandbox(t *testing.T) {
 	t.Parallel()
 	unplaceable := `constraint {
@@ -130,8 +131,10 @@ func TestCreate_tells_that_an_image_is_missing(t *testing.T) {
 	must.ErrorContains(t, err, "no/such:image")
 }
 
-// The path of the volume is the caller's, so a missing one is the caller's mistake,
-// as it is for other runtimes. A template's own mounts are not.
+// TestCreate_tells_that_a_volume_is_missing checks who is blamed for a missing
+// path. The volume's path comes from the caller, so its absence is the caller's
+// mistake, as with other runtimes. A template's own mounts are not the
+// caller's.
 func TestCreate_tells_that_a_volume_is_missing(t *testing.T) {
 	t.Parallel()
 	image := stack.DockerForTest(t)
@@ -158,8 +161,9 @@ func TestCreate_tells_that_a_volume_is_missing(t *testing.T) {
 	}
 }
 
-// Time may run out before there is a process at all. Then a refused connection
-// says nothing, and what Nomad still waits for says it all.
+// TestCreate_tells_what_it_waited_for checks the error if the time runs out
+// before there is a process. A refused connection then says nothing; the error
+// must contain what Nomad still waits for.
 func TestCreate_tells_what_it_waited_for(t *testing.T) {
 	t.Parallel()
 	sleeps := task("raw_exec", shell("exec sleep 100"), "")
@@ -195,7 +199,7 @@ func TestCreate_tells_what_it_waited_for(t *testing.T) {
 		image := silent.Addr().String() + "/no/such:image"
 		r := openShared(t, templateOf(t, "15s", task("docker", `image = "`+image+`"`, "")))
 		_, err = r.Create(patiently(t), newSpec(t, r), ignore)
-		must.NoError(t, silent.Close()) // Nomad cannot end the task before the pull has failed
+		must.NoError(t, silent.Close()) // until the pull has failed, Nomad cannot end the task
 		t.Log(err)
 		must.ErrorIs(t, err, runtime.ErrNotReady)
 		must.ErrorIs(t, err, context.DeadlineExceeded)
@@ -203,8 +207,8 @@ func TestCreate_tells_what_it_waited_for(t *testing.T) {
 	})
 }
 
-// A task that is asked to end may do so with exit code 0, which alone would say
-// that all was well.
+// TestCreate_tells_what_made_a_task_end covers a task that is asked to end and
+// does so with exit code 0. The exit code alone would look like success.
 func TestCreate_tells_what_made_a_task_end(t *testing.T) {
 	t.Parallel()
 	r := openShared(t, templateOf(t, patience.String(), `service {
@@ -233,8 +237,9 @@ func TestCreate_tells_what_made_a_task_end(t *testing.T) {
 	must.Eq(t, uint64(0), allocs[0].TaskStates["sandbox"].Restarts, must.Sprint("it ended, once and for all"))
 }
 
-// A sandbox that runs but does not answer is not waited for without end, and
-// the caller can tell that it was time that ran out.
+// TestCreate_gives_up_after_the_template_s_limit checks that Create does not
+// wait forever for a sandbox that runs but does not answer, and that the error
+// says that the time ran out.
 func TestCreate_gives_up_after_the_template_s_limit(t *testing.T) {
 	t.Parallel()
 	r := openShared(t, templateOf(t, "1s", task("raw_exec", shell("exec sleep 100"), "")))
@@ -253,12 +258,13 @@ func TestCreate_ends_with_its_caller(t *testing.T) {
 	must.False(t, isAny(err, runtime.ErrNotReady, runtime.ErrNotPlaced))
 }
 
-// A process that happens to listen on the sandbox's port does not pass for it.
+// TestCreate_is_not_taken_in_by_a_foreign_process checks that another process
+// on the sandbox's port is not taken for the sandbox.
 func TestCreate_is_not_taken_in_by_a_foreign_process(t *testing.T) {
 	t.Parallel()
 	self, err := os.Executable()
 	must.NoError(t, err)
-	// A demo sandbox that was told another session's ID.
+	// A demo sandbox with another session's ID.
 	impostor := task("raw_exec", shell("BIVOUAC_SESSION_ID=other BIVOUAC_WORKSPACE=/tmp exec "+self+" demo-sandbox"), "")
 	r := openShared(t, templateOf(t, "5s", impostor))
 	_, err = r.Create(patiently(t), newSpec(t, r), ignore)
@@ -266,8 +272,9 @@ func TestCreate_is_not_taken_in_by_a_foreign_process(t *testing.T) {
 	must.ErrorContains(t, err, "another process has this port")
 }
 
-// What Nomad would never run is told apart from what it cannot run now, and
-// nothing is left of it: there was never a job, and none has to be kept away.
+// TestCreate_refuses_a_job_that_Nomad_rejects checks that a job that Nomad
+// never accepts has a different error from one that it cannot run now. Nothing
+// is left of it: the job never existed, so no tombstone is needed.
 func TestCreate_refuses_a_job_that_Nomad_rejects(t *testing.T) {
 	t.Parallel()
 	r := openShared(t, templateOf(t, "2s", task("raw_exec", shell("exec sleep 100"), `constraint {
@@ -284,8 +291,9 @@ func TestCreate_refuses_a_job_that_Nomad_rejects(t *testing.T) {
 	must.ErrorIs(t, err, runtime.ErrConflict)
 }
 
-// What looks like Nomad's own interpolation is text to a session: it reaches the
-// sandbox as it is, by each of its ways.
+// TestCreate_delivers_what_looks_like_interpolation checks that text that looks
+// like Nomad's interpolation reaches the sandbox unchanged, in every way that
+// it is passed.
 func TestCreate_delivers_what_looks_like_interpolation(t *testing.T) {
 	t.Parallel()
 	const odd = "a{node.unique.name}{ if true }$"
@@ -318,8 +326,9 @@ func TestCreate_delivers_what_looks_like_interpolation(t *testing.T) {
 	}
 }
 
-// Docker's proxy takes connections before anybody listens behind it. A sandbox
-// is ready once somebody does, and not if nobody ever does.
+// TestCreate_is_not_taken_in_by_Docker_s_proxy covers Docker's proxy, which
+// accepts connections before the container listens. A sandbox is ready only
+// when the container listens.
 func TestCreate_is_not_taken_in_by_Docker_s_proxy(t *testing.T) {
 	t.Parallel()
 	create := func(t *testing.T, order, timeout string) (runtime.Sandbox, error) {

@@ -15,8 +15,9 @@ import (
 	"github.com/bivouac/bivouac/runtime/nomad"
 )
 
-// A job bears the name of a session's and is not this Bivouac's, or was damaged
-// by hand. It is told of, never listed, never stopped, and never handed out.
+// TestForeignJobs_are_left_alone covers jobs that are named like a session's
+// job but belong to another Bivouac or were damaged by hand. The driver logs
+// them and never lists, stops or returns them.
 func TestForeignJobs_are_left_alone(t *testing.T) {
 	t.Parallel()
 	damages := map[string]func(meta map[string]string) map[string]string{
@@ -63,7 +64,8 @@ func TestForeignJobs_are_left_alone(t *testing.T) {
 			must.ErrorIs(t, r.Stop(patiently(t), spec.SessionID), runtime.ErrConflict)
 			must.ErrorIs(t, r.Delete(patiently(t), spec.SessionID), runtime.ErrConflict)
 
-			// Registered once more it would, were it ours, be stopped by the guard.
+			// If the job were ours, the guard would stop it after this second
+			// registration.
 			_, _, err = r.client.Jobs().Register(job, nil)
 			must.NoError(t, err)
 			must.Eq(t, []string{ours.SessionID}, listed(t, r))
@@ -89,8 +91,8 @@ func listed(t *testing.T, r replica) []string {
 	return ids
 }
 
-// What a Bivouac made before its instance had an ID of its own bears the name
-// that was configured.
+// TestInstance_owns_what_bears_its_legacy_name covers jobs from before the
+// instance had its own ID. They have the configured name as their instance.
 func TestInstance_owns_what_bears_its_legacy_name(t *testing.T) {
 	t.Parallel()
 	before := openShared(t, rawExec(t, nil))

@@ -11,9 +11,10 @@ import (
 	"github.com/bivouac/bivouac/runtime"
 )
 
-// Nomad gave up the allocation of a lost node, and its next evaluation of the
-// job would start another one beside a process that may still live. So the job
-// is stopped, and what is told of the sandbox stays what it was.
+// TestGuard_stops_a_job_whose_node_was_lost covers a lost node. Nomad has given
+// up the node's allocation, and its next evaluation of the job would start
+// another one, although the old process may still live. So the guard stops the
+// job, and the reported state of the sandbox does not change.
 func TestGuard_stops_a_job_whose_node_was_lost(t *testing.T) {
 	n, r := cluster(t)
 	reports := watch(t, r)

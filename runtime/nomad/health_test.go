@@ -17,8 +17,8 @@ import (
 	"github.com/bivouac/bivouac/runtime"
 )
 
-// withACL starts a Nomad of its own, and returns how to open a replica there
-// with a token that has the rules of a policy.
+// withACL starts a Nomad with ACLs. replicaWith opens a replica with a token
+// whose policy has the given rules.
 func withACL(t *testing.T) (management *api.Client, replicaWith func(rules string) replica) {
 	t.Helper()
 	stack.NeedServers(t)
@@ -40,7 +40,7 @@ func withACL(t *testing.T) (management *api.Client, replicaWith func(rules strin
 	}
 }
 
-// enough is the policy that the package's comment asks for.
+// enough is the policy that the package comment asks for.
 const enough = `
 	namespace "default" { capabilities = ["list-jobs", "read-job", "submit-job"] }
 	node { policy = "read" }
@@ -56,8 +56,8 @@ func jobIDs(t *testing.T, client *api.Client) (ids []string) {
 	return ids
 }
 
-// What keeps sandboxes from being made is found before one is asked for, and
-// told in Nomad's words.
+// TestHealth_finds_what_the_token_lacks checks that Health reports a missing
+// permission before a sandbox is requested, in Nomad's words.
 func TestHealth_finds_what_the_token_lacks(t *testing.T) {
 	t.Parallel()
 	management, replicaWith := withACL(t)
@@ -136,8 +136,9 @@ func setScheduler(t *testing.T, client *api.Client, change func(*api.SchedulerCo
 	must.NoError(t, err)
 }
 
-// Nomad answers a stream with 200 before it looks at the token, and then breaks
-// it off with words that are no JSON.
+// TestHealth_tells_of_a_stream_that_Nomad_denies covers Nomad's answer to a
+// stream without permission: it answers 200 before it checks the token, and
+// then ends the stream with text that is not JSON.
 func TestHealth_tells_of_a_stream_that_Nomad_denies(t *testing.T) {
 	t.Parallel()
 	p := newProxy(t)
@@ -165,7 +166,8 @@ func TestHealth_tells_of_a_stream_that_Nomad_denies(t *testing.T) {
 	must.Wait(t, wait.InitialSuccess(wait.Timeout(patience), wait.ErrorFunc(func() error { return r.Health(patiently(t)) })))
 }
 
-// A namespace that does not exist is the operator's fault, not the caller's.
+// TestHealth_finds_a_namespace_that_does_not_exist checks that the operator is
+// blamed for that, not the caller.
 func TestHealth_finds_a_namespace_that_does_not_exist(t *testing.T) {
 	t.Parallel()
 	for _, namespace := range []string{"no-such", "*"} {
@@ -199,8 +201,8 @@ func TestHealth_finds_a_template_that_Nomad_rejects(t *testing.T) {
 	must.ErrorContains(t, err, "correct the job template")
 }
 
-// However many ask for it, and however slow Nomad is to answer, sandboxes are
-// made meanwhile.
+// TestHealth_takes_no_place_of_other_requests checks that sandboxes can be
+// created while many health checks wait for a slow Nomad.
 func TestHealth_takes_no_place_of_other_requests(t *testing.T) {
 	t.Parallel()
 	p := newProxy(t)

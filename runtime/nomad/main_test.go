@@ -24,7 +24,8 @@ import (
 	"github.com/bivouac/bivouac/runtime/nomad"
 )
 
-// TestMain also is the demo sandbox: the jobs of these tests run this binary.
+// TestMain runs the tests or the demo sandbox: the jobs of these tests run this
+// binary.
 func TestMain(m *testing.M) {
 	if len(os.Args) == 2 && os.Args[1] == "demo-sandbox" {
 		ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -39,7 +40,7 @@ func TestMain(m *testing.M) {
 	os.Exit(stack.Main(m))
 }
 
-// replica is one driver with its Run, as a replica of the agent has it.
+// replica is one driver whose Run is running, as in a Bivouac server.
 type replica struct {
 	*nomad.Driver
 	client   *api.Client
@@ -47,11 +48,11 @@ type replica struct {
 	instance string
 }
 
-// patience is how long these tests wait for what Nomad does, and for what they
-// expect at once, too: a machine that is busy with other things takes its time.
+// patience is how long these tests wait for Nomad, and also for what should
+// happen at once. It is long because the machine may be busy.
 const patience = 2 * time.Minute
 
-// rawExec returns the raw_exec template, running this binary.
+// rawExec returns the raw_exec template with this binary as the command.
 func rawExec(t testing.TB, variables map[string]string) *jobs.Template {
 	t.Helper()
 	self, err := os.Executable()
@@ -63,13 +64,14 @@ func rawExec(t testing.TB, variables map[string]string) *jobs.Template {
 	return template
 }
 
-// open starts a replica that ends with the test.
+// open starts a replica. It stops when the test ends.
 func open(t testing.TB, client *api.Client, template *jobs.Template, instance string) replica {
 	t.Helper()
 	return openWithLegacy(t, client, template, instance, "")
 }
 
-// openWithLegacy is open for an instance whose older jobs bear another ID.
+// openWithLegacy is like open, for an instance whose older jobs have another
+// ID.
 func openWithLegacy(t testing.TB, client *api.Client, template *jobs.Template, instance, legacy string) replica {
 	t.Helper()
 	driver, err := nomad.New(nomad.Config{
@@ -89,8 +91,8 @@ func openWithLegacy(t testing.TB, client *api.Client, template *jobs.Template, i
 	return replica{driver, client, template, instance}
 }
 
-// openShared starts a replica on the Nomad that all tests share, with an
-// instance of its own.
+// openShared starts a replica with its own instance on the Nomad that all tests
+// share.
 func openShared(t testing.TB, template *jobs.Template) replica {
 	t.Helper()
 	client, err := stack.NomadForTest(t).Client()
@@ -105,8 +107,8 @@ func (w testWriter) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// newSpec returns a fresh session's spec. Whatever becomes of its sandbox, it is
-// deleted after the test.
+// newSpec returns the spec of a new session. Its sandbox is deleted after the
+// test in any case.
 func newSpec(t testing.TB, r replica) runtime.Spec {
 	t.Helper()
 	now := time.Now().UTC()
@@ -126,7 +128,8 @@ func newSpec(t testing.TB, r replica) runtime.Spec {
 	return spec
 }
 
-// patiently returns a context that ends with the test, or with our patience.
+// patiently returns a context that is done when the test ends or after
+// patience.
 func patiently(t testing.TB) context.Context {
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	t.Cleanup(cancel)

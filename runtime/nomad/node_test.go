@@ -14,7 +14,7 @@ import (
 	"github.com/bivouac/bivouac/runtime"
 )
 
-// cluster is a Nomad whose client can be lost within seconds.
+// cluster returns a Nomad that counts its client as lost within seconds.
 func cluster(t *testing.T) (*stack.Nomad, replica) {
 	t.Helper()
 	stack.NeedServers(t)
@@ -33,9 +33,10 @@ func answers(endpoint runtime.Endpoint) bool {
 	return err == nil && conn.Close() == nil
 }
 
-// A client's agent is killed. Its sandbox runs on, so Stop does not say that it
-// ended, and does not wait either: others would wait behind it. Nomad starts no
-// other. When the agent is back, Stop sees the end.
+// TestStop_does_not_believe_that_a_lost_sandbox_ended kills a client's agent,
+// whose sandbox runs on. Stop must neither report that the sandbox ended nor
+// wait, because others would wait behind it. Nomad starts no replacement. When
+// the agent is back, Stop sees the end.
 func TestStop_does_not_believe_that_a_lost_sandbox_ended(t *testing.T) {
 	n, r := cluster(t)
 	reports := watch(t, r)
@@ -60,7 +61,8 @@ func TestStop_does_not_believe_that_a_lost_sandbox_ended(t *testing.T) {
 	must.Eq(t, api.AllocClientStatusComplete, allocs[0].ClientStatus)
 }
 
-// A node that an operator removed from Nomad holds nothing up.
+// TestStop_does_not_wait_for_a_node_that_was_removed checks that Stop does not
+// block on a node that an operator has removed from Nomad.
 func TestStop_does_not_wait_for_a_node_that_was_removed(t *testing.T) {
 	n, r := cluster(t)
 	reports := watch(t, r)
@@ -74,8 +76,9 @@ func TestStop_does_not_wait_for_a_node_that_was_removed(t *testing.T) {
 	must.NoError(t, r.Stop(patiently(t), spec.SessionID))
 }
 
-// A node that was out of reach comes back. Nomad took its sandbox for lost, so
-// the client ends it now, and no other was started in its place.
+// TestSandbox_of_a_partitioned_node_is_not_replaced covers a node that was
+// unreachable and comes back. Nomad counted its sandbox as lost, so the client
+// now ends it. No replacement was started.
 func TestSandbox_of_a_partitioned_node_is_not_replaced(t *testing.T) {
 	n, r := cluster(t)
 	reports := watch(t, r)

@@ -18,7 +18,7 @@ func create(t *testing.T, r replica) (runtime.Spec, runtime.Sandbox) {
 	return spec, sandbox
 }
 
-// awaitReport returns the first report of the session in that state.
+// awaitReport returns the first report of the session in the given state.
 func awaitReport(t *testing.T, reports <-chan runtime.Sandbox, sessionID string, state runtime.State) runtime.Sandbox {
 	t.Helper()
 	for report := range reports {
@@ -46,8 +46,9 @@ func TestWatch_says_that_an_operator_stopped_the_job(t *testing.T) {
 	must.Eq(t, sandbox.ContainerID, dead.ContainerID)
 }
 
-// Nomad replaces an allocation that an operator stops. The replacement is not
-// the session's sandbox: it is never handed out, and stopped.
+// TestGuard_stops_a_second_allocation covers an allocation that an operator
+// stops. Nomad replaces it, but the replacement is not the session's sandbox:
+// the driver never returns it and stops it.
 func TestGuard_stops_a_second_allocation(t *testing.T) {
 	t.Parallel()
 	r := openShared(t, rawExec(t, nil))
@@ -73,9 +74,10 @@ func TestGuard_stops_a_second_allocation(t *testing.T) {
 	}
 }
 
-// Nomad checks a registration's index before it applies it, not when. One that
-// passes the check just before a tombstone is laid overwrites it. What comes of
-// that is stopped.
+// TestGuard_stops_what_overwrites_a_tombstone covers a late registration. Nomad
+// checks the index of a registration before it applies it, not at the same
+// time, so a registration that passes the check just before a tombstone is
+// written overwrites the tombstone. The guard stops the result.
 func TestGuard_stops_what_overwrites_a_tombstone(t *testing.T) {
 	t.Parallel()
 	r := openShared(t, rawExec(t, nil))
@@ -120,7 +122,8 @@ func TestList_leaves_out_what_is_not_ours(t *testing.T) {
 	must.Eq(t, []string{ours.SessionID}, listed)
 }
 
-// What one replica made, another one sees, with no word between them.
+// TestInspect_sees_what_another_replica_made checks that a replica sees another
+// replica's sandbox without any communication between the two.
 func TestInspect_sees_what_another_replica_made(t *testing.T) {
 	t.Parallel()
 	one := openShared(t, rawExec(t, nil))
@@ -133,7 +136,8 @@ func TestInspect_sees_what_another_replica_made(t *testing.T) {
 	must.Eq(t, spec.ChatID, found.ChatID)
 }
 
-// While a sandbox stands, a second one for its session is refused to everyone.
+// TestStop_holds_for_other_replicas checks that no replica can create a sandbox
+// for a session that any replica has stopped.
 func TestStop_holds_for_other_replicas(t *testing.T) {
 	t.Parallel()
 	one := openShared(t, rawExec(t, nil))
@@ -147,8 +151,9 @@ func TestStop_holds_for_other_replicas(t *testing.T) {
 	must.Eq(t, runtime.StateDead, found.State)
 }
 
-// Where two replicas are at it at once, one of them purges the job, and Nomad
-// answers the other with an error. Both have done what they were asked for.
+// TestDelete_by_two_replicas_at_once covers two Deletes at the same time. One
+// of them purges the job, and Nomad answers the other with an error. Both must
+// succeed.
 func TestDelete_by_two_replicas_at_once(t *testing.T) {
 	t.Parallel()
 	one := openShared(t, rawExec(t, nil))

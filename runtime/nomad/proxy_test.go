@@ -21,16 +21,16 @@ import (
 	"github.com/bivouac/bivouac/runtime"
 )
 
-// proxy stands between a driver and the real Nomad, for faults that cannot be
-// provoked in Nomad itself.
+// proxy sits between a driver and the real Nomad. It injects faults that Nomad
+// itself cannot be made to show.
 type proxy struct {
 	*httptest.Server
 	forward *httputil.ReverseProxy
 
 	mu       sync.Mutex
 	fault    func(w http.ResponseWriter, r *http.Request) (handled bool)
-	events   func(piece []byte) (lost bool) // sees each piece of a stream
-	requests []string                       // method and path; streams and signs of life left out
+	events   func(piece []byte) (lost bool) // called for each piece of a stream
+	requests []string                       // method and path; without streams and heartbeats
 	streams  map[int]context.CancelFunc
 	opened   int
 }
@@ -74,14 +74,14 @@ func (p *proxy) setFault(fault func(http.ResponseWriter, *http.Request) bool) {
 	p.fault = fault
 }
 
-// setEvents lets see look at what streams bring.
+// setEvents sets the function that is called for each piece of a stream.
 func (p *proxy) setEvents(see func(piece []byte) (lost bool)) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.events = see
 }
 
-// streamWriter passes a stream on, except for what is lost.
+// streamWriter passes on a stream, except for the pieces that are lost.
 type streamWriter struct {
 	http.ResponseWriter
 	proxy *proxy
@@ -108,7 +108,7 @@ func (p *proxy) breakStreams() {
 	}
 }
 
-// take returns the requests since the last call.
+// take returns the requests since the last call of take.
 func (p *proxy) take() []string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -118,7 +118,7 @@ func (p *proxy) take() []string {
 }
 
 // openThrough starts a replica behind a proxy and waits until its event stream
-// is up.
+// is open.
 func openThrough(t *testing.T, p *proxy, template *jobs.Template) replica {
 	t.Helper()
 	client, err := api.NewClient(&api.Config{Address: p.URL})
@@ -141,7 +141,8 @@ func count(requests []string, request string) (n int) {
 	return n
 }
 
-// A create costs one write and no read, and looking at the sandbox nothing.
+// TestRequests_while_the_event_stream_is_up checks that a create makes one
+// write and no read, and that Inspect makes no request.
 func TestRequests_while_the_event_stream_is_up(t *testing.T) {
 	p := newProxy(t)
 	r := openThrough(t, p, rawExec(t, nil))
@@ -159,8 +160,8 @@ func TestRequests_while_the_event_stream_is_up(t *testing.T) {
 	must.SliceEmpty(t, p.take())
 }
 
-// The reply to a registration is lost: Nomad has the job, and its sandbox is
-// handed out.
+// TestCreate_finds_out_what_became_of_a_registration covers a lost reply to a
+// registration: Nomad has the job, and Create returns its sandbox.
 func TestCreate_finds_out_what_became_of_a_registration(t *testing.T) {
 	t.Parallel()
 	p := newProxy(t)
@@ -180,7 +181,8 @@ func TestCreate_finds_out_what_became_of_a_registration(t *testing.T) {
 	must.Eq(t, 1, count(p.take(), "PUT /v1/jobs"))
 }
 
-// The registration itself is lost: it is not repeated blindly.
+// TestCreate_does_not_repeat_a_registration covers a lost registration: Create
+// does not repeat it blindly.
 func TestCreate_does_not_repeat_a_registration(t *testing.T) {
 	t.Parallel()
 	p := newProxy(t)
@@ -196,8 +198,8 @@ func TestCreate_does_not_repeat_a_registration(t *testing.T) {
 	p.setFault(nil)
 }
 
-// busyFor turns every request away for a while, as Nomad does with too many
-// connections from one address, or what stands in front of it.
+// busyFor answers every request with 429 for a while. Nomad does that if one
+// address has too many connections, and so may a proxy in front of Nomad.
 func busyFor(d time.Duration) func(http.ResponseWriter, *http.Request) bool {
 	over := time.Now().Add(d)
 	return func(w http.ResponseWriter, _ *http.Request) bool {
@@ -210,7 +212,8 @@ func busyFor(d time.Duration) func(http.ResponseWriter, *http.Request) bool {
 	}
 }
 
-// Nomad turns everything away for a while: nothing is dropped for that.
+// TestDriver_outlasts_a_storm_of_429 checks that no call fails because Nomad
+// refuses all requests for a while.
 func TestDriver_outlasts_a_storm_of_429(t *testing.T) {
 	t.Parallel()
 	p := newProxy(t)
@@ -240,8 +243,8 @@ func TestDriver_outlasts_a_storm_of_429(t *testing.T) {
 	must.Eq(t, runtime.StateDead, stopped.State)
 }
 
-// However much is asked of the driver at a time, Nomad sees a bounded number of
-// requests from it.
+// TestRequests_are_bounded checks that the driver makes a limited number of
+// requests to Nomad at a time, however many calls it gets.
 func TestRequests_are_bounded(t *testing.T) {
 	p := newProxy(t)
 	r := openThrough(t, p, rawExec(t, nil))
@@ -264,11 +267,12 @@ func TestRequests_are_bounded(t *testing.T) {
 		})
 	}
 	askers.Wait()
-	must.Between(t, 2, most.Load(), 32+1) // and a sign of life
+	must.Between(t, 2, most.Load(), 32+1) // plus one heartbeat
 }
 
-// Without events all works, at the price of requests; what happened in the
-// meantime is noticed once they are back.
+// TestDriver_does_without_events checks that everything works without the event
+// stream, although with more requests. Changes in the meantime are noticed when
+// the stream is back.
 func TestDriver_does_without_events(t *testing.T) {
 	t.Parallel()
 	p := newProxy(t)
@@ -301,7 +305,8 @@ func TestDriver_does_without_events(t *testing.T) {
 	}
 }
 
-// Doubt is not death: while Nomad cannot be asked, nothing is said of a sandbox.
+// TestInspect_knows_nothing_without_Nomad checks that an unknown state is not
+// reported as dead: while Nomad does not answer, Inspect returns an error.
 func TestInspect_knows_nothing_without_Nomad(t *testing.T) {
 	t.Parallel()
 	p := newProxy(t)
@@ -313,7 +318,7 @@ func TestInspect_knows_nothing_without_Nomad(t *testing.T) {
 	p.breakStreams()
 	for {
 		_, err := r.Inspect(patiently(t), spec.SessionID)
-		if err != nil { // the broken stream was noticed
+		if err != nil { // the driver has noticed that the stream broke
 			must.ErrorIs(t, err, runtime.ErrUnavailable)
 			break
 		}
@@ -330,14 +335,15 @@ func TestInspect_knows_nothing_without_Nomad(t *testing.T) {
 	p.setFault(nil)
 }
 
-// deny answers as Nomad does to a token that it does not know.
+// deny answers like Nomad to an unknown token.
 func deny(w http.ResponseWriter, _ *http.Request) bool {
 	http.Error(w, "Permission denied", http.StatusForbidden)
 	return true
 }
 
-// Nomad no longer takes the token. Each answer says so and comes at once, and a
-// create leaves nothing to be undone: its registration was refused.
+// TestDriver_tells_that_Nomad_denies_permission covers a token that Nomad no
+// longer accepts. Each call says so at once, and a create leaves nothing to
+// undo, because its registration was refused.
 func TestDriver_tells_that_Nomad_denies_permission(t *testing.T) {
 	t.Parallel()
 	p := newProxy(t)
@@ -367,7 +373,9 @@ func TestDriver_tells_that_Nomad_denies_permission(t *testing.T) {
 	must.NoError(t, r.Delete(patiently(t), standing.SessionID))
 }
 
-// The right to register alone may be missing: what stands is found all the same.
+// TestCreate_finds_what_stands_without_the_right_to_register covers a token
+// that lacks only the permission to register. Create still finds an existing
+// sandbox.
 func TestCreate_finds_what_stands_without_the_right_to_register(t *testing.T) {
 	t.Parallel()
 	p := newProxy(t)
@@ -381,7 +389,7 @@ func TestCreate_finds_what_stands_without_the_right_to_register(t *testing.T) {
 	must.Eq(t, first.ContainerID, again.ContainerID)
 }
 
-// watch reports changes until the test ends.
+// watch returns a channel of changes. It ends with the test.
 func watch(t *testing.T, r replica) <-chan runtime.Sandbox {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), patience)

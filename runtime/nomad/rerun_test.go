@@ -22,8 +22,8 @@ import (
 	"github.com/bivouac/bivouac/runtime"
 )
 
-// demo is a task of the demo sandbox, which first notes its process ID in the
-// volume; more are further lines of it.
+// demo returns a task with the demo sandbox, which first appends its process ID
+// to a file in the volume; more is inserted as further lines of the task.
 func demo(t *testing.T, name, more string) string {
 	t.Helper()
 	self, err := os.Executable()
@@ -35,7 +35,7 @@ func demo(t *testing.T, name, more string) string {
 	`+more), `task "sandbox"`, `task "`+name+`"`, 1)
 }
 
-// inVolume makes a template whose sandboxes work in the session's volume.
+// inVolume returns a template whose sandboxes run in the session's volume.
 func inVolume(t *testing.T, body string) *jobs.Template {
 	t.Helper()
 	src := strings.Replace(templateSource(patience.String(), body), "job {", "workspace = session.volume_host_path\njob {", 1)
@@ -44,7 +44,7 @@ func inVolume(t *testing.T, body string) *jobs.Template {
 	return template
 }
 
-// runs returns the process IDs that a task noted.
+// runs returns the process IDs that a task has recorded.
 func runs(t *testing.T, spec runtime.Spec, name string) []int {
 	t.Helper()
 	data, err := os.ReadFile(filepath.Join(spec.VolumeHostPath, name))
@@ -60,8 +60,8 @@ func runs(t *testing.T, spec runtime.Spec, name string) []int {
 
 func alive(pid int) bool { return syscall.Kill(pid, 0) == nil }
 
-// staysDead is that the sandbox is dead for every replica, also one that comes
-// to know of it only now, and that nothing of it runs.
+// staysDead checks that the sandbox is dead for every replica, including a new
+// one, and that no process of it runs.
 func staysDead(t *testing.T, r replica, spec runtime.Spec, reason string) {
 	t.Helper()
 	late := open(t, r.client, r.template, r.instance)
@@ -78,8 +78,9 @@ func staysDead(t *testing.T, r replica, spec runtime.Spec, reason string) {
 	}
 }
 
-// Nomad runs a task again for these reasons whatever the job's restart policy
-// is. The process that was handed out is gone then, and so is the sandbox.
+// TestSandbox_that_Nomad_restarts_is_dead covers the reasons for which Nomad
+// runs a task again whatever the job's restart policy says. The process that
+// was returned to the caller is gone then, and so is the sandbox.
 func TestSandbox_that_Nomad_restarts_is_dead(t *testing.T) {
 	t.Parallel()
 	t.Run("because_a_variable_changed", func(t *testing.T) {
@@ -95,7 +96,8 @@ func TestSandbox_that_Nomad_restarts_is_dead(t *testing.T) {
 			must.NoError(t, err)
 		})
 		reports := watch(t, r)
-		// The job is as a template would make it that left the mode to Nomad.
+		// The job is like one from a template that leaves the change mode to
+		// Nomad's default.
 		spec, sandbox := createWith(t, r, func(job *api.Job) {
 			job.TaskGroups[0].Tasks[0].Templates = []*api.Template{{
 				EmbeddedTmpl: new(`{{ with nomadVar "` + path + `" }}KEY={{ .key }}{{ end }}`), DestPath: new("local/env"), Envvars: new(true),
@@ -129,8 +131,8 @@ func TestSandbox_that_Nomad_restarts_is_dead(t *testing.T) {
 		})
 	}
 
-	// A machine that reboots takes the client and all that runs on it, and is
-	// back before Nomad counts its node as lost.
+	// A reboot ends the client and everything that runs on the machine. Here
+	// the machine is back before Nomad counts its node as lost.
 	t.Run("because_its_node_rebooted", func(t *testing.T) {
 		stack.NeedServers(t)
 		n, err := stack.StartNomad(patiently(t), stack.NomadConfig{Servers: 1, Clients: 1, HeartbeatGrace: time.Minute})
@@ -142,8 +144,8 @@ func TestSandbox_that_Nomad_restarts_is_dead(t *testing.T) {
 		reports := watch(t, r)
 		spec, sandbox := create(t, r)
 		process := runs(t, spec, "sandbox")[0]
-		// By then the client has saved the task. Before, it would take its next run
-		// for the first.
+		// The client has saved the task by then. Without that, it would take
+		// the next run for the first.
 		must.Wait(t, wait.InitialSuccess(wait.Timeout(patience), wait.BoolFunc(func() bool {
 			alloc, _, err := client.Allocations().Info(sandbox.ContainerID, nil)
 			return err == nil && alloc.ClientStatus == api.AllocClientStatusRunning
@@ -162,8 +164,8 @@ func TestSandbox_that_Nomad_restarts_is_dead(t *testing.T) {
 	})
 }
 
-// createWith creates a sandbox whose job differs from what the template makes.
-// Somebody else registers it; Create finds it as its own.
+// createWith creates a sandbox whose job differs from the template's. It
+// registers the job itself; Create then finds it.
 func createWith(t *testing.T, r replica, change func(*api.Job)) (runtime.Spec, runtime.Sandbox) {
 	t.Helper()
 	spec := newSpec(t, r)
@@ -177,7 +179,7 @@ func createWith(t *testing.T, r replica, change func(*api.Job)) (runtime.Spec, r
 	return spec, sandbox
 }
 
-// parent returns the ID of a process's parent.
+// parent returns the process ID of a process's parent.
 func parent(pid int) (int, error) {
 	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
@@ -187,12 +189,14 @@ func parent(pid int) (int, error) {
 	return strconv.Atoi(fields[1])
 }
 
-// other is a task beside the sandbox's own, with a script and further lines.
+// other returns another task beside the sandbox's, with a script and further
+// lines.
 func other(name, script, more string) string {
 	return "\n" + strings.Replace(task("raw_exec", shell(script), more), `task "sandbox"`, `task "`+name+`"`, 1)
 }
 
-// Nomad calls an allocation running while any task of it runs.
+// TestSandbox_ends_with_the_first_of_its_main_tasks covers groups of several
+// tasks. Nomad reports an allocation as running while any of its tasks runs.
 func TestSandbox_ends_with_the_first_of_its_main_tasks(t *testing.T) {
 	t.Parallel()
 	const waits = "exec sleep 1000"
@@ -211,7 +215,8 @@ func TestSandbox_ends_with_the_first_of_its_main_tasks(t *testing.T) {
 			reports := watch(t, r)
 			spec, sandbox := create(t, r)
 
-			// It ends with exit code 0, after which Nomad lets the others be.
+			// It ends with exit code 0; Nomad then leaves the other tasks
+			// running.
 			must.NoError(t, syscall.Kill(runs(t, spec, "sandbox")[0], syscall.SIGTERM))
 
 			const reason = `task "sandbox" ended: exit code 0`
@@ -247,8 +252,9 @@ func TestSandbox_ends_with_the_first_of_its_main_tasks(t *testing.T) {
 	})
 }
 
-// Nomad never ends a poststop task. A stop says that it waits for one, and ends
-// once an operator did what it says.
+// TestStop_says_which_task_it_waits_for covers a poststop task, which Nomad
+// never ends. The error of Stop names the task and how to end it, and Stop
+// succeeds when an operator has done that.
 func TestStop_says_which_task_it_waits_for(t *testing.T) {
 	t.Parallel()
 	r := openShared(t, rawExec(t, nil))
@@ -282,8 +288,9 @@ func TestStop_says_which_task_it_waits_for(t *testing.T) {
 	must.NoError(t, r.Delete(patiently(t), spec.SessionID))
 }
 
-// Nomad's client cannot end a task while its driver makes it, as by a pull from a
-// registry that is silent: then a stop takes as long as the pull.
+// TestStop_says_that_a_pull_has_to_end_first covers a task that its driver is
+// still creating, for example during a pull from a registry that does not
+// answer. Nomad's client cannot end it, so a stop takes as long as the pull.
 func TestStop_says_that_a_pull_has_to_end_first(t *testing.T) {
 	t.Parallel()
 	stack.DockerForTest(t)

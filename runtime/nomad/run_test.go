@@ -16,7 +16,7 @@ import (
 	"github.com/bivouac/bivouac/runtime"
 )
 
-// captured returns an allocation as Nomad 1.11.3 listed it.
+// captured returns an allocation as listed by Nomad 1.11.3.
 func captured(t *testing.T, name string) *api.AllocationListStub {
 	t.Helper()
 	data, err := os.ReadFile(filepath.Join("testdata", name+".json"))
@@ -26,7 +26,7 @@ func captured(t *testing.T, name string) *api.AllocationListStub {
 	return &alloc
 }
 
-// stateWith is what is known of a job with that one allocation.
+// stateWith returns the state of a job with only that allocation.
 func stateWith(alloc *api.AllocationListStub, mainTasks string) state {
 	const sessionID = "1"
 	meta := map[string]string{jobs.MetaInstance: "test", jobs.MetaSessionID: sessionID, jobs.MetaMainTasks: mainTasks}
@@ -137,7 +137,8 @@ func TestRun(t *testing.T) {
 	}
 }
 
-// A stop that waits says for which task, and how an operator can end it.
+// TestStillRuns checks that a stop that waits names the task and how an
+// operator can end it.
 func TestStillRuns(t *testing.T) {
 	t.Run("names_a_poststop_task_that_goes_on_for_ever", func(t *testing.T) {
 		alloc := captured(t, "poststop_hangs")

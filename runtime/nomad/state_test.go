@@ -18,11 +18,11 @@ func TestHasEnded_believes_the_client_and_not_the_servers(t *testing.T) {
 		{api.AllocClientStatusRunning, []*api.TaskState{dead, running}, false},
 		{api.AllocClientStatusComplete, []*api.TaskState{dead, dead}, true},
 		{api.AllocClientStatusComplete, []*api.TaskState{dead, running}, false},
-		{api.AllocClientStatusComplete, nil, true}, // it was stopped before it began
+		{api.AllocClientStatusComplete, nil, true}, // stopped before it began
 		{api.AllocClientStatusFailed, []*api.TaskState{dead}, true},
 		{api.AllocClientStatusLost, nil, false},
 		{api.AllocClientStatusLost, []*api.TaskState{dead, running}, false},
-		{api.AllocClientStatusLost, []*api.TaskState{dead, dead}, true}, // lost is what came over complete
+		{api.AllocClientStatusLost, []*api.TaskState{dead, dead}, true}, // it was complete before it was lost
 		{api.AllocClientStatusUnknown, []*api.TaskState{dead}, true},
 		{api.AllocClientStatusUnknown, []*api.TaskState{running}, false},
 	} {

@@ -14,13 +14,15 @@ import (
 	"github.com/bivouac/bivouac/runtime"
 )
 
-// moment is when in a create the event stream breaks, or what is wrong with it.
+// moment is a point of a create at which the event stream breaks, or another
+// fault of the stream.
 type moment struct {
 	name    string
 	provoke func(t *testing.T, p *proxy, about []byte)
 }
 
-// moments are all that a create passes: about is what marks its events.
+// moments returns all points of a create. about is a text that identifies its
+// events.
 func moments() []moment {
 	list := []moment{
 		{"before it is registered", func(_ *testing.T, p *proxy, _ []byte) {
@@ -104,8 +106,9 @@ func moments() []moment {
 	}})
 }
 
-// Whenever the event stream breaks, a create that cannot come to anything is
-// told so, with Nomad's reason, long before its own limit.
+// TestCreate_tells_why_although_the_event_stream_breaks checks that a create
+// that cannot succeed fails with Nomad's reason, long before its own limit,
+// whenever the event stream breaks.
 func TestCreate_tells_why_although_the_event_stream_breaks(t *testing.T) {
 	t.Parallel()
 	failures := []struct {
@@ -139,8 +142,9 @@ func TestCreate_tells_why_although_the_event_stream_breaks(t *testing.T) {
 	}
 }
 
-// A stream that is up and brings nothing holds no stop up: what counts is what
-// Nomad says when it is asked.
+// TestStop_does_not_wait_for_events checks that a stream that is open but
+// delivers nothing does not delay Stop, which relies on Nomad's answers to its
+// own requests.
 func TestStop_does_not_wait_for_events(t *testing.T) {
 	t.Parallel()
 	p := newProxy(t)
@@ -150,7 +154,7 @@ func TestStop_does_not_wait_for_events(t *testing.T) {
 	must.NoError(t, err)
 
 	p.setEvents(func([]byte) bool { return true })
-	// Less than it takes until a stream that says nothing is given up.
+	// This is less time than the driver takes to give up a silent stream.
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	must.NoError(t, r.Stop(ctx, spec.SessionID))

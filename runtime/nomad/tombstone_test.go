@@ -18,8 +18,9 @@ import (
 	"github.com/bivouac/bivouac/runtime/nomad"
 )
 
-// A registration may still be on its way when its session is stopped. Nomad, here
-// the model of one, refuses it then.
+// TestStop_makes_a_late_registration_fail covers a registration that is still
+// in transit when its session is stopped. Nomad, here a model of it, must
+// refuse it.
 func TestStop_makes_a_late_registration_fail(t *testing.T) {
 	template := rawExec(t, nil)
 	synctest.Test(t, func(t *testing.T) {

@@ -15,8 +15,8 @@ import (
 	"github.com/bivouac/bivouac/scheduler"
 )
 
-// Given a Consul that denies by default, then health tells which right a token
-// lacks, in Consul's words.
+// TestHealthTellsWhatTheTokenMayNotDo checks that, with a Consul that denies by
+// default, Health names the permission that a token lacks, in Consul's words.
 func TestHealthTellsWhatTheTokenMayNotDo(t *testing.T) {
 	management := uuid.NewString()
 	stack.NeedServers(t)
@@ -36,7 +36,7 @@ func TestHealthTellsWhatTheTokenMayNotDo(t *testing.T) {
 	const session = ` session_prefix "" { policy = "write" }`
 	for _, tc := range []struct {
 		name, token string
-		told        []string // nothing: healthy
+		told        []string // nil means healthy
 	}{
 		{"enough", token("enough", `key_prefix "acl/" { policy = "write" }`+session), nil},
 		{"anonymous", "", []string{"anonymous token", "lacks permission 'key:write' on \"acl/v1/probe\""}},
@@ -51,7 +51,7 @@ func TestHealthTellsWhatTheTokenMayNotDo(t *testing.T) {
 			must.NoError(t, err)
 			c := &cluster{client: root, addr: server.Addr(), prefix: prefix}
 			r := c.joinWith(t, client)
-			_, err = r.session.current(t.Context()) // or it could not be made
+			_, err = r.session.current(t.Context()) // the session exists, or it could not be created
 			health := r.Health(t.Context())
 			if tc.told == nil {
 				must.NoError(t, err)
@@ -106,7 +106,8 @@ func TestAddresses(t *testing.T) {
 	}
 }
 
-// A slash at the end of the address led to another path than Consul's.
+// TestAddressWithATrailingSlashReachesConsul covers a slash at the end of the
+// address, which used to lead to a wrong path.
 func TestAddressWithATrailingSlashReachesConsul(t *testing.T) {
 	c := open(t)
 	r := c.join(t, "http://"+c.addr+"/")

@@ -16,15 +16,15 @@ import (
 	"github.com/bivouac/bivouac/internal/test/simulate/network"
 )
 
-// sleeper is a machine that can be suspended: its monotonic clock, its requests
-// and its replica stand still meanwhile.
+// sleeper is a machine that can be suspended. Its monotonic clock, its requests
+// and its replica stop while it is suspended.
 type sleeper struct {
 	*Clock
 	http.RoundTripper
 
 	mu    sync.Mutex
-	awake chan struct{} // closed while it is
-	off   time.Duration // of the machine's clock
+	awake chan struct{} // closed while it is awake
+	off   time.Duration // offset of the machine's clock
 }
 
 func startSleeper(t *testing.T, server network.Server) *sleeper {
@@ -50,7 +50,7 @@ func startSleeper(t *testing.T, server network.Server) *sleeper {
 	return s
 }
 
-// RoundTrip lets requests wait, and their answers, while the machine sleeps.
+// RoundTrip delays requests and answers while the machine is suspended.
 func (s *sleeper) RoundTrip(r *http.Request) (*http.Response, error) {
 	s.await()
 	response, err := s.RoundTripper.RoundTrip(r)
@@ -71,7 +71,7 @@ func (s *sleeper) suspend() {
 	s.awake = make(chan struct{})
 }
 
-// resume wakes the machine after it slept for d. Its clock is behind by lag then.
+// resume wakes the machine after a sleep of d. Its clock is then behind by lag.
 func (s *sleeper) resume(d, lag time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -85,22 +85,22 @@ func (s *sleeper) setClock(d time.Duration) {
 	s.off += d
 }
 
-// behind is by how much the time that a machine knows is behind.
+// behind returns how far the machine's agreed time is behind.
 func (s *sleeper) behind() time.Duration { return time.Since(s.Now()) }
 
-// A machine that was suspended comes back to the others' time, and does not take
-// them with it.
+// TestSuspendedMachineComesBack checks that a machine that was suspended
+// returns to the others' time and does not change it.
 func TestSuspendedMachineComesBack(t *testing.T) {
 	for name, tc := range map[string]struct {
 		slept time.Duration
-		lag   time.Duration // of the machine's clock, until it is set right
+		lag   time.Duration // of the machine's clock, until it is corrected
 	}{
 		"after minutes":                  {slept: 3 * time.Minute},
 		"after hours":                    {slept: time.Hour},
 		"after minutes, its clock stood": {slept: 3 * time.Minute, lag: 3 * time.Minute},
 		"after hours, its clock stood":   {slept: time.Hour, lag: time.Hour},
 	} {
-		for _, which := range []int{0, 1} { // the one that writes the time down, and one that follows
+		for _, which := range []int{0, 1} { // the one that writes the time, and one that follows
 			t.Run(name, func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
 					server := consulmodel.New(2)
@@ -145,8 +145,9 @@ func TestSuspendedMachineComesBack(t *testing.T) {
 	}
 }
 
-// If all machines were suspended the time goes on from where it stood, also for a
-// replica that joins.
+// TestTimeGoesOnWhereItStoodWhenAllMachinesWereSuspended checks that the time
+// continues from where it stopped if all machines were suspended, even for a
+// replica that joins after that.
 func TestTimeGoesOnWhereItStoodWhenAllMachinesWereSuspended(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const slept = time.Hour
@@ -171,7 +172,9 @@ func TestTimeGoesOnWhereItStoodWhenAllMachinesWereSuspended(t *testing.T) {
 	})
 }
 
-// Whoever keeps writing a wrong time moves nobody, and Consul is not flooded.
+// TestWrongTimeThatIsWrittenAgainAndAgain checks that a wrong time that is
+// written repeatedly changes no replica's time, and that the replicas do not
+// flood Consul.
 func TestWrongTimeThatIsWrittenAgainAndAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		server := consulmodel.New(2)
@@ -195,5 +198,5 @@ func TestWrongTimeThatIsWrittenAgainAndAgain(t *testing.T) {
 	})
 }
 
-// pass lets time pass, in a bubble where that costs none.
+// pass lets time pass. In a synctest bubble that takes no real time.
 func pass(d time.Duration) { <-time.After(d) }

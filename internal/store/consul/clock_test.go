@@ -19,10 +19,10 @@ import (
 	"github.com/bivouac/bivouac/scheduler"
 )
 
-// machine is a replica on a machine whose clock is off.
+// machine is a replica on a machine whose clock may be wrong.
 type machine struct {
 	*Clock
-	step  func(time.Duration) // of the machine's clock
+	step  func(time.Duration) // steps the machine's clock
 	leave func()
 }
 
@@ -64,17 +64,17 @@ func TestReplicasAgreeOnTheTime(t *testing.T) {
 		}), wait.Timeout(patience), wait.Gap(10*time.Millisecond)))
 	}
 
-	// Given a first replica, whose time is everybody's.
+	// Given a first replica, whose time all others take over.
 	first := c.joinClock(t, maxSkew/2)
 	off := time.Until(first.Now())
 	must.Between(t, maxSkew/2-time.Second, off, maxSkew/2+time.Second)
 
-	// When others join whose clocks are as far apart as they may be, all agree.
+	// When others join whose clocks differ by the allowed maximum, all agree.
 	second := c.joinClock(t, -maxSkew/2+time.Second)
 	third := c.joinClock(t, 0)
 	agree("after joining", first, second, third)
 
-	// When the one who writes it down goes, the time goes on as it was.
+	// When the replica that writes the time leaves, the time continues.
 	first.leave()
 	must.Between(t, off-2*time.Second, time.Until(second.Now()), off+2*time.Second)
 	agree("without the first", second, third)
@@ -82,7 +82,8 @@ func TestReplicasAgreeOnTheTime(t *testing.T) {
 	agree("with a fourth", second, third, fourth)
 	must.Between(t, off-2*time.Second, time.Until(fourth.Now()), off+2*time.Second)
 
-	// When all are gone and one comes whose clock is behind, time does not go back.
+	// When all have left and one joins whose clock is behind, the time does not
+	// go back.
 	last := second.Now()
 	for _, m := range []*machine{second, third, fourth} {
 		m.leave()
@@ -91,8 +92,8 @@ func TestReplicasAgreeOnTheTime(t *testing.T) {
 	must.False(t, fifth.Now().Before(last.Add(-tickInterval)))
 }
 
-// Whoever sets the clock of a machine moves nobody's time: neither where the
-// machine writes the time down, nor where it follows.
+// TestTimeDoesNotJumpWithAMachinesClock checks that setting a machine's clock
+// changes no replica's time, whether the machine writes the time or follows.
 func TestTimeDoesNotJumpWithAMachinesClock(t *testing.T) {
 	c := open(t)
 	machines := []*machine{c.joinClock(t, 0), c.joinClock(t, 0)}
@@ -116,8 +117,9 @@ func TestTimeDoesNotJumpWithAMachinesClock(t *testing.T) {
 	}
 }
 
-// Given machines whose clocks are as far apart as they may be, then a session ends on all
-// replicas when its time is over, and on none sooner or later.
+// TestSessionEndsOnAllReplicasAtOneTime checks that a session expires on all
+// replicas at the same time, even if their machines' clocks differ by the
+// allowed maximum.
 func TestSessionEndsOnAllReplicasAtOneTime(t *testing.T) {
 	const life, slack = 6 * time.Second, 2 * time.Second
 	c := open(t)
@@ -199,7 +201,8 @@ func TestJudge(t *testing.T) {
 	}
 }
 
-// writeTick writes to the key of the agreed time, as an operator could by hand.
+// writeTick writes to the key of the agreed time, as an operator could do by
+// hand.
 func (c *cluster) writeTick(t *testing.T, value string) {
 	t.Helper()
 	_, err := c.client.KV().Put(&api.KVPair{Key: c.keys(t).clock(), Value: []byte(value)}, nil)
@@ -208,8 +211,9 @@ func (c *cluster) writeTick(t *testing.T, value string) {
 
 func byHand(at time.Time) string { return "hand " + at.UTC().Format(time.RFC3339Nano) }
 
-// Whatever is written to the key of the agreed time, or if it is deleted: no session
-// ends, the agreed time goes on, and health reports it.
+// TestWrongTimeInConsulMovesNobody checks what happens if the key of the agreed
+// time gets any wrong value or is deleted: no session ends, the agreed time
+// continues, and health reports it.
 func TestWrongTimeInConsulMovesNobody(t *testing.T) {
 	c := open(t)
 	machines := []*machine{c.joinClock(t, 0), c.joinClock(t, 0), c.joinClock(t, 0)}
@@ -261,8 +265,9 @@ func TestWrongTimeInConsulMovesNobody(t *testing.T) {
 	}
 }
 
-// Given a time in Consul that is a day ahead while no replica runs, then one that
-// starts ends nothing, says what to do, and goes on once that is done.
+// TestTimeFarAheadIsNotTakenByAReplicaThatStarts covers a time in Consul that
+// is a day ahead while no replica runs. A replica that starts then ends
+// nothing, reports what to do, and continues once that is done.
 func TestTimeFarAheadIsNotTakenByAReplicaThatStarts(t *testing.T) {
 	c := open(t)
 	c.writeTick(t, byHand(time.Now().Add(24*time.Hour)))

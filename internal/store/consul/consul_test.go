@@ -26,7 +26,7 @@ func TestLockContract(t *testing.T) {
 	storetest.Locks(t, func(t *testing.T) storetest.Cluster { return open(t) })
 }
 
-// cluster is replicas below one prefix of a real Consul.
+// cluster is a set of replicas with the same prefix in a real Consul.
 type cluster struct {
 	client *api.Client
 	addr   string
@@ -53,7 +53,7 @@ func (c *cluster) Join(t *testing.T) storetest.Replica {
 	return c.join(t, c.addr)
 }
 
-// join adds a replica that reaches Consul at addr.
+// join adds a replica that connects to Consul at addr.
 func (c *cluster) join(t *testing.T, addr string) *replica {
 	t.Helper()
 	client, err := NewClient(&api.Config{Address: addr})
@@ -93,8 +93,8 @@ func (c *cluster) Outdate(t *testing.T, chatID uuid.UUID) {
 	c.set(t, c.keys(t).record(chatID), `{"v":9,"min_reader":8,"session_id":["x"]}`)
 }
 
-// MustBeEmpty waits, since what a caller who left may have in Consul is cleared
-// in the background.
+// MustBeEmpty waits, because the lock of a caller that has left is removed in
+// the background.
 func (c *cluster) MustBeEmpty(t *testing.T) {
 	t.Helper()
 	c.waitForKeys(t, func(keys []string) bool {
@@ -103,8 +103,7 @@ func (c *cluster) MustBeEmpty(t *testing.T) {
 	})
 }
 
-// waitForKeys waits until all keys together, but for the identity, are as they
-// should be.
+// waitForKeys waits until right accepts the keys, without the identity.
 func (c *cluster) waitForKeys(t *testing.T, right func(keys []string) bool) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
@@ -121,7 +120,7 @@ func (c *cluster) waitForKeys(t *testing.T, right func(keys []string) bool) {
 	}
 }
 
-// replica is one replica, whose session can be looked at past it.
+// replica is one replica. direct is a Consul client that bypasses the replica.
 type replica struct {
 	*Store
 	direct *api.Client

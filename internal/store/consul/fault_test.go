@@ -18,8 +18,8 @@ import (
 
 const patience = 2 * time.Minute
 
-// behindProxy returns a cluster, a replica that reaches Consul directly, and
-// one behind a proxy, which has its session already.
+// behindProxy returns a cluster, a replica that connects to Consul directly,
+// and one behind a proxy that already has its session.
 func behindProxy(t *testing.T) (c *cluster, direct, proxied *replica, p *proxy) {
 	t.Helper()
 	c = open(t)
@@ -55,7 +55,7 @@ func freshSession() scheduler.Session {
 	return session
 }
 
-// mistakes are what can happen to a single request whose sender then does not
+// mistakes returns faults of a single request after which its sender does not
 // know whether it was applied.
 func mistakes() map[string]fault {
 	return map[string]fault{
@@ -153,12 +153,13 @@ func TestReadsBridgeAShortRefusal(t *testing.T) {
 	}
 }
 
-// Given a Consul that turns everything away for a while, as behind a limit of
-// requests, then nothing is lost for that, the replica's locks included.
+// TestStormOf429IsWaitedOut checks that nothing is lost, not even the replica's
+// locks, if Consul refuses all requests for a while, as behind a rate limiter.
 func TestStormOf429IsWaitedOut(t *testing.T) {
 	t.Parallel()
 	c, direct, proxied, p := behindProxy(t)
-	// Between two storms the Consul session is renewed, which a lock needs within 9 s.
+	// Between two storms the Consul session is renewed. A lock needs that
+	// within 9 s.
 	storm := func() {
 		renewed := make(chan struct{})
 		once := sync.OnceFunc(func() { close(renewed) })
@@ -197,8 +198,8 @@ func TestStormOf429IsWaitedOut(t *testing.T) {
 	c.MustBeEmpty(t)
 }
 
-// Given a Consul that turns most requests away at random, then each is made
-// again until it is looked at.
+// TestStormOf429ThatLetsSomeThroughIsWaitedOut checks that, if Consul refuses
+// most requests at random, each request is repeated until it is accepted.
 func TestStormOf429ThatLetsSomeThroughIsWaitedOut(t *testing.T) {
 	t.Parallel()
 	c, direct, proxied, p := behindProxy(t)
@@ -225,9 +226,10 @@ func busy(w http.ResponseWriter, _ *http.Request, _ http.Handler) {
 	w.WriteHeader(http.StatusTooManyRequests)
 }
 
-// Given a write that was applied while its reply and all that follows is lost,
-// then the caller is told that its outcome is unknown; and once Consul
-// can be reached again, the lease finds out by itself.
+// TestUnknownOutcomeIsSaidAndFoundOutLater covers a write that is applied but
+// whose reply is lost, with all later requests. The caller is told that the
+// outcome is unknown. Once Consul is reachable again, the lease finds out by
+// itself.
 func TestUnknownOutcomeIsSaidAndFoundOutLater(t *testing.T) {
 	c, direct, proxied, p := behindProxy(t)
 	session := freshSession()
@@ -235,7 +237,7 @@ func TestUnknownOutcomeIsSaidAndFoundOutLater(t *testing.T) {
 	session.State = scheduler.StateCreating
 
 	lease := lock(t, proxied, session.ChatID)
-	p.do(always(loseReply)) // a read has no effect, so it fails
+	p.do(always(loseReply)) // a read has no effect, so it only fails
 	must.ErrorIs(t, lease.Write(t.Context(), &session, scheduler.Keep), scheduler.ErrUnavailable)
 	must.Eq(t, &session, read(t, direct, session.ChatID))
 
@@ -255,7 +257,7 @@ func TestLockLostWhileAWriteIsUnanswered(t *testing.T) {
 
 	lease := lock(t, proxied, session.ChatID)
 	p.do(first(1, "write", func(http.ResponseWriter, *http.Request, http.Handler) {
-		// Another takes over before the request could arrive.
+		// Another replica takes over before the request could arrive.
 		c.BreakLock(t, session.ChatID)
 		panic(http.ErrAbortHandler)
 	}))
@@ -264,8 +266,8 @@ func TestLockLostWhileAWriteIsUnanswered(t *testing.T) {
 	must.Eq(t, &session, read(t, direct, session.ChatID))
 }
 
-// holdFirstWrite has the next write still on its way when the context of its
-// sender ends. arrive lets it arrive.
+// holdFirstWrite keeps the next write in transit until its sender's context is
+// done. arrive then delivers it.
 func holdFirstWrite(t *testing.T, p *proxy) (sending context.Context, arrive func()) {
 	sending, giveUp := context.WithCancel(t.Context())
 	sent, answered := make(chan struct{}), make(chan struct{})
@@ -281,8 +283,9 @@ func holdFirstWrite(t *testing.T, p *proxy) (sending context.Context, arrive fun
 	}
 }
 
-// Given a write that is still on its way when its caller has given up and
-// released the lock, when it arrives at last, then it changes nothing.
+// TestWriteThatArrivesLateChangesNothing covers a write that is in transit when
+// its caller has given up and released the lock. When it finally arrives, it
+// changes nothing.
 func TestWriteThatArrivesLateChangesNothing(t *testing.T) {
 	_, direct, proxied, p := behindProxy(t)
 	session := freshSession()
@@ -295,14 +298,15 @@ func TestWriteThatArrivesLateChangesNothing(t *testing.T) {
 	must.ErrorIs(t, lease.Write(ctx, &dead, scheduler.Keep), scheduler.ErrUnavailable)
 	must.NoError(t, lease.Release(t.Context()))
 
-	next := lock(t, proxied, session.ChatID) // by the same session
+	next := lock(t, proxied, session.ChatID) // by the same Consul session
 	arrive()
 	must.Eq(t, &session, read(t, direct, session.ChatID))
 	must.NoError(t, next.Write(t.Context(), nil, scheduler.Release))
 }
 
-// Given a session's write that is still on its way when its intent is written once
-// more, when it arrives at last, then nobody is told of the session: so its
+// TestSessionThatArrivesAfterItsIntentWasWrittenAnewIsNotMade covers a
+// session's write that is in transit when its intent is written again. When it
+// finally arrives, it is not applied and nobody is told of the session, so its
 // sandbox may be stopped.
 func TestSessionThatArrivesAfterItsIntentWasWrittenAnewIsNotMade(t *testing.T) {
 	_, direct, proxied, p := behindProxy(t)
@@ -341,8 +345,8 @@ func TestHealthIsThatConsulHasALeader(t *testing.T) {
 	must.ErrorIs(t, proxied.Health(t.Context()), scheduler.ErrUnavailable)
 }
 
-// Given a token that may read keys and have no session, then the replica, which
-// can give out no lock, says so.
+// TestHealthIsAlsoThatThereIsASession covers a token that may read keys but may
+// not create a session. The replica cannot take locks, and its health says so.
 func TestHealthIsAlsoThatThereIsASession(t *testing.T) {
 	c := open(t)
 	p := newProxy(t, c.addr)
@@ -363,8 +367,9 @@ func TestHealthIsAlsoThatThereIsASession(t *testing.T) {
 	must.ErrorContains(t, err, "Permission denied")
 }
 
-// Given the name of another datacenter than the Consul agent's, whose servers take
-// keys and refuse the session, then health tells what is wrong.
+// TestHealthTellsOfAnotherDatacenter covers a datacenter setting that differs
+// from the Consul agent's datacenter. The servers accept keys but refuse the
+// session, and health says what is wrong.
 func TestHealthTellsOfAnotherDatacenter(t *testing.T) {
 	c := open(t)
 	p := newProxy(t, c.addr)
@@ -389,7 +394,7 @@ func TestWithoutASessionNoLockIsGivenOut(t *testing.T) {
 	_, err := proxied.Lock(t.Context(), uuid.New(), patience)
 	must.ErrorIs(t, err, scheduler.ErrUnavailable)
 
-	p.do(nil) // and it comes by itself
+	p.do(nil) // the session is then created without a call
 	for {
 		lease, err := proxied.Lock(t.Context(), uuid.New(), patience)
 		if err == nil {

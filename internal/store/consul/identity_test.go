@@ -27,7 +27,7 @@ type bivouac struct {
 	ended chan error
 }
 
-// startAs starts a replica with the settings of an operator.
+// startAs starts a replica with an operator's settings.
 func (c *cluster) startAs(t *testing.T, settings Config) bivouac {
 	t.Helper()
 	client, err := NewClient(&api.Config{Address: c.addr})
@@ -58,7 +58,7 @@ func (b bivouac) identified(t *testing.T) Identity {
 	return own
 }
 
-// refuses waits until the replica ends, and returns why.
+// refuses waits until the replica ends and returns the reason.
 func (b bivouac) refuses(t *testing.T) error {
 	t.Helper()
 	select {
@@ -71,7 +71,7 @@ func (b bivouac) refuses(t *testing.T) error {
 	}
 }
 
-// standsStill waits until the replica's health says why it does nothing.
+// standsStill waits until the replica's health reports why it does nothing.
 func (b bivouac) standsStill(t *testing.T, words ...string) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
@@ -162,7 +162,7 @@ func TestIdentity(t *testing.T) {
 		first.identified(t)
 		c.startAs(t, Config{Instance: "test", Place: in("global", "default")}).identified(t)
 		must.Error(t, c.startAs(t, Config{Instance: "test", Place: in("global", "sandboxes")}).refuses(t))
-		first.locks(t) // the key stands elsewhere now
+		first.locks(t) // although the identity was written again in the meantime
 	})
 	t.Run("keeps the name of records from before there were identities", func(t *testing.T) {
 		c := open(t)
@@ -293,7 +293,8 @@ func TestStoreThatLosesItsData(t *testing.T) {
 	beside.locks(t)
 }
 
-// An identity that is written again as it was takes no lock away.
+// TestLeaseOutlivesTheRestoringOfTheIdentity checks that no lock is lost if the
+// same identity is written again.
 func TestLeaseOutlivesTheRestoringOfTheIdentity(t *testing.T) {
 	t.Parallel()
 	c := open(t)
@@ -311,7 +312,8 @@ func TestLeaseOutlivesTheRestoringOfTheIdentity(t *testing.T) {
 	must.NoError(t, lease.Write(t.Context(), &session, scheduler.Release))
 }
 
-// A replica that is cut off may not have seen yet that the identity was lost.
+// TestAdoptOnAReplicaThatHasNotSeenTheLoss covers a replica that is cut off and
+// has not yet seen that the identity was lost.
 func TestAdoptOnAReplicaThatHasNotSeenTheLoss(t *testing.T) {
 	t.Parallel()
 	c := open(t)
@@ -322,7 +324,7 @@ func TestAdoptOnAReplicaThatHasNotSeenTheLoss(t *testing.T) {
 	go func() { ended <- store.Run(ctx) }()
 	own, err := store.Identity(ctx)
 	must.NoError(t, err)
-	stop() // it sees nothing from now on
+	stop() // it sees no changes from now on
 	must.NoError(t, <-ended)
 	c.wipe(t)
 

@@ -13,7 +13,7 @@ import (
 	"github.com/bivouac/bivouac/scheduler"
 )
 
-// logged makes the replica log into the buffer that it returns.
+// logged makes the replica log into the returned buffer.
 func logged(r *replica) *bytes.Buffer {
 	var buffer bytes.Buffer
 	r.log = hclog.New(&hclog.LoggerOptions{Output: &buffer})
@@ -67,12 +67,12 @@ func TestDamagedRecordsAreSkippedInListsAndReportedToWhoAsksForThem(t *testing.T
 	_, _, err = r.Get(t.Context(), damaged.ChatID, scheduler.Block{})
 	must.ErrorIs(t, err, scheduler.ErrDamaged)
 	must.ErrorContains(t, err, r.keys.record(damaged.ChatID))
-	for range 2 { // the lock is not left behind
+	for range 2 { // the failed call leaves no lock
 		_, err = r.Lock(t.Context(), damaged.ChatID, 0)
 		must.ErrorIs(t, err, scheduler.ErrDamaged)
 		must.False(t, c.has(t, r.keys.lock(damaged.ChatID)))
 	}
-	// Its index entries may be right, so they stay.
+	// Its index entries may be correct, so they stay.
 	must.True(t, c.has(t, r.keys.flight()+damaged.ChatID.String()))
 }
 
@@ -110,7 +110,7 @@ func TestIndexEntriesThatNoRecordHasAreRemoved(t *testing.T) {
 		must.StrContains(t, log.String(), key)
 	}
 
-	// What the record does have is as it was.
+	// The record's own entries are unchanged.
 	agents, err := r.List(t.Context(), scheduler.Query{AgentID: "agent-1", PerPage: 10})
 	must.NoError(t, err)
 	must.Eq(t, []scheduler.Session{session}, agents.Sessions)
@@ -119,8 +119,9 @@ func TestIndexEntriesThatNoRecordHasAreRemoved(t *testing.T) {
 	must.Eq(t, []scheduler.Session{session}, expired)
 }
 
-// Given a record whose index entries somebody removed, then it is listed and
-// locked all the same, the next write restores them, and its end leaves nothing.
+// TestRecordWhoseIndexEntriesAreGone covers a record whose index entries were
+// deleted. It can still be listed and locked, the next write restores the
+// entries, and deleting the record leaves nothing.
 func TestRecordWhoseIndexEntriesAreGone(t *testing.T) {
 	c := open(t)
 	r := c.join(t, c.addr)
@@ -149,8 +150,8 @@ func TestRecordWhoseIndexEntriesAreGone(t *testing.T) {
 	c.MustBeEmpty(t)
 }
 
-// Given keys that are no record, index entry, lock or time of ours, though they
-// stand where such belong, then they are in nobody's way.
+// TestKeysThatAreNobodys checks that foreign keys in the places of records,
+// index entries, locks and the time do no harm.
 func TestKeysThatAreNobodys(t *testing.T) {
 	c := open(t)
 	r := c.join(t, c.addr)
@@ -182,21 +183,21 @@ func TestKeysThatAreNobodys(t *testing.T) {
 	must.NoError(t, err)
 	for _, key := range strangers {
 		must.True(t, c.has(t, key), must.Sprint(key))
-		if key != r.keys.bucket("tomorrow")+"x" { // nobody reads there before its time
+		if key != r.keys.bucket("tomorrow")+"x" { // nobody reads this folder before its time
 			must.StrContains(t, log.String(), key)
 		}
 	}
 }
 
-// Given a record that moves on while it is compared with an index entry, then
-// the entry is not touched.
+// TestRecordThatMovesOnIsNotRepaired covers a record that changes while it is
+// compared with an index entry. The entry is then not touched.
 func TestRecordThatMovesOnIsNotRepaired(t *testing.T) {
 	c := open(t)
 	r := c.join(t, c.addr)
 	session := freshSession()
 	put(t, r, session)
 	entry := r.keys.bucket(bucketOf(session.ExpiresAt)) + session.ChatID.String()
-	seen := &api.KVPair{Key: r.keys.record(session.ChatID)} // as if there were none yet
+	seen := &api.KVPair{Key: r.keys.record(session.ChatID)} // as if it had not existed yet
 	must.NoError(t, r.repair(t.Context(), entry, seen))
 	must.True(t, c.has(t, entry))
 }
@@ -204,7 +205,7 @@ func TestRecordThatMovesOnIsNotRepaired(t *testing.T) {
 func TestLookingForTheExpiredCostsWhatExpired(t *testing.T) {
 	_, direct, proxied, p := behindProxy(t)
 	now := testSession().CreatedAt
-	for i := range 60 { // they live, each in a minute of its own
+	for i := range 60 { // they are valid, each expiring in a different minute
 		session := freshSession()
 		session.ExpiresAt = now.Add(time.Duration(i+1) * time.Minute)
 		put(t, direct, session)
@@ -222,16 +223,17 @@ func TestLookingForTheExpiredCostsWhatExpired(t *testing.T) {
 	must.Eq(t, []string{"read txn"}, p.kinds())
 
 	must.Eq(t, 5, expired(now.Add(5*time.Minute), 100))
-	must.Eq(t, []string{"read txn", "read txn"}, p.kinds()) // minutes, and records
+	must.Eq(t, []string{"read txn", "read txn"}, p.kinds()) // one for the minutes and one for the records
 	must.Eq(t, 5, expired(now.Add(time.Hour), 5))
 	must.LessEq(t, 2, len(p.kinds()))
 	must.Eq(t, 60, expired(now.Add(time.Hour), 100))
 	must.LessEq(t, 5+5, len(p.kinds()))
-	must.Eq(t, 60, expired(now.Add(48*time.Hour), 100)) // after a long sleep
+	must.Eq(t, 60, expired(now.Add(48*time.Hour), 100)) // after a long time
 }
 
-// Given a replica whose clock is behind, so that it writes into minutes that
-// others have seen empty, then they still find what expires there.
+// TestClocksMayBeApart covers a replica whose clock is behind, so that it
+// writes into minutes that others have already seen empty. The others still
+// find what expires there.
 func TestClocksMayBeApart(t *testing.T) {
 	c := open(t)
 	r, behind := c.join(t, c.addr), c.join(t, c.addr)
@@ -249,7 +251,7 @@ func TestClocksMayBeApart(t *testing.T) {
 	put(t, behind, early)
 	must.Eq(t, []scheduler.Session{early}, find())
 
-	// Further apart than that, it takes until the next listing.
+	// If the clocks differ by more than that, it takes until the next listing.
 	earlier := freshSession()
 	earlier.ExpiresAt = now.Add(-10 * lookBack)
 	put(t, behind, earlier)

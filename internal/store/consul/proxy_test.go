@@ -15,10 +15,10 @@ import (
 	"github.com/shoenig/test/must"
 )
 
-// fault is what a proxy does with a request.
+// fault is how a proxy handles a request.
 type fault func(w http.ResponseWriter, r *http.Request, consul http.Handler)
 
-// loseReply lets Consul have the request, and nobody the answer.
+// loseReply passes the request to Consul and drops the answer.
 func loseReply(_ http.ResponseWriter, r *http.Request, consul http.Handler) {
 	consul.ServeHTTP(httptest.NewRecorder(), r)
 	panic(http.ErrAbortHandler) // cuts the connection
@@ -27,12 +27,12 @@ func loseReply(_ http.ResponseWriter, r *http.Request, consul http.Handler) {
 // loseRequest cuts the connection before Consul has the request.
 func loseRequest(http.ResponseWriter, *http.Request, http.Handler) { panic(http.ErrAbortHandler) }
 
-// answer gives the status in Consul's place.
+// answer answers with the status instead of Consul.
 func answer(status int) fault {
 	return func(w http.ResponseWriter, _ *http.Request, _ http.Handler) { w.WriteHeader(status) }
 }
 
-// answerAfter lets Consul have the request and gives the status as its answer.
+// answerAfter passes the request to Consul and answers with the status.
 func answerAfter(status int) fault {
 	return func(w http.ResponseWriter, r *http.Request, consul http.Handler) {
 		consul.ServeHTTP(httptest.NewRecorder(), r)
@@ -40,20 +40,20 @@ func answerAfter(status int) fault {
 	}
 }
 
-// request is one that reached a proxy, told apart by what it does.
+// request is a request that reached a proxy, described by what it does.
 type request struct {
 	kind     string // "get", "keys", "lock", "write", "release", "read txn", "session", "identity"
 	blocking bool
 	trees    int // how many shards or minutes it reads
 }
 
-// proxy stands between a replica and Consul.
+// proxy sits between a replica and Consul.
 type proxy struct {
 	addr string
 
 	mu    sync.Mutex
 	seen  []request
-	fault func(request) fault // nil, or returns nil: let the request through
+	fault func(request) fault // if it is nil or returns nil, the request passes
 }
 
 func newProxy(t *testing.T, addr string) *proxy {
@@ -116,14 +116,14 @@ func (p *proxy) note(r request) fault {
 	return p.fault(r)
 }
 
-// do makes the proxy act on requests from now on.
+// do sets how the proxy handles requests from now on.
 func (p *proxy) do(rule func(request) fault) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.fault = rule
 }
 
-// first acts on the first n requests of a kind.
+// first applies a fault to the first n requests of a kind.
 func first(n int, kind string, act fault) func(request) fault {
 	return func(r request) fault {
 		if r.kind != kind || n == 0 {
@@ -134,10 +134,11 @@ func first(n int, kind string, act fault) func(request) fault {
 	}
 }
 
-// always acts on each request.
+// always applies a fault to every request.
 func always(act fault) func(request) fault { return func(request) fault { return act } }
 
-// trees returns how many shards or minutes were read, and forgets what was.
+// trees returns how many shards or minutes were read since the last call, and
+// clears the record of requests.
 func (p *proxy) trees() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -149,7 +150,8 @@ func (p *proxy) trees() int {
 	return trees
 }
 
-// kinds returns and forgets what reached Consul's KV store.
+// kinds returns the requests to Consul's KV store since the last call, and
+// clears the record of requests.
 func (p *proxy) kinds() []string {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -32,7 +32,7 @@ func testSession() scheduler.Session {
 	}
 }
 
-// edited returns the record of testSession, changed by edit.
+// edited returns the record of testSession after edit has changed it.
 func edited(t *testing.T, edit func(fields map[string]any)) string {
 	t.Helper()
 	value, _, err := encodeRecord(testSession(), "write-1", nil)
@@ -45,8 +45,8 @@ func edited(t *testing.T, edit func(fields map[string]any)) string {
 	return string(value)
 }
 
-// damage is values that must not be taken for a record, and what the error
-// says about them.
+// damage returns values that must not be accepted as a record, with the errors
+// that they cause.
 func damage(t *testing.T) map[string]string {
 	t.Helper()
 	whole := edited(t, func(map[string]any) {})
@@ -130,7 +130,8 @@ func FuzzDecodeRecord(f *testing.F) {
 		}
 		part, err := newerPartOf(value)
 		must.NoError(t, err)
-		// What was read can be written, and is then read as the same.
+		// The decoded record can be encoded again, and then decodes to the
+		// same.
 		again, _, err := encodeRecord(*session, writeID, part)
 		must.NoError(t, err)
 		reread, rewriteID, err := decodeRecord("some/key", testChat, again)
@@ -143,8 +144,8 @@ func FuzzDecodeRecord(f *testing.F) {
 	})
 }
 
-// fieldsOf returns the names of all unknown fields, nested ones after those that
-// they are in.
+// fieldsOf returns the names of all unknown fields. Nested fields follow the
+// field that contains them.
 func fieldsOf(part *newerPart) []string { return names("", part.fields) }
 
 func names(prefix string, o object) []string {
@@ -202,5 +203,5 @@ func TestRecord(t *testing.T) {
 	})
 }
 
-// recordOfVersion1 is testSession as Bivouac wrote it before version 2.
+// recordOfVersion1 is testSession as encoded by Bivouac before version 2.
 const recordOfVersion1 = `{"v":1,"write":"write-1","session_id":"0b8f4a52-5a80-4a0f-9a5e-6f7d3f9f1c22","chat_id":"6f1c2f2e-9d0b-4a51-8a6c-0e2b6c9a7d11","agent_id":"agent-1","volume_host_path":"/srv/volume","runtime":"nomad","container_id":"","endpoint":{"ip":"","port":0},"created_at":"2031-03-05T14:07:30.000000005Z","expires_at":"2031-03-05T14:37:30.000000005Z","state":"running","reason":""}`

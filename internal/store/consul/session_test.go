@@ -13,7 +13,8 @@ import (
 	"github.com/bivouac/bivouac/scheduler"
 )
 
-// sessionOf returns the replica's session as Consul has it, nil if it has none.
+// sessionOf returns the replica's session from Consul, or nil if it does not
+// exist.
 func sessionOf(t *testing.T, c *cluster, r *replica) *api.SessionEntry {
 	t.Helper()
 	hold, err := r.session.current(t.Context())
@@ -35,9 +36,9 @@ func TestSessionDependsOnNoHealthCheckAndTakesItsLocksAlong(t *testing.T) {
 	must.SliceEmpty(t, entry.ServiceChecks)
 }
 
-// Given a replica that cannot reach Consul any more, then it gives its locks up
-// before Consul gives them to others; and once it can again, its old session is
-// in nobody's way.
+// TestReplicaThatIsCutOffStopsBeforeOthersBegin covers a replica that can no
+// longer reach Consul. It gives up its locks before Consul gives them to
+// others. When it can reach Consul again, its old session does no harm.
 func TestReplicaThatIsCutOffStopsBeforeOthersBegin(t *testing.T) {
 	t.Parallel()
 	c, direct, proxied, p := behindProxy(t)
@@ -82,7 +83,7 @@ func TestCleanEndWaitsForLeasesAndDestroysTheSession(t *testing.T) {
 
 	var ended sync.WaitGroup
 	ended.Go(r.leave)
-	for { // no new locks from now on
+	for { // until it gives out no new locks
 		other, err := r.Lock(t.Context(), uuid.New(), patience)
 		if err != nil {
 			must.ErrorIs(t, err, scheduler.ErrUnavailable)
@@ -135,7 +136,7 @@ func TestWaitingForALockDoesNotPoll(t *testing.T) {
 	})
 	_ = p.kinds()
 	var waiters sync.WaitGroup
-	for range 3 { // of one replica: only the first of them asks Consul
+	for range 3 { // all in one replica: only the first of them asks Consul
 		waiters.Go(func() {
 			lease, err := proxied.Lock(t.Context(), chatID, patience)
 			if err == nil {
@@ -153,9 +154,9 @@ func TestWaitingForALockDoesNotPoll(t *testing.T) {
 	must.Eq(t, []string{"lock", "release", "lock", "release", "lock", "release"}, p.kinds())
 }
 
-// Given more chats that another replica holds than are waited for at a time,
-// and as many blocking reads as there may be, then each lock is had soon after
-// it is free.
+// TestManyLocksAreWaitedForAtATime covers more locked chats than can be waited
+// for at a time, together with the maximum number of blocking reads. Each lock
+// is still taken soon after it becomes free.
 func TestManyLocksAreWaitedForAtATime(t *testing.T) {
 	c := open(t)
 	holder, waiter := c.join(t, c.addr), c.join(t, c.addr)
@@ -195,7 +196,7 @@ func TestBlockingReadsAreBounded(t *testing.T) {
 	var reads sync.WaitGroup
 	for range maxParked + 1 {
 		reads.Go(func() {
-			for { // it may return sooner than it must
+			for { // a read may return early
 				_, _, err := r.Get(ctx, chatID, scheduler.Block{Index: 1 << 50, Wait: patience})
 				if err != nil {
 					results <- err
@@ -205,7 +206,7 @@ func TestBlockingReadsAreBounded(t *testing.T) {
 		})
 	}
 	must.ErrorIs(t, <-results, scheduler.ErrBusy)
-	must.Nil(t, read(t, r, chatID)) // which needs no place
+	must.Nil(t, read(t, r, chatID)) // a read that does not block is always allowed
 	stop()
 	reads.Wait()
 }

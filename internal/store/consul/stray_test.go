@@ -14,7 +14,8 @@ import (
 	"github.com/bivouac/bivouac/scheduler"
 )
 
-// Given a caller who leaves while its lock is being taken, then nobody holds it.
+// TestLockThatNobodyWaitsForAnyMoreIsCleared covers a caller that leaves while
+// its lock is being taken. The lock is then freed.
 func TestLockThatNobodyWaitsForAnyMoreIsCleared(t *testing.T) {
 	c, direct, proxied, p := behindProxy(t)
 	chatID := uuid.New()
@@ -29,7 +30,8 @@ func TestLockThatNobodyWaitsForAnyMoreIsCleared(t *testing.T) {
 	c.MustBeEmpty(t)
 }
 
-// Given a release that could not be made, then it is made up for later.
+// TestLockThatCouldNotBeReleasedIsCleared covers a failed release, which is
+// repeated later.
 func TestLockThatCouldNotBeReleasedIsCleared(t *testing.T) {
 	c, direct, proxied, p := behindProxy(t)
 	chatID := uuid.New()
@@ -41,9 +43,9 @@ func TestLockThatCouldNotBeReleasedIsCleared(t *testing.T) {
 	c.MustBeEmpty(t)
 }
 
-// Given a request for a lock that a proxy kept and answered for with an error,
-// when it comes to Consul after the lock was had and released, then the lock that
-// it takes is cleared.
+// TestLockThatIsTakenOnceMoreIsCleared covers a lock request that a proxy kept
+// back and answered with an error. It reaches Consul after the lock was taken
+// and released, and takes the lock again. That lock is then freed.
 func TestLockThatIsTakenOnceMoreIsCleared(t *testing.T) {
 	c, direct, proxied, p := behindProxy(t)
 	chatID := uuid.New()
@@ -65,8 +67,9 @@ func TestLockThatIsTakenOnceMoreIsCleared(t *testing.T) {
 	c.MustBeEmpty(t)
 }
 
-// Given a record that somebody edits while an operation holds its chat's lock,
-// then the operation learns that its lock is lost, and others can have it.
+// TestLockOfAnEditedRecordIsCleared covers a record that is edited by hand
+// while an operation holds its chat's lock. The operation gets ErrLockLost, and
+// others can take the lock.
 func TestLockOfAnEditedRecordIsCleared(t *testing.T) {
 	c := open(t)
 	a, b := c.join(t, c.addr), c.join(t, c.addr)
@@ -89,8 +92,9 @@ func TestLockOfAnEditedRecordIsCleared(t *testing.T) {
 	c.MustBeEmpty(t)
 }
 
-// Given a lock's key that somebody overwrites while an operation holds it, then the
-// operation learns that its lock is lost, and other replicas can have it.
+// TestLockThatIsOverwrittenByHandIsCleared covers a lock key that is
+// overwritten by hand while an operation holds the lock. The operation gets
+// ErrLockLost, and other replicas can take the lock.
 func TestLockThatIsOverwrittenByHandIsCleared(t *testing.T) {
 	c := open(t)
 	a, b := c.join(t, c.addr), c.join(t, c.addr)
@@ -108,7 +112,8 @@ func TestLockThatIsOverwrittenByHandIsCleared(t *testing.T) {
 	c.MustBeEmpty(t)
 }
 
-// The same for one that is released without a write.
+// TestLockThatIsOverwrittenByHandIsReleased covers the same for a lock that is
+// released without a write.
 func TestLockThatIsOverwrittenByHandIsReleased(t *testing.T) {
 	c := open(t)
 	a, b := c.join(t, c.addr), c.join(t, c.addr)

@@ -18,8 +18,8 @@ import (
 	"github.com/bivouac/bivouac/scheduler"
 )
 
-// upgrade is a scheduler of this version, beside which other versions write
-// records in Consul.
+// upgrade is a scheduler of this version, while other versions write records in
+// the same Consul.
 type upgrade struct {
 	*scheduler.Scheduler
 	cluster *cluster
@@ -49,8 +49,8 @@ func (u *upgrade) command(chat uuid.UUID) scheduler.CreateCommand {
 	return scheduler.CreateCommand{ChatID: chat, AgentID: "agent-1", VolumeHostPath: "/srv/a", Labels: map[string]string{"ticket": "4711"}}
 }
 
-// written creates a session of a new chat and has another version rewrite its
-// record by edit.
+// written creates a session of a new chat and rewrites its record with edit, as
+// another version would.
 func (u *upgrade) written(t *testing.T, edit func(fields map[string]any)) scheduler.Session {
 	t.Helper()
 	res, err := u.Create(t.Context(), u.command(uuid.New()))
@@ -68,7 +68,7 @@ func (u *upgrade) rewrite(t *testing.T, chat uuid.UUID, edit func(fields map[str
 	u.cluster.set(t, u.store.keys.record(chat), string(value))
 }
 
-// value returns the chat's record, empty if there is none.
+// value returns the chat's record, or "" if there is none.
 func (u *upgrade) value(t *testing.T, chat uuid.UUID) string {
 	t.Helper()
 	pair, _, err := u.cluster.client.KV().Get(u.store.keys.record(chat), nil)
@@ -86,7 +86,7 @@ func (u *upgrade) fields(t *testing.T, chat uuid.UUID) map[string]any {
 	return fields
 }
 
-// version1 makes a record one of version 1.
+// version1 turns a record into one of version 1.
 func version1(fields map[string]any) {
 	fields["v"] = 1
 	delete(fields, "min_reader")
@@ -94,19 +94,20 @@ func version1(fields map[string]any) {
 	delete(fields, "labels")
 }
 
-// version3 makes a record one of a version 3 that this version may read.
+// version3 turns a record into one of a version 3 that this version may read.
 func version3(fields map[string]any) {
 	fields["v"] = 3
 	fields["tenant"] = map[string]any{"id": "t-1", "quota": map[string]any{"cpu": 4.0}}
 	fields["endpoint"].(map[string]any)["tls"] = map[string]any{"name": "sandbox.internal"}
 }
 
-// A record of another version goes through all use cases. Each write makes it
-// one of the higher of the two versions, and keeps what this one does not know.
+// TestRecordOfAnotherVersion takes a record of another version through all
+// operations. Each write gives it the higher of the two versions and keeps the
+// fields that this version does not know.
 func TestRecordOfAnotherVersion(t *testing.T) {
 	for name, version := range map[string]struct {
 		write     func(fields map[string]any)
-		rewritten float64 // the version that a record has once this version wrote it
+		rewritten float64 // the record's version after this version wrote it
 		labels    map[string]string
 		owner     string
 		tenant    any
@@ -130,8 +131,8 @@ func TestRecordOfAnotherVersion(t *testing.T) {
 				must.Eq(t, version.tenant, fields["tenant"])
 				must.Eq(t, version.tls, fields["endpoint"].(map[string]any)["tls"])
 			}
-			// atStop returns where the session's record is put as it is when the driver
-			// is told to end the sandbox.
+			// atStop returns a map that receives the session's record as it is
+			// when the driver is asked to stop or delete the sandbox.
 			atStop := func(t *testing.T, session scheduler.Session) map[string]any {
 				t.Helper()
 				fields := make(map[string]any)
@@ -172,7 +173,7 @@ func TestRecordOfAnotherVersion(t *testing.T) {
 					session.Labels, session.ExpiresAt = version.labels, renewed.ExpiresAt
 					must.Eq(t, session, renewed)
 				}
-				// A newer version goes on with what this one wrote.
+				// A newer version continues from what this one wrote.
 				u.rewrite(t, session.ChatID, func(fields map[string]any) { fields["v"], fields["tenant"] = 4, "moved" })
 				u.later.Add(int64(time.Minute))
 				_, err := u.Renew(t.Context(), session.ChatID, 3*time.Hour)
@@ -219,8 +220,8 @@ func TestRecordOfAnotherVersion(t *testing.T) {
 	}
 }
 
-// A record that only a newer version may read is left alone, with its sandbox,
-// whatever is asked for.
+// TestRecordThatOnlyANewerVersionMayRead checks that a record that only a newer
+// version may read, and its sandbox, are left alone by every operation.
 func TestRecordThatOnlyANewerVersionMayRead(t *testing.T) {
 	u := newUpgrade(t)
 	session := u.written(t, func(fields map[string]any) {
@@ -234,7 +235,7 @@ func TestRecordThatOnlyANewerVersionMayRead(t *testing.T) {
 	u.cluster.set(t, u.store.keys.flight()+inFlight.ChatID.String(), "stopping")
 	before := u.value(t, session.ChatID)
 	chat := session.ChatID
-	u.later.Store(int64(2 * time.Hour)) // it has expired, so far as the index tells
+	u.later.Store(int64(2 * time.Hour)) // it has expired, according to the index
 
 	for name, use := range map[string]func(ctx context.Context) error{
 		"create": func(ctx context.Context) error { _, err := u.Create(ctx, u.command(chat)); return err },

@@ -1,7 +1,8 @@
-// Package apitest holds the answers of a test against openapi.json. It is for
-// tests alone, of this API and of whatever calls it.
+// Package apitest checks the API's answers in a test against openapi.json. It
+// is for tests only, both of the API and of its clients.
 //
-// It must never know what a test is about: it looks at requests and answers.
+// The package must never know what a test is about: it sees only requests and
+// answers.
 package apitest
 
 import (
@@ -29,8 +30,8 @@ import (
 )
 
 // Recorder is an http.RoundTripper that fails its test at every answer that
-// openapi.json does not allow: in its status, its headers, or its body, fields
-// that are not described included. It is safe for concurrent use.
+// openapi.json does not allow. It checks the status, the headers and the body,
+// and rejects fields that are not described. It is safe for concurrent use.
 type Recorder struct {
 	t         testing.TB
 	base      http.RoundTripper
@@ -39,11 +40,11 @@ type Recorder struct {
 	validator validator.Validator
 	errors    schema_validation.SchemaValidator
 
-	mu   sync.Mutex // the validator's, too: it does not say that it may be shared
+	mu   sync.Mutex // guards the validator, too, which is not documented as safe for concurrent use
 	seen map[string]bool
 }
 
-// New returns a Recorder of what passes through base; nil is
+// New returns a Recorder for requests through base. If base is nil, it uses
 // http.DefaultTransport.
 func New(t testing.TB, base http.RoundTripper) *Recorder {
 	t.Helper()
@@ -63,11 +64,11 @@ func newRecorder(t testing.TB, base http.RoundTripper, openAPI []byte) *Recorder
 	strict := []config.Option{
 		config.WithFormatAssertions(),
 		config.WithStrictMode(),
-		// HTTP's own, and tracing's: no part of the description.
+		// Headers of HTTP and tracing are not part of the description.
 		config.WithStrictIgnoredHeadersExtra("X-Content-Type-Options", "X-Request-Id",
 			"Host", "Origin", "Sec-Fetch-Site", "Traceparent", "Tracestate"),
-		// Where the description leaves the names open: health checks, labels, an
-		// agent's configuration, and the description itself.
+		// The description leaves these names open: health checks, labels, a
+		// server's configuration, and the description itself.
 		config.WithStrictIgnorePaths("$.body.checks.*", "$.body.**.labels.*", "$.body.labels.*", "$.body.config.*", "$.body.info", "$.body.paths",
 			"$.body.servers", "$.body.security", "$.body.tags", "$.body.components"),
 	}
@@ -106,8 +107,8 @@ func (r *Recorder) RoundTrip(req *http.Request) (*http.Response, error) {
 	if err != nil {
 		return nil, err
 	}
-	// What was sent still belongs to the transport, and the validator leaves
-	// notes on the request that it looks at.
+	// The transport still owns the request that was sent, and the validator
+	// modifies the request that it checks.
 	req = req.Clone(req.Context())
 	req.Body = io.NopCloser(bytes.NewReader(sent))
 	res.Body = io.NopCloser(bytes.NewReader(got))
@@ -122,7 +123,8 @@ func (r *Recorder) RoundTrip(req *http.Request) (*http.Response, error) {
 	return res, nil
 }
 
-// Seen returns the answers that passed through, each as "PUT /v1/x/{y} 200".
+// Seen returns the answers that passed through, in the form "PUT /v1/x/{y}
+// 200".
 func (r *Recorder) Seen() []string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -134,7 +136,7 @@ func (r *Recorder) Seen() []string {
 	return out
 }
 
-// Documented returns the final answers that openapi.json has, in Seen's form.
+// Documented returns the final answers in openapi.json, in the form of Seen.
 func (r *Recorder) Documented() []string {
 	var out []string
 	for name, operation := range r.operations() {
@@ -151,10 +153,10 @@ func (r *Recorder) Documented() []string {
 func (r *Recorder) check(req *http.Request, res *http.Response, body []byte) []string {
 	found := checkRequestID(res, body)
 	if req.Method == http.MethodHead {
-		return found // the answer of GET without its body: nothing more to hold
+		return found // the answer to GET without its body: nothing else to check
 	}
 	item, errs, path := paths.FindPath(req, r.model, config.NewValidationOptions())
-	if len(errs) > 0 || item == nil || strings.HasSuffix(req.URL.Path, "/") { // FindPath forgives a slash
+	if len(errs) > 0 || item == nil || strings.HasSuffix(req.URL.Path, "/") { // FindPath ignores a trailing slash
 		return append(found, r.checkOutside(res, body)...)
 	}
 	r.seen[fmt.Sprintf("%s %s %d", req.Method, path, res.StatusCode)] = true
@@ -169,7 +171,8 @@ func (r *Recorder) check(req *http.Request, res *http.Response, body []byte) []s
 	return found
 }
 
-// checkOutside looks at an answer to a path or method that the document lacks.
+// checkOutside checks an answer for a path or method that the document does not
+// contain.
 func (r *Recorder) checkOutside(res *http.Response, body []byte) []string {
 	var found []string
 	switch res.StatusCode {
@@ -186,8 +189,8 @@ func (r *Recorder) checkOutside(res *http.Response, body []byte) []string {
 	return append(found, texts(errs)...)
 }
 
-// checkRequestID holds the one rule that a schema cannot: the request ID of an
-// error is that of its header.
+// checkRequestID checks the one rule that a schema cannot express: the request
+// ID in an error equals the one in its header.
 func checkRequestID(res *http.Response, body []byte) []string {
 	if res.StatusCode < http.StatusBadRequest || len(body) == 0 {
 		return nil

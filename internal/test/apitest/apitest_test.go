@@ -12,7 +12,7 @@ import (
 	"github.com/bivouac/bivouac/internal/test/apitest"
 )
 
-// test is a testing.TB that notes its failures.
+// test is a testing.TB that records its failures.
 type test struct {
 	testing.TB
 	failures []string
@@ -22,7 +22,7 @@ func (t *test) Errorf(format string, args ...any) {
 	t.failures = append(t.failures, fmt.Sprintf(format, args...))
 }
 
-// answering is a transport that gives the same answer to everything.
+// answering is a transport that gives the same answer to every request.
 type answering struct {
 	status int
 	header http.Header

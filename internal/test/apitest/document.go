@@ -16,7 +16,7 @@ import (
 // CheckDocument fails the test if openapi.json is not valid OpenAPI 3.1 or
 // breaks a rule of this API:
 //
-//   - each operation has an ID of its own, a summary, a description and a tag
+//   - each operation has a unique ID, a summary, a description and a tag
 //     that the document describes;
 //   - each parameter has a description;
 //   - each example fits its schema;
@@ -87,7 +87,7 @@ func (r *Recorder) operations() iter.Seq2[string, *v3.Operation] {
 	}
 }
 
-// bodies returns what an operation takes and answers.
+// bodies returns the request and response bodies of an operation.
 func bodies(operation *v3.Operation) iter.Seq2[string, *v3.MediaType] {
 	return func(yield func(string, *v3.MediaType) bool) {
 		if operation.RequestBody != nil {
@@ -126,7 +126,7 @@ func (r *Recorder) checkExample(place string, schema *base.SchemaProxy, example 
 
 var snakeCase = regexp.MustCompile(`^[a-z][a-z0-9]*(_[a-z0-9]+)*$`)
 
-// checkNames looks at the names of properties, and for components without a use.
+// checkNames checks the names of properties and finds unused components.
 func checkNames(document any) []string {
 	var problems []string
 	used := map[string]bool{}

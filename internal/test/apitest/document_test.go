@@ -10,7 +10,7 @@ import (
 	"github.com/bivouac/bivouac/internal/api"
 )
 
-// failures is a testing.TB that keeps what it is told.
+// failures is a testing.TB that collects its failures.
 type failures struct {
 	testing.TB
 	all []string

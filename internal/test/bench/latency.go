@@ -22,7 +22,8 @@ func (w *world) template(name string) (*jobs.Template, error) {
 	return jobs.Load(name, vars)
 }
 
-// stopwatch keeps the times of several things that are measured in turns.
+// stopwatch collects the durations of several operations that are measured in
+// turns.
 type stopwatch map[string][]time.Duration
 
 func (s stopwatch) time(what string, f func() error) error {
@@ -34,8 +35,9 @@ func (s stopwatch) time(what string, f func() error) error {
 	return nil
 }
 
-// latency measures, one after the other in each round, a sandbox from raw
-// Nomad, from docker where the template is docker's, and from Bivouac.
+// latency measures how long a sandbox takes from raw Nomad, from Bivouac, and,
+// with the docker template, from docker. Each round measures all of them, one
+// after the other.
 func (w *world) latency(ctx context.Context, template string, rounds int) (report, error) {
 	if template == "docker" && w.image == "" {
 		return nil, nil
@@ -67,7 +69,7 @@ func (w *world) latency(ctx context.Context, template string, rounds int) (repor
 		del              = "delete"
 	)
 	times := stopwatch{}
-	for range rounds + 1 { // the first round warms up
+	for range rounds + 1 { // the first round is a warm-up
 		a, b, d, chat := uuid.NewString(), uuid.NewString(), uuid.NewString(), uuid.New()
 		steps := []struct {
 			what string

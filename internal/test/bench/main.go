@@ -87,27 +87,27 @@ func run() (err error) {
 	return os.WriteFile(*out, append(text, '\n'), 0o644)
 }
 
-// part is one of the things that are measured.
+// part is one part of the benchmark.
 type part struct {
 	name    string
-	servers bool // it needs Nomad and Consul
+	servers bool // needs Nomad and Consul
 	run     func(context.Context) (report, error)
 }
 
-// world is what is measured: servers, templates and the command itself.
+// world holds what is measured: servers, templates and the command itself.
 type world struct {
 	dir    string
 	binary string
-	image  string // empty where no Docker engine answers
+	image  string // empty if no Docker engine answers
 	consul *stack.Consul
 	nomad  *stack.Nomad
 }
 
-// manyConns is how many connections the servers take from this machine, on
-// which all callers of the benchmark are.
+// manyConns is how many connections the servers accept from this machine,
+// because all callers of the benchmark run on it.
 const manyConns = 4000
 
-// start builds the command, and starts the servers where they are needed.
+// start builds the command and starts the servers if they are needed.
 func (w *world) start(ctx context.Context, servers bool) (err error) {
 	ctx, cancel := context.WithTimeout(ctx, 20*time.Minute)
 	defer cancel()
@@ -146,7 +146,7 @@ func (w *world) stop() error {
 	return first
 }
 
-// volume makes a folder for a sandbox.
+// volume creates a directory for sandboxes.
 func (w *world) volume() (string, error) {
 	dir := filepath.Join(w.dir, "volume")
 	if err := os.MkdirAll(dir, 0o755); err != nil {

@@ -23,16 +23,17 @@ import (
 
 const (
 	pluginPart = "plugin"
-	// These are many, as the calls are quick and what is looked for is a small
-	// difference.
+	// These are large because the calls are fast and the difference to be
+	// measured is small.
 	createsPerRound = 10
 	callsPerCreate  = 20
 	crashes         = 10
 )
 
-// plugin measures what it costs to run a driver as a plugin: the same driver is
-// linked in and run as a plugin, and each creates and inspects in turns. Then how
-// long the plugin is away when it is killed, and how much memory it takes.
+// plugin measures the cost of running a driver as a plugin. It compares creates
+// and inspects of the same driver linked in and run as a plugin, in turns. Then
+// it measures how long the plugin is unavailable after it was killed and how
+// much memory it uses.
 func (w *world) plugin(ctx context.Context, rounds int) (report, error) {
 	command := []string{w.binary, "demo-sandbox"}
 	spec, err := w.pluginSpec(command)
@@ -67,7 +68,7 @@ type side struct {
 	driver runtime.Driver
 }
 
-// besidePlugin creates and inspects sandboxes by both drivers in turns.
+// besidePlugin creates and inspects sandboxes through both drivers in turns.
 func (w *world) besidePlugin(ctx context.Context, linked, served runtime.Driver, creates int) (report, error) {
 	volume, err := w.volume()
 	if err != nil {
@@ -75,7 +76,7 @@ func (w *world) besidePlugin(ctx context.Context, linked, served runtime.Driver,
 	}
 	first, second := side{"linked in", linked}, side{"through a plugin", served}
 	times := stopwatch{}
-	for i := range creates + 1 { // the first one warms up
+	for i := range creates + 1 { // the first one is a warm-up
 		if i == 1 {
 			clear(times)
 		}
@@ -95,10 +96,10 @@ func (w *world) besidePlugin(ctx context.Context, linked, served runtime.Driver,
 	return out, nil
 }
 
-// inTurns has each side create a sandbox, and then inspect it and ask for it again
-// some times. A create takes as long as the sandbox does to start, which varies
-// by more than what is looked for; a repeated one goes the same way and has
-// nothing to start.
+// inTurns lets each side create a sandbox and then inspect it and repeat the
+// create several times. A first create includes the start of the sandbox, whose
+// duration varies by more than the difference to be measured. A repeated create
+// takes the same path but starts nothing.
 func inTurns(ctx context.Context, times stopwatch, volume string, sides ...side) (err error) {
 	ids := make([]string, len(sides))
 	for i, s := range sides {
@@ -133,9 +134,9 @@ func inspectBy(ctx context.Context, d runtime.Driver, id string) error {
 	return err
 }
 
-// restarts measures how long no call succeeds after the plugin was killed. Each
-// time in a host anew, which has seen no crash before, and with a sandbox that
-// the next process has to find again.
+// restarts measures how long calls fail after the plugin was killed. Each time
+// it uses a new host, which has seen no crash, and a sandbox that the next
+// plugin process has to find again.
 func (w *world) restarts(ctx context.Context, spec pluginhost.Plugin) (report, error) {
 	volume, err := w.volume()
 	if err != nil {
@@ -161,10 +162,10 @@ func (w *world) restarts(ctx context.Context, spec pluginhost.Plugin) (report, e
 	return report{timed(pluginPart, "kill -9 until the next call succeeds", times["restart"])}, nil
 }
 
-// servePlugin is the argument that makes this program the plugin.
+// servePlugin is the argument that runs this program as the plugin.
 const servePlugin = "serve-plugin"
 
-// pluginSpec is the tests' driver of processes as a plugin.
+// pluginSpec returns the tests' process driver as a plugin.
 func (w *world) pluginSpec(command []string) (pluginhost.Plugin, error) {
 	self, err := os.Executable()
 	if err != nil {
@@ -174,7 +175,7 @@ func (w *world) pluginSpec(command []string) (pluginhost.Plugin, error) {
 	return pluginhost.Plugin{Name: "process", Path: self, Args: []string{servePlugin}, Config: config}, err
 }
 
-// runningPlugin is a plugin in a host of its own.
+// runningPlugin is a plugin in its own host.
 type runningPlugin struct {
 	host   *pluginhost.Host
 	driver runtime.Driver
@@ -202,7 +203,7 @@ func startPlugin(ctx context.Context, spec pluginhost.Plugin) (*runningPlugin, e
 	return p, nil
 }
 
-// crash kills the plugin and returns once it answers again.
+// crash kills the plugin and returns when it answers again.
 func (p *runningPlugin) crash(ctx context.Context, id string) error {
 	before := p.host.Status()[0]
 	if err := syscall.Kill(before.PID, syscall.SIGKILL); err != nil {
@@ -226,8 +227,8 @@ func (p *runningPlugin) crash(ctx context.Context, id string) error {
 	}
 }
 
-// memory is what the plugin's process has in RAM: all of it, and without what
-// it has of files, which processes of the same program share.
+// memory returns how much RAM the plugin's process uses: in total, and without
+// file pages, which processes of the same program share.
 func (p *runningPlugin) memory() (report, error) {
 	status, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(p.host.Status()[0].PID), "status"))
 	if err != nil {

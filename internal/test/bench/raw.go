@@ -19,9 +19,8 @@ import (
 	"github.com/bivouac/bivouac/runtime"
 )
 
-// rawNomad does by hand, and as directly as can be, what Bivouac has Nomad do:
-// the same jobs, watched through one event stream, asked in the same way
-// whether they answer.
+// rawNomad does directly what Bivouac has Nomad do: it registers the same jobs,
+// watches them through one event stream and runs the same readiness check.
 type rawNomad struct {
 	client   *api.Client
 	template *jobs.Template
@@ -47,7 +46,7 @@ func newRawNomad(ctx context.Context, w *world, template *jobs.Template) (*rawNo
 	if err != nil {
 		return nil, err
 	}
-	go func() { // ends with ctx, which ends the stream
+	go func() { // ends when ctx ends the stream
 		defer close(r.ended)
 		for batch := range events {
 			for _, e := range batch.Events {
@@ -67,13 +66,13 @@ func (r *rawNomad) tell(alloc *api.Allocation) {
 	if ch != nil {
 		select {
 		case ch <- alloc:
-		default: // more events than anybody looks at
+		default: // nobody reads that many events
 		}
 	}
 }
 
-// register registers a session's job and calls done with each event of its
-// allocation until it says that this is enough.
+// register registers a session's job. It calls done with each event of the
+// job's allocation until done returns true.
 func (r *rawNomad) register(ctx context.Context, id string, done func(*api.Allocation) (bool, error)) error {
 	now := time.Now()
 	job, err := r.template.Job(runtime.Spec{SessionID: id, ChatID: uuid.NewString(), AgentID: "bench",
@@ -112,7 +111,7 @@ func (r *rawNomad) register(ctx context.Context, id string, done func(*api.Alloc
 	}
 }
 
-// untilAnswers registers a job and returns once its port answers.
+// untilAnswers registers a job and returns when its port answers.
 func (r *rawNomad) untilAnswers(ctx context.Context, id string) error {
 	return r.register(ctx, id, func(alloc *api.Allocation) (bool, error) {
 		if alloc.AllocatedResources == nil || len(alloc.AllocatedResources.Shared.Ports) == 0 {
@@ -127,7 +126,7 @@ func (r *rawNomad) untilAnswers(ctx context.Context, id string) error {
 	})
 }
 
-// untilRunning registers a job and returns once Nomad says that it runs.
+// untilRunning registers a job and returns when Nomad reports it as running.
 func (r *rawNomad) untilRunning(ctx context.Context, id string) error {
 	return r.register(ctx, id, func(alloc *api.Allocation) (bool, error) {
 		return alloc.ClientStatus == api.AllocClientStatusRunning, nil
@@ -160,7 +159,7 @@ func (r *rawNomad) remove(ctx context.Context, id string) error {
 	}
 }
 
-// dockerRun runs the demo image as a user of docker would, and returns once its
+// dockerRun runs the demo image as a docker user would and returns when its
 // port answers.
 func dockerRun(ctx context.Context, image, volume, id string, check func(context.Context, runtime.Endpoint) error) error {
 	port, err := stack.FreePort(0)

@@ -16,7 +16,7 @@ import (
 	"github.com/bivouac/bivouac/internal/test/stack"
 )
 
-// replica is one running bivouac agent.
+// replica is one running Bivouac server.
 type replica struct {
 	api    *apiclient.Client
 	volume string
@@ -24,18 +24,19 @@ type replica struct {
 	log    *os.File
 }
 
-// replicaConfig says where a replica's servers are and whose it is.
+// replicaConfig holds the addresses of a replica's servers, its key prefix and
+// its job template.
 type replicaConfig struct {
 	consul, nomad, prefix, template string
 }
 
-// instanceOf returns the instance name of what is below a prefix of keys.
+// instanceOf returns the instance name for a key prefix.
 func instanceOf(prefix string) string {
 	return strings.ReplaceAll(strings.Trim(prefix, "/"), "_", "-")
 }
 
-// startReplica starts an agent that cleans up nothing by itself, and waits
-// until it can serve.
+// startReplica starts a Bivouac server and waits until it is healthy. Its
+// cleanup interval is so long that it cleans up nothing by itself.
 func (w *world) startReplica(ctx context.Context, c replicaConfig) (*replica, error) {
 	volume, err := w.volume()
 	if err != nil {
@@ -55,7 +56,7 @@ func (w *world) startReplica(ctx context.Context, c replicaConfig) (*replica, er
 	if err != nil {
 		return nil, err
 	}
-	cmd := exec.Command(w.binary, args...) // ended by stop, not with ctx: it has sandboxes to leave in order
+	cmd := exec.Command(w.binary, args...) // ended by stop, not by ctx, so that it shuts down in order
 	cmd.Env = append(os.Environ(), "CONSUL_HTTP_ADDR="+c.consul, "NOMAD_ADDR=http://"+c.nomad)
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
@@ -76,7 +77,7 @@ func (w *world) startReplica(ctx context.Context, c replicaConfig) (*replica, er
 		select {
 		case <-tick:
 		case <-ctx.Done():
-			_ = r.stop() // the first error says more
+			_ = r.stop() // the first error is more useful
 			text, _ := os.ReadFile(log.Name())
 			return nil, fmt.Errorf("replica %s is not healthy: %w; its log: %s", c.prefix, err, text)
 		}

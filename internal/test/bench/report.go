@@ -19,21 +19,22 @@ type row struct {
 	P50   float64            `json:"p50_ms,omitempty"`
 	P90   float64            `json:"p90_ms,omitempty"`
 	P99   float64            `json:"p99_ms,omitempty"`
-	Count float64            `json:"count,omitempty"` // of Unit
+	Count float64            `json:"count,omitempty"` // in Unit
 	Unit  string             `json:"unit,omitempty"`
-	Ratio map[string]float64 `json:"ratio,omitempty"` // of this row to another, at p50 or of the counts
+	Ratio map[string]float64 `json:"ratio,omitempty"` // ratio of this row to another, by p50 or count
 }
 
 type report []row
 
-// timed makes a row of what was measured.
+// timed makes a row from measured durations.
 func timed(part, what string, took []time.Duration) row {
 	slices.Sort(took)
 	return row{Part: part, What: what, N: len(took),
 		P50: percentile(took, 50), P90: percentile(took, 90), P99: percentile(took, 99)}
 }
 
-// percentile of sorted durations, by the nearest rank, in milliseconds.
+// percentile returns a percentile of sorted durations in milliseconds, by the
+// nearest-rank method.
 func percentile(sorted []time.Duration, p int) float64 {
 	if len(sorted) == 0 {
 		return 0
@@ -42,7 +43,7 @@ func percentile(sorted []time.Duration, p int) float64 {
 	return float64(sorted[max(rank, 1)-1].Nanoseconds()) / 1e6
 }
 
-// against adds the ratio of a row to others.
+// against adds the ratios of the row to other rows.
 func (r *row) against(others ...row) {
 	if r.Ratio == nil {
 		r.Ratio = make(map[string]float64)

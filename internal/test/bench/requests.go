@@ -21,8 +21,8 @@ import (
 	"github.com/bivouac/bivouac/scheduler"
 )
 
-// counter is a proxy in front of a server that counts the requests that name
-// one of some IDs, by whether they change anything.
+// counter is a proxy in front of a server. It counts the requests that contain
+// certain IDs, reads and writes separately.
 type counter struct {
 	addr   string
 	server *http.Server
@@ -31,7 +31,7 @@ type counter struct {
 	bodies []seen
 }
 
-// seen is a request: what it names, and whether it writes.
+// seen is the text of a request and whether it writes.
 type seen struct {
 	text  string
 	write bool
@@ -44,7 +44,7 @@ func newCounter(target string) (*counter, error) {
 	}
 	c := &counter{addr: l.Addr().String()}
 	proxy := httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "http", Host: target})
-	proxy.FlushInterval = -1 // event streams
+	proxy.FlushInterval = -1 // flush at once, for event streams
 	proxy.Transport = &http.Transport{MaxIdleConnsPerHost: 100}
 	c.server = &http.Server{ReadHeaderTimeout: 10 * time.Second, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		body, err := io.ReadAll(io.LimitReader(r.Body, 1<<20))
@@ -64,7 +64,7 @@ func newCounter(target string) (*counter, error) {
 
 func (c *counter) close() error { return c.server.Close() }
 
-// take returns how many requests since the last call named one of the IDs.
+// take returns how many requests since the last call contained one of the IDs.
 func (c *counter) take(ids ...string) (reads, writes int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -84,11 +84,11 @@ func (c *counter) take(ids ...string) (reads, writes int) {
 	return reads, writes
 }
 
-// requests counts what one create, reuse and delete, and then the cleanup of an
-// expired session, ask of Consul and Nomad. A request counts if it names the chat
-// or its session. So does that of a pass in the background which happens to read
-// the record meanwhile; it is not the operation's own, and as there are few passes
-// the median is without it.
+// requests counts the requests to Consul and Nomad of one create, reuse and
+// delete, and then of the cleanup of an expired session. A request counts if it
+// contains the chat or session ID. A background pass that reads the record at
+// the same time counts too, although it does not belong to the operation. Such
+// passes are rare, so they do not affect the median.
 func (w *world) requests(ctx context.Context) (out report, err error) {
 	toConsul, err := newCounter(w.consul.Addr())
 	if err != nil {
@@ -140,8 +140,8 @@ func (w *world) requests(ctx context.Context) (out report, err error) {
 	return append(out, cleanups...), errors.Join(err, r.stop())
 }
 
-// countCleanup counts what a pass over sessions that expired asks for each of
-// them.
+// countCleanup counts how many requests a cleanup of expired sessions makes for
+// each session.
 func countCleanup(ctx context.Context, r *replica, toConsul, toNomad *counter) (out report, err error) {
 	const sessions = 11
 	var ids []string
@@ -156,7 +156,7 @@ func countCleanup(ctx context.Context, r *replica, toConsul, toNomad *counter) (
 		expires = answer.Session.ExpiresAt
 	}
 	select {
-	case <-time.After(time.Until(expires) + time.Second): // the replicas' clock may differ by that
+	case <-time.After(time.Until(expires) + time.Second): // the replicas' clock may differ by up to that
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}

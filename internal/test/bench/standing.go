@@ -15,11 +15,11 @@ import (
 	"github.com/bivouac/bivouac/scheduler"
 )
 
-// few is how many records the smaller of two stores holds.
+// few is the number of records in the smaller of the two stores.
 const few = 100
 
-// standing measures creates and reuses beside few and beside many records, in
-// turns.
+// standing measures creates and reuses in a store with few records and in one
+// with many, in turns.
 func (w *world) standing(ctx context.Context, rounds, many int) (report, error) {
 	type side struct {
 		records int
@@ -78,8 +78,8 @@ func (w *world) standing(ctx context.Context, rounds, many int) (report, error) 
 	return out, nil
 }
 
-// fill writes sessions of a runtime that no replica has, so that nobody looks
-// after them.
+// fill writes sessions of a runtime that no replica has, so that no replica
+// acts on them.
 func (w *world) fill(ctx context.Context, prefix string, n int) error {
 	config := api.DefaultConfig()
 	config.Address = w.consul.Addr()

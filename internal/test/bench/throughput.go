@@ -9,18 +9,19 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// levels are how many callers there are, and how many sandboxes each makes in
-// one turn: enough for many callers to be busy, and few enough to take a minute.
+// levels sets the number of callers and how many sandboxes each creates in one
+// turn. It is enough to keep many callers busy and little enough to take a
+// minute.
 var levels = []struct{ callers, perCaller int }{{1, 10}, {8, 4}, {32, 2}}
 
-// way is one way to make and remove sandboxes.
+// way is one way to create and remove sandboxes.
 type way struct {
 	name     string
 	do, undo func(context.Context, uuid.UUID) error
 }
 
-// throughput measures creates per second, until each sandbox answers, against
-// raw registers with as many callers.
+// throughput compares creates per second, until each sandbox answers, with raw
+// registrations by as many callers.
 func (w *world) throughput(ctx context.Context) (report, error) {
 	tmpl, err := w.template("raw_exec")
 	if err != nil {
@@ -46,14 +47,14 @@ func (w *world) throughput(ctx context.Context) (report, error) {
 			func(ctx context.Context, id uuid.UUID) error { return raw.remove(ctx, id.String()) }},
 		{"creates", r.create, r.delete},
 	}
-	for _, w := range ways { // to warm up: the first sandboxes of a replica and a client cost more
+	for _, w := range ways { // warm-up: the first sandboxes of a replica and a client are slower
 		if _, err := w.turn(ctx, 1, 2); err != nil {
 			return nil, err
 		}
 	}
 	var out report
 	for _, level := range levels {
-		// In turns, each way being the first in one of them.
+		// In turns, so that each way goes first once.
 		took := make([]time.Duration, len(ways))
 		for _, i := range []int{0, 1, 1, 0} {
 			turn, err := ways[i].turn(ctx, level.callers, level.perCaller)
@@ -74,8 +75,8 @@ func (w *world) throughput(ctx context.Context) (report, error) {
 	return out, r.stop()
 }
 
-// turn has callers make sandboxes for all they can, says how long that took, and
-// removes them.
+// turn lets callers create sandboxes as fast as they can, returns how long that
+// took, and removes the sandboxes.
 func (w way) turn(ctx context.Context, callers, perCaller int) (time.Duration, error) {
 	ids := make([]uuid.UUID, callers*perCaller)
 	for i := range ids {

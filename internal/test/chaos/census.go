@@ -16,34 +16,34 @@ import (
 	"github.com/google/uuid"
 )
 
-// scanEvery is how often the processes are looked through.
+// scanEvery is the interval between scans of the processes.
 const scanEvery = 120 * time.Millisecond
 
-// census counts the sandboxes that run, by their processes.
+// census counts the running sandboxes by their processes.
 type census struct {
-	chats map[uuid.UUID]bool // those of this run
+	chats map[uuid.UUID]bool // the chats of this run
 	log   *timeline
 	told  *ledger
 
 	scans atomic.Int64
 	pause atomic.Int64 // the longest between two scans, in ns
 
-	pids   map[int]*process // of all processes that were there at the last scan
-	double map[string]bool  // sandboxes that were seen together
+	pids   map[int]*process // all processes of the last scan
+	double map[string]bool  // sandboxes that were seen at the same time
 
 	mu   sync.Mutex
 	live map[uuid.UUID]*sandbox // by allocation
 	seen map[uuid.UUID]bool     // all allocations ever
 }
 
-// process is one of this machine's, a sandbox's or not.
+// process is a process of this machine, of a sandbox or not.
 type process struct {
 	since   time.Time
-	sandbox *sandbox // nil: not one
+	sandbox *sandbox // nil: no sandbox
 }
 
-// sandbox is one allocation with processes. A session has one, and a second one
-// for the same session is a second sandbox.
+// sandbox is one allocation with its processes. A session has one sandbox;
+// another allocation of the same session counts as a second sandbox.
 type sandbox struct {
 	session, chat uuid.UUID
 	alloc         uuid.UUID
@@ -63,7 +63,7 @@ func newCensus(chats []uuid.UUID, log *timeline, told *ledger) *census {
 	return c
 }
 
-// run scans until ctx ends.
+// run scans until ctx is done.
 func (c *census) run(ctx context.Context) {
 	tick := time.NewTicker(scanEvery)
 	defer tick.Stop()
@@ -81,8 +81,8 @@ func (c *census) run(ctx context.Context) {
 	}
 }
 
-// youth is for how long a process is looked at again, as between its fork and
-// its exec it has its parent's environment.
+// youth is how long a process is looked at again after it was first seen.
+// Between fork and exec, it has its parent's environment.
 const youth = 2 * time.Second
 
 func (c *census) scan() {
@@ -124,7 +124,8 @@ func (c *census) scan() {
 	c.compare(live, began)
 }
 
-// compare tells what changed since the last scan, and what must not be.
+// compare reports changes since the last scan and everything that must not
+// happen.
 func (c *census) compare(live map[uuid.UUID]*sandbox, began time.Time) {
 	c.mu.Lock()
 	before := c.live
@@ -145,7 +146,7 @@ func (c *census) compare(live map[uuid.UUID]*sandbox, began time.Time) {
 	for id, s := range before {
 		if live[id] == nil {
 			c.log.note("process chat %s session %s is gone as %s from %s", s.chat, s.session, id, s.node)
-			c.told.ended(s, time.Now()) // a fault may have hit it since the scan began
+			c.told.ended(s, time.Now()) // not began: a fault may have hit it since then
 		}
 	}
 	for chat, several := range byChat {
@@ -155,12 +156,13 @@ func (c *census) compare(live map[uuid.UUID]*sandbox, began time.Time) {
 	}
 }
 
-// doubt looks again at sandboxes of one chat. They were found one after the other,
-// and only what lives at the same time is too much.
+// doubt looks again at sandboxes of one chat. They were found one after the
+// other, and only sandboxes that live at the same time are a violation.
 func (c *census) doubt(chat uuid.UUID, several []*sandbox) {
 	var still []*sandbox
 	for _, s := range several {
-		// After all were found alive: what lives still has lived beside them.
+		// All were found alive before this, so those that still live have lived
+		// at the same time.
 		if slices.ContainsFunc(s.pids, isAlive) {
 			still = append(still, s)
 		}
@@ -180,11 +182,12 @@ func (c *census) doubt(chat uuid.UUID, several []*sandbox) {
 	}
 }
 
-// look returns the sandbox that a process belongs to, nil for none of ours.
+// look returns the sandbox that a process belongs to, or nil if it belongs to
+// none of ours.
 func (c *census) look(pid int) *sandbox {
 	environ, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/environ")
 	if err != nil || !bytes.Contains(environ, []byte("BIVOUAC_SESSION_ID=")) {
-		return nil // most are another's, or gone
+		return nil // most belong to others or are gone
 	}
 	s := &sandbox{}
 	for kv := range bytes.SplitSeq(environ, []byte{0}) {
@@ -209,7 +212,7 @@ func (c *census) look(pid int) *sandbox {
 	return s
 }
 
-// nodeIn finds the agent's name in a path below its folder.
+// nodeIn finds the agent's name in a path below its directory.
 func nodeIn(path string) string {
 	for part := range strings.SplitSeq(path, "/") {
 		if strings.HasPrefix(part, "client-") {
@@ -219,29 +222,30 @@ func nodeIn(path string) string {
 	return ""
 }
 
-// isAlive says whether a process is there, and not only its remains.
+// isAlive reports whether a process exists and is not a zombie.
 func isAlive(pid int) bool {
 	state := stateOf(pid)
 	return state != gone && state != 'Z' && state != 'X'
 }
 
-// gone is the state of a process that is not there.
+// gone is the state of a process that does not exist.
 const gone = 0
 
-// stateOf is the state of a process as ps shows it.
+// stateOf returns the state of a process as ps shows it.
 func stateOf(pid int) byte {
 	stat, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
 	if err != nil {
 		return gone
 	}
-	// See proc_pid_stat(5): the state follows the name, which may hold anything.
+	// See proc_pid_stat(5): the state follows the name, which may contain
+	// anything.
 	if i := bytes.LastIndexByte(stat, ')'); i >= 0 && i+2 < len(stat) {
 		return stat[i+2]
 	}
 	return gone
 }
 
-// running returns what runs, by session.
+// running returns the running sandboxes by session.
 func (c *census) running() map[uuid.UUID]*sandbox {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -258,9 +262,9 @@ func (c *census) total() int {
 	return len(c.seen)
 }
 
-// signal sends a signal to what runs for a sandbox.
+// signal sends a signal to all processes of a sandbox.
 func (s *sandbox) signal(sig syscall.Signal) {
 	for _, pid := range s.pids {
-		_ = syscall.Kill(pid, sig) // it may have ended meanwhile
+		_ = syscall.Kill(pid, sig) // it may have ended already
 	}
 }

@@ -12,8 +12,9 @@ import (
 	"github.com/shoenig/test/must"
 )
 
-// However many callers want one chat's sandbox at once, and of whichever replica,
-// there is one, and all are told of it who are told of any.
+// TestCrowdOverFiveReplicasGetsOneSandbox shows that many callers who want the
+// sandbox of one chat at once, from several replicas, all get the same single
+// sandbox.
 func TestCrowdOverFiveReplicasGetsOneSandbox(t *testing.T) {
 	const callers, crowded = 500, 5
 	w := testWorld(t)
@@ -36,7 +37,7 @@ func TestCrowdOverFiveReplicasGetsOneSandbox(t *testing.T) {
 				return w.load.create(limit, r, chat, w.load.input("agent-1", time.Hour), time.Minute)
 			}
 			err := try(w.replicas[i%crowded])
-			for worthAnother(err) && limit.Err() == nil { // told to come again
+			for worthAnother(err) && limit.Err() == nil { // it was told to try again
 				pause(limit, time.Second)
 				err = try(w.replicas[i%crowded])
 			}

@@ -1,39 +1,43 @@
-// Command chaos breaks a running Bivouac in every way that it is meant to
-// stand, under load, and says whether it did.
+// Command chaos breaks a running Bivouac under load, in every way that it is
+// meant to survive, and reports whether it did.
 //
-// Three Consul servers, a Nomad server, two Nomad clients and three replicas run
-// as processes of this machine; sandboxes are processes too. Workers create, get,
-// renew, delete and clean up sessions of some chats through all replicas, while
-// faults come at random. What the callers are told is held against what runs:
-// the processes of sandboxes are counted in /proc, whatever any record says. At
-// intervals the faults stop, and what was broken has to settle within a limit.
+// Three Consul servers, a Nomad server, two Nomad clients and three replicas
+// run as processes of this machine; sandboxes are processes too. Workers
+// create, get, renew, delete and clean up the sessions of some chats through
+// all replicas, while faults come at random. The command compares the answers
+// to callers with what really runs: it counts the processes of sandboxes in
+// /proc, whatever any record says. At intervals the faults stop, and everything
+// that was broken must settle within a limit.
 //
-// A full run has each fault at least 20 times. Whatever keeps the suite itself from
-// going on ends the run, and is told apart from what did not hold.
+// A full run provokes each fault at least 20 times. Trouble of the suite itself
+// ends the run and is reported differently from a violation.
 //
-// Faults, callers and pauses are drawn from a seed. As real processes run, the
-// same seed gives the same draws and not the same run.
+// Faults, callers and pauses are drawn from a seed. Because the processes are
+// real, the same seed repeats the draws but not the run.
 //
-// A replica is cut off from Consul or Nomad by a proxy that it reaches them
-// through, which holds back requests and answers, loses them, or lets them arrive
-// late. A node is cut off in two halves: its agent is paused, so that the servers
-// take it for lost while its sandboxes live; and the Nomad server is paused, so
-// that the agents live without servers. A replica's clock is set off by a failpoint,
-// the only one that this command uses; the tests of this package use those that kill
-// and pause.
+// Each replica reaches Consul and Nomad through a proxy. The proxy can hold
+// back requests and answers, lose them or deliver them late. A node is cut off
+// in two halves: its agent is paused, so that the servers count it as lost
+// while its sandboxes live; and the Nomad server is paused, so that the agents
+// live without servers. A failpoint shifts a replica's clock. This command uses
+// no other failpoint; the tests of this package use those that kill and pause.
 //
-// Some faults are an operator's mistakes: a sandbox's task is restarted inside its
-// allocation, after which the session must be dead and the second run must end; a
-// record is deleted, after which the sandbox must live and be adopted; the clock key
-// is set a day ahead, after which no session may expire early. A second Bivouac of
-// the same name runs beside the first one, below another prefix in Consul. Its
-// sandboxes must live through all of it, unless their node is lost.
+// Some faults are an operator's mistakes:
 //
-// That the whole store is set back or wiped is left to package simulate.
+//   - A sandbox's task is restarted inside its allocation. The session must
+//     then be dead, and the second run must end.
+//   - A record is deleted. The sandbox must live and be adopted.
+//   - The clock key is set a day ahead. No session may expire early.
 //
-// Plugins are not part of it: what their crashes leave is shown by the tests of
-// internal/pluginhost and examples.
+// A second Bivouac of the same name runs beside the first one, with another
+// prefix in Consul. Its sandboxes must survive everything, unless their node is
+// lost.
 //
-// It knows Bivouac by its API, its keys in Consul and its jobs in Nomad, as an
-// operator does, and must never import what makes decisions there.
+// Package simulate tests what happens if the whole store is set back or wiped.
+// Plugins are not part of this command: the tests of internal/pluginhost and
+// examples show what their crashes leave behind.
+//
+// The command knows Bivouac by its API, its keys in Consul and its jobs in
+// Nomad, as an operator does. It must never import the code that makes
+// decisions in Bivouac.
 package main

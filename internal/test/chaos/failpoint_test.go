@@ -8,45 +8,45 @@ import (
 	"github.com/shoenig/test/must"
 )
 
-// What a chat has in the end.
+// These constants are what a chat has in the end.
 const (
 	nothing    = "nothing"     // no record and no sandbox
-	newSession = "new session" // one that stands, with its sandbox
-	oldSession = "old session" // the one that stood before, untouched
-	oldRecord  = "old record"  // that of a session whose sandbox has ended
+	newSession = "new session" // a valid session with its sandbox
+	oldSession = "old session" // the earlier session, untouched
+	oldRecord  = "old record"  // the record of a session whose sandbox has ended
 )
 
-// What a chat has before the operation.
+// These constants are what a chat has before the operation.
 const (
 	fresh   = "fresh"   // nothing
 	stands  = "stands"  // a session
 	ended   = "ended"   // a session whose sandbox ended
 	expired = "expired" // a session that has expired
-	intent  = "intent"  // one that a dead replica was to begin
+	intent  = "intent"  // an intent that a dead replica had not begun to carry out
 )
 
-// operation is what a replica is hit in the middle of: what the chat has before,
-// and each of its steps with what the chat has once that is settled.
+// operation is an operation during which a replica is hit. It has what the chat
+// has before it, and for each step what the chat has once that is settled.
 type operation struct {
 	name   string
 	before string
 	steps  []step
 }
 
-// cleanup goes through all chats, the others are about one.
+// cleanup covers all chats; the other operations are about one chat.
 var cleanup = operation{"cleanup", expired, []step{
 	{"lock:after", nothing}, {"write-stopping:before", nothing}, {"write-stopping:after", nothing},
 	{"stop:before", nothing}, {deregistered, nothing}, {"stop:after", nothing},
 	{"remove:before", nothing}, {"remove:after", nothing},
 }}
 
-// settling takes up what a dead replica has noted down and not begun: the tombstone
-// keeps what may yet arrive from running.
+// settling settles an intent that a dead replica recorded and did not begin.
+// The tombstone keeps a registration that arrives later from running.
 var settling = operation{"delete what is noted down", intent, []step{
 	{tombstoned, nothing}, {"remove:before", nothing}, {"remove:after", nothing},
 }}
 
-// operations are all the others.
+// operations are all other operations.
 var operations = []operation{
 	{"create", fresh, []step{
 		{"lock:before", nothing}, {"lock:after", nothing},
@@ -75,11 +75,12 @@ var operations = []operation{
 	}},
 }
 
-// step is a point of an operation, and what the chat has when a replica that was
-// killed there is settled.
+// step is a point of an operation, and what the chat has after a replica was
+// killed there and others have settled it.
 type step struct{ point, then string }
 
-// Steps inside the driver are seen from what Nomad has carried out.
+// These steps are inside the driver. The test recognizes them by what Nomad has
+// carried out.
 const (
 	registered   = "job registered"
 	deregistered = "job deregistered"
@@ -87,7 +88,8 @@ const (
 	tombstoned   = "tombstone laid"
 )
 
-// A replica that is killed at any step leaves something that others settle.
+// TestReplicaKilledAtEachStepIsSettledByOthers shows that other replicas settle
+// what a replica leaves behind that is killed at any step.
 func TestReplicaKilledAtEachStepIsSettledByOthers(t *testing.T) {
 	w := testWorld(t)
 	survivor := w.survivor(t, "survivor-0", "1h")
@@ -97,25 +99,27 @@ func TestReplicaKilledAtEachStepIsSettledByOthers(t *testing.T) {
 	now := w.lookOn(t)
 	prepare := func(ctx context.Context, v *victim) error { return w.prepare(ctx, survivor, v) }
 
-	// Given replicas that are killed in the middle of a cleanup, one after the
-	// other, since each cleans up whatever has expired, also when it begins …
+	// Given replicas that are killed during a cleanup. They go one after the
+	// other, because each cleans up everything that has expired, also when it
+	// starts …
 	for _, v := range cleaners {
 		for _, do := range []func(context.Context, *victim) error{begin, prepare, w.die} {
 			each(t, []*victim{v}, do)
 		}
 	}
-	w.survivor(t, "survivor-1", "5s") // … and one that cleans up what they leave,
+	w.survivor(t, "survivor-1", "5s") // … and a replica that cleans up what they leave,
 	w.awaitAllSettled(t.Context(), cleaners, now)
-	// and then replicas that are killed in the middle of settling what another left,
+	// and then replicas that are killed while they settle what another one
+	// left,
 	dieAndSettle := func(ctx context.Context, v *victim) error {
 		err := w.die(ctx, v)
-		w.awaitSettled(t.Context(), v, now) // each from its own death on
+		w.awaitSettled(t.Context(), v, now) // each measured from its own death
 		return err
 	}
 	each(t, settlers, func(ctx context.Context, v *victim) error { return w.leaveIntent(ctx, t, v) })
 	each(t, settlers, begin)
 	each(t, settlers, dieAndSettle)
-	// and in all other operations, all at once,
+	// and replicas in all other operations, all at once,
 	each(t, others, prepare)
 	each(t, others, begin)
 	each(t, others, dieAndSettle)
@@ -126,7 +130,7 @@ func TestReplicaKilledAtEachStepIsSettledByOthers(t *testing.T) {
 		for _, v := range victims {
 			t.Run(v.operation+" killed at "+v.point, func(t *testing.T) {
 				t.Parallel()
-				// then what it left in flight is settled within the limit, …
+				// then what each left in flight is settled within the limit, …
 				must.Eq(t, "", v.left)
 				must.LessEq(t, settleLimit, v.took)
 				// and a create gives the chat one sandbox.

@@ -13,25 +13,26 @@ import (
 // fault is one way to break something.
 type fault struct {
 	name    string
-	lasts   time.Duration // at most, usually: it does not begin where that does not fit
-	places  chan struct{} // how many of the kind there may be at a time; nil: any
+	lasts   time.Duration // usual maximum: it does not begin if less time is left
+	places  chan struct{} // limits how many of the kind may run at a time; nil: no limit
 	provoke func(ctx context.Context) error
 }
 
-// errMissed is what provoking ends with where there was nothing to hit. It does
-// not count.
+// errMissed means that a fault found nothing to hit. Such a fault does not
+// count.
 var errMissed = errors.New("it hit nothing")
 
-// lane is faults that come one after the other, beside those of other lanes. The
-// pauses are such that a full run has each fault 20 times in little more than
-// half an hour, and that most of the time not everything is broken.
+// lane is a list of faults that come one after the other, in parallel with the
+// other lanes. The pauses are chosen so that a full run has each fault 20 times
+// in little more than half an hour, and so that most of the time not everything
+// is broken.
 type lane struct {
 	faults   []fault
-	from, to time.Duration // pause before a fault
+	from, to time.Duration // pause before each fault
 }
 
-// stir lets callers ask and faults come for a time, and returns when all faults
-// have ended and all callers are gone.
+// stir runs callers and faults for a time. It returns when all faults have
+// ended and all callers are gone.
 func (w *world) stir(ctx context.Context, d time.Duration) error {
 	until := time.Now().Add(d)
 	asking, enough := context.WithCancel(ctx)
@@ -44,7 +45,7 @@ func (w *world) stir(ctx context.Context, d time.Duration) error {
 		lanes.Go(func() error { return w.provokeAll(lanesCtx, l, until) })
 	}
 	err := lanes.Wait()
-	if err == nil { // the last one finds all in the middle of something
+	if err == nil { // the last fault hits while everything is in the middle of something
 		err = w.provoke(ctx, w.replicaFaults(w.replicas[w.below(replicas)])[0])
 	}
 	enough()
@@ -66,7 +67,7 @@ func (w *world) lanes() []lane {
 	return lanes
 }
 
-// provokeAll provokes the faults of one lane until a time.
+// provokeAll provokes the faults of one lane until the given time.
 func (w *world) provokeAll(ctx context.Context, l lane, until time.Time) error {
 	for {
 		pause(ctx, w.between(l.from, l.to))
@@ -103,7 +104,7 @@ func (w *world) provoke(ctx context.Context, f fault) error {
 	return nil
 }
 
-// choose draws a fault of those that came least often and fit into what is left.
+// choose draws one of the least frequent faults that fit into the time left.
 func (w *world) choose(faults []fault, left time.Duration) (fault, bool) {
 	var fit []fault
 	least := 0
@@ -128,7 +129,7 @@ func (w *world) choose(faults []fault, left time.Duration) (fault, bool) {
 	return rare[w.below(len(rare))], true
 }
 
-// rarest names the fault that came least often, and says how often.
+// rarest returns the least frequent fault and how often it came.
 func (w *world) rarest() (name string, times int) {
 	for _, l := range w.lanes() {
 		for _, f := range l.faults {
@@ -140,10 +141,11 @@ func (w *world) rarest() (name string, times int) {
 	return name, times
 }
 
-// patience is how long something may be out before the suite gives up.
+// patience is how long something may be down before the suite gives up.
 const patience = 3 * time.Minute
 
-// patiently tries until it works, as what is asked may be out just then.
+// patiently retries until the call succeeds, because its target may be down at
+// the moment.
 func patiently(ctx context.Context, try func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()

@@ -16,16 +16,18 @@ import (
 	"github.com/bivouac/bivouac/internal/test/stack"
 )
 
-// How the job says after how long without its servers a node ends what runs.
+// These are the settings in the job for when a node without its servers stops
+// its sandboxes.
 var (
 	stopAfterMinutes = []byte(`"StopOnClientAfter":300000000000`)
 	stopAfterSeconds = []byte(`"StopOnClientAfter":10000000000`)
 )
 
-// A client of Nomad stops sandboxes when it has heard nothing of its servers for a
-// while. The pauses between its heartbeats are not such a while.
+// TestSandboxOutlivesHeartbeats shows that a Nomad client does not stop
+// sandboxes during the normal pauses between heartbeats. It does so only when
+// it has heard nothing from its servers for a while.
 func TestSandboxOutlivesHeartbeats(t *testing.T) {
-	// Given a sandbox, and nothing that goes on beside it.
+	// Given a sandbox and nothing else that runs.
 	w := testWorld(t)
 	r := w.survivor(t, "replica", "1h")
 	created, err := r.api.Create(t.Context(), uuid.New(), w.load.input("agent-1", time.Hour))
@@ -58,11 +60,12 @@ func (w *world) sinceHeartbeat(t *testing.T) time.Duration {
 	return since
 }
 
-// A sandbox whose node hears nothing of Nomad's servers is ended by the node. Nothing
-// takes its place, and once the servers hear of the node again Bivouac tells of the
-// end.
+// TestSandboxOfNodeThatIsCutOffForLongIsEndedAndNotReplaced shows that a node
+// that hears nothing from Nomad's servers ends its sandbox. Nothing replaces
+// the sandbox, and Bivouac reports its end once the servers hear from the node
+// again.
 func TestSandboxOfNodeThatIsCutOffForLongIsEndedAndNotReplaced(t *testing.T) {
-	// Given a sandbox that its node is to end after seconds, and not minutes.
+	// Given a sandbox that its node ends after seconds instead of minutes.
 	stack.NeedServers(t)
 	nomad, err := stack.StartNomad(t.Context(), stack.NomadConfig{
 		Servers: 1, Clients: 2, Drivers: []string{"raw_exec"},
@@ -87,11 +90,11 @@ func TestSandboxOfNodeThatIsCutOffForLongIsEndedAndNotReplaced(t *testing.T) {
 	must.NoError(t, r.start(t.Context()))
 	created, err := r.api.Create(t.Context(), chat, w.load.input("agent-1", time.Hour))
 	must.NoError(t, err)
-	must.Positive(t, shortened.Load()) // health asks with a job, too
+	must.Positive(t, shortened.Load()) // the health check sends a job, too
 	id := created.Session.SessionID
 	sandbox := w.awaitProcess(t.Context(), id)
 
-	// When the nodes hear nothing of their server for longer than that,
+	// When the nodes hear nothing from their server for longer than that,
 	must.NoError(t, nomad.Servers[0].Pause())
 	limit, enough := context.WithTimeout(t.Context(), time.Minute)
 	defer enough()
@@ -104,7 +107,7 @@ func TestSandboxOfNodeThatIsCutOffForLongIsEndedAndNotReplaced(t *testing.T) {
 	must.NoError(t, nomad.Servers[0].Resume())
 	must.NoError(t, nomad.Servers[0].WaitReady(t.Context()))
 
-	// Bivouac tells of it,
+	// Bivouac reports that,
 	limit, enough = context.WithTimeout(t.Context(), settleLimit)
 	defer enough()
 	for state := ""; state != "dead"; pause(limit, scanEvery) {
@@ -115,10 +118,11 @@ func TestSandboxOfNodeThatIsCutOffForLongIsEndedAndNotReplaced(t *testing.T) {
 			state = found.State
 		}
 	}
-	// nothing took its place, which Nomad would have decided with what it told,
+	// nothing has replaced it, which Nomad would have decided when it reported
+	// the end,
 	must.MapEmpty(t, w.census.running())
 	must.Eq(t, 1, w.census.total())
-	// and a create makes another one.
+	// and a create makes a new sandbox.
 	again, err := r.api.Create(t.Context(), chat, w.load.input("agent-1", time.Hour))
 	must.NoError(t, err)
 	must.Eq(t, "replaced", again.Result)

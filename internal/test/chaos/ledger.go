@@ -12,8 +12,8 @@ import (
 	"github.com/bivouac/bivouac/internal/api/wire"
 )
 
-// ledger is what callers were told, and what was done that ends sessions. What
-// contradicts it is a violation.
+// ledger records the answers to callers and the actions that end sessions. What
+// contradicts the ledger is a violation.
 type ledger struct {
 	log   *timeline
 	clock clock
@@ -21,21 +21,21 @@ type ledger struct {
 	mu        sync.Mutex
 	chats     map[uuid.UUID][]*told
 	sessions  map[uuid.UUID]*told
-	nodes     map[uuid.UUID]string    // where sessions run, told or not
-	running   map[uuid.UUID]*sandbox  // what the last look at processes found
-	doomed    map[uuid.UUID]time.Time // when a fault was to end a session, told or not
-	restarted map[uuid.UUID]*restart  // sessions whose task a fault had run once more
-	lacking   map[uuid.UUID]time.Time // chats whose record a fault deleted, since when, until all has settled
+	nodes     map[uuid.UUID]string    // where sessions run, reported or not
+	running   map[uuid.UUID]*sandbox  // what the last scan found
+	doomed    map[uuid.UUID]time.Time // when a fault was about to end a session, reported or not
+	restarted map[uuid.UUID]*restart  // sessions whose task a fault ran again
+	lacking   map[uuid.UUID]time.Time // chats whose record a fault deleted and when, until everything has settled
 	lacked    map[string]bool         // all such chats
 	deletions map[uuid.UUID][]*deletion
 	hazards   []hazard
 	suspects  []suspect
-	confirmed map[string]bool // what was reported already
-	ends      map[cause]int   // why sandboxes ended that callers had been told of
-	latest    time.Duration   // how long after the last delete without an answer it must have been one that ended a session
+	confirmed map[string]bool // what has already been reported
+	ends      map[cause]int   // why sandboxes ended that callers knew
+	latest    time.Duration   // longest time between an unanswered delete and the end that only it explains
 }
 
-// cause is why a session may have ended.
+// cause is a reason why a session may have ended.
 type cause string
 
 const (
@@ -50,52 +50,54 @@ const (
 type told struct {
 	session, chat uuid.UUID
 	agent         string
-	created       time.Time // by this machine's clock, about
-	expires       time.Time // by the agreed time: the latest that anybody was told …
+	created       time.Time // by this machine's clock, approximately
+	expires       time.Time // by the agreed time: the latest that any caller was told …
 	expiresTold   time.Time // … and when
-	first         time.Time // when it was first told
-	made          bool      // a create said that it made it
-	deleted       time.Time // when a delete said that it is gone
+	first         time.Time // when a caller was first told of it
+	made          bool      // a create reported that it made the session
+	deleted       time.Time // when a delete reported that it is gone
 	missed        bool      // it was found to be gone
-	ended         instant   // when its sandbox was seen to have ended
+	ended         instant   // when its sandbox was seen to be gone
 }
 
-// instant is a time by this machine's clock, and by that of the replicas.
+// instant is a time by this machine's clock and by the replicas' clock.
 type instant struct{ at, agreed time.Time }
 
 func (l *ledger) instant(at time.Time) instant { return instant{at, l.clock.agreed(at)} }
 
-// deletion is a request that ends one session of the chat at most: the one that its
-// answer names, or, where nobody got an answer, any until lateLimit after its end.
+// deletion is a request that ends at most one session of the chat: the one in
+// its answer. If it got no answer, it may end any session until lateLimit after
+// the request.
 type deletion struct {
 	start, end time.Time
 	answered   bool
-	gone       uuid.UUID // the session that it ended, as far as is known
+	gone       uuid.UUID // the session that it ended, if known
 }
 
-// lateLimit is how long after nobody waits for its answer any more a delete may yet
-// be carried out: by a replica that was paused until its locks were another's, or by
-// those that settle what a dead one had begun, and then until the sandbox has stopped.
+// lateLimit is how long after its caller gave up a delete may still be carried
+// out. A paused replica may carry it out until other replicas have its locks.
+// If a replica died, others settle what it had begun, and then the sandbox has
+// to stop.
 const lateLimit = pastTTL + settleLimit + stopTime
 
-// stopTime is within what time a sandbox ends that is stopped.
+// stopTime is how long a sandbox may take to stop.
 const stopTime = 10 * time.Second
 
-// restart is that a task was run once more in its allocation.
+// restart records that a task ran again in its allocation.
 type restart struct {
-	first  []int     // the processes of its first run
-	second time.Time // when one of another run was first seen
+	first  []int     // processes of the first run
+	second time.Time // when a process of another run was first seen
 }
 
-// hazard is a node that Nomad took for lost. When it is back it ends what ran
-// there.
+// hazard is a node that Nomad counted as lost. When the node is back, it ends
+// its sandboxes.
 type hazard struct {
 	node string
 	at   time.Time
 }
 
-// suspect is something that is wrong unless there was a cause, which may only be
-// known later.
+// suspect is something that is a violation unless it had a cause. The cause may
+// only become known later.
 type suspect struct {
 	kind violation
 	told *told
@@ -114,15 +116,15 @@ func newLedger(log *timeline) *ledger {
 	}
 }
 
-// answer is a session in the answer to a request.
+// answer is an answer that contains a session.
 type answer struct {
 	start, end time.Time // of the request
-	op         string    // for a person
-	made       bool      // it says that it made the session
+	op         string    // for people
+	made       bool      // it reports that it made the session
 	session    wire.Session
 }
 
-// saw takes in an answer that says that a session stands.
+// saw records an answer that reports a session.
 func (l *ledger) saw(a answer) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -164,15 +166,15 @@ func (l *ledger) saw(a answer) {
 	l.missing(a.start, a.end, s.ChatID, s.SessionID, a.op+" tells of session "+s.SessionID.String())
 }
 
-// sawNone takes in an answer that says that the chat has no session.
+// sawNone records an answer that reports no session for the chat.
 func (l *ledger) sawNone(start, end time.Time, chat uuid.UUID, op string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.missing(start, end, chat, uuid.Nil, op+" finds no session")
 }
 
-// missing suspects the loss of the chat's sessions that were told before start,
-// but for one.
+// missing suspects the loss of all sessions of the chat that were reported
+// before start, except the session but.
 func (l *ledger) missing(start, end time.Time, chat, but uuid.UUID, text string) {
 	for _, t := range l.chats[chat] {
 		if t.session != but && !t.missed && t.first.Before(start) {
@@ -182,9 +184,9 @@ func (l *ledger) missing(start, end time.Time, chat, but uuid.UUID, text string)
 	}
 }
 
-// deleting notes the start of a delete, and returns what notes its end. gone is
-// the session that it says it deleted, the nil UUID for none; answered is false
-// where it did not say.
+// deleting records the start of a delete. The function that it returns records
+// the end. gone is the session that the answer names, or the nil UUID for none;
+// answered is false if there was no answer.
 func (l *ledger) deleting(chat uuid.UUID) (done func(answered bool, gone uuid.UUID)) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -206,7 +208,8 @@ func (l *ledger) deleting(chat uuid.UUID) (done func(answered bool, gone uuid.UU
 	}
 }
 
-// cleaned takes in a session that a cleanup says it ended because it had expired.
+// cleaned records a session that a cleanup reports as ended because it had
+// expired.
 func (l *ledger) cleaned(s wire.Session) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -222,7 +225,7 @@ func (l *ledger) cleaned(s wire.Session) {
 	}
 }
 
-// doom notes that a fault is about to end a session.
+// doom records that a fault is about to end a session.
 func (l *ledger) doom(session uuid.UUID) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -231,11 +234,12 @@ func (l *ledger) doom(session uuid.UUID) {
 	}
 }
 
-// restartLimit is how long after a second run of a task began a replica may take the
-// session for what it was, as it may be cut off from Nomad, and Nomad from the node.
+// restartLimit is how long after the start of a second run a replica may take
+// the session for unchanged. The replica may be cut off from Nomad, and Nomad
+// from the node.
 const restartLimit = time.Minute
 
-// restarts notes that a fault is about to run a sandbox's task once more.
+// restarts records that a fault is about to run a sandbox's task again.
 func (l *ledger) restarts(s *sandbox) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -244,7 +248,8 @@ func (l *ledger) restarts(s *sandbox) {
 	}
 }
 
-// firstRun returns the processes of a sandbox that are of its task's first run.
+// firstRun returns the sandbox's processes that belong to the first run of its
+// task.
 func (l *ledger) firstRun(s *sandbox) []int {
 	r := l.restarted[s.session]
 	if r == nil {
@@ -253,7 +258,8 @@ func (l *ledger) firstRun(s *sandbox) []int {
 	return slices.DeleteFunc(slices.Clone(s.pids), func(pid int) bool { return !slices.Contains(r.first, pid) })
 }
 
-// secondRun returns the processes of a sandbox that are of a later run of its task.
+// secondRun returns the sandbox's processes that belong to a later run of its
+// task.
 func (l *ledger) secondRun(s *sandbox) []int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -261,8 +267,9 @@ func (l *ledger) secondRun(s *sandbox) []int {
 	return slices.DeleteFunc(slices.Clone(s.pids), func(pid int) bool { return slices.Contains(first, pid) })
 }
 
-// loses notes that a fault is about to delete a chat's record. Until the record is
-// back, callers may be told that there is none; its sandbox must not end.
+// loses records that a fault is about to delete a chat's record. Until the
+// record is back, callers may be told that there is no session; the sandbox
+// must not end.
 func (l *ledger) loses(chat uuid.UUID) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -272,35 +279,35 @@ func (l *ledger) loses(chat uuid.UUID) {
 	}
 }
 
-// misses says whether a record was deleted since all had settled.
+// misses reports whether a record was deleted since everything last settled.
 func (l *ledger) misses() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return len(l.lacking) > 0
 }
 
-// missed says whether the record of a chat was ever deleted.
+// missed reports whether the chat's record was ever deleted.
 func (l *ledger) missed(chat string) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.lacked[chat]
 }
 
-// lost notes that Nomad took a node for lost.
+// lost records that Nomad counted a node as lost.
 func (l *ledger) lost(h hazard) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.hazards = append(l.hazards, h)
 }
 
-// runs notes that a sandbox was found to run.
+// runs records that a sandbox runs.
 func (l *ledger) runs(s *sandbox) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.nodes[s.session], l.running[s.session] = s.node, s
 }
 
-// alive notes that a sandbox was found alive by a look that began at a time.
+// alive records that a scan that began at the given time found a sandbox alive.
 func (l *ledger) alive(s *sandbox, at time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -313,7 +320,7 @@ func (l *ledger) alive(s *sandbox, at time.Time) {
 	}
 }
 
-// ended notes that a sandbox that ran is gone.
+// ended records that a sandbox is gone.
 func (l *ledger) ended(s *sandbox, at time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -324,7 +331,7 @@ func (l *ledger) ended(s *sandbox, at time.Time) {
 	}
 }
 
-// silent notes that a sandbox did not answer at the endpoint that was told.
+// silent records that a sandbox did not answer at the endpoint in an answer.
 func (l *ledger) silent(a answer, at time.Time, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -332,17 +339,17 @@ func (l *ledger) silent(a answer, at time.Time, err error) {
 	l.suspects = append(l.suspects, suspect{wrong, t, l.instant(at), fmt.Sprintf("%s told of session %s, and its sandbox does not answer: %v", a.op, t.session, err), false})
 }
 
-// judge decides on what was suspected.
+// judge decides on the suspects.
 func (l *ledger) judge() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	// In their order, since a delete without an answer ends no more than one.
+	// In order of time, because an unanswered delete ends at most one session.
 	slices.SortStableFunc(l.suspects, func(a, b suspect) int { return a.when.at.Compare(b.when.at) })
 	for _, s := range l.suspects {
 		cause := l.cause(s.told, s.when)
 		since, lacks := l.lacking[s.told.chat]
 		if cause == noCause && s.kind == loss && !s.ended && lacks && !s.when.at.Before(since) {
-			continue // it was not found, and will be adopted
+			continue // it was not found and will be adopted
 		}
 		if s.ended {
 			l.ends[cause]++
@@ -353,7 +360,7 @@ func (l *ledger) judge() {
 	}
 	l.suspects = nil
 	clear(l.lacking)
-	for chat, all := range l.chats { // what is long over is not needed any more
+	for chat, all := range l.chats { // drop sessions that are long over
 		var kept []*told
 		for _, t := range all {
 			if !t.missed {
@@ -364,11 +371,11 @@ func (l *ledger) judge() {
 	}
 }
 
-// expirySlack is how far a replica's time may be ahead of what we take for it.
+// expirySlack is how far a replica's time may be ahead of our estimate.
 const expirySlack = 3 * time.Second
 
-// cause says why a session may have ended by a time. What is said of one whose
-// sandbox had ended before has the cause of that.
+// cause returns why a session may have ended by the given time. If its sandbox
+// was already seen to be gone before that, the earlier time counts.
 func (l *ledger) cause(t *told, when instant) cause {
 	if !t.ended.at.IsZero() && t.ended.at.Before(when.at) {
 		when = t.ended
@@ -395,10 +402,10 @@ func (l *ledger) cause(t *told, when instant) cause {
 	return noCause
 }
 
-// deletedLate says whether a delete without an answer may have ended the session,
-// and has it end no other.
+// deletedLate reports whether an unanswered delete may have ended the session.
+// It then assigns that delete to the session, so that it explains no other end.
 func (l *ledger) deletedLate(t *told, at time.Time) bool {
-	var first *deletion // the one that can be the cause for the shortest time to come
+	var first *deletion // the one that can explain later ends for the shortest time
 	late := lateLimit
 	for _, d := range l.deletions[t.chat] {
 		may := !d.answered && d.gone == uuid.Nil && !at.Before(d.start) && !at.After(d.end.Add(lateLimit))
@@ -417,7 +424,7 @@ func (l *ledger) deletedLate(t *told, at time.Time) bool {
 	return true
 }
 
-// howTheyEnded counts the sandboxes that ended by why they did.
+// howTheyEnded counts the ended sandboxes by cause.
 func (l *ledger) howTheyEnded() string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -431,7 +438,7 @@ func (l *ledger) howTheyEnded() string {
 
 func (l *ledger) wrong(t *told, format string, args ...any) { l.report(wrong, t, format, args...) }
 
-// report makes a violation known, each kind once per session.
+// report reports a violation, each kind once per session.
 func (l *ledger) report(kind violation, t *told, format string, args ...any) {
 	key := string(kind) + t.session.String()
 	if !l.confirmed[key] {

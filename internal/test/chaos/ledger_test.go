@@ -11,11 +11,11 @@ import (
 	"github.com/bivouac/bivouac/internal/api/wire"
 )
 
-// gonePID is that of no process: it is more than Linux gives out.
+// gonePID is no process's ID: it is larger than any that Linux assigns.
 const gonePID = 1 << 23
 
-// What contradicts what callers were told is found, and what has a cause is not
-// held against anybody.
+// TestLedgerFindsWhatMustNotBe shows that the ledger reports what contradicts
+// the answers to callers, and does not report an end that has a cause.
 func TestLedgerFindsWhatMustNotBe(t *testing.T) {
 	start := time.Now()
 	chat, session, other := uuid.New(), uuid.New(), uuid.New()
@@ -27,7 +27,7 @@ func TestLedgerFindsWhatMustNotBe(t *testing.T) {
 
 	for _, c := range []struct {
 		name  string
-		after func(*ledger) // a create has said that the session stands
+		after func(*ledger) // a create has reported the session
 		want  int
 	}{
 		{"nothing more", func(*ledger) {}, 0},
@@ -167,13 +167,13 @@ func TestLedgerFindsWhatMustNotBe(t *testing.T) {
 	}
 }
 
-// Where the replicas agree on another time than this machine's, sessions expire by
-// theirs.
+// TestLedgerGoesByTheAgreedTime shows that sessions expire by the replicas'
+// agreed time if it differs from this machine's time.
 func TestLedgerGoesByTheAgreedTime(t *testing.T) {
 	for _, c := range []struct {
 		name  string
-		left  time.Duration // until it expires by this machine's time
-		ahead time.Duration // of the agreed time
+		left  time.Duration // until it expires by this machine's clock
+		ahead time.Duration // lead of the agreed time
 		want  int
 	}{
 		{"expired by both", -30 * time.Second, 0, 0},
@@ -197,7 +197,8 @@ func TestLedgerGoesByTheAgreedTime(t *testing.T) {
 	}
 }
 
-// A scan takes some time. What a fault hits meanwhile ends by that fault.
+// TestSandboxEndsWhenItIsSeenToBeGone shows that a fault counts as the cause of
+// an end if it hits the sandbox while a scan is running.
 func TestSandboxEndsWhenItIsSeenToBeGone(t *testing.T) {
 	log, err := newTimeline(t.TempDir())
 	must.NoError(t, err)

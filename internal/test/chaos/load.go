@@ -17,7 +17,7 @@ import (
 	"github.com/bivouac/bivouac/internal/api/wire"
 )
 
-// load is the callers: what they ask, and what they are told.
+// load makes the requests of the callers and counts the answers.
 type load struct {
 	replicas []*replica
 	chats    []uuid.UUID
@@ -37,15 +37,15 @@ type load struct {
 	served time.Time // when a create or get was last answered; zero while nobody asks
 }
 
-// The rates and limits of the callers.
+// These are the rates and limits of the callers.
 const (
 	tries     = 3 // replicas that a caller tries
 	tryLimit  = 12 * time.Second
 	probeEach = 200 * time.Millisecond
 )
 
-// run lets callers ask until ctx ends. Then all of them are gone at once, whatever
-// they wait for.
+// run runs the callers until ctx is done. Then all of them leave at once, even
+// in the middle of a request.
 func (l *load) run(ctx context.Context, workers int, random *rand.Rand) {
 	l.serve(true)
 	var all sync.WaitGroup
@@ -62,7 +62,7 @@ func (l *load) run(ctx context.Context, workers int, random *rand.Rand) {
 		own := rand.New(rand.NewPCG(random.Uint64(), random.Uint64()))
 		all.Go(func() {
 			for ctx.Err() == nil {
-				_ = l.get(ctx, r, l.chats[own.IntN(len(l.chats))], time.Second) // it is noted
+				_ = l.get(ctx, r, l.chats[own.IntN(len(l.chats))], time.Second) // call records the result
 				pause(ctx, probeEach)
 			}
 		})
@@ -71,7 +71,8 @@ func (l *load) run(ctx context.Context, workers int, random *rand.Rand) {
 	l.serve(false)
 }
 
-// serve notes that a caller was served, and how long none had been.
+// serve records that a caller was served and how long none had been before.
+// more is false if nobody asks from now on.
 func (l *load) serve(more bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -85,13 +86,14 @@ func (l *load) serve(more bool) {
 	}
 }
 
-// ask makes one request to a replica, and to another where that fails.
+// ask makes one request to a replica, and tries another replica if that fails.
 func (l *load) ask(ctx context.Context, random *rand.Rand) {
-	// The first chats are restless, the others keep their sessions for long.
+	// Sessions of the first half of the chats change often; the others last
+	// long.
 	i := random.IntN(len(l.chats))
 	chat, calm := l.chats[i], i >= len(l.chats)/2
 	limit := tryLimit
-	if random.IntN(10) == 0 { // the caller is soon gone
+	if random.IntN(10) == 0 { // the caller soon gives up
 		limit = time.Duration(50+random.IntN(1500)) * time.Millisecond
 	}
 	in := l.input("agent-1", 10*time.Minute)
@@ -128,7 +130,7 @@ func (l *load) input(agent string, ttl time.Duration) apiclient.CreateInput {
 	return apiclient.CreateInput{AgentID: agent, VolumeHostPath: l.volume, TTL: ttl}
 }
 
-// worthAnother says whether another replica may do better.
+// worthAnother reports whether another replica may give a better answer.
 func worthAnother(err error) bool {
 	if err == nil {
 		return false
@@ -137,7 +139,7 @@ func worthAnother(err error) bool {
 	return !ok || e.Status >= http.StatusInternalServerError || e.Status == http.StatusTooManyRequests
 }
 
-// call makes one request and notes it.
+// call makes one request and records it.
 func (l *load) call(ctx context.Context, r *replica, changes bool, limit time.Duration, text string, f func(context.Context) (string, error)) error {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
@@ -216,7 +218,7 @@ func (l *load) get(ctx context.Context, r *replica, chat uuid.UUID, limit time.D
 		switch {
 		case err == nil:
 			l.serve(true)
-			// An intent is shown as it is recorded, and nobody was told of it.
+			// An intent is returned as recorded, and nobody was told of it.
 			if session.State != "creating" {
 				l.told.saw(answer{start, end, op, false, session})
 			}
@@ -272,7 +274,7 @@ func (l *load) cleanup(ctx context.Context, r *replica, limit time.Duration) err
 	})
 }
 
-// knock asks the sandbox at the endpoint that was told who it is.
+// knock asks the sandbox for its identity, at the endpoint in the session.
 func (l *load) knock(s wire.Session) error {
 	if s.Endpoint == nil {
 		return errors.New("no endpoint was told")
@@ -301,7 +303,7 @@ func (l *load) summary() string {
 		l.asked.Load(), l.made.Load(), l.reused.Load(), l.renewed.Load(), l.deleted.Load(), l.failed.Load())
 }
 
-// pause waits for a time, or until ctx ends.
+// pause waits for d or until ctx is done.
 func pause(ctx context.Context, d time.Duration) {
 	timer := time.NewTimer(d)
 	defer timer.Stop()

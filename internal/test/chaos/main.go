@@ -12,8 +12,8 @@ import (
 	"time"
 )
 
-// errBroken is what a run ends with in which something did not hold. Any other
-// error is trouble of the suite's own, and says nothing of Bivouac.
+// errBroken ends a run with violations. Any other error is the suite's own
+// trouble and does not concern Bivouac.
 var errBroken = errors.New("something did not hold")
 
 func main() {
@@ -45,25 +45,25 @@ func command() error {
 	return err
 }
 
-// plan says what a run is.
+// plan holds the parameters of a run.
 type plan struct {
 	seed     uint64
 	duration time.Duration
-	times    int           // how often each fault comes at least
+	times    int           // minimum number of each fault
 	stir     time.Duration // how long faults come between two quiet periods
 	chats    int
 	workers  int
-	burst    int    // callers that want one chat's sandbox at once
-	binary   string // empty: built
-	keep     bool   // keep the logs of a run in which everything held
+	burst    int    // callers that want the sandbox of one chat at once
+	binary   string // empty: build it
+	keep     bool   // keep the logs even if there were no violations
 }
 
 func fullRun() plan {
 	return plan{duration: 32 * time.Minute, times: 20, stir: 165 * time.Second, chats: 20, workers: 8, burst: 500}
 }
 
-// run makes one run, and returns an error where something did not hold. What is
-// needed to find out why is kept then.
+// run makes one run and returns an error if there were violations. It then
+// keeps the logs.
 func run(ctx context.Context, p plan) (*report, error) {
 	dir, err := os.MkdirTemp("", "bivouac-chaos-")
 	if err != nil {

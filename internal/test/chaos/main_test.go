@@ -4,7 +4,8 @@ import (
 	"os"
 	"testing"
 
-	// The tests build and run it, so it is part of what their results depend on.
+	// The tests build and run the bivouac command. The import makes their cached
+	// results depend on it.
 	_ "github.com/bivouac/bivouac/internal/command"
 	"github.com/bivouac/bivouac/internal/test/stack"
 )

@@ -14,18 +14,19 @@ import (
 	"time"
 )
 
-// trouble is how a proxy treats what passes. Its parts are chances from 0 to 1.
+// trouble is how a proxy treats requests. The numbers are probabilities from 0
+// to 1.
 type trouble struct {
 	loseRequest float64 // cut the connection before the server has the request
 	loseReply   float64 // cut it after the server has answered
-	late        float64 // let the server have the request after up to 3 s, also where the caller gave up
-	refuse      float64 // answer 429 in the server's place
-	cut         bool    // hold everything back, on its way there or on its way back
+	late        float64 // deliver the request up to 3 s late, even if the caller has given up
+	refuse      float64 // answer 429 instead of the server
+	cut         bool    // hold everything back, in either direction
 }
 
-// proxy stands between a replica and the servers of Consul or Nomad, as an agent
-// of theirs on the replica's machine would: it takes the first server that can be
-// reached.
+// proxy sits between a replica and the servers of Consul or Nomad, like a
+// Consul or Nomad agent on the replica's machine. It uses the first server that
+// it can reach.
 type proxy struct {
 	addr    string
 	servers []string
@@ -35,17 +36,17 @@ type proxy struct {
 
 	mu     sync.Mutex
 	now    trouble
-	healed chan struct{} // closed while nothing is cut
+	healed chan struct{} // closed while it is not cut
 	spy    spy           // may be nil
 	edit   edit          // may be nil
 	random *rand.Rand
 }
 
-// edit changes the body of a request on its way there.
+// edit changes the body of a request before the server gets it.
 type edit func(r *http.Request, body []byte) []byte
 
-// spy is told of each request that the server has carried out, before the answer
-// goes on.
+// spy is called for each request that the server has carried out, before the
+// answer is passed on.
 type spy func(r *http.Request, body []byte)
 
 func newProxy(servers []string, seed uint64) (*proxy, error) {
@@ -63,7 +64,7 @@ func newProxy(servers []string, seed uint64) (*proxy, error) {
 	}
 	close(p.healed)
 	through := &httputil.ReverseProxy{
-		// The target is a placeholder: RoundTrip chooses the server.
+		// This target is a placeholder: RoundTrip chooses the server.
 		Rewrite:       func(r *httputil.ProxyRequest) { r.SetURL(&url.URL{Scheme: "http", Host: servers[0]}) },
 		Transport:     p,
 		FlushInterval: -1,
@@ -72,19 +73,19 @@ func newProxy(servers []string, seed uint64) (*proxy, error) {
 	p.server = &http.Server{Handler: p.handler(through), ReadHeaderTimeout: time.Minute}
 	go func() {
 		defer close(p.served)
-		_ = p.server.Serve(listener) // until stop
+		_ = p.server.Serve(listener) // it serves until stop
 	}()
 	return p, nil
 }
 
 func (p *proxy) stop() {
 	p.trouble(trouble{})
-	_ = p.server.Close() // cuts what is left
+	_ = p.server.Close() // cuts the remaining connections
 	<-p.served
 	p.back.CloseIdleConnections()
 }
 
-// trouble changes how the proxy treats what passes from now on.
+// trouble sets how the proxy treats requests from now on.
 func (p *proxy) trouble(t trouble) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -97,14 +98,14 @@ func (p *proxy) trouble(t trouble) {
 	p.now = t
 }
 
-// tell has a spy told from now on, nil for none.
+// tell sets the spy; nil removes it.
 func (p *proxy) tell(s spy) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.spy = s
 }
 
-// change has an edit made from now on.
+// change sets the edit.
 func (p *proxy) change(e edit) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -140,8 +141,7 @@ const (
 
 const maxLate = 3 * time.Second
 
-// draw decides on a request: what happens to it, and where that comes in degrees,
-// how much, from 0 to 1.
+// draw draws the fate of a request and its degree, from 0 to 1.
 func (p *proxy) draw() (what fate, how float64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -157,7 +157,7 @@ func (p *proxy) draw() (what fate, how float64) {
 	return untouched, how
 }
 
-// pass waits while the way is cut.
+// pass waits while the proxy is cut.
 func (p *proxy) pass(ctx context.Context) error {
 	p.mu.Lock()
 	healed := p.healed
@@ -192,7 +192,7 @@ func (p *proxy) handler(through http.Handler) http.Handler {
 			r = r.WithContext(context.WithoutCancel(r.Context()))
 		case untouched:
 		}
-		if how < 0.5 && p.pass(r.Context()) != nil { // else it is the answer that is held back
+		if how < 0.5 && p.pass(r.Context()) != nil { // otherwise RoundTrip holds back the answer
 			panic(http.ErrAbortHandler)
 		}
 		through.ServeHTTP(w, r)
@@ -219,7 +219,7 @@ func (p *proxy) RoundTrip(r *http.Request) (*http.Response, error) {
 		}
 		res, err := p.back.RoundTrip(try)
 		if op, ok := errors.AsType[*net.OpError](err); ok && op.Op == "dial" {
-			last = err // nobody has seen the request
+			last = err // the request reached no server
 			continue
 		}
 		if err != nil {
@@ -238,7 +238,7 @@ func (p *proxy) RoundTrip(r *http.Request) (*http.Response, error) {
 	return nil, last
 }
 
-// heldBack is an answer that stops while the way is cut.
+// heldBack is the body of an answer. Its reads wait while the proxy is cut.
 type heldBack struct {
 	io.ReadCloser
 	proxy *proxy
@@ -253,7 +253,7 @@ func (b *heldBack) Read(buf []byte) (int, error) {
 	return n, err
 }
 
-// lostReply is where an answer goes that nobody gets.
+// lostReply discards an answer.
 type lostReply struct{ header http.Header }
 
 func (l *lostReply) Header() http.Header            { return l.header }

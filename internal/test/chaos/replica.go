@@ -18,28 +18,28 @@ import (
 	"github.com/bivouac/bivouac/internal/test/stack"
 )
 
-// replica is one bivouac agent, which can be killed and started again.
+// replica is one Bivouac server process that can be killed and started again.
 type replica struct {
 	name   string
 	api    *apiclient.Client
 	consul *proxy
 	nomad  *proxy
-	busy   atomic.Int32 // requests under way that change something
+	busy   atomic.Int32 // requests in progress that change something
 
-	clock  time.Duration // by how much its machine's clock is ahead; from its next start on
+	clock  time.Duration // how far the machine's clock is ahead, from the next start on
 	binary string
 	args   []string
 	env    []string
 	log    *os.File
 
 	cmd  *exec.Cmd
-	done chan struct{} // closed once the process is gone
+	done chan struct{} // closed when the process is gone
 }
 
-// The limits of waiting for a replica.
+// These are the limits of waiting for a replica.
 const (
 	readyLimit = 3 * time.Minute
-	stopLimit  = 45 * time.Second // the agent's own
+	stopLimit  = 45 * time.Second // the server's own limit
 	stopSlack  = 10 * time.Second
 )
 
@@ -64,8 +64,9 @@ func newReplica(dir, name, binary string, consul, nomad *proxy, flags []string) 
 	}, nil
 }
 
-// Replicas listen below the ports that outgoing connections and package stack's
-// agents take: a replica that is down must find its port free when it is back.
+// Replicas listen below the ephemeral ports and the ports of package stack's
+// agents, so that a replica that is down finds its port free when it starts
+// again.
 const (
 	firstPort = 4800
 	lastPort  = 9800
@@ -73,8 +74,7 @@ const (
 
 var portsTaken atomic.Int32 // by this process
 
-// replicaPort returns a port that nobody listens on and no other replica of this
-// process has.
+// replicaPort returns a free port that no other replica of this process has.
 func replicaPort() (int, error) {
 	start := os.Getpid() * 64
 	for range lastPort - firstPort {
@@ -86,7 +86,7 @@ func replicaPort() (int, error) {
 	return 0, errors.New("no port is free for a replica")
 }
 
-// start starts the process and waits until it says that it can serve.
+// start starts the process and waits until it reports that it is ready.
 func (r *replica) start(ctx context.Context, more ...string) error {
 	cmd := exec.Command(r.binary, r.args...)
 	cmd.Env = append(slices.Concat(r.env, more), "BIVOUAC_CLOCK_OFFSET="+r.clock.String())
@@ -95,13 +95,13 @@ func (r *replica) start(ctx context.Context, more ...string) error {
 	started, done := make(chan error), make(chan struct{})
 	go func() {
 		defer close(done)
-		// Pdeathsig counts from the thread that starts the process.
+		// Pdeathsig refers to the thread that starts the process.
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
 		err := cmd.Start()
 		started <- err
 		if err == nil {
-			_ = cmd.Wait() // how it ended is in its state
+			_ = cmd.Wait() // the process state holds the result
 		}
 	}()
 	if err := <-started; err != nil {
@@ -111,10 +111,10 @@ func (r *replica) start(ctx context.Context, more ...string) error {
 	return r.ready(ctx)
 }
 
-// errEnded is that a replica is gone which nobody ended.
+// errEnded means that a replica ended although nothing ended it.
 var errEnded = errors.New("it ended by itself")
 
-// ready waits until the replica says that it can serve.
+// ready waits until the replica reports that it is ready.
 func (r *replica) ready(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, readyLimit)
 	defer cancel()
@@ -123,7 +123,7 @@ func (r *replica) ready(ctx context.Context) error {
 		_, err := r.api.Health(try)
 		cancelTry()
 		select {
-		case <-r.done: // whoever may have answered is another
+		case <-r.done: // any answer came from another process
 			return fmt.Errorf("%s: %w: %s\n%s", r.name, errEnded, r.cmd.ProcessState, r.lastWords())
 		default:
 		}
@@ -138,7 +138,7 @@ func (r *replica) ready(ctx context.Context) error {
 	}
 }
 
-// lastWords are the end of the replica's log.
+// lastWords returns the end of the replica's log.
 func (r *replica) lastWords() string {
 	text, err := os.ReadFile(r.log.Name())
 	if err != nil {
@@ -163,10 +163,10 @@ func (r *replica) kill() error {
 	return nil
 }
 
-// stop asks the process to end, and kills it where it does not in time. It returns
-// an error where the process did not say that it ended well. What it has under way
-// it may not be able to finish while Consul or Nomad is out: then it has to say so,
-// at the end of its own limit.
+// stop asks the process to end and kills it if it does not end in time. It
+// returns an error if the process failed before its own stop limit. While
+// Consul or Nomad is down, the process may be unable to finish what it has
+// begun; it must then report that at the end of its limit.
 func (r *replica) stop() error {
 	began := time.Now()
 	if err := r.signal(syscall.SIGTERM); err != nil {

@@ -16,16 +16,18 @@ import (
 )
 
 const (
-	// sessionTTL is that of a replica's Consul session.
+	// sessionTTL is the TTL of a replica's Consul session.
 	sessionTTL = 10 * time.Second
-	// pastTTL is longer than twice that: after it a replica's locks are another's.
+	// pastTTL is longer than twice sessionTTL. After that time, others can take
+	// a replica's locks.
 	pastTTL = 2*sessionTTL + 4*time.Second
-	// farOff is how far a replica's clock may be from the right time, either
-	// way: two of them are up to 5 minutes apart.
+	// farOff is how far a replica's clock may be off, in either direction, so
+	// that two clocks differ by up to 5 minutes.
 	farOff = 150 * time.Second
 )
 
-// replicaFaults are what one replica suffers. One of the three is always spared.
+// replicaFaults returns the faults that hit one replica. At least one of the
+// three replicas is always spared.
 func (w *world) replicaFaults(r *replica) []fault {
 	suffers := func(name string, lasts time.Duration, f func(context.Context) error) fault {
 		return fault{name, lasts, w.out, func(ctx context.Context) error {
@@ -80,8 +82,8 @@ func (w *world) replicaFaults(r *replica) []fault {
 	}
 }
 
-// recovered passes on how a replica is, and starts it again where it ended by
-// itself, which it must not.
+// recovered returns err. If the replica ended by itself, it records a violation
+// and starts the replica again instead.
 func (w *world) recovered(ctx context.Context, r *replica, err error) error {
 	if !errors.Is(err, errEnded) {
 		return err
@@ -90,7 +92,7 @@ func (w *world) recovered(ctx context.Context, r *replica, err error) error {
 	return r.start(ctx)
 }
 
-// awaitBusy waits until the replica is in the middle of something, or for a while.
+// awaitBusy waits until the replica is in the middle of a request, at most 3 s.
 func (r *replica) awaitBusy(ctx context.Context) {
 	limit := time.Now().Add(3 * time.Second)
 	for r.busy.Load() == 0 && ctx.Err() == nil && time.Now().Before(limit) {
@@ -118,9 +120,9 @@ func (w *world) pauseReplica(ctx context.Context, r *replica, d time.Duration) e
 	return r.signal(syscall.SIGCONT)
 }
 
-// pauseAt pauses the replica past the end of its locks at a moment of an operation
-// of its own, which ask brings about: the server has carried out a request, and
-// the replica does not have the answer yet.
+// pauseAt pauses the replica until its locks have expired, at a moment of an
+// operation that ask starts: the server has carried out a request, and the
+// replica has not received the answer.
 func (w *world) pauseAt(ctx context.Context, r *replica, p *proxy, at moment, ask func(context.Context, *replica, uuid.UUID)) error {
 	var once sync.Once
 	reached := make(chan error, 1)
@@ -148,7 +150,7 @@ func (w *world) pauseAt(ctx context.Context, r *replica, p *proxy, at moment, as
 	return r.signal(syscall.SIGCONT)
 }
 
-// halt pauses the replica and returns when it stands.
+// halt pauses the replica and returns when it has stopped.
 func (r *replica) halt() error {
 	if err := r.signal(syscall.SIGSTOP); err != nil {
 		return err
@@ -163,20 +165,21 @@ func (r *replica) halt() error {
 	return nil
 }
 
-// recreate has a chat's session made anew by the replica. What comes of it is noted.
+// recreate deletes a chat's session through another replica and creates it
+// again through r. The calls record their results.
 func (w *world) recreate(ctx context.Context, r *replica, chat uuid.UUID) {
 	_ = w.load.delete(ctx, w.another(r), chat, tryLimit)
 	_ = w.load.create(ctx, r, chat, w.load.input("agent-1", 10*time.Minute), tryLimit)
 }
 
-// createAndDelete has a chat's session deleted by the replica. What comes of it is
-// noted.
+// createAndDelete creates a chat's session through another replica and deletes
+// it through r. The calls record their results.
 func (w *world) createAndDelete(ctx context.Context, r *replica, chat uuid.UUID) {
 	_ = w.load.create(ctx, w.another(r), chat, w.load.input("agent-1", 10*time.Minute), tryLimit)
 	_ = w.load.delete(ctx, r, chat, tryLimit)
 }
 
-// another draws another replica.
+// another draws a replica other than than.
 func (w *world) another(than *replica) *replica {
 	for {
 		if r := w.replicas[w.below(replicas)]; r != than {
@@ -185,15 +188,17 @@ func (w *world) another(than *replica) *replica {
 	}
 }
 
-// moment is one in a replica's operations, known by a request that it made.
+// moment reports whether a request marks a certain moment in a replica's
+// operation.
 type moment func(r *http.Request, body []byte) bool
 
-// jobSent is when Nomad has a job.
+// jobSent is the moment when Nomad has received a job.
 func jobSent(r *http.Request, _ []byte) bool {
 	return r.Method == http.MethodPut && r.URL.Path == "/v1/jobs"
 }
 
-// recorded is when Consul has a record of a session in a state.
+// recorded returns the moment when Consul has a session's record in the given
+// state.
 func recorded(state string) moment {
 	return func(r *http.Request, body []byte) bool {
 		var ops consulapi.TxnOps

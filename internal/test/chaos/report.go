@@ -11,20 +11,20 @@ import (
 	"time"
 )
 
-// violation is a kind of thing that must not happen.
+// violation is a kind of event that must not happen.
 type violation string
 
 const (
 	duplicate violation = "duplicate" // two live sandboxes of one chat
-	leak      violation = "leak"      // something is left when all must have settled
-	loss      violation = "loss"      // a session that was told ended without a cause
-	wrong     violation = "wrong"     // an answer that was not so
+	leak      violation = "leak"      // something is left after everything must have settled
+	loss      violation = "loss"      // a session that callers knew ended without a cause
+	wrong     violation = "wrong"     // a wrong answer
 )
 
-// blameFor is how long after its end a fault counts as a cause of what happens.
+// blameFor is how long after its end a fault counts as a possible cause.
 const blameFor = 30 * time.Second
 
-// scores counts, for each fault, how often it came and what came of it.
+// scores counts how often each fault came and what followed.
 type scores struct {
 	mu     sync.Mutex
 	byName map[string]*score
@@ -44,8 +44,8 @@ func newScores() *scores {
 	return &scores{byName: make(map[string]*score), total: score{broken: make(map[violation]int)}}
 }
 
-// begin counts a fault, and returns what notes its end. One that hit nothing does
-// not count.
+// begin counts a fault. The function that it returns records the end; a fault
+// that hit nothing does not count.
 func (s *scores) begin(name string, inFlight int) (end func(hit bool)) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -84,7 +84,8 @@ func (s *scores) times(name string) int {
 	return s.named(name).times
 }
 
-// blame counts a violation once, and for each fault that may be its cause.
+// blame counts a violation once in total and once for each fault that may be
+// its cause.
 func (s *scores) blame(kind violation) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -96,7 +97,7 @@ func (s *scores) blame(kind violation) {
 	}
 }
 
-// silence notes a time without service that ends now.
+// silence records a period without service that ends now.
 func (s *scores) silence(gap time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -108,7 +109,7 @@ func (s *scores) silence(gap time.Duration) {
 	}
 }
 
-// report is what a run came to.
+// report is the result of a run.
 type report struct {
 	text string
 }
@@ -130,7 +131,7 @@ func (w *world) report(took time.Duration) *report {
 		row(name, s.byName[name])
 	}
 	row("all", &s.total)
-	_ = out.Flush() // all to memory
+	_ = out.Flush() // it writes to memory
 	fmt.Fprintf(&b, "\nSeed %d, %s. %s\n", w.plan.seed, took.Round(time.Second), w.load.summary())
 	fmt.Fprintf(&b, "Sandboxes seen in /proc: %d; scans: %d, the longest pause between two %s.\n",
 		w.census.total(), w.census.scans.Load(), time.Duration(w.census.pause.Load()).Round(time.Millisecond))

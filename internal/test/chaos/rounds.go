@@ -8,11 +8,11 @@ import (
 	"time"
 )
 
-// idle is how long it may take on average until a session is made, so that a run
-// says anything: many times what it does take.
+// idle is the maximum average time per created session. A run with fewer
+// sessions proves nothing. Creating a session takes much less time.
 const idle = 15 * time.Second
 
-// run stirs and settles in turn until the time is over.
+// run alternates between faults and quiet periods until the time is over.
 func (w *world) run(ctx context.Context) (*report, error) {
 	began := time.Now()
 	w.watch(ctx)

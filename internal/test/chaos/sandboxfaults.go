@@ -11,7 +11,7 @@ import (
 	nomadapi "github.com/hashicorp/nomad/api"
 )
 
-// sandboxFaults are what happens to sandboxes, and to single chats.
+// sandboxFaults returns the faults that hit sandboxes and single chats.
 func (w *world) sandboxFaults() []fault {
 	return []fault{
 		{"sandbox killed", 3 * time.Second, nil, func(context.Context) error {
@@ -32,7 +32,7 @@ func (w *world) sandboxFaults() []fault {
 			_, _, err := w.jobs.Jobs().Deregister("bivouac-"+s.session.String(), false, (&nomadapi.WriteOptions{}).WithContext(ctx))
 			if err != nil {
 				w.log.note("the operator cannot stop session %s: %v", s.session, err)
-				return errMissed // most likely Nomad is out
+				return errMissed // most likely Nomad is down
 			}
 			return nil
 		}},
@@ -43,7 +43,7 @@ func (w *world) sandboxFaults() []fault {
 			var all sync.WaitGroup
 			for i := range w.plan.burst {
 				all.Go(func() {
-					_ = w.load.create(ctx, w.replicas[i%replicas], chat, w.load.input("agent-1", 10*time.Minute), tryLimit) // it is noted
+					_ = w.load.create(ctx, w.replicas[i%replicas], chat, w.load.input("agent-1", 10*time.Minute), tryLimit) // call records the result
 				})
 			}
 			all.Wait()
@@ -52,13 +52,13 @@ func (w *world) sandboxFaults() []fault {
 	}
 }
 
-// victim draws a sandbox that runs, and notes that it is about to end. It returns
-// nil where none runs.
+// victim draws a running sandbox and records that it is about to end. It
+// returns nil if none runs.
 func (w *world) victim() *sandbox {
 	running := w.census.running()
 	var all []*sandbox
 	for _, s := range running {
-		if slices.Contains(w.chats, s.chat) { // and not the neighbour's
+		if slices.Contains(w.chats, s.chat) { // not the neighbour's
 			all = append(all, s)
 		}
 	}
@@ -72,8 +72,8 @@ func (w *world) victim() *sandbox {
 	return s
 }
 
-// restartTask has Nomad run a sandbox's task once more in its allocation. That one
-// is not the sandbox that was handed out, and must end.
+// restartTask makes Nomad run a sandbox's task again in the same allocation.
+// The second run is not the sandbox that callers got, so it must end.
 func (w *world) restartTask(ctx context.Context) error {
 	s := w.victim()
 	if s == nil {
@@ -85,26 +85,26 @@ func (w *world) restartTask(ctx context.Context) error {
 	err := w.jobs.Allocations().Restart(&nomadapi.Allocation{ID: s.alloc.String()}, "", (&nomadapi.QueryOptions{}).WithContext(ctx))
 	if err != nil {
 		w.log.note("the operator cannot restart session %s: %v", s.session, err)
-		return errMissed // most likely Nomad or the node is out, or it has just ended
+		return errMissed // most likely Nomad or the node is down, or the sandbox has just ended
 	}
 	return nil
 }
 
-// slowStop deletes a session whose sandbox does not end when it is asked to, and
-// creates it anew at the same time.
+// slowStop deletes a session whose sandbox does not end when it is asked to,
+// and creates the session again at the same time.
 func (w *world) slowStop(ctx context.Context) error {
 	s := w.victim()
 	if s == nil {
 		return errMissed
 	}
-	s.signal(syscall.SIGSTOP) // it cannot take any other signal than SIGKILL
+	s.signal(syscall.SIGSTOP) // it reacts to no signal but SIGKILL
 	defer s.signal(syscall.SIGCONT)
 	first := w.below(replicas)
 	var both sync.WaitGroup
-	both.Go(func() { _ = w.load.delete(ctx, w.replicas[first], s.chat, tryLimit) }) // it is noted
+	both.Go(func() { _ = w.load.delete(ctx, w.replicas[first], s.chat, tryLimit) }) // call records the result
 	both.Go(func() {
 		pause(ctx, w.between(0, 300*time.Millisecond))
-		_ = w.load.create(ctx, w.replicas[(first+1)%replicas], s.chat, w.load.input("agent-1", 10*time.Minute), tryLimit) // it is noted
+		_ = w.load.create(ctx, w.replicas[(first+1)%replicas], s.chat, w.load.input("agent-1", 10*time.Minute), tryLimit) // call records the result
 	})
 	both.Wait()
 	return nil

@@ -14,7 +14,7 @@ import (
 	"github.com/bivouac/bivouac/internal/test/stack"
 )
 
-// consulFaults are what happens to Consul, and to its locks and sessions.
+// consulFaults returns the faults that hit Consul, its locks and its sessions.
 func (w *world) consulFaults() []fault {
 	return []fault{
 		{"Consul leader killed", 25 * time.Second, nil, func(ctx context.Context) error {
@@ -50,7 +50,7 @@ func (w *world) consulFaults() []fault {
 	}
 }
 
-// revive kills agents, and after a time starts them again.
+// revive kills agents and starts them again after a time.
 func (w *world) revive(ctx context.Context, after time.Duration, agents ...*stack.Agent) error {
 	for _, a := range agents {
 		if err := a.Kill(); err != nil {
@@ -79,7 +79,7 @@ func (w *world) leader(ctx context.Context) (leader *stack.Agent, err error) {
 	return leader, err
 }
 
-// deleteLock deletes the lock key of an operation that is under way.
+// deleteLock deletes the lock key of an operation that is in progress.
 func (w *world) deleteLock(ctx context.Context) error {
 	limit := time.Now().Add(4 * time.Second)
 	for time.Now().Before(limit) && ctx.Err() == nil {
@@ -105,7 +105,8 @@ func (w *world) deleteLock(ctx context.Context) error {
 	return errMissed
 }
 
-// destroySession ends the Consul session of a replica, and all its locks.
+// destroySession destroys the Consul session of a replica, and with it all
+// locks of the replica.
 func (w *world) destroySession(ctx context.Context) error {
 	var sessions []*consulapi.SessionEntry
 	if err := patiently(ctx, func(ctx context.Context) (err error) {
@@ -125,7 +126,8 @@ func (w *world) destroySession(ctx context.Context) error {
 	})
 }
 
-// nomadServerFaults are what happens to Nomad's server and its view of the nodes.
+// nomadServerFaults returns the faults that hit Nomad's server and its view of
+// the nodes.
 func (w *world) nomadServerFaults() []fault {
 	server := w.nomad.Servers[0]
 	return []fault{
@@ -149,7 +151,7 @@ func (w *world) nomadServerFaults() []fault {
 	}
 }
 
-// eligible says whether the nodes take sandboxes.
+// eligible sets whether the nodes accept sandboxes.
 func (w *world) eligible(ctx context.Context, yes bool) error {
 	return patiently(ctx, func(ctx context.Context) error {
 		nodes, err := w.nodes(ctx)
@@ -169,8 +171,8 @@ func (w *world) nodes(ctx context.Context) ([]*nomadapi.NodeListStub, error) {
 	return nodes, nil
 }
 
-// noteLostNodes notes which nodes Nomad took for lost of late: when such a node is
-// back it ends what ran there, and that is Nomad's doing.
+// noteLostNodes records which nodes Nomad recently counted as lost. When such a
+// node is back, it ends its sandboxes; that is Nomad's doing.
 func (w *world) noteLostNodes(ctx context.Context) error {
 	return patiently(ctx, w.tryNoteLostNodes)
 }
@@ -197,7 +199,7 @@ func (w *world) tryNoteLostNodes(ctx context.Context) error {
 	return nil
 }
 
-// nomadClientFaults are what happens to the nodes.
+// nomadClientFaults returns the faults that hit the nodes.
 func (w *world) nomadClientFaults() []fault {
 	one := func() *stack.Agent { return w.nomad.Clients[w.below(len(w.nomad.Clients))] }
 	return []fault{

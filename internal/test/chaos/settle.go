@@ -16,23 +16,24 @@ import (
 	"github.com/bivouac/bivouac/internal/api/wire"
 )
 
-// settleLimit is within what time all must have settled once everything runs
-// again: a replica's hold on its locks ends at twice its Consul session's TTL of
-// 10 s, and what it left in flight is done by then in a few passes of 5 s.
+// settleLimit is the time within which everything must settle once all parts
+// run again. A replica's locks end at the latest after twice the TTL of its
+// Consul session, which is 10 s. What it left in flight is settled within a few
+// passes of 5 s after that.
 //
-// As intents come first there is no sandbox without a record, but for those whose
-// record a fault deleted: see adoptLimit.
+// Because intents are written first, no sandbox lacks a record, except those
+// whose record a fault deleted: see adoptLimit.
 const settleLimit = 45 * time.Second
 
-// adoptLimit is within what time a sandbox is adopted whose record was deleted: it
-// is looked at twice, a minute apart.
+// adoptLimit is the time within which a sandbox whose record was deleted is
+// adopted. Bivouac looks at it twice, a minute apart.
 const adoptLimit = 3 * time.Minute
 
-// cleanupDelay is how long after its expiry a session may stand while nothing is
-// broken: until the next cleanup, and the stop of its sandbox.
+// cleanupDelay is how long a session may remain after its expiry while nothing
+// is broken: until the next cleanup has stopped its sandbox.
 const cleanupDelay = 20 * time.Second
 
-// settle waits until nothing is left of what was broken. What is left after
+// settle waits until nothing is left of the faults. What is left after
 // settleLimit is a violation.
 func (w *world) settle(ctx context.Context) error {
 	began := time.Now()
@@ -64,17 +65,17 @@ func (w *world) settle(ctx context.Context) error {
 	return nil
 }
 
-// serveLimit is how long a create may take while nothing is broken, on a machine that
-// has other things to do.
+// serveLimit is how long a create may take while nothing is broken, on a
+// machine that is busy with other things.
 const serveLimit = 30 * time.Second
 
 // neighbourTTL is longer than a run.
 const neighbourTTL = 2 * time.Hour
 
-// serve has every replica asked for a sandbox of each chat, while nothing is broken:
-// to do no harm and to serve nobody is not enough.
+// serve asks every replica for a sandbox of each chat while nothing is broken.
+// Doing no harm is not enough if nobody is served.
 func (w *world) serve(ctx context.Context) {
-	defer w.load.serve(false) // until the next round nobody asks
+	defer w.load.serve(false) // nobody asks until the next round
 	for _, r := range w.replicas {
 		var all errgroup.Group
 		all.SetLimit(4)
@@ -86,8 +87,8 @@ func (w *world) serve(ctx context.Context) {
 	w.serveNeighbour(ctx)
 }
 
-// serveNeighbour asks the neighbour for its sandboxes. The ledger knows of them, so
-// that none may end but for a cause of its own.
+// serveNeighbour asks the neighbour for its sandboxes. The ledger then knows
+// them, so an end without a cause is a violation.
 func (w *world) serveNeighbour(ctx context.Context) {
 	for _, chat := range w.theirs {
 		w.serveOne(ctx, w.neighbour, chat)
@@ -102,14 +103,15 @@ func (w *world) serveOne(ctx context.Context, r *replica, chat uuid.UUID) {
 	err := w.load.create(ctx, r, chat, w.load.input("agent-1", ttl), serveLimit)
 	switch {
 	case ctx.Err() != nil:
-	case err == nil || codeOf(err) == wire.CodeConflict: // it stands for another agent
+	case err == nil || codeOf(err) == wire.CodeConflict: // the chat has a session of another agent
 		w.served.Add(1)
 	default:
 		w.log.violation(wrong, chat.String(), "nothing is broken, and a create of chat %s on %s is answered: %s", chat, r.name, describe(err))
 	}
 }
 
-// mentioned is the chat that a leftover names, or all of it.
+// mentioned returns the chat or session in a leftover's text, or the whole
+// text.
 func mentioned(text string) string {
 	for word := range strings.FieldsSeq(text) {
 		if _, err := uuid.Parse(word); err == nil {
@@ -119,7 +121,7 @@ func mentioned(text string) string {
 	return text
 }
 
-// back waits until every server and replica is as it should be.
+// back waits until all servers and replicas work again.
 func (w *world) back(ctx context.Context) error {
 	for _, r := range w.replicas {
 		r.consul.trouble(trouble{})
@@ -144,7 +146,7 @@ func (w *world) back(ctx context.Context) error {
 	return w.noteLostNodes(ctx)
 }
 
-// record is what is read of a session's record in Consul.
+// record holds the fields that are read from a session's record in Consul.
 type record struct {
 	SessionID uuid.UUID `json:"session_id"`
 	ChatID    uuid.UUID `json:"chat_id"`
@@ -153,13 +155,13 @@ type record struct {
 	ExpiresAt time.Time `json:"expires_at"`
 }
 
-// leftovers lists what is not settled.
+// leftovers lists what has not settled.
 func (w *world) leftovers(ctx context.Context) []string {
 	_, left := w.survey(ctx)
 	return left
 }
 
-// survey returns the records by session, and what is not settled.
+// survey returns the records by session, and what has not settled.
 func (w *world) survey(ctx context.Context) (map[uuid.UUID]record, []string) {
 	opts := (&consulapi.QueryOptions{RequireConsistent: true}).WithContext(ctx)
 	pairs, _, err := w.kv.KV().List(prefix, opts)
@@ -198,7 +200,7 @@ func (w *world) survey(ctx context.Context) (map[uuid.UUID]record, []string) {
 		}
 	}
 	for _, key := range entries {
-		// Those of a record that was deleted go once they are due.
+		// Entries of a deleted record are removed when they are due.
 		if chat := key[strings.LastIndexByte(key, '/')+1:]; !chats[chat] && !w.told.missed(chat) {
 			left = append(left, "index entry without a record: "+key)
 		}
@@ -234,7 +236,7 @@ func (w *world) survey(ctx context.Context) (map[uuid.UUID]record, []string) {
 	return records, left
 }
 
-// liveJobs lists the jobs that run, or are about to, without a record.
+// liveJobs lists the jobs without a record that run or are about to run.
 func (w *world) liveJobs(ctx context.Context, own string, records map[uuid.UUID]record) []string {
 	list, _, err := w.jobs.Jobs().ListOptions(&nomadapi.JobListOptions{Fields: &nomadapi.JobListFields{Meta: true}},
 		(&nomadapi.QueryOptions{}).WithContext(ctx))

@@ -12,7 +12,7 @@ import (
 	consulapi "github.com/hashicorp/consul/api"
 )
 
-// storeFaults are wrong writes to Consul, as an operator may make by hand.
+// storeFaults returns wrong writes to Consul that an operator may make by hand.
 func (w *world) storeFaults() []fault {
 	return []fault{
 		{"clock key set a day ahead", 10 * time.Second, nil, w.setClock},
@@ -20,8 +20,9 @@ func (w *world) storeFaults() []fault {
 	}
 }
 
-// setClock writes a time to the clock key that is a day ahead, by which no session
-// may end. If no replica knows better, it deletes the key, as health says to.
+// setClock sets the clock key a day ahead. No session may end because of that.
+// If no replica knows the time, setClock deletes the key, as the health check
+// says to.
 func (w *world) setClock(ctx context.Context) error {
 	value := []byte("hand " + time.Now().Add(24*time.Hour).UTC().Format(time.RFC3339Nano))
 	if err := patiently(ctx, func(ctx context.Context) error {
@@ -42,8 +43,8 @@ func (w *world) setClock(ctx context.Context) error {
 	})
 }
 
-// deleteRecord deletes the record of a session whose sandbox runs: it is to be
-// adopted, and the chat must not get another one beside it.
+// deleteRecord deletes the record of a session whose sandbox runs. The sandbox
+// must be adopted, and the chat must not get a second one.
 func (w *world) deleteRecord(ctx context.Context) error {
 	var pairs consulapi.KVPairs
 	if err := patiently(ctx, func(ctx context.Context) (err error) {
@@ -72,7 +73,7 @@ func (w *world) deleteRecord(ctx context.Context) error {
 	done, _, err := w.kv.KV().DeleteCAS(pair, (&consulapi.WriteOptions{}).WithContext(ctx))
 	if err != nil || !done {
 		w.log.note("the record of chat %s was not deleted: %v", chat, err)
-		return errMissed // it changed, or Consul is out
+		return errMissed // it changed, or Consul is down
 	}
 	return nil
 }

@@ -10,21 +10,21 @@ import (
 	"time"
 )
 
-// timeline is what happened, in order.
+// timeline is the log of what happened, in order.
 type timeline struct {
 	file *os.File
 
 	mu     sync.Mutex
 	out    *bufio.Writer
-	recent []string // the last entries
-	broken []string // the violations, each with what came before
+	recent []string // the latest entries
+	broken []string // the violations, each with the entries before it
 	faults *scores
 }
 
 const (
-	maxRecent = 4000 // entries that a violation is searched in for its past
-	maxPast   = 25   // of them that are printed
-	maxBroken = 10   // violations that are printed
+	maxRecent = 4000 // entries that are searched for the past of a violation
+	maxPast   = 25   // number of them that are printed
+	maxBroken = 10   // number of violations that are printed
 )
 
 func newTimeline(dir string) (*timeline, error) {
@@ -47,11 +47,11 @@ func (t *timeline) add(text string) {
 	if len(t.recent) > 2*maxRecent {
 		t.recent = append([]string(nil), t.recent[maxRecent:]...)
 	}
-	_, _ = fmt.Fprintln(t.out, line) // an error is told by close
+	_, _ = fmt.Fprintln(t.out, line) // close returns the error
 }
 
-// violation notes that something did not hold. about names a chat, a session or
-// a part; entries that mention it, and faults, are its past.
+// violation records a violation. about names a chat, a session or a part; the
+// entries that mention it, and faults, are printed as its past.
 func (t *timeline) violation(kind violation, about, format string, args ...any) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -66,7 +66,7 @@ func (t *timeline) violation(kind violation, about, format string, args ...any) 
 	}
 	past = past[max(0, len(past)-maxPast):]
 	t.broken = append(t.broken, text+"\n    "+strings.Join(past, "\n    "))
-	_ = t.out.Flush() // the file is a help; its errors are told when it is closed
+	_ = t.out.Flush() // close returns the error
 }
 
 func (t *timeline) violations() int {
@@ -75,7 +75,7 @@ func (t *timeline) violations() int {
 	return len(t.broken)
 }
 
-// worst is the first violations, which often brought about the others.
+// worst returns the first violations, which often caused the others.
 func (t *timeline) worst() string {
 	t.mu.Lock()
 	defer t.mu.Unlock()

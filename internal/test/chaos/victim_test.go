@@ -25,28 +25,30 @@ import (
 	"github.com/bivouac/bivouac/scheduler"
 )
 
-// victim is a replica that is killed at one step of an operation on one chat.
+// victim is a replica that is killed or paused at one step of an operation on
+// one chat.
 type victim struct {
 	*replica
 	operation, before string
 	step
 	chat uuid.UUID
-	old  wire.Session // that stood before
-	// oldJob is the path of its job. The proxy reads it while a replica runs already.
+	old  wire.Session // the session before the operation
+	// oldJob is the path of the old session's job. The proxy reads it while a
+	// replica already runs.
 	oldJob atomic.Value // string
 	died   time.Time
-	from   time.Time     // when what it left could be settled: since it died, or later
-	took   time.Duration // since then
-	left   string        // what is not as it should be yet
-	by     string        // who settled it
+	from   time.Time     // when settling could begin: at its death or later
+	took   time.Duration // time since then
+	left   string        // what is not settled yet
+	by     string        // what settled it: a replica or Consul
 
-	answered chan struct{} // closed once its caller has an answer:
-	session  uuid.UUID     // the session that this tells of
-	next     wire.Session  // that was made while it slept
+	answered chan struct{} // closed when its caller has an answer
+	session  uuid.UUID     // the session in that answer
+	next     wire.Session  // created while it was paused
 	err      error
 }
 
-// blow is what hits a victim, by its name as a failpoint.
+// blow is what hits a victim. Its value is the name of the failpoint action.
 type blow string
 
 const (
@@ -54,20 +56,20 @@ const (
 	halt blow = "pause"
 )
 
-// look is what there was at a time.
+// look is the state at one time.
 type look struct {
 	began   time.Time
 	records map[uuid.UUID]record
 	left    []string
 }
 
-// clockSlack is more than the time that two replicas tell may differ.
+// clockSlack is more than the times of two replicas may differ.
 const clockSlack = 2 * time.Second
 
-// stepLimit bounds what comes before a replica is dead.
+// stepLimit limits everything that happens before a replica is dead.
 const stepLimit = 90 * time.Second
 
-// lookOn looks again and again at what there is, and returns the last look.
+// lookOn observes the state repeatedly. last returns the latest observation.
 func (w *world) lookOn(t *testing.T) (last func() *look) {
 	w.census = newCensus(w.chats, w.log, w.told)
 	w.watch(t.Context())
@@ -88,9 +90,9 @@ func (w *world) lookOn(t *testing.T) (last func() *look) {
 	return now.Load
 }
 
-// awaitSettled looks on until what the victim left is settled, or for longer than
-// that may take. It is to be called as soon as the victim is dead, or the others are
-// there that settle it: the first look that finds it settled says when it was.
+// awaitSettled waits until what the victim left is settled, or until the limit
+// has passed. Call it as soon as the victim is dead or the replicas are there
+// that settle it: the first observation that finds it settled defines the time.
 func (w *world) awaitSettled(ctx context.Context, v *victim, last func() *look) {
 	v.from = time.Now()
 	for v.left = "not looked at"; v.left != "" && ctx.Err() == nil; pause(ctx, 50*time.Millisecond) {
@@ -105,7 +107,7 @@ func (w *world) awaitSettled(ctx context.Context, v *victim, last func() *look) 
 	}
 }
 
-// awaitAllSettled does it for several.
+// awaitAllSettled calls awaitSettled for several victims.
 func (w *world) awaitAllSettled(ctx context.Context, victims []*victim, last func() *look) {
 	var all sync.WaitGroup
 	for _, v := range victims {
@@ -114,7 +116,8 @@ func (w *world) awaitAllSettled(ctx context.Context, victims []*victim, last fun
 	all.Wait()
 }
 
-// victims makes a replica for each step of some operations, that is hit there.
+// victims creates a replica for each step of the operations that is hit at that
+// step.
 func (w *world) victims(t *testing.T, b blow, operations ...operation) []*victim {
 	var all []*victim
 	for _, op := range operations {
@@ -146,15 +149,15 @@ func (w *world) victims(t *testing.T, b blow, operations ...operation) []*victim
 	return all
 }
 
-// hitBy has the replica hit once Nomad has carried out a request, before the replica
-// has the answer.
+// hitBy returns a spy that hits the replica when Nomad has carried out a
+// request and the replica has not received the answer.
 func (v *victim) hitBy(b blow, at moment) spy {
 	var once sync.Once
 	return func(r *http.Request, body []byte) {
 		switch {
 		case !at(r, body):
 		case b == halt:
-			once.Do(func() { _ = v.halt() }) // if it fails, the test waits in vain
+			once.Do(func() { _ = v.halt() }) // if it fails, the test times out
 		default:
 			_ = v.signal(syscall.SIGKILL) // it may be dead already
 			<-v.done
@@ -162,7 +165,7 @@ func (v *victim) hitBy(b blow, at moment) spy {
 	}
 }
 
-// each does something with all victims at once.
+// each calls do for all victims at once.
 func each(t *testing.T, victims []*victim, do func(context.Context, *victim) error) {
 	ctx, cancel := context.WithTimeout(t.Context(), stepLimit)
 	defer cancel()
@@ -178,7 +181,7 @@ func each(t *testing.T, victims []*victim, do func(context.Context, *victim) err
 	must.False(t, t.Failed())
 }
 
-// prepare gives the victim's chat what it has before the operation.
+// prepare brings the victim's chat into the state before the operation.
 func (w *world) prepare(ctx context.Context, survivor *replica, v *victim) error {
 	if v.before == fresh {
 		return nil
@@ -195,23 +198,24 @@ func (w *world) prepare(ctx context.Context, survivor *replica, v *victim) error
 	v.oldJob.Store("/v1/job/bivouac-" + v.old.SessionID.String())
 	switch v.before {
 	case expired:
-		pause(ctx, ttl+clockSlack) // by the time that the replicas agree on, which need not be ours
+		pause(ctx, ttl+clockSlack) // by the replicas' agreed time, which may differ from ours
 	case ended:
 		w.awaitProcess(ctx, v.old.SessionID).signal(syscall.SIGKILL)
 	}
 	return nil
 }
 
-// leaveIntent has another replica die before it asks Nomad for the sandbox that it
-// has just noted down.
+// leaveIntent lets another replica die before it asks Nomad for the sandbox
+// whose intent it has just recorded.
 func (w *world) leaveIntent(ctx context.Context, t *testing.T, v *victim) error {
 	dead := &victim{replica: w.replica(t, "dead-before-"+v.name, "1h"), operation: "create", chat: v.chat}
 	dead.env = append(dead.env, fmt.Sprintf("BIVOUAC_FAILPOINT=%s create:before %s", kill, v.chat))
 	return errors.Join(dead.start(ctx), w.die(ctx, dead))
 }
 
-// begin starts the victim, and waits until it knows what its chat has. Before all
-// is prepared it would settle what it finds in flight, and be hit in that.
+// begin starts the victim and waits until it knows the state of its chat.
+// Starting it before everything is prepared would make it settle what is in
+// flight, and it would be hit then.
 func begin(ctx context.Context, v *victim) error {
 	if err := v.start(ctx); err != nil || v.before != ended {
 		return err
@@ -235,9 +239,9 @@ func (w *world) awaitProcess(ctx context.Context, session uuid.UUID) *sandbox {
 	return &sandbox{}
 }
 
-// die has the victim carry out its operation, and waits until it is dead.
+// die lets the victim carry out its operation and waits until it is dead.
 func (w *world) die(ctx context.Context, v *victim) error {
-	err := v.signal(0) // it is there
+	err := v.signal(0) // check that it runs
 	if err != nil {
 		return err
 	}
@@ -250,8 +254,8 @@ func (w *world) die(ctx context.Context, v *victim) error {
 	return nil
 }
 
-// ask has the victim carry out its operation, and returns the session that the
-// answer tells of.
+// ask lets the victim carry out its operation. It returns the session in the
+// answer.
 func (w *world) ask(ctx context.Context, v *victim) (uuid.UUID, error) {
 	switch v.operation {
 	case "create", "replace":
@@ -269,7 +273,7 @@ func (w *world) ask(ctx context.Context, v *victim) (uuid.UUID, error) {
 	}
 }
 
-// unsettled says what of a victim's chat is not as it should be.
+// unsettled returns what is wrong with the victim's chat, or "".
 func (w *world) unsettled(v *victim, records map[uuid.UUID]record, left []string) string {
 	if l := v.leftover(records, left); l != "" {
 		return l
@@ -281,7 +285,7 @@ func (w *world) unsettled(v *victim, records map[uuid.UUID]record, left []string
 	return ""
 }
 
-// leftover is what of the victim's chat is not as it may be for long.
+// leftover returns what has not settled in the victim's chat, or "".
 func (v *victim) leftover(records map[uuid.UUID]record, left []string) string {
 	for _, l := range left {
 		if strings.Contains(l, v.chat.String()) || records == nil {
@@ -291,7 +295,7 @@ func (v *victim) leftover(records map[uuid.UUID]record, left []string) string {
 	return ""
 }
 
-// has says what the victim's chat has, and by which session.
+// has returns what the victim's chat has, and its session.
 func (v *victim) has(records map[uuid.UUID]record) (string, uuid.UUID) {
 	for id, r := range records {
 		switch {
@@ -307,7 +311,7 @@ func (v *victim) has(records map[uuid.UUID]record) (string, uuid.UUID) {
 	return nothing, uuid.Nil
 }
 
-// nameSettlers finds out from the replicas' logs who settled what each left.
+// nameSettlers reads from the replicas' logs who settled what each victim left.
 func (w *world) nameSettlers(t *testing.T, victims []*victim) {
 	logs, err := filepath.Glob(filepath.Join(w.dir, "*.log"))
 	must.NoError(t, err)
@@ -333,7 +337,7 @@ func (w *world) nameSettlers(t *testing.T, victims []*victim) {
 			v.by = settled[chat] + ", which finds it in flight"
 		case cleaned[chat] != "":
 			v.by = cleaned[chat] + ", which cleans up"
-		case v.took < sessionTTL: // sooner than any lock ends
+		case v.took < sessionTTL: // sooner than any lock expires
 			v.by = "nothing was left"
 		default:
 			v.by = "Consul, which ends the lock"
@@ -341,8 +345,8 @@ func (w *world) nameSettlers(t *testing.T, victims []*victim) {
 	}
 }
 
-// table is what a test came to, with what the victims answered in the end where any
-// did.
+// table formats the result of a test, with the victims' final answers if there
+// are any.
 func table(victims []*victim) string {
 	var b strings.Builder
 	out := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
@@ -350,11 +354,11 @@ func table(victims []*victim) string {
 	for _, v := range victims {
 		_, _ = fmt.Fprintf(out, "%s\t%s\t%s\t%.1f s\t%s\t%s\n", v.operation, v.point, v.then, v.took.Seconds(), v.by, v.answer())
 	}
-	_ = out.Flush() // all to memory
+	_ = out.Flush() // it writes to memory
 	return b.String()
 }
 
-// answer is what the caller of the victim's operation was told, if anything.
+// answer returns the answer to the victim's operation, if any.
 func (v *victim) answer() string {
 	switch {
 	case v.answered == nil:

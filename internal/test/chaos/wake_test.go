@@ -14,12 +14,13 @@ import (
 	"github.com/bivouac/bivouac/internal/api/wire"
 )
 
-// A replica that is paused at any step for longer than its locks last finds, when it
-// wakes up, that others have settled what it had begun, and does no harm.
+// TestReplicaPausedAtEachStepDoesNoHarmWhenItWakes pauses a replica at each
+// step for longer than its locks last. When it continues, others have settled
+// what it had begun, and it does no harm.
 func TestReplicaPausedAtEachStepDoesNoHarmWhenItWakes(t *testing.T) {
-	// Given replicas that are paused in the middle of a cleanup, one after the other,
-	// since each cleans up whatever has expired, also when it begins, and of all other
-	// operations,
+	// Given replicas that are paused during a cleanup, and during all other
+	// operations. The cleanups go one after the other, because each cleans up
+	// everything that has expired, also when it starts,
 	w := testWorld(t)
 	survivor := w.survivor(t, "survivor-0", "1h")
 	cleaners, others := w.victims(t, halt, cleanup, cleanupLate), w.victims(t, halt, operations...)
@@ -36,7 +37,8 @@ func TestReplicaPausedAtEachStepDoesNoHarmWhenItWakes(t *testing.T) {
 	each(t, others, begin)
 	each(t, others, fall)
 
-	// and others that settle what they left, and replace what one was about to end.
+	// and others that settle what they left and replace a session that one was
+	// about to end.
 	slept := time.Now()
 	w.survivor(t, "survivor-1", "5s")
 	w.awaitAllSettled(t.Context(), victims, now)
@@ -50,7 +52,7 @@ func TestReplicaPausedAtEachStepDoesNoHarmWhenItWakes(t *testing.T) {
 	})
 	pause(t.Context(), time.Until(slept.Add(pastTTL)))
 
-	// When they wake up and go on, their callers still there,
+	// When they continue and their callers still wait,
 	each(t, victims, func(ctx context.Context, v *victim) error {
 		if err := v.signal(syscall.SIGCONT); err != nil {
 			return err
@@ -83,14 +85,14 @@ func TestReplicaPausedAtEachStepDoesNoHarmWhenItWakes(t *testing.T) {
 			t.Run(v.operation+" paused at "+v.point, func(t *testing.T) {
 				t.Parallel()
 				must.Eq(t, "", v.left)
-				// and what they answered is so.
+				// and their answers are true.
 				what, session := v.has(last.records)
 				switch {
-				case v.err != nil: // that it lost its lock, or cannot tell, and nothing else
+				case v.err != nil: // it lost its lock or cannot know; no other error is allowed
 					must.SliceContains(t, []wire.Code{wire.CodeLockLost, wire.CodeStoreUnavailable}, codeOf(v.err), must.Sprint(v.err))
 				case v.operation == "delete", v.operation == "delete nothing", v.operation == cleanup.name:
 					must.Eq(t, nothing, what)
-				case v.operation == cleanupLate.name: // it leaves alone what took the place
+				case v.operation == cleanupLate.name: // it leaves the new session alone
 					must.Eq(t, v.next.SessionID, session)
 					must.NoError(t, w.load.knock(v.next))
 				default:
@@ -107,14 +109,15 @@ func TestReplicaPausedAtEachStepDoesNoHarmWhenItWakes(t *testing.T) {
 	must.Eq(t, 0, w.log.violations(), must.Sprint(w.log.worst()))
 }
 
-// cleanupLate is a cleanup whose chat has another session by the time that it goes on.
+// cleanupLate is a cleanup whose chat has another session by the time the
+// replica continues.
 var cleanupLate = operation{"cleanup of what is replaced", expired, cleanup.steps}
 
-// wakeLimit bounds an operation with a pause in it.
+// wakeLimit limits an operation that includes a pause.
 const wakeLimit = 4 * time.Minute
 
-// fall has the victim carry out its operation, and waits until it stands still in
-// the middle of it.
+// fall lets the victim begin its operation and waits until it is paused in the
+// middle of it.
 func (w *world) fall(ctx context.Context, t *testing.T, v *victim) error {
 	asking, cancel := context.WithTimeout(t.Context(), wakeLimit)
 	v.answered = make(chan struct{})

@@ -32,8 +32,8 @@ const (
 	neighbourPrefix = "neighbour/"
 	neighbourChats  = 3
 
-	// manyConns is more than Consul's and Nomad's own limits, as all
-	// replicas come from one address here.
+	// manyConns is more than the default limits of Consul and Nomad, because
+	// all replicas connect from one address.
 	manyConns = 2000
 
 	// A node counts as lost 10 to 15 s after its last heartbeat.
@@ -48,8 +48,8 @@ type world struct {
 	log      *timeline
 	consul   *stack.Consul
 	nomad    *stack.Nomad
-	kv       *consulapi.Client // past the proxies
-	jobs     *nomadapi.Client  // past the proxies
+	kv       *consulapi.Client // bypasses the proxies
+	jobs     *nomadapi.Client  // bypasses the proxies
 	replicas []*replica
 	chats    []uuid.UUID
 
@@ -64,7 +64,7 @@ type world struct {
 
 	random   *rand.Rand
 	randomMu sync.Mutex
-	out      chan struct{} // one token per replica that is out
+	out      chan struct{} // one token per replica that is down
 	counting sync.WaitGroup
 	stopped  context.CancelFunc
 }
@@ -125,7 +125,8 @@ func (w *world) start(ctx context.Context) error {
 		return err
 	}
 	for i := range replicas {
-		// Each has a server of its own, as agents of Consul are spread.
+		// Each prefers another server, as Consul agents are spread over the
+		// servers.
 		near := append(append([]string(nil), servers[i:]...), servers[:i]...)
 		r, err := w.newReplica(fmt.Sprintf("replica-%d", i), binary, near, flags("5s"))
 		if err != nil {
@@ -151,7 +152,8 @@ func (w *world) start(ctx context.Context) error {
 	return err
 }
 
-// newReplica makes a replica that reaches the servers through proxies of its own.
+// newReplica creates a replica that reaches the servers through its own
+// proxies.
 func (w *world) newReplica(name, binary string, consulServers, flags []string) (*replica, error) {
 	consul, err := newProxy(consulServers, w.draw())
 	if err != nil {
@@ -164,13 +166,14 @@ func (w *world) newReplica(name, binary string, consulServers, flags []string) (
 	return newReplica(w.dir, name, binary, consul, nomad, flags)
 }
 
-// flags are those of every replica.
+// flags returns the flags of every replica.
 func flags(cleanup string) []string {
 	return []string{"-kv-prefix=" + prefix, "-instance=" + instance, "-job-template=raw_exec",
 		"-cleanup-interval=" + cleanup, "-log-level=debug"}
 }
 
-// stop ends everything. With keep the servers' logs are put with the replicas'.
+// stop stops everything. With keep it saves the servers' logs with the
+// replicas' logs.
 func (w *world) stop(keep bool) error {
 	w.halt()
 	var errs []error
@@ -233,20 +236,20 @@ func copyFile(from, to string) error {
 	return errors.Join(err, out.Close(), in.Close())
 }
 
-// watch begins to count what runs, and to follow the agreed time.
+// watch starts to count sandboxes and to follow the agreed time.
 func (w *world) watch(ctx context.Context) {
 	ctx, w.stopped = context.WithCancel(context.WithoutCancel(ctx))
 	w.counting.Go(func() { w.census.run(ctx) })
 	w.counting.Go(func() { w.told.clock.follow(ctx, w.kv.KV()) })
 }
 
-// halt ends the counting.
+// halt stops the counting.
 func (w *world) halt() {
 	w.stopped()
 	w.counting.Wait()
 }
 
-// draw returns a number of the seed's.
+// draw draws a random number from the seed.
 func (w *world) draw() uint64 {
 	w.randomMu.Lock()
 	defer w.randomMu.Unlock()
@@ -256,7 +259,7 @@ func (w *world) draw() uint64 {
 // below draws a number from 0 to n-1.
 func (w *world) below(n int) int { return int(w.draw() % uint64(n)) }
 
-// between draws a time.
+// between draws a duration.
 func (w *world) between(from, to time.Duration) time.Duration {
 	return from + time.Duration(w.draw()%uint64(to-from))
 }

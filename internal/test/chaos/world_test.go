@@ -14,7 +14,7 @@ import (
 
 func testWorld(t *testing.T) *world { return testWorldOn(t, stack.NomadForTest(t)) }
 
-// testWorldOn is with a Nomad of the test's own.
+// testWorldOn returns a world that uses the given Nomad.
 func testWorldOn(t *testing.T, nomad *stack.Nomad) *world {
 	dir := t.TempDir()
 	log, err := newTimeline(dir)
@@ -31,7 +31,7 @@ func testWorldOn(t *testing.T, nomad *stack.Nomad) *world {
 	return w
 }
 
-// replica makes a replica that is not yet started.
+// replica creates a replica but does not start it.
 func (w *world) replica(t *testing.T, name, cleanup string) *replica {
 	consul, err := newProxy([]string{strings.TrimPrefix(w.consulAddr(t), "http://")}, 0)
 	must.NoError(t, err)
@@ -48,8 +48,8 @@ func (w *world) consulAddr(t *testing.T) string {
 	return c.Addr()
 }
 
-// createsOne holds a create of the victim's chat to giving it a sandbox that
-// answers, returns its session, and deletes it.
+// createsOne checks that a create for the victim's chat returns a sandbox that
+// answers. It deletes the session and returns its ID.
 func (w *world) createsOne(t *testing.T, survivor *replica, v *victim) uuid.UUID {
 	res, err := survivor.api.Create(t.Context(), v.chat, w.load.input("agent-1", time.Hour))
 	must.NoError(t, err)

@@ -54,7 +54,7 @@ func (w *world) edited(key, field string, value any) []byte {
 
 func TestDamagedRecordsAreReportedAndLeftAlone(t *testing.T) {
 	t.Parallel()
-	// Given sessions whose records somebody damaged, each in his own way.
+	// Given sessions whose records are damaged, each in a different way.
 	w := newWorld(t, "raw_exec")
 	r := w.start()
 	neighbour := r.create(uuid.NewString(), w.body(), http.StatusCreated).Session
@@ -80,14 +80,15 @@ func TestDamagedRecordsAreReportedAndLeftAlone(t *testing.T) {
 		w.put(d.key, spoil(d.key))
 		damages = append(damages, d)
 	}
-	// One that names another chat's session is well-formed.
+	// A record that names another chat's session is well-formed.
 	thief := damage{chat: uuid.NewString(), reason: "another's session"}
 	thief.session = r.create(thief.chat, w.body(), http.StatusCreated).Session
 	thief.key = w.recordKey(thief.chat)
 	thief.whole = w.value(thief.key)
 	w.put(thief.key, w.edited(thief.key, "session_id", neighbour.SessionID))
 
-	// Then who asks for such a chat is told so, and the log says which and why.
+	// Then requests for such a chat get the error, and the log names the record
+	// and the reason.
 	for _, d := range damages {
 		for _, method := range []string{http.MethodPut, http.MethodDelete, http.MethodGet} {
 			var body any
@@ -100,13 +101,14 @@ func TestDamagedRecordsAreReportedAndLeftAlone(t *testing.T) {
 		}
 	}
 
-	// And a chat that was given another's session finds its own again.
+	// And a chat whose record names another chat's session finds its own
+	// sandbox again.
 	must.Eq(t, "lost", r.get(thief.chat).State)
 	found := r.create(thief.chat, w.body(), http.StatusOK)
 	must.Eq(t, "reused", found.Result)
 	must.Eq(t, thief.session.SessionID, found.Session.SessionID)
 
-	// And the others are served as ever: one expires, one is listed.
+	// And the other chats are served as before: one expires, one is listed.
 	short := w.body()
 	short.TTL = "5s"
 	expires := uuid.NewString()
@@ -123,13 +125,13 @@ func TestDamagedRecordsAreReportedAndLeftAlone(t *testing.T) {
 		r.hasLogged("record_skipped", d.key, d.reason)
 	}
 
-	// And nothing of theirs was stopped, not by another replica either.
+	// And no sandbox was stopped, not even by another replica.
 	w.start()
 	for _, d := range append(damages, thief, damage{session: neighbour}) {
 		must.SliceNotEmpty(t, processes(t, d.session), must.Sprint(d.reason))
 	}
 
-	// When the records are restored, all is as before.
+	// When the records are restored, everything is as before.
 	for _, d := range append(damages, thief) {
 		w.put(d.key, d.whole)
 		must.Eq(t, d.session, r.create(d.chat, w.body(), http.StatusOK).Session)
@@ -182,7 +184,7 @@ func TestIndexKeysWithoutARecordAreRemoved(t *testing.T) {
 
 func TestJobsOfOthersAreLeftAlone(t *testing.T) {
 	t.Parallel()
-	// Given a job with Bivouac's prefix that nothing says whose it is.
+	// Given a job with Bivouac's prefix but without the meta of any Bivouac.
 	w := newWorld(t, "raw_exec")
 	job := nomad.NewBatchJob("bivouac-"+uuid.NewString(), "somebody's", "global", 50)
 	task := nomad.NewTask("main", "raw_exec")
@@ -196,7 +198,7 @@ func TestJobsOfOthersAreLeftAlone(t *testing.T) {
 		must.NoError(t, err)
 	})
 
-	// Then a replica tells of it, works as ever, and leaves it running.
+	// Then a replica logs it, works as usual and leaves it running.
 	r := w.start()
 	r.hasLogged("nomad_job_skipped", *job.ID)
 	chat := uuid.NewString()
@@ -209,7 +211,7 @@ func TestJobsOfOthersAreLeftAlone(t *testing.T) {
 
 func TestLockKeyDeletedInMidCreate(t *testing.T) {
 	t.Parallel()
-	// Given a create that takes long, whose lock key somebody deletes.
+	// Given a create that takes long, and an operator who deletes its lock key.
 	w := newWorld(t, "raw_exec")
 	w.flags = append(w.flags, "-job-var=command=/bin/sleep", `-job-var=args=["300"]`)
 	first, second := w.start(), w.start()
@@ -235,8 +237,8 @@ func TestLockKeyDeletedInMidCreate(t *testing.T) {
 		}
 	}
 
-	// When another replica then takes the chat over, the start is undone, whoever
-	// began it is told, and nothing is left.
+	// When another replica takes over the chat, the start is undone, the first
+	// caller gets an error, and nothing is left.
 	status, text, err := second.try(http.MethodDelete, sessionPath(chat), nil)
 	must.NoError(t, err)
 	must.Eq(t, http.StatusOK, status, must.Sprint(string(text)))

@@ -1,6 +1,6 @@
-// Package e2e holds the end-to-end tests: they run the bivouac command as users
-// do, against a real Nomad and a real Consul, and speak to it over HTTP alone.
+// Package e2e contains the end-to-end tests. They run the bivouac command as
+// users do, with a real Nomad and a real Consul, and call it only over HTTP.
 //
-// It has no code of its own and must never know Bivouac's internals, except for
-// the JSON of its API.
+// The package has no code besides tests. It must never know Bivouac's
+// internals, except for the JSON of its API.
 package e2e

@@ -19,7 +19,8 @@ import (
 
 func TestHundredCreatesShareOneStart(t *testing.T) {
 	t.Parallel()
-	// Given three replicas and a hundred callers that want one chat's sandbox.
+	// Given three replicas, and a hundred callers that want the sandbox of one
+	// chat.
 	w := newWorld(t, "raw_exec")
 	replicas := []*replica{w.start(), w.start(), w.start()}
 	chat := uuid.NewString()
@@ -41,7 +42,8 @@ func TestHundredCreatesShareOneStart(t *testing.T) {
 	}
 	wg.Wait()
 
-	// Then one created it, all others reused it, and there is one sandbox.
+	// Then one caller created it, all others reused it, and there is only one
+	// sandbox.
 	created := 0
 	for i, a := range answers {
 		must.NoError(t, errs[i])
@@ -66,7 +68,8 @@ func TestSandboxThatDiedIsReplaced(t *testing.T) {
 		chat := uuid.NewString()
 		first := r.create(chat, w.body(), http.StatusCreated).Session
 
-		// When the sandbox's process is killed, the session says so, with the reason.
+		// When the sandbox's process is killed, the session is dead and has the
+		// reason.
 		pids := processes(t, first)
 		must.SliceNotEmpty(t, pids)
 		for _, pid := range pids {
@@ -130,7 +133,7 @@ func TestCreateThatCannotSucceedLeavesNothing(t *testing.T) {
 			r := w.launch()
 			chat := uuid.NewString()
 			var failed wire.ErrorAnswer
-			// With a job that Nomad rejects the replica is never healthy.
+			// If Nomad rejects the job, the replica never becomes healthy.
 			eventually(t, "the answer "+string(tc.code), func() error {
 				_, body, err := r.try(http.MethodPut, sessionPath(chat), w.body())
 				if err == nil {
@@ -180,12 +183,13 @@ func TestReplicaKilledInMidCreateIsSettledByAnother(t *testing.T) {
 	killed.stop(os.Kill)
 	<-answered
 
-	// Then the other one undoes it: no sandbox, no record, no lock is left.
+	// Then the other replica undoes the create: no sandbox, record or lock is
+	// left.
 	w.awaitNothing(survivor, chat)
 }
 
 func TestReplicaThatStartsBeforeConsul(t *testing.T) {
-	// Given a replica whose Consul is not there yet.
+	// Given a replica that starts before its Consul.
 	w := newWorld(t, "raw_exec")
 	port, err := stack.FreePort(0)
 	must.NoError(t, err)

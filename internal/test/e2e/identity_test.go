@@ -15,14 +15,15 @@ import (
 	"github.com/bivouac/bivouac/internal/api/wire"
 )
 
-// with returns a Bivouac of another operator on the same servers.
+// with returns another operator's Bivouac on the same servers.
 func (w *world) with(flags ...string) *world {
 	other := *w
 	other.flags = append(slices.Clone(w.flags), flags...)
 	return &other
 }
 
-// refuses starts a replica that must end by itself, with 1 and these words.
+// refuses starts a replica that must end by itself, with exit status 1 and the
+// words in its log.
 func (w *world) refuses(words ...string) {
 	w.t.Helper()
 	r := w.launch()
@@ -35,7 +36,7 @@ func (w *world) refuses(words ...string) {
 	r.hasLogged(words...)
 }
 
-// purge removes the jobs of this Bivouac and those that share its name.
+// purge removes the jobs of this Bivouac and of any with the same name.
 func (w *world) purge() {
 	for _, id := range w.jobs() {
 		_, _, err := w.nomad.Jobs().Deregister(id, true, nil)
@@ -43,8 +44,8 @@ func (w *world) purge() {
 	}
 }
 
-// standsStill waits until health says why, and then no session is created,
-// shown as missing, or deleted.
+// standsStill waits until health reports the words. It then checks that the
+// replica refuses to create, read or delete a session.
 func (r *replica) standsStill(w *world, chat string, words ...string) {
 	r.t.Helper()
 	for _, word := range words {
@@ -92,8 +93,8 @@ func TestReplicaThatIsToldOfAnotherBivouacRefusesToStart(t *testing.T) {
 
 func TestTwoBivouacsWithOneNameOnOneNomad(t *testing.T) {
 	t.Parallel()
-	// Given one Bivouac with sandboxes, and another with the same name whose
-	// records are elsewhere.
+	// Given one Bivouac with sandboxes, and another one of the same name with
+	// its records elsewhere.
 	one := newWorld(t, "raw_exec")
 	t.Cleanup(one.purge)
 	first := one.start()
@@ -101,12 +102,14 @@ func TestTwoBivouacsWithOneNameOnOneNomad(t *testing.T) {
 	two := one.with("-kv-prefix=" + one.prefix + "two/")
 	second := two.launch()
 
-	// Then it touches nothing and says what there is to decide.
+	// Then the second one touches nothing and reports what the operator has to
+	// decide.
 	chat := uuid.NewString()
 	second.standsStill(two, chat, "1 sandboxes run under the name", "bivouac operator forget", "bivouac operator adopt")
 	second.hasLogged("identity_unknown", "bivouac operator forget")
 
-	// When it is told that they are another's, both live side by side.
+	// When the operator tells it that the sandboxes belong to another Bivouac,
+	// both work side by side.
 	forgotten := call[wire.ForgetAnswer](second, http.MethodPost, "/v1/operator/forget", nil, http.StatusOK)
 	must.Len(t, 1, forgotten.Left)
 	must.Eq(t, first.awaitHealthy(), forgotten.Left[0].Instance)
@@ -118,7 +121,7 @@ func TestTwoBivouacsWithOneNameOnOneNomad(t *testing.T) {
 	must.Eq(t, 404, status(t, second, sessionPath(ours.ChatID.String())))
 	must.Eq(t, 404, status(t, first, sessionPath(chat)))
 
-	// And the command that the answer names shows whose sandboxes they are.
+	// And the command in the answer shows who owns the sandboxes.
 	filter := strings.Split(forgotten.Left[0].Look, "'")[1]
 	jobs, _, err := one.nomad.Jobs().List(&nomad.QueryOptions{Filter: filter})
 	must.NoError(t, err)
@@ -139,7 +142,7 @@ func status(t *testing.T, r *replica, path string) int {
 
 func TestConsulThatLosesItsDataUnderReplicas(t *testing.T) {
 	t.Parallel()
-	// Given two replicas with sandboxes, and somebody who deletes all keys.
+	// Given two replicas with sandboxes, and an operator who deletes all keys.
 	w := newWorld(t, "raw_exec")
 	t.Cleanup(w.purge)
 	replicas := []*replica{w.start(), w.start()}
@@ -152,7 +155,8 @@ func TestConsulThatLosesItsDataUnderReplicas(t *testing.T) {
 	_, err := w.consul.KV().DeleteTree(w.prefix, nil)
 	must.NoError(t, err)
 
-	// Then none of them does anything, nor does one that starts then.
+	// Then neither of them does anything, and neither does a replica that
+	// starts after that.
 	for _, r := range replicas {
 		r.standsStill(w, sessions[0].ChatID.String(), "Consul lost the identity of this Bivouac", instance)
 	}
@@ -162,7 +166,8 @@ func TestConsulThatLosesItsDataUnderReplicas(t *testing.T) {
 		must.Len(t, 1, processes(t, s))
 	}
 
-	// When an operator says that they are this Bivouac's, all go on.
+	// When an operator says that the sandboxes belong to this Bivouac, all
+	// replicas continue.
 	adopted := call[wire.AdoptAnswer](third, http.MethodPost, "/v1/operator/adopt", wire.AdoptRequest{}, http.StatusOK)
 	must.Eq(t, instance, adopted.Instance)
 	for _, r := range append(replicas, third) {

@@ -14,8 +14,8 @@ import (
 	"github.com/bivouac/bivouac/internal/api/wire"
 )
 
-// eachTemplate runs a specification over every way in which Nomad runs a
-// sandbox.
+// eachTemplate runs a test with every job template that runs sandboxes in
+// Nomad.
 func eachTemplate(t *testing.T, spec func(t *testing.T, template string)) {
 	for _, template := range []string{"raw_exec", "docker"} {
 		t.Run(template, func(t *testing.T) { spec(t, template) })
@@ -52,7 +52,7 @@ func TestChatGetsItsOneSandbox(t *testing.T) {
 		must.Eq(t, chat, alloc.Job.Meta["chat_id"])
 		must.Eq(t, "agent-1", alloc.Job.Meta["agent_id"])
 
-		// When it is created again, it is reused as it stands.
+		// When it is created again, it is reused unchanged.
 		reused := r.create(chat, w.body(), http.StatusOK)
 		must.Eq(t, wire.CreateAnswer{Result: "reused", Session: created.Session}, reused)
 
@@ -64,18 +64,19 @@ func TestChatGetsItsOneSandbox(t *testing.T) {
 		must.Eq(t, "agent_id", conflict.Error.Reason)
 		must.Eq(t, created.Session, *conflict.Session)
 
-		// When it is read, alone and in a list, it is what was created.
+		// When it is read, alone and in a list, the answer is what was created.
 		must.Eq(t, created.Session, r.get(chat))
 		list := call[wire.ListAnswer](r, http.MethodGet, "/v1/sessions?agent_id=agent-1", nil, http.StatusOK)
 		must.Eq(t, []wire.Session{created.Session}, list.Sessions)
 
-		// When it is renewed, it ends later; with a shorter time it does not end sooner.
+		// When it is renewed, it expires later; a shorter TTL does not make it
+		// expire sooner.
 		renewed := call[wire.SessionAnswer](r, http.MethodPost, sessionPath(chat)+"/renew", wire.RenewRequest{TTL: "2h"}, http.StatusOK)
 		must.True(t, renewed.Session.ExpiresAt.After(created.Session.ExpiresAt))
 		again := call[wire.SessionAnswer](r, http.MethodPost, sessionPath(chat)+"/renew", wire.RenewRequest{TTL: "1m"}, http.StatusOK)
 		must.Eq(t, renewed, again)
 
-		// When it is deleted, neither job, process, lock nor record is left.
+		// When it is deleted, no job, process, lock or record is left.
 		must.Len(t, 1, w.liveAllocs(chat))
 		must.SliceNotEmpty(t, processes(t, created.Session))
 		deleted := r.delete(chat)
@@ -95,7 +96,7 @@ func TestChatGetsItsOneSandbox(t *testing.T) {
 func TestExpiredSessionIsReplacedOrCleanedUp(t *testing.T) {
 	t.Parallel()
 	eachTemplate(t, func(t *testing.T, template string) {
-		// Given two sessions that expire, and nobody who cleans up by himself.
+		// Given two sessions that expire, and no automatic cleanup.
 		w := newWorld(t, template, "-cleanup-interval=1h")
 		r := w.start()
 		body := w.body()
@@ -110,7 +111,7 @@ func TestExpiredSessionIsReplacedOrCleanedUp(t *testing.T) {
 			return nil
 		})
 
-		// Then one cannot be renewed any more.
+		// Then one of them cannot be renewed any more.
 		late := call[wire.ErrorAnswer](r, http.MethodPost, sessionPath(replaced)+"/renew", wire.RenewRequest{TTL: "1h"}, http.StatusConflict)
 		must.Eq(t, wire.CodeExpired, late.Error.Code)
 
@@ -121,7 +122,8 @@ func TestExpiredSessionIsReplacedOrCleanedUp(t *testing.T) {
 		must.SliceEmpty(t, processes(t, first))
 		must.Len(t, 1, w.liveAllocs(replaced))
 
-		// When the expired are cleaned up, the other one goes and the new one stays.
+		// When the expired sessions are cleaned up, the other one goes and the
+		// new one stays.
 		res := call[wire.CleanupAnswer](r, http.MethodPost, "/v1/cleanup", nil, http.StatusOK)
 		must.Eq(t, 0, res.ErrorCount)
 		must.Len(t, 1, res.Cleaned)
@@ -176,7 +178,7 @@ func TestBlockingReadsWakeAtAChange(t *testing.T) {
 			absent := name == "an absent session"
 			wait := "2m"
 			if absent {
-				wait = "10ms" // nothing will change: it ends by itself
+				wait = "10ms" // nothing will change, so it ends by itself
 			}
 			woken := make(chan error, 1)
 			go func() {

@@ -37,8 +37,8 @@ func TestMoreCreatesThanThereIsRoomFor(t *testing.T) {
 	}
 	wg.Wait()
 
-	// Then each answer is a sandbox or says when to come back, and what stands
-	// is what was answered.
+	// Then each answer is a sandbox or an error with a retry time, and the
+	// sandboxes that exist are those in the answers.
 	var standing []string
 	for i, chat := range chats {
 		must.NoError(t, problems[i])
@@ -62,7 +62,8 @@ func TestMoreCreatesThanThereIsRoomFor(t *testing.T) {
 	must.SliceEmpty(t, w.jobs())
 }
 
-// wantsRoom creates a sandbox, or is told to come back.
+// wantsRoom creates a sandbox. It returns false if the answer says to come back
+// later.
 func (r *replica) wantsRoom(w *world, chat string) (created bool, err error) {
 	body := strings.NewReader(fmt.Sprintf(`{"agent_id":"agent-1","volume_host_path":%q}`, w.volume))
 	req, err := http.NewRequestWithContext(r.t.Context(), http.MethodPut, r.url+sessionPath(chat), body)
@@ -90,7 +91,7 @@ func (r *replica) wantsRoom(w *world, chat string) (created bool, err error) {
 
 func TestReplicaThatIsStoppedInMidCreateFinishesIt(t *testing.T) {
 	t.Parallel()
-	// Given a sandbox that starts to answer when it is told to.
+	// Given a sandbox that only begins to answer when a file appears.
 	w := newWorld(t, "raw_exec")
 	w.flags = append(w.flags, "-job-var=command=/bin/sh",
 		fmt.Sprintf(`-job-var=args=["-c", "until test -e %s/go; do sleep 0.1; done; exec %s demo-sandbox"]`, w.volume, binary))
@@ -123,8 +124,8 @@ func TestReplicaThatIsStoppedInMidCreateHandsItOver(t *testing.T) {
 	chat := uuid.NewString()
 	answered := createUnderWay(w, stopped, chat)
 
-	// When the replica is told to stop, then it undoes the create, tells the
-	// caller so, and stops within its limit.
+	// When the replica is told to stop, it undoes the create, tells the caller,
+	// and stops within its limit.
 	told := time.Now()
 	must.NoError(t, stopped.cmd.Process.Signal(syscall.SIGTERM))
 	answer := <-answered
@@ -136,7 +137,8 @@ func TestReplicaThatIsStoppedInMidCreateHandsItOver(t *testing.T) {
 	must.Less(t, 45*time.Second, time.Since(told))
 	must.Eq(t, 0, stopped.cmd.ProcessState.ExitCode())
 
-	// And the chat's next create does not wait for anything that it left.
+	// And the chat's next create does not wait for anything that the replica
+	// left behind.
 	must.NoError(t, os.WriteFile(w.volume+"/go", nil, 0o644))
 	began := time.Now()
 	must.Eq(t, "created", other.create(chat, w.body(), http.StatusCreated).Result)
@@ -146,8 +148,8 @@ func TestReplicaThatIsStoppedInMidCreateHandsItOver(t *testing.T) {
 
 func TestReplicaThatIsStoppedBeforeItsUndoIsDoneHandsItOver(t *testing.T) {
 	t.Parallel()
-	// Given a create whose sandbox takes longer to stop than a replica that stops
-	// may take to undo it.
+	// Given a create whose sandbox takes longer to stop than a stopping replica
+	// may take to undo the create.
 	text, err := os.ReadFile("../../../jobs/templates/raw_exec.hcl")
 	must.NoError(t, err)
 	template := filepath.Join(t.TempDir(), "slow.hcl")
@@ -162,8 +164,8 @@ func TestReplicaThatIsStoppedBeforeItsUndoIsDoneHandsItOver(t *testing.T) {
 	answered := createUnderWay(w, stopped, chat)
 	must.NoError(t, stopped.cmd.Process.Signal(syscall.SIGTERM))
 
-	// Then the caller is told all the same, and the next create, which waits
-	// meanwhile, finishes what is left of it.
+	// Then the caller is told anyway, and the next create, which waits in the
+	// meantime, finishes the undo.
 	next := make(chan string, 1)
 	go func() {
 		status, text, err := other.try(http.MethodPut, sessionPath(chat), w.body())
@@ -182,7 +184,7 @@ func TestReplicaThatIsStoppedBeforeItsUndoIsDoneHandsItOver(t *testing.T) {
 }
 
 func TestReplicaThatStartsBeforeNomad(t *testing.T) {
-	// Given a replica whose Nomad is not there yet.
+	// Given a replica that starts before its Nomad.
 	w := newWorld(t, "raw_exec")
 	port, err := stack.FreePort(0)
 	must.NoError(t, err)
@@ -192,7 +194,7 @@ func TestReplicaThatStartsBeforeNomad(t *testing.T) {
 	r.awaitFailing("nomad")
 	chat := uuid.NewString()
 	refused := call[wire.ErrorAnswer](r, http.MethodPut, sessionPath(chat), w.body(), http.StatusServiceUnavailable)
-	// Only Nomad can tell a store that is new from one that lost its data.
+	// Only Nomad can show whether a store is new or has lost its data.
 	must.Eq(t, wire.CodeStoreUnavailable, refused.Error.Code)
 
 	// When Nomad comes, the replica serves.

@@ -19,9 +19,10 @@ import (
 	"github.com/bivouac/bivouac/internal/api/wire"
 )
 
-// Records that vanish, are set back or are edited, with the real servers.
+// These tests lose, set back or edit records, with the real servers.
 
-// data are all keys of this Bivouac but those that live by themselves.
+// data returns all keys of this Bivouac, except the locks and the clock, which
+// change by themselves.
 func (w *world) data() map[string]*consul.KVPair {
 	w.t.Helper()
 	pairs, _, err := w.consul.KV().List(w.prefix, nil)
@@ -35,7 +36,7 @@ func (w *world) data() map[string]*consul.KVPair {
 	return data
 }
 
-// setBack makes the data what they were, as a restored snapshot does.
+// setBack restores earlier data, as a restored snapshot does.
 func (w *world) setBack(to map[string]*consul.KVPair) {
 	w.t.Helper()
 	for key := range w.data() {
@@ -130,7 +131,7 @@ func TestRecordsThatAreLost(t *testing.T) {
 		intact := call[wire.RepairAnswer](r, http.MethodPost, "/v1/operator/repair/"+chat, nil, http.StatusOK)
 		must.Eq(t, "intact", intact.Result)
 
-		// Without a sandbox the record goes.
+		// If there is no sandbox, repair removes the record.
 		_, _, err := w.nomad.Jobs().Deregister("bivouac-"+session.SessionID.String(), true, nil)
 		must.NoError(t, err)
 		eventually(t, "it ended", func() error {
@@ -147,7 +148,8 @@ func TestRecordsThatAreLost(t *testing.T) {
 	})
 }
 
-// Nomad forgets a job that is purged at once, while its task takes its time to end.
+// TestSandboxWhoseJobWasPurged shows what happens when Nomad forgets a purged
+// job at once although its task takes some time to end.
 func TestSandboxWhoseJobWasPurged(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, "raw_exec")
@@ -160,7 +162,7 @@ func TestSandboxWhoseJobWasPurged(t *testing.T) {
 	_, _, err := w.nomad.Jobs().Deregister("bivouac-"+first.SessionID.String(), true, nil)
 	must.NoError(t, err)
 
-	var both int // looks at which two sandboxes of the chat answered or ran
+	var both int // number of looks at which two sandboxes of the chat ran
 	var seen sync.WaitGroup
 	done := make(chan struct{})
 	seen.Go(func() {
@@ -187,7 +189,8 @@ func TestSandboxWhoseJobWasPurged(t *testing.T) {
 	r.delete(chat)
 }
 
-// What nobody asks for is found by the leader's passes.
+// TestSandboxesWithoutRecordsAreFoundByPasses shows that the leader's passes
+// find sandboxes without records even if no caller asks for them.
 func TestSandboxesWithoutRecordsAreFoundByPasses(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, "raw_exec", "-ttl=20m")
@@ -198,8 +201,8 @@ func TestSandboxesWithoutRecordsAreFoundByPasses(t *testing.T) {
 		chat := uuid.NewString()
 		sessions[chat] = r.create(chat, w.body(), http.StatusCreated).Session
 	}
-	// Three jobs that somebody made by hand, for no chat, and one that is second
-	// to a chat's session.
+	// Three jobs that were made by hand, for no chat, and one that is a second
+	// sandbox of a chat.
 	one := uuid.NewString()
 	kept := r.create(one, w.body(), http.StatusCreated).Session
 	keptKey := w.recordKey(one)
@@ -212,7 +215,7 @@ func TestSandboxesWithoutRecordsAreFoundByPasses(t *testing.T) {
 	w.setBack(before)
 	w.put(keptKey, keptValue)
 
-	// Then all records are back and nothing that was recorded has ended.
+	// Then all records are back and no recorded sandbox has ended.
 	must.Wait(t, wait.InitialSuccess(wait.Timeout(4*time.Minute), wait.Gap(time.Second), wait.ErrorFunc(func() error {
 		list := call[wire.ListAnswer](r, http.MethodGet, "/v1/sessions", nil, http.StatusOK)
 		if len(list.Sessions) != len(sessions)+1 {
@@ -248,8 +251,8 @@ func TestSandboxesWithoutRecordsAreFoundByPasses(t *testing.T) {
 	r.delete(one)
 }
 
-// copyJob registers a session's job once more, under another session ID and with
-// other meta, and returns its ID once it runs.
+// copyJob registers a session's job again with another session ID and changed
+// meta, and returns the copy's job ID when it runs.
 func (w *world) copyJob(session wire.Session, meta map[string]string) string {
 	w.t.Helper()
 	job, _, err := w.nomad.Jobs().Info("bivouac-"+session.SessionID.String(), nil)

@@ -12,8 +12,8 @@ import (
 	"github.com/bivouac/bivouac/internal/test/stack"
 )
 
-// binary is the bivouac that all tests run. It is built once, and not in short
-// mode, in which every test here is skipped.
+// binary is the path of the bivouac that all tests run. It is built once, but
+// not in short mode, which skips every test here.
 var binary string
 
 func TestMain(m *testing.M) {

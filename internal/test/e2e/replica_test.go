@@ -26,21 +26,21 @@ import (
 	"github.com/bivouac/bivouac/internal/test/stack"
 )
 
-// world is one Bivouac: any number of replicas over one Nomad and one prefix of
-// one Consul.
+// world is one Bivouac: any number of replicas on one Nomad and one Consul key
+// prefix.
 type world struct {
 	t        *testing.T
 	nomad    *nomad.Client
 	consul   *consul.Client
 	prefix   string
 	instance string
-	volume   string       // a folder with a file hello.txt in it
-	api      *http.Client // holds every answer against the API's document
+	volume   string       // a directory that contains a file hello.txt
+	api      *http.Client // checks every answer against openapi.json
 	env      []string
 	flags    []string
 }
 
-// newWorld makes a Bivouac whose sandboxes come from the named job template.
+// newWorld returns a Bivouac with the named job template.
 func newWorld(t *testing.T, template string, flags ...string) *world {
 	c, prefix := stack.ConsulForTest(t)
 	n := stack.NomadForTest(t)
@@ -68,17 +68,17 @@ func newWorld(t *testing.T, template string, flags ...string) *world {
 	return w
 }
 
-// replica is one running bivouac agent.
+// replica is one running Bivouac server.
 type replica struct {
 	t    *testing.T
 	api  *http.Client
 	url  string
-	log  string // the file that it logs to
+	log  string // path of its log file
 	cmd  *exec.Cmd
 	gone chan struct{}
 }
 
-// start starts a replica and waits until it says that it can serve.
+// start starts a replica and waits until it is healthy.
 func (w *world) start() *replica {
 	w.t.Helper()
 	r := w.launch()
@@ -103,7 +103,8 @@ func (w *world) launch() *replica {
 	return w.launchBuild(binary, w.api)
 }
 
-// launchBuild starts a replica of another build, which api calls.
+// launchBuild starts a replica from another binary. api is the HTTP client that
+// calls it.
 func (w *world) launchBuild(binary string, api *http.Client) *replica {
 	w.t.Helper()
 	port, err := stack.FreePort(0)
@@ -117,7 +118,7 @@ func (w *world) launchBuild(binary string, api *http.Client) *replica {
 	r := &replica{t: w.t, api: api, url: "http://" + addr, log: log.Name(), cmd: cmd, gone: make(chan struct{})}
 	go func() {
 		defer close(r.gone)
-		_ = cmd.Wait() // how it ended is for the test to ask
+		_ = cmd.Wait() // the test checks its result
 	}()
 	w.t.Cleanup(func() {
 		r.stop(os.Interrupt)
@@ -130,7 +131,7 @@ func (w *world) launchBuild(binary string, api *http.Client) *replica {
 	return r
 }
 
-// stop sends a signal to the replica and waits until it is gone.
+// stop sends a signal to the replica and waits until it has ended.
 func (r *replica) stop(sig os.Signal) {
 	select {
 	case <-r.gone:
@@ -141,13 +142,14 @@ func (r *replica) stop(sig os.Signal) {
 	select {
 	case <-r.gone:
 	case <-time.After(patience):
-		_ = r.cmd.Process.Kill() // the test fails for the reason given next
+		_ = r.cmd.Process.Kill() // the error below fails the test
 		<-r.gone
 		r.t.Errorf("the replica did not end within %v of %v", patience, sig)
 	}
 }
 
-// awaitFailing waits until the replica's health names a part that is missing.
+// awaitFailing waits until the replica is unhealthy and its health names the
+// part.
 func (r *replica) awaitFailing(part string) {
 	r.t.Helper()
 	eventually(r.t, "health names "+part, func() error {
@@ -202,15 +204,14 @@ func (r *replica) try(method, path string, body any) (status int, answer []byte,
 	return resp.StatusCode, answer, err
 }
 
-// patience is how long these tests wait for what they expect within seconds: a
-// machine that is busy with other things takes its time.
+// patience is how long these tests wait for what should happen within seconds.
+// It is long because the machine may be busy.
 const patience = 90 * time.Second
 
-// callLimit is far beyond what any call takes.
+// callLimit is much longer than any call takes.
 const callLimit = patience + time.Minute
 
-// call makes one request, which must be answered with the given status, and
-// decodes the answer.
+// call makes one request, checks the status of the answer and decodes it.
 func call[A any](r *replica, method, path string, body any, want int) A {
 	r.t.Helper()
 	status, answer, err := r.try(method, path, body)
@@ -260,8 +261,8 @@ func page(t *testing.T, s wire.Session, path string) (string, error) {
 	return string(text), err
 }
 
-// processes returns the IDs of the processes of this machine that were given the
-// session's environment: what runs, whatever any record says.
+// processes returns the PIDs on this machine that have the session's
+// environment. It shows what runs, whatever any record says.
 func processes(t *testing.T, s wire.Session) []int {
 	t.Helper()
 	files, err := filepath.Glob("/proc/[0-9]*/environ")
@@ -270,7 +271,7 @@ func processes(t *testing.T, s wire.Session) []int {
 	for _, file := range files {
 		environ, err := os.ReadFile(file)
 		if err != nil || !bytes.Contains(environ, []byte("BIVOUAC_SESSION_ID="+s.SessionID.String())) {
-			continue // ended meanwhile, or another's
+			continue // it ended in the meantime or belongs to another session
 		}
 		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(file)))
 		must.NoError(t, err)
@@ -279,7 +280,7 @@ func processes(t *testing.T, s wire.Session) []int {
 	return pids
 }
 
-// liveAllocs returns the allocations of the chat's sessions that have not ended.
+// liveAllocs returns the live allocations of the chat's sessions.
 func (w *world) liveAllocs(chat string) []*nomad.AllocationListStub {
 	w.t.Helper()
 	allocs, _, err := w.nomad.Allocations().List(&nomad.QueryOptions{})
@@ -297,7 +298,7 @@ func (w *world) liveAllocs(chat string) []*nomad.AllocationListStub {
 	return live
 }
 
-// jobs returns the jobs of this Bivouac in Nomad, dead ones included.
+// jobs returns the IDs of this Bivouac's jobs in Nomad, including dead ones.
 func (w *world) jobs() []string {
 	w.t.Helper()
 	list, _, err := w.nomad.Jobs().ListOptions(&nomad.JobListOptions{Fields: &nomad.JobListFields{Meta: true}}, nil)
@@ -311,7 +312,7 @@ func (w *world) jobs() []string {
 	return ids
 }
 
-// keys returns the Consul keys that name the chat.
+// keys returns the Consul keys that contain the chat ID.
 func (w *world) keys(chat string) []string {
 	w.t.Helper()
 	all, _, err := w.consul.KV().Keys(w.prefix, "", nil)
@@ -325,8 +326,8 @@ func (w *world) keys(chat string) []string {
 	return keys
 }
 
-// createUnderWay begins a create and returns once its sandbox runs, with a
-// channel for its answer.
+// createUnderWay begins a create and returns when its sandbox runs. The channel
+// receives the answer.
 func createUnderWay(w *world, r *replica, chat string) <-chan string {
 	answered := make(chan string, 1)
 	go func() {
@@ -342,7 +343,8 @@ func createUnderWay(w *world, r *replica, chat string) <-chan string {
 	return answered
 }
 
-// awaitNothing waits until nothing of a chat is left, and a replica says so.
+// awaitNothing waits until nothing of a chat is left and the replica answers
+// that it has no session.
 func (w *world) awaitNothing(r *replica, chat string) {
 	w.t.Helper()
 	eventually(w.t, "nothing is left", func() error {

@@ -13,9 +13,10 @@ import (
 	"github.com/bivouac/bivouac/internal/api/wire"
 )
 
-// Nomad starts a sandbox's process anew if an operator asks for it, and calls
-// the allocation running all the while. The chat's session was with the process
-// that is gone.
+// TestSandboxThatNomadRestartsIsNotReused shows what happens when an operator
+// restarts a sandbox in Nomad. Nomad starts the process again in the same
+// allocation, which stays running all the time. The session belonged to the
+// first process, which is gone.
 func TestSandboxThatNomadRestartsIsNotReused(t *testing.T) {
 	t.Parallel()
 	eachTemplate(t, func(t *testing.T, template string) {
@@ -27,8 +28,8 @@ func TestSandboxThatNomadRestartsIsNotReused(t *testing.T) {
 		// When an operator restarts it in Nomad …
 		must.NoError(t, w.nomad.Allocations().Restart(&nomad.Allocation{ID: created.ContainerID}, "", nil))
 
-		// … its session is dead for every replica, with the reason, and the second
-		// run is ended.
+		// … its session is dead for every replica, with the reason, and the
+		// second run is stopped.
 		const reason = "was ended by Nomad to be restarted: User requested running tasks to restart"
 		for _, r := range []*replica{one, two} {
 			eventually(t, "the session is dead", func() error {

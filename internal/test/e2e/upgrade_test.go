@@ -16,12 +16,12 @@ import (
 	"github.com/bivouac/bivouac/internal/api/wire"
 )
 
-// lastOfVersion1 is the last commit whose records are of version 1. It reads no
-// records of other versions.
+// lastOfVersion1 is the last commit that writes records of version 1. It cannot
+// read records of other versions.
 const lastOfVersion1 = "d126da0a116d34d5565704d9924496713c6ad5d0"
 
-// buildOf builds the bivouac of a commit and returns its path. It returns "" if this
-// is not a clone with the whole history.
+// buildOf builds the bivouac of a commit and returns its path. It returns "" if
+// this is not a clone with the full history.
 func buildOf(t *testing.T, commit string) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -53,9 +53,9 @@ func (w *world) recordVersion(chat string) string {
 	return version
 }
 
-// A replica from before records could grow answers 500 for each chat that a
-// newer one wrote to. It ends nothing, loses nothing and starts no second
-// sandbox, and neither does the newer one beside it.
+// TestReplicaFromBeforeRecordsCouldGrow runs an old and a new replica side by
+// side. The old one answers 500 for each chat that the new one has written to.
+// Neither of them ends or loses anything or starts a second sandbox.
 func TestReplicaFromBeforeRecordsCouldGrow(t *testing.T) {
 	build := buildOf(t, lastOfVersion1)
 	if build == "" {
@@ -63,12 +63,12 @@ func TestReplicaFromBeforeRecordsCouldGrow(t *testing.T) {
 		return
 	}
 	w := newWorld(t, "raw_exec")
-	// Its answers lack what sessions had not then, so nothing holds them against
-	// the API's document.
+	// Answers of the old replica lack newer fields of sessions, so they are not
+	// checked against openapi.json.
 	older := w.launchBuild(build, &http.Client{Timeout: callLimit})
 	older.awaitHealthy()
 	first, second := uuid.NewString(), uuid.NewString()
-	sessions := map[string]uuid.UUID{ // of each chat
+	sessions := map[string]uuid.UUID{ // session IDs by chat
 		first:  older.create(first, w.body(), http.StatusCreated).Session.SessionID,
 		second: older.create(second, w.body(), http.StatusCreated).Session.SessionID,
 	}
@@ -86,7 +86,8 @@ func TestReplicaFromBeforeRecordsCouldGrow(t *testing.T) {
 
 	newer := w.start()
 
-	// What only the older one wrote to, both serve, and reuse changes nothing.
+	// Both serve what only the old one has written, and a reuse changes
+	// nothing.
 	for chat, session := range sessions {
 		found := newer.create(chat, w.body(), http.StatusOK).Session
 		must.Eq(t, session, found.SessionID)
@@ -96,7 +97,7 @@ func TestReplicaFromBeforeRecordsCouldGrow(t *testing.T) {
 		must.Eq(t, session, older.create(chat, w.body(), http.StatusOK).Session.SessionID)
 	}
 
-	// What the newer one wrote to, the older one refuses.
+	// The old one refuses what the new one has written.
 	labelled := w.body()
 	labelled.Labels = map[string]string{"ticket": "4711"}
 	third := uuid.NewString()
@@ -112,7 +113,7 @@ func TestReplicaFromBeforeRecordsCouldGrow(t *testing.T) {
 	listed := call[wire.ListAnswer](older, http.MethodGet, "/v1/sessions", nil, http.StatusOK)
 	must.Len(t, 1, listed.Sessions, must.Sprint("the list passes over what it cannot read"))
 
-	// A chat that both are asked for at once gets one sandbox.
+	// A chat that both are asked for at the same time gets one sandbox.
 	var asked sync.WaitGroup
 	for range 8 {
 		chat := uuid.NewString()
@@ -132,8 +133,8 @@ func TestReplicaFromBeforeRecordsCouldGrow(t *testing.T) {
 		}
 	}
 
-	// What the leader does after a while about sandboxes without a record, the older
-	// one does now, and it takes none of these for one.
+	// The leader looks for sandboxes without a record after a while. Here the
+	// old replica does so at once, and it takes none of these for one.
 	adopted := call[wire.AdoptAnswer](older, http.MethodPost, "/v1/operator/adopt", nil, http.StatusOK)
 	must.Eq(t, 0, adopted.Adopted)
 	call[wire.CleanupAnswer](older, http.MethodPost, "/v1/cleanup", nil, http.StatusOK)
@@ -151,7 +152,7 @@ func TestReplicaFromBeforeRecordsCouldGrow(t *testing.T) {
 		must.Len(t, 1, w.liveAllocs(chat), must.Sprint("one sandbox of each chat"))
 	}
 
-	// Once the older one is stopped, all is whole.
+	// When the old one is stopped, everything works.
 	older.stop(os.Interrupt)
 	for chat, session := range sessions {
 		found := newer.create(chat, w.body(), http.StatusOK)

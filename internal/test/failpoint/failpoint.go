@@ -1,13 +1,14 @@
-// Package failpoint names the places in an operation where a test may have the
-// program killed or paused, and the clock that a test may set wrong.
+// Package failpoint lets a test kill or pause the program at named points of an
+// operation, and shift its clock.
 //
-// It does nothing unless it is built with the tag failpoints. Then a process whose
-// environment has BIVOUAC_FAILPOINT set to "ACTION POINT CHAT", such as
-// "kill write-running:after 5f0e3b0e-1f1b-4a43-8a0e-6a7c2f9f5f11", does that to
-// itself at that point of an operation on that chat: kill is SIGKILL, pause is
-// SIGSTOP, which somebody else has to end by SIGCONT. And a process whose
-// environment has BIVOUAC_CLOCK_OFFSET set to a duration, such as "-150s", takes
-// the time to be that much later.
+// It does nothing unless it is built with the tag failpoints. With the tag, a
+// process reads two environment variables. BIVOUAC_FAILPOINT has the form
+// "ACTION POINT CHAT", for example "kill write-running:after
+// 5f0e3b0e-1f1b-4a43-8a0e-6a7c2f9f5f11". The process then sends itself a signal
+// at that point of an operation on that chat: SIGKILL if the action is kill,
+// SIGSTOP if it is pause. The test has to continue a paused process with
+// SIGCONT. BIVOUAC_CLOCK_OFFSET is a duration, for example "-150s". The process
+// adds it to its machine's time.
 //
-// It must never know what the places are for.
+// The package must never know what the points are for.
 package failpoint

@@ -1,12 +1,12 @@
-// Package fakeruntime is a [runtime.Driver] in memory, for tests of what calls
-// drivers.
+// Package fakeruntime is an in-memory [runtime.Driver] for tests of code that
+// calls drivers.
 //
-// Its ledger is the truth that such tests count against: which sandboxes run,
+// Its ledger is the truth that such tests check against: which sandboxes run,
 // whatever any record says. A test can make each call fail before or after its
-// effect, hold it up, and let sandboxes die, get lost or be swapped for others.
+// effect, block it, and let sandboxes die, get lost or be swapped for others.
 //
-// The package must never know who calls it: it imports the runtime contract and
-// the standard library alone.
+// The package must never know who calls it: it imports only the runtime
+// contract and the standard library.
 package fakeruntime
 
 import (
@@ -23,10 +23,10 @@ import (
 	"github.com/bivouac/bivouac/runtime"
 )
 
-// Op is one of the driver's methods that a test can interfere with.
+// Op is a method of the driver that a test can interfere with.
 type Op string
 
-// The methods, as calls report them.
+// These are the methods, as they appear in a [Call].
 const (
 	OpCreate  Op = "create"
 	OpStop    Op = "stop"
@@ -37,11 +37,11 @@ const (
 	OpAnswers Op = "answers" // Answers
 )
 
-// Moment says when in a call an [Interceptor] is asked.
+// Moment is the point in a call at which an [Interceptor] is called.
 type Moment int
 
-// The moments of a call. An error at Before means that nothing was done; one at
-// After means that it was done and the answer got lost.
+// These are the moments of a call. An error at Before means that nothing was
+// done. An error at After means that it was done but the answer got lost.
 const (
 	Before Moment = iota
 	After
@@ -51,16 +51,16 @@ const (
 type Call struct {
 	Op        Op
 	SessionID string // empty for OpList and OpFind
-	ChatID    string // of OpFind alone
+	ChatID    string // only for OpFind
 	Moment    Moment
 }
 
-// An Interceptor is asked before and after the effect of each call. The error
-// that it returns is what the call returns. It may block, and so hold the call
-// up; the driver's other calls go on meanwhile.
+// An Interceptor is called before and after the effect of each call. The call
+// returns the interceptor's error. The interceptor may block; that delays this
+// call but not the driver's other calls.
 type Interceptor func(ctx context.Context, call Call) error
 
-// Driver is the fake. Use [New]. It is safe for concurrent use.
+// Driver is the fake. Create it with [New]. It is safe for concurrent use.
 type Driver struct {
 	name string
 
@@ -68,15 +68,15 @@ type Driver struct {
 	intercept Interceptor
 	sandboxes map[string]*sandbox
 	ended     map[string]bool // session IDs that Stop or Delete was called for
-	created   int             // sandboxes ever started; names them
-	most      map[string]int  // per chat: the most that ever ran at a time
+	created   int             // sandboxes ever started; also the source of their names
+	most      map[string]int  // by chat: the most that ever ran at the same time
 	watchers  map[chan runtime.Sandbox]struct{}
 }
 
 type sandbox struct {
 	runtime.Sandbox
 	spec runtime.Spec
-	runs bool // the truth, which State need not tell while it is lost
+	runs bool // the truth, which may differ from State while it is lost
 	hid  bool // the driver no longer knows it
 }
 
@@ -98,7 +98,7 @@ func New(name string) *Driver {
 	}
 }
 
-// Intercept has f asked about each call from now on; nil for nobody.
+// Intercept sets the interceptor of all later calls; nil removes it.
 func (d *Driver) Intercept(f Interceptor) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -124,8 +124,8 @@ func (d *Driver) Info(context.Context) (runtime.Info, error) {
 	return runtime.Info{Name: d.name, Version: "0"}, nil
 }
 
-// Create implements [runtime.Driver]. It goes through all stages. Where it is
-// made to fail after its effect the sandbox runs all the same.
+// Create implements [runtime.Driver]. It goes through all stages. If it is made
+// to fail after its effect, the sandbox still runs.
 func (d *Driver) Create(ctx context.Context, spec runtime.Spec, progress func(runtime.Stage)) (runtime.Sandbox, error) {
 	if err := d.ask(ctx, OpCreate, spec.SessionID, Before); err != nil {
 		return runtime.Sandbox{}, err
@@ -253,7 +253,8 @@ func (d *Driver) FindChat(ctx context.Context, chatID, except string) ([]runtime
 	return found, d.tell(ctx, call)
 }
 
-// Answers implements [runtime.Prober]: what runs answers.
+// Answers implements [runtime.Prober]. A sandbox that runs answers at its
+// endpoint.
 func (d *Driver) Answers(ctx context.Context, sessionID string, endpoint runtime.Endpoint) (bool, error) {
 	if err := d.ask(ctx, OpAnswers, sessionID, Before); err != nil {
 		return false, err
@@ -265,7 +266,7 @@ func (d *Driver) Answers(ctx context.Context, sessionID string, endpoint runtime
 	return answers, d.ask(ctx, OpAnswers, sessionID, After)
 }
 
-// List implements [runtime.Driver]. Its order is that of the session IDs.
+// List implements [runtime.Driver]. It sorts by session ID.
 func (d *Driver) List(ctx context.Context) iter.Seq2[runtime.Sandbox, error] {
 	return func(yield func(runtime.Sandbox, error) bool) {
 		if err := d.ask(ctx, OpList, "", Before); err != nil {
@@ -295,8 +296,8 @@ func (d *Driver) all() []runtime.Sandbox {
 	return all
 }
 
-// watchBuffer is how many changes a watcher may lag behind before the driver
-// drops further ones, as its contract allows.
+// watchBuffer is how many changes a watcher may fall behind. The driver then
+// drops further changes, as its contract allows.
 const watchBuffer = 1024
 
 // Watch implements [runtime.Watcher].
@@ -320,7 +321,7 @@ func (d *Driver) Watch(ctx context.Context, changed func(runtime.Sandbox)) error
 	}
 }
 
-// report tells the watchers of a change; the mutex is held.
+// report sends a change to the watchers. The caller holds the mutex.
 func (d *Driver) report(s runtime.Sandbox) {
 	for changes := range d.watchers {
 		select {

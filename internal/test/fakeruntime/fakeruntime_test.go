@@ -77,8 +77,8 @@ func TestDriver_failsBeforeOrAfterItsEffect(t *testing.T) {
 	injected := errors.New("injected")
 	for _, tc := range []struct {
 		moment fakeruntime.Moment
-		runs   int // after a create that failed
-		left   int // after a stop of one that runs, that failed
+		runs   int // after a failed create
+		left   int // after a failed stop of a running one
 	}{
 		{fakeruntime.Before, 0, 1},
 		{fakeruntime.After, 1, 0},

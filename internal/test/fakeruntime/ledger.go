@@ -10,16 +10,16 @@ import (
 	"github.com/bivouac/bivouac/runtime"
 )
 
-// Running returns the sandboxes that really run, in the order of their session
-// IDs: also those that the driver calls lost.
+// Running returns the sandboxes that really run, sorted by session ID. It
+// includes sandboxes that the driver reports as lost.
 func (d *Driver) Running() []runtime.Sandbox {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.runningOf("")
 }
 
-// runningOf returns the chat's sandboxes that run, or those of all chats for
-// the empty ID; the mutex is held.
+// runningOf returns the running sandboxes of the chat, or of all chats if the
+// ID is empty. The caller holds the mutex.
 func (d *Driver) runningOf(chatID string) []runtime.Sandbox {
 	var running []runtime.Sandbox
 	for _, s := range d.sandboxes {
@@ -50,7 +50,7 @@ func (d *Driver) MostPerChat() int {
 	return most
 }
 
-// Kill ends a sandbox behind its callers' backs.
+// Kill ends a sandbox without a call to the driver.
 func (d *Driver) Kill(sessionID, reason string) {
 	d.change(sessionID, func(s *sandbox) {
 		s.runs = false
@@ -58,27 +58,28 @@ func (d *Driver) Kill(sessionID, reason string) {
 	})
 }
 
-// Lose puts a sandbox out of reach. It runs on.
+// Lose makes a sandbox lost. It continues to run.
 func (d *Driver) Lose(sessionID, reason string) {
 	d.change(sessionID, func(s *sandbox) { s.State, s.Reason = runtime.StateLost, reason })
 }
 
-// Regain brings a sandbox back into reach.
+// Regain makes a lost sandbox reachable again.
 func (d *Driver) Regain(sessionID string) {
 	d.change(sessionID, func(s *sandbox) { s.State, s.Reason = runtime.StateRunning, "" })
 }
 
-// Swap lets another container stand in a sandbox's place.
+// Swap gives a sandbox another container ID, as if another container had
+// replaced it.
 func (d *Driver) Swap(sessionID, containerID string) {
 	d.change(sessionID, func(s *sandbox) { s.ContainerID = containerID })
 }
 
-// Lag has the driver tell of a sandbox what it knew before it saw it start.
+// Lag makes the driver report a sandbox as it was before it was seen to start.
 func (d *Driver) Lag(sessionID string) {
 	d.change(sessionID, func(s *sandbox) { s.State, s.ContainerID = runtime.StateStarting, "" })
 }
 
-// Plant starts a sandbox that nobody asked this driver for.
+// Plant starts a sandbox without a call to Create.
 func (d *Driver) Plant(spec runtime.Spec) runtime.Sandbox {
 	s, err := d.start(spec)
 	if err != nil {
@@ -87,8 +88,7 @@ func (d *Driver) Plant(spec runtime.Spec) runtime.Sandbox {
 	return s
 }
 
-// Forget ends a sandbox and removes what is left of it, so that the driver no
-// longer knows it.
+// Forget ends a sandbox and removes it, so that the driver no longer knows it.
 func (d *Driver) Forget(sessionID string) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -96,20 +96,20 @@ func (d *Driver) Forget(sessionID string) {
 	delete(d.sandboxes, sessionID)
 }
 
-// Hide lets the driver no longer know a sandbox, which runs on, as a purge does
-// that does not wait for its end.
+// Hide makes the driver forget a sandbox that still runs, as a purge does that
+// does not wait for its end.
 func (d *Driver) Hide(sessionID string) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.must(sessionID).hid = true
 }
 
-// Edit changes what the driver tells of a sandbox.
+// Edit changes what the driver reports about a sandbox.
 func (d *Driver) Edit(sessionID string, edit func(*runtime.Sandbox)) {
 	d.change(sessionID, func(s *sandbox) { edit(&s.Sandbox) })
 }
 
-// change changes a sandbox and tells the watchers of it.
+// change changes a sandbox and notifies the watchers.
 func (d *Driver) change(sessionID string, f func(*sandbox)) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -118,7 +118,7 @@ func (d *Driver) change(sessionID string, f func(*sandbox)) {
 	d.report(s.Sandbox)
 }
 
-// must returns a sandbox that the test says is there; the mutex is held.
+// must returns a sandbox that must exist. The caller holds the mutex.
 func (d *Driver) must(sessionID string) *sandbox {
 	s, ok := d.sandboxes[sessionID]
 	if !ok {
@@ -127,7 +127,7 @@ func (d *Driver) must(sessionID string) *sandbox {
 	return s
 }
 
-// Fail returns an interceptor that lets each call of op fail with err at the
+// Fail returns an interceptor that makes each call of op fail with err at the
 // given moment, and no other call.
 func Fail(op Op, moment Moment, err error) Interceptor {
 	return func(_ context.Context, call Call) error {

@@ -8,7 +8,8 @@ func mutants() []mutant {
 	return []mutant{
 		{without: "fence", line: words("KVCheckIndex", "KVGetOrEmpty", "KVCAS", "KVSet", "KVDeleteCAS", "KVDelete")},
 		{without: "intent", line: instead(`if err := error(nil); err != nil {`)},
-		// In the simulation hardly any registration comes after its session was stopped.
+		// In the simulation, a registration hardly ever arrives after its
+		// session was stopped.
 		{without: "tombstone", line: instead(`return s, nil`), noticedBy: test{"./runtime/nomad", "TestStop_makes_a_late_registration_fail"}},
 		{without: "wait for terminal", line: instead(`return s, nil`)},
 		{without: "chat mutex", line: instead(`unlock, err := func() {}, error(nil)`)},
@@ -24,8 +25,9 @@ func mutants() []mutant {
 		{without: "guard of second runs", line: instead(`return ""`)},
 		// In the simulation a sandbox has one task.
 		{without: "end of a sandbox with its first main task", line: never, noticedBy: test{"./runtime/nomad", "TestRun"}},
-		// Nomad checks the index of a registration before the log. In the time
-		// between, which is short, the simulation lays no tombstone.
+		// Nomad checks the index of a registration before the log. The time
+		// between the two is short, and in the simulation no tombstone is
+		// registered within it.
 		{without: "guard of jobs registered anew", line: never, noticedBy: test{"./runtime/nomad", "TestGuard_stops_what_overwrites_a_tombstone"}},
 		{without: "wait for what Nomad decides", line: never},
 		{without: "stop before purge", line: words("false", "true")},
@@ -34,9 +36,11 @@ func mutants() []mutant {
 		{without: "ruling out of a late save", line: instead(`ruledOut := error(nil)`), noticedBy: test{"./scheduler", "TestCreate_whatCannotBeUndoneIsSettled"}},
 		{without: "bound of the agreed time", line: always},
 		{without: "clearing of stray locks", line: words("h.leftovers[lease.id] =", "_ =")},
-		// The fence alone keeps a record right. This saves what is done in vain.
+		// The fence alone keeps records correct. This safeguard avoids useless
+		// work.
 		{without: "local deadline of locks", line: words(" || !time.Now().Before(h.deadline)", ""), noticedBy: test{"./internal/store/consul", "TestReplicaThatIsCutOffStopsBeforeOthersBegin"}},
-		// Without it a caller is told of doubt where there need be none.
+		// Without it, a caller gets an unknown outcome although the outcome can
+		// be found out.
 		{without: "look after an unknown outcome", line: instead(`applied, settleErr := (*write)(nil), error(nil)`), noticedBy: test{"./internal/store/consul", "TestWriteIsMadeOnceWhateverHappensToARequest"}},
 		// In the simulation nothing is in flight when the store is wiped.
 		{without: "identity check of writes", line: instead(``), noticedBy: test{"./internal/store/consul", "TestStoreThatLosesItsData"}},

@@ -1,10 +1,11 @@
-// Command mutants shows whether the simulation bites: it takes the safeguards of
-// Bivouac away, one at a time, and looks for a seed that fails without it. For
-// one whose loss the simulation cannot notice, it runs the test that does.
+// Command mutants shows whether the simulation notices errors. It removes the
+// safeguards of Bivouac, one at a time, and looks for a seed that fails without
+// the safeguard. If the simulation cannot notice that a safeguard is missing,
+// the command runs a test that does.
 //
-// A line of the source that is a safeguard ends with a comment that names it. A
-// mutant changes the lines with its name by the go command's -overlay, so that no
-// file is touched. The program must never be part of the product.
+// A source line that is a safeguard ends with a comment that names it. A mutant
+// changes the lines with its name through the go command's -overlay flag, so no
+// source file is modified. The command must never be part of the product.
 package main
 
 import (
@@ -32,8 +33,9 @@ func main() {
 	}
 }
 
-// run tries all mutants, or those that args name, as many at a time as there are
-// processors, and prints a line on each as soon as it and those before are known.
+// run tries all mutants, or those that args name, as many at a time as there
+// are processors. It prints a line for each mutant, in order, as soon as the
+// results are known.
 func run(ctx context.Context, args []string, out io.Writer) error {
 	flags := flag.NewFlagSet("mutants", flag.ContinueOnError)
 	seeds := flags.Int("seeds", 10000, "how many seeds to try for each mutant")
@@ -54,7 +56,7 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	for i := range chosen {
 		results[i] = make(chan result, 1)
 	}
-	g.SetLimit(1 + runtime.NumCPU()) // and the report
+	g.SetLimit(1 + runtime.NumCPU()) // plus one for the report
 	g.Go(func() error { return report(out, chosen, results) })
 	sound := soundness(ctx, dir)
 	for i, m := range chosen {
@@ -70,8 +72,9 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	return errors.Join(g.Wait(), os.RemoveAll(dir))
 }
 
-// soundness returns what tells, and finds out once for each test, whether it passes
-// where no safeguard is gone. That the simulation does is what it is run for.
+// soundness returns a function that reports whether a test passes with all
+// safeguards in place. It runs each test once. The simulation itself is not run
+// here, because its own runs show that it passes.
 func soundness(ctx context.Context, dir string) func(test) error {
 	var mu sync.Mutex
 	known := map[test]func() error{{}: func() error { return nil }}
@@ -87,7 +90,7 @@ func soundness(ctx context.Context, dir string) func(test) error {
 	}
 }
 
-// choose returns the mutants of these names, all where there are none.
+// choose returns the named mutants, or all if there are no names.
 func choose(names []string) ([]mutant, error) {
 	all := mutants()
 	for _, name := range names {
@@ -101,8 +104,8 @@ func choose(names []string) ([]mutant, error) {
 	return slices.DeleteFunc(all, func(m mutant) bool { return !slices.Contains(names, m.without) }), nil
 }
 
-// report prints the results in the order of the mutants, and fails where one was
-// not noticed, or could not be tried.
+// report prints the results in the order of the mutants. It fails if a mutant
+// was not noticed or could not be tried.
 func report(out io.Writer, chosen []mutant, results []chan result) error {
 	const columns = "%-42s  %-10s  %s\n"
 	if _, err := fmt.Fprintf(out, columns, "WITHOUT THE", "NOTICED BY", "AS"); err != nil {

@@ -16,8 +16,8 @@ import (
 )
 
 const (
-	// limit bounds the runs of one process. Some mutants run in circles, which
-	// is as good as any other failure.
+	// limit is the time limit of one process. Some mutants loop forever, which
+	// counts as a failure like any other.
 	limit = 5 * time.Minute
 	// chunk is how many seeds one process runs.
 	chunk = 250
@@ -26,14 +26,14 @@ const (
 // mutant is the source without one safeguard.
 type mutant struct {
 	without   string
-	line      func(code string) string // what becomes of each marked line
-	noticedBy test                     // in place of the simulation
+	line      func(code string) string // returns the replacement of a marked line
+	noticedBy test                     // instead of the simulation
 }
 
-// marker stands at the end of a line that is a safeguard, before its name.
+// marker separates the code of a line that is a safeguard from its name.
 const marker = " // safeguard: "
 
-// instead replaces the line.
+// instead replaces the whole line.
 func instead(code string) func(string) string {
 	return func(string) string { return code }
 }
@@ -43,7 +43,8 @@ func words(oldnew ...string) func(string) string {
 	return strings.NewReplacer(oldnew...).Replace
 }
 
-// condition is the one of a case, an if or a return, with what is around it.
+// condition matches the condition of a case, an if or a return, and what
+// surrounds it.
 var condition = regexp.MustCompile(`^(case |return |if (?:.*; )?)(.*?)(:| \{|)$`)
 
 // never makes the condition of the line false.
@@ -52,7 +53,7 @@ func never(code string) string { return condition.ReplaceAllString(code, "${1}fa
 // always makes the condition of the line true.
 func always(code string) string { return condition.ReplaceAllString(code, "${1}true || (${2})${3}") }
 
-// test is one of a package.
+// test identifies a test by its package and name.
 type test struct{ pkg, name string }
 
 var simulation = test{"./internal/test/simulate", "TestSimulations"}
@@ -64,14 +65,15 @@ var (
 	violated   = regexp.MustCompile(`VIOLATED (.*)`)
 )
 
-// result is what noticed that a safeguard is gone, a seed or a test, and as what;
-// empty where nothing did.
+// result says which seed or test noticed that a safeguard is missing, and how.
+// It is empty if nothing noticed.
 type result struct {
 	by, as string
 	err    error
 }
 
-// try looks for a seed, or runs the test, that fails without the safeguard.
+// try looks for a seed that fails without the safeguard, or runs the test that
+// should fail.
 func (m mutant) try(ctx context.Context, dir string, seeds int) result {
 	dir = filepath.Join(dir, strings.NewReplacer(" ", "-", "'", "").Replace(m.without))
 	if err := os.Mkdir(dir, 0o700); err != nil {
@@ -117,7 +119,7 @@ func (m mutant) try(ctx context.Context, dir string, seeds int) result {
 	return result{}
 }
 
-// build builds the tests of a package with the changes.
+// build builds the tests of a package with the changed source.
 func (m mutant) build(ctx context.Context, dir string, of test) (bin string, err error) {
 	overlay, err := m.overlay(dir)
 	if err != nil {
@@ -131,16 +133,16 @@ func (m mutant) build(ctx context.Context, dir string, of test) (bin string, err
 	return bin, nil
 }
 
-// noticed says whether a run in which something went wrong says so of the test: it
-// failed, or came to no end. That it could not run says nothing.
+// noticed reports whether the output of a failed run shows that the test itself
+// failed or timed out. A run that could not start does not count.
 func (of test) noticed(text []byte) bool {
 	return bytes.Contains(text, tookLong) || slices.ContainsFunc(slices.Collect(bytes.Lines(text)), func(line []byte) bool {
 		return bytes.HasPrefix(line, []byte("--- FAIL: "+of.name+" "))
 	})
 }
 
-// sound returns an error where the test does not pass on the source as it is:
-// then it notices nothing.
+// sound returns an error if the test does not pass on the unchanged source.
+// Such a test could notice nothing.
 func (of test) sound(ctx context.Context, dir string) error {
 	bin := filepath.Join(dir, "sound-"+of.name+".test")
 	cmd := exec.CommandContext(ctx, "go", "test", "-c", "-vet=off", "-o", bin, of.pkg)
@@ -157,7 +159,7 @@ func (of test) sound(ctx context.Context, dir string) error {
 	return nil
 }
 
-// start runs a test in its package's folder.
+// start runs a test in its package's directory.
 func start(ctx context.Context, bin string, of test, env ...string) ([]byte, error) {
 	cmd := exec.CommandContext(ctx, bin, "-test.failfast", "-test.timeout="+limit.String(), "-test.run=^"+of.name+"$")
 	cmd.Dir = of.pkg
@@ -165,7 +167,7 @@ func start(ctx context.Context, bin string, of test, env ...string) ([]byte, err
 	return cmd.CombinedOutput()
 }
 
-// failureOf returns the first line of what a test complains of.
+// failureOf returns the first line of a test's failure.
 func failureOf(text []byte, of test) string {
 	_, rest, _ := strings.Cut(string(text), "--- FAIL: "+of.name)
 	for line := range strings.Lines(rest) {
@@ -176,8 +178,8 @@ func failureOf(text []byte, of test) string {
 	return "it does not come to an end"
 }
 
-// change returns the text of a file without the safeguard, and false if no line
-// of the file is marked with its name.
+// change returns the text of a file without the safeguard. The second result is
+// false if no line of the file is marked with its name.
 func (m mutant) change(text string) (string, bool, error) {
 	var out strings.Builder
 	marked := false
@@ -196,7 +198,7 @@ func (m mutant) change(text string) (string, bool, error) {
 	return out.String(), marked, nil
 }
 
-// sources returns the paths of the product's files below root.
+// sources returns the paths of the product's Go files below root.
 func sources(root string) ([]string, error) {
 	var files []string
 	err := filepath.WalkDir(root, func(path string, entry os.DirEntry, err error) error {
@@ -213,7 +215,7 @@ func sources(root string) ([]string, error) {
 	return files, err
 }
 
-// overlay writes the changed files and what tells the go command of them.
+// overlay writes the changed files and the overlay file for the go command.
 func (m mutant) overlay(dir string) (string, error) {
 	files, err := sources(".")
 	if err != nil {

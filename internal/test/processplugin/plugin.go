@@ -1,9 +1,10 @@
-// Package processplugin is a runtime plugin for tests and measurements, as
-// somebody else would write one: each sandbox is a process of this machine.
+// Package processplugin is a runtime plugin for tests and measurements, written
+// like a third party would write one. Each sandbox is a process of this
+// machine.
 //
-// It keeps nothing in memory, so its process may be killed at any time: a file
-// for each session says what was asked for, and processes are found by a
-// variable in their environment. It needs Linux's /proc.
+// It keeps no state in memory, so its process may be killed at any time. A file
+// for each session records the request, and processes are found by a variable
+// in their environment. It needs Linux's /proc.
 package processplugin
 
 import (
@@ -32,30 +33,30 @@ import (
 	"github.com/bivouac/bivouac/runtime/ready"
 )
 
-// Plugin is a runtime.Driver, a runtime.Configurer and a runtime.Watcher.
+// Plugin implements runtime.Driver, runtime.Configurer and runtime.Watcher.
 type Plugin struct {
 	dir     string
 	command []string
-	mu      sync.Mutex // held while a session's files and process are changed
+	mu      sync.Mutex // held while a session's files or process change
 }
 
-// record is what is known of a sandbox. It is written without a PID before the
-// process starts.
+// record is the stored state of a sandbox. It is written without a PID before
+// the process starts.
 type record struct {
 	Spec runtime.Spec
 	Port uint16
 	PID  int
-	// Start is when the process was started.
+	// Start is the start time of the process.
 	Start string
 }
 
-// Info says who the plugin is and what its configuration may hold.
+// Info returns the plugin's name, version and configuration schema.
 func (p *Plugin) Info(context.Context) (runtime.Info, error) {
 	return runtime.Info{Name: "process-plugin", Version: "1", ConfigSchema: json.RawMessage(
 		`{"type": "object", "required": ["dir", "command"], "properties": {"dir": {"type": "string"}, "command": {"type": "array"}}}`)}, nil
 }
 
-// Configure takes {"dir": FOLDER, "command": [PROGRAM, ARGUMENT...]}.
+// Configure accepts {"dir": DIRECTORY, "command": [PROGRAM, ARGUMENT...]}.
 func (p *Plugin) Configure(_ context.Context, given runtime.Config) error {
 	var config struct {
 		Dir     string   `json:"dir"`
@@ -136,7 +137,7 @@ func (p *Plugin) start(spec runtime.Spec) (record, error) {
 	case r.PID != 0:
 		return r, nil
 	}
-	if found := p.processes(spec.SessionID); len(found) > 0 { // started by a plugin that was killed just then
+	if found := p.processes(spec.SessionID); len(found) > 0 { // a plugin started it and was killed before it saved the PID
 		r.PID = found[0]
 		r.Start, _ = startOf(r.PID)
 		return r, p.save(r)
@@ -151,7 +152,7 @@ func (p *Plugin) start(spec runtime.Spec) (record, error) {
 	}
 	r.PID = cmd.Process.Pid
 	r.Start, _ = startOf(r.PID)
-	go func() { _ = cmd.Wait() }() // how it ended does not matter
+	go func() { _ = cmd.Wait() }() // its result does not matter
 	return r, p.save(r)
 }
 
@@ -183,19 +184,19 @@ func (p *Plugin) Stop(ctx context.Context, sessionID string) error {
 	return err
 }
 
-// Delete does as Stop does, and forgets the sandbox.
+// Delete stops the sandbox and removes its record.
 func (p *Plugin) Delete(ctx context.Context, sessionID string) error {
 	if err := p.Stop(ctx, sessionID); err != nil {
 		return err
 	}
-	_ = os.Remove(p.path(sessionID, ".json.new")) // of a plugin that was killed just then
+	_ = os.Remove(p.path(sessionID, ".json.new")) // left by a plugin that was killed while it saved
 	if err := os.Remove(p.path(sessionID, ".json")); !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	return nil
 }
 
-// Inspect tells how a sandbox stands.
+// Inspect returns the state of a sandbox.
 func (p *Plugin) Inspect(_ context.Context, sessionID string) (runtime.Sandbox, error) {
 	r, err := p.load(sessionID)
 	if err != nil {
@@ -215,7 +216,7 @@ func (p *Plugin) List(context.Context) iter.Seq2[runtime.Sandbox, error] {
 		for _, file := range files {
 			r, err := p.load(strings.TrimSuffix(filepath.Base(file), ".json"))
 			if errors.Is(err, runtime.ErrNotFound) {
-				continue // it was deleted meanwhile
+				continue // it was deleted in the meantime
 			}
 			if !yield(p.view(r), err) || err != nil {
 				return
@@ -224,7 +225,7 @@ func (p *Plugin) List(context.Context) iter.Seq2[runtime.Sandbox, error] {
 	}
 }
 
-// Watch looks for changes.
+// Watch polls for changes every 20 ms.
 func (p *Plugin) Watch(ctx context.Context, changed func(runtime.Sandbox)) error {
 	seen := map[string]runtime.State{}
 	for pause(ctx, 20*time.Millisecond) {
@@ -294,20 +295,20 @@ func (p *Plugin) save(r record) error {
 	return err
 }
 
-// runs says whether the sandbox's first process runs.
+// runs reports whether the sandbox's first process still runs.
 func (p *Plugin) runs(r record) bool {
 	start, runs := startOf(r.PID)
 	return runs && start == r.Start
 }
 
-// startOf says whether a process or one of its threads runs, and when it was
-// started: the PID alone may be another's by now.
+// startOf reports whether a process or one of its threads runs, and when it was
+// started. The PID alone is not enough, because it may have been reused.
 func startOf(pid int) (string, bool) {
 	stat, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "stat"))
 	if err != nil {
 		return "", false
 	}
-	const state, threads, start = 0, 17, 19 // counted from the end of the program's name
+	const state, threads, start = 0, 17, 19 // positions after the program's name
 	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
 	if len(fields) <= start || fields[state] == "X" || fields[state] == "Z" && fields[threads] <= "1" {
 		return "", false
@@ -332,7 +333,7 @@ func (p *Plugin) processes(sessionID string) []int {
 	return found
 }
 
-// pause waits. It returns false if ctx ended.
+// pause waits for d. It returns false if ctx is done first.
 func pause(ctx context.Context, d time.Duration) bool {
 	select {
 	case <-time.After(d):

@@ -14,7 +14,8 @@ import (
 	"github.com/bivouac/bivouac/runtime/conformance"
 )
 
-// The test binary is also the sandbox.
+// TestMain runs the tests or, as a sandbox, the demo sandbox: the test binary
+// is both.
 func TestMain(m *testing.M) {
 	if os.Getenv("BIVOUAC_SESSION_ID") == "" {
 		os.Exit(m.Run())

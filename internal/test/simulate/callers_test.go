@@ -13,19 +13,19 @@ import (
 	"github.com/bivouac/bivouac/scheduler"
 )
 
-// call is a request and what its caller was told.
+// call is a request and the answer that its caller got.
 type call struct {
 	request
 	caller  int
 	began   time.Duration
 	ended   time.Duration
-	told    string // a result of create or delete, a state, or a kind of error
-	session string // ID of the session in the answer
-	agentOf string // the session's agent
+	told    string // the result of create or delete, a state, or a kind of error
+	session string // session ID in the answer
+	agentOf string // agent of that session
 	expires time.Duration
-	ahead   time.Duration // by how much the replica's time was ahead when it answered
-	skew    time.Duration // how far replicas may be apart in when the session expires
-	open    bool          // what it did, and whether it is over, is not known
+	ahead   time.Duration // how far the replica's time was ahead when it answered
+	skew    time.Duration // how far replicas may disagree on when the session expires
+	open    bool          // its effect and whether it is over are unknown
 	err     error
 }
 
@@ -40,7 +40,7 @@ func (c call) String() string {
 	return s
 }
 
-// call makes a caller's requests, one after the other.
+// call makes the requests of one caller, one after the other.
 func (w *world) call(caller int, requests []request) {
 	for _, r := range requests {
 		wait(w.ctx, r.after)
@@ -55,8 +55,8 @@ func (w *world) call(caller int, requests []request) {
 	}
 }
 
-// ask makes a request of a replica, and notes what the caller is told. A caller
-// whose replica dies is told nothing.
+// ask sends a request to a replica and records the answer. If the replica dies,
+// the caller gets no answer.
 func (w *world) ask(caller int, r request, at *replica) {
 	ctx, cancel := context.WithCancel(network.WithCaller(w.ctx, strconv.Itoa(caller)))
 	defer cancel()
@@ -66,11 +66,11 @@ func (w *world) ask(caller int, r request, at *replica) {
 	}
 	c := call{request: r, caller: caller, began: w.now()}
 	w.mu.Lock()
-	w.asked.happens(max(0, slices.Index(w.replicas, at))) // one that is gone is none of them
+	w.asked.happens(max(0, slices.Index(w.replicas, at))) // 0 for a replica that was replaced
 	w.mu.Unlock()
 	w.note("caller %d asks %s: %v", caller, at.name, r)
 	answered := make(chan call, 1)
-	asked := c // it may go on after the caller has given up on it
+	asked := c // carryOut may continue after the caller has given up
 	w.remains.Go(func() {
 		w.carryOut(ctx, &asked, at)
 		asked.ended = w.now()
@@ -83,7 +83,7 @@ func (w *world) ask(caller int, r request, at *replica) {
 		c.ended, c.told, c.open = w.now(), "nothing", true
 	}
 	w.note("caller %d is told: %s %s", caller, c.told, c.session)
-	if c.err != nil { // of two limits that pass at one instant it names either
+	if c.err != nil { // if two limits pass at the same instant, the error may name either
 		w.note(logged, fmt.Sprintf("caller %d is told: %v", caller, c.err))
 	}
 	w.mu.Lock()
@@ -126,13 +126,13 @@ func (w *world) carryOut(ctx context.Context, c *call, at *replica) {
 		c.open = !isAnswer(c.told)
 	case c.told != "not_found":
 		c.session, c.agentOf = session.SessionID.String(), session.AgentID
-		// By the clock that the replicas agree on, as this one knows it.
+		// In the time that the replicas agree on, as this replica knows it.
 		now := at.clock.Now()
 		c.ahead, c.expires = time.Until(now), w.now()+session.ExpiresAt.Sub(now)
 	}
 }
 
-// isAnswer says whether an error of this kind tells how the chat stands.
+// isAnswer reports whether an error of this kind tells the state of the chat.
 func isAnswer(kind string) bool {
 	switch kind {
 	case "not_found", "expired", "not_running":

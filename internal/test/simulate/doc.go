@@ -1,21 +1,22 @@
-// Package simulate runs replicas of Bivouac through seeded simulations: the real
-// scheduler with its background work, the real Consul store and the real Nomad
-// driver, over models of Consul and Nomad in memory, in simulated time.
+// Package simulate runs replicas of Bivouac through seeded simulations in
+// simulated time. The scheduler with its background work, the Consul store and
+// the Nomad driver are the real ones; Consul and Nomad are models in memory.
 //
-// A seed decides what callers ask, what goes wrong and when, and in what order
-// all of it happens. Each run checks at every step that no chat has two live
-// processes, that what callers were told fits together (is linearizable), and
-// that some time after the last fault nothing is left over.
+// The seed decides what callers ask, what goes wrong and when, and in what
+// order everything happens. Each run checks three things: at every step, that
+// no chat has two live processes; that the answers to callers are linearizable;
+// and that nothing is left over some time after the last fault.
 //
-// Some faults change the store as an operator or a restored snapshot does: one
-// record is deleted, all records are set back, the store is wiped. Callers may then
-// be told anything of the chats that lost their records, so that what they are told
-// is not checked. Two processes of a chat are never allowed, and everything must
-// settle, within 3 minutes. These faults spare starts that are in flight.
+// Some faults change the store as an operator or a restored snapshot does: they
+// delete one record, set all records back, or wipe the store. Answers about the
+// chats that lost their records are then not checked, because any answer is
+// possible. Two processes of one chat are still never allowed, and everything
+// must settle within 3 minutes. These faults do not touch starts that are in
+// flight.
 //
-// In a third of the runs another Bivouac of the same name has a sandbox on the same
-// Nomad. It must be left alone, and callers must never be told of it.
+// In a third of the runs another Bivouac of the same name has a sandbox on the
+// same Nomad. Bivouac must leave it alone and must never report it to callers.
 //
-// All of it is tests. The package must never hold anything that the product
+// The package contains only tests. It must never hold anything that the product
 // needs.
 package simulate

@@ -10,7 +10,7 @@ import (
 	"github.com/bivouac/bivouac/jobs"
 )
 
-// provoke lets a fault happen and, after its time, ends it.
+// provoke starts a fault and ends it after its time.
 func (w *world) provoke(n int, f fault) {
 	wait(w.ctx, f.at)
 	if f.into > 0 {
@@ -38,7 +38,7 @@ func (w *world) provoke(n int, f fault) {
 		w.restart(n, f.which, r)
 	case "stop":
 		r.stop()
-		r.crash() // what a caller still waits for is cut off
+		r.crash() // callers that still wait are cut off
 		wait(w.ctx, f.lasts)
 		w.restart(n, f.which, r)
 	case "pause":
@@ -123,7 +123,7 @@ func (w *world) provoke(n int, f fault) {
 		value := "hand " + time.Now().Add(off).UTC().Format(time.RFC3339Nano)
 		w.consul.SetKey(clockKey, value)
 		wait(w.ctx, f.lasts)
-		// If nobody knew better, health says to delete it.
+		// If no replica knew the time, the health check says to delete the key.
 		if string(w.consul.Keys(clockKey)[clockKey].Value) == value {
 			w.consul.DeleteKey(clockKey)
 		}
@@ -154,13 +154,14 @@ func (h *hits) count(kind string, took bool) {
 	}
 }
 
-// stoppedByNode is what a node does that is cut off for long.
+// stoppedByNode is the name under which stops by a node that is cut off for
+// long are counted.
 const stoppedByNode = "node cut: it stops what runs"
 
-// occasion is something for faults to wait for. The world's mutex guards it.
+// occasion is an event that faults can wait for. The world's mutex guards it.
 type occasion struct {
-	next  chan struct{} // closed at the next one
-	which int           // of the last one
+	next  chan struct{} // closed at the next event
+	which int           // replica or node of the last event
 }
 
 func newOccasion() *occasion { return &occasion{next: make(chan struct{})} }
@@ -171,7 +172,7 @@ func (o *occasion) happens(which int) {
 	o.next = make(chan struct{})
 }
 
-// next waits for the next occasion, and gives up after a while.
+// next waits for the next event and gives up after 5 s.
 func (w *world) next(o *occasion) (which int, ok bool) {
 	w.mu.Lock()
 	next := o.next
@@ -195,8 +196,8 @@ func (w *world) restart(n, which int, old *replica) {
 	}
 }
 
-// loseNode cuts a node off. What runs there, or starts there meanwhile, may end
-// by that.
+// loseNode cuts a node off. Sandboxes that run there, or start there in the
+// meantime, may end because of that.
 func (w *world) loseNode(f fault) {
 	i := f.which % w.nodes
 	id := w.nomad.NodeID(i)

@@ -11,13 +11,13 @@ import (
 	"github.com/bivouac/bivouac/internal/test/simulate/network"
 )
 
-// chatState is what a chat may be like, as far as callers can tell.
+// chatState is a possible state of a chat, as far as callers can tell.
 type chatState struct {
-	session string // ID; unknown where a create may have made one that nobody was told of
+	session string // session ID; unknown if a create may have made a session that nobody was told of
 	agent   string
-	until   time.Duration // when it expires; anytime where a renewal may have changed that
-	ended   bool          // its sandbox may be gone: it may be replaced or vanish
-	deleted string        // where there is no session: ID of the one that was deleted
+	until   time.Duration // when it expires; anytime if a renewal may have changed that
+	ended   bool          // its sandbox may be gone, so the session may be replaced or vanish
+	deleted string        // if there is no session: ID of the deleted one
 }
 
 const (
@@ -25,13 +25,13 @@ const (
 	anytime = time.Duration(-1)
 )
 
-// skewLimit is how far replicas may be apart in when a session expires.
+// skewLimit is how far replicas may disagree on when a session expires.
 const skewLimit = 3 * time.Second
 
-// skew is how far they may be apart in this run: as far as callers were told, and
-// no further than what can move the agreed time. A tick that comes late may take it
-// back. If its key is lost while no replica knows the time, the time goes on as
-// another machine has it.
+// skew returns how far replicas may disagree in this run. It is limited by what
+// callers were told and by what can move the agreed time: a tick that arrives
+// late may set the time back, and if the clock's key is lost while no replica
+// knows the time, the time continues from another machine's clock.
 func (w *world) skew() time.Duration {
 	var limit time.Duration
 	if w.odds.Late > 0 {
@@ -52,7 +52,7 @@ func (w *world) skew() time.Duration {
 	return skewLimit + min(limit, slices.Max(all)-slices.Min(all))
 }
 
-// by is when all that a call does is done.
+// by returns the time by which every effect of a call is done.
 func (c call) by() time.Duration {
 	if c.open {
 		return math.MaxInt64
@@ -60,27 +60,28 @@ func (c call) by() time.Duration {
 	return c.ended
 }
 
-// mayBeOver says whether, by the end of a call, there may be no session any
-// more, or one that is to be replaced.
+// mayBeOver reports whether, by the end of the call, there may be no session or
+// only one that is about to be replaced.
 func (s chatState) mayBeOver(c call) bool {
 	return s.session == "" || s.session == unknown || s.ended || s.until == anytime || s.until-c.skew <= c.by()
 }
 
-// mayStand says whether, at the beginning of a call, the session may be valid.
+// mayStand reports whether the session may be valid at the beginning of the
+// call.
 func (s chatState) mayStand(c call) bool {
 	return !s.ended && (s.until == anytime || c.began <= s.until+c.skew)
 }
 
-// isEnd is the end of a sandbox, at some time after what caused it.
+// isEnd is the end of a sandbox, at some time after its cause.
 type isEnd struct{ session string }
 
-// checkHistory returns the chats for which no order of all that was asked and
-// happened explains what callers were told.
+// checkHistory returns the chats for which no order of requests and events
+// explains the answers to callers.
 func (w *world) checkHistory() []int {
 	var bad []int
 	for chat := range w.chats {
 		if w.isEdited(w.chatIDs[chat].String()) {
-			continue // only who made the change can explain what callers were told
+			continue // answers after a manual change cannot be explained here
 		}
 		model := w.model()
 		if porcupine.CheckOperationsTimeout(model, w.operations(chat), 20*time.Second) != porcupine.Ok {
@@ -90,7 +91,7 @@ func (w *world) checkHistory() []int {
 	return bad
 }
 
-// operations are what was asked about a chat and what happened to its sessions.
+// operations returns the requests about a chat and the events of its sessions.
 func (w *world) operations(chat int) []porcupine.Operation {
 	var ops []porcupine.Operation
 	skew := w.skew()
@@ -111,7 +112,8 @@ func (w *world) operations(chat int) []porcupine.Operation {
 	return ops
 }
 
-// model says what callers may be told, as reference and contract have it.
+// model defines which answers callers may get, as the reference and the
+// contract say.
 func (w *world) model() porcupine.Model {
 	var made []string // sessions whose creator was told of them
 	for _, c := range w.history {
@@ -147,13 +149,14 @@ func (s chatState) end(session string) []chatState {
 	return []chatState{s}
 }
 
-// step returns what the chat may be like after c. made says that the creator of
-// the session in the answer was told of it: then it is no unknown one.
+// step returns the possible states of the chat after c. made means that the
+// creator of the session in the answer was told of it, so it cannot be an
+// unknown session.
 func (s chatState) step(c call, made bool) []chatState {
 	is := s.session == c.session || s.session == unknown && !made
 	this := chatState{session: c.session, agent: c.agentOf, until: c.expires, ended: s.ended}
 	if s.session == c.session && c.told != "renewed" && (s.until-c.expires).Abs() <= c.skew {
-		this.until = s.until // as whoever set it was told, and not as another clock shows it
+		this.until = s.until // as the caller that set it was told, not as another clock shows it
 	}
 	switch c.kind {
 	case "create":
@@ -166,7 +169,7 @@ func (s chatState) step(c call, made bool) []chatState {
 			return s.ifOver(c, chatState{})
 		case is:
 			return []chatState{this}
-		case c.told == "stopping" && c.session == s.deleted: // by a delete that is still under way
+		case c.told == "stopping" && c.session == s.deleted: // by a delete that is still in progress
 			return []chatState{s}
 		}
 	case "renew":
@@ -184,15 +187,15 @@ func (s chatState) step(c call, made bool) []chatState {
 		}
 	case "delete":
 		switch {
-		case c.open: // begun, it is finished by somebody else
+		case c.open: // if it has begun, another replica finishes it
 			ended := s
 			ended.ended = true
 			return []chatState{s, {deleted: s.session}, ended}
 		case c.told == "not_found":
 			return s.ifOver(c, chatState{})
-		case is, !made && s.mayBeOver(c): // also an intent, which nobody was told of
+		case is, !made && s.mayBeOver(c): // even an intent, which nobody was told of
 			return []chatState{{deleted: c.session}}
-		case c.session == s.deleted: // by two at a time, one of which took over from the other
+		case c.session == s.deleted: // two deletes at a time, one of which took over from the other
 			return []chatState{s}
 		}
 	}
@@ -216,7 +219,7 @@ func (s chatState) create(c call, is bool, this chatState) []chatState {
 		if is && s.mayStand(c) && c.agentOf != c.agent {
 			return []chatState{this}
 		}
-	default: // it failed, or it is not known what became of it
+	default: // it failed, or its result is unknown
 		if s.mayBeOver(c) {
 			return []chatState{s, {}, {session: unknown, agent: c.agent, until: anytime}}
 		}

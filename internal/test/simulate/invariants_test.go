@@ -15,23 +15,23 @@ import (
 	"github.com/bivouac/bivouac/jobs"
 )
 
-// Where Bivouac keeps what in Consul.
+// These are the prefixes and keys of Bivouac in Consul.
 const (
 	prefix      = "bivouac/v1/"
 	locksPrefix = prefix + "locks/"
 	clockKey    = prefix + "clock"
-	nobody      = "00000000-0000-0000-0000-000000000000" // the leader's lock is named for no chat
+	nobody      = "00000000-0000-0000-0000-000000000000" // the leader's lock has the all-zero UUID
 )
 
-// settleLimit is how long after the last fault and the last request nothing may
-// be left over: what the README promises.
+// settleLimit is the time after the last fault and the last request by which
+// nothing may be left over. The README promises this limit.
 const settleLimit = 45 * time.Second
 
-// adoptLimit is the same for a run that lost records: within that time a sandbox
-// that lost its record is adopted.
+// adoptLimit is the same limit for a run that lost records: within that time, a
+// sandbox without its record is adopted.
 const adoptLimit = 3 * time.Minute
 
-// record is what matters here of a record.
+// record holds the fields of a record that the checks need.
 type record struct {
 	SessionID   string    `json:"session_id"`
 	ChatID      string    `json:"chat_id"`
@@ -41,7 +41,7 @@ type record struct {
 	ExpiresAt   time.Time `json:"expires_at"`
 }
 
-// processStarted counts the chat's live processes.
+// processStarted counts the live processes of each chat.
 func (w *world) processStarted(p nomadmodel.Process) {
 	if isNeighbours(p.Meta) {
 		return
@@ -75,10 +75,10 @@ func (w *world) processEnded(p nomadmodel.Process) {
 	w.living[p.Meta[jobs.MetaSessionID]]--
 }
 
-// checkTold holds what a caller is told of a session's end against the truth:
-// doubt is not death. What has ended stays so: what lives at the time of the answer
-// did so at that of the look before it. Whether it was right to end is for the
-// history.
+// checkTold compares an answer about a session's end with the truth: an unknown
+// state is not a dead sandbox. A session that has ended stays ended, so a
+// process that lives at the time of the answer also lived when Bivouac looked.
+// Whether the session should have ended is checked by the history.
 func (w *world) checkTold(c call) {
 	if most := slices.Max(w.skews) + skewLimit; c.session != "" && c.ahead > most {
 		w.violate("the agreed time is %v ahead, and no machine's clock by more than %v", c.ahead, most)
@@ -96,8 +96,8 @@ func (w *world) checkTold(c call) {
 	}
 }
 
-// stands says whether the session's job has not been stopped, as a delete does that
-// is under way.
+// stands reports whether the session's job has not been stopped. A delete that
+// is in progress stops it.
 func (w *world) stands(sessionID string) bool {
 	for _, meta := range w.nomad.Jobs() {
 		if meta[jobs.MetaSessionID] == sessionID {
@@ -107,7 +107,7 @@ func (w *world) stands(sessionID string) bool {
 	return false
 }
 
-// hasRun says whether a process of the session was ever started.
+// hasRun reports whether a process of the session was ever started.
 func (w *world) hasRun(sessionID string) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -115,8 +115,8 @@ func (w *world) hasRun(sessionID string) bool {
 	return ok
 }
 
-// settle waits until nothing is left over, and is not content with less. What
-// was sent late is waited for first.
+// settle waits until nothing is left over and fails after the limit. It first
+// waits for requests that arrive late.
 func (w *world) settle() {
 	if w.odds.Late > 0 {
 		wait(w.ctx, w.calm+network.MaxLate-w.now())
@@ -143,7 +143,7 @@ func (w *world) settle() {
 	}
 }
 
-// leftOver says what records, locks, indexes and sandboxes do not fit together.
+// leftOver lists the records, locks, indexes and sandboxes that do not match.
 func (w *world) leftOver() []string {
 	var left []string
 	keys := w.consul.Keys(prefix)
@@ -186,7 +186,7 @@ func (w *world) leftOver() []string {
 	return append(left, w.unmatched(records)...)
 }
 
-// index are the keys that a record has in the indexes.
+// index returns the index keys that the record must have.
 func (r record) index() []string {
 	sum := sha256.Sum256([]byte(r.AgentID))
 	entries := []string{prefix + "agents/" + hex.EncodeToString(sum[:16]) + "/" + r.ChatID}
@@ -199,7 +199,7 @@ func (r record) index() []string {
 	return entries
 }
 
-// unmatched compares sessions with what runs.
+// unmatched compares sessions with running processes.
 func (w *world) unmatched(records map[string]record) []string {
 	var left []string
 	runs := make(map[string]nomadmodel.Process)
@@ -227,7 +227,8 @@ func (w *world) unmatched(records map[string]record) []string {
 	}
 	for id, meta := range w.nomad.Jobs() {
 		session := meta[jobs.MetaSessionID]
-		// Nomad forgets the job of a sandbox that died without a record.
+		// If a sandbox without a record has died, its job stays until Nomad
+		// forgets it.
 		isOver := w.isEdited(meta[jobs.MetaChatID]) && w.hasDied(session)
 		if _, ok := records[session]; !ok && !isOver && !isNeighbours(meta) {
 			left = append(left, "a job without a record: "+id)
@@ -242,12 +243,12 @@ func (w *world) hasDied(sessionID string) bool {
 	return slices.ContainsFunc(w.deaths, func(d death) bool { return d.sessionID == sessionID })
 }
 
-// checkAnswers finds callers who were told of a failure although nothing failed.
+// checkAnswers finds callers that got an error although nothing failed.
 func (w *world) checkAnswers() {
 	if len(w.faults) > 0 || w.odds != (network.Odds{}) {
 		return
 	}
-	// There may be no room, and a sandbox may fail to start.
+	// Nomad may have no room, and a sandbox may fail to start.
 	expected := []string{"not_found", "expired", "not_running", "not_placed", "not_ready"}
 	for _, c := range w.history {
 		if c.err != nil && c.patient == 0 && !slices.Contains(expected, c.told) {
@@ -256,7 +257,7 @@ func (w *world) checkAnswers() {
 	}
 }
 
-// lastLook asks every replica how each chat stands, for the history.
+// lastLook asks every replica for the state of each chat, for the history.
 func (w *world) lastLook() {
 	caller := 1 + len(w.callers)
 	for i := range w.replicas {

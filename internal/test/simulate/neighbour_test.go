@@ -16,19 +16,20 @@ import (
 	"github.com/bivouac/bivouac/runtime"
 )
 
-// The instance IDs of a run with a neighbour: another Bivouac of the same
-// configured name, on the same Nomad, with a Consul of its own.
+// These are the instance IDs of a run with a neighbour. The neighbour is
+// another Bivouac of the same configured name on the same Nomad, with its own
+// Consul.
 const (
 	ownInstance       = instance + "-aaaaaaaaaaaaaaaaaaaa"
 	neighbourInstance = instance + "-bbbbbbbbbbbbbbbbbbbb"
 )
 
-// besideNeighbour counts the runs with a neighbour.
+// besideNeighbour is the name under which runs with a neighbour are counted.
 const besideNeighbour = "beside another Bivouac"
 
-// addNeighbour starts a sandbox of a neighbour, for a chat that both know. It makes
-// this Bivouac one that has run before, as one without an identity leaves it to an
-// operator whose the sandbox is.
+// addNeighbour starts a sandbox of a neighbour, for a chat that both know. It
+// also gives this Bivouac an identity, as if it had run before. Without one,
+// Bivouac leaves it to an operator to decide who owns the sandbox.
 func (w *world) addNeighbour() {
 	identity, err := json.Marshal(consul.Identity{Version: 1, Instance: ownInstance, CreatedAt: w.began.UTC()})
 	if err != nil {
@@ -55,13 +56,13 @@ func (w *world) addNeighbour() {
 
 func isNeighbours(meta map[string]string) bool { return meta[jobs.MetaInstance] == neighbourInstance }
 
-// processes returns those that live and are not a neighbour's.
+// processes returns the live processes that are not the neighbour's.
 func (w *world) processes() []nomadmodel.Process {
 	return slices.DeleteFunc(w.nomad.Processes(), func(p nomadmodel.Process) bool { return isNeighbours(p.Meta) })
 }
 
-// checkNeighbour finds that a neighbour's job was stopped, or its session taken for
-// one of this Bivouac's.
+// checkNeighbour fails if the neighbour's job was stopped or if a caller was
+// told of its session.
 func (w *world) checkNeighbour() {
 	if !w.neighbour {
 		return

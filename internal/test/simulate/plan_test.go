@@ -9,7 +9,7 @@ import (
 	"github.com/bivouac/bivouac/scheduler"
 )
 
-// plan is what a seed decides before a run begins.
+// plan holds everything that the seed decides before a run begins.
 type plan struct {
 	seed    uint64
 	hosts   int
@@ -20,7 +20,7 @@ type plan struct {
 	calm    time.Duration // when the last fault is over
 
 	skews           []time.Duration // of each replica's clock
-	expire          float64         // times a session's TTL until it ends
+	expire          float64         // a session expires after this multiple of its TTL
 	nodes           int
 	capacity        int
 	slowNomad       bool
@@ -29,15 +29,15 @@ type plan struct {
 	cleanupInterval time.Duration
 }
 
-// request is one thing that a caller asks, some time after its last.
+// request is one request of a caller.
 type request struct {
 	after   time.Duration
 	kind    string
 	chat    int
 	replica int
 	agent   string
-	ttl     time.Duration // 0: the default
-	patient time.Duration // gives up after; 0: never
+	ttl     time.Duration // 0 means the default
+	patient time.Duration // the caller gives up after this time; 0 means never
 }
 
 func (r request) String() string {
@@ -51,14 +51,15 @@ func (r request) String() string {
 	return s
 }
 
-// fault is one thing that goes wrong, at a time, for some time.
+// fault is one fault, with its time and duration.
 type fault struct {
 	at, lasts time.Duration
 	kind      string
 	which     int
-	// into is how long after the next request of a caller it happens, and then
-	// to the replica that was asked; 0: it does not wait for one. With ofStart
-	// it waits for the next start of a process, and happens to its node.
+	// into is the delay between the next request of a caller and the fault,
+	// which then hits the replica that was asked. 0 means that the fault waits
+	// for no request. With ofStart the fault waits for the next start of a
+	// process and hits its node.
 	into    time.Duration
 	ofStart bool
 }
@@ -75,7 +76,7 @@ func (f fault) String() string {
 	return s
 }
 
-// period is how long faults may begin.
+// period is the time during which faults may begin.
 const period = 30 * time.Second
 
 func newPlan(seed uint64) plan {
@@ -133,7 +134,8 @@ func newPlan(seed uint64) plan {
 	return p
 }
 
-// hangForLong has a delete meet a stop that hangs for longer than any caller waits.
+// hangForLong makes a delete meet a stop that hangs for longer than any caller
+// waits.
 func (p *plan) hangForLong(rng *rand.Rand) {
 	create := request{kind: "create", agent: "agent-1", replica: rng.IntN(p.hosts), ttl: 20 * time.Minute}
 	p.callers[0] = append([]request{create, {kind: "delete", after: 3 * time.Second}}, p.callers[0]...)
@@ -142,9 +144,10 @@ func (p *plan) hangForLong(rng *rand.Rand) {
 	p.calm = max(p.calm, f.at+f.lasts)
 }
 
-// loseNodeForLong loses a node, perhaps before it told that a sandbox runs, for
-// longer than Nomad waits for its agent to stop what runs there, which an agent
-// that is only cut off does; and sessions last that long.
+// loseNodeForLong loses a node, perhaps before it has reported that a sandbox
+// runs. It lasts longer than Nomad waits for the node's agent to stop its
+// sandboxes; an agent that is only cut off does stop them. Sessions live long
+// enough for that.
 func (p *plan) loseNodeForLong(rng *rand.Rand, kind string) {
 	p.nodes, p.ttl = max(p.nodes, 2), 20*time.Minute
 	for _, requests := range p.callers {
@@ -197,7 +200,8 @@ func (p plan) newRequest(rng *rand.Rand) request {
 	return r
 }
 
-// kinds are those of faults, more than once where they are to come more often.
+// kinds lists the kinds of faults. A kind that should be frequent appears more
+// than once.
 var kinds = []string{
 	"crash", "crash", "stop", "pause", "pause", "cut consul", "cut nomad", "cut both", "consul leader",
 	"nomad leader", "node cut", "node agent dead", "sandbox dies", "sandbox dies", "no room", "streams break",
@@ -222,7 +226,7 @@ func (p plan) newFault(rng *rand.Rand) fault {
 	return f
 }
 
-// newOdds makes some runs quiet, and in others a few things likely.
+// newOdds makes some runs quiet and some faults likely in others.
 func newOdds(rng *rand.Rand) network.Odds {
 	var odds network.Odds
 	if rng.IntN(3) == 0 {
@@ -235,6 +239,6 @@ func newOdds(rng *rand.Rand) network.Odds {
 			*chance = rng.Float64() * 0.15
 		}
 	}
-	odds.Busy *= 4 // a server that has no time has none for many
+	odds.Busy *= 4 // a server that is overloaded refuses many requests
 	return odds
 }

@@ -13,7 +13,8 @@ import (
 	"github.com/google/uuid"
 )
 
-// drawFrom has crypto/rand and package uuid draw from a seed until the test ends.
+// drawFrom makes crypto/rand and package uuid draw from the seed until the test
+// ends.
 func drawFrom(t *testing.T, seed uint64) {
 	before := rand.Reader
 	rand.Reader = &source{seed: seed, drawn: make(map[uint64]uint64)}
@@ -24,9 +25,9 @@ func drawFrom(t *testing.T, seed uint64) {
 	})
 }
 
-// source is randomness that follows from a seed, from the time, and from where in
-// the code it is drawn. So goroutines that go on at one instant do not change each
-// other's draws, whichever goes first.
+// source is a random source that depends on the seed, the time and the place in
+// the code that draws. Goroutines that run at the same instant therefore do not
+// change each other's draws, whichever goes first.
 type source struct {
 	seed uint64
 
@@ -38,7 +39,7 @@ type source struct {
 func (s *source) Read(p []byte) (int, error) {
 	place := fnv.New64a()
 	_, _ = fmt.Fprint(place, time.Now().UnixNano())
-	// Names and lines, as addresses differ between builds.
+	// Use names and lines, because addresses differ between builds.
 	var callers [64]uintptr
 	frames := runtime.CallersFrames(callers[:runtime.Callers(1, callers[:])])
 	for more := true; more; {

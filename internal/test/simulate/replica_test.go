@@ -22,7 +22,7 @@ import (
 	"github.com/bivouac/bivouac/scheduler"
 )
 
-// replica is one process of Bivouac, put together as the agent does it.
+// replica is one Bivouac process, assembled as the server does it.
 type replica struct {
 	name      string
 	host      *network.Host
@@ -33,7 +33,7 @@ type replica struct {
 	clock     *consul.Clock
 	scheduler *scheduler.Scheduler
 	died      chan struct{} // closed when it crashes
-	stop      func()        // ends it in order, and waits
+	stop      func()        // stops it in order and waits
 	crash     func()        // ends it at once
 }
 
@@ -83,7 +83,8 @@ func (w *world) start(i int, name string) {
 		panic(err)
 	}
 	identified := make(chan struct{})
-	// They begin one after the other, and no two replicas at one instant.
+	// They begin one after the other, and no two replicas begin at the same
+	// instant.
 	onceIdentified := func(nth int, run func(context.Context)) func(context.Context) {
 		return func(ctx context.Context) {
 			select {
@@ -119,15 +120,15 @@ func (w *world) start(i int, name string) {
 	w.note("%s starts", name)
 }
 
-// token is a replica's for Consul.
+// token is the Consul token of a replica.
 type token struct {
 	server *consulmodel.Server
-	lost   atomic.Int32 // while it is not 0 the token may do nothing
-	denied atomic.Int32 // counts the requests that this met
+	lost   atomic.Int32 // while it is not 0, the token permits nothing
+	denied atomic.Int32 // how many requests this affected
 }
 
-// Serve implements [network.Server]. A read that waits keeps the rights with which
-// it began, as with Consul.
+// Serve implements [network.Server]. A blocking read keeps the rights with
+// which it began, as in Consul.
 func (t *token) Serve(ctx context.Context, req *http.Request, body []byte) *http.Response {
 	if t.lost.Load() == 0 {
 		return t.server.Serve(ctx, req, body)
@@ -136,8 +137,8 @@ func (t *token) Serve(ctx context.Context, req *http.Request, body []byte) *http
 	return t.server.WithoutRights().Serve(ctx, req, body)
 }
 
-// startAgain starts a replica that has ended by itself once more, as who supervises
-// processes does.
+// startAgain restarts a replica that has ended by itself, as a process
+// supervisor does.
 func (w *world) startAgain(i int, r *replica) {
 	r.stop()
 	r.crash()
@@ -149,14 +150,16 @@ func (w *world) startAgain(i int, r *replica) {
 	}
 }
 
-// supervise runs a replica's parts. A clean end stops the last first.
+// supervise runs the parts of a replica. A clean stop stops the last part
+// first.
 func (w *world) supervise(r *replica, i int, parts []func(context.Context)) {
 	var cancels []context.CancelFunc
 	var dones []*sync.WaitGroup
 	for n, part := range parts {
 		ctx, cancel := context.WithCancel(context.Background())
 		done := new(sync.WaitGroup)
-		// They begin one after the other, and no two replicas at one instant.
+		// They begin one after the other, and no two replicas begin at the same
+		// instant.
 		w.remains.Add(1)
 		done.Go(func() {
 			defer w.remains.Done()
@@ -165,7 +168,7 @@ func (w *world) supervise(r *replica, i int, parts []func(context.Context)) {
 		})
 		cancels, dones = append(cancels, cancel), append(dones, done)
 	}
-	stopped := make(chan struct{}) // to wait for a sync.Once would hold up the bubble's time
+	stopped := make(chan struct{}) // waiting for a sync.Once would stop the bubble's time
 	stopping := sync.OnceFunc(func() {
 		go func() {
 			defer close(stopped)
@@ -203,9 +206,9 @@ func (w *world) replica(i int) *replica {
 	return w.replicas[i%len(w.replicas)]
 }
 
-// turns is a replica's store, whose callers come in turns: not at one instant,
-// as the ticks of its background work do. In what order timers of one instant
-// fire, the runtime leaves to chance.
+// turns is the store of a replica that delays each call a little, so that no
+// two calls happen at the same instant, as the ticks of background work would.
+// The Go runtime fires timers of the same instant in random order.
 type turns struct {
 	*consul.Clock
 	net  *network.Network

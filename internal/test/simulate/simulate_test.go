@@ -16,11 +16,12 @@ import (
 	"github.com/bivouac/bivouac/jobs"
 )
 
-// How many seeds "go test" and "go test -short" try; "make simulate" tries more.
+// defaultRuns and shortRuns are how many seeds "go test" and "go test -short"
+// try; "make simulate" tries more.
 const defaultRuns, shortRuns = 200, 40
 
-// TestSimulations runs the seeds from FROM on, RUNS of them, or the one that
-// SEED names, which it then tells all about.
+// TestSimulations runs RUNS seeds, beginning with FROM. If SEED is set, it runs
+// only that seed and prints the whole trace.
 func TestSimulations(t *testing.T) {
 	first, runs := number(t, "FROM", 1), uint64(defaultRuns)
 	if testing.Short() {
@@ -53,13 +54,14 @@ func TestSimulations(t *testing.T) {
 	sum.write(t)
 }
 
-// A seed decides what happens in a run, with the race detector or without. Go's
-// runtime leaves a few things to chance: which ready case of a select is taken, and
-// in what order goroutines go on that one event wakes, or timers of one instant
-// fire. The models and the network keep such instants apart, and what is drawn at
-// one instant does not depend on the order. What remains is the product's own. It
-// makes about one run in a hundred go another way, and one in twenty-five with the
-// race detector, under which goroutines go on in random order.
+// TestASeedReplays shows that a seed decides what happens in a run, with or
+// without the race detector. Go's runtime leaves a few things to chance: which
+// ready case of a select is taken, and in what order goroutines continue that
+// are woken by one event or by timers of the same instant. The models and the
+// network keep such instants apart, and random values drawn at the same instant
+// do not depend on the order. What remains is in the product itself. It makes
+// about one run in a hundred differ, and one in twenty-five with the race
+// detector, which runs goroutines in random order.
 func TestASeedReplays(t *testing.T) {
 	seeds, mayDiffer := uint64(30), 6
 	if testing.Short() {
@@ -93,8 +95,8 @@ func firstDifference(a, b []string) string {
 	return "one went on for longer"
 }
 
-// prepare sees to it that goroutines run in one order: on one processor. It
-// returns the job template.
+// prepare limits the test to one processor, so that goroutines run in a fixed
+// order. It returns the job template.
 func prepare(t *testing.T) *jobs.Template {
 	n := runtime.GOMAXPROCS(1)
 	t.Cleanup(func() { runtime.GOMAXPROCS(n) })
@@ -103,10 +105,11 @@ func prepare(t *testing.T) *jobs.Template {
 	return template
 }
 
-// simulate carries out the run of a seed.
+// simulate runs the simulation of a seed.
 func simulate(t *testing.T, seed uint64, template *jobs.Template) *world {
 	drawFrom(t, seed)
-	// The garbage collector's goroutines would come between those of a run.
+	// The garbage collector's goroutines would run between those of the
+	// simulation.
 	defer debug.SetGCPercent(debug.SetGCPercent(-1))
 	var w *world
 	synctest.Test(t, func(t *testing.T) { w = run(t, newPlan(seed), template) })
@@ -116,7 +119,8 @@ func simulate(t *testing.T, seed uint64, template *jobs.Template) *world {
 	return w
 }
 
-// number reads a number from the environment.
+// number reads a number from the environment. If the variable is not set, it
+// returns otherwise.
 func number(t *testing.T, name string, otherwise uint64) uint64 {
 	t.Helper()
 	text := os.Getenv(name)
@@ -128,7 +132,7 @@ func number(t *testing.T, name string, otherwise uint64) uint64 {
 	return n
 }
 
-// report tells what happened in a run.
+// report describes what happened in a run.
 func (w *world) report() string {
 	var out strings.Builder
 	fmt.Fprintf(&out, "seed %d: %d replicas, %d nodes with room for %d each\n", w.seed, w.hosts, w.nodes, w.capacity)

@@ -15,12 +15,12 @@ import (
 	"github.com/bivouac/bivouac/scheduler"
 )
 
-// identityKey says whose the records are.
+// identityKey is the key of the identity of the Bivouac that owns the records.
 const identityKey = prefix + "identity"
 
-// loseRecord deletes the record of one session, as somebody may by hand, and says
-// whether there was one. It leaves intents alone: no part but Consul knows of a
-// start that was asked for and has not reached Nomad.
+// loseRecord deletes the record of one session, as an operator may by hand, and
+// reports whether there was one. It does not delete intents: only Consul knows
+// of a start that was requested and has not reached Nomad.
 func (w *world) loseRecord(which int) bool {
 	var lost string
 	w.consul.Change(prefix, func(pairs map[string]consulapi.KVPair) map[string]consulapi.KVPair {
@@ -46,8 +46,8 @@ func (w *world) loseRecord(which int) bool {
 	return true
 }
 
-// setBack makes the store what it was some time before, and then has an operator
-// repair all chats. It says whether it did.
+// setBack restores an earlier state of the store and then has an operator
+// repair all chats. It reports whether it did.
 func (w *world) setBack(after time.Duration) bool {
 	var saved map[string]consulapi.KVPair
 	w.whenQuiet(func(pairs map[string]consulapi.KVPair) map[string]consulapi.KVPair {
@@ -80,7 +80,7 @@ func (w *world) setBack(after time.Duration) bool {
 		w.operate(func(ctx context.Context, r *replica) error {
 			_, err := r.scheduler.Repair(ctx, chat)
 			if errors.Is(err, scheduler.ErrNotFound) {
-				return nil // it has neither a record nor a sandbox
+				return nil // the chat has neither a record nor a sandbox
 			}
 			return err
 		})
@@ -88,16 +88,16 @@ func (w *world) setBack(after time.Duration) bool {
 	return true
 }
 
-// isKept says whether a key outlives that the store is set back: the identity is as
-// old as the store, and locks are their holders'.
+// isKept reports whether a key keeps its value when the store is set back. The
+// identity is as old as the store, and locks belong to their holders.
 func isKept(key string) bool { return key == identityKey || isOf(key, "locks") }
 
-// wipe loses all that the store has, and after a time has an operator adopt what
-// runs. It says whether it did.
+// wipe deletes everything in the store, and after a time has an operator adopt
+// the running sandboxes. It reports whether it did.
 //
-// It does not where requests may arrive late: that of a replica which wrote a first
-// identity, and tried again, would be applied to the empty store, as another
-// Bivouac's. What runs is then left alone by all.
+// It does nothing if requests may arrive late. A replica's retried write of its
+// first identity could then be applied to the empty store, as the identity of
+// another Bivouac. Every Bivouac would then leave the running sandboxes alone.
 func (w *world) wipe(lasts time.Duration) bool {
 	if w.odds.Late > 0 {
 		return false
@@ -115,7 +115,7 @@ func (w *world) wipe(lasts time.Duration) bool {
 	w.editAll()
 	wait(w.ctx, lasts)
 	w.operate(func(ctx context.Context, r *replica) error {
-		instance := "" // that of what runs
+		instance := "" // instance of the running sandboxes
 		if w.neighbour {
 			instance = own.Instance
 		}
@@ -131,9 +131,9 @@ func (w *world) wipe(lasts time.Duration) bool {
 	return true
 }
 
-// whenQuiet changes the store at a moment when nothing is in flight, and says
-// whether it found one and changed it: no part but Consul knows of a start that was
-// asked for and has not reached Nomad.
+// whenQuiet changes the store at a moment when nothing is in flight. It reports
+// whether it found such a moment and changed something. It waits because only
+// Consul knows of a start that was requested and has not reached Nomad.
 func (w *world) whenQuiet(change func(map[string]consulapi.KVPair) map[string]consulapi.KVPair) (changed bool) {
 	for range 200 {
 		quiet := false
@@ -156,10 +156,10 @@ func (w *world) whenQuiet(change func(map[string]consulapi.KVPair) map[string]co
 	return false
 }
 
-// isOf says whether a key is in one of the store's folders.
+// isOf reports whether a key is in one of the store's folders.
 func isOf(key, folder string) bool { return strings.HasPrefix(key, prefix+folder+"/") }
 
-// edit notes that a chat's record is not what callers were told any more.
+// edit records that the chat's record no longer matches what callers were told.
 func (w *world) edit(chatID string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -172,15 +172,16 @@ func (w *world) editAll() {
 	}
 }
 
-// isEdited says whether the chat's record was changed by hand: then callers may be
-// told anything but that a process is dead that lives.
+// isEdited reports whether the chat's record was changed by hand. Callers may
+// then get any answer, except that a live process is dead.
 func (w *world) isEdited(chatID string) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.edited[chatID]
 }
 
-// operate does what an operator does until it works on one of the replicas.
+// operate retries an operator's action on the replicas until it succeeds on
+// one.
 func (w *world) operate(f func(context.Context, *replica) error) {
 	for n := range 60 {
 		if r := w.replica(n); !r.isDead() && w.ctx.Err() == nil {

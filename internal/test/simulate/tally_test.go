@@ -24,15 +24,15 @@ import (
 // chunk is how many seeds one process runs.
 const chunk = 500
 
-// tally sums up what happened in many runs, to show that what is to be tested
-// happens in them.
+// tally sums up what happened in many runs. It shows that the cases to be
+// tested do happen.
 type tally struct {
 	Runs    int
 	Failed  []uint64
-	Told    map[string]int // what callers asked and were told
-	Faults  map[string]int // those that took effect
-	Settled time.Duration  // the longest
-	Slowest uint64         // the seed of that
+	Told    map[string]int // requests and answers
+	Faults  map[string]int // faults that took effect
+	Settled time.Duration  // the longest time
+	Slowest uint64         // seed of the longest time
 }
 
 func newTally() *tally { return &tally{Told: make(map[string]int), Faults: make(map[string]int)} }
@@ -70,7 +70,8 @@ func (s *tally) add(other *tally) {
 	}
 }
 
-// tallyFile names, in a process that runs a chunk, where to write its tally.
+// tallyFile is the environment variable that names the tally file of a process
+// that runs a chunk.
 const tallyFile = "SIMULATE_TALLY"
 
 func (s *tally) write(t *testing.T) {
@@ -95,16 +96,17 @@ func (s *tally) String() string {
 	}
 	table("fault", s.Faults)
 	table("asked: told", s.Told)
-	_ = w.Flush() // to a builder, which takes everything
+	_ = w.Flush() // writing to a strings.Builder cannot fail
 	fmt.Fprintf(&out, "\n%d runs, %d failed %v. The longest time to settle was %v, of seed %d.\n",
 		s.Runs, len(s.Failed), s.Failed, s.Settled, s.Slowest)
 	return out.String()
 }
 
-// manyRuns is in how many runs everything comes about that may.
+// manyRuns is the number of runs in which everything possible should happen at
+// least once.
 const manyRuns = 1000
 
-// missing returns what there is to be in many runs, and was in none.
+// missing returns what should happen in many runs but never did.
 func (s *tally) missing() []string {
 	faults := append([]string{
 		network.RequestsLost, network.RepliesLost, network.RequestsLate, network.RepliesLate,
@@ -116,7 +118,7 @@ func (s *tally) missing() []string {
 		"renew: renewed", "renew: expired", "renew: not_running", "renew: not_found",
 		"delete: deleted", "delete: not_found", "delete: not_stopped",
 	}
-	for _, kind := range []string{"create", "delete"} { // what any may be told
+	for _, kind := range []string{"create", "delete"} { // answers that both requests may get
 		for _, trouble := range []string{"nothing", "deadline_exceeded", "lock_lost", "store_unavailable", "runtime_unavailable"} {
 			told = append(told, kind+": "+trouble)
 		}
@@ -126,15 +128,15 @@ func (s *tally) missing() []string {
 		slices.DeleteFunc(told, func(what string) bool { return s.Told[what] > 0 })...)
 }
 
-// share runs many seeds in processes of this program, as many at a time as there
-// are processors.
+// share runs many seeds in subprocesses of this program, as many at a time as
+// there are processors.
 func share(t *testing.T, first, runs uint64) {
 	began := time.Now()
 	dir := t.TempDir()
 	var g errgroup.Group
 	g.SetLimit(runtime.NumCPU())
 	var files []string
-	var busy atomic.Int64 // time of processors
+	var busy atomic.Int64 // CPU time
 	for from := first; from < first+runs; from += chunk {
 		file := filepath.Join(dir, fmt.Sprint(from))
 		files = append(files, file)
@@ -157,7 +159,7 @@ func share(t *testing.T, first, runs uint64) {
 	for _, file := range files {
 		data, err := os.ReadFile(file)
 		if err != nil {
-			continue // that process has failed, and said why
+			continue // that process has failed and reported why
 		}
 		var part tally
 		must.NoError(t, json.Unmarshal(data, &part))

@@ -9,8 +9,8 @@ import (
 	"github.com/hashicorp/go-hclog"
 )
 
-// event is a line of a run's trace. It is put into words only if somebody wants
-// to read it: a trace is always kept, as a seed that failed may not fail again.
+// event is a line of a run's trace. It is formatted only if it is read: a trace
+// is always kept, because a seed that failed may not fail again.
 type event struct {
 	at     time.Duration
 	format string
@@ -21,7 +21,7 @@ func (e event) String() string {
 	return fmt.Sprintf("%12v  %s", e.at, fmt.Sprintf(e.format, e.args...))
 }
 
-// lines is the trace in words, with or without what replicas log.
+// lines formats the trace, with or without the replicas' logs.
 func (w *world) lines(logs bool) []string {
 	var lines []string
 	for _, e := range w.trace {
@@ -32,18 +32,18 @@ func (w *world) lines(logs bool) []string {
 	return lines
 }
 
-// outcome is what happened in a run. Of what happens at one instant the order
-// is left open.
+// outcome returns what happened in a run. Lines are sorted, so the order within
+// one instant does not matter.
 func (w *world) outcome() []string {
 	lines := w.lines(false)
 	slices.Sort(lines)
 	return append(lines, w.violations...)
 }
 
-// logged is the format of what replicas log.
+// logged is the format of events that replicas log.
 const logged = "%s"
 
-// logLine is what a replica logs.
+// logLine is a line of a replica's log.
 type logLine struct {
 	level   hclog.Level
 	name    string

@@ -19,8 +19,7 @@ import (
 
 const instance = "simulation"
 
-// template is a job template such as users have. What it runs is left to the
-// model.
+// template is a job template like users have. The model ignores what it runs.
 const template = `
 ready {
   port    = "http"
@@ -47,46 +46,46 @@ job {
 }
 `
 
-// world is one run.
+// world is the state of one run.
 type world struct {
 	plan
 	template *jobs.Template
 	began    time.Time
-	ctx      context.Context // of the network and the servers: ends last
+	ctx      context.Context // for the network and the servers; ends last
 	net      *network.Network
 	consul   *consulmodel.Server
 	nomad    *nomadmodel.Server
 	chatIDs  []uuid.UUID
 
-	// remains are goroutines of replicas, crashed ones too: time stands still
-	// for them once the run has returned.
+	// remains counts the goroutines of replicas, including crashed ones. Time
+	// stops for them when the run has returned.
 	remains sync.WaitGroup
 
 	mu         sync.Mutex
-	replicas   []*replica // by number; one that was restarted takes its place
-	over       bool       // none is started any more
-	asked      *occasion  // a request, of the replica of that number
-	started    *occasion  // a process, on the node of that number
+	replicas   []*replica // by number; a restarted one takes the place of the old one
+	over       bool       // start no more replicas
+	asked      *occasion  // a request to the replica of that number
+	started    *occasion  // a process start on the node of that number
 	history    []call
 	deaths     []death
-	cutNodes   map[string]int  // by node ID: how many faults cut it off
+	cutNodes   map[string]int  // number of faults that cut the node off, by node ID
 	edited     map[string]bool // chats whose records were changed by hand
-	alive      map[string]int  // live processes, by chat
-	living     map[string]int  // and by session, 0 for those that have ended
-	settled    time.Duration   // how long that took
+	alive      map[string]int  // live processes by chat
+	living     map[string]int  // live processes by session; 0 for those that have ended
+	settled    time.Duration   // time until the run settled
 	hits       hits
 	violations []string
 	trace      []event
 }
 
-// death is a sandbox's end, or loss, that no caller asked for.
+// death is the end or loss of a sandbox that no caller asked for.
 type death struct {
 	sessionID string
 	at        time.Duration
 	why       string
 }
 
-// run carries out a plan, in a bubble of simulated time.
+// run carries out a plan in a bubble of simulated time.
 func run(t *testing.T, p plan, template *jobs.Template) *world {
 	ctx, cancel := context.WithCancel(t.Context())
 	w := &world{
@@ -168,7 +167,7 @@ func (w *world) violate(format string, args ...any) {
 	w.violations = append(w.violations, fmt.Sprintf("at %v: %s", w.now(), text))
 }
 
-// dial reaches the port of a sandbox's process.
+// dial connects to the port of a sandbox's process.
 func (w *world) dial(_ context.Context, _, address string) (net.Conn, error) {
 	_, text, err := net.SplitHostPort(address)
 	if err != nil {

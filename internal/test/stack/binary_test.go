@@ -34,13 +34,13 @@ func TestFits(t *testing.T) {
 }
 
 func TestPinned(t *testing.T) {
-	// Given the module that pins a program, then its version is told.
+	// Each module pins the version of its program.
 	for _, name := range []string{"nomad", "consul"} {
 		version, err := pinned(filepath.Join(name, "go.mod"), "github.com/hashicorp/"+name)
 		must.NoError(t, err)
 		must.StrHasPrefix(t, "v1.", version)
 	}
-	// One that it does not pin is an error.
+	// A module that it does not pin is an error.
 	_, err := pinned(filepath.Join("nomad", "go.mod"), "github.com/hashicorp/none")
 	must.ErrorContains(t, err, "does not require")
 }
@@ -48,7 +48,7 @@ func TestPinned(t *testing.T) {
 func TestCached(t *testing.T) {
 	t.Setenv("XDG_CACHE_HOME", t.TempDir())
 
-	// Given a build that is cut off, then nothing stands in the cache.
+	// Given a build that is interrupted, then nothing is in the cache.
 	cut := errors.New("cut off")
 	_, err := cached("tool-1", func(out string) error {
 		must.NoError(t, os.WriteFile(out, []byte("half"), 0o755))
@@ -56,7 +56,7 @@ func TestCached(t *testing.T) {
 	})
 	must.ErrorIs(t, err, cut)
 
-	// When several need a program at once, then it is built once, for all.
+	// When several need a program at once, then it is built once for all.
 	var builds atomic.Int32
 	var wg sync.WaitGroup
 	for range 8 {

@@ -13,7 +13,7 @@ import (
 
 func TestConsulDevAgent(t *testing.T) {
 	NeedServers(t)
-	// Given a dev agent, then a session can be made and a key be written at once.
+	// Given a dev agent, then a session and a key can be created at once.
 	c, err := StartConsul(limited(t), ConsulConfig{})
 	must.NoError(t, err)
 	client, err := c.Client()
@@ -57,7 +57,7 @@ func TestConsulCluster(t *testing.T) {
 	must.NoError(t, err)
 	must.Eq(t, "1", string(pair.Value))
 
-	// When the killed one starts again, then it has the key too.
+	// When the killed one starts again, then it has the key, too.
 	must.NoError(t, first.Restart(ctx))
 	client, err = consulClient(first.Addr)
 	must.NoError(t, err)
@@ -65,7 +65,7 @@ func TestConsulCluster(t *testing.T) {
 	must.NoError(t, err)
 	must.Eq(t, "1", string(pair.Value))
 
-	// While a server is paused it answers nothing, and afterwards it does.
+	// While a server is paused it does not answer; after Resume it does.
 	must.NoError(t, first.Pause())
 	brief, cancel := context.WithTimeout(ctx, 100*time.Millisecond)
 	defer cancel()

@@ -18,10 +18,11 @@ func TestImage(t *testing.T) {
 	}
 	first := image("one")
 
-	// When it is asked for again, then it is the same one.
+	// When it is made again, then it is the same image.
 	must.Eq(t, first, image("one"))
 
-	// When the program has changed, then the image has too, and the first is gone.
+	// When the program has changed, then the image has too, and the first image
+	// is gone.
 	must.NotEq(t, first, image("two"))
 	_, err := docker(ctx, nil, "image", "inspect", first)
 	must.Error(t, err)

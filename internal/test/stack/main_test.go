@@ -19,7 +19,7 @@ import (
 
 func TestMain(m *testing.M) { os.Exit(Main(m)) }
 
-// bivouac is the program that sandboxes run, read once.
+// bivouac returns the program that sandboxes run. It is built once.
 var bivouac = sync.OnceValues(func() (program []byte, err error) {
 	dir, err := os.MkdirTemp("", "bivouac-test-")
 	if err != nil {
@@ -33,14 +33,14 @@ var bivouac = sync.OnceValues(func() (program []byte, err error) {
 	return os.ReadFile(path)
 })
 
-// limited bounds what a test waits for.
+// limited returns a context that limits a test to 2 minutes.
 func limited(t *testing.T) context.Context {
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	t.Cleanup(cancel)
 	return ctx
 }
 
-// eventually waits for something that nobody announces.
+// eventually waits until check returns nil.
 func eventually(t *testing.T, what string, check func() error) {
 	t.Helper()
 	must.Wait(t, wait.InitialSuccess(
@@ -50,7 +50,8 @@ func eventually(t *testing.T, what string, check func() error) {
 	), must.Sprint(what))
 }
 
-// leavesNothing holds a group, once stopped, to what the package promises.
+// leavesNothing checks that a stopped group has left nothing behind, as the
+// package promises.
 func leavesNothing(t *testing.T, g *group) {
 	t.Helper()
 	for _, a := range g.all {
@@ -65,7 +66,7 @@ func leavesNothing(t *testing.T, g *group) {
 	must.StrNotContains(t, string(mounts), g.dir)
 }
 
-// sandbox is a job whose one task answers on a port with "here".
+// sandbox is a job whose only task answers "here" on a port.
 type sandbox struct {
 	driver string
 	config map[string]any
@@ -73,7 +74,7 @@ type sandbox struct {
 	to     int // the port inside a container
 }
 
-// sandboxes returns one for each driver, all running the same program.
+// sandboxes returns one sandbox for each driver, all with the same program.
 func sandboxes(t *testing.T, n *Nomad) []sandbox {
 	t.Helper()
 	return []sandbox{
@@ -108,7 +109,7 @@ func rawExecSandbox(t *testing.T, n *Nomad) sandbox {
 	}
 }
 
-// run registers the sandbox as a job and returns its URL once it answers there.
+// run registers the sandbox as a job and returns its URL when it answers.
 func (s sandbox) run(t *testing.T, client *api.Client) (url string) {
 	t.Helper()
 	task := api.NewTask("sandbox", s.driver)
@@ -141,7 +142,7 @@ func (s sandbox) run(t *testing.T, client *api.Client) (url string) {
 	return url
 }
 
-// answers returns nil if the sandbox with that URL does.
+// answers returns nil if the sandbox at that URL answers.
 func answers(url string) error {
 	res, err := http.Get(url + "/healthz")
 	if err != nil {

@@ -12,12 +12,13 @@ import (
 	"github.com/shoenig/test/must"
 )
 
-// ownerEnv makes a second run of this test binary the process that dies.
+// ownerEnv is the environment variable that makes a second run of this test
+// binary the process that is killed.
 const ownerEnv = "BIVOUAC_STACK_TEST_OWNER"
 
-// owned is what the owner says that it started.
+// owned is what the owner reports that it started.
 type owned struct {
-	Agents     map[string]int // by folder of their group, their process
+	Agents     map[string]int // PIDs by directory of their group
 	SandboxURL string
 }
 
@@ -27,8 +28,8 @@ func TestAgentsEndWithTheirOwner(t *testing.T) {
 	}
 	NeedServers(t)
 
-	// Given a process that started a Consul, another that is paused, and a Nomad
-	// that runs a sandbox.
+	// Given a process that started a Consul, a second Consul that is paused,
+	// and a Nomad that runs a sandbox.
 	owner := exec.CommandContext(limited(t), os.Args[0], "-test.run=^"+t.Name()+"$")
 	owner.Env = append(os.Environ(), ownerEnv+"=1")
 	owner.Stderr = os.Stderr
@@ -44,7 +45,8 @@ func TestAgentsEndWithTheirOwner(t *testing.T) {
 		must.SliceContains(t, pids, pid)
 	}
 
-	// When it is killed, then all agents end, and the sandbox with its agent.
+	// When the process is killed, then all agents end, and the sandbox ends
+	// with its agent.
 	must.NoError(t, owner.Process.Kill())
 	must.Error(t, owner.Wait())
 	for dir, pid := range started.Agents {
@@ -62,7 +64,7 @@ func TestAgentsEndWithTheirOwner(t *testing.T) {
 	}
 }
 
-// beOwner starts agents, says so, and waits for its end.
+// beOwner starts agents, reports them and waits to be killed.
 func beOwner(t *testing.T) {
 	ctx := context.Background()
 	consul, err := StartConsul(ctx, ConsulConfig{})

@@ -14,7 +14,7 @@ func TestPortBlock(t *testing.T) {
 	must.NoError(t, err)
 	must.NotEq(t, a.base, b.base)
 
-	// A port that somebody has is passed over.
+	// A port that is in use is skipped.
 	first, err := a.port()
 	must.NoError(t, err)
 	taken, err := listen(first + 1)
@@ -24,14 +24,14 @@ func TestPortBlock(t *testing.T) {
 	must.Eq(t, first+2, second)
 	must.NoError(t, taken.Close())
 
-	// Clients share what agents do not use, without overlap.
+	// Clients share the ports that agents do not use, without overlap.
 	low, high := a.sandboxPorts(0, 2)
 	must.Eq(t, a.base+agentPorts, low)
 	next, last := a.sandboxPorts(1, 2)
 	must.Eq(t, high+1, next)
 	must.Eq(t, a.base+blockSize-1, last)
 
-	// A released block can be had again.
+	// A released block can be used again.
 	must.NoError(t, a.release())
 	again, err := listen(a.base)
 	must.NoError(t, err)
@@ -40,7 +40,8 @@ func TestPortBlock(t *testing.T) {
 }
 
 func TestFreePort(t *testing.T) {
-	// Given a port that is free, then it is preferred; once taken, it is not.
+	// FreePort returns the preferred port if it is free, and another one if it
+	// is taken.
 	l, err := listen(0)
 	must.NoError(t, err)
 	port := portOf(l)

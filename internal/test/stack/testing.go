@@ -26,9 +26,9 @@ func Main(m *testing.M) int {
 	return code
 }
 
-// NeedServers skips the test in short mode (go test -short), in which no server
-// is started, built or needed. Call it before [StartConsul], [StartNomad] or a
-// docker command.
+// NeedServers skips the test in short mode (go test -short). In short mode no
+// server is started, built or needed. Call it before [StartConsul],
+// [StartNomad] or a docker command.
 func NeedServers(t testing.TB) {
 	t.Helper()
 	if testing.Short() {
@@ -37,8 +37,8 @@ func NeedServers(t testing.TB) {
 }
 
 // ConsulForTest returns the dev agent that the tests of this process share, and
-// a prefix of its KV store, ending in "/", that is this test's alone. The first
-// caller starts the agent. In short mode the test is skipped.
+// a KV prefix, ending in "/", that only this test uses. The first caller starts
+// the agent. In short mode it skips the test.
 func ConsulForTest(t testing.TB) (c *Consul, prefix string) {
 	t.Helper()
 	NeedServers(t)
@@ -50,8 +50,8 @@ func ConsulForTest(t testing.TB) (c *Consul, prefix string) {
 }
 
 // NomadForTest returns the dev agent that the tests of this process share. The
-// first caller starts it. Jobs are told apart by their IDs; what a test leaves
-// running is stopped in the end. In short mode the test is skipped.
+// first caller starts it. Tests tell their jobs apart by their IDs; what they
+// leave running is stopped in the end. In short mode it skips the test.
 func NomadForTest(t testing.TB) *Nomad {
 	t.Helper()
 	NeedServers(t)
@@ -63,8 +63,8 @@ func NomadForTest(t testing.TB) *Nomad {
 }
 
 // DockerForTest returns the name of an image that runs "bivouac demo-sandbox".
-// If no Docker engine answers it skips the test, or fails it in CI, which has
-// one. In short mode the test is skipped.
+// If no Docker engine answers, it skips the test; in CI, which has an engine,
+// it fails the test. In short mode it skips the test.
 func DockerForTest(t testing.TB) (image string) {
 	t.Helper()
 	needDocker(t)

@@ -42,7 +42,7 @@ func newerIsToldOf(t *testing.T, c Cluster) {
 
 	_, _, err := b.Get(t.Context(), newer.ChatID, scheduler.Block{})
 	must.ErrorIs(t, err, scheduler.ErrNewerRecord)
-	for range 2 { // the one before holds nothing
+	for range 2 { // the failed call before took no lock
 		_, err = b.Lock(t.Context(), newer.ChatID, 0)
 		must.ErrorIs(t, err, scheduler.ErrNewerRecord)
 		_, err = b.LockDamaged(t.Context(), newer.ChatID, 0)
@@ -61,7 +61,7 @@ func newerIsToldOf(t *testing.T, c Cluster) {
 	must.Eq(t, []scheduler.Session{well}, inFlight)
 }
 
-// lockDamaged takes the lock of a chat whose record cannot be understood.
+// lockDamaged takes the lock of a chat whose record cannot be parsed.
 func lockDamaged(t *testing.T, locker scheduler.Locker, chatID uuid.UUID) scheduler.Lease {
 	t.Helper()
 	lease, err := locker.LockDamaged(t.Context(), chatID, patience)
@@ -107,8 +107,8 @@ func damagedIsRemoved(t *testing.T, c Cluster) {
 	c.MustBeEmpty(t)
 }
 
-// mustNotBeIndexed looks into every index. What a damaged record had there is
-// found to lead nowhere, and removed.
+// mustNotBeIndexed reads every index. Index entries of the damaged record lead
+// nowhere, and reading removes them.
 func mustNotBeIndexed(t *testing.T, store scheduler.Store, session scheduler.Session) {
 	t.Helper()
 	inFlight, err := store.InFlight(t.Context())

@@ -10,7 +10,7 @@ import (
 	"github.com/bivouac/bivouac/scheduler"
 )
 
-// expired returns the chats that are expired at a time.
+// expired returns the chats whose sessions are expired at the given time.
 func expired(t *testing.T, store scheduler.Store, at time.Time, limit int) []uuid.UUID {
 	t.Helper()
 	sessions, err := store.Expired(t.Context(), at, limit)
@@ -28,7 +28,7 @@ func chats(sessions []scheduler.Session) []uuid.UUID {
 
 func expiredBoundary(t *testing.T, c Cluster) {
 	a := c.Join(t)
-	// In the middle of a minute, and where a minute begins.
+	// In the middle of a minute, and at the beginning of one.
 	for _, expiry := range []time.Time{now, now.Truncate(time.Minute)} {
 		session := newSession()
 		session.ExpiresAt = expiry
@@ -58,7 +58,8 @@ func expiredOrder(t *testing.T, c Cluster) {
 	must.Eq(t, want[:1], expired(t, a, now.Add(time.Hour), 1))
 	must.SliceEmpty(t, expired(t, a, now, 0))
 
-	// What is not cleaned up comes again, and the rest after what is.
+	// Sessions that are not cleaned up are returned again; the rest follow when
+	// others are removed.
 	write(t, a, want[0], nil)
 	write(t, a, want[1], nil)
 	must.Eq(t, want[2:4], expired(t, a, now, 2))

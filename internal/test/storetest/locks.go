@@ -53,7 +53,7 @@ func exclusion(t *testing.T, c Cluster) {
 	var wg sync.WaitGroup
 	for range 2 {
 		replica := c.Join(t)
-		for range 4 { // several of one replica, too
+		for range 4 { // several in one replica, too
 			wg.Go(func() {
 				for range 5 {
 					lease, err := replica.Lock(t.Context(), chatID, patience)
@@ -80,11 +80,11 @@ func exclusion(t *testing.T, c Cluster) {
 		}
 	}
 	wg.Wait()
-	// Each of the 40 counted on from the one before.
+	// Each of the 40 continued from the one before.
 	must.Eq(t, now.Add(40*time.Second), get(t, c.Join(t), chatID).ExpiresAt)
 }
 
-// mustAll reports errors from a goroutine that may not end the test.
+// mustAll reports errors in a goroutine that must not end the test.
 func mustAll(t *testing.T, errs ...error) bool {
 	t.Helper()
 	for _, err := range errs {
@@ -154,7 +154,7 @@ func waitLimit(t *testing.T, c Cluster) {
 	must.NoError(t, lease.Release(t.Context()))
 }
 
-// waiters lets one more of each replica wait for the chat's lock.
+// waiters starts one waiter for the chat's lock in each replica.
 func waiters(t *testing.T, chatID uuid.UUID, replicas ...Replica) []<-chan result[scheduler.Lease] {
 	var all []<-chan result[scheduler.Lease]
 	for _, replica := range replicas {
@@ -195,7 +195,7 @@ func writeWithReleaseWakes(t *testing.T, c Cluster) {
 func endWakes(t *testing.T, c Cluster) {
 	a, b := c.Join(t), c.Join(t)
 	chatID := uuid.New()
-	_ = lock(t, a, chatID) // and never released
+	_ = lock(t, a, chatID) // never released
 	waiting := waiters(t, chatID, b)
 	a.End(t)
 	await(t, waiting[0])
@@ -227,7 +227,8 @@ func lateHolder(t *testing.T, c Cluster) {
 	late := lock(t, a, session.ChatID)
 	a.End(t)
 
-	// Both while the lock is free again and once another has worked with it.
+	// This holds while the lock is free again and after another replica has
+	// used it.
 	dead := session
 	dead.State = scheduler.StateDead
 	must.ErrorIs(t, late.Write(t.Context(), &dead, scheduler.Keep), scheduler.ErrLockLost)
@@ -251,7 +252,7 @@ func brokenLock(t *testing.T, c Cluster) {
 	other := lock(t, b, session.ChatID)
 	must.ErrorIs(t, late.Write(t.Context(), nil, scheduler.Release), scheduler.ErrLockLost)
 	mustBeClosed(t, late.Lost())
-	must.NoError(t, late.Release(t.Context())) // which is not the other's
+	must.NoError(t, late.Release(t.Context())) // this must not release the other lease's lock
 	must.NoError(t, other.Write(t.Context(), nil, scheduler.Release))
 	c.MustBeEmpty(t)
 }
@@ -315,12 +316,12 @@ func leaseKnowsItsWrites(t *testing.T, c Cluster) {
 		must.Eq(t, &next, lease.Session())
 		must.Eq(t, &next, get(t, b, session.ChatID))
 
-		// What a caller does to its copy does not reach the record.
+		// Changes to the caller's copy do not affect the record.
 		lease.Session().Reason = "scribbled over"
 		next.Reason = "scribbled over"
 		must.Eq(t, "", lease.Session().Reason)
 	}
-	for range 2 { // removing what is not there is no error
+	for range 2 { // removing a missing record is no error
 		must.NoError(t, lease.Write(t.Context(), nil, scheduler.Keep))
 		must.Nil(t, lease.Session())
 		must.Nil(t, get(t, b, session.ChatID))
@@ -358,7 +359,7 @@ func tooManyWaiters(t *testing.T, c Cluster) {
 	chatID := uuid.New()
 	lease := lock(t, a, chatID)
 
-	// All but one of these wait until they are told to stop.
+	// All but one of these wait until they are stopped.
 	ctx, stop := context.WithCancel(t.Context())
 	turnedAway := make(chan error, chatmutex.MaxWaiters+1)
 	var wg sync.WaitGroup

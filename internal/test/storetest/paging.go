@@ -10,8 +10,9 @@ import (
 	"github.com/bivouac/bivouac/scheduler"
 )
 
-// paging: given any records and any page size, the pages of a list hold each
-// selected record once, in the same order whatever the page size.
+// paging shows that, for any records and any page size, the pages of a list
+// contain each selected record once, in an order that does not depend on the
+// page size.
 func paging(t *testing.T, open func(t *testing.T) Cluster) {
 	rapid.Check(t, func(rt *rapid.T) {
 		replica := open(t).Join(t)

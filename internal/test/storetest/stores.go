@@ -62,7 +62,7 @@ func readYourWrites(t *testing.T, c Cluster) {
 	put(t, b, intent)
 	must.Eq(t, &intent, get(t, a, intent.ChatID))
 
-	// Times come back in UTC and without a monotonic clock's reading.
+	// Times are returned in UTC and without a monotonic clock reading.
 	local := newSession()
 	local.CreatedAt = now.In(time.FixedZone("somewhere", 3600))
 	local.ExpiresAt = time.Now().Add(time.Hour)
@@ -72,8 +72,8 @@ func readYourWrites(t *testing.T, c Cluster) {
 	must.Eq(t, local.ExpiresAt.Round(0).UTC(), got.ExpiresAt)
 }
 
-// blockedGet starts to wait until the record is another than before, which was
-// read at index. A read may return sooner than it must.
+// blockedGet waits in the background until the record differs from before,
+// which was read at index. A single read may return early.
 func blockedGet(
 	t *testing.T, store scheduler.Store, chatID uuid.UUID, before *scheduler.Session, index uint64,
 ) <-chan result[*scheduler.Session] {
@@ -102,7 +102,7 @@ func blockingGet(t *testing.T, c Cluster) {
 		write(t, a, session.ChatID, next)
 		must.Eq(t, next, await(t, blocked))
 
-		// A change that came before the read is not waited for.
+		// A change from before the read does not block it.
 		got, _, err := b.Get(t.Context(), session.ChatID, scheduler.Block{Index: index, Wait: patience})
 		must.NoError(t, err)
 		must.Eq(t, next, got)
@@ -152,7 +152,7 @@ func blockingList(t *testing.T, c Cluster) {
 			blocked := background(t, func(ctx context.Context) ([]scheduler.Session, error) {
 				blocking := query
 				blocking.Block = scheduler.Block{Index: before.Index, Wait: patience}
-				for { // a read may return sooner than it must
+				for { // a read may return early
 					page, err := b.List(ctx, blocking)
 					if err != nil || !reflect.DeepEqual(page.Sessions, before.Sessions) {
 						return page.Sessions, err
@@ -204,7 +204,7 @@ func foreignIndex(t *testing.T, c Cluster) {
 	must.Less(t, block.Index, page.Index)
 }
 
-// listAll follows the pages of a query to the end.
+// listAll reads all pages of a query.
 func listAll(ctx context.Context, store scheduler.Store, query scheduler.Query) ([]scheduler.Session, error) {
 	var all []scheduler.Session
 	for {
@@ -317,7 +317,7 @@ func canceledReads(t *testing.T, c Cluster) {
 	}
 }
 
-// sorted is for comparing without an order.
+// sorted returns the IDs in a fixed order, for comparisons.
 func sorted(ids []uuid.UUID) []string {
 	var all []string
 	for _, id := range ids {

@@ -1,9 +1,9 @@
-// Package storetest holds the contract suites for [scheduler.Store] and
-// [scheduler.Locker]. Every implementation passes both, so that what is tested
-// over one of them holds over the others.
+// Package storetest contains the contract test suites for [scheduler.Store] and
+// [scheduler.Locker]. Every implementation passes both, so results of tests
+// with one implementation hold for the others.
 //
-// The package must never know of any implementation: what cannot be done
-// through the contract, such as cutting a replica off, a [Cluster] does.
+// The package must never know any implementation. What the contract cannot
+// express, such as cutting off a replica, is part of [Cluster].
 package storetest
 
 import (
@@ -19,25 +19,24 @@ import (
 	"github.com/bivouac/bivouac/scheduler"
 )
 
-// Cluster is some replicas on one fresh set of records.
+// Cluster is a set of replicas that share one new set of records.
 type Cluster interface {
 	// Join adds a replica. It leaves when the test ends.
 	Join(t *testing.T) Replica
 
-	// BreakLock takes the chat's lock away from whoever holds it, behind the
-	// holder's back.
+	// BreakLock takes the chat's lock away from its holder without telling it.
 	BreakLock(t *testing.T, chatID uuid.UUID)
 
-	// Damage makes the chat's record, which is there, one that cannot be
-	// understood, behind everybody's back. Its index entries stay as they are.
+	// Damage makes the chat's existing record unreadable without telling
+	// anyone. Its index entries stay as they are.
 	Damage(t *testing.T, chatID uuid.UUID)
 
-	// Outdate makes the chat's record, which is there, one that only a newer version
-	// may read. Its index entries stay as they are.
+	// Outdate changes the chat's existing record so that only a newer version
+	// may read it. Its index entries stay as they are.
 	Outdate(t *testing.T, chatID uuid.UUID)
 
-	// MustBeEmpty fails the test where anything is left of any chat: records,
-	// locks or index entries.
+	// MustBeEmpty fails the test if records, locks or index entries of any chat
+	// are left.
 	MustBeEmpty(t *testing.T)
 }
 
@@ -46,16 +45,16 @@ type Replica interface {
 	scheduler.Store
 	scheduler.Locker
 
-	// End takes from the replica all locks that it holds, as happens to one
-	// that was cut off for too long.
+	// End takes all its locks from the replica, as happens to a replica that
+	// was cut off for too long.
 	End(t *testing.T)
 }
 
-// patience bounds what should happen at once, and what should not happen in a
-// test at all.
+// patience is the limit for what should happen at once, and the wait for what
+// should not happen at all in a test.
 const patience = time.Minute
 
-// agentID is whose sessions are, where that makes no difference.
+// agentID is the agent of sessions in tests that do not depend on the agent.
 const agentID = "agent-1"
 
 // now is a fixed time in the middle of a minute.
@@ -79,7 +78,8 @@ func newSession() scheduler.Session {
 	}
 }
 
-// lock takes the chat's lock, which must not take long.
+// lock takes the chat's lock and fails the test if that takes longer than
+// patience.
 func lock(t *testing.T, locker scheduler.Locker, chatID uuid.UUID) scheduler.Lease {
 	t.Helper()
 	lease, err := locker.Lock(t.Context(), chatID, patience)
@@ -87,7 +87,7 @@ func lock(t *testing.T, locker scheduler.Locker, chatID uuid.UUID) scheduler.Lea
 	return lease
 }
 
-// write makes next the chat's record, or removes it where next is nil.
+// write sets the chat's record to next, or removes it if next is nil.
 func write(t *testing.T, locker scheduler.Locker, chatID uuid.UUID, next *scheduler.Session) {
 	t.Helper()
 	must.NoError(t, lock(t, locker, chatID).Write(t.Context(), next, scheduler.Release))
@@ -108,7 +108,7 @@ func get(t *testing.T, store scheduler.Store, chatID uuid.UUID) *scheduler.Sessi
 	return session
 }
 
-// result is what a call in the background came to.
+// result is the result of a call in the background.
 type result[T any] struct {
 	value T
 	err   error
@@ -125,8 +125,8 @@ func background[T any](t *testing.T, call func(ctx context.Context) (T, error)) 
 	return done
 }
 
-// await returns what a call in the background came to, which must be soon and
-// no error.
+// await returns the result of a call in the background. The call must succeed
+// within patience.
 func await[T any](t *testing.T, done <-chan result[T]) T {
 	t.Helper()
 	select {

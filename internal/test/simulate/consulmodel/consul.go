@@ -1,10 +1,11 @@
-// Package consulmodel is a Consul in memory, as far as Bivouac uses one: KV
-// pairs, transactions, locks, sessions with a TTL, lock-delay and blocking
-// queries, over Consul's HTTP API and with the semantics of its servers.
+// Package consulmodel is an in-memory Consul with the parts that Bivouac uses:
+// KV pairs, transactions, locks, sessions with a TTL, lock-delay and blocking
+// queries. It serves Consul's HTTP API with the semantics of Consul's servers.
 //
-// Its timers are the time package's, so in a synctest bubble it lives in
-// simulated time. One suite asks it and a real Consul the same questions. The
-// package must never know what the keys are for.
+// Its timers come from the time package, so it runs in simulated time inside a
+// synctest bubble. A test suite asks the model and a real Consul the same
+// questions and compares the answers. The package must never know what the keys
+// mean.
 package consulmodel
 
 import (
@@ -25,7 +26,7 @@ import (
 	"github.com/bivouac/bivouac/internal/test/simulate/network"
 )
 
-// Server is the model. Use [New].
+// Server is the model. Create it with [New].
 type Server struct {
 	expireAfter time.Duration
 
@@ -36,7 +37,7 @@ type Server struct {
 	watched  map[string]chan struct{} // by key: closed when it changes
 	sessions map[string]*session
 	lastID   int
-	delays   map[string]time.Time // by key: until when a lock-delay holds it back
+	delays   map[string]time.Time // by key: when its lock-delay ends
 	leading  bool
 }
 
@@ -50,9 +51,9 @@ type pair struct {
 	Session     string `json:",omitempty"`
 }
 
-// New returns an empty Consul with a leader. A session ends by itself after
-// expire times its TTL without a renewal: 2 is what Consul does, and 1 the least
-// that it promises.
+// New returns an empty Consul with a leader. A session expires after expire
+// times its TTL without a renewal. Consul itself uses 2; 1 is the minimum that
+// it promises.
 func New(expire float64) *Server {
 	return &Server{
 		expireAfter: time.Duration(expire * float64(time.Second)),
@@ -75,15 +76,16 @@ func (s *Server) Close() {
 	}
 }
 
-// LoseLeader leaves Consul without a leader: it answers nothing but errors.
+// LoseLeader leaves Consul without a leader, so that it answers every request
+// with an error.
 func (s *Server) LoseLeader() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.leading = false
 }
 
-// ElectLeader gives it a new one, for which every session was renewed just now.
-// Lock-delays are forgotten: they were in the memory of the old one.
+// ElectLeader gives Consul a new leader. Every session counts as just renewed.
+// Lock-delays are forgotten, because they were in the old leader's memory.
 func (s *Server) ElectLeader() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -94,7 +96,7 @@ func (s *Server) ElectLeader() {
 	}
 }
 
-// Keys returns the pairs below prefix, by key.
+// Keys returns the pairs whose keys begin with prefix, by key.
 func (s *Server) Keys(prefix string) map[string]api.KVPair {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -123,8 +125,8 @@ func (s *Server) SetKey(key, value string) {
 	}
 }
 
-// Change replaces the pairs below prefix by those that f makes of them, in one
-// step, as a restored snapshot does. If f returns nil nothing is changed.
+// Change replaces the pairs whose keys begin with prefix by the result of f, in
+// one step, as a restored snapshot does. If f returns nil, nothing changes.
 func (s *Server) Change(prefix string, f func(pairs map[string]api.KVPair) map[string]api.KVPair) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -153,7 +155,7 @@ func (p *pair) public() api.KVPair {
 	return api.KVPair{Key: p.Key, Value: p.Value, ModifyIndex: p.ModifyIndex, Session: p.Session}
 }
 
-// Serve answers a request. Its context is the connection's.
+// Serve answers a request. ctx belongs to the connection.
 func (s *Server) Serve(ctx context.Context, req *http.Request, body []byte) *http.Response {
 	s.mu.Lock()
 	leading := s.leading
@@ -178,7 +180,7 @@ func (s *Server) Serve(ctx context.Context, req *http.Request, body []byte) *htt
 	}
 }
 
-// answer returns a response as Consul writes them.
+// answer returns a response with the headers that Consul sets.
 func answer(status int, index uint64, value any) *http.Response {
 	var body []byte
 	if value != nil {
@@ -196,7 +198,8 @@ func answer(status int, index uint64, value any) *http.Response {
 	return resp
 }
 
-// servePut writes a key; where cas is set, only over the pair of that index.
+// servePut writes a key. If cas is set, it writes only if the key has that
+// index.
 func (s *Server) servePut(key, cas string, body []byte) *http.Response {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -213,7 +216,8 @@ func (s *Server) servePut(key, cas string, body []byte) *http.Response {
 	return answer(http.StatusOK, 0, err == nil)
 }
 
-// serveRead reads a key, or the names of keys, and waits where asked to.
+// serveRead reads a key or the names of keys. If the request has an index, it
+// blocks.
 func (s *Server) serveRead(ctx context.Context, key string, req *http.Request) *http.Response {
 	query := req.URL.Query()
 	after, _ := strconv.ParseUint(query.Get("index"), 10, 64)
@@ -236,7 +240,7 @@ func (s *Server) serveRead(ctx context.Context, key string, req *http.Request) *
 	missing := false
 	for {
 		resp, index, changed := read()
-		// A change from missing to missing is none.
+		// A key that was missing and still is has not changed.
 		if after == 0 || index > after && (!missing || resp.StatusCode != http.StatusNotFound) {
 			return resp
 		}
@@ -263,7 +267,8 @@ func (s *Server) getKey(key string) (*http.Response, uint64, <-chan struct{}) {
 	return answer(http.StatusOK, p.ModifyIndex, []*pair{p}), p.ModifyIndex, changed
 }
 
-// listKeys does not tell of changes: no list of keys is waited for here.
+// listKeys lists the names of keys. Its channel is nil, because nothing here
+// waits for a list to change.
 func (s *Server) listKeys(prefix, separator string) (*http.Response, uint64, <-chan struct{}) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -285,7 +290,7 @@ func (s *Server) listKeys(prefix, separator string) (*http.Response, uint64, <-c
 	return answer(http.StatusOK, s.kvIndex, names), s.kvIndex, nil
 }
 
-// below returns the pairs whose keys have the prefix, in order.
+// below returns the pairs whose keys begin with prefix, sorted by key.
 func (s *Server) below(prefix string) []*pair {
 	var pairs []*pair
 	for key, p := range s.kv {
@@ -307,7 +312,7 @@ func (s *Server) watch(key string) <-chan struct{} {
 	return changed
 }
 
-// changedKey wakes who waits for the key.
+// changedKey wakes the readers that wait for the key.
 func (s *Server) changedKey(key string, index uint64) {
 	s.kvIndex = index
 	if changed := s.watched[key]; changed != nil {

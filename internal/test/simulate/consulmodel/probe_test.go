@@ -21,17 +21,18 @@ import (
 
 func TestMain(m *testing.M) { os.Exit(stack.Main(m)) }
 
-// probe asks a Consul something and writes down what it sees. Two Consuls are
-// alike in what a probe asks where it writes the same.
+// probe asks a Consul questions and records the answers. Two Consuls behave
+// alike if their probes record the same.
 type probe struct {
 	*testing.T
 	client *api.Client
 	prefix string
-	root   *api.Client // may do everything, for a probe without rights; else nil
+	root   *api.Client // may do everything; set only for a probe without rights
 	seen   []string
 }
 
-// TestModelAnswersAsConsulDoes asks the model and a real Consul the same.
+// TestModelAnswersAsConsulDoes asks the model and a real Consul the same
+// questions.
 func TestModelAnswersAsConsulDoes(t *testing.T) {
 	for name, ask := range map[string]func(*probe){
 		"locks":             (*probe).locks,
@@ -64,7 +65,7 @@ func TestModelAnswersAsConsulDoes(t *testing.T) {
 
 func compare(t *testing.T, consul, model *probe, ask func(*probe)) {
 	modelled := make(chan struct{})
-	go func() { // beside the other, as some probes take their time
+	go func() { // in parallel, because some probes take long
 		defer close(modelled)
 		ask(model)
 	}()
@@ -74,8 +75,9 @@ func compare(t *testing.T, consul, model *probe, ask func(*probe)) {
 	must.Eq(t, consul.seen, model.seen, must.Sprint("what Consul says, and what the model says"))
 }
 
-// The model denies a client without a token what a Consul does that denies by
-// default: some of it in words, and some without one.
+// TestModelDeniesAsConsulDoes compares the model with a Consul that denies by
+// default, for a client without a token. Consul refuses some requests with an
+// error and answers others with silently reduced results.
 func TestModelDeniesAsConsulDoes(t *testing.T) {
 	management := uuid.NewString()
 	consul, err := stack.StartConsul(t.Context(), stack.ConsulConfig{ManagementToken: management})
@@ -137,7 +139,7 @@ func (p *probe) withoutRights() {
 	p.see("the key stands: %t, error %v", pair != nil, err)
 }
 
-// node is what Consul names where a right to its sessions is missing.
+// node matches the node name in Consul's error about a missing session right.
 var node = regexp.MustCompile(`on "[^"]*"`)
 
 var (
@@ -173,7 +175,7 @@ func (p *probe) lock(key, session, value string) *api.KVTxnOp {
 	return op
 }
 
-// txn makes a transaction, writes down its answer, and returns the pairs in it.
+// txn runs a transaction, records its answer and returns the pairs in it.
 func (p *probe) txn(ops ...*api.KVTxnOp) []*api.KVPair {
 	var all api.TxnOps
 	for _, op := range ops {
@@ -281,7 +283,7 @@ func (p *probe) puts() {
 	pair := &api.KVPair{Key: p.prefix + "a", Value: []byte("1")}
 	_, err := kv.Put(pair, nil)
 	p.see("put: error %v", err)
-	done, _, err := kv.CAS(pair, nil) // index 0: only where there is none
+	done, _, err := kv.CAS(pair, nil) // index 0: only if the key does not exist
 	p.see("first put where one stands: %t, error %v", done, err)
 	stands, _, err := kv.Get(pair.Key, nil)
 	p.see("it is %q, error %v", stands.Value, err)
@@ -309,8 +311,9 @@ func (p *probe) destroyedSession() {
 	p.see("destroy what is gone: error %v", err)
 }
 
-// expiredSession looks half-way between the TTL and twice the TTL, when nothing
-// is to have happened, and after that. Where one is renewed it lives on.
+// expiredSession looks halfway between the TTL and twice the TTL, when nothing
+// may have happened yet, and again after that. A session that is renewed lives
+// on.
 func (p *probe) expiredSession() {
 	began := time.Now()
 	a, b := p.session(time.Nanosecond), p.session(time.Nanosecond)
@@ -336,7 +339,8 @@ func (p *probe) blockingReads() {
 		return pair, meta.LastIndex, time.Since(began)
 	}
 	const short, long = 400 * time.Millisecond, 30 * time.Second
-	// during tells what a blocking read of a key sees while something is done.
+	// during records what a blocking read of a key sees while the operations
+	// are applied.
 	during := func(what, key string, wait time.Duration, ops ...*api.KVTxnOp) {
 		before, index, _ := get(key, 0, 0)
 		done := make(chan struct{})

@@ -12,9 +12,9 @@ import (
 	"github.com/bivouac/bivouac/internal/test/simulate/network"
 )
 
-// WithoutRights returns the server as it answers a client whose token may do
-// nothing. Consul refuses most requests, but leaves out of the answers to two what
-// the client may not read, without a word: reads in a transaction, and names of keys.
+// WithoutRights returns the server as a client sees it whose token permits
+// nothing. Consul refuses most requests. For two it silently leaves out what
+// the client may not read: reads in a transaction, and lists of key names.
 func (s *Server) WithoutRights() network.Server { return withoutRights{s} }
 
 type withoutRights struct{ *Server }

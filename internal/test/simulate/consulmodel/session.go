@@ -10,7 +10,8 @@ import (
 	"github.com/bivouac/bivouac/internal/test/simulate/network"
 )
 
-// session is a Consul session with the behaviour "delete": its keys go with it.
+// session is a Consul session with the behavior "delete": when it ends, its
+// keys are deleted.
 type session struct {
 	id    string
 	name  string
@@ -63,7 +64,7 @@ func (s *Server) createSession(body []byte) *http.Response {
 	made.timer = time.AfterFunc(s.lifetime(made), func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		if s.leading { // else the next leader sets its timer anew
+		if s.leading { // otherwise the next leader resets the timer
 			s.invalidate(id)
 		}
 	})
@@ -77,7 +78,7 @@ func (s *Server) lifetime(held *session) time.Duration {
 	return time.Duration(held.ttl.Seconds() * float64(s.expireAfter))
 }
 
-// invalidate ends a session and deletes the keys that it holds.
+// invalidate ends a session and deletes the keys that it has locked.
 func (s *Server) invalidate(id string) {
 	held := s.sessions[id]
 	if held == nil {
@@ -97,7 +98,7 @@ func (s *Server) invalidate(id string) {
 	}
 }
 
-// Sessions returns the names of the sessions that stand, by ID.
+// Sessions returns the names of the live sessions, by ID.
 func (s *Server) Sessions() map[string]string {
 	s.mu.Lock()
 	defer s.mu.Unlock()

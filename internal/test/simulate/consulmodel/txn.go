@@ -20,7 +20,7 @@ type txnError struct {
 
 type txnResult struct{ KV *pair }
 
-// serveTxn applies all operations of a transaction, or none.
+// serveTxn applies all operations of a transaction or none.
 func (s *Server) serveTxn(body []byte) *http.Response {
 	var ops []struct{ KV *api.KVTxnOp }
 	if err := json.Unmarshal(body, &ops); err != nil {
@@ -35,7 +35,7 @@ func (s *Server) serveTxn(body []byte) *http.Response {
 	writes := false
 	for i, op := range ops {
 		writes = writes || !isRead(op.KV.Verb)
-		// The leader looks at lock-delays before the log sees the transaction.
+		// The leader checks lock-delays before the transaction enters the log.
 		if op.KV.Verb == api.KVLock && time.Now().Before(s.delays[op.KV.Key]) {
 			what := fmt.Sprintf("failed to lock key %q due to lock delay", op.KV.Key)
 			return rolledBack([]txnError{{i, what}})
@@ -45,10 +45,10 @@ func (s *Server) serveTxn(body []byte) *http.Response {
 		s.index++
 	}
 
-	// Pairs are replaced and never changed, so that the old map undoes it all.
+	// Pairs are replaced and never modified, so the old map undoes everything.
 	before, beforeIndex := maps.Clone(s.kv), s.kvIndex
 	watched := s.watched
-	s.watched = nil // nobody is woken for what may be undone
+	s.watched = nil // wake nobody for a change that may be undone
 	var results []txnResult
 	var errs []txnError
 	for i, op := range ops {
@@ -97,7 +97,7 @@ func sendsValue(verb api.KVOp) bool {
 	return verb == api.KVGet || verb == api.KVGetOrEmpty || verb == api.KVGetTree
 }
 
-// apply carries out one operation, and returns the pairs that it answers with.
+// apply carries out one operation and returns the pairs of its answer.
 func (s *Server) apply(op *api.KVTxnOp) ([]*pair, error) {
 	stands := s.kv[op.Key]
 	next := &pair{Key: op.Key, Value: op.Value, Flags: op.Flags}
@@ -145,7 +145,8 @@ func (s *Server) apply(op *api.KVTxnOp) ([]*pair, error) {
 	}
 }
 
-// lock gives a key to a session, which may have it already.
+// lock gives a key to a session. It succeeds if the session already has the
+// key.
 func (s *Server) lock(next *pair, session string) ([]*pair, error) {
 	if s.sessions[session] == nil {
 		return nil, fmt.Errorf("invalid session %q", session)
@@ -164,8 +165,8 @@ func (s *Server) lock(next *pair, session string) ([]*pair, error) {
 	return []*pair{s.set(next, s.index, true)}, nil
 }
 
-// set writes a pair. One that says what stands already changes nothing, its
-// index included.
+// set writes a pair. If nothing in it differs from the current pair, nothing
+// changes, not even the index.
 func (s *Server) set(next *pair, index uint64, withSession bool) *pair {
 	next.CreateIndex, next.ModifyIndex = index, index
 	stands := s.kv[next.Key]

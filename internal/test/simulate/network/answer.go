@@ -17,14 +17,15 @@ func Answer(status int, body []byte) *http.Response {
 	}
 }
 
-// Text returns a response with a body of text, as errors have.
+// Text returns a response with a text body, as errors have.
 func Text(status int, text string) *http.Response {
 	resp := Answer(status, []byte(text))
 	resp.Header.Set("Content-Type", "text/plain; charset=utf-8")
 	return resp
 }
 
-// Direct is a way to a server on which nothing happens to requests.
+// Direct is an [http.RoundTripper] that passes requests to a server without
+// faults.
 type Direct struct{ Server Server }
 
 // RoundTrip implements [http.RoundTripper].

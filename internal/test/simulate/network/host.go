@@ -8,21 +8,21 @@ import (
 	"time"
 )
 
-// Host is where a replica runs, as far as the network sees it.
+// Host is the machine of one replica, as the network sees it.
 type Host struct {
 	Name string
 
 	mu      sync.Mutex
-	resumed chan struct{} // not nil while it is paused; closed when it is not
+	resumed chan struct{} // not nil while paused; closed by Resume
 	dead    chan struct{} // closed when it dies
 }
 
-// NewHost returns a host that runs.
+// NewHost returns a running host.
 func NewHost(name string) *Host { return &Host{Name: name, dead: make(chan struct{})} }
 
-// Pause stops the host as SIGSTOP does, as far as others can see: it sends
-// nothing, and takes no notice of answers, until it is resumed. What it was
-// about to send it sends then.
+// Pause stops the host as SIGSTOP does, as far as others can see. It sends
+// nothing and reads no answers until it is resumed. It then sends what it was
+// about to send.
 func (h *Host) Pause() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -41,7 +41,8 @@ func (h *Host) Resume() {
 	}
 }
 
-// Kill ends the host at once. What it had sent may still arrive.
+// Kill ends the host at once. Requests that it has already sent may still
+// arrive.
 func (h *Host) Kill() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -59,8 +60,8 @@ func (h *Host) isDead() bool {
 	}
 }
 
-// awaitRunning waits while the host is paused, and says whether it was. After
-// that it goes on in its turn: at one instant no two do.
+// awaitRunning waits while the host is paused and reports whether it was. It
+// then waits for turn, so that no two requests continue at the same instant.
 func (h *Host) awaitRunning(ctx context.Context, turn time.Duration) (slept bool) {
 	for {
 		h.mu.Lock()
@@ -81,11 +82,11 @@ func (h *Host) awaitRunning(ctx context.Context, turn time.Duration) (slept bool
 	}
 }
 
-// connBody is a response's body as the host reads it.
+// connBody is the body of a response, as the host reads it.
 type connBody struct {
 	link   *Link
 	turn   time.Duration
-	ctx    context.Context // the request's
+	ctx    context.Context // of the request
 	from   io.ReadCloser
 	hangUp context.CancelFunc
 }
@@ -114,7 +115,7 @@ func (b *connBody) Close() error {
 }
 
 // Stream is a response body that is written while it is read. Writes do not
-// wait: a reader that falls behind by more than a buffer is cut off.
+// block: a reader that falls behind by more than the buffer is cut off.
 type Stream struct {
 	ctx    context.Context
 	lines  chan []byte
@@ -123,15 +124,16 @@ type Stream struct {
 	closed chan struct{}
 }
 
-// streamBuffer is how many writes a reader may be behind.
+// streamBuffer is how many writes a reader may fall behind.
 const streamBuffer = 128
 
-// NewStream returns a stream that ends with ctx.
+// NewStream returns a stream that ends when ctx is done.
 func NewStream(ctx context.Context) *Stream {
 	return &Stream{ctx: ctx, lines: make(chan []byte, streamBuffer), closed: make(chan struct{})}
 }
 
-// Write queues data for the reader, and says whether the stream stands.
+// Write queues data for the reader and reports whether the stream is still
+// open.
 func (s *Stream) Write(data []byte) bool {
 	select {
 	case <-s.closed:
@@ -142,7 +144,7 @@ func (s *Stream) Write(data []byte) bool {
 	case s.lines <- data:
 		return true
 	default:
-		_ = s.Close() // nothing that could fail
+		_ = s.Close() // Close cannot fail
 		return false
 	}
 }
@@ -163,13 +165,13 @@ func (s *Stream) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// Close ends the stream, from either end.
+// Close ends the stream. Both ends may call it.
 func (s *Stream) Close() error {
 	s.once.Do(func() { close(s.closed) })
 	return nil
 }
 
-// After calls f after d, unless ctx has ended by then.
+// After calls f after d, unless ctx is done by then.
 func After(ctx context.Context, d time.Duration, f func()) {
 	time.AfterFunc(d, func() {
 		if ctx.Err() == nil {

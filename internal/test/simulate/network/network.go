@@ -1,11 +1,11 @@
 // Package network carries the requests of simulated replicas to models of
-// servers, and lets happen to them what happens to requests: they are late, get
-// lost, arrive after their sender gave up, or their answers never arrive.
+// servers and injects faults: requests are late, get lost or arrive after their
+// sender gave up, and answers never arrive.
 //
-// What happens to a request follows from a seed, from who asks what and how
-// often it asked that before. So goroutines that run at the same instant do not
-// change each other's fate, whichever goes first. The package must never know
-// what the requests are about.
+// The fate of a request depends on the seed, on the sender, on what it asks and
+// on how often it asked that before. Goroutines that run at the same instant
+// therefore do not change each other's fate, whichever goes first. The package
+// must never know what the requests are about.
 package network
 
 import (
@@ -23,19 +23,19 @@ import (
 	"time"
 )
 
-// Server answers requests. ctx ends when the connection does.
+// Server answers requests. ctx is done when the connection ends.
 type Server interface {
 	Serve(ctx context.Context, req *http.Request, body []byte) *http.Response
 }
 
-// Odds are the chances, from 0 to 1, that something happens to a request.
+// Odds are the probabilities, from 0 to 1, of the faults of a request.
 type Odds struct {
 	LoseRequest float64 // it does not arrive
-	LoseReply   float64 // it is applied and the answer does not arrive
-	Late        float64 // it arrives up to MaxLate late, and is applied also where nobody waits any more
-	LateReply   float64 // the answer comes up to 10 s late
-	Fail        float64 // the server says 500 and applies nothing
-	Busy        float64 // the server says 429 and applies nothing
+	LoseReply   float64 // it is applied but the answer does not arrive
+	Late        float64 // it arrives up to MaxLate late, and is applied even if nobody waits any more
+	LateReply   float64 // the answer arrives up to 10 s late
+	Fail        float64 // the server answers 500 and applies nothing
+	Busy        float64 // the server answers 429 and applies nothing
 }
 
 // MaxLate is how late a request may arrive.
@@ -48,18 +48,18 @@ type Network struct {
 	trace func(host, event string)
 
 	mu    sync.Mutex
-	asked map[string]uint64 // how often, by who and what
+	asked map[string]uint64 // how often, by sender and request
 	odds  Odds
 	fates map[string]int
 }
 
-// New returns a network that works until ctx ends. trace is told of each
+// New returns a network that works until ctx is done. It calls trace for each
 // request.
 func New(ctx context.Context, seed uint64, trace func(host, event string)) *Network {
 	return &Network{ctx: ctx, seed: seed, trace: trace, asked: make(map[string]uint64), fates: make(map[string]int)}
 }
 
-// The fates of requests.
+// These are the possible fates of requests.
 const (
 	RequestsLost = "requests lost"
 	RepliesLost  = "replies lost"
@@ -70,7 +70,7 @@ const (
 	HeldBack     = "held back by a cut"
 )
 
-// Fates returns how many requests each fate has befallen.
+// Fates returns how many requests met each fate.
 func (n *Network) Fates() map[string]int {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -85,14 +85,14 @@ func (n *Network) befalls(fate string, yes bool) {
 	}
 }
 
-// SetOdds decides what happens to requests from now on.
+// SetOdds sets the odds for all later requests.
 func (n *Network) SetOdds(odds Odds) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.odds = odds
 }
 
-// Rand returns randomness for what is named, another one each time.
+// Rand returns a random source for a name, a different one on each call.
 func (n *Network) Rand(name string) *rand.Rand {
 	n.mu.Lock()
 	count := n.asked[name]
@@ -105,38 +105,38 @@ func (n *Network) Rand(name string) *rand.Rand {
 
 type callerKey struct{}
 
-// WithCaller returns a context whose requests are made for a caller. Requests of
+// WithCaller returns a context whose requests belong to a caller. Requests of
 // different callers do not change each other's fate.
 func WithCaller(ctx context.Context, caller string) context.Context {
 	return context.WithValue(ctx, callerKey{}, caller)
 }
 
-// Caller returns for whom the requests of ctx are made, "" if nobody asked.
+// Caller returns the caller of the requests of ctx, or "" if it has none.
 func Caller(ctx context.Context) string {
 	caller, _ := ctx.Value(callerKey{}).(string)
 	return caller
 }
 
-// ErrReset is what a sender gets whose connection broke.
+// ErrReset is the error of a sender whose connection broke.
 var ErrReset = errors.New("connection reset by peer")
 
-// Link is a host's way to one server. It is an [http.RoundTripper].
+// Link connects a host to one server. It is an [http.RoundTripper].
 type Link struct {
 	net    *Network
 	host   *Host
 	server Server
 
 	mu     sync.Mutex
-	healed chan struct{} // not nil while the link is cut; closed when it is not
+	healed chan struct{} // not nil while the link is cut; closed by Heal
 }
 
-// Link returns the host's way to a server.
+// Link returns the host's link to a server.
 func (n *Network) Link(host *Host, server Server) *Link {
 	return &Link{net: n, host: host, server: server}
 }
 
-// Cut lets nothing through, in either direction, until Heal. What is sent
-// meanwhile may arrive then.
+// Cut lets nothing through in either direction until Heal. What is sent in the
+// meantime may arrive after that.
 func (l *Link) Cut() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -161,8 +161,8 @@ func (l *Link) cut() <-chan struct{} {
 	return l.healed
 }
 
-// pass waits while the link is cut, and says whether it never was. After that it
-// goes on in its turn, as after a pause.
+// pass waits while the link is cut and reports whether it was never cut. It
+// then waits for turn, as after a pause.
 func (l *Link) pass(turn time.Duration) bool {
 	clean := true
 	for {
@@ -194,11 +194,11 @@ func (l *Link) RoundTrip(req *http.Request) (*http.Response, error) {
 	ctx := req.Context()
 	rng := l.net.Rand(l.host.Name + " " + Caller(ctx) + " " + what)
 	turn := Latency(rng)
-	if sleep(ctx, Latency(rng)); ctx.Err() != nil { // of what happens at one instant, giving up comes first
+	if sleep(ctx, Latency(rng)); ctx.Err() != nil { // if both happen at the same instant, giving up comes first
 		return nil, ctx.Err()
 	}
 	if slept := l.host.awaitRunning(l.net.ctx, turn); slept && ctx.Err() != nil && rng.IntN(2) == 0 {
-		return nil, ctx.Err() // it noticed before it sent anything
+		return nil, ctx.Err() // it gave up before it sent anything
 	}
 	if l.host.isDead() {
 		return l.nothing(ctx)
@@ -229,8 +229,8 @@ func (l *Link) RoundTrip(req *http.Request) (*http.Response, error) {
 	return resp, nil
 }
 
-// nothing is what a host sees that is no more: time passes for what is left of
-// it, so that it can be cleared away.
+// nothing is the answer to a dead host. It waits for ctx, so that time passes
+// for the host's goroutines and they can be cleaned up.
 func (l *Link) nothing(ctx context.Context) (*http.Response, error) {
 	select {
 	case <-ctx.Done():
@@ -239,8 +239,8 @@ func (l *Link) nothing(ctx context.Context) (*http.Response, error) {
 	return nil, ErrReset
 }
 
-// carry takes a request to the server and the answer back. It goes on when the
-// sender has given up.
+// carry takes a request to the server and the answer back. It continues after
+// the sender has given up.
 func (l *Link) carry(connection context.Context, req *http.Request, body []byte, what string, rng *rand.Rand, answered chan<- *http.Response) {
 	odds := l.oddsNow()
 	there, back := Latency(rng), Latency(rng)
@@ -260,7 +260,7 @@ func (l *Link) carry(connection context.Context, req *http.Request, body []byte,
 	case r < odds.Fail+odds.Busy:
 		refused = http.StatusTooManyRequests
 	}
-	survives := rng.IntN(2) == 0 // a cut
+	survives := rng.IntN(2) == 0 // whether it survives a cut
 	turn := Latency(rng)
 
 	l.net.befalls(RequestsLate, late)
@@ -274,7 +274,7 @@ func (l *Link) carry(connection context.Context, req *http.Request, body []byte,
 		answered <- nil
 		return
 	}
-	if lostReply { // the connection breaks at some time, perhaps before the server is done
+	if lostReply { // the connection breaks at a random time, perhaps before the server is done
 		After(l.net.ctx, time.Duration(rng.ExpFloat64()*float64(50*time.Millisecond)), func() { answered <- nil })
 	}
 	l.net.befalls(RepliesLost, lostReply)
@@ -322,13 +322,14 @@ func (l *Link) oddsNow() Odds {
 	return l.net.odds
 }
 
-// Latency is that of a healthy network. It is never the same twice, so that no
-// two things that follow from requests happen at one instant.
+// Latency returns a delay of a healthy network. It never returns the same delay
+// twice, so that no two results of requests happen at the same instant.
 func Latency(rng *rand.Rand) time.Duration {
 	return 50*time.Microsecond + time.Duration(rng.ExpFloat64()*float64(700*time.Microsecond))
 }
 
-// label says what a request asks, without what is made up anew for each.
+// label describes what a request asks, without the parts that are random in
+// each request.
 func label(req *http.Request, body []byte) string {
 	var what strings.Builder
 	what.WriteString(req.Method + " " + req.URL.Path)
@@ -336,7 +337,7 @@ func label(req *http.Request, body []byte) string {
 		what.WriteString(" purge=" + query.Get("purge"))
 	}
 	if strings.HasSuffix(req.URL.Path, "/txn") {
-		for range 2 { // the first two keys and verbs say what kind it is
+		for range 2 { // the first two keys and verbs identify the kind
 			for _, field := range []string{`"Verb":"`, `"Key":"`} {
 				if _, rest, ok := bytes.Cut(body, []byte(field)); ok {
 					value, _, _ := bytes.Cut(rest, []byte(`"`))
@@ -349,7 +350,7 @@ func label(req *http.Request, body []byte) string {
 	return what.String()
 }
 
-// sleep waits, or until ctx ends.
+// sleep waits for d or until ctx is done.
 func sleep(ctx context.Context, d time.Duration) {
 	timer := time.NewTimer(d)
 	defer timer.Stop()

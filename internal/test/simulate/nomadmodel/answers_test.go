@@ -22,7 +22,8 @@ import (
 
 func TestMain(m *testing.M) { os.Exit(stack.Main(m)) }
 
-// TestModelAnswersAsNomadDoes asks the model and a real Nomad the same.
+// TestModelAnswersAsNomadDoes asks the model and a real Nomad the same
+// questions.
 func TestModelAnswersAsNomadDoes(t *testing.T) {
 	for name, ask := range map[string]func(*probe){
 		"register":     (*probe).register,
@@ -56,8 +57,9 @@ func (p *probe) register() {
 	p.first(job)
 }
 
-// atOnce shows that a first registration is not alone: its index is checked before
-// the log, and several may pass the check before one of them is in the log.
+// atOnce shows that several first registrations can succeed. Nomad checks the
+// index before the log, so several may pass the check before one of them is in
+// the log.
 func (p *probe) atOnce() {
 	var most int32
 	for tries := 0; most < 2 && tries < 100; tries++ {
@@ -151,13 +153,13 @@ func (p *probe) sandboxDies() {
 	p.awaitClient(*job.ID, "running")
 	p.kill(*job.ID)
 	p.awaitClient(*job.ID, "failed")
-	<-time.After(time.Second) // nothing is to take its place
+	<-time.After(time.Second) // no replacement may appear
 	p.look(*job.ID)
 	p.deregister(*job.ID, false)
 }
 
-// restarted: a client starts a task again in its allocation, which no restart
-// policy forbids.
+// restarted shows that a client can start a task again in the same allocation,
+// although the restart policy forbids restarts.
 func (p *probe) restarted() {
 	job := p.job()
 	p.first(job)
@@ -173,8 +175,9 @@ func (p *probe) restarted() {
 	p.awaitClient(*job.ID, "complete")
 }
 
-// poststop: a task that runs once the main one has ended is not asked to end, and
-// its allocation runs until it does, unless the main one failed.
+// poststop shows that Nomad does not stop a poststop task, which runs after the
+// main task has ended. The allocation runs until the poststop task ends, unless
+// the main task failed.
 func (p *probe) poststop() {
 	for _, asked := range []bool{true, false} {
 		job := p.job()
@@ -226,7 +229,7 @@ func (p *probe) missing() {
 	p.see("node: %d", refusal.StatusCode())
 }
 
-// events follows the stream while a job lives and is purged.
+// events follows the event stream while a job runs and is purged.
 func (p *probe) events() {
 	ctx, cancel := context.WithCancel(p.Context())
 	defer cancel()
@@ -245,7 +248,7 @@ func (p *probe) events() {
 	job := p.job()
 	p.first(job)
 	running, complete := false, false
-	told := make(map[string]bool) // in whatever order, and how often, they come
+	told := make(map[string]bool) // their order and number may vary
 	for !complete && lines.Scan() {
 		var batch struct {
 			Events []struct {

@@ -6,7 +6,7 @@ import (
 	"github.com/hashicorp/nomad/api"
 )
 
-// eval is an evaluation: the servers have to decide something about a job.
+// eval is an evaluation: a decision about a job that the servers have to make.
 type eval struct{ api.Evaluation }
 
 func (e *eval) set(status string, index uint64) {
@@ -22,8 +22,9 @@ func (s *Server) newEval(jobID, trigger string) *eval {
 	return e
 }
 
-// deciding holds the evaluations of purged jobs, too: Nomad decides on one of
-// a job at a time.
+// enqueue decides on e unless another evaluation of its job is being decided
+// on: Nomad decides on one evaluation of a job at a time. Evaluations of purged
+// jobs count too.
 func (s *Server) enqueue(e *eval) {
 	busy := false
 	for _, other := range s.evals {
@@ -34,13 +35,15 @@ func (s *Server) enqueue(e *eval) {
 	}
 }
 
-// deciding is marked by a snapshot index.
+// deciding reports whether the servers are deciding on e. They set the snapshot
+// index when they begin.
 func (e *eval) deciding() bool { return e.SnapshotIndex != 0 }
 
-// isDue says whether it is time for an evaluation that was put off.
+// isDue reports whether the wait of a delayed evaluation is over.
 func (e *eval) isDue() bool { return !e.WaitUntil.After(time.Now()) }
 
-// decide looks at a job as it stands now, and acts on that a little later.
+// decide looks at the job's current state and carries out the decision a little
+// later.
 func (s *Server) decide(e *eval) {
 	most := 12 * time.Millisecond
 	if s.Slow {
@@ -57,7 +60,7 @@ func (s *Server) decide(e *eval) {
 	})
 }
 
-// next decides on the job's next evaluation.
+// next decides on the job's next evaluation, if one is pending.
 func (s *Server) next(jobID string) {
 	var oldest *eval
 	for _, e := range s.evals {
@@ -75,19 +78,19 @@ func (s *Server) next(jobID string) {
 	}
 }
 
-// decision is what follows from an evaluation.
+// decision is the result of an evaluation.
 type decision struct {
 	job     *job
-	stop    []*alloc // the job is stopped
-	lost    []*alloc // and so to be stopped
-	unknown []*alloc // to be lost with the next decision
+	stop    []*alloc // because the job is stopped
+	lost    []*alloc // their node is lost, so they are stopped
+	unknown []*alloc // the next decision makes them lost
 	place   bool
-	delay   time.Duration // not 0: look again after that, and place none before
+	delay   time.Duration // if not 0, place nothing now and look again after this time
 }
 
-// look decides. Nothing replaces an allocation that ended by itself. One that
-// the servers gave up no longer counts, also where its process lives, and so
-// every evaluation after that replaces it.
+// look makes the decision. An allocation that ended by itself is not replaced.
+// An allocation that the servers gave up no longer counts, even if its process
+// lives, so every later evaluation replaces it.
 func (s *Server) look(e *eval) decision {
 	d := decision{job: s.jobs[e.JobID]}
 	wanted := d.job != nil && !d.job.stop && *d.job.spec.TaskGroups[0].Count > 0
@@ -119,8 +122,8 @@ func (s *Server) look(e *eval) decision {
 	return d
 }
 
-// carryOut makes the allocations what was decided, also where the job was purged
-// meanwhile, and its evaluations declared complete by that.
+// carryOut applies a decision to the allocations. It does so even if the job
+// was purged in the meantime, which marks the job's evaluations as complete.
 func (s *Server) carryOut(e *eval, d decision) {
 	defer s.next(e.JobID)
 	s.index++
@@ -131,7 +134,7 @@ func (s *Server) carryOut(e *eval, d decision) {
 		events = append(events, a.event())
 		s.tell(a, false)
 	}
-	for _, a := range d.lost { // also where it ended meanwhile; its tasks' states stay
+	for _, a := range d.lost { // even if it ended in the meantime; its task states stay
 		a.DesiredStatus, a.DesiredDescription = api.AllocDesiredStatusStop, "alloc is lost since its node is down"
 		a.ClientStatus, a.ModifyIndex = api.AllocClientStatusLost, s.index
 		s.trace("allocation %s is lost", a.ID)
@@ -142,7 +145,7 @@ func (s *Server) carryOut(e *eval, d decision) {
 		a.ClientStatus, a.ModifyIndex = api.AllocClientStatusUnknown, s.index
 		events = append(events, a.event())
 	}
-	// An evaluation that was itself put off has no other follow it.
+	// An evaluation that was itself delayed is not followed by another one.
 	if len(d.unknown) > 0 {
 		events = append(events, s.putOff(e.JobID, "max-disconnect-timeout", 0).event())
 	} else if d.delay > 0 && e.WaitUntil.IsZero() {
@@ -162,7 +165,7 @@ func (s *Server) carryOut(e *eval, d decision) {
 	s.publish(append(events, e.event())...)
 }
 
-// putOff makes an evaluation that is decided on after a delay.
+// putOff creates an evaluation that is decided on after the delay.
 func (s *Server) putOff(jobID, trigger string, delay time.Duration) *eval {
 	e := s.newEval(jobID, trigger)
 	e.WaitUntil = time.Now().Add(delay)
@@ -174,15 +177,15 @@ func (s *Server) putOff(jobID, trigger string, delay time.Duration) *eval {
 	return e
 }
 
-// replaces says whether Nomad at once starts another allocation for one on a
-// lost node.
+// replaces reports whether Nomad immediately replaces an allocation on a lost
+// node.
 func replaces(spec *api.Job) bool {
 	d := spec.TaskGroups[0].Disconnect
 	return d == nil || d.StopOnClientAfter == nil || d.Replace == nil || *d.Replace
 }
 
-// replaceAfter is when Nomad replaces a lost allocation that it never saw
-// running: by then its client should have stopped it.
+// replaceAfter returns the time after which Nomad replaces a lost allocation
+// that it never saw running. By then the client should have stopped it.
 func replaceAfter(spec *api.Job) time.Duration {
 	kill := 5 * time.Second
 	for _, t := range spec.TaskGroups[0].Tasks {
@@ -193,7 +196,7 @@ func replaceAfter(spec *api.Job) time.Duration {
 	return *spec.TaskGroups[0].Disconnect.StopOnClientAfter + kill
 }
 
-// place makes an allocation, nil where there is no room.
+// place creates an allocation. It returns nil if there is no room.
 func (s *Server) place(e *eval, j *job) *alloc {
 	var free []*node
 	for _, n := range s.nodes {
@@ -222,8 +225,8 @@ func (s *Server) place(e *eval, j *job) *alloc {
 	return a
 }
 
-// nodeMemory is what a node has, in MB. Allocations are not counted by what they
-// ask for, but one that asks for more than all of it finds no room.
+// nodeMemory is the memory of a node in MB. The model does not add up what
+// allocations ask for, but one that asks for more than all of it finds no room.
 const nodeMemory = 100_000
 
 func fits(spec *api.Job) bool {
@@ -231,7 +234,7 @@ func fits(spec *api.Job) bool {
 	return ask == nil || ask.MemoryMB == nil || *ask.MemoryMB <= nodeMemory
 }
 
-// used is how many allocations a node has, as the servers see it.
+// used returns how many allocations the node has, as the servers see it.
 func (s *Server) used(n *node) int {
 	used := 0
 	for _, a := range s.allocs {
@@ -242,7 +245,7 @@ func (s *Server) used(n *node) int {
 	return used
 }
 
-// block makes an evaluation that waits for room.
+// block creates a blocked evaluation, which waits for room.
 func (s *Server) block(e *eval) *eval {
 	b := s.newEval(e.JobID, "job-register")
 	b.TriggeredBy, b.PreviousEval = "queued-allocs", e.ID
@@ -257,7 +260,7 @@ func (s *Server) block(e *eval) *eval {
 	return b
 }
 
-// unblock has all blocked evaluations decided again.
+// unblock enqueues all blocked evaluations again.
 func (s *Server) unblock() {
 	for _, e := range sortedByID(s.evals) {
 		if e.Status == "blocked" {

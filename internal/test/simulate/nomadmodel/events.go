@@ -20,10 +20,10 @@ type event struct {
 	Payload    json.RawMessage
 }
 
-// stream is one subscriber of the events.
+// stream is one subscriber to the event stream.
 type stream struct {
 	body *network.Stream
-	due  time.Time // when the last event that is on its way arrives
+	due  time.Time // when the last event in transit arrives
 }
 
 func encode(value any) json.RawMessage {
@@ -55,8 +55,8 @@ func (a *alloc) event() event {
 	}
 }
 
-// publish sends what one entry of the log changed to all streams. It arrives
-// there in order, a little later.
+// publish sends the changes of one log entry to all streams. They arrive in
+// order, a little later.
 func (s *Server) publish(events ...event) {
 	for i := range events {
 		events[i].Index = s.index
@@ -81,17 +81,17 @@ func (s *Server) publish(events ...event) {
 
 func (s *Server) drop(st *stream) {
 	s.streams = slices.DeleteFunc(s.streams, func(other *stream) bool { return other == st })
-	_ = st.body.Close() // it has no errors
+	_ = st.body.Close() // Close cannot fail
 }
 
 func (s *Server) cutStreams() {
 	for _, st := range s.streams {
-		_ = st.body.Close() // it has no errors
+		_ = st.body.Close() // Close cannot fail
 	}
 	s.streams = nil
 }
 
-// subscribe opens a stream, which begins with a heartbeat.
+// subscribe opens a stream. It begins with a heartbeat.
 func (s *Server) subscribe(ctx context.Context) *http.Response {
 	st := &stream{body: network.NewStream(ctx)}
 	st.body.Write([]byte("{}\n"))
@@ -104,7 +104,8 @@ func (s *Server) subscribe(ctx context.Context) *http.Response {
 	return resp
 }
 
-// heartbeat shows every 30 s that a stream stands.
+// heartbeat sends an empty object every 30 s, so that the reader knows that the
+// stream is open.
 func (s *Server) heartbeat(st *stream) {
 	network.After(s.ctx, 30*time.Second, func() {
 		if st.body.Write([]byte("{}\n")) {

@@ -11,7 +11,8 @@ import (
 	"github.com/bivouac/bivouac/internal/test/stack"
 )
 
-// The model loses a node as Nomad does.
+// TestModelLosesNodesAsNomadDoes compares how the model and a real Nomad lose a
+// node.
 func TestModelLosesNodesAsNomadDoes(t *testing.T) {
 	for name, ask := range map[string]func(*probe){
 		"as Bivouac has it":            (*probe).lostNode,
@@ -21,7 +22,7 @@ func TestModelLosesNodesAsNomadDoes(t *testing.T) {
 	}
 }
 
-// compareLosses asks a Nomad of the test's own, and the model.
+// compareLosses compares the model with a Nomad that only this test uses.
 func compareLosses(t *testing.T, ask func(*probe)) {
 	stack.NeedServers(t)
 	nomad, err := stack.StartNomad(t.Context(), stack.NomadConfig{
@@ -36,8 +37,9 @@ func compareLosses(t *testing.T, ask func(*probe)) {
 	compare(t, p, modelProbe(t, nomadmodel.Config{Nodes: 2, LostAfter: 2 * time.Second}), ask)
 }
 
-// lostNode: the allocation there is given up and not replaced, but the next
-// evaluation of its job replaces it beside a process that lives.
+// lostNode shows that Nomad gives up an allocation on a lost node and does not
+// replace it at first. The next evaluation of the job replaces it, although the
+// old process lives.
 func (p *probe) lostNode() {
 	job := p.job()
 	p.first(job)
@@ -62,8 +64,8 @@ func (p *probe) lostNode() {
 	p.awaitProcess(*job.ID, false)
 }
 
-// lostNodeWithoutDisconnect: what the disconnect block is for. Without it the
-// allocation is replaced at once, beside a process that lives.
+// lostNodeWithoutDisconnect shows what the disconnect block is for. Without it,
+// Nomad replaces the allocation at once, although the old process lives.
 func (p *probe) lostNodeWithoutDisconnect() {
 	job := p.job()
 	job.TaskGroups[0].Disconnect = nil
@@ -85,8 +87,8 @@ func (p *probe) lostNodeWithoutDisconnect() {
 	p.awaitProcess(*job.ID, false)
 }
 
-// nodeOf returns the number of the node where the job's only allocation runs.
-// Names end with it: those of the model count from 1.
+// nodeOf returns the number of the node that runs the job's only allocation,
+// from the end of the node's name. The model numbers its nodes from 1.
 func (p *probe) nodeOf(jobID string) int {
 	name := p.allocs(jobID)[0].NodeName
 	if strings.HasSuffix(name, "client-1") || name == "node-2" {

@@ -15,46 +15,46 @@ import (
 type node struct {
 	id, name  string
 	room      int
-	ready     bool // what the servers think
-	connected bool // whether it and the servers reach each other
-	agent     int  // counts disconnections, so that timers of older ones are known
-	down      bool // its agent is gone; the processes live on
-	hangs     int  // while it is not 0 no process ends because it was asked to
+	ready     bool // as the servers see it
+	connected bool // it and the servers reach each other
+	agent     int  // counts disconnections, so that timers of older ones are recognized
+	down      bool // its agent is down; the processes live on
+	hangs     int  // while it is not 0, no process obeys a request to end
 }
 
-// run is an allocation as its node knows it.
+// run is an allocation as its node sees it.
 type run struct {
 	Process
 	node    *node
 	spec    *api.Job
-	ending  bool // told to stop
-	again   bool // told to end and to be started once more
-	hung    int  // the run that should have ended, and did not since the node hangs
+	ending  bool // asked to stop
+	again   bool // asked to end and start again
+	hung    int  // the run that should have ended but did not because the node hangs
 	gone    bool // it ended while its node's agent was down
-	alive   bool // the truth
+	alive   bool // whether the process really lives
 	ready   bool // its port answers
-	over    bool // it will not run any more
+	over    bool // it will not run again
 	failed  bool
 	started time.Time
 	ended   time.Time
 	last    *lastTask // nil if the group has no poststop task
 
 	restarts uint64
-	events   []*api.TaskEvent // the last ones
-	news     int              // counts what happened
-	told     int              // and how much of it the servers know
+	events   []*api.TaskEvent // the latest ones
+	news     int              // number of things that happened
+	told     int              // how many of them the servers know
 }
 
-// lastTask is a poststop task: it runs when the main one has ended, for as long as
-// it likes, whatever Nomad is asked for.
+// lastTask is a poststop task. It starts when the main task has ended, and
+// nothing that Nomad is asked for ends it early.
 type lastTask struct {
 	name           string
 	lasts          time.Duration
 	started, ended time.Time
 }
 
-// lastTaskOf returns a group's poststop task. How long it lasts is said by its meta
-// "lasts".
+// lastTaskOf returns the group's poststop task. Its meta field "lasts" is its
+// duration.
 func lastTaskOf(spec *api.Job) *lastTask {
 	for _, task := range spec.TaskGroups[0].Tasks {
 		if task.Lifecycle != nil && task.Lifecycle.Hook == api.TaskLifecycleHookPoststop {
@@ -79,7 +79,7 @@ func (t *lastTask) state(over bool) string {
 	}
 }
 
-// maxEvents is how many events of a task Nomad keeps.
+// maxEvents is how many events Nomad keeps for a task.
 const maxEvents = 10
 
 func (r *run) note(e api.TaskEvent) {
@@ -97,12 +97,12 @@ func sortedByID[T any](m map[string]T) []T {
 	return values
 }
 
-// tell lets the allocation's node know what the servers want of it, once it
-// hears of it. gone says that the servers no longer know the allocation.
+// tell delivers what the servers want of the allocation to its node. gone means
+// that the servers no longer know the allocation.
 func (s *Server) tell(a *alloc, gone bool) {
 	s.after("tell "+a.node.name, 2*time.Millisecond, 30*time.Millisecond, func() {
 		if !a.node.connected {
-			return // it hears all of it when it is back
+			return // it hears everything when it is back
 		}
 		s.hear(a, gone)
 	})
@@ -128,7 +128,7 @@ func (s *Server) hear(a *alloc, gone bool) {
 	}
 }
 
-// start starts the process, unless it was stopped before it began.
+// start starts the process unless it was stopped before that.
 func (s *Server) start(r *run) {
 	if r.over || r.ending || r.node.down {
 		return
@@ -151,7 +151,7 @@ func (s *Server) start(r *run) {
 // stop asks the process to end, and kills it after the kill timeout.
 func (s *Server) stop(r *run) {
 	r.ending = true
-	if r.over || !r.ended.IsZero() { // or its last task runs
+	if r.over || !r.ended.IsZero() { // or its poststop task runs
 		return
 	}
 	r.note(api.TaskEvent{Type: api.TaskKilling})
@@ -163,7 +163,8 @@ func (s *Server) stop(r *run) {
 	s.endWithin(r)
 }
 
-// endWithin has a process end that was asked to, by the kill timeout at last.
+// endWithin ends a process that was asked to end, at the latest after the kill
+// timeout.
 func (s *Server) endWithin(r *run) {
 	kill := 5 * time.Second
 	if t := r.spec.TaskGroups[0].Tasks[0].KillTimeout; t != nil {
@@ -185,9 +186,9 @@ func (s *Server) endWithin(r *run) {
 	})
 }
 
-// Hang has no process of a node end because it was asked to, as one that waits for
-// a disk that does not answer, until the function that it returns is called. That
-// one returns how many had to wait.
+// Hang keeps the processes of a node from ending when they are asked to, like a
+// process that waits for a disk that does not answer. The function that it
+// returns ends this and returns how many processes had to wait.
 func (s *Server) Hang(nodeID string) (release func() int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -211,7 +212,7 @@ func (s *Server) Hang(nodeID string) (release func() int) {
 	}
 }
 
-// end is the end of a process.
+// end ends the process.
 func (s *Server) end(r *run, failed bool) {
 	if !r.alive {
 		return
@@ -250,9 +251,9 @@ func (s *Server) startLast(r *run) {
 	})
 }
 
-// Restart has a client end a process and start another one in the same
-// allocation, as it does if an operator asks for it or a template changed,
-// whatever the job's restart policy is.
+// Restart ends a process and starts another one in the same allocation. A
+// client does this if an operator asks for it or a template changed, whatever
+// the job's restart policy says.
 func (s *Server) Restart(allocID string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -267,8 +268,8 @@ func (s *Server) Restart(allocID string) {
 	s.endWithin(r)
 }
 
-// sync tells the servers how an allocation stands. A client holds news up to
-// five ticks of 200 ms.
+// sync reports the state of an allocation to the servers. A client delays
+// reports by up to five ticks of 200 ms.
 func (s *Server) sync(r *run) {
 	s.after("sync", 5*time.Millisecond, time.Second, func() {
 		if r.node.connected {
@@ -284,7 +285,7 @@ func (s *Server) report(r *run) {
 	}
 	status, task := api.AllocClientStatusPending, "pending"
 	switch {
-	case r.failed: // also if the last task still runs
+	case r.failed: // even if the poststop task still runs
 		status, task = api.AllocClientStatusFailed, "dead"
 	case r.over:
 		status, task = api.AllocClientStatusComplete, "dead"
@@ -317,7 +318,7 @@ func (s *Server) report(r *run) {
 	}
 }
 
-// Kill ends one process by itself, as its own crash does.
+// Kill ends one process, as if it crashed.
 func (s *Server) Kill(allocID string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -329,9 +330,9 @@ func (s *Server) Kill(allocID string) {
 // NodeID returns the ID of the i-th node.
 func (s *Server) NodeID(i int) string { return s.nodes[i%len(s.nodes)].id }
 
-// Disconnect cuts a node off from the servers. Where agent is true its agent
-// dies: then nobody stops the node's processes. It returns false for a node that is
-// cut off already.
+// Disconnect cuts a node off from the servers. If agent is true, the node's
+// agent dies too, and then nothing stops the node's processes. It returns false
+// if the node is already cut off.
 func (s *Server) Disconnect(i int, agent bool) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -371,8 +372,8 @@ func (s *Server) Disconnect(i int, agent bool) bool {
 	return true
 }
 
-// PowerOff ends a node's agent and all that runs there, as a reboot does. It
-// returns false for a node that is cut off already.
+// PowerOff ends a node's agent and everything that runs there, as a reboot
+// does. It returns false if the node is already cut off.
 func (s *Server) PowerOff(i int) bool {
 	if !s.Disconnect(i, true) {
 		return false
@@ -389,7 +390,8 @@ func (s *Server) PowerOff(i int) bool {
 	return true
 }
 
-// lose is what the servers do about a node that they hear nothing of.
+// lose marks a node as lost, as the servers do when they no longer hear from
+// it.
 func (s *Server) lose(n *node) {
 	s.trace("%s is lost", n.name)
 	s.index++
@@ -397,7 +399,7 @@ func (s *Server) lose(n *node) {
 	s.evaluate(n)
 }
 
-// evaluate has the servers decide about each job that may run on a node.
+// evaluate creates an evaluation for each job that may run on the node.
 func (s *Server) evaluate(n *node) {
 	asked := make(map[string]bool)
 	for _, a := range sortedByID(s.allocs) {
@@ -410,8 +412,8 @@ func (s *Server) evaluate(n *node) {
 	}
 }
 
-// Reconnect brings a node back. It hears what it missed, and tells what became
-// of its processes.
+// Reconnect brings a node back. The node then hears what it missed and reports
+// what became of its processes.
 func (s *Server) Reconnect(i int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -420,7 +422,7 @@ func (s *Server) Reconnect(i int) {
 		return
 	}
 	s.trace("%s is back", n.name)
-	news := !n.ready || n.down // an agent that starts registers its node anew
+	news := !n.ready || n.down // an agent that starts registers its node again
 	n.connected, n.down, n.ready = true, false, true
 	n.agent++
 	if news {
@@ -441,8 +443,8 @@ func (s *Server) Reconnect(i int) {
 		case r.ending:
 			r.over, r.ended = true, time.Now()
 		default:
-			// The agent does not find it, and starts it again once it has heard
-			// what the servers want.
+			// The agent does not find the process and starts it again once it
+			// has heard what the servers want.
 			r.note(api.TaskEvent{Type: "Failed Restoring Task"})
 			s.after("start again", 31*time.Millisecond, 250*time.Millisecond, func() { s.start(r) })
 		}
@@ -456,7 +458,7 @@ func (s *Server) runsOn(n *node) []*run {
 	return slices.DeleteFunc(sortedByID(s.clients), func(r *run) bool { return r.node != n })
 }
 
-// Processes returns those that live, by allocation ID.
+// Processes returns the live processes, sorted by allocation ID.
 func (s *Server) Processes() []Process {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -470,7 +472,7 @@ func (s *Server) Processes() []Process {
 	return alive
 }
 
-// Answers says whether a process answers on a port.
+// Answers reports whether a process answers on the port.
 func (s *Server) Answers(port int) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()

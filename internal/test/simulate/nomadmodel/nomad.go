@@ -1,16 +1,18 @@
-// Package nomadmodel is a Nomad in memory, as far as Bivouac uses one: batch
-// jobs of one group, evaluations, allocations on nodes, and the event stream,
-// over Nomad's HTTP API and with the semantics of its servers and clients.
+// Package nomadmodel is an in-memory Nomad with the parts that Bivouac uses:
+// batch jobs of one group, evaluations, allocations on nodes, and the event
+// stream. It serves Nomad's HTTP API with the semantics of Nomad's servers and
+// clients.
 //
-// It has what makes Nomad hard to use safely: a register whose index is checked
-// before the log and not in it, jobs that were stopped while their processes
-// run on, purges that hide a live process, nodes that are lost and come back,
-// statuses that come late. Its table of processes is the truth that a test
-// counts against.
+// It models what makes Nomad hard to use safely: registrations whose index is
+// checked before the log and not in it, stopped jobs whose processes run on,
+// purges that hide a live process, nodes that are lost and come back, and
+// statuses that arrive late. Tests check against its table of processes, which
+// is the truth.
 //
-// Its timers are the time package's, so in a synctest bubble it lives in
-// simulated time. One suite asks it and a real Nomad the same questions. The
-// package must never know what the jobs are for.
+// Its timers come from the time package, so it runs in simulated time inside a
+// synctest bubble. A test suite asks the model and a real Nomad the same
+// questions and compares the answers. The package must never know what the jobs
+// are for.
 package nomadmodel
 
 import (
@@ -26,37 +28,39 @@ import (
 	"github.com/bivouac/bivouac/internal/test/simulate/network"
 )
 
-// Config says what Nomad to model.
+// Config configures the model.
 type Config struct {
 	Nodes    int
-	Capacity int // allocations that a node has room for
-	// Rand returns randomness for what is named, another one each time.
+	Capacity int // how many allocations fit on a node
+	// Rand returns a random source for a name, a different one on each call.
 	Rand func(name string) *rand.Rand
-	// Slow makes Nomad decide late: placements take seconds and not milliseconds.
+	// Slow makes Nomad decide late: a placement takes seconds instead of
+	// milliseconds.
 	Slow bool
-	// LostAfter is when a silent node counts as lost; 0 for any time from 10 to
-	// 30 s, as Nomad's settings have it: a TTL of 10 to 20 s, and a grace of 10.
+	// LostAfter is the time after which a silent node counts as lost. 0 means
+	// any time from 10 to 30 s, as with Nomad's settings: a TTL of 10 to 20 s
+	// and a grace period of 10 s.
 	LostAfter time.Duration
-	// KillAtLast lets every process live until the kill timeout once it is
-	// asked to stop; without it one ends at any time until then.
+	// KillAtLast lets every process live until the kill timeout when it is
+	// asked to stop. Without it, a process ends at any time until then.
 	KillAtLast bool
-	// Started and Ended are told of each process, while the model is locked.
+	// Started and Ended are called for each process, while the model is locked.
 	Started, Ended func(Process)
-	// Stopped is told of each process that its node stops since it hears nothing of
-	// the servers. It may be nil.
+	// Stopped is called for each process that its node stops because the node
+	// hears nothing from the servers. It may be nil.
 	Stopped func(Process)
 	Trace   func(event string)
 }
 
-// Process is one sandbox's process on a node.
+// Process is the process of one sandbox on a node.
 type Process struct {
 	AllocID, JobID, NodeID string
-	Meta                   map[string]string // the job's
+	Meta                   map[string]string // of the job
 	Port                   int
-	Run                    int // counts those of one allocation, from 1
+	Run                    int // counts the runs of one allocation, from 1
 }
 
-// Server is the model. Use [New].
+// Server is the model. Create it with [New].
 type Server struct {
 	Config
 	ctx context.Context // ends with the simulation
@@ -70,7 +74,7 @@ type Server struct {
 	evals    map[string]*eval
 	allocs   map[string]*alloc
 	nodes    []*node
-	clients  map[string]*run // by allocation ID, what the nodes know of
+	clients  map[string]*run // by allocation ID: what the nodes know
 	streams  []*stream
 }
 
@@ -84,7 +88,7 @@ type job struct {
 	status         string
 }
 
-// alloc is an allocation as the servers know it.
+// alloc is an allocation as the servers see it.
 type alloc struct {
 	api.AllocationListStub
 	node *node
@@ -100,7 +104,7 @@ func (a *alloc) terminal() bool {
 	}
 }
 
-// New returns a Nomad without jobs that lives until ctx ends.
+// New returns a Nomad without jobs. It runs until ctx is done.
 func New(ctx context.Context, config Config) *Server {
 	s := &Server{
 		Config: config, ctx: ctx, index: 10, lastPort: 20000, leading: true,
@@ -118,7 +122,8 @@ func New(ctx context.Context, config Config) *Server {
 	return s
 }
 
-// LoseLeader leaves Nomad without a leader: it answers nothing but errors.
+// LoseLeader leaves Nomad without a leader, so that it answers every request
+// with an error.
 func (s *Server) LoseLeader() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -126,15 +131,15 @@ func (s *Server) LoseLeader() {
 	s.cutStreams()
 }
 
-// ElectLeader gives it a new one.
+// ElectLeader gives Nomad a new leader.
 func (s *Server) ElectLeader() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.leading = true
 }
 
-// BreakStreams ends all event streams, as a server does that restarts, and returns
-// how many.
+// BreakStreams ends all event streams, as a server that restarts does, and
+// returns how many there were.
 func (s *Server) BreakStreams() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -143,7 +148,7 @@ func (s *Server) BreakStreams() int {
 	return n
 }
 
-// SetCapacity changes how many allocations each node has room for.
+// SetCapacity sets how many allocations fit on each node.
 func (s *Server) SetCapacity(n int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -153,14 +158,14 @@ func (s *Server) SetCapacity(n int) {
 	s.unblock()
 }
 
-// StopJob does what an operator's "nomad job stop" does.
+// StopJob stops a job, like an operator's "nomad job stop".
 func (s *Server) StopJob(id string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.deregister(id, false)
 }
 
-// Jobs returns the jobs that are not stopped, with their meta, by ID.
+// Jobs returns the meta of the jobs that are not stopped, by job ID.
 func (s *Server) Jobs() map[string]map[string]string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -178,7 +183,8 @@ func (s *Server) newID(kind string) string {
 	return fmt.Sprintf("%s-0000-4000-8000-%012x", kind, s.lastID)
 }
 
-// after calls f with the model locked, after a time between least and most.
+// after calls f with the model locked, after a random time between least and
+// most.
 func (s *Server) after(name string, least, most time.Duration, f func()) {
 	d := least + time.Duration(s.Rand(name).Int64N(int64(most-least)+1))
 	network.After(s.ctx, d, func() {
@@ -194,7 +200,7 @@ func (s *Server) trace(format string, args ...any) {
 	}
 }
 
-// register applies a job's registration.
+// register applies the registration of a job.
 func (s *Server) register(spec *api.Job) (*job, *eval) {
 	s.index++
 	j := s.jobs[*spec.ID]
@@ -213,8 +219,9 @@ func (s *Server) register(spec *api.Job) (*job, *eval) {
 	return j, e
 }
 
-// deregister stops a job, nil where there is none, and with purge removes it and what is known of its
-// allocations. Their processes run on until their nodes have stopped them.
+// deregister stops a job. It returns nil if the job does not exist. With purge
+// it also removes the job and everything known about its allocations. Their
+// processes run on until their nodes have stopped them.
 func (s *Server) deregister(id string, purge bool) *eval {
 	j := s.jobs[id]
 	if j == nil {
@@ -255,7 +262,8 @@ func (s *Server) deregister(id string, purge bool) *eval {
 	return e
 }
 
-// allocsOf returns what the servers know of a job's allocations, the oldest first.
+// allocsOf returns the job's allocations as the servers know them, oldest
+// first.
 func (s *Server) allocsOf(jobID string) []*alloc {
 	var allocs []*alloc
 	for _, a := range s.allocs {

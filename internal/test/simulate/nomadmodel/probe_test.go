@@ -24,26 +24,27 @@ import (
 	"github.com/bivouac/bivouac/internal/test/stack"
 )
 
-// probe asks a Nomad something and writes down what it sees. Two Nomads are
-// alike in what a probe asks where it writes the same.
+// probe asks a Nomad questions and records the answers. Two Nomads behave alike
+// if their probes record the same.
 type probe struct {
 	*testing.T
 	client *api.Client
-	// living returns the processes of the job's sandbox that live; kill ends them.
+	// living returns the live processes of the job's sandbox; kill ends them.
 	living func(jobID string) []int
 	kill   func(jobID string)
-	// agentDies kills the agent of the i-th node, and not what runs there;
-	// agentIsBack starts it again. Not for the Nomad that all tests share.
+	// agentDies kills the agent of the i-th node but not what runs there;
+	// agentIsBack starts it again. They must not be used on the Nomad that all
+	// tests share.
 	agentDies, agentIsBack func(i int)
-	// restart has the job's task run again; nodeReboots does so by the end of
-	// the node's agent and of all that runs there, for a short time.
+	// restart makes the job's task run again. nodeReboots does so by ending the
+	// node's agent and everything that runs there, for a short time.
 	restart, nodeReboots func(jobID string)
 
-	dir  string // where processes of the real one say who they are
+	dir  string // where processes of the real Nomad write their PIDs
 	seen []string
 }
 
-// compare asks both the same.
+// compare asks both the same questions.
 func compare(t *testing.T, nomad, model *probe, ask func(*probe)) {
 	modelled := make(chan struct{})
 	go func() {
@@ -95,7 +96,7 @@ func realProbe(t *testing.T, nomad *stack.Nomad) *probe {
 	return p
 }
 
-// parent returns the ID of a process's parent.
+// parent returns the process ID of a process's parent.
 func parent(t *testing.T, pid int) int {
 	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	must.NoError(t, err)
@@ -105,8 +106,8 @@ func parent(t *testing.T, pid int) int {
 	return id
 }
 
-// modelProbe is of a Nomad that has room for two on a node, and in which nothing
-// fails by chance.
+// modelProbe returns a probe of a model in which two allocations fit on a node
+// and nothing fails by chance.
 func modelProbe(t *testing.T, config nomadmodel.Config) *probe {
 	config.Capacity, config.KillAtLast = 2, true
 	config.Rand = func(name string) *rand.Rand { return rand.New(rand.NewPCG(1, uint64(len(name)))) }
@@ -146,8 +147,8 @@ func (p *probe) see(format string, args ...any) {
 	p.seen = append(p.seen, fmt.Sprintf(format, args...))
 }
 
-// job returns a sandbox's job as Bivouac makes them. Its process takes no notice
-// of being asked to stop, so that it lives until the kill timeout.
+// job returns a sandbox's job like the ones that Bivouac creates. Its process
+// ignores requests to stop, so it lives until the kill timeout.
 func (p *probe) job() *api.Job {
 	id := "probe-" + uuid.NewString()
 	script := fmt.Sprintf(`trap "" INT TERM; echo $$ >> %s; while :; do sleep 0.1; done`, filepath.Join(p.dir, id))
@@ -168,7 +169,7 @@ func (p *probe) job() *api.Job {
 	}
 }
 
-// first registers a job that must not stand yet, and writes down the answer.
+// first registers a job that must not exist yet and records the answer.
 func (p *probe) first(job *api.Job) {
 	resp, _, err := p.client.Jobs().EnforceRegister(job, 0, nil)
 	if refusal, ok := errors.AsType[api.UnexpectedResponseError](err); ok {
@@ -183,7 +184,7 @@ func (p *probe) deregister(id string, purge bool) {
 	p.see("deregistered with an evaluation: %t, error %v", eval != "", err)
 }
 
-// look writes down how a job stands.
+// look records the state of a job.
 func (p *probe) look(id string) {
 	job, _, err := p.client.Jobs().Info(id, nil)
 	if refusal, ok := errors.AsType[api.UnexpectedResponseError](err); ok {
@@ -213,7 +214,7 @@ func taskState(a *api.AllocationListStub) string {
 	return fmt.Sprintf("%s, failed %t, started %t", task.State, task.Failed, !task.StartedAt.IsZero())
 }
 
-// lookAtRuns writes down what Nomad tells of how often the job's task ran.
+// lookAtRuns records what Nomad reports about how often the job's task ran.
 func (p *probe) lookAtRuns(id string) {
 	for _, a := range p.allocs(id) {
 		task := a.TaskStates["sandbox"]
@@ -247,7 +248,7 @@ func (p *probe) allocs(id string) []*api.AllocationListStub {
 	if err != nil {
 		p.see("allocations: %v", err)
 	}
-	slices.SortFunc(allocs, func(a, b *api.AllocationListStub) int { // Nomad has them in no order
+	slices.SortFunc(allocs, func(a, b *api.AllocationListStub) int { // Nomad returns them unordered
 		return cmp.Compare(a.CreateIndex, b.CreateIndex)
 	})
 	return allocs
@@ -264,7 +265,7 @@ func (p *probe) evals(id string) []*api.Evaluation {
 	return evals
 }
 
-// await waits until something holds.
+// await waits until holds returns true.
 func (p *probe) await(what string, holds func() bool) {
 	for deadline := time.Now().Add(20 * time.Second); !holds(); <-time.After(20 * time.Millisecond) {
 		if time.Now().After(deadline) {

@@ -10,8 +10,9 @@ import (
 	"github.com/bivouac/bivouac/internal/test/stack"
 )
 
-// The model reboots a node as Nomad sees it: one that is back before it counts
-// as lost starts its tasks again, in the same allocations.
+// TestModelRebootsNodesAsNomadDoes compares how the model and a real Nomad see
+// a reboot. A node that is back before it counts as lost starts its tasks
+// again, in the same allocations.
 func TestModelRebootsNodesAsNomadDoes(t *testing.T) {
 	stack.NeedServers(t)
 	nomad, err := stack.StartNomad(t.Context(), stack.NomadConfig{

@@ -14,7 +14,7 @@ import (
 	"github.com/bivouac/bivouac/internal/test/simulate/network"
 )
 
-// Serve answers a request. Its context is the connection's.
+// Serve answers a request. ctx belongs to the connection.
 func (s *Server) Serve(ctx context.Context, req *http.Request, body []byte) *http.Response {
 	s.mu.Lock()
 	leading := s.leading
@@ -50,7 +50,7 @@ func (s *Server) answer(value any) *http.Response {
 }
 
 // serveRegister checks the index first and applies the registration later, as
-// Nomad does: between the two another one may come.
+// Nomad does. Another registration may arrive between the two.
 func (s *Server) serveRegister(body []byte) *http.Response {
 	var asked struct {
 		Job            *api.Job
@@ -77,7 +77,7 @@ func (s *Server) serveRegister(body []byte) *http.Response {
 	return s.answer(map[string]any{"EvalID": e.ID, "EvalCreateIndex": s.index, "JobModifyIndex": j.jobModifyIndex})
 }
 
-// commit is the way through the log.
+// commit waits for as long as an entry takes to pass through the log.
 func (s *Server) commit() {
 	rng := s.Rand("commit")
 	gap := 100*time.Microsecond + time.Duration(rng.ExpFloat64()*float64(time.Millisecond))
@@ -100,7 +100,7 @@ func (s *Server) serveDeregister(id string, purge bool) *http.Response {
 	return s.answer(answer)
 }
 
-// serveEvaluate looks at a job anew, as an operator may ask for.
+// serveEvaluate creates an evaluation of a job, as an operator may ask for.
 func (s *Server) serveEvaluate(id string) *http.Response {
 	s.commit()
 	s.mu.Lock()
@@ -143,12 +143,12 @@ func (s *Server) serveRead(path, of string, req *http.Request) *http.Response {
 		if a == nil {
 			return network.Text(http.StatusNotFound, "alloc not found")
 		}
-		return s.answer(a.AllocationListStub) // the fields have the same names in both
+		return s.answer(a.AllocationListStub) // both types have the same field names
 	case path == "job" && part == "allocations":
 		stubs := []api.AllocationListStub{}
 		for _, a := range s.allocsOf(id) {
 			stub := a.AllocationListStub
-			stub.AllocatedResources = nil // this list leaves them out
+			stub.AllocatedResources = nil // this list omits them
 			stubs = append(stubs, stub)
 		}
 		return s.answer(stubs)
@@ -171,7 +171,8 @@ func (s *Server) serveRead(path, of string, req *http.Request) *http.Response {
 	}
 }
 
-// jobView is what of a job is told; its groups are left out.
+// jobView holds the fields of a job that the model reports. Its groups are left
+// out.
 type jobView struct {
 	ID                                       string
 	Meta                                     map[string]string

@@ -1,6 +1,6 @@
-// Command prepare builds the Nomad and Consul that this machine's PATH does not
-// have, and prints where they are. A first build takes minutes, which is more
-// than tests are given: run it before them.
+// Command prepare builds Nomad and Consul if they are not on PATH, and prints
+// their paths. Run it before the tests: a first build takes minutes, which is
+// longer than the tests may take.
 package main
 
 import (

@@ -21,7 +21,8 @@ import (
 	"github.com/bivouac/bivouac/internal/test/stack"
 )
 
-// The programs' usual ports. Other ports are used if these are taken.
+// These are the programs' default ports. Other ports are used if these are
+// taken.
 const (
 	consulPort  = 8500
 	nomadPort   = 4646
