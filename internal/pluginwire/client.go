@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/bivouac/bivouac/runtime"
 	runtimev1 "github.com/bivouac/bivouac/runtime/plugin/proto/v1"
@@ -76,6 +78,10 @@ func within[T any](ctx context.Context, limit time.Duration, call func(context.C
 // callFailed returns the error of a call that failed with err. limited is the call's
 // context, derived from the caller's ctx.
 func callFailed(ctx, limited context.Context, err error) error {
+	// The plugin knows the deadline too, and may report it a moment before limited ends.
+	if deadline, ok := limited.Deadline(); ok && status.Code(err) == codes.DeadlineExceeded && time.Until(deadline) < time.Second {
+		<-limited.Done()
+	}
 	if ctx.Err() == nil && errors.Is(context.Cause(limited), errNoAnswer) {
 		return fmt.Errorf("%w: %w", runtime.ErrUnavailable, errNoAnswer)
 	}

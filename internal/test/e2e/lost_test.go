@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -177,7 +178,17 @@ func TestSandboxWhoseJobWasPurged(t *testing.T) {
 			}
 		}
 	})
-	next := r.create(chat, w.body(), http.StatusCreated)
+	var next wire.CreateAnswer
+	eventually(t, "it is replaced", func() error {
+		_, answer, err := r.try(http.MethodPut, sessionPath(chat), w.body())
+		if err == nil {
+			err = json.Unmarshal(answer, &next)
+		}
+		if err == nil && next.Result == "reused" {
+			err = errors.New("the replica has not heard of the purge, and the sandbox still runs")
+		}
+		return err
+	})
 	took := time.Since(began)
 	must.SliceEmpty(t, processes(t, first))
 	close(done)
