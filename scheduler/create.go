@@ -215,7 +215,7 @@ func (s *Scheduler) createOrReplace(ctx context.Context, cmd CreateCommand, leas
 			return event, fmt.Errorf("replace: %w", err)
 		}
 	}
-	leave, err := take(s.starting, "starts", "started")
+	leave, err := s.starting.Enter()
 	if err != nil {
 		return event, fmt.Errorf("create: %w", err)
 	}
@@ -250,7 +250,7 @@ func (s *Scheduler) stopPrevious(ctx context.Context, lease Lease, previous Sess
 	if err != nil {
 		return err
 	}
-	leave, err := take(s.replacing, "replacements", "replaced")
+	leave, err := s.replacing.Enter()
 	if err != nil {
 		return err
 	}
@@ -378,7 +378,7 @@ func (s *Scheduler) undoIntent(ctx context.Context, lease Lease, intent Session)
 	if _, err := isKnown(ctx, driver, intent); err != nil {
 		return err
 	}
-	leave, err := take(s.replacing, "replacements", "replaced")
+	leave, err := s.replacing.Enter()
 	if err != nil {
 		return err
 	}

@@ -82,14 +82,3 @@ func (c *creating) finish(chatID uuid.UUID) {
 	close(c.chats[chatID].done)
 	delete(c.chats, chatID)
 }
-
-// take takes one of a limited number of places and returns a function that gives it
-// back. If all places are taken it returns a [LimitError] that names the limit.
-func take(places chan struct{}, limit, what string) (leave func(), err error) {
-	select {
-	case places <- struct{}{}:
-		return func() { <-places }, nil
-	default:
-		return nil, &LimitError{limit, fmt.Sprintf("%d sandboxes are being %s", cap(places), what)}
-	}
-}

@@ -137,8 +137,8 @@ func (r *reconciler) compare(ctx context.Context) (comparison, error) {
 		query.NextToken = page.NextToken
 	}
 	newer := make(map[string]bool) // chats whose records only newer replicas can read
-	for _, r := range c.damaged {
-		newer[r.ChatID.String()] = errors.Is(r.Err, ErrNewerRecord)
+	for _, record := range c.damaged {
+		newer[record.ChatID.String()] = errors.Is(record.Err, ErrNewerRecord)
 	}
 	for _, sandbox := range sandboxes {
 		if sandbox.State != runtime.StateDead && !newer[sandbox.ChatID] {

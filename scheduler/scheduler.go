@@ -73,8 +73,8 @@ type Scheduler struct {
 	metrics   *instruments
 	journal   journal
 	findings  findings
-	starting  chan struct{} // one token per sandbox being started
-	replacing chan struct{} // one token per sandbox being stopped for its successor
+	starting  Places // for sandboxes that are being started
+	replacing Places // for sandboxes that are being stopped for their successors
 	creating  creating
 
 	ending, ended       context.Context // see End
@@ -94,8 +94,8 @@ func New(c Config) (*Scheduler, error) {
 	c.VolumeRoots = slices.Clone(c.VolumeRoots)
 	s := &Scheduler{
 		Config:    c,
-		starting:  make(chan struct{}, maxStarting),
-		replacing: make(chan struct{}, maxReplacing),
+		starting:  NewPlaces(maxStarting, "starts", "%d sandboxes are being started"),
+		replacing: NewPlaces(maxReplacing, "replacements", "%d sandboxes are being replaced"),
 	}
 	s.ending, s.setEnding = context.WithCancel(context.Background())
 	s.ended, s.setEnded = context.WithCancel(context.Background())

@@ -2,7 +2,6 @@ package api
 
 import (
 	"context"
-	"fmt"
 	"maps"
 	"net/http"
 	"slices"
@@ -28,7 +27,7 @@ const (
 // endpoint handles one method of one path.
 type endpoint struct {
 	kind   kind
-	places places // one is taken while the endpoint runs
+	places scheduler.Places // one is taken while the endpoint runs
 	// handle returns an error to send it as the answer. If the answer has already
 	// begun, the connection is closed instead, so that the caller does not take the
 	// answer for complete.
@@ -60,7 +59,7 @@ func (a *API) handle(path string, m methods) {
 }
 
 func (a *API) run(e endpoint, w http.ResponseWriter, r *http.Request) error {
-	leave, err := e.places.enter()
+	leave, err := e.places.Enter()
 	if err != nil {
 		return err
 	}
@@ -97,27 +96,4 @@ func (m methods) allow() string {
 	}
 	slices.Sort(names)
 	return strings.Join(names, ", ")
-}
-
-// places limits how many requests run at a time. The zero value has no limit.
-type places struct {
-	limit  string // the limit's name in metrics
-	what   string
-	tokens chan struct{}
-}
-
-func newPlaces(limit, what string, n int) places { return places{limit, what, make(chan struct{}, n)} }
-
-// enter takes a place until leave is called. If all places are taken, it returns a
-// [scheduler.LimitError].
-func (p places) enter() (leave func(), err error) {
-	if p.tokens == nil {
-		return func() {}, nil
-	}
-	select {
-	case p.tokens <- struct{}{}:
-		return func() { <-p.tokens }, nil
-	default:
-		return nil, &scheduler.LimitError{Limit: p.limit, Detail: fmt.Sprintf("%d %s already", cap(p.tokens), p.what)}
-	}
 }

@@ -57,12 +57,12 @@ func TestStream(t *testing.T) {
 	t.Run("takes none of the places of other requests", func(t *testing.T) {
 		a := New(Config{Logger: hclog.NewNullLogger()})
 		for range maxWaiting {
-			_, err := a.waiting.enter()
+			_, err := a.waiting.Enter()
 			must.NoError(t, err)
 		}
-		_, err := a.waiting.enter()
+		_, err := a.waiting.Enter()
 		must.Error(t, err)
-		_, err = a.requests.enter()
+		_, err = a.requests.Enter()
 		must.NoError(t, err)
 	})
 }

@@ -77,7 +77,7 @@ func readObject(r *http.Request, names, objectNames []string) (fields map[string
 	if !isJSON(r.Header) {
 		return nil, nil, errMediaType
 	}
-	if fields, objects, err = jsonfields.ParseNested(string(text), names, objectNames); err != nil {
+	if fields, objects, err = jsonfields.Parse(string(text), names, objectNames); err != nil {
 		return nil, nil, invalid("%w", err)
 	}
 	return fields, objects, nil

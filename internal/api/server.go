@@ -59,8 +59,8 @@ type API struct {
 	config   Config
 	mux      *http.ServeMux
 	csrf     *http.CrossOriginProtection
-	requests places // for unary requests about sessions
-	waiting  places // for blocking reads, streams and upgrades
+	requests scheduler.Places // for unary requests about sessions
+	waiting  scheduler.Places // for blocking reads, streams and upgrades
 	checkup  checkup
 	stopping context.Context
 	stop     context.CancelFunc
@@ -73,8 +73,8 @@ func New(config Config) *API {
 		config:   config,
 		mux:      http.NewServeMux(),
 		csrf:     http.NewCrossOriginProtection(),
-		requests: newPlaces("requests", "requests", maxRequests),
-		waiting:  newPlaces("waiting", "blocking reads and streams", maxWaiting),
+		requests: scheduler.NewPlaces(maxRequests, "requests", "%d requests already"),
+		waiting:  scheduler.NewPlaces(maxWaiting, "waiting", "%d blocking reads and streams already"),
 		checkup:  checkup{turn: make(chan struct{}, 1)},
 		stopping: stopping,
 		stop:     stop,
@@ -94,10 +94,10 @@ func New(config Config) *API {
 	a.handle("/v1/operator/adopt", methods{"POST": {unary, a.requests, a.adopt, nil}})
 	a.handle("/v1/operator/forget", methods{"POST": {unary, a.requests, a.forget, nil}})
 	a.handle("/v1/operator/repair/{chat_id}", methods{"POST": {unary, a.requests, a.repair, nil}})
-	a.handle("/v1/agent/health", methods{"GET": {unary, places{}, a.health, nil}})
-	a.handle("/v1/agent/self", methods{"GET": {unary, places{}, a.self, nil}})
-	a.handle("/v1/metrics", methods{"GET": {unary, places{}, a.metrics, nil}})
-	a.handle("/v1/openapi.json", methods{"GET": {unary, places{}, a.openAPI, nil}})
+	a.handle("/v1/agent/health", methods{"GET": {unary, scheduler.Places{}, a.health, nil}})
+	a.handle("/v1/agent/self", methods{"GET": {unary, scheduler.Places{}, a.self, nil}})
+	a.handle("/v1/metrics", methods{"GET": {unary, scheduler.Places{}, a.metrics, nil}})
+	a.handle("/v1/openapi.json", methods{"GET": {unary, scheduler.Places{}, a.openAPI, nil}})
 	a.mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) { fail(w, errUnknownPath) })
 	return a
 }

@@ -101,7 +101,7 @@ func (a *API) read(r *http.Request, block scheduler.Block, read func(context.Con
 	if block.Index == 0 {
 		return read(r.Context())
 	}
-	leave, err := a.waiting.enter()
+	leave, err := a.waiting.Enter()
 	if err != nil {
 		return err
 	}

@@ -17,17 +17,11 @@ import (
 
 var errNotJSON = errors.New("the body is not JSON")
 
-// Parse reads one object of strings that has no fields but those named, each at
-// most once. A field that is null counts as absent. The error's text is for the
-// sender of the object.
-func Parse(text string, names ...string) (map[string]string, error) {
-	fields, _, err := ParseNested(text, names, nil)
-	return fields, err
-}
-
-// ParseNested does as Parse does, and reads the fields named by objectNames, too.
-// Each of them is an object of strings, whose fields may have any names.
-func ParseNested(text string, names, objectNames []string) (fields map[string]string, objects map[string]map[string]string, err error) {
+// Parse reads one object that has no fields but those named, each at most once. The
+// fields in names are strings. Those in objectNames are objects of strings, whose
+// fields may have any names. A field that is null counts as absent. The error's text
+// is for the sender of the object.
+func Parse(text string, names, objectNames []string) (fields map[string]string, objects map[string]map[string]string, err error) {
 	tokens := json.NewDecoder(strings.NewReader(text))
 	if token, err := tokens.Token(); err != nil || token != json.Delim('{') {
 		return nil, nil, errors.New("the body is not a JSON object")

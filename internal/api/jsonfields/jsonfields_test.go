@@ -18,7 +18,7 @@ func TestObjectsThatAreRead(t *testing.T) {
 		`{"\u0061":"1"}`:                  {"a": "1"},
 		`{"a":null,"b":"2"}`:              {"b": "2"},
 	} {
-		fields, err := jsonfields.Parse(text, "a", "b")
+		fields, _, err := jsonfields.Parse(text, []string{"a", "b"}, nil)
 		must.NoError(t, err)
 		must.Eq(t, want, fields)
 	}
@@ -51,7 +51,7 @@ func TestTextThatIsRefused(t *testing.T) {
 	}
 	for _, c := range cases {
 		t.Run(c.when, func(t *testing.T) {
-			_, err := jsonfields.Parse(c.text, "a", "b")
+			_, _, err := jsonfields.Parse(c.text, []string{"a", "b"}, nil)
 			must.ErrorContains(t, err, c.says)
 		})
 	}
@@ -59,7 +59,7 @@ func TestTextThatIsRefused(t *testing.T) {
 
 func TestParseNested(t *testing.T) {
 	parse := func(text string) (map[string]string, map[string]map[string]string, error) {
-		return jsonfields.ParseNested(text, []string{"a"}, []string{"o", "p"})
+		return jsonfields.Parse(text, []string{"a"}, []string{"o", "p"})
 	}
 	t.Run("reads_objects_of_strings", func(t *testing.T) {
 		fields, objects, err := parse(`{"o":{"x":"1","":"\u00e4"},"a":"2","p":{}}`)
@@ -103,7 +103,7 @@ func FuzzParse(f *testing.F) {
 		f.Add(seed)
 	}
 	f.Fuzz(func(t *testing.T, text string) {
-		fields, err := jsonfields.Parse(text, "a", "b")
+		fields, _, err := jsonfields.Parse(text, []string{"a", "b"}, nil)
 		if err != nil {
 			must.NotEq(t, "", err.Error())
 			return

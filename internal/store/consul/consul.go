@@ -66,7 +66,7 @@ type Store struct {
 	client   *api.Client
 	log      hclog.Logger
 	keys     keyspace
-	parked   *semaphore.Weighted
+	parked   scheduler.Places
 	awaited  *semaphore.Weighted
 	chats    chatmutex.Mutex // because one Consul session can take a lock twice
 	identity *identity
@@ -86,7 +86,7 @@ func New(client *api.Client, config Config) (*Store, error) {
 		client:  client,
 		log:     config.Logger,
 		keys:    keys,
-		parked:  semaphore.NewWeighted(maxParked),
+		parked:  scheduler.NewPlaces(maxParked, "waiting", "already %d blocking reads"),
 		awaited: semaphore.NewWeighted(maxAwaited),
 		access:  newAccess(),
 	}

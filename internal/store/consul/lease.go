@@ -38,7 +38,7 @@ type Lease struct {
 	released   bool
 
 	session *scheduler.Session // nil: no record
-	newer   *newerPart         // of session's record
+	value   []byte             // of session's record
 	index   uint64             // the record's ModifyIndex, 0 if there is none
 
 	// unknownWrites are writes whose outcome is unknown. At most one of them was or will be
@@ -50,7 +50,6 @@ type Lease struct {
 type write struct {
 	id    string
 	next  *scheduler.Session // the session as a read returns it; nil removes the record
-	newer *newerPart         // that goes with next
 	value []byte
 	then  scheduler.Then
 }
@@ -78,14 +77,7 @@ func (l *Lease) Write(ctx context.Context, next *scheduler.Session, then schedul
 	w := &write{id: rand.Text(), then: then}
 	err := ctx.Err()
 	if err == nil && next != nil {
-		if next.ChatID != l.chatID {
-			err = fmt.Errorf("%w: record of chat %s", scheduler.ErrInvalid, next.ChatID)
-		} else {
-			if l.session != nil && l.session.SessionID == next.SessionID {
-				w.newer = l.newer
-			}
-			w.value, w.next, err = encodeRecord(*next, w.id, w.newer)
-		}
+		err = l.encode(w, *next)
 	}
 	if err == nil {
 		err = l.write(ctx, w)
@@ -94,6 +86,22 @@ func (l *Lease) Write(ctx context.Context, next *scheduler.Session, then schedul
 		return fmt.Errorf("consul: write chat %s: %w", l.chatID, err)
 	}
 	return nil
+}
+
+// encode makes w the write of a session's record. What a newer version wrote into the
+// record of the same session stays in it.
+func (l *Lease) encode(w *write, next scheduler.Session) (err error) {
+	if next.ChatID != l.chatID {
+		return fmt.Errorf("%w: record of chat %s", scheduler.ErrInvalid, next.ChatID)
+	}
+	var newer *newerPart
+	if l.session != nil && l.session.SessionID == next.SessionID {
+		if newer, err = newerPartOf(l.value); err != nil {
+			return fmt.Errorf("%w: %w", scheduler.ErrDamaged, err)
+		}
+	}
+	w.value, w.next, err = encodeRecord(next, w.id, newer)
+	return err
 }
 
 // write sends w. If the answer is lost, it finds out whether w was applied.
@@ -204,7 +212,7 @@ func (l *Lease) adopt(w *write, pairs []*api.KVPair) error {
 }
 
 func (l *Lease) applied(w *write, index uint64) {
-	l.session, l.newer, l.index, l.unknownWrites = w.next, w.newer, index, nil
+	l.session, l.value, l.index, l.unknownWrites = w.next, w.value, index, nil
 	if w.then == scheduler.Release {
 		l.end()
 	}
@@ -273,10 +281,7 @@ func (l *Lease) read(pairs []*api.KVPair) error {
 	if err != nil {
 		return err
 	}
-	if l.newer, err = newerPartOf(pair.Value); err != nil {
-		return fmt.Errorf("%w: %s: %w", scheduler.ErrDamaged, key, err)
-	}
-	l.session = session
+	l.session, l.value = session, pair.Value
 	return nil
 }
 

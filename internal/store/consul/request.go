@@ -205,10 +205,7 @@ func (s *Store) park(block scheduler.Block) (leave func(), err error) {
 	if block.Index == 0 {
 		return func() {}, nil
 	}
-	if !s.parked.TryAcquire(1) {
-		return nil, &scheduler.LimitError{Limit: "waiting", Detail: fmt.Sprintf("already %d blocking reads", maxParked)}
-	}
-	return func() { s.parked.Release(1) }, nil
+	return s.parked.Enter()
 }
 
 // blockingRead makes a consistent read, which waits if block says so. It returns the

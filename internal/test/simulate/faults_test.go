@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/bivouac/bivouac/internal/test/simulate/nomadmodel"
 	"github.com/bivouac/bivouac/jobs"
 )
 
@@ -66,26 +67,11 @@ func (w *world) provoke(n int, f fault) {
 	case "node cut", "node agent dead", "node reboots":
 		w.loseNode(f)
 	case "sandbox dies":
-		if alive := w.processes(); len(alive) > 0 {
-			p := alive[f.which%len(alive)]
-			w.died(p.Meta[jobs.MetaSessionID], f.kind)
-			w.hits.count(f.kind, true)
-			w.nomad.Kill(p.AllocID)
-		}
+		w.hitProcess(f, func(p nomadmodel.Process) { w.nomad.Kill(p.AllocID) })
 	case "task restarted":
-		if alive := w.processes(); len(alive) > 0 {
-			p := alive[f.which%len(alive)]
-			w.died(p.Meta[jobs.MetaSessionID], f.kind)
-			w.hits.count(f.kind, true)
-			w.nomad.Restart(p.AllocID)
-		}
+		w.hitProcess(f, func(p nomadmodel.Process) { w.nomad.Restart(p.AllocID) })
 	case "job stopped":
-		if alive := w.processes(); len(alive) > 0 {
-			p := alive[f.which%len(alive)]
-			w.died(p.Meta[jobs.MetaSessionID], f.kind)
-			w.hits.count(f.kind, true)
-			w.nomad.StopJob(p.JobID)
-		}
+		w.hitProcess(f, func(p nomadmodel.Process) { w.nomad.StopJob(p.JobID) })
 	case "stop hangs":
 		if alive := w.processes(); len(alive) > 0 {
 			release := w.nomad.Hang(alive[f.which%len(alive)].NodeID)
@@ -137,6 +123,16 @@ func (w *world) provoke(n int, f fault) {
 		w.hits.count(f.kind, w.wipe(f.lasts))
 	default:
 		panic("no such fault: " + f.kind)
+	}
+}
+
+// hitProcess ends one of the processes that live, if there are any.
+func (w *world) hitProcess(f fault, hit func(nomadmodel.Process)) {
+	if alive := w.processes(); len(alive) > 0 {
+		p := alive[f.which%len(alive)]
+		w.died(p.Meta[jobs.MetaSessionID], f.kind)
+		w.hits.count(f.kind, true)
+		hit(p)
 	}
 }
 

@@ -160,12 +160,15 @@ func (p *probe) sandboxDies() {
 
 // restarted shows that a client can start a task again in the same allocation,
 // although the restart policy forbids restarts.
-func (p *probe) restarted() {
+func (p *probe) restarted() { p.runsAgainAfter(p.restart) }
+
+// runsAgainAfter shows the states of a job whose task runs a second time after again.
+func (p *probe) runsAgainAfter(again func(jobID string)) {
 	job := p.job()
 	p.first(job)
 	p.awaitProcess(*job.ID, true)
 	p.awaitClient(*job.ID, "running")
-	p.restart(*job.ID)
+	again(*job.ID)
 	p.await("another run", func() bool { return p.starts(*job.ID) == 2 })
 	p.awaitProcess(*job.ID, true)
 	p.lookAtRuns(*job.ID)

@@ -24,17 +24,4 @@ func TestModelRebootsNodesAsNomadDoes(t *testing.T) {
 	compare(t, realProbe(t, nomad), model, (*probe).nodeReboot)
 }
 
-func (p *probe) nodeReboot() {
-	job := p.job()
-	p.first(job)
-	p.awaitProcess(*job.ID, true)
-	p.awaitClient(*job.ID, "running")
-	p.nodeReboots(*job.ID)
-	p.await("another run", func() bool { return p.starts(*job.ID) == 2 })
-	p.awaitProcess(*job.ID, true)
-	p.lookAtRuns(*job.ID)
-	p.look(*job.ID)
-	p.deregister(*job.ID, false)
-	p.awaitProcess(*job.ID, false)
-	p.awaitClient(*job.ID, "complete")
-}
+func (p *probe) nodeReboot() { p.runsAgainAfter(p.nodeReboots) }
