@@ -113,7 +113,8 @@ func sessionCreateCommand(t terminal) *command {
 	c.args = "CHAT_ID"
 	c.synopsis = "Give a chat its sandbox"
 	c.about = `Returns the chat's session when its sandbox answers. If the chat has none, it
-creates one. While you wait it shows the stages of the start, except with -json.`
+creates one. While you wait it shows the stages of the start, except with -json.
+Only the output of -json includes the sandbox's access token.`
 	c.example = `$ bivouac session create -agent-id=helper -volume-host-path=/srv/chats/1 \
     8a1f6c2e-5c0f-4f0e-9d6b-0c6f6f0f8f11`
 	return c
@@ -124,18 +125,19 @@ func sessionGetCommand(t terminal) *command {
 	c := sessionCommandOf(t, "session get", func(c *command) {
 		asJSON = jsonFlag(c)
 	}, func(ctx context.Context, c *command, api *apiclient.Client, chat uuid.UUID) error {
-		session, _, err := api.Get(ctx, chat, apiclient.Block{})
+		answer, _, err := api.Get(ctx, chat, apiclient.Block{})
 		if err != nil {
 			return err
 		}
 		if *asJSON {
-			return showJSON(c.out, wire.SessionAnswer{Session: session})
+			return showJSON(c.out, answer)
 		}
-		return showSession(c.out, session)
+		return showSession(c.out, answer.Session)
 	})
 	c.args = "CHAT_ID"
 	c.synopsis = "Show a chat's session"
-	c.about = "Shows the chat's session, and how its sandbox stands."
+	c.about = `Shows the chat's session, and how its sandbox stands. With -json the output
+includes the sandbox's access token, if you may write to the session.`
 	c.example = "$ bivouac session get 8a1f6c2e-5c0f-4f0e-9d6b-0c6f6f0f8f11"
 	return c
 }

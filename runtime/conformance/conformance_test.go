@@ -62,6 +62,7 @@ func TestVerify_says_why_it_skips(t *testing.T) {
 		}
 	}
 	wanted := map[string]string{
+		"hands over the access token":            "a sandbox that compares tokens: run bivouac demo-sandbox in the sandboxes and say so (-demo, Demo)",
 		"sees a sandbox die":                     "a sandbox that ends by itself: run bivouac demo-sandbox in the sandboxes and say so (-demo, Demo), or give the hook Kill",
 		"reports a death to a watcher":           "a sandbox that ends by itself",
 		"tells of a sandbox that fails":          "hook Failing",
