@@ -95,6 +95,39 @@ func TestAccessToken(t *testing.T) {
 		must.NoError(t, err)
 		must.Eq(t, w.standing(chatA).AccessToken, res.Session.AccessToken)
 	})
+	t.Run("is_returned_only_to_callers_that_may_write", func(t *testing.T) {
+		w := newWorld(t)
+		res, err := w.Create(as(t, rule("agent-", scheduler.CapWrite)), createA)
+		must.NoError(t, err)
+		must.NotEq(t, "", string(res.Session.AccessToken))
+		for capabilities, token := range map[scheduler.Capabilities]runtime.Secret{
+			scheduler.CapWrite: res.Session.AccessToken,
+			scheduler.CapRead:  "",
+			scheduler.CapRead | scheduler.CapLogs | scheduler.CapExec: "",
+		} {
+			got, _, err := w.Get(as(t, rule("agent-", capabilities)), chatA, scheduler.Block{})
+			must.NoError(t, err)
+			must.Eq(t, token, got.AccessToken)
+			must.Eq(t, res.Session.SessionID, got.SessionID)
+		}
+	})
+	t.Run("is_not_part_of_an_index", func(t *testing.T) {
+		w := newWorld(t)
+		reader := as(t, rule("agent-", scheduler.CapRead))
+		w.given(created(createA))
+		_, index, err := w.Get(reader, chatA, scheduler.Block{})
+		must.NoError(t, err)
+		w.given(func(w *world) {
+			lease, err := w.peer().locker.Lock(t.Context(), chatA, 0)
+			must.NoError(t, err)
+			session := *lease.Session()
+			session.AccessToken = runtime.Secret(strings.Repeat("5e", 32))
+			must.NoError(t, lease.Write(t.Context(), &session, scheduler.Release))
+		})
+		_, again, err := w.Get(reader, chatA, scheduler.Block{})
+		must.NoError(t, err)
+		must.Eq(t, index, again, must.Sprint("an index that depends on the token would tell something of it"))
+	})
 	t.Run("is_lost_with_its_record", func(t *testing.T) {
 		w := newWorld(t)
 		w.given(created(createA), unrecorded(chatA))
