@@ -56,10 +56,15 @@ type Consul struct {
 // Nomad is the connection to Nomad. Empty fields are left to Nomad's environment
 // variables.
 type Nomad struct {
-	Address   string
-	Region    string
-	Namespace string
-	Token     string
+	Address       string
+	Token         string
+	TokenFile     string
+	CAFile        string
+	CertFile      string
+	KeyFile       string
+	TLSServerName string
+	Region        string
+	Namespace     string
 }
 
 // Default returns the default configuration.
@@ -114,10 +119,15 @@ func (c *Config) blocks() map[string][]key {
 			{name: "datacenter", target: &c.Consul.Datacenter, usage: "`NAME` of the Consul agent's datacenter. (default that of the agent)"},
 		},
 		"nomad": {
-			{name: "address", target: &c.Nomad.Address, usage: "URL of Nomad. (default from NOMAD_ADDR)"},
+			{name: "address", target: &c.Nomad.Address, usage: "URL of Nomad: http, https, or unix:///PATH of a socket. (default from NOMAD_ADDR)"},
+			{name: "token", target: &c.Nomad.Token, usage: "ACL token. (default from NOMAD_TOKEN)"},
+			{name: "token_file", target: &c.Nomad.TokenFile, usage: "`FILE` with the ACL token, read again when it changes."},
+			{name: "ca_file", target: &c.Nomad.CAFile, usage: "PEM `FILE` of the CAs to trust, read again when it changes. (default from NOMAD_CACERT)"},
+			{name: "cert_file", target: &c.Nomad.CertFile, usage: "PEM `FILE` of the client certificate, read again when it changes. (default from NOMAD_CLIENT_CERT)"},
+			{name: "key_file", target: &c.Nomad.KeyFile, usage: "PEM `FILE` of its key, read again when it changes. (default from NOMAD_CLIENT_KEY)"},
+			{name: "tls_server_name", target: &c.Nomad.TLSServerName, usage: "`NAME` that Nomad's certificate must have. (default from NOMAD_TLS_SERVER_NAME)"},
 			{name: "region", target: &c.Nomad.Region, usage: "`NAME` of the region that runs the sandboxes. (default from NOMAD_REGION)"},
 			{name: "namespace", target: &c.Nomad.Namespace, usage: "`NAME` of the namespace that runs the sandboxes. (default from NOMAD_NAMESPACE)"},
-			{name: "token", target: &c.Nomad.Token, usage: "ACL token. (default from NOMAD_TOKEN)"},
 		},
 	}
 }

@@ -59,10 +59,14 @@ consul {
 }
 
 nomad {
-  address   = "http://user:n-secret@127.0.0.1:4646"
-  region    = "global"
-  namespace = "bivouac"
-  token     = "n-secret"
+  address         = "https://user:n-secret@127.0.0.1:4646"
+  token           = "n-secret"
+  ca_file         = "/etc/nomad-ca.pem"
+  cert_file       = "/etc/nomad-cert.pem"
+  key_file        = "/etc/nomad-key.pem"
+  tls_server_name = "server.global.nomad"
+  region          = "global"
+  namespace       = "bivouac"
 }
 `
 
@@ -84,7 +88,11 @@ func TestFile(t *testing.T) {
 		LogLevel:        "debug",
 		LogJSON:         true,
 		Consul:          Consul{Address: "127.0.0.1:8500", Token: "c-secret", Datacenter: "dc1"},
-		Nomad:           Nomad{Address: "http://user:n-secret@127.0.0.1:4646", Region: "global", Namespace: "bivouac", Token: "n-secret"},
+		Nomad: Nomad{
+			Address: "https://user:n-secret@127.0.0.1:4646", Token: "n-secret",
+			CAFile: "/etc/nomad-ca.pem", CertFile: "/etc/nomad-cert.pem", KeyFile: "/etc/nomad-key.pem",
+			TLSServerName: "server.global.nomad", Region: "global", Namespace: "bivouac",
+		},
 	}, c)
 }
 
@@ -253,6 +261,8 @@ func TestWrongFilesAreRefusedWithTheirLine(t *testing.T) {
 		{"a.hcl", "\nnomad {\n  address = \"ftp://x\"\n}", `a.hcl:3: nomad.address: "ftp://x" is not an address such as http://127.0.0.1:4646`},
 		{"a.hcl", "nomad { address = \"localhost:4646\" }", `a.hcl:1: nomad.address: "localhost:4646"`},
 		{"a.hcl", "nomad { address = \"http://\" }", `a.hcl:1: nomad.address: "http://"`},
+		{"a.hcl", "nomad {\n  token = \"a\"\n  token_file = \"/a\"\n}", `a.hcl:3: nomad.token_file: set either token or token_file`},
+		{"a.hcl", "nomad {\n  cert_file = \"/a\"\n}", `a.hcl:1: nomad: set cert_file and key_file together`},
 		{"a.hcl", "nomad { address = \"unix://x\" }", `a.hcl:1: nomad.address: "unix://x"`},
 		{"a.hcl", "volume_roots = [\"/srv\", \"/srv/a\"]", `a.hcl:1: volume_roots: "/srv/a" is inside the volume root "/srv"`},
 		{"a.hcl", "volume_roots = [\"/\", \"/srv\"]", `a.hcl:1: volume_roots: "/srv" is inside the volume root "/"`},
@@ -397,7 +407,11 @@ func TestPublicHoldsNoSecrets(t *testing.T) {
 	must.Eq(t, "1h0m0s", public["ttl"].(string))
 	must.Eq(t, []string{"env", "image", "port"}, public["job_vars"].([]string))
 	must.Eq[any](t, map[string]any{"address": "127.0.0.1:8500", "datacenter": "dc1"}, public["consul"])
-	must.Eq[any](t, map[string]any{"address": "http://user:xxxxx@127.0.0.1:4646", "region": "global", "namespace": "bivouac"}, public["nomad"])
+	must.Eq[any](t, map[string]any{
+		"address": "https://user:xxxxx@127.0.0.1:4646", "token_file": "",
+		"ca_file": "/etc/nomad-ca.pem", "cert_file": "/etc/nomad-cert.pem", "key_file": "/etc/nomad-key.pem",
+		"tls_server_name": "server.global.nomad", "region": "global", "namespace": "bivouac",
+	}, public["nomad"])
 }
 
 func FuzzFile(f *testing.F) {
