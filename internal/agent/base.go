@@ -10,12 +10,12 @@ import (
 	"strings"
 	"time"
 
-	consulapi "github.com/hashicorp/consul/api"
 	"github.com/hashicorp/go-hclog"
 	nomadapi "github.com/hashicorp/nomad/api"
 
 	"github.com/bivouac/bivouac/internal/api"
 	"github.com/bivouac/bivouac/internal/config"
+	"github.com/bivouac/bivouac/internal/credentials"
 	"github.com/bivouac/bivouac/internal/pluginhost"
 	"github.com/bivouac/bivouac/internal/process"
 	"github.com/bivouac/bivouac/internal/store/consul"
@@ -40,8 +40,10 @@ type base struct {
 	// then they are asked about no sandbox.
 	identified chan struct{}
 	instance   func() string // its ID, empty until it is known
-	operator   *operator     // nil with -dev
-	volume     devVolume     // of -dev
+	// credentials are read again while the server runs, by the name that logs have.
+	credentials map[string]credentials.Reloader
+	operator    *operator // nil with -dev
+	volume      devVolume // of -dev
 }
 
 func newBase(c config.Config, metrics *metrics, log hclog.Logger) (base, error) {
@@ -84,16 +86,17 @@ func newBuiltIn(c config.Config, host *pluginhost.Host, metrics *metrics, log hc
 		settings.Running = driver.Instances
 		b.drivers[nomadName] = driver
 	}
-	store, name, err := newConsul(c, settings, log, requests(metrics.consul))
+	used, err := newConsul(c, settings, log, requests(metrics.consul))
 	if err != nil {
 		return base{}, err
 	}
-	clock := consul.NewClock(store, wall)
-	b.store, b.storeName, b.locker, b.now, b.instance = clock, name, clock, clock.Now, store.Instance
+	store, clock := used.store, used.clock
+	b.store, b.storeName, b.locker, b.now, b.instance = store, used.name, store, clock.Now, store.Instance
+	b.credentials = used.credentials
 	b.operator = &operator{store: store, identified: b.identified}
 	b.checks = []api.Check{
-		{Name: "consul", Run: clock.Health},
-		{Name: "clock", Run: clock.TimeHealth, Optional: true},
+		{Name: "consul", Run: store.Health},
+		{Name: "clock", Run: clock.Health, Optional: true},
 	}
 	b.parts = []part{
 		{"consul", store.Run},
@@ -135,31 +138,6 @@ func checkRuntime(c config.Config) error {
 			c.Runtime, strings.Join(known, ", "), process.Name, nomadName)
 	}
 	return nil
-}
-
-// newConsul returns the store, and what it is called in messages.
-func newConsul(c config.Config, settings consul.Config, log hclog.Logger, observe ...consul.Observer) (*consul.Store, string, error) {
-	reach := consulapi.DefaultConfig()
-	override(&reach.Address, c.Consul.Address)
-	override(&reach.Token, c.Consul.Token)
-	override(&reach.Datacenter, c.Consul.Datacenter)
-	client, err := consul.NewClient(reach, observe...)
-	if err != nil && c.Consul.Address == "" {
-		return nil, "", fmt.Errorf("CONSUL_HTTP_ADDR: %w", err)
-	}
-	if err != nil {
-		return nil, "", c.Wrong("consul.address", err)
-	}
-	host, err := os.Hostname()
-	if err != nil {
-		return nil, "", fmt.Errorf("agent: %w", err)
-	}
-	settings.Prefix, settings.Name, settings.Logger = c.KVPrefix, host, log.Named("consul")
-	store, err := consul.New(client, settings)
-	if err != nil {
-		return nil, "", c.Wrong("kv_prefix", err)
-	}
-	return store, "Consul at " + reach.Address, nil
 }
 
 // newNomad returns a driver, and what tells where in Nomad its sandboxes run.
