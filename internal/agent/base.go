@@ -3,21 +3,21 @@ package agent
 import (
 	"context"
 	"fmt"
+	"maps"
 	"os"
 	"slices"
 	"strings"
 	"time"
 
-	consulapi "github.com/hashicorp/consul/api"
 	"github.com/hashicorp/go-hclog"
 
 	"github.com/bivouac/bivouac/internal/api"
 	"github.com/bivouac/bivouac/internal/config"
+	"github.com/bivouac/bivouac/internal/credentials"
 	"github.com/bivouac/bivouac/internal/pluginhost"
 	"github.com/bivouac/bivouac/internal/process"
 	"github.com/bivouac/bivouac/internal/store/consul"
 	"github.com/bivouac/bivouac/runtime"
-	"github.com/bivouac/bivouac/runtime/nomad"
 	"github.com/bivouac/bivouac/scheduler"
 )
 
@@ -36,8 +36,10 @@ type base struct {
 	// then they are asked about no sandbox.
 	identified chan struct{}
 	instance   func() string // its ID, empty until it is known
-	operator   *operator     // nil with -dev
-	volume     devVolume     // of -dev
+	// credentials are read again while the server runs, by the name that logs have.
+	credentials map[string]credentials.Reloader
+	operator    *operator // nil with -dev
+	volume      devVolume // of -dev
 }
 
 func newBase(c config.Config, metrics *metrics, log hclog.Logger) (base, error) {
@@ -71,33 +73,34 @@ func newBuiltIn(c config.Config, host *pluginhost.Host, metrics *metrics, log hc
 	b := base{drivers: map[string]runtime.Driver{}, identified: make(chan struct{})}
 	settings := consul.Config{Instance: c.Instance}
 	// No request is made to Nomad or Consul yet: they may start after this server.
-	var driver *nomad.Driver
+	var inNomad nomadParts
 	if usesNomad(c) {
-		parts, err := newNomad(c, requests(metrics.nomad), log)
-		if err != nil {
+		var err error
+		if inNomad, err = newNomad(c, requests(metrics.nomad), log); err != nil {
 			return base{}, err
 		}
-		driver, settings.Place = parts.driver, parts.place
-		settings.Running = driver.Instances
-		b.drivers[nomadName] = driver
+		settings.Place, settings.Running = inNomad.place, inNomad.driver.Instances
+		b.drivers[nomadName] = inNomad.driver
 	}
-	store, name, err := newConsul(c, settings, log, requests(metrics.consul))
+	used, err := newConsul(c, settings, log, requests(metrics.consul))
 	if err != nil {
 		return base{}, err
 	}
-	clock := consul.NewClock(store, wall)
-	b.store, b.storeName, b.locker, b.now, b.instance = clock, name, clock, clock.Now, store.Instance
+	store, clock := used.store, used.clock
+	b.store, b.storeName, b.locker, b.now, b.instance = store, used.name, store, clock.Now, store.Instance
+	b.credentials = used.credentials
+	maps.Copy(b.credentials, inNomad.credentials)
 	b.operator = &operator{store: store, identified: b.identified}
 	b.checks = []api.Check{
-		{Name: "consul", Run: clock.Health},
-		{Name: "clock", Run: clock.TimeHealth, Optional: true},
+		{Name: "consul", Run: store.Health},
+		{Name: "clock", Run: clock.Health, Optional: true},
 	}
 	b.parts = []part{
 		{"consul", store.Run},
-		b.identify(store, driver, host, log),
+		b.identify(store, inNomad.driver, host, log),
 		{"clock", whenReady(b.identified, clock.Run)},
 	}
-	if driver != nil {
+	if driver := inNomad.driver; driver != nil {
 		b.checks = append(b.checks, api.Check{Name: nomadName, Run: driver.Health, Optional: c.Runtime != nomadName})
 		b.parts = append(b.parts, part{"nomad", whenReady(b.identified, driver.Run)}, part{"nomad_health", driver.RunHealth})
 	}
@@ -132,31 +135,6 @@ func checkRuntime(c config.Config) error {
 			c.Runtime, strings.Join(known, ", "), process.Name, nomadName)
 	}
 	return nil
-}
-
-// newConsul returns the store, and what it is called in messages.
-func newConsul(c config.Config, settings consul.Config, log hclog.Logger, observe ...consul.Observer) (*consul.Store, string, error) {
-	reach := consulapi.DefaultConfig()
-	override(&reach.Address, c.Consul.Address)
-	override(&reach.Token, c.Consul.Token)
-	override(&reach.Datacenter, c.Consul.Datacenter)
-	client, err := consul.NewClient(reach, observe...)
-	if err != nil && c.Consul.Address == "" {
-		return nil, "", fmt.Errorf("CONSUL_HTTP_ADDR: %w", err)
-	}
-	if err != nil {
-		return nil, "", c.Wrong("consul.address", err)
-	}
-	host, err := os.Hostname()
-	if err != nil {
-		return nil, "", fmt.Errorf("agent: %w", err)
-	}
-	settings.Prefix, settings.Name, settings.Logger = c.KVPrefix, host, log.Named("consul")
-	store, err := consul.New(client, settings)
-	if err != nil {
-		return nil, "", c.Wrong("kv_prefix", err)
-	}
-	return store, "Consul at " + reach.Address, nil
 }
 
 // override replaces a value from the environment by a configured one.

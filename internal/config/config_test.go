@@ -53,9 +53,15 @@ log_level        = "debug"
 log_json         = true
 
 consul {
-  address    = "127.0.0.1:8500"
-  token      = "c-secret"
-  datacenter = "dc1"
+  address         = "https://127.0.0.1:8501"
+  token           = "c-secret"
+  ca_file         = "/etc/consul/ca.pem"
+  cert_file       = "/etc/consul/client.pem"
+  key_file        = "/etc/consul/client-key.pem"
+  tls_server_name = "server.dc1.consul"
+  datacenter      = "dc1"
+  namespace       = "chat"
+  partition       = "east"
 }
 
 nomad {
@@ -87,7 +93,11 @@ func TestFile(t *testing.T) {
 		Instance:        "a",
 		LogLevel:        "debug",
 		LogJSON:         true,
-		Consul:          Consul{Address: "127.0.0.1:8500", Token: "c-secret", Datacenter: "dc1"},
+		Consul: Consul{
+			Address: "https://127.0.0.1:8501", Token: "c-secret",
+			CAFile: "/etc/consul/ca.pem", CertFile: "/etc/consul/client.pem", KeyFile: "/etc/consul/client-key.pem", TLSServerName: "server.dc1.consul",
+			Datacenter: "dc1", Namespace: "chat", Partition: "east",
+		},
 		Nomad: Nomad{
 			Address: "https://user:n-secret@127.0.0.1:4646", Token: "n-secret",
 			CAFile: "/etc/nomad-ca.pem", CertFile: "/etc/nomad-cert.pem", KeyFile: "/etc/nomad-key.pem",
@@ -274,6 +284,7 @@ func TestWrongFilesAreRefusedWithTheirLine(t *testing.T) {
 		{"a.hcl", "log_level = \"loud\"", `a.hcl:1: log_level: unknown level "loud" (available: trace, debug, info, warn, error)`},
 		{"a.hcl", "instance = \"A\"", `a.hcl:1: instance: "A"`},
 		{"a.hcl", "consul {\n  adress = \"x\"\n}", `a.hcl:2: Unsupported argument`},
+		{"a.hcl", "\nconsul {\n  token      = \"a\"\n  token_file = \"/b\"\n}", `a.hcl:4: consul.token_file: there is also a token; set only one of them`},
 		{"a.hcl", "vault {\n}", `a.hcl:1: Unsupported block type`},
 		{"a.hcl", "ttl = \"${now}\"", `a.hcl:1: `},
 		{"a.hcl", "ttl = ", `a.hcl:1: `},
@@ -406,7 +417,11 @@ func TestPublicHoldsNoSecrets(t *testing.T) {
 	public := c.Public()
 	must.Eq(t, "1h0m0s", public["ttl"].(string))
 	must.Eq(t, []string{"env", "image", "port"}, public["job_vars"].([]string))
-	must.Eq[any](t, map[string]any{"address": "127.0.0.1:8500", "datacenter": "dc1"}, public["consul"])
+	must.Eq[any](t, map[string]any{
+		"address": "https://127.0.0.1:8501", "token_file": "",
+		"ca_file": "/etc/consul/ca.pem", "cert_file": "/etc/consul/client.pem", "key_file": "/etc/consul/client-key.pem", "tls_server_name": "server.dc1.consul",
+		"datacenter": "dc1", "namespace": "chat", "partition": "east",
+	}, public["consul"])
 	must.Eq[any](t, map[string]any{
 		"address": "https://user:xxxxx@127.0.0.1:4646", "token_file": "",
 		"ca_file": "/etc/nomad-ca.pem", "cert_file": "/etc/nomad-cert.pem", "key_file": "/etc/nomad-key.pem",

@@ -3,8 +3,8 @@
 // Nomad task or an operator.
 //
 // [TokenFile] reads a token. [LoadTLS] reads a certificate, its key and CAs; the [TLS] that
-// it returns serves both sides of a connection. [Watch] reads all of them again every few
-// seconds and on SIGHUP. If new contents cannot be used, the old ones stay. A client asks
+// it returns serves both sides of a connection. A [Watcher] reads all of them again every
+// few seconds and on request. If new contents cannot be used, the old ones stay. A client asks
 // for the current value with each request or connection.
 //
 // The package decides nothing about callers, and sends no requests.

@@ -76,7 +76,7 @@ func (t *Token) Newer(refused string) (value string, ok bool) {
 	defer t.reading.Unlock()
 	if t.Value() == refused && time.Since(t.tried) >= newerEvery {
 		t.tried = time.Now()
-		_, _ = t.reload() // Watch reports a file that cannot be read
+		_, _ = t.reload() // a Watcher reports a file that cannot be read
 	}
 	value = t.Value()
 	return value, value != refused

@@ -3,8 +3,8 @@ package credentials
 import (
 	"context"
 	"maps"
-	"os"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -12,7 +12,7 @@ import (
 	"github.com/bivouac/bivouac/internal/backoff"
 )
 
-// watchEvery is how often [Watch] reads all files.
+// watchEvery is how often a [Watcher] reads all files.
 const watchEvery = 3 * time.Second
 
 // Reloader is a credential in files.
@@ -22,44 +22,56 @@ type Reloader interface {
 	Reload() (changed bool, err error)
 }
 
-// Watch reloads all items every few seconds and on each hangup, until ctx ends. It logs
-// what it reloads by its key in items. It logs a failure, at most once a minute while it
-// lasts, and calls failed with the key.
-func Watch(ctx context.Context, log hclog.Logger, hangups <-chan os.Signal, items map[string]Reloader, failed func(name string)) {
-	told := make(map[string]*backoff.Throttle, len(items))
-	for name := range items {
-		told[name] = new(backoff.Throttle)
+// Watcher keeps credentials current while a server runs. Its fields must not change after
+// the first call of a method.
+type Watcher struct {
+	Items  map[string]Reloader // by the name that logs have
+	Logger hclog.Logger
+	Failed func(name string) // is called with each item that could not be reloaded
+
+	mu       sync.Mutex // held during a reload
+	failures map[string]*backoff.Throttle
+}
+
+// Run reloads all items every few seconds until ctx ends. It logs what changes. It logs an
+// item that cannot be reloaded once a minute.
+func (w *Watcher) Run(ctx context.Context) {
+	for backoff.Sleep(ctx, watchEvery) == nil {
+		w.reload(false)
 	}
-	ticker := time.NewTicker(watchEvery)
-	defer ticker.Stop()
-	for {
-		hangup := false
-		select {
-		case <-ctx.Done():
-			return
-		case <-ticker.C:
-		case <-hangups:
-			hangup = true
+}
+
+// Reload reloads all items now, and logs the result for each.
+func (w *Watcher) Reload() { w.reload(true) }
+
+func (w *Watcher) reload(asked bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.failures == nil {
+		w.failures = make(map[string]*backoff.Throttle)
+	}
+	reloaded, changed := []string{}, []string{}
+	for _, name := range slices.Sorted(maps.Keys(w.Items)) {
+		failure := w.failures[name]
+		if failure == nil {
+			failure = new(backoff.Throttle)
+			w.failures[name] = failure
 		}
-		read, changed := []string{}, []string{}
-		for _, name := range slices.Sorted(maps.Keys(items)) {
-			differs, err := items[name].Reload()
-			if err != nil {
-				if hangup {
-					told[name].Reset() // the operator waits for the result
-				}
-				log.Log(told[name].Level(), "reload_failed", "name", name, "error", err)
-				failed(name)
-				continue
-			}
-			told[name].Reset()
-			read = append(read, name)
-			if differs {
-				changed = append(changed, name)
-			}
+		differs, err := w.Items[name].Reload()
+		if err == nil || asked {
+			failure.Reset()
 		}
-		if hangup || len(changed) > 0 {
-			log.Info("reloaded", "names", read, "changed", changed)
+		if err != nil {
+			w.Logger.Log(failure.Level(), "reload_failed", "name", name, "error", err)
+			w.Failed(name)
+			continue
 		}
+		reloaded = append(reloaded, name)
+		if differs {
+			changed = append(changed, name)
+		}
+	}
+	if asked || len(changed) > 0 {
+		w.Logger.Info("reloaded", "names", reloaded, "changed", changed)
 	}
 }

@@ -4,10 +4,8 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"os"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -62,26 +60,25 @@ func (l *lines) take() []string {
 	return strings.Split(strings.TrimSuffix(l.text.String(), "\n"), "\n")
 }
 
-func TestWatch(t *testing.T) {
+func TestWatcher(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		steady, turning := &watched{}, &watched{}
 		var out lines
 		log := hclog.New(&hclog.LoggerOptions{Output: &out, DisableTime: true, Level: hclog.Info})
-		hangups := make(chan os.Signal)
 		failures := map[string]int{}
 		ctx, stop := context.WithCancel(t.Context())
 		var watching sync.WaitGroup
-		watching.Go(func() {
-			Watch(ctx, log, hangups, map[string]Reloader{"consul_token": turning, "tls": steady}, func(name string) { failures[name]++ })
-		})
+		w := &Watcher{
+			Items: map[string]Reloader{"consul_token": turning, "tls": steady}, Logger: log, Failed: func(name string) { failures[name]++ },
+		}
+		watching.Go(func() { w.Run(ctx) })
 		pass := func(d time.Duration) []string {
 			time.Sleep(d)
 			synctest.Wait()
 			return out.take()
 		}
-		hangup := func() []string {
-			hangups <- syscall.SIGHUP
-			synctest.Wait()
+		reload := func() []string {
+			w.Reload()
 			return out.take()
 		}
 
@@ -99,12 +96,12 @@ func TestWatch(t *testing.T) {
 		must.Eq(t, []string{failed}, pass(10*watchEvery))
 		must.Eq(t, map[string]int{"consul_token": 10}, failures)
 
-		// On a hangup it reads at once, and always logs the result.
+		// On request it reads at once, and always logs the result.
 		turning.set(false, errors.New("is empty"))
-		must.Eq(t, []string{failed, `[INFO]  reloaded: names=["tls"] changed=[]`}, hangup())
+		must.Eq(t, []string{failed, `[INFO]  reloaded: names=["tls"] changed=[]`}, reload())
 		must.Eq(t, 1, turning.count())
 		turning.set(false, nil)
-		must.Eq(t, []string{`[INFO]  reloaded: names=["consul_token", "tls"] changed=[]`}, hangup())
+		must.Eq(t, []string{`[INFO]  reloaded: names=["consul_token", "tls"] changed=[]`}, reload())
 
 		stop()
 		watching.Wait()
