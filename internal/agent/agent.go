@@ -64,7 +64,7 @@ func Validate(ctx context.Context, c config.Config) error {
 		err = errors.Join(storeErr, err)
 	}
 	if usesNomad(c) {
-		_, _, runtimeErr := newNomad(c, nil, hclog.NewNullLogger())
+		_, runtimeErr := newNomad(c, nil, hclog.NewNullLogger())
 		err = errors.Join(err, runtimeErr)
 	}
 	return err

@@ -1,7 +1,6 @@
 package agent
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 	"maps"
@@ -11,7 +10,6 @@ import (
 	"time"
 
 	"github.com/hashicorp/go-hclog"
-	nomadapi "github.com/hashicorp/nomad/api"
 
 	"github.com/bivouac/bivouac/internal/api"
 	"github.com/bivouac/bivouac/internal/config"
@@ -19,7 +17,6 @@ import (
 	"github.com/bivouac/bivouac/internal/pluginhost"
 	"github.com/bivouac/bivouac/internal/process"
 	"github.com/bivouac/bivouac/internal/store/consul"
-	"github.com/bivouac/bivouac/jobs"
 	"github.com/bivouac/bivouac/runtime"
 	"github.com/bivouac/bivouac/runtime/nomad"
 	"github.com/bivouac/bivouac/scheduler"
@@ -74,17 +71,21 @@ func newBuiltIn(c config.Config, host *pluginhost.Host, metrics *metrics, log hc
 	if c.Dev {
 		return newDevBase(c, log)
 	}
-	b := base{drivers: map[string]runtime.Driver{}, identified: make(chan struct{})}
+	b := base{
+		drivers: map[string]runtime.Driver{}, identified: make(chan struct{}), credentials: map[string]credentials.Reloader{},
+	}
 	settings := consul.Config{Instance: c.Instance}
 	// No request is made to Nomad or Consul yet: they may start after this server.
 	var driver *nomad.Driver
 	if usesNomad(c) {
-		var err error
-		if driver, settings.Place, err = newNomad(c, requests(metrics.nomad), log); err != nil {
+		parts, err := newNomad(c, requests(metrics.nomad), log)
+		if err != nil {
 			return base{}, err
 		}
+		driver, settings.Place = parts.driver, parts.place
 		settings.Running = driver.Instances
 		b.drivers[nomadName] = driver
+		maps.Copy(b.credentials, parts.credentials)
 	}
 	used, err := newConsul(c, settings, log, requests(metrics.consul))
 	if err != nil {
@@ -92,7 +93,7 @@ func newBuiltIn(c config.Config, host *pluginhost.Host, metrics *metrics, log hc
 	}
 	store, clock := used.store, used.clock
 	b.store, b.storeName, b.locker, b.now, b.instance = store, used.name, store, clock.Now, store.Instance
-	b.credentials = used.credentials
+	maps.Copy(b.credentials, used.credentials)
 	b.operator = &operator{store: store, identified: b.identified}
 	b.checks = []api.Check{
 		{Name: "consul", Run: store.Health},
@@ -105,7 +106,7 @@ func newBuiltIn(c config.Config, host *pluginhost.Host, metrics *metrics, log hc
 	}
 	if driver != nil {
 		b.checks = append(b.checks, api.Check{Name: nomadName, Run: driver.Health, Optional: c.Runtime != nomadName})
-		b.parts = append(b.parts, part{"nomad", whenReady(b.identified, driver.Run)})
+		b.parts = append(b.parts, part{"nomad", whenReady(b.identified, driver.Run)}, part{"nomad_health", driver.RunHealth})
 	}
 	return b, nil
 }
@@ -138,50 +139,6 @@ func checkRuntime(c config.Config) error {
 			c.Runtime, strings.Join(known, ", "), process.Name, nomadName)
 	}
 	return nil
-}
-
-// newNomad returns a driver, and what tells where in Nomad its sandboxes run.
-func newNomad(c config.Config, observe consul.Observer, log hclog.Logger) (*nomad.Driver, func(context.Context) (consul.Place, error), error) {
-	settings := nomadapi.DefaultConfig()
-	override(&settings.Address, c.Nomad.Address)
-	override(&settings.Region, c.Nomad.Region)
-	override(&settings.Namespace, c.Nomad.Namespace)
-	override(&settings.SecretID, c.Nomad.Token)
-	client, err := nomadapi.NewClient(settings)
-	if err != nil {
-		return nil, nil, fmt.Errorf("agent: nomad: %w", err)
-	}
-	variables, err := jobVariables(c)
-	if err != nil {
-		return nil, nil, err
-	}
-	template, err := jobs.Load(c.JobTemplate, variables)
-	if err != nil {
-		return nil, nil, fmt.Errorf("agent: job_template: %w", err)
-	}
-	driver, err := nomad.New(nomad.Config{
-		Client: client, Template: template, Logger: log.Named("nomad"), Observe: observe,
-	})
-	if err != nil {
-		return nil, nil, fmt.Errorf("agent: %w", err)
-	}
-	namespace := cmp.Or(template.Namespace(), settings.Namespace)
-	return driver, place(client, settings.Region, namespace, c.Runtime == nomadName), nil
-}
-
-// jobVariables returns the configured job variables. Without a command, the raw_exec
-// template runs this program as its demo sandbox.
-func jobVariables(c config.Config) (map[string]string, error) {
-	if _, told := c.JobVars["command"]; told || c.JobTemplate != "raw_exec" {
-		return c.JobVars, nil
-	}
-	self, err := os.Executable()
-	if err != nil {
-		return nil, fmt.Errorf("agent: find this program: %w", err)
-	}
-	variables := map[string]string{"command": self}
-	maps.Copy(variables, c.JobVars)
-	return variables, nil
 }
 
 // override replaces a value from the environment by a configured one.

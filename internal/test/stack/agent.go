@@ -176,6 +176,9 @@ func (a *Agent) Restart(ctx context.Context) error {
 	return a.WaitReady(ctx)
 }
 
+// Reload asks the process to read its configuration and certificates again (SIGHUP).
+func (a *Agent) Reload() error { return a.signal(syscall.SIGHUP) }
+
 func (a *Agent) signal(sig syscall.Signal) error {
 	if !a.Running() {
 		return fmt.Errorf("stack: %s does not run", a.Name)

@@ -88,6 +88,19 @@ func (g *group) stopNow(then []func() error) error {
 	return errors.Join(append(errs, sweep(g.dir), g.ports.release())...)
 }
 
+// reload asks all running agents to reload.
+func (g *group) reload() error {
+	for _, a := range g.all {
+		if !a.Running() {
+			continue
+		}
+		if err := a.Reload(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // start starts agents and waits until all are ready. It only waits for an agent that is
 // already running.
 func start(ctx context.Context, agents []*Agent) error {
