@@ -36,6 +36,10 @@ type Store interface {
 
 	// Count returns the number of sessions, without intents.
 	Count(ctx context.Context) (int, error)
+	// CountAgents returns the number of records of the AI agents whose ID has the
+	// prefix, intents included. The empty prefix counts all records. Its cost grows
+	// with the number of all records, but it reads few of them.
+	CountAgents(ctx context.Context, prefix string) (int, error)
 }
 
 // Block makes a read wait for a change.
@@ -50,6 +54,9 @@ type Query struct {
 	PerPage   int    // 1 to MaxPerPage
 	NextToken string // from the page before; empty: the first page. A token that is not the store's gives ErrInvalid
 	Block     Block
+	// Include selects sessions; nil: all. Pages are full of selected sessions, and
+	// tokens show no others.
+	Include func(Session) bool
 }
 
 // MaxPerPage is the maximum number of sessions on a page.

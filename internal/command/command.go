@@ -133,6 +133,7 @@ func commands(t terminal) map[string]cli.CommandFactory {
 		cleanupCommand(t),
 		operatorCommand(t), operatorAdoptCommand(t), operatorForgetCommand(t), operatorRepairCommand(t),
 		pluginCommand(t), pluginListCommand(t), pluginInspectCommand(t), pluginRunCommand(t), pluginVerifyCommand(t),
+		tokenCommand(t), tokenNewCommand(t),
 		versionCommand(t),
 		demoSandboxCommand(t),
 		devCleanupCommand(t),
@@ -289,8 +290,8 @@ func (c *command) fail(err error) int {
 func (c *command) tellAnswer(e *apiclient.Error) {
 	c.tell("Error: %v", e)
 	if e.Session != nil {
-		c.tell("\nThe session that stands:")
-		_ = showSession(c.err, *e.Session) // as with tell
+		c.tell("\nThe existing session:")
+		_ = showTable(c.err, sessionLines(*e.Session)) // as with tell
 	}
 	if e.RetryAfter > 0 {
 		c.tell("It may work in %s.", e.RetryAfter)
