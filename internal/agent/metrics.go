@@ -9,6 +9,7 @@ import (
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/metric"
 
+	"github.com/bivouac/bivouac/internal/credentials"
 	"github.com/bivouac/bivouac/internal/pluginhost"
 	"github.com/bivouac/bivouac/internal/store/consul"
 )
@@ -19,10 +20,12 @@ type metrics struct {
 	meter         metric.Meter
 	consul, nomad metric.Float64Histogram // of requests
 	refusals      metric.Int64Counter
+	// certificates are those that this server presents, by what they are for.
+	certificates map[string]*credentials.TLS
 }
 
 func newMetrics(meter metric.Meter) (*metrics, error) {
-	m := &metrics{meter: meter}
+	m := &metrics{meter: meter, certificates: map[string]*credentials.TLS{}}
 	boundaries := metric.WithExplicitBucketBoundaries(.0005, .001, .002, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30)
 	var consulErr, nomadErr, refusalsErr error
 	m.consul, consulErr = meter.Float64Histogram("consul.request.duration", metric.WithUnit("s"), boundaries,
@@ -31,7 +34,19 @@ func newMetrics(meter metric.Meter) (*metrics, error) {
 		metric.WithDescription("Time of a request to Nomad."))
 	m.refusals, refusalsErr = meter.Int64Counter("sandbox.refusal.total",
 		metric.WithDescription("Requests refused because a limit was reached."))
-	return m, errors.Join(consulErr, nomadErr, refusalsErr)
+	_, expiryErr := meter.Int64ObservableGauge("certificate.expiry", metric.WithUnit("s"),
+		metric.WithDescription("Unix time at which a certificate of this server expires."),
+		metric.WithInt64Callback(m.observeCertificates))
+	return m, errors.Join(consulErr, nomadErr, refusalsErr, expiryErr)
+}
+
+func (m *metrics) observeCertificates(_ context.Context, o metric.Int64Observer) error {
+	for name, certificate := range m.certificates {
+		if expires := certificate.Expires(); !expires.IsZero() {
+			o.Observe(expires.Unix(), metric.WithAttributes(attribute.String("certificate", name)))
+		}
+	}
+	return nil
 }
 
 // refused counts a request that was refused.
