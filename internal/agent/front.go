@@ -103,6 +103,9 @@ func hosts(c config.Config) []string {
 		all = append(all, strings.ToLower(strings.TrimSuffix(name, ".")))
 	}
 	for _, address := range c.HTTPAddrs {
+		if strings.HasPrefix(address, httpserver.UnixScheme) {
+			continue
+		}
 		if host, _, err := net.SplitHostPort(address); err == nil && host != "" {
 			all = append(all, strings.ToLower(host))
 		}
