@@ -14,7 +14,6 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"slices"
 	"strings"
 	"time"
 
@@ -26,6 +25,7 @@ import (
 	"github.com/bivouac/bivouac/internal/api/wire"
 	"github.com/bivouac/bivouac/internal/auth"
 	"github.com/bivouac/bivouac/internal/config"
+	"github.com/bivouac/bivouac/internal/credentials"
 	"github.com/bivouac/bivouac/internal/store/consul"
 	"github.com/bivouac/bivouac/internal/version"
 	"github.com/bivouac/bivouac/scheduler"
@@ -64,11 +64,11 @@ func Validate(ctx context.Context, c config.Config) error {
 	_, _, tlsErr := newTLS(c)
 	err = errors.Join(err, tlsErr)
 	if !c.Dev {
-		_, _, storeErr := newConsul(c, consul.Config{}, hclog.NewNullLogger())
+		_, storeErr := newConsul(c, consul.Config{}, hclog.NewNullLogger())
 		err = errors.Join(storeErr, err)
 	}
 	if usesNomad(c) {
-		_, _, runtimeErr := newNomad(c, nil, hclog.NewNullLogger())
+		_, runtimeErr := newNomad(c, nil, hclog.NewNullLogger())
 		err = errors.Join(err, runtimeErr)
 	}
 	return err
@@ -114,13 +114,14 @@ func Run(ctx context.Context, c config.Config, env Environment) (err error) {
 	if err != nil {
 		return fmt.Errorf("agent: metrics: %w", err)
 	}
-	if front.secure != nil {
-		metrics.certificates["http"] = front.secure
-	}
 	base, err := newBase(c, metrics, log) //nolint:contextcheck // a request is measured whatever becomes of its caller
 	if err != nil {
 		return err
 	}
+	if front.secure != nil {
+		base.credentials["http_tls"] = front.secure
+	}
+	metrics.certificates = base.credentials
 	base = withFailpoints(base)
 	sessions, err := scheduler.New(scheduler.Config{
 		Store:           base.store,
@@ -148,8 +149,9 @@ func Run(ctx context.Context, c config.Config, env Environment) (err error) {
 	settings := api.Config{
 		Sessions: sessions,
 		Store:    base.storeName,
-		Checks: slices.Concat(base.checks, front.checks(),
-			[]api.Check{{Name: "sessions", Run: sessions.Health, Optional: true}}),
+		Checks: append(base.checks,
+			api.Check{Name: "certificates", Run: certificates(base.credentials).health, Optional: true},
+			api.Check{Name: "sessions", Run: sessions.Health, Optional: true}),
 		Metrics:  telemetry.handler,
 		Self:     self,
 		Instance: base.instance,
@@ -175,9 +177,11 @@ func Run(ctx context.Context, c config.Config, env Environment) (err error) {
 	server := httpserver.New(handler, connections, log.Named("http"))
 	server.RegisterOnShutdown(handler.Stop)
 
+	watcher := &credentials.Watcher{Items: base.credentials, Logger: log, Failed: metrics.reloadFailed} //nolint:contextcheck // a failure has no caller
 	prepared := make(chan struct{})
 	parts := append([]part{
-		{"hangups", func(ctx context.Context) error { return noteHangups(ctx, env.Hangups, log) }},
+		{"credentials", func(ctx context.Context) error { watcher.Run(ctx); return nil }},
+		{"hangups", func(ctx context.Context) error { return reloadOnHangup(ctx, env.Hangups, watcher) }},
 		{"telemetry", telemetry.run},
 	}, base.parts...)
 	parts = append(parts,
@@ -218,12 +222,12 @@ func Run(ctx context.Context, c config.Config, env Environment) (err error) {
 	return nil
 }
 
-// noteHangups logs each SIGHUP until ctx ends.
-func noteHangups(ctx context.Context, hangups <-chan os.Signal, log hclog.Logger) error {
+// reloadOnHangup reloads the credentials on each SIGHUP until ctx ends.
+func reloadOnHangup(ctx context.Context, hangups <-chan os.Signal, watcher *credentials.Watcher) error {
 	for {
 		select {
 		case <-hangups:
-			log.Info("reload_skipped", "reason", "nothing is reloaded yet; restart the server to change its configuration")
+			watcher.Reload()
 		case <-ctx.Done():
 			return nil
 		}

@@ -6,12 +6,10 @@ import (
 	"fmt"
 	"net"
 	"strings"
-	"time"
 
 	"github.com/hashicorp/go-hclog"
 
 	"github.com/bivouac/bivouac/internal/agent/httpserver"
-	"github.com/bivouac/bivouac/internal/api"
 	"github.com/bivouac/bivouac/internal/config"
 	"github.com/bivouac/bivouac/internal/credentials"
 )
@@ -80,19 +78,6 @@ func (f front) url() string {
 		return "https://" + f.addresses()[0]
 	}
 	return "http://" + f.addresses()[0]
-}
-
-// checks returns what health reports about it.
-func (f front) checks() []api.Check {
-	if f.secure == nil {
-		return nil
-	}
-	return []api.Check{{Name: "certificate", Optional: true, Run: func(context.Context) error {
-		if expires := f.secure.Expires(); time.Now().After(expires) {
-			return fmt.Errorf("the server's certificate expired at %s", expires.UTC().Format(time.RFC3339))
-		}
-		return nil
-	}}}
 }
 
 // hosts returns the names under which the API may be called, in lower case and without

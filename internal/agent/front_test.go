@@ -42,12 +42,10 @@ func TestListen(t *testing.T) {
 		must.StrContains(t, log, "http_without_tls: http_addr="+f.addresses()[1])
 		must.StrNotContains(t, log, f.addresses()[0])
 		must.StrHasPrefix(t, "http://127.0.0.1:", f.url())
-		must.SliceEmpty(t, f.checks())
 
 		f, log = listenAt(t, secure)
 		must.Eq(t, "", log)
 		must.StrHasPrefix(t, "https://127.0.0.1:", f.url())
-		must.NoError(t, f.checks()[0].Run(t.Context()))
 	})
 	t.Run("names the addresses of sockets", func(t *testing.T) {
 		c := config.Default()

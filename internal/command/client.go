@@ -1,13 +1,11 @@
 package command
 
 import (
-	"bytes"
 	"cmp"
 	"crypto/x509"
 	"errors"
 	"fmt"
 	"net/http"
-	"os"
 	"strings"
 
 	"github.com/bivouac/bivouac/internal/api/apiclient"
@@ -58,9 +56,12 @@ func clientFlags(c *command) func() (*apiclient.Client, error) {
 }
 
 func (s *server) client() (*apiclient.Client, error) {
-	token, err := s.readToken()
-	if err != nil {
-		return nil, err
+	token := credentials.NewToken(s.token)
+	if s.tokenFile != "" {
+		var err error
+		if token, err = credentials.TokenFile(s.tokenFile); err != nil {
+			return nil, err
+		}
 	}
 	transport, err := s.transport()
 	if err != nil {
@@ -70,22 +71,7 @@ func (s *server) client() (*apiclient.Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	return client.WithToken(token), nil
-}
-
-func (s *server) readToken() (string, error) {
-	if s.tokenFile == "" {
-		return s.token, nil
-	}
-	text, err := os.ReadFile(s.tokenFile)
-	if err != nil {
-		return "", fmt.Errorf("read the token: %w", err)
-	}
-	token := string(bytes.TrimSpace(text))
-	if token == "" {
-		return "", fmt.Errorf("the token file %s is empty", s.tokenFile)
-	}
-	return token, nil
+	return client.WithToken(token.Value()), nil
 }
 
 // transport returns nil if the address is not https.

@@ -188,7 +188,7 @@ func TestSecuredServer(t *testing.T) {
 	t.Run("the expiry of its certificate is a metric", func(t *testing.T) {
 		_, body, err := s.get(caller, "/v1/metrics", "")
 		must.NoError(t, err)
-		must.StrContains(t, body, `certificate_expiry_seconds{certificate="http"`)
+		must.StrContains(t, body, `certificate_expiry_seconds{credential="http_tls"`)
 	})
 	t.Run("its socket has the configured mode, and needs no certificate", func(t *testing.T) {
 		info, err := os.Lstat(s.socket)

@@ -64,9 +64,16 @@ func (ca *CA) With(other *CA) *CA {
 // one is also its common name.
 func (ca *CA) Issue(tb testing.TB, names ...string) Pair {
 	tb.Helper()
+	return ca.IssueFor(tb, 48*time.Hour, names...)
+}
+
+// IssueFor is like Issue, for a certificate that is valid for a given time from now. If that
+// is negative, it has expired.
+func (ca *CA) IssueFor(tb testing.TB, life time.Duration, names ...string) Pair {
+	tb.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	must.NoError(tb, err)
-	template := newTemplate(names[0], 48*time.Hour)
+	template := newTemplate(names[0], life)
 	template.KeyUsage = x509.KeyUsageDigitalSignature
 	template.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}
 	for _, name := range names {
