@@ -153,7 +153,7 @@ func Run(ctx context.Context, c config.Config, env Environment) (err error) {
 		if err != nil {
 			return err
 		}
-		settings.Authenticate = auth.New(tokens).Authenticate
+		settings.Authenticate = auth.New(tokens, nil).Authenticate
 	}
 	if base.operator != nil {
 		base.operator.adopt = sessions.Adopt
