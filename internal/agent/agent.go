@@ -21,7 +21,6 @@ import (
 	"github.com/bivouac/bivouac/internal/agent/httpserver"
 	"github.com/bivouac/bivouac/internal/api"
 	"github.com/bivouac/bivouac/internal/api/wire"
-	"github.com/bivouac/bivouac/internal/auth"
 	"github.com/bivouac/bivouac/internal/config"
 	"github.com/bivouac/bivouac/internal/store/consul"
 	"github.com/bivouac/bivouac/internal/version"
@@ -66,7 +65,8 @@ func Validate(ctx context.Context, c config.Config) error {
 		_, _, runtimeErr := newNomad(c, nil, hclog.NewNullLogger())
 		err = errors.Join(err, runtimeErr)
 	}
-	return err
+	_, callersErr := newCallers(c, hclog.NewNullLogger())
+	return errors.Join(err, callersErr)
 }
 
 // Run runs a replica until ctx ends. It returns nil once all parts have stopped, or an
@@ -132,6 +132,10 @@ func Run(ctx context.Context, c config.Config, env Environment) (err error) {
 	if err != nil {
 		return fmt.Errorf("agent: %w", err)
 	}
+	callers, err := newCallers(c, log)
+	if err != nil {
+		return err
+	}
 	connections, err := maxConnections()
 	if err != nil {
 		return err
@@ -140,7 +144,7 @@ func Run(ctx context.Context, c config.Config, env Environment) (err error) {
 	settings := api.Config{
 		Sessions: sessions,
 		Store:    base.storeName,
-		Checks:   append(base.checks, api.Check{Name: "sessions", Run: sessions.Health, Optional: true}),
+		Checks:   append(append(base.checks, api.Check{Name: "sessions", Run: sessions.Health, Optional: true}), callers.checks...),
 		Metrics:  telemetry.handler,
 		Self:     self,
 		Instance: base.instance,
@@ -148,12 +152,8 @@ func Run(ctx context.Context, c config.Config, env Environment) (err error) {
 		Logger:   log.Named("http"),
 		Refused:  metrics.refused,
 	}
-	if c.Authenticates() {
-		tokens, err := c.Callers()
-		if err != nil {
-			return err
-		}
-		settings.Authenticate = auth.New(tokens, nil).Authenticate
+	if callers.authenticator != nil {
+		settings.Authenticate = callers.authenticator.Authenticate
 	}
 	if base.operator != nil {
 		base.operator.adopt = sessions.Adopt
@@ -168,6 +168,7 @@ func Run(ctx context.Context, c config.Config, env Environment) (err error) {
 		{"hangups", func(ctx context.Context) error { return noteHangups(ctx, env.Hangups, log) }},
 		{"telemetry", telemetry.run},
 	}, base.parts...)
+	parts = append(parts, callers.parts...)
 	parts = append(parts,
 		part{"start", func(ctx context.Context) error {
 			if err := base.prepare(ctx); err != nil {

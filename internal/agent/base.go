@@ -162,14 +162,20 @@ func newConsul(c config.Config, settings consul.Config, log hclog.Logger, observ
 	return store, "Consul at " + reach.Address, nil
 }
 
-// newNomad returns a driver, and what tells where in Nomad its sandboxes run.
-func newNomad(c config.Config, observe consul.Observer, log hclog.Logger) (*nomad.Driver, func(context.Context) (consul.Place, error), error) {
+// connectNomad returns a client of Nomad and its settings. It makes no request.
+func connectNomad(c config.Config) (*nomadapi.Client, *nomadapi.Config, error) {
 	settings := nomadapi.DefaultConfig()
 	override(&settings.Address, c.Nomad.Address)
 	override(&settings.Region, c.Nomad.Region)
 	override(&settings.Namespace, c.Nomad.Namespace)
 	override(&settings.SecretID, c.Nomad.Token)
 	client, err := nomadapi.NewClient(settings)
+	return client, settings, err
+}
+
+// newNomad returns a driver, and what tells where in Nomad its sandboxes run.
+func newNomad(c config.Config, observe consul.Observer, log hclog.Logger) (*nomad.Driver, func(context.Context) (consul.Place, error), error) {
+	client, settings, err := connectNomad(c)
 	if err != nil {
 		return nil, nil, fmt.Errorf("agent: nomad: %w", err)
 	}

@@ -3,9 +3,7 @@ package auth
 import (
 	"encoding/base64"
 	"encoding/json"
-	"fmt"
 	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -19,38 +17,6 @@ import (
 )
 
 func TestMain(m *testing.M) { os.Exit(stack.Main(m)) }
-
-// identity runs a job on Nomad whose task has a workload identity, and returns the token.
-func identity(t *testing.T, client *api.Client, jobID, audience string) string {
-	t.Helper()
-	dir := t.TempDir()
-	must.NoError(t, os.Chmod(dir, 0o777)) //nolint:gosec // the task may run as another user
-	path := filepath.Join(dir, "token")
-	task := api.NewTask("bot", "raw_exec").
-		SetConfig("command", "/bin/sh").
-		SetConfig("args", []string{"-c", fmt.Sprintf(`cat "$NOMAD_SECRETS_DIR/nomad_bivouac.jwt" >%s.part && mv %s.part %s`, path, path, path)})
-	task.Identities = []*api.WorkloadIdentity{{Name: "bivouac", Audience: []string{audience}, TTL: time.Hour, File: true}}
-	job := api.NewBatchJob(jobID, jobID, "global", 50).AddTaskGroup(api.NewTaskGroup("bot", 1).AddTask(task))
-	_, _, err := client.Jobs().Register(job, nil)
-	must.NoError(t, err)
-	t.Cleanup(func() {
-		_, _, err := client.Jobs().Deregister(jobID, true, nil)
-		must.NoError(t, err)
-	})
-	for opts := (&api.QueryOptions{WaitTime: time.Second}); ; {
-		stubs, meta, err := client.Jobs().Allocations(jobID, false, opts.WithContext(t.Context()))
-		must.NoError(t, err)
-		opts.WaitIndex = meta.LastIndex
-		if len(stubs) > 0 && stubs[0].ClientStatus == api.AllocClientStatusComplete {
-			token, err := os.ReadFile(path)
-			must.NoError(t, err)
-			return strings.TrimSpace(string(token))
-		}
-		if len(stubs) > 0 {
-			must.NotEq(t, api.AllocClientStatusFailed, stubs[0].ClientStatus)
-		}
-	}
-}
 
 func until(t *testing.T, what string, done func() bool) {
 	t.Helper()
@@ -88,7 +54,7 @@ func TestNomadKeys(t *testing.T) {
 	}})
 
 	// Given a job whose task has an identity for Bivouac, then its token is accepted.
-	first := identity(t, client, "support-1", "bivouac.io")
+	first := stack.WorkloadToken(t, client, "support-1", "bivouac.io")
 	caller, err := jwts.authenticate(t.Context(), first)
 	must.NoError(t, err)
 	must.Eq(t, "global:default:support-1:bot:bot:bivouac", caller.Name)
@@ -97,9 +63,9 @@ func TestNomadKeys(t *testing.T) {
 	must.NoError(t, keys.Health(t.Context()))
 
 	// Then that of another job is not, and that for somebody else is not.
-	_, err = jwts.authenticate(t.Context(), identity(t, client, "sales-1", "bivouac.io"))
+	_, err = jwts.authenticate(t.Context(), stack.WorkloadToken(t, client, "sales-1", "bivouac.io"))
 	must.EqError(t, err, `jwt "nomad": its claim nomad_job_id does not match`)
-	_, err = jwts.authenticate(t.Context(), identity(t, client, "support-2", "consul.io"))
+	_, err = jwts.authenticate(t.Context(), stack.WorkloadToken(t, client, "support-2", "consul.io"))
 	must.EqError(t, err, `jwt "nomad": its audience must be one of bivouac.io`)
 
 	// When Nomad's key is rotated, then new tokens are accepted without a restart, and old
@@ -110,7 +76,7 @@ func TestNomadKeys(t *testing.T) {
 		_, known := keys.current.Load().find(rotated.KeyID, jose.RS256)
 		return known
 	})
-	third := identity(t, client, "support-3", "bivouac.io")
+	third := stack.WorkloadToken(t, client, "support-3", "bivouac.io")
 	must.Eq(t, rotated.KeyID, keyID(t, third))
 	must.NotEq(t, keyID(t, first), keyID(t, third))
 	caller, err = jwts.authenticate(t.Context(), third)
