@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io"
 	stdlog "log" //nolint:depguard // it is sent to the hclog.Logger
+	"maps"
 	"net"
 	"net/http"
 	"os"
@@ -22,6 +23,7 @@ import (
 	"github.com/bivouac/bivouac/internal/api"
 	"github.com/bivouac/bivouac/internal/api/wire"
 	"github.com/bivouac/bivouac/internal/config"
+	"github.com/bivouac/bivouac/internal/credentials"
 	"github.com/bivouac/bivouac/internal/store/consul"
 	"github.com/bivouac/bivouac/internal/version"
 	"github.com/bivouac/bivouac/scheduler"
@@ -58,14 +60,14 @@ func Validate(ctx context.Context, c config.Config) error {
 	}
 	err := checkPlugins(ctx, c)
 	if !c.Dev {
-		_, _, storeErr := newConsul(c, consul.Config{}, hclog.NewNullLogger())
+		_, storeErr := newConsul(c, consul.Config{}, hclog.NewNullLogger())
 		err = errors.Join(storeErr, err)
 	}
 	if usesNomad(c) {
-		_, _, runtimeErr := newNomad(c, nil, hclog.NewNullLogger())
+		_, runtimeErr := newNomad(c, nil, hclog.NewNullLogger())
 		err = errors.Join(err, runtimeErr)
 	}
-	_, callersErr := newCallers(c, hclog.NewNullLogger())
+	_, callersErr := newCallers(c, nil, hclog.NewNullLogger())
 	return errors.Join(err, callersErr)
 }
 
@@ -132,7 +134,7 @@ func Run(ctx context.Context, c config.Config, env Environment) (err error) {
 	if err != nil {
 		return fmt.Errorf("agent: %w", err)
 	}
-	callers, err := newCallers(c, log)
+	callers, err := newCallers(c, base.nomad, log)
 	if err != nil {
 		return err
 	}
@@ -163,9 +165,13 @@ func Run(ctx context.Context, c config.Config, env Environment) (err error) {
 	server := httpserver.New(handler, connections, log.Named("http"))
 	server.RegisterOnShutdown(handler.Stop)
 
+	watched := callers.credentials
+	maps.Copy(watched, base.credentials)
+	watcher := &credentials.Watcher{Items: watched, Logger: log, Failed: metrics.reloadFailed} //nolint:contextcheck // a failure has no caller
 	prepared := make(chan struct{})
 	parts := append([]part{
-		{"hangups", func(ctx context.Context) error { return noteHangups(ctx, env.Hangups, log) }},
+		{"credentials", func(ctx context.Context) error { watcher.Run(ctx); return nil }},
+		{"hangups", func(ctx context.Context) error { return reloadOnHangup(ctx, env.Hangups, watcher) }},
 		{"telemetry", telemetry.run},
 	}, base.parts...)
 	parts = append(parts, callers.parts...)
@@ -207,12 +213,12 @@ func Run(ctx context.Context, c config.Config, env Environment) (err error) {
 	return nil
 }
 
-// noteHangups logs each SIGHUP until ctx ends.
-func noteHangups(ctx context.Context, hangups <-chan os.Signal, log hclog.Logger) error {
+// reloadOnHangup reloads the credentials on each SIGHUP until ctx ends.
+func reloadOnHangup(ctx context.Context, hangups <-chan os.Signal, watcher *credentials.Watcher) error {
 	for {
 		select {
 		case <-hangups:
-			log.Info("reload_skipped", "reason", "nothing is reloaded yet; restart the server to change its configuration")
+			watcher.Reload()
 		case <-ctx.Done():
 			return nil
 		}

@@ -28,8 +28,9 @@ const (
 	maxReread = 30 * time.Second
 )
 
-// Keys are the public keys of an issuer of JWTs. [Keys.Run] reads them again and again. If
-// a read fails, the last keys stay.
+// Keys are the public keys of an issuer of JWTs. [Keys.Run] reads those of Nomad and of a
+// URL again and again, and [Keys.Reload] those in a file. If a read fails, the last keys
+// stay.
 type Keys struct {
 	source string // for messages, such as "https://example.org/jwks.json"
 	// read returns the document with the keys. With wait, it may wait until it changes.
@@ -98,6 +99,16 @@ func (k *Keys) Run(ctx context.Context) error {
 		end()
 	}
 	return ctx.Err()
+}
+
+// Reload reads the keys once and reports whether they have changed. Do not use it beside
+// Run.
+func (k *Keys) Reload() (changed bool, err error) {
+	before := k.current.Load()
+	if err := k.reread(context.Background(), false); err != nil {
+		return false, fmt.Errorf("read the keys in %s: %w", k.source, err)
+	}
+	return k.current.Load() != before, nil
 }
 
 // begin begins a turn of Run. A request ends it early if it needs the keys now.

@@ -37,8 +37,6 @@ const (
 	// urlEvery is how often a URL is read. It bounds how long a key is accepted that its
 	// issuer has withdrawn.
 	urlEvery = 5 * time.Minute
-	// fileEvery is how often a file is read.
-	fileEvery = 5 * time.Second
 )
 
 // NomadKeys returns the keys with which Nomad signs workload identities. They are polled
@@ -88,17 +86,13 @@ func URLKeys(url, caFile string, log hclog.Logger) (*Keys, error) {
 }
 
 // FileKeys returns the keys in a PEM file: public keys and certificates, of which only the
-// public key counts. It fails if there are none. The file is read again every few seconds.
+// public key counts. It fails if there are none. Call [Keys.Reload] to read the file again.
 func FileKeys(path string, log hclog.Logger) (*Keys, error) {
-	k := newKeys(path, fileEvery, log)
+	k := newKeys(path, 0, log)
 	k.parse = parsePEM
 	k.read = func(context.Context, bool) ([]byte, error) { return readFile(path) }
-	document, err := readFile(path)
-	if err != nil {
+	if _, err := k.Reload(); err != nil {
 		return nil, err
-	}
-	if err := k.take(document); err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
 	}
 	return k, nil
 }

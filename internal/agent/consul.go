@@ -1,0 +1,83 @@
+package agent
+
+import (
+	"cmp"
+	"fmt"
+	"os"
+
+	consulapi "github.com/hashicorp/consul/api"
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/bivouac/bivouac/internal/config"
+	"github.com/bivouac/bivouac/internal/credentials"
+	"github.com/bivouac/bivouac/internal/store/consul"
+)
+
+// consulParts is what a server uses Consul for.
+type consulParts struct {
+	store       *consul.Store
+	clock       *consul.Clock
+	name        string                          // for messages: "Consul at HOST:PORT"
+	credentials map[string]credentials.Reloader // that may change
+}
+
+// newConsul returns what a server uses Consul for, and makes no request. What the
+// configuration leaves empty comes from Consul's environment variables.
+func newConsul(c config.Config, settings consul.Config, log hclog.Logger, observe ...consul.Observer) (consulParts, error) {
+	own := c.Consul
+	reach := consulapi.DefaultConfig()
+	override(&reach.Address, own.Address)
+	override(&reach.Datacenter, own.Datacenter)
+	override(&reach.Namespace, own.Namespace)
+	override(&reach.Partition, own.Partition)
+	parts := consulParts{credentials: map[string]credentials.Reloader{}}
+	token, err := parts.token(c, reach)
+	if err != nil {
+		return consulParts{}, err
+	}
+	client, err := consul.NewClient(reach, token, observe...)
+	if err != nil && own.Address == "" {
+		return consulParts{}, fmt.Errorf("CONSUL_HTTP_ADDR: %w", err)
+	}
+	if err != nil {
+		return consulParts{}, c.Wrong("consul.address", err)
+	}
+	parts.name = "Consul at " + reach.Address
+	host, err := os.Hostname()
+	if err != nil {
+		return consulParts{}, fmt.Errorf("agent: %w", err)
+	}
+	log = log.Named("consul")
+	parts.clock, err = consul.NewClock(client, c.KVPrefix, wall, log)
+	if err != nil {
+		return consulParts{}, c.Wrong("kv_prefix", err)
+	}
+	settings.Prefix, settings.Name, settings.Logger, settings.Clock = c.KVPrefix, host, log, parts.clock
+	settings.Namespace, settings.Partition = reach.Namespace, reach.Partition
+	parts.store, err = consul.New(client, settings)
+	if err != nil {
+		return consulParts{}, c.Wrong("kv_prefix", err)
+	}
+	return parts, nil
+}
+
+// token returns the configured token, or the one of the environment. A file has precedence
+// there, as in Consul's own commands.
+func (p *consulParts) token(c config.Config, environment *consulapi.Config) (*credentials.Token, error) {
+	if c.Consul.Token != "" {
+		return credentials.NewToken(c.Consul.Token), nil
+	}
+	path := cmp.Or(c.Consul.TokenFile, environment.TokenFile)
+	if path == "" {
+		return credentials.NewToken(environment.Token), nil
+	}
+	token, err := credentials.TokenFile(path)
+	if err != nil && c.Consul.TokenFile == "" {
+		return nil, fmt.Errorf("CONSUL_HTTP_TOKEN_FILE: %w", err)
+	}
+	if err != nil {
+		return nil, c.Wrong("consul.token_file", err)
+	}
+	p.credentials["consul_token"] = token
+	return token, nil
+}
