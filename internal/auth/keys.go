@@ -182,7 +182,7 @@ func (k *Keys) refresh(ctx context.Context, seen *keySet) error {
 	case <-asked.done:
 		return nil
 	case <-ctx.Done():
-		return fmt.Errorf("wait for the keys from %s: %w", k.source, ctx.Err())
+		return fmt.Errorf("wait for the issuer's keys: %w", ctx.Err())
 	}
 }
 

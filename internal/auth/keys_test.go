@@ -324,6 +324,19 @@ func TestURLKeys(t *testing.T) {
 			must.ErrorContains(t, err, c.says)
 		})
 	}
+	t.Run("tell_nobody_the_password_in_their_URL", func(t *testing.T) {
+		server := httptest.NewServer(http.HandlerFunc(http.NotFound))
+		address := strings.Replace(server.URL, "http://", "http://user:s3cret@", 1)
+		keys, err := URLKeys(address, "", hclog.NewNullLogger())
+		must.NoError(t, err)
+		for range 2 { // it answers 404, and then it is gone
+			_, err = keys.Reload()
+			must.Error(t, err)
+			must.StrNotContains(t, err.Error(), "s3cret")
+			must.StrNotContains(t, keys.Health(t.Context()).Error(), "s3cret")
+			server.Close()
+		}
+	})
 	t.Run("need_an_authority_that_can_be_read", func(t *testing.T) {
 		_, err := URLKeys("https://127.0.0.1", "missing.pem", hclog.NewNullLogger())
 		must.ErrorIs(t, err, os.ErrNotExist)

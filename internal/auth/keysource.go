@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
 	"os"
 	"strings"
 	"time"
@@ -43,7 +44,7 @@ const (
 // through the client, so a rotation is seen at once. token returns the token of each
 // request; nil leaves it to the client.
 func NomadKeys(client *api.Client, token func() string, log hclog.Logger) *Keys {
-	k := newKeys("Nomad at "+client.Address(), pollPause, log)
+	k := newKeys("Nomad", pollPause, log)
 	k.parse = parseJWKS
 	var index uint64 // of the last answer
 	k.read = func(ctx context.Context, wait bool) ([]byte, error) {
@@ -75,13 +76,17 @@ func NomadKeys(client *api.Client, token func() string, log hclog.Logger) *Keys 
 // URLKeys returns the keys of a JSON Web Key Set at a URL. caFile is a PEM file with the
 // certificate authorities of its server, empty for those of the system. It is read each
 // time.
-func URLKeys(url, caFile string, log hclog.Logger) (*Keys, error) {
+func URLKeys(from, caFile string, log hclog.Logger) (*Keys, error) {
+	u, err := url.Parse(from)
+	if err != nil {
+		return nil, err
+	}
 	if _, err := roots(caFile); err != nil {
 		return nil, err
 	}
-	k := newKeys(url, urlEvery, log)
+	k := newKeys(u.Redacted(), urlEvery, log)
 	k.parse = parseJWKS
-	k.read = func(ctx context.Context, _ bool) ([]byte, error) { return download(ctx, url, caFile) }
+	k.read = func(ctx context.Context, _ bool) ([]byte, error) { return download(ctx, from, caFile) }
 	return k, nil
 }
 
@@ -132,7 +137,7 @@ func roots(file string) (*x509.CertPool, error) {
 
 // download opens a new connection each time, because it is seldom called, and a
 // certificate authority may have changed. It follows no redirects.
-func download(ctx context.Context, url, caFile string) ([]byte, error) {
+func download(ctx context.Context, from, caFile string) ([]byte, error) {
 	authorities, err := roots(caFile)
 	if err != nil {
 		return nil, err
@@ -147,7 +152,7 @@ func download(ctx context.Context, url, caFile string) ([]byte, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, readLimit)
 	defer cancel()
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, http.NoBody)
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, from, http.NoBody)
 	if err != nil {
 		return nil, err
 	}
