@@ -167,6 +167,18 @@ func (s *Store) InFlight(ctx context.Context) ([]scheduler.Session, error) {
 	return inFlight, nil
 }
 
+// CountAgents implements [scheduler.Store].
+func (s *Store) CountAgents(ctx context.Context, prefix string) (int, error) {
+	var n int
+	if _, err := s.read(ctx, scheduler.Block{}, func() uint64 {
+		n = len(s.selectWhere(func(r record) bool { return strings.HasPrefix(r.session.AgentID, prefix) }))
+		return 0
+	}); err != nil {
+		return 0, fmt.Errorf("memory: count: %w", err)
+	}
+	return n, nil
+}
+
 // Count implements [scheduler.Store].
 func (s *Store) Count(ctx context.Context) (int, error) {
 	var count int

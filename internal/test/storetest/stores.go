@@ -34,6 +34,7 @@ func Stores(t *testing.T, open func(t *testing.T) Cluster) {
 		{"the longest expired come first, up to the limit", expiredOrder},
 		{"a renewed session is no longer expired", renewedIsNotExpired},
 		{"an intent does not expire and is not counted", intentsAreNotSessions},
+		{"records are counted by a prefix of the AI agent's ID", countsByAgent},
 		{"what is in flight is creating or stopping", inFlight},
 		{"a removed record leaves nothing behind", removedLeavesNothing},
 		{"a damaged record is reported and hides no other", damagedIsToldOf},
