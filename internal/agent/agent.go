@@ -109,12 +109,17 @@ func Run(ctx context.Context, c config.Config, env Environment) (err error) {
 	if err != nil {
 		return fmt.Errorf("agent: metrics: %w", err)
 	}
+	auditLog, err := openAudit(c, env.Stdout, metrics, log) //nolint:contextcheck // a lost line is counted whatever becomes of its caller
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, closeSinks(auditLog.Sinks)) }()
 	base, err := newBase(c, metrics, log) //nolint:contextcheck // a request is measured whatever becomes of its caller
 	if err != nil {
 		return err
 	}
 	base = withFailpoints(base)
-	sessions, err := scheduler.New(scheduler.Config{
+	domain := scheduler.Config{
 		Store:           base.store,
 		Locker:          base.locker,
 		Drivers:         base.drivers,
@@ -128,7 +133,11 @@ func Run(ctx context.Context, c config.Config, env Environment) (err error) {
 		Meter:           telemetry.meter,
 		Tracer:          telemetry.tracer,
 		Now:             base.now,
-	})
+	}
+	if len(auditLog.Sinks) > 0 {
+		domain.Audit = auditLog
+	}
+	sessions, err := scheduler.New(domain)
 	if err != nil {
 		return fmt.Errorf("agent: %w", err)
 	}
@@ -147,6 +156,9 @@ func Run(ctx context.Context, c config.Config, env Environment) (err error) {
 		Runtimes: func(ctx context.Context) []wire.Runtime { return describeRuntimes(ctx, base.drivers) },
 		Logger:   log.Named("http"),
 		Refused:  metrics.refused,
+	}
+	if len(auditLog.Sinks) > 0 {
+		settings.Audit, settings.Checks = auditLog, append(settings.Checks, auditChecks(auditLog)...)
 	}
 	if c.Authenticates() {
 		tokens, err := c.Callers()

@@ -10,6 +10,8 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/bivouac/bivouac/internal/api/wire"
+	"github.com/bivouac/bivouac/internal/audit"
+	"github.com/bivouac/bivouac/scheduler"
 )
 
 // answer is the http.ResponseWriter of the API's handlers. It has the request's ID and
@@ -17,7 +19,8 @@ import (
 type answer struct {
 	http.ResponseWriter
 	requestID string
-	caller    string // its name, once it is known
+	caller    scheduler.Caller // once it is known
+	audited   *audit.Operation // nil: not in the audit log
 	store     string // name of the session store, for messages
 	status    int    // 0 until the final status is written
 	err       error  // why the request failed

@@ -14,6 +14,7 @@ import (
 	"go.opentelemetry.io/otel/propagation"
 
 	"github.com/bivouac/bivouac/internal/api/wire"
+	"github.com/bivouac/bivouac/internal/audit"
 	"github.com/bivouac/bivouac/scheduler"
 )
 
@@ -38,8 +39,8 @@ type Operator interface {
 	Forget(ctx context.Context) (wire.ForgetAnswer, error)
 }
 
-// Config is the configuration of the API. All fields except Checks, Operator and
-// Authenticate are required.
+// Config is the configuration of the API. All fields except Checks, Operator,
+// Authenticate and Audit are required.
 type Config struct {
 	Sessions Sessions
 	Store    string          // name of the session store for messages: "Consul at HOST:PORT"
@@ -54,6 +55,7 @@ type Config struct {
 	// where the request came from. If Authenticate is nil, there is no authentication,
 	// and everybody may do everything.
 	Authenticate func(ctx context.Context, credential, address string) (scheduler.Caller, error)
+	Audit        *audit.Log // nil: none
 	// Refused is called with the name of the limit when a request is refused.
 	Refused func(ctx context.Context, limit string)
 }
@@ -146,6 +148,7 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		if cause := recover(); cause != nil {
 			a.recovered(ans, cause)
 		}
+		a.audit(ans, r)
 		a.log(ans, r, time.Since(began))
 		if ans.broken {
 			panic(http.ErrAbortHandler) // makes net/http close the connection
@@ -171,7 +174,7 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	ctx = propagation.TraceContext{}.Extract(ctx, propagation.HeaderCarrier(r.Header))
 	ctx = scheduler.WithRequestID(ctx, ans.requestID)
-	ans.caller = scheduler.CallerFrom(ctx).Name
+	ans.caller = scheduler.CallerFrom(ctx)
 	a.mux.ServeHTTP(ans, r.WithContext(ctx))
 }
 
@@ -202,7 +205,7 @@ func (a *API) log(ans *answer, r *http.Request, took time.Duration) {
 	args := []any{"request_id", ans.requestID, "method", clip(r.Method, 32), "path", clip(r.URL.EscapedPath(), 200),
 		"status", ans.status, "took", took}
 	if a.config.Authenticate != nil {
-		args = append(args, "caller", ans.caller)
+		args = append(args, "caller", ans.caller.Name)
 	}
 	if ans.err != nil {
 		if limit, ok := errors.AsType[*scheduler.LimitError](ans.err); ok {

@@ -35,6 +35,7 @@ type Config struct {
 	MaxSessions     int // 0: no limit
 	Policies        []Policy
 	Tokens          []Token
+	Audits          []Audit
 	KVPrefix        string
 	Instance        string
 	LogLevel        string
@@ -154,6 +155,7 @@ func (c *Config) Public() map[string]any {
 	}
 	public["plugin"] = c.publicPlugins()
 	public["policy"], public["token"] = c.publicAuth()
+	public["audit"] = c.publicAudits()
 	return public
 }
 
