@@ -21,11 +21,11 @@ type answer struct {
 	requestID string
 	caller    scheduler.Caller // once it is known
 	audited   *audit.Operation // nil: not in the audit log
-	store     string // name of the session store, for messages
-	status    int    // 0 until the final status is written
-	err       error  // why the request failed
-	broken    bool   // the answer cannot be completed
-	flush     bool   // send each part of the answer when it is written
+	store     string           // name of the session store, for messages
+	status    int              // 0 until the final status is written
+	err       error            // why the request failed
+	broken    bool             // the answer cannot be completed
+	flush     bool             // send each part of the answer when it is written
 }
 
 func newAnswer(w http.ResponseWriter, r *http.Request, store string) *answer {
