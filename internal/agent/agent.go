@@ -48,6 +48,8 @@ type Environment struct {
 	Stderr  io.Writer // for the log
 
 	Hangups <-chan os.Signal // receives each SIGHUP; may be nil
+
+	NotifySocket string // address that the service manager listens on (NOTIFY_SOCKET); may be empty
 }
 
 // Validate checks a configuration without requests to Nomad or Consul. It starts each
@@ -154,9 +156,14 @@ func Run(ctx context.Context, c config.Config, env Environment) (err error) {
 	server := httpserver.New(handler, connections, log.Named("http"))
 	server.RegisterOnShutdown(handler.Stop)
 
+	manager := serviceManager{socket: env.NotifySocket, log: log}
 	prepared := make(chan struct{})
 	parts := append([]part{
-		{"hangups", func(ctx context.Context) error { return noteHangups(ctx, env.Hangups, log) }},
+		// Not before the server is prepared: the end of a reload would be taken for the
+		// end of the start.
+		{"hangups", whenReady(prepared, func(ctx context.Context) error {
+			return noteHangups(ctx, env.Hangups, manager, log)
+		})},
 		{"telemetry", telemetry.run},
 	}, base.parts...)
 	parts = append(parts,
@@ -178,6 +185,7 @@ func Run(ctx context.Context, c config.Config, env Environment) (err error) {
 		part{"http", whenReady(prepared, func(ctx context.Context) error {
 			return serve(ctx, server, listener, sessions.End, log)
 		})},
+		part{"notify", whenReady(prepared, manager.run)}, // last, because the last part is stopped first
 	)
 	if c.Dev {
 		parts = append(parts, part{"guide", whenReady(prepared, func(ctx context.Context) error {
@@ -197,12 +205,14 @@ func Run(ctx context.Context, c config.Config, env Environment) (err error) {
 	return nil
 }
 
-// noteHangups logs each SIGHUP until ctx ends.
-func noteHangups(ctx context.Context, hangups <-chan os.Signal, log hclog.Logger) error {
+// noteHangups logs each SIGHUP until ctx ends, and reports it to the manager as a reload.
+func noteHangups(ctx context.Context, hangups <-chan os.Signal, manager serviceManager, log hclog.Logger) error {
 	for {
 		select {
 		case <-hangups:
+			manager.reloading(ctx)
 			log.Info("reload_skipped", "reason", "nothing is reloaded yet; restart the server to change its configuration")
+			manager.ready(ctx)
 		case <-ctx.Done():
 			return nil
 		}
