@@ -156,9 +156,9 @@ func TestTokenFile(t *testing.T) {
 	replace := func(t *testing.T, later time.Duration, check func(t *testing.T, store *Store, lease scheduler.Lease, sameSession func() bool)) {
 		path := filepath.Join(t.TempDir(), "token")
 		must.NoError(t, os.WriteFile(path, []byte("first\n"), 0o600))
-		token, err := credentials.TokenFile(path)
-		must.NoError(t, err)
 		synctest.Test(t, func(t *testing.T) {
+			token, err := credentials.TokenFile(path)
+			must.NoError(t, err)
 			var accepted atomic.Value
 			accepted.Store("first")
 			store, _ := runInspected(t, &api.Config{}, token, func(req *http.Request, _ []byte) *http.Response {
