@@ -53,6 +53,8 @@ type Environment struct {
 	Stderr  io.Writer // for the log
 
 	Hangups <-chan os.Signal // receives each SIGHUP; may be nil
+
+	NotifySocket string // address that the service manager listens on (NOTIFY_SOCKET); may be empty
 }
 
 // Validate checks a configuration without requests to Nomad or Consul. It reads the files
@@ -198,10 +200,15 @@ func Run(ctx context.Context, c config.Config, env Environment) (err error) {
 	server.RegisterOnShutdown(handler.Stop)
 
 	watcher := &credentials.Watcher{Items: watched, Logger: log, Failed: metrics.reloadFailed} //nolint:contextcheck // a failure has no caller
+	manager := serviceManager{socket: env.NotifySocket, log: log}
 	prepared := make(chan struct{})
 	parts := append([]part{
 		{"credentials", func(ctx context.Context) error { watcher.Run(ctx); return nil }},
-		{"hangups", func(ctx context.Context) error { return reloadOnHangup(ctx, env.Hangups, watcher) }},
+		// Not before the server is prepared: the end of a reload would be taken for the
+		// end of the start.
+		{"hangups", whenReady(prepared, func(ctx context.Context) error {
+			return reloadOnHangup(ctx, env.Hangups, manager, watcher)
+		})},
 		{"telemetry", telemetry.run},
 	}, base.parts...)
 	parts = append(parts, callers.parts...)
@@ -224,6 +231,7 @@ func Run(ctx context.Context, c config.Config, env Environment) (err error) {
 		part{"http", whenReady(prepared, func(ctx context.Context) error {
 			return serve(ctx, server, front.listeners, sessions.End, log)
 		})},
+		part{"notify", whenReady(prepared, manager.run)}, // last, because the last part is stopped first
 	)
 	if c.Dev {
 		parts = append(parts, part{"guide", whenReady(prepared, func(ctx context.Context) error {
@@ -243,12 +251,15 @@ func Run(ctx context.Context, c config.Config, env Environment) (err error) {
 	return nil
 }
 
-// reloadOnHangup reloads the credentials on each SIGHUP until ctx ends.
-func reloadOnHangup(ctx context.Context, hangups <-chan os.Signal, watcher *credentials.Watcher) error {
+// reloadOnHangup reloads the credentials on each SIGHUP until ctx ends, and reports that to
+// the manager.
+func reloadOnHangup(ctx context.Context, hangups <-chan os.Signal, manager serviceManager, watcher *credentials.Watcher) error {
 	for {
 		select {
 		case <-hangups:
+			manager.reloading(ctx)
 			watcher.Reload()
+			manager.ready(ctx)
 		case <-ctx.Done():
 			return nil
 		}
