@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"strings"
+	"time"
 
 	"github.com/hashicorp/go-hclog"
 	nomadapi "github.com/hashicorp/nomad/api"
@@ -85,8 +86,10 @@ func (p *nomadParts) token(c config.Config, settings *nomadapi.Config) (*credent
 	return token, nil
 }
 
-// maxIdle is how many connections to Nomad are kept while they are not used.
-const maxIdle = 32
+const (
+	maxIdle   = 32               // connections to Nomad that are kept while they are not used
+	idleLimit = 90 * time.Second // how long they are kept
+)
 
 // secure sets the HTTP client of settings to one that uses the current TLS files for each
 // connection. It leaves settings alone if there are no files, or if the environment asks
@@ -102,12 +105,13 @@ func (p *nomadParts) secure(settings *nomadapi.Config) error {
 		return err
 	}
 	p.credentials["nomad_tls"] = loaded
-	transport := http.DefaultTransport.(*http.Transport).Clone()
-	transport.ForceAttemptHTTP2 = false // Nomad's API has connections that are upgraded
-	transport.MaxIdleConnsPerHost = maxIdle
-	transport.DialTLSContext = loaded.Dial(own.TLSServerName)
-	transport.TLSClientConfig = loaded.Client(own.TLSServerName) // for proxies and websockets
-	settings.HttpClient = &http.Client{Transport: transport}
+	settings.HttpClient = &http.Client{Transport: &http.Transport{
+		Proxy:               http.ProxyFromEnvironment,
+		DialTLSContext:      loaded.Dial(own.TLSServerName),
+		TLSClientConfig:     loaded.Client(own.TLSServerName), // for proxies and websockets
+		MaxIdleConnsPerHost: maxIdle,
+		IdleConnTimeout:     idleLimit,
+	}}
 	return nil
 }
 
