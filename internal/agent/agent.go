@@ -11,9 +11,11 @@ import (
 	"fmt"
 	"io"
 	stdlog "log" //nolint:depguard // it is sent to the hclog.Logger
+	"maps"
 	"net"
 	"net/http"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -23,7 +25,6 @@ import (
 	"github.com/bivouac/bivouac/internal/agent/httpserver"
 	"github.com/bivouac/bivouac/internal/api"
 	"github.com/bivouac/bivouac/internal/api/wire"
-	"github.com/bivouac/bivouac/internal/auth"
 	"github.com/bivouac/bivouac/internal/config"
 	"github.com/bivouac/bivouac/internal/credentials"
 	"github.com/bivouac/bivouac/internal/store/consul"
@@ -71,7 +72,8 @@ func Validate(ctx context.Context, c config.Config) error {
 		_, runtimeErr := newNomad(c, nil, hclog.NewNullLogger())
 		err = errors.Join(err, runtimeErr)
 	}
-	return err
+	_, callersErr := newCallers(c, nil, hclog.NewNullLogger())
+	return errors.Join(err, callersErr)
 }
 
 // Run runs a replica until ctx ends. It returns nil once all parts have stopped, or an
@@ -141,6 +143,12 @@ func Run(ctx context.Context, c config.Config, env Environment) (err error) {
 	if err != nil {
 		return fmt.Errorf("agent: %w", err)
 	}
+	callers, err := newCallers(c, base.nomad, log)
+	if err != nil {
+		return err
+	}
+	watched := callers.credentials
+	maps.Copy(watched, base.credentials)
 	connections, err := maxConnections()
 	if err != nil {
 		return err
@@ -149,9 +157,10 @@ func Run(ctx context.Context, c config.Config, env Environment) (err error) {
 	settings := api.Config{
 		Sessions: sessions,
 		Store:    base.storeName,
-		Checks: append(base.checks,
-			api.Check{Name: "certificates", Run: certificates(base.credentials).health, Optional: true},
-			api.Check{Name: "sessions", Run: sessions.Health, Optional: true}),
+		Checks: slices.Concat(base.checks, callers.checks, []api.Check{
+			{Name: "certificates", Run: certificates(watched).health, Optional: true},
+			{Name: "sessions", Run: sessions.Health, Optional: true},
+		}),
 		Metrics:  telemetry.handler,
 		Self:     self,
 		Instance: base.instance,
@@ -162,12 +171,8 @@ func Run(ctx context.Context, c config.Config, env Environment) (err error) {
 		Hosts:              hosts(c),
 		ClientCertificates: c.TLS.VerifyClient,
 	}
-	if c.Authenticates() {
-		tokens, err := c.Callers()
-		if err != nil {
-			return err
-		}
-		settings.Authenticate = auth.New(tokens).Authenticate
+	if callers.authenticator != nil {
+		settings.Authenticate = callers.authenticator.Authenticate
 	}
 	if base.operator != nil {
 		base.operator.adopt = sessions.Adopt
@@ -177,13 +182,14 @@ func Run(ctx context.Context, c config.Config, env Environment) (err error) {
 	server := httpserver.New(handler, connections, log.Named("http"))
 	server.RegisterOnShutdown(handler.Stop)
 
-	watcher := &credentials.Watcher{Items: base.credentials, Logger: log, Failed: metrics.reloadFailed} //nolint:contextcheck // a failure has no caller
+	watcher := &credentials.Watcher{Items: watched, Logger: log, Failed: metrics.reloadFailed} //nolint:contextcheck // a failure has no caller
 	prepared := make(chan struct{})
 	parts := append([]part{
 		{"credentials", func(ctx context.Context) error { watcher.Run(ctx); return nil }},
 		{"hangups", func(ctx context.Context) error { return reloadOnHangup(ctx, env.Hangups, watcher) }},
 		{"telemetry", telemetry.run},
 	}, base.parts...)
+	parts = append(parts, callers.parts...)
 	parts = append(parts,
 		part{"start", func(ctx context.Context) error {
 			if err := base.prepare(ctx); err != nil {
