@@ -18,6 +18,7 @@ import (
 	"github.com/bivouac/bivouac/internal/process"
 	"github.com/bivouac/bivouac/internal/store/consul"
 	"github.com/bivouac/bivouac/runtime"
+	"github.com/bivouac/bivouac/runtime/nomad"
 	"github.com/bivouac/bivouac/scheduler"
 )
 
@@ -71,17 +72,21 @@ func newBuiltIn(c config.Config, host *pluginhost.Host, metrics *metrics, log hc
 	if c.Dev {
 		return newDevBase(c, log)
 	}
-	b := base{drivers: map[string]runtime.Driver{}, identified: make(chan struct{})}
+	b := base{
+		drivers: map[string]runtime.Driver{}, identified: make(chan struct{}), credentials: map[string]credentials.Reloader{},
+	}
 	settings := consul.Config{Instance: c.Instance}
 	// No request is made to Nomad or Consul yet: they may start after this server.
-	var inNomad nomadParts
+	var driver *nomad.Driver
 	if usesNomad(c) {
-		var err error
-		if inNomad, err = newNomad(c, requests(metrics.nomad), log); err != nil {
+		parts, err := newNomad(c, requests(metrics.nomad), log)
+		if err != nil {
 			return base{}, err
 		}
-		settings.Place, settings.Running = inNomad.place, inNomad.driver.Instances
-		b.drivers[nomadName], b.nomad = inNomad.driver, &inNomad.nomadConnection
+		driver, settings.Place = parts.driver, parts.place
+		settings.Running = driver.Instances
+		b.drivers[nomadName], b.nomad = driver, &parts.nomadConnection
+		maps.Copy(b.credentials, parts.credentials)
 	}
 	used, err := newConsul(c, settings, log, requests(metrics.consul))
 	if err != nil {
@@ -89,8 +94,7 @@ func newBuiltIn(c config.Config, host *pluginhost.Host, metrics *metrics, log hc
 	}
 	store, clock := used.store, used.clock
 	b.store, b.storeName, b.locker, b.now, b.instance = store, used.name, store, clock.Now, store.Instance
-	b.credentials = used.credentials
-	maps.Copy(b.credentials, inNomad.credentials)
+	maps.Copy(b.credentials, used.credentials)
 	b.operator = &operator{store: store, identified: b.identified}
 	b.checks = []api.Check{
 		{Name: "consul", Run: store.Health},
@@ -98,10 +102,10 @@ func newBuiltIn(c config.Config, host *pluginhost.Host, metrics *metrics, log hc
 	}
 	b.parts = []part{
 		{"consul", store.Run},
-		b.identify(store, inNomad.driver, host, log),
+		b.identify(store, driver, host, log),
 		{"clock", whenReady(b.identified, clock.Run)},
 	}
-	if driver := inNomad.driver; driver != nil {
+	if driver != nil {
 		b.checks = append(b.checks, api.Check{Name: nomadName, Run: driver.Health, Optional: c.Runtime != nomadName})
 		b.parts = append(b.parts, part{"nomad", whenReady(b.identified, driver.Run)}, part{"nomad_health", driver.RunHealth})
 	}

@@ -2,8 +2,10 @@ package agent
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"os"
+	"strings"
 
 	consulapi "github.com/hashicorp/consul/api"
 	"github.com/hashicorp/go-hclog"
@@ -30,9 +32,16 @@ func newConsul(c config.Config, settings consul.Config, log hclog.Logger, observ
 	override(&reach.Datacenter, own.Datacenter)
 	override(&reach.Namespace, own.Namespace)
 	override(&reach.Partition, own.Partition)
+	override(&reach.TLSConfig.CAFile, own.CAFile)
+	override(&reach.TLSConfig.CertFile, own.CertFile)
+	override(&reach.TLSConfig.KeyFile, own.KeyFile)
+	override(&reach.TLSConfig.Address, own.TLSServerName)
 	parts := consulParts{credentials: map[string]credentials.Reloader{}}
 	token, err := parts.token(c, reach)
 	if err != nil {
+		return consulParts{}, err
+	}
+	if err := parts.secure(c, reach); err != nil {
 		return consulParts{}, err
 	}
 	client, err := consul.NewClient(reach, token, observe...)
@@ -80,4 +89,27 @@ func (p *consulParts) token(c config.Config, environment *consulapi.Config) (*cr
 	}
 	p.credentials["consul_token"] = token
 	return token, nil
+}
+
+// secure makes the client use the current TLS files for each connection. It leaves the
+// client alone if there are no files, or if the environment asks for what only Consul's own
+// client can do: a folder of CAs, or no verification.
+func (p *consulParts) secure(c config.Config, reach *consulapi.Config) error {
+	own := reach.TLSConfig
+	files := credentials.Files{CA: own.CAFile, Certificate: own.CertFile, Key: own.KeyFile}
+	secure := reach.Scheme == "https" || strings.HasPrefix(reach.Address, "https://")
+	if !secure && c.Says("consul.ca_file", "consul.cert_file", "consul.key_file", "consul.tls_server_name") {
+		return c.Wrong("consul", errors.New("TLS needs an address that begins with https://"))
+	}
+	if !secure || files == (credentials.Files{}) || own.CAPath != "" || own.InsecureSkipVerify {
+		return nil
+	}
+	loaded, err := credentials.LoadTLS(files)
+	if err != nil {
+		return fmt.Errorf("agent: consul: %w", err)
+	}
+	p.credentials["consul_tls"] = loaded
+	reach.Transport.DialTLSContext = loaded.Dial(own.Address)
+	reach.Transport.TLSClientConfig = loaded.Client(own.Address) // for proxies
+	return nil
 }

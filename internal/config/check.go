@@ -70,7 +70,10 @@ func (c *Config) check() error {
 		refuse("log_level", "unknown level %q (available: %s)", c.LogLevel, strings.Join(logLevels, ", "))
 	}
 	if c.Consul.Token != "" && c.Consul.TokenFile != "" {
-		refuse("consul.token_file", "there is also a token; set only one of them")
+		refuse("consul.token_file", "set either token or token_file")
+	}
+	if (c.Consul.CertFile == "") != (c.Consul.KeyFile == "") {
+		refuse("consul", "set cert_file and key_file together")
 	}
 	if !isAddress(c.Nomad.Address) {
 		refuse("nomad.address", "%q is not an address such as http://127.0.0.1:4646, https://nomad.example:4646 or unix:///run/nomad.sock",

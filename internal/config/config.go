@@ -122,12 +122,12 @@ func (c *Config) keys() []key {
 func (c *Config) blocks() map[string][]key {
 	return map[string][]key{
 		"consul": {
-			{name: "address", target: &c.Consul.Address, usage: "`HOST:PORT` or URL of Consul, with http, https or unix. (default from CONSUL_HTTP_ADDR)"},
+			{name: "address", target: &c.Consul.Address, usage: "`HOST:PORT` or URL of Consul: http, https, or unix:///PATH of a socket. (default from CONSUL_HTTP_ADDR)"},
 			{name: "token", target: &c.Consul.Token, usage: "ACL token. (default from CONSUL_HTTP_TOKEN)"},
 			{name: "token_file", target: &c.Consul.TokenFile, usage: "`FILE` with the ACL token, read again when it changes. (default from CONSUL_HTTP_TOKEN_FILE)"},
-			{name: "ca_file", target: &c.Consul.CAFile, usage: "PEM `FILE` with the CAs of Consul's certificate, read again when it changes. (default from CONSUL_CACERT)"},
-			{name: "cert_file", target: &c.Consul.CertFile, usage: "PEM `FILE` with the client certificate, read again when it changes. (default from CONSUL_CLIENT_CERT)"},
-			{name: "key_file", target: &c.Consul.KeyFile, usage: "PEM `FILE` with the client certificate's key. (default from CONSUL_CLIENT_KEY)"},
+			{name: "ca_file", target: &c.Consul.CAFile, usage: "PEM `FILE` of the CAs to trust, read again when it changes. (default from CONSUL_CACERT)"},
+			{name: "cert_file", target: &c.Consul.CertFile, usage: "PEM `FILE` of the client certificate, read again when it changes. (default from CONSUL_CLIENT_CERT)"},
+			{name: "key_file", target: &c.Consul.KeyFile, usage: "PEM `FILE` of its key, read again when it changes. (default from CONSUL_CLIENT_KEY)"},
 			{name: "tls_server_name", target: &c.Consul.TLSServerName, usage: "`NAME` that Consul's certificate must have. (default from CONSUL_TLS_SERVER_NAME)"},
 			{name: "datacenter", target: &c.Consul.Datacenter, usage: "`NAME` of the Consul agent's datacenter. (default that of the agent)"},
 			{name: "namespace", target: &c.Consul.Namespace, usage: "`NAME` of the Consul Enterprise namespace of keys and sessions. (default from CONSUL_NAMESPACE)"},

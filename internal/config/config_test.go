@@ -284,7 +284,7 @@ func TestWrongFilesAreRefusedWithTheirLine(t *testing.T) {
 		{"a.hcl", "log_level = \"loud\"", `a.hcl:1: log_level: unknown level "loud" (available: trace, debug, info, warn, error)`},
 		{"a.hcl", "instance = \"A\"", `a.hcl:1: instance: "A"`},
 		{"a.hcl", "consul {\n  adress = \"x\"\n}", `a.hcl:2: Unsupported argument`},
-		{"a.hcl", "\nconsul {\n  token      = \"a\"\n  token_file = \"/b\"\n}", `a.hcl:4: consul.token_file: there is also a token; set only one of them`},
+		{"a.hcl", "\nconsul {\n  token      = \"a\"\n  token_file = \"/b\"\n}", `a.hcl:4: consul.token_file: set either token or token_file`},
 		{"a.hcl", "vault {\n}", `a.hcl:1: Unsupported block type`},
 		{"a.hcl", "ttl = \"${now}\"", `a.hcl:1: `},
 		{"a.hcl", "ttl = ", `a.hcl:1: `},
