@@ -36,6 +36,8 @@ func TestReferenceIsGenerated(t *testing.T) {
 		name, about string
 		keys        []key
 	}{
+		{"tls", "TLS of the addresses in `http_addr` that have the form HOST:PORT. Unix sockets do not use it.", blocks["tls"]},
+		{"unix_sockets", "The files of the unix sockets in `http_addr`.", blocks["unix_sockets"]},
 		{"consul", "", blocks["consul"]},
 		{"nomad", "", blocks["nomad"]},
 		{"policy \"NAME\"", "Says what callers may do. A caller with several policies may do what one of them allows as a whole.", policyKeys(new(Policy))},
@@ -51,7 +53,7 @@ func TestReferenceIsGenerated(t *testing.T) {
 		text.WriteString("| key | flag | type | default | meaning |\n| --- | --- | --- | --- | --- |\n")
 		rows(&text, block.keys)
 	}
-	must.MapLen(t, 2, blocks)
+	must.MapLen(t, 4, blocks)
 	if *update {
 		must.NoError(t, os.WriteFile("REFERENCE.md", []byte(text.String()), 0o600))
 	}
@@ -73,11 +75,14 @@ func rows(text *strings.Builder, keys []key) {
 		case *time.Duration:
 			kind, value = "duration", target.String()
 		case *[]string:
-			kind = "list of strings"
+			kind, value = "list of strings", strings.Join(*target, ", ")
 		case *map[string]string:
 			kind = "map"
 		case *map[string][]string:
 			kind = "map of lists"
+		}
+		if k.name == "http_addr" {
+			kind = "string or list of strings"
 		}
 		usage, _, _ := strings.Cut(k.usage, " (default ")
 		if _, after, ok := strings.Cut(k.usage, " (default "); ok {
