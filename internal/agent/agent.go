@@ -23,6 +23,7 @@ import (
 	"github.com/bivouac/bivouac/internal/api/wire"
 	"github.com/bivouac/bivouac/internal/auth"
 	"github.com/bivouac/bivouac/internal/config"
+	"github.com/bivouac/bivouac/internal/credentials"
 	"github.com/bivouac/bivouac/internal/store/consul"
 	"github.com/bivouac/bivouac/internal/version"
 	"github.com/bivouac/bivouac/scheduler"
@@ -59,11 +60,11 @@ func Validate(ctx context.Context, c config.Config) error {
 	}
 	err := checkPlugins(ctx, c)
 	if !c.Dev {
-		_, _, storeErr := newConsul(c, consul.Config{}, hclog.NewNullLogger())
+		_, storeErr := newConsul(c, consul.Config{}, hclog.NewNullLogger())
 		err = errors.Join(storeErr, err)
 	}
 	if usesNomad(c) {
-		_, _, runtimeErr := newNomad(c, nil, hclog.NewNullLogger())
+		_, runtimeErr := newNomad(c, nil, hclog.NewNullLogger())
 		err = errors.Join(err, runtimeErr)
 	}
 	return err
@@ -163,9 +164,11 @@ func Run(ctx context.Context, c config.Config, env Environment) (err error) {
 	server := httpserver.New(handler, connections, log.Named("http"))
 	server.RegisterOnShutdown(handler.Stop)
 
+	watcher := &credentials.Watcher{Items: base.credentials, Logger: log, Failed: metrics.reloadFailed} //nolint:contextcheck // a failure has no caller
 	prepared := make(chan struct{})
 	parts := append([]part{
-		{"hangups", func(ctx context.Context) error { return noteHangups(ctx, env.Hangups, log) }},
+		{"credentials", func(ctx context.Context) error { watcher.Run(ctx); return nil }},
+		{"hangups", func(ctx context.Context) error { return reloadOnHangup(ctx, env.Hangups, watcher) }},
 		{"telemetry", telemetry.run},
 	}, base.parts...)
 	parts = append(parts,
@@ -206,12 +209,12 @@ func Run(ctx context.Context, c config.Config, env Environment) (err error) {
 	return nil
 }
 
-// noteHangups logs each SIGHUP until ctx ends.
-func noteHangups(ctx context.Context, hangups <-chan os.Signal, log hclog.Logger) error {
+// reloadOnHangup reloads the credentials on each SIGHUP until ctx ends.
+func reloadOnHangup(ctx context.Context, hangups <-chan os.Signal, watcher *credentials.Watcher) error {
 	for {
 		select {
 		case <-hangups:
-			log.Info("reload_skipped", "reason", "nothing is reloaded yet; restart the server to change its configuration")
+			watcher.Reload()
 		case <-ctx.Done():
 			return nil
 		}

@@ -295,6 +295,14 @@ func TestStoreUnavailable_names_the_store_and_the_reason(t *testing.T) {
 	must.Eq(t, "Consul at 127.0.0.1:8500 cannot be reached, or its answer is unknown: it has no leader", refusal.Message)
 }
 
+func TestServerDenied_names_the_store_and_the_reason(t *testing.T) {
+	err := &scheduler.UnavailableError{Reason: "the Consul token lacks the permission key:write", Detail: "secret"}
+	a := start(t, &fake{err: fmt.Errorf("create: %w: %w", scheduler.ErrServerDenied, err)}, func(c *api.Config) { c.Store = "Consul at 127.0.0.1:8500" })
+	_, refusal := a.refused(create)
+	must.Eq(t, "server_permission_denied", refusal.Code)
+	must.Eq(t, "Consul at 127.0.0.1:8500 refuses the credentials of this server: the Consul token lacks the permission key:write", refusal.Message)
+}
+
 func TestWordsOfAnErrorThatTheCallerIsTold(t *testing.T) {
 	const secret = "http://10.1.2.3:8500/v1/txn?token=s3cret"
 	cases := []struct {
