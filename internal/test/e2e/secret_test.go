@@ -144,7 +144,7 @@ func TestAccessToken(t *testing.T) {
 		// Neither logs nor traces have it.
 		first.delete(chat)
 		for _, r := range []*replica{first, second} {
-			r.stop(syscall.SIGTERM)
+			r.stop(syscall.SIGINT)
 			log, err := os.ReadFile(r.Log)
 			must.NoError(t, err)
 			must.StrContains(t, string(log), chat)
