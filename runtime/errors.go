@@ -1,6 +1,9 @@
 package runtime
 
-import "errors"
+import (
+	"errors"
+	"fmt"
+)
 
 // The errors that a driver's methods wrap. The host decides by them what to do
 // next.
@@ -22,6 +25,9 @@ var (
 	// ErrUnavailable is returned when the driver cannot reach what it depends on.
 	// The host must not conclude anything about any sandbox.
 	ErrUnavailable = errors.New("runtime unavailable")
+	// ErrPermission is an ErrUnavailable: what the driver depends on refuses the
+	// credentials of the server. The message says what they lack.
+	ErrPermission = fmt.Errorf("%w: the server's own credentials are refused", ErrUnavailable)
 	// ErrInvalid is returned when the driver can never do what it was asked.
 	ErrInvalid = errors.New("invalid for this runtime")
 )

@@ -2,9 +2,21 @@ package scheduler
 
 import "context"
 
-// Caller identifies who requested an operation.
+// Caller identifies who requested an operation, and what it may do.
 type Caller struct {
+	// Name is the name of the caller's token, or the subject of its JWT. It becomes
+	// the owner of the sessions that the caller creates.
 	Name string
+	// Method says how the caller was authenticated: "token", or "jwt/NAME". It is
+	// empty without authentication.
+	Method string
+	// Accessor is a public ID of the credential, such as a JWT's jti. It may be empty.
+	Accessor string
+	// Address is where the request came from, as HOST:PORT. It may be empty.
+	Address string
+	// Policies say what the caller may do. Nil means everything: there is no
+	// authentication, or it is background work.
+	Policies []*Policy
 }
 
 // DefaultOwner is the name of a caller that has none, and the owner of sessions
@@ -25,7 +37,7 @@ func WithCaller(ctx context.Context, caller Caller) context.Context {
 }
 
 // CallerFrom returns the caller that ctx carries. Without one its name is
-// [DefaultOwner].
+// [DefaultOwner], and it may do everything.
 func CallerFrom(ctx context.Context) Caller {
 	if caller, ok := ctx.Value(callerKey{}).(Caller); ok {
 		return caller

@@ -39,6 +39,9 @@ type CleanupResult struct {
 func (s *Scheduler) CleanupExpired(ctx context.Context) (CleanupResult, error) {
 	ctx, span := s.startSpan(ctx, "usecase.cleanup_expired_sandboxes")
 	defer span.End()
+	if err := CallerFrom(ctx).MayOperate(LevelWrite); err != nil {
+		return CleanupResult{}, fmt.Errorf("cleanup: %w", err)
+	}
 
 	expired, err := s.Store.Expired(ctx, s.Now(), maxCleanup)
 	if err != nil {

@@ -45,7 +45,8 @@ type CreateResult struct {
 // Create returns the chat's session with its sandbox ready: the existing session, or a
 // new one. It returns a *ConflictError if the existing session has another AI agent or
 // volume, another runtime than the one that cmd names, or other labels than those in
-// cmd. A reuse does not change the expiry. A replacement has the labels of cmd, not
+// cmd. It returns ErrPermissionDenied instead if the caller may not see that session. A
+// reuse does not change the expiry. A replacement has the labels of cmd, not
 // those of the session that it replaces.
 func (s *Scheduler) Create(ctx context.Context, cmd CreateCommand) (CreateResult, error) {
 	ctx, span := s.startSpan(ctx, "usecase.create_sandbox", chatAttr(cmd.ChatID),
@@ -76,14 +77,17 @@ func (s *Scheduler) create(ctx context.Context, cmd CreateCommand) (Event, error
 	if err := s.checkCreate(cmd); err != nil {
 		return Event{}, err
 	}
-	if cmd.TTL == 0 {
-		cmd.TTL = s.TTL
+	caller := CallerFrom(ctx)
+	allowed, ttl, err := caller.mayCreate(cmd, cmp.Or(cmd.TTL, s.TTL))
+	if err != nil {
+		return Event{}, fmt.Errorf("create: %w", err)
 	}
+	cmd.TTL = ttl
 	if cmd.Progress == nil {
 		cmd.Progress = func(runtime.Stage) {}
 	}
 	until := time.Now().Add(LockWait)
-	standing, leave, err := s.standing(ctx, cmd.ChatID, until)
+	standing, leave, err := s.standing(ctx, caller, cmd.ChatID, until)
 	if err != nil {
 		return Event{}, fmt.Errorf("create: %w", err)
 	}
@@ -100,6 +104,9 @@ func (s *Scheduler) create(ctx context.Context, cmd CreateCommand) (Event, error
 	ctx, done := s.underLock(ctx, lease)
 	defer done()
 
+	if err := mayTake(caller, lease.Session()); err != nil {
+		return Event{}, fmt.Errorf("create: %w", err)
+	}
 	seen := s.observeLeased(ctx, lease)
 	if seen == nil || !s.stands(*seen) {
 		done, err := s.reclaim(ctx, lease, cmd.ChatID, s.chatFinders())
@@ -107,13 +114,25 @@ func (s *Scheduler) create(ctx context.Context, cmd CreateCommand) (Event, error
 			return Event{}, fmt.Errorf("create: %w", err)
 		}
 		if done.adopted {
+			if err := mayTake(caller, lease.Session()); err != nil {
+				return Event{}, fmt.Errorf("create: %w", err)
+			}
 			seen = s.observeLeased(ctx, lease)
 		}
 	}
 	if seen != nil && s.stands(*seen) {
 		return reuseOrConflict(cmd, *seen), nil
 	}
-	return s.createOrReplace(ctx, cmd, lease, seen)
+	return s.createOrReplace(ctx, cmd, allowed, lease, seen)
+}
+
+// mayTake returns ErrPermissionDenied if the caller may not see the chat's session. A
+// create must then neither return nor replace it.
+func mayTake(caller Caller, current *Session) error {
+	if current == nil || caller.May(CapRead, current.AgentID) {
+		return nil
+	}
+	return fmt.Errorf("%w: the chat belongs to an AI agent that %q may not see", ErrPermissionDenied, caller.Name)
 }
 
 // observeLeased returns the lease's session as its driver sees it now, or nil if the
@@ -126,16 +145,20 @@ func (s *Scheduler) observeLeased(ctx context.Context, lease Lease) *Session {
 	return new(s.observe(ctx, *current))
 }
 
-// standing returns the chat's session if it can be reused. Otherwise it returns leave,
+// standing returns the chat's session if it can be reused. It does not wait if the
+// caller may not see the session. Otherwise it returns leave,
 // and the caller is the only one in this replica that may create the chat's session.
 // The caller must call leave when its create has ended.
-func (s *Scheduler) standing(ctx context.Context, chatID uuid.UUID, until time.Time) (session *Session, leave func(), err error) {
+func (s *Scheduler) standing(ctx context.Context, caller Caller, chatID uuid.UUID, until time.Time) (session *Session, leave func(), err error) {
 	for leave == nil {
 		// Most creates find a session that can be reused. A linearizable read is enough
 		// for those, and for creates that have waited for another one. They need no
 		// lock.
 		current, _, err := s.Store.Get(ctx, chatID, Block{})
 		if err != nil {
+			return nil, nil, err
+		}
+		if err := mayTake(caller, current); err != nil {
 			return nil, nil, err
 		}
 		if current != nil {
@@ -182,7 +205,7 @@ func conflictReason(session Session, cmd CreateCommand) string {
 	return strings.Join(fields, ",")
 }
 
-func (s *Scheduler) createOrReplace(ctx context.Context, cmd CreateCommand, lease Lease, current *Session) (Event, error) {
+func (s *Scheduler) createOrReplace(ctx context.Context, cmd CreateCommand, allowed grants, lease Lease, current *Session) (Event, error) {
 	name := cmp.Or(cmd.Runtime, s.DefaultRuntime)
 	driver, err := s.driver(name)
 	if err != nil {
@@ -204,6 +227,8 @@ func (s *Scheduler) createOrReplace(ctx context.Context, cmd CreateCommand, leas
 	event := Event{Type: EventCreated, After: &next}
 	switch {
 	case current == nil:
+	case !CallerFrom(ctx).May(CapWrite, current.AgentID):
+		return Event{}, fmt.Errorf("create: %w: %q may not replace the session of agent_id %q", ErrPermissionDenied, CallerFrom(ctx).Name, current.AgentID)
 	case current.State == StateCreating:
 		// An earlier create began this and did not finish. Its caller got no session.
 		if err := s.undoIntent(ctx, lease, *current); err != nil {
@@ -221,6 +246,9 @@ func (s *Scheduler) createOrReplace(ctx context.Context, cmd CreateCommand, leas
 	}
 	defer leave()
 
+	if err := s.checkQuota(ctx, allowed, current); err != nil {
+		return event, fmt.Errorf("create: %w", err)
+	}
 	next.CreatedAt = s.now()
 	next.ExpiresAt = next.CreatedAt.Add(cmd.TTL)
 	if err := write(ctx, lease, &next, Keep); err != nil { // safeguard: intent

@@ -2,6 +2,7 @@ package scheduler
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -20,7 +21,8 @@ type DeleteResult struct {
 }
 
 // Delete ends the chat's session and returns once nothing of its sandbox runs
-// and its record is gone.
+// and its record is gone. If the caller may not see the session, Delete finds none. If
+// the caller may see but not delete it, Delete returns ErrPermissionDenied.
 func (s *Scheduler) Delete(ctx context.Context, chatID uuid.UUID) (DeleteResult, error) {
 	ctx, span := s.startSpan(ctx, "usecase.delete_sandbox", chatAttr(chatID))
 	defer span.End()
@@ -48,19 +50,31 @@ func (s *Scheduler) delete(ctx context.Context, chatID uuid.UUID) (*Session, err
 	if err := checkChatID(chatID); err != nil {
 		return nil, err
 	}
-	lease, err := s.lock(ctx, chatID, LockWait)
+	caller := CallerFrom(ctx)
+	lease, err := s.lockVisible(ctx, caller, chatID)
+	if errors.Is(err, ErrNotFound) {
+		return nil, nil
+	}
 	if err != nil {
 		return nil, fmt.Errorf("delete: %w", err)
 	}
 	defer s.release(ctx, lease)
 	ctx, done := s.underLock(ctx, lease)
 	defer done()
+	if session := lease.Session(); session != nil {
+		if err := caller.require(CapWrite, "write", session.AgentID); err != nil {
+			return nil, fmt.Errorf("delete: %w", err)
+		}
+	}
 	reclaimed, err := s.reclaim(ctx, lease, chatID, s.chatFinders())
 	session := lease.Session()
+	if session != nil && !caller.May(CapWrite, session.AgentID) { // it was adopted just now
+		return nil, nil
+	}
 	switch {
 	case err != nil:
 		return session, fmt.Errorf("delete: %w", err)
-	case session == nil && len(reclaimed.ended) > 0:
+	case session == nil && len(reclaimed.ended) > 0 && caller.May(CapRead, reclaimed.ended[0].session().AgentID):
 		return reclaimed.ended[0].session(), nil // it had no record and could not be adopted
 	case session == nil:
 		return nil, nil

@@ -38,6 +38,17 @@ var (
 	// ErrBusy is returned if too many requests of this kind are in progress in
 	// this replica. Try again later.
 	ErrBusy = errors.New("too many requests in flight")
+	// ErrUnauthenticated is returned for a request without valid credentials.
+	ErrUnauthenticated = errors.New("no valid credentials")
+	// ErrPermissionDenied is returned if the caller may not do this. The message says
+	// nothing about sessions that the caller may not see.
+	ErrPermissionDenied = errors.New("permission denied")
+	// ErrServerDenied is an ErrUnavailable: the store refuses the credentials of this
+	// server. The message says what they lack. A runtime returns
+	// [runtime.ErrPermission].
+	ErrServerDenied = fmt.Errorf("%w: the server's own credentials are refused", ErrUnavailable)
+	// ErrQuota is what a [QuotaError] wraps.
+	ErrQuota = errors.New("quota exceeded")
 	// ErrConflict is what a [ConflictError] wraps.
 	ErrConflict = errors.New("the chat already has a session with different parameters")
 )
@@ -67,6 +78,19 @@ func (e *LimitError) Error() string { return fmt.Sprintf("%v: %s", ErrBusy, e.De
 // Unwrap makes errors.Is(err, ErrBusy) hold.
 func (e *LimitError) Unwrap() error { return ErrBusy }
 
+// QuotaError is returned if there are already as many sessions as may be.
+type QuotaError struct {
+	Limit int    // how many sessions there may be
+	Scope string // whose: "all agents", or `agents with the prefix "support-"`
+}
+
+func (e *QuotaError) Error() string {
+	return fmt.Sprintf("%v: %s may have %d sessions", ErrQuota, e.Scope, e.Limit)
+}
+
+// Unwrap makes errors.Is(err, ErrQuota) hold.
+func (e *QuotaError) Unwrap() error { return ErrQuota }
+
 // UnavailableError is an [ErrUnavailable] with a reason for the caller.
 type UnavailableError struct {
 	Reason string // for callers: contains no address, key or token
@@ -84,6 +108,9 @@ var kinds = []struct {
 	kind string
 }{
 	{ErrInvalid, "invalid"},
+	{ErrUnauthenticated, "unauthenticated"},
+	{ErrPermissionDenied, "permission_denied"},
+	{ErrQuota, "quota_exceeded"},
 	{ErrNotFound, "not_found"},
 	{ErrExpired, "expired"},
 	{ErrNotRunning, "not_running"},
@@ -94,6 +121,8 @@ var kinds = []struct {
 	{ErrDamaged, "damaged_record"},
 	{ErrNewerRecord, "newer_record"},
 	{ErrBusy, "busy"},
+	{ErrServerDenied, "server_permission_denied"},
+	{runtime.ErrPermission, "server_permission_denied"},
 	{ErrUnavailable, "store_unavailable"},
 	{runtime.ErrNotPlaced, "not_placed"},
 	{runtime.ErrNotReady, "not_ready"},

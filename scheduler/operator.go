@@ -24,6 +24,9 @@ type AdoptResult struct {
 // has another session. It returns an error if a runtime could not be read; then nothing
 // was changed in that runtime.
 func (s *Scheduler) Adopt(ctx context.Context) (AdoptResult, error) {
+	if err := CallerFrom(ctx).MayOperate(LevelWrite); err != nil {
+		return AdoptResult{}, fmt.Errorf("adopt: %w", err)
+	}
 	var res AdoptResult
 	var failed []error
 	for _, name := range slices.Sorted(maps.Keys(s.Drivers)) {
@@ -73,6 +76,9 @@ func (s *Scheduler) Repair(ctx context.Context, chatID uuid.UUID) (RepairResult,
 }
 
 func (s *Scheduler) repair(ctx context.Context, chatID uuid.UUID) (RepairResult, error) {
+	if err := CallerFrom(ctx).MayOperate(LevelWrite); err != nil {
+		return RepairResult{}, err
+	}
 	if err := checkChatID(chatID); err != nil {
 		return RepairResult{}, err
 	}

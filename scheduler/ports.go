@@ -50,6 +50,9 @@ type Query struct {
 	PerPage   int    // 1 to MaxPerPage
 	NextToken string // from the page before; empty: the first page. A token that is not the store's gives ErrInvalid
 	Block     Block
+	// Include selects sessions; nil: all. Pages are full of selected sessions, and
+	// tokens show no others.
+	Include func(Session) bool
 }
 
 // MaxPerPage is the maximum number of sessions on a page.

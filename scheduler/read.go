@@ -2,15 +2,26 @@ package scheduler
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
+	"hash/fnv"
+	"time"
 
 	"github.com/google/uuid"
 )
 
 // Get returns the chat's session with the current state of its sandbox, and the index for
-// a next, blocking Get. If the chat has no session, it returns ErrNotFound and an index.
+// a next, blocking Get. If the chat has no session that the caller may see, it returns
+// ErrNotFound and an index.
 func (s *Scheduler) Get(ctx context.Context, chatID uuid.UUID, block Block) (Session, uint64, error) {
-	session, index, err := s.Store.Get(ctx, chatID, block)
+	caller := CallerFrom(ctx)
+	session, index, err := readScoped(ctx, caller, block, func(ctx context.Context, block Block) (*Session, uint64, error) {
+		session, index, err := s.Store.Get(ctx, chatID, block)
+		if session != nil && !caller.May(CapRead, session.AgentID) {
+			session = nil
+		}
+		return session, index, err
+	})
 	if err != nil {
 		return Session{}, 0, fmt.Errorf("get: %w", err)
 	}
@@ -20,14 +31,94 @@ func (s *Scheduler) Get(ctx context.Context, chatID uuid.UUID, block Block) (Ses
 	return s.observe(ctx, *session), index, nil
 }
 
-// List returns a page of the sessions as they are recorded.
+// List returns a page of the sessions as they are recorded, without those that the
+// caller may not see. It returns ErrPermissionDenied if the query names an AI agent
+// whose sessions the caller may not see.
 func (s *Scheduler) List(ctx context.Context, query Query) (Page, error) {
 	if query.PerPage < 1 || query.PerPage > MaxPerPage {
 		return Page{}, invalid("per_page", fmt.Sprintf("is not from 1 to %d", MaxPerPage))
 	}
-	page, err := s.Store.List(ctx, query)
+	caller := CallerFrom(ctx)
+	if query.AgentID != "" {
+		if err := caller.require(CapRead, "read", query.AgentID); err != nil {
+			return Page{}, fmt.Errorf("list: %w", err)
+		}
+	}
+	if !caller.readsAll() {
+		query.Include = func(session Session) bool { return caller.May(CapRead, session.AgentID) }
+	}
+	page, index, err := readScoped(ctx, caller, query.Block, func(ctx context.Context, block Block) (Page, uint64, error) {
+		query.Block = block
+		page, err := s.Store.List(ctx, query)
+		index := page.Index
+		if query.Include != nil {
+			page.Damaged, page.Index = nil, 0
+		}
+		return page, index, err
+	})
 	if err != nil {
 		return Page{}, fmt.Errorf("list: %w", err)
 	}
+	page.Index = index
 	return page, nil
+}
+
+// readScoped makes a read that may block. If the caller may not see all sessions, the
+// store's index and the end of its wait would show when sessions of others change. Then
+// the index is a fingerprint of what the caller may see, and the read waits until that
+// changes.
+func readScoped[T any](
+	ctx context.Context, caller Caller, block Block, read func(context.Context, Block) (T, uint64, error),
+) (T, uint64, error) {
+	if caller.readsAll() {
+		return read(ctx, block)
+	}
+	var inner Block
+	for began := time.Now(); ; {
+		value, index, err := read(ctx, inner)
+		if err != nil {
+			return value, 0, err
+		}
+		seen, err := fingerprint(value)
+		left := block.Wait - time.Since(began)
+		if err != nil || seen != block.Index || left <= 0 {
+			return value, seen, err
+		}
+		inner = Block{Index: index, Wait: left}
+	}
+}
+
+// fingerprint returns a number that differs for different values. It is never 0.
+func fingerprint(value any) (uint64, error) {
+	text, err := json.Marshal(value)
+	if err != nil {
+		return 0, fmt.Errorf("fingerprint: %w", err)
+	}
+	hash := fnv.New64a()
+	_, _ = hash.Write(text) // never fails
+	return hash.Sum64() | 1, nil
+}
+
+// lockVisible takes the chat's lock. If the caller may not see all sessions, it returns
+// ErrNotFound at once for a session that the caller may not see: a wait for its lock
+// would show that it is in use.
+func (s *Scheduler) lockVisible(ctx context.Context, caller Caller, chatID uuid.UUID) (Lease, error) {
+	if !caller.readsAll() {
+		current, _, err := s.Store.Get(ctx, chatID, Block{})
+		if err != nil {
+			return nil, err
+		}
+		if current != nil && !caller.May(CapRead, current.AgentID) {
+			return nil, ErrNotFound
+		}
+	}
+	lease, err := s.lock(ctx, chatID, LockWait)
+	if err != nil {
+		return nil, err
+	}
+	if current := lease.Session(); current != nil && !caller.May(CapRead, current.AgentID) {
+		s.release(ctx, lease)
+		return nil, ErrNotFound
+	}
+	return lease, nil
 }

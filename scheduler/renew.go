@@ -12,7 +12,8 @@ import (
 
 // Renew sets the session's expiry to ttl from now, or to the default TTL from now if ttl
 // is 0. It never makes the expiry earlier. It returns ErrNotFound if the chat has no
-// session, ErrExpired if the session has expired, and ErrNotRunning if the sandbox has
+// session that the caller may see, ErrPermissionDenied if the caller may see but not
+// renew it, ErrExpired if the session has expired, and ErrNotRunning if the sandbox has
 // ended.
 func (s *Scheduler) Renew(ctx context.Context, chatID uuid.UUID, ttl time.Duration) (Session, error) {
 	ctx, span := s.startSpan(ctx, "usecase.renew_sandbox", chatAttr(chatID))
@@ -37,8 +38,8 @@ func (s *Scheduler) renew(ctx context.Context, chatID uuid.UUID, ttl time.Durati
 	if err := s.checkTTL(ttl); err != nil {
 		return nil, nil, err
 	}
-	ttl = cmp.Or(ttl, s.TTL)
-	lease, err := s.lock(ctx, chatID, LockWait)
+	caller := CallerFrom(ctx)
+	lease, err := s.lockVisible(ctx, caller, chatID)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -49,6 +50,10 @@ func (s *Scheduler) renew(ctx context.Context, chatID uuid.UUID, ttl time.Durati
 	current := lease.Session()
 	if current == nil || current.State == StateCreating {
 		return nil, nil, ErrNotFound
+	}
+	ttl, err = caller.mayRenew(current.AgentID, ttl, cmp.Or(ttl, s.TTL))
+	if err != nil {
+		return nil, nil, err
 	}
 	seen := s.observe(ctx, *current)
 	now := s.now()

@@ -49,7 +49,8 @@ const (
 	workers = 8
 )
 
-// Config is the configuration of a Scheduler. All fields but VolumeRoots are required.
+// Config is the configuration of a Scheduler. All fields but VolumeRoots and
+// MaxSessions are required.
 type Config struct {
 	Store          Store
 	Locker         Locker
@@ -59,6 +60,7 @@ type Config struct {
 	TTL             time.Duration // for creates and renewals without a TTL
 	MaxTTL          time.Duration // the longest TTL that a caller may ask for
 	CleanupInterval time.Duration
+	MaxSessions     int      // of all AI agents together; 0: no limit
 	VolumeRoots     []string // if set, each volume must be directly below one of them, as ROOT/NAME
 
 	Logger hclog.Logger

@@ -109,9 +109,9 @@ func (s *Scheduler) logEvent(ctx context.Context, e Event) {
 func isRefusal(e Event) bool {
 	switch e.Type {
 	case EventCreateFailed:
-		return errors.Is(e.Err, ErrInvalid) || errors.Is(e.Err, ErrBusy)
+		return errors.Is(e.Err, ErrInvalid) || errors.Is(e.Err, ErrBusy) || errors.Is(e.Err, ErrPermissionDenied) || errors.Is(e.Err, ErrQuota)
 	case EventRenewFailed, EventDeleteFailed:
-		return errors.Is(e.Err, ErrInvalid)
+		return errors.Is(e.Err, ErrInvalid) || errors.Is(e.Err, ErrPermissionDenied)
 	default:
 		return false
 	}

@@ -21,6 +21,7 @@ import (
 	"github.com/bivouac/bivouac/internal/agent/httpserver"
 	"github.com/bivouac/bivouac/internal/api"
 	"github.com/bivouac/bivouac/internal/api/wire"
+	"github.com/bivouac/bivouac/internal/auth"
 	"github.com/bivouac/bivouac/internal/config"
 	"github.com/bivouac/bivouac/internal/store/consul"
 	"github.com/bivouac/bivouac/internal/version"
@@ -122,6 +123,7 @@ func Run(ctx context.Context, c config.Config, env Environment) (err error) {
 		DefaultRuntime:  c.Runtime,
 		TTL:             c.TTL,
 		MaxTTL:          c.MaxTTL,
+		MaxSessions:     c.MaxSessions,
 		CleanupInterval: c.CleanupInterval,
 		VolumeRoots:     c.VolumeRoots,
 		Logger:          log,
@@ -147,6 +149,13 @@ func Run(ctx context.Context, c config.Config, env Environment) (err error) {
 		Runtimes: func(ctx context.Context) []wire.Runtime { return describeRuntimes(ctx, base.drivers) },
 		Logger:   log.Named("http"),
 		Refused:  metrics.refused,
+	}
+	if c.Authenticates() {
+		tokens, err := c.Callers()
+		if err != nil {
+			return err
+		}
+		settings.Authenticate = auth.New(tokens).Authenticate
 	}
 	if base.operator != nil {
 		base.operator.adopt = sessions.Adopt

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/bivouac/bivouac/internal/api/wire"
+	"github.com/bivouac/bivouac/scheduler"
 )
 
 // OpenAPI describes the API, in OpenAPI 3.1.
@@ -73,6 +74,9 @@ func (a *API) health(w http.ResponseWriter, r *http.Request, _ query) error {
 		if !check.Optional {
 			failing = append(failing, check.Name)
 		}
+	}
+	if scheduler.CallerFrom(r.Context()).MayOperate(scheduler.LevelRead) != nil {
+		body.Instance, body.Checks = "", nil // errors may name hosts and tokens
 	}
 	if failing == nil {
 		return writeJSON(w, http.StatusOK, body)

@@ -17,6 +17,7 @@ import (
 type answer struct {
 	http.ResponseWriter
 	requestID string
+	caller    string // its name, once it is known
 	store     string // name of the session store, for messages
 	status    int    // 0 until the final status is written
 	err       error  // why the request failed
@@ -122,6 +123,9 @@ func fail(w http.ResponseWriter, err error) {
 	if ok {
 		ans.err = err
 		body.Error.RequestID = ans.requestID
+	}
+	if e.status == http.StatusUnauthorized {
+		w.Header().Set("WWW-Authenticate", `Bearer realm="bivouac"`)
 	}
 	if e.retryAfter > 0 {
 		w.Header().Set("Retry-After", retryAfterHeader(e.retryAfter))

@@ -177,6 +177,13 @@ func TestEveryDocumentedAnswerIsGiven(t *testing.T) {
 			}
 		})
 	}
+	for name, r := range requests {
+		t.Run(name+" without a token, and after too many wrong ones", func(t *testing.T) {
+			a := startRecorded(t, recorder, &fake{}, authenticates)
+			a.as("wrong", r)
+			a.as("flood", r)
+		})
+	}
 	must.Eq(t, recorder.Documented(), recorder.Seen())
 }
 

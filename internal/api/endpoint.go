@@ -27,6 +27,7 @@ const (
 // endpoint handles one method of one path.
 type endpoint struct {
 	kind   kind
+	access access
 	places scheduler.Places // one is taken while the endpoint runs
 	// handle returns an error to send it as the answer. If the answer has already
 	// begun, the connection is closed instead, so that the caller does not take the
@@ -39,8 +40,12 @@ type endpoint struct {
 // net/http leaves out the body.
 type methods map[string]endpoint
 
-// handle registers the methods of a path.
+// handle registers the methods of a path. A path is open if all its methods are.
 func (a *API) handle(path string, m methods) {
+	a.open[path] = true
+	for _, e := range m {
+		a.open[path] = a.open[path] && e.access == open
+	}
 	a.mux.HandleFunc(path, func(w http.ResponseWriter, r *http.Request) {
 		method := r.Method
 		if method == http.MethodHead {
@@ -59,6 +64,9 @@ func (a *API) handle(path string, m methods) {
 }
 
 func (a *API) run(e endpoint, w http.ResponseWriter, r *http.Request) error {
+	if err := e.access.allow(scheduler.CallerFrom(r.Context())); err != nil {
+		return err
+	}
 	leave, err := e.places.Enter()
 	if err != nil {
 		return err

@@ -73,12 +73,20 @@ func byKind(kind string, late bool) apiError {
 	switch code {
 	case wire.CodeInvalid, wire.CodeRuntimeInvalid:
 		return apiError{status: http.StatusBadRequest, code: code}
+	case wire.CodeUnauthenticated:
+		return apiError{status: http.StatusUnauthorized, code: code}
+	case wire.CodePermissionDenied:
+		return apiError{status: http.StatusForbidden, code: code}
 	case wire.CodeNotFound:
 		return apiError{status: http.StatusNotFound, code: code}
 	case wire.CodeConflict, wire.CodeExpired, wire.CodeNotRunning:
 		return apiError{status: http.StatusConflict, code: code}
 	case wire.CodeBusy:
 		return apiError{status: http.StatusTooManyRequests, code: code, retryAfter: soon}
+	case wire.CodeQuotaExceeded:
+		return apiError{status: http.StatusTooManyRequests, code: code, retryAfter: later}
+	case wire.CodeServerPermissionDenied:
+		return apiError{status: http.StatusServiceUnavailable, code: code, retryAfter: later}
 	case wire.CodeShuttingDown:
 		return *errShuttingDown
 	case wire.CodeLockTimeout, wire.CodeLockLost, wire.CodeSandboxConflict:

@@ -38,8 +38,8 @@ type Operator interface {
 	Forget(ctx context.Context) (wire.ForgetAnswer, error)
 }
 
-// Config is the configuration of the API. All fields except Checks and Operator are
-// required.
+// Config is the configuration of the API. All fields except Checks, Operator and
+// Authenticate are required.
 type Config struct {
 	Sessions Sessions
 	Store    string          // name of the session store for messages: "Consul at HOST:PORT"
@@ -50,6 +50,10 @@ type Config struct {
 	Instance func() string   // the ID of the instance; empty if not yet known
 	Runtimes func(ctx context.Context) []wire.Runtime
 	Logger   hclog.Logger
+	// Authenticate returns the caller with a credential, which may be empty. address is
+	// where the request came from. If Authenticate is nil, there is no authentication,
+	// and everybody may do everything.
+	Authenticate func(ctx context.Context, credential, address string) (scheduler.Caller, error)
 	// Refused is called with the name of the limit when a request is refused.
 	Refused func(ctx context.Context, limit string)
 }
@@ -58,6 +62,7 @@ type Config struct {
 type API struct {
 	config   Config
 	mux      *http.ServeMux
+	open     map[string]bool // the paths that need no credential
 	csrf     *http.CrossOriginProtection
 	requests scheduler.Places // for unary requests about sessions
 	waiting  scheduler.Places // for blocking reads, streams and upgrades
@@ -72,6 +77,7 @@ func New(config Config) *API {
 	a := &API{
 		config:   config,
 		mux:      http.NewServeMux(),
+		open:     map[string]bool{},
 		csrf:     http.NewCrossOriginProtection(),
 		requests: scheduler.NewPlaces(maxRequests, "requests", "%d requests already"),
 		waiting:  scheduler.NewPlaces(maxWaiting, "waiting", "%d blocking reads and streams already"),
@@ -79,27 +85,42 @@ func New(config Config) *API {
 		stopping: stopping,
 		stop:     stop,
 	}
-	// Requests about sessions need a place. Requests about the server itself need none,
-	// so that the server can report its state when it is busy.
-	a.handle("/v1/sessions", methods{
-		"GET": {unary, a.requests, a.list, []string{"agent_id", "per_page", "next_token", "index", "wait"}},
-	})
-	a.handle("/v1/sessions/{chat_id}", methods{
-		"GET":    {unary, a.requests, a.get, []string{"index", "wait"}},
-		"PUT":    {unary, a.requests, a.create, nil},
-		"DELETE": {unary, a.requests, a.delete, nil},
-	})
-	a.handle("/v1/sessions/{chat_id}/renew", methods{"POST": {unary, a.requests, a.renew, nil}})
-	a.handle("/v1/cleanup", methods{"POST": {unary, a.requests, a.cleanup, nil}})
-	a.handle("/v1/operator/adopt", methods{"POST": {unary, a.requests, a.adopt, nil}})
-	a.handle("/v1/operator/forget", methods{"POST": {unary, a.requests, a.forget, nil}})
-	a.handle("/v1/operator/repair/{chat_id}", methods{"POST": {unary, a.requests, a.repair, nil}})
-	a.handle("/v1/agent/health", methods{"GET": {unary, scheduler.Places{}, a.health, nil}})
-	a.handle("/v1/agent/self", methods{"GET": {unary, scheduler.Places{}, a.self, nil}})
-	a.handle("/v1/metrics", methods{"GET": {unary, scheduler.Places{}, a.metrics, nil}})
-	a.handle("/v1/openapi.json", methods{"GET": {unary, scheduler.Places{}, a.openAPI, nil}})
+	for _, e := range a.resources() {
+		a.handle(e.path, e.methods)
+	}
 	a.mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) { fail(w, errUnknownPath) })
 	return a
+}
+
+// resource is a path of the API with its endpoints.
+type resource struct {
+	path    string
+	methods methods
+}
+
+func (a *API) resources() []resource {
+	none := scheduler.Places{}
+	// Requests about sessions need a place. Requests about the server itself need none,
+	// so that the server can report its state when it is busy.
+	return []resource{
+		{"/v1/sessions", methods{
+			"GET": {unary, authenticated, a.requests, a.list, []string{"agent_id", "per_page", "next_token", "index", "wait"}},
+		}},
+		{"/v1/sessions/{chat_id}", methods{
+			"GET":    {unary, authenticated, a.requests, a.get, []string{"index", "wait"}},
+			"PUT":    {unary, authenticated, a.requests, a.create, nil},
+			"DELETE": {unary, authenticated, a.requests, a.delete, nil},
+		}},
+		{"/v1/sessions/{chat_id}/renew", methods{"POST": {unary, authenticated, a.requests, a.renew, nil}}},
+		{"/v1/cleanup", methods{"POST": {unary, operatorWrite, a.requests, a.cleanup, nil}}},
+		{"/v1/operator/adopt", methods{"POST": {unary, operatorWrite, a.requests, a.adopt, nil}}},
+		{"/v1/operator/forget", methods{"POST": {unary, operatorWrite, a.requests, a.forget, nil}}},
+		{"/v1/operator/repair/{chat_id}", methods{"POST": {unary, operatorWrite, a.requests, a.repair, nil}}},
+		{"/v1/agent/health", methods{"GET": {unary, open, none, a.health, nil}}},
+		{"/v1/agent/self", methods{"GET": {unary, operatorRead, none, a.self, nil}}},
+		{"/v1/metrics", methods{"GET": {unary, metricsRead, none, a.metrics, nil}}},
+		{"/v1/openapi.json", methods{"GET": {unary, open, none, a.openAPI, nil}}},
+	}
 }
 
 // The limits of a request. There is no limit on how long an answer takes to begin,
@@ -116,9 +137,6 @@ const (
 // Stop ends blocking reads, streams and upgraded connections. New ones end at once.
 // Register it to run when the server shuts down.
 func (a *API) Stop() { a.stop() }
-
-// everybody returns the caller that all requests have, until callers are authenticated.
-func everybody() scheduler.Caller { return scheduler.Caller{Name: scheduler.DefaultOwner} }
 
 // ServeHTTP answers one request. It recovers from panics.
 func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -141,12 +159,19 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		fail(ans, err)
 		return
 	}
+	_, pattern := a.mux.Handler(r)
+	ctx, err := a.authenticate(r, a.open[pattern])
+	if err != nil {
+		fail(ans, err)
+		return
+	}
 	if err := receive(ans, r); err != nil {
 		fail(ans, err)
 		return
 	}
-	ctx := propagation.TraceContext{}.Extract(r.Context(), propagation.HeaderCarrier(r.Header))
-	ctx = scheduler.WithRequestID(scheduler.WithCaller(ctx, everybody()), ans.requestID)
+	ctx = propagation.TraceContext{}.Extract(ctx, propagation.HeaderCarrier(r.Header))
+	ctx = scheduler.WithRequestID(ctx, ans.requestID)
+	ans.caller = scheduler.CallerFrom(ctx).Name
 	a.mux.ServeHTTP(ans, r.WithContext(ctx))
 }
 
@@ -176,6 +201,9 @@ func (a *API) log(ans *answer, r *http.Request, took time.Duration) {
 	}
 	args := []any{"request_id", ans.requestID, "method", clip(r.Method, 32), "path", clip(r.URL.EscapedPath(), 200),
 		"status", ans.status, "took", took}
+	if a.config.Authenticate != nil {
+		args = append(args, "caller", ans.caller)
+	}
 	if ans.err != nil {
 		if limit, ok := errors.AsType[*scheduler.LimitError](ans.err); ok {
 			a.config.Refused(r.Context(), limit.Limit)

@@ -133,6 +133,7 @@ func commands(t terminal) map[string]cli.CommandFactory {
 		cleanupCommand(t),
 		operatorCommand(t), operatorAdoptCommand(t), operatorForgetCommand(t), operatorRepairCommand(t),
 		pluginCommand(t), pluginListCommand(t), pluginInspectCommand(t), pluginRunCommand(t), pluginVerifyCommand(t),
+		tokenCommand(t), tokenNewCommand(t),
 		versionCommand(t),
 		demoSandboxCommand(t),
 		devCleanupCommand(t),

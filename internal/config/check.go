@@ -62,6 +62,7 @@ func (c *Config) check() error {
 		refuse("job_template", "must not be empty")
 	}
 	c.checkPlugins(refuse)
+	c.checkAuth(refuse)
 	if !runtime.ValidName(c.Instance) {
 		refuse("instance", "%q is not 1 to 64 of a-z, 0-9 and '-', or begins with '-'", c.Instance)
 	}

@@ -32,6 +32,9 @@ type Config struct {
 	JobVars         map[string]string
 	PluginDir       string
 	Plugins         []pluginhost.Plugin
+	MaxSessions     int // 0: no limit
+	Policies        []Policy
+	Tokens          []Token
 	KVPrefix        string
 	Instance        string
 	LogLevel        string
@@ -74,7 +77,7 @@ func Default() Config {
 	}
 }
 
-// key is a setting. Its target is a *string, a *bool, a *time.Duration, a *[]string or a
+// key is a setting. Its target is a *string, a *bool, an *int, a *time.Duration, a *[]string or a
 // *map[string]string.
 type key struct {
 	name   string // in files
@@ -90,6 +93,7 @@ func (c *Config) keys() []key {
 		{"runtime", "runtime", &c.Runtime, "`NAME` of the default runtime: nomad, process (with -dev), or a plugin."},
 		{"ttl", "ttl", &c.TTL, "Default session TTL, as a `DURATION`."},
 		{"max_ttl", "max-ttl", &c.MaxTTL, "Longest TTL that a caller may ask for, as a `DURATION`."},
+		{"max_sessions", "max-sessions", &c.MaxSessions, "`NUMBER` of sessions that all AI agents together may have; 0 means no limit."},
 		{"cleanup_interval", "cleanup-interval", &c.CleanupInterval, "`DURATION` between two cleanups of expired sessions."},
 		{"volume_roots", "volume-root", &c.VolumeRoots, "`FOLDER` whose direct subfolders may be volumes. May be repeated. Only the name is checked: a symbolic link on the node is followed. (default any folder)"},
 		{"job_template", "job-template", &c.JobTemplate, "`NAME|FILE` of the job template: docker, exec, raw_exec, or a file."},
@@ -149,6 +153,7 @@ func (c *Config) Public() map[string]any {
 		public[name] = block
 	}
 	public["plugin"] = c.publicPlugins()
+	public["policy"], public["token"] = c.publicAuth()
 	return public
 }
 
@@ -160,6 +165,8 @@ func shown(k key) any {
 		}
 		return *target
 	case *bool:
+		return *target
+	case *int:
 		return *target
 	case *time.Duration:
 		return target.String()

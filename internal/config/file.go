@@ -119,10 +119,15 @@ func (c *Config) decode(body hcl.Body) hcl.Diagnostics {
 	for name := range maps.Keys(blocks) {
 		schema.Blocks = append(schema.Blocks, hcl.BlockHeaderSchema{Type: name})
 	}
-	schema.Blocks = append(schema.Blocks, hcl.BlockHeaderSchema{Type: "plugin", LabelNames: []string{"name"}})
+	labelled := map[string]func(*hcl.Block) hcl.Diagnostics{
+		"plugin": c.decodePlugin, "policy": c.decodePolicy, "token": c.decodeToken,
+	}
+	for name := range maps.Keys(labelled) {
+		schema.Blocks = append(schema.Blocks, hcl.BlockHeaderSchema{Type: name, LabelNames: []string{"name"}})
+	}
 	diags := c.decodeKeys(body, schema, "", c.keys(), func(block *hcl.Block) hcl.Diagnostics {
-		if block.Type == "plugin" {
-			return c.decodePlugin(block)
+		if decode, ok := labelled[block.Type]; ok {
+			return decode(block)
 		}
 		c.setBy(block.Type, position(block.DefRange))
 		return c.decodeKeys(block.Body, hcl.BodySchema{}, block.Type+".", blocks[block.Type], nil)

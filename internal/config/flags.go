@@ -121,6 +121,12 @@ func setText(target any, text string) error {
 			return fmt.Errorf("%q is not a duration such as 90s or 30m", text)
 		}
 		*target = value
+	case *int:
+		value, err := strconv.Atoi(text)
+		if err != nil {
+			return fmt.Errorf("%q is not a whole number", text)
+		}
+		*target = value
 	case *[]string:
 		*target = append(*target, text)
 	case *map[string]string:

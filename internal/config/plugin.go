@@ -28,20 +28,13 @@ func pluginKeys(p *pluginhost.Plugin) []key {
 	}
 }
 
-// decodePlugin decodes a plugin's block. It refuses two blocks with one name, even in
-// different files, because a reader of one file would miss the other.
+// decodePlugin decodes a plugin's block.
 func (c *Config) decodePlugin(block *hcl.Block) hcl.Diagnostics {
+	if diags := c.isNew(block); diags != nil {
+		return diags
+	}
 	p := pluginhost.Plugin{Name: block.Labels[0]}
 	origin := "plugin." + p.Name
-	if first, again := c.origins[origin]; again {
-		return hcl.Diagnostics{{
-			Severity: hcl.DiagError,
-			Summary:  "Duplicate plugin block",
-			Detail:   fmt.Sprintf("plugin %q is already defined at %s.", p.Name, first),
-			Subject:  block.DefRange.Ptr(),
-		}}
-	}
-	c.setBy(origin, position(block.DefRange))
 	schema := hcl.BodySchema{Blocks: []hcl.BlockHeaderSchema{{Type: "config"}}}
 	diags := c.decodeKeys(block.Body, schema, origin+".", pluginKeys(&p), func(block *hcl.Block) hcl.Diagnostics {
 		if p.Config != nil {

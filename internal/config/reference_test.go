@@ -38,6 +38,9 @@ func TestReferenceIsGenerated(t *testing.T) {
 	}{
 		{"consul", "", blocks["consul"]},
 		{"nomad", "", blocks["nomad"]},
+		{"policy \"NAME\"", "Says what callers may do. A caller with several policies may do what one of them allows as a whole.", policyKeys(new(Policy))},
+		{"agent_prefix \"PREFIX\"` in a `policy", "Says what callers may do with the sessions of the AI agents whose ID begins with `PREFIX`. In a policy only the longest matching prefix counts; an empty prefix matches all.", agentRuleKeys(new(AgentRule))},
+		{"token \"NAME\"", "A caller with a static token. `bivouac token new NAME` makes one.", tokenKeys(new(Token))},
 		{"plugin \"NAME\"", "Makes the plugin a runtime of that name. A block `config` inside it is passed to the plugin.", pluginKeys(new(pluginhost.Plugin))},
 	} {
 		fmt.Fprintf(&text, "\n## Block `%s`\n\n", block.name)
@@ -64,6 +67,8 @@ func rows(text *strings.Builder, keys []key) {
 			kind, value = "string", *target
 		case *bool:
 			kind, value = "bool", fmt.Sprint(*target)
+		case *int:
+			kind, value = "number", fmt.Sprint(*target)
 		case *time.Duration:
 			kind, value = "duration", target.String()
 		case *[]string:

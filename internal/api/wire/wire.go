@@ -14,6 +14,8 @@ import (
 
 // The API's own headers.
 const (
+	// HeaderToken is the caller's token. Authorization: Bearer TOKEN works as well.
+	HeaderToken = "X-Bivouac-Token"
 	// HeaderRequestID is the ID of a request, in its response and in the log. The caller
 	// may choose it.
 	HeaderRequestID = "X-Request-Id"
@@ -30,33 +32,37 @@ type Code string
 
 // The error codes, each with its status.
 const (
-	CodeInvalid              Code = "invalid"                // 400
-	CodeRuntimeInvalid       Code = "runtime_invalid"        // 400
-	CodeForbiddenHost        Code = "forbidden_host"         // 403
-	CodeForbiddenOrigin      Code = "forbidden_origin"       // 403
-	CodeNotFound             Code = "not_found"              // 404: the chat has no session
-	CodeUnknownPath          Code = "unknown_path"           // 404: the API has no such path
-	CodeMethodNotAllowed     Code = "method_not_allowed"     // 405
-	CodeConflict             Code = "conflict"               // 409
-	CodeExpired              Code = "expired"                // 409
-	CodeNotRunning           Code = "not_running"            // 409
-	CodeUnsupportedMediaType Code = "unsupported_media_type" // 415
-	CodeBusy                 Code = "busy"                   // 429
-	CodeInternal             Code = "internal"               // 500
-	CodeDamagedRecord        Code = "damaged_record"         // 500
-	CodeNewerRecord          Code = "newer_record"           // 503: only a newer replica may read the chat's record
-	CodeUnhealthy            Code = "unhealthy"              // 503
-	CodeShuttingDown         Code = "shutting_down"          // 503
-	CodeCanceled             Code = "canceled"               // 503
-	CodeDeadlineExceeded     Code = "deadline_exceeded"      // 503
-	CodeLockTimeout          Code = "lock_timeout"           // 503
-	CodeLockLost             Code = "lock_lost"              // 503
-	CodeSandboxConflict      Code = "sandbox_conflict"       // 503
-	CodeNotPlaced            Code = "not_placed"             // 503
-	CodeNotStopped           Code = "not_stopped"            // 503: the sandbox has not ended yet
-	CodeStoreUnavailable     Code = "store_unavailable"      // 503
-	CodeRuntimeUnavailable   Code = "runtime_unavailable"    // 503
-	CodeNotReady             Code = "not_ready"              // 503: failed to start; 504: not ready in time
+	CodeInvalid                Code = "invalid"                  // 400
+	CodeRuntimeInvalid         Code = "runtime_invalid"          // 400
+	CodeUnauthenticated        Code = "unauthenticated"          // 401
+	CodePermissionDenied       Code = "permission_denied"        // 403: the caller may not do this
+	CodeForbiddenHost          Code = "forbidden_host"           // 403
+	CodeForbiddenOrigin        Code = "forbidden_origin"         // 403
+	CodeNotFound               Code = "not_found"                // 404: the chat has no session
+	CodeUnknownPath            Code = "unknown_path"             // 404: the API has no such path
+	CodeMethodNotAllowed       Code = "method_not_allowed"       // 405
+	CodeConflict               Code = "conflict"                 // 409
+	CodeExpired                Code = "expired"                  // 409
+	CodeNotRunning             Code = "not_running"              // 409
+	CodeUnsupportedMediaType   Code = "unsupported_media_type"   // 415
+	CodeBusy                   Code = "busy"                     // 429
+	CodeQuotaExceeded          Code = "quota_exceeded"           // 429: there are as many sessions as there may be
+	CodeInternal               Code = "internal"                 // 500
+	CodeDamagedRecord          Code = "damaged_record"           // 500
+	CodeNewerRecord            Code = "newer_record"             // 503: only a newer replica may read the chat's record
+	CodeUnhealthy              Code = "unhealthy"                // 503
+	CodeShuttingDown           Code = "shutting_down"            // 503
+	CodeCanceled               Code = "canceled"                 // 503
+	CodeDeadlineExceeded       Code = "deadline_exceeded"        // 503
+	CodeLockTimeout            Code = "lock_timeout"             // 503
+	CodeLockLost               Code = "lock_lost"                // 503
+	CodeSandboxConflict        Code = "sandbox_conflict"         // 503
+	CodeNotPlaced              Code = "not_placed"               // 503
+	CodeNotStopped             Code = "not_stopped"              // 503: the sandbox has not ended yet
+	CodeServerPermissionDenied Code = "server_permission_denied" // 503: Consul or Nomad refuses the server's own credentials
+	CodeStoreUnavailable       Code = "store_unavailable"        // 503
+	CodeRuntimeUnavailable     Code = "runtime_unavailable"      // 503
+	CodeNotReady               Code = "not_ready"                // 503: failed to start; 504: not ready in time
 )
 
 // Error describes what went wrong with a request.
@@ -172,8 +178,8 @@ type RepairAnswer struct {
 type HealthAnswer struct {
 	Status   string           `json:"status"`             // StatusOK or StatusFailing
 	Instance string           `json:"instance,omitempty"` // the ID of the instance, once it is known
-	Checks   map[string]Check `json:"checks"`
-	Error    *Error           `json:"error,omitempty"` // set if it is failing
+	Checks   map[string]Check `json:"checks,omitzero"`    // absent for callers who are no operators
+	Error    *Error           `json:"error,omitempty"`    // set if it is failing
 }
 
 // Check is the result of one health check.

@@ -123,7 +123,7 @@ func (s *Store) listAll(ctx context.Context, query scheduler.Query, enough int) 
 		if err != nil {
 			return scheduler.Page{}, err
 		}
-		shard, read, seen = shard+batch, read+batch, seen+len(pairs)
+		shard, read = shard+batch, read+batch
 		for _, pair := range pairs {
 			if pair.Key > lastKey && len(page.Sessions) < enough {
 				session, err := s.understand(pair)
@@ -131,9 +131,12 @@ func (s *Store) listAll(ctx context.Context, query scheduler.Query, enough int) 
 					page.Damaged = s.appendDamaged(page.Damaged, pair, err)
 					continue
 				}
-				page.Sessions = append(page.Sessions, *session)
+				if query.Include == nil || query.Include(*session) {
+					page.Sessions = append(page.Sessions, *session)
+				}
 			}
 		}
+		seen = len(page.Sessions) + len(page.Damaged)
 	}
 	return page, nil
 }

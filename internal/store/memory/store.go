@@ -116,6 +116,9 @@ func (s *Store) List(ctx context.Context, query scheduler.Query) (scheduler.Page
 				return false
 			}
 			index = max(index, r.index)
+			if query.Include != nil && !query.Include(r.session) {
+				return false
+			}
 			return r.session.ChatID.String() > after
 		})
 		return index

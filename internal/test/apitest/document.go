@@ -144,6 +144,9 @@ func checkNames(document any) []string {
 	root, _ := document.(map[string]any)
 	components, _ := root["components"].(map[string]any)
 	for kind, all := range components {
+		if kind == "securitySchemes" {
+			continue // the document refers to them by name
+		}
 		of, _ := all.(map[string]any)
 		for name := range of {
 			if reference := "#/components/" + kind + "/" + name; !used[reference] {
