@@ -47,8 +47,9 @@ $(PLATFORMS:%=bin/%/bivouac): bin/%/bivouac:
 	GOFLAGS= CGO_ENABLED=0 GOOS=$(word 1,$(subst _, ,$*)) GOARCH=$(word 2,$(subst _, ,$*)) \
 		go build -trimpath -buildvcs=true -o $@ ./cmd/bivouac
 
-# $(call version,BINARY) is a shell command that prints the version that Go recorded.
-version = go version -m $(1) | awk '$$1 == "mod" {print $$3}'
+# $(call version,BINARY) is a shell command that prints the version that Go recorded. Go
+# records none in a git worktree; it is 0 then.
+version = go version -m $(1) | awk '$$1 == "mod" {v = $$3; sub(/^v/, "", v); print v == "(devel)" ? 0 : v}'
 
 .PHONY: packages
 packages: $(patsubst %,bin/%/bivouac,$(filter linux_%,$(PLATFORMS))) ## Build deb and rpm packages in bin/release
@@ -62,7 +63,7 @@ packages: $(patsubst %,bin/%/bivouac,$(filter linux_%,$(PLATFORMS))) ## Build de
 .PHONY: release
 release: $(PLATFORMS:%=bin/%/bivouac) packages ## Build all that a release has in bin/release: archives, packages, SBOMs, checksums
 	@set -e; version=$$($(call version,$<)); \
-	case $$version in *+dirty) echo "commit first: a release is made from a commit" >&2; exit 1;; esac; \
+	case $$version in 0 | *+dirty) echo "a release needs a clone in which all is committed" >&2; exit 1;; esac; \
 	for platform in $(PLATFORMS); do \
 		name=$(RELEASE)/bivouac_$${version}_$$platform; \
 		tar -c --format=ustar --owner=0 --group=0 --numeric-owner --mode=u=rwX,go=rX --mtime=@$$SOURCE_DATE_EPOCH \
