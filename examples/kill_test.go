@@ -42,7 +42,7 @@ func (e example) isKilledInCreates(t *testing.T) {
 			p := start(t, e.plugin, instance)
 			began := time.Now()
 			err := killDuring(p, whole*time.Duration(killed)/time.Duration(times), func() error {
-				_, err := p.driver.Create(t.Context(), spec, ignore)
+				_, err := p.Driver.Create(t.Context(), spec, ignore)
 				return err
 			})
 			if err != nil {
@@ -52,7 +52,7 @@ func (e example) isKilledInCreates(t *testing.T) {
 			}
 		})
 		t.Run("nothing is left of create "+strconv.Itoa(attempts), func(t *testing.T) {
-			driver := start(t, e.plugin, instance).driver
+			driver := start(t, e.plugin, instance).Driver
 			if attempts%2 == 1 {
 				_, _ = driver.Create(t.Context(), spec, ignore) // it may succeed or fail
 				running, err := e.runs(t.Context(), spec.SessionID)
@@ -84,18 +84,16 @@ func (e example) isKilledInCreates(t *testing.T) {
 // is up, and after a delete nothing is left.
 func (e example) isHungInACreate(t *testing.T) {
 	p := start(t, e.plugin, instance)
-	hung := p.host.Status()[0].PID
+	hung := p.Status().PID
 	spec := newSpec(t.TempDir())
 	stop := sync.OnceValue(func() error { return syscall.Kill(hung, syscall.SIGSTOP) })
-	_, err := p.driver.Create(t.Context(), spec, func(runtime.Stage) { _ = stop() })
+	_, err := p.Driver.Create(t.Context(), spec, func(runtime.Stage) { _ = stop() })
 	must.NoError(t, stop(), must.Sprint("the create told no stage"))
 	must.ErrorIs(t, err, runtime.ErrUnavailable)
 
-	host, ok := p.driver.(*pluginhost.Driver)
-	must.True(t, ok)
-	must.NoError(t, host.AwaitReturn(t.Context()))
-	must.NotEq(t, hung, p.host.Status()[0].PID)
-	must.NoError(t, p.driver.Delete(t.Context(), spec.SessionID))
+	must.NoError(t, p.Driver.AwaitReturn(t.Context()))
+	must.NotEq(t, hung, p.Status().PID)
+	must.NoError(t, p.Driver.Delete(t.Context(), spec.SessionID))
 	left, err := e.left(t.Context(), spec.SessionID)
 	must.NoError(t, err)
 	must.SliceEmpty(t, left)
@@ -112,14 +110,14 @@ func newSpec(volume string) runtime.Spec {
 func ignore(runtime.Stage) {}
 
 // killDuring kills the plugin's process some time after call has begun.
-func killDuring(p *process, after time.Duration, call func() error) error {
+func killDuring(p *pluginhost.Running, after time.Duration, call func() error) error {
 	ctx, cancel := context.WithTimeout(context.Background(), after)
 	defer cancel()
 	var killing sync.WaitGroup
 	var failed error
 	killing.Go(func() {
 		<-ctx.Done()
-		failed = p.kill()
+		failed = p.Kill()
 	})
 	err := call()
 	cancel() // it need not be waited for any longer

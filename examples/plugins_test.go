@@ -69,14 +69,14 @@ func TestPluginPython(t *testing.T) {
 func (e example) dropsItsMarks(t *testing.T) {
 	for _, bivouac := range []string{instance, otherInstance} {
 		p := start(t, e.plugin, bivouac)
-		must.NoError(t, p.driver.Delete(t.Context(), newSpec("").SessionID))
-		listAll(t, p.driver)
+		must.NoError(t, p.Driver.Delete(t.Context(), newSpec("").SessionID))
+		listAll(t, p.Driver)
 		must.SliceNotEmpty(t, e.marks(t, bivouac))
-		p.end()
+		p.End()
 
 		told := e.plugin
 		told.Env = map[string]string{plugin.DropMarksKey: "1"}
-		listAll(t, start(t, told, bivouac).driver)
+		listAll(t, start(t, told, bivouac).Driver)
 		must.SliceEmpty(t, e.marks(t, bivouac))
 	}
 }
@@ -96,9 +96,7 @@ func (e example) refusesAnOpenFolder(t *testing.T) {
 	must.NoError(t, os.Chmod(open, 0o777))
 	config["state_dir"] = open
 	e.plugin.Config = object(t, config)
-	p := &process{plugin: e.plugin, instance: instance}
-	err := p.start(t.Context(), hclog.NewNullLogger())
-	p.end()
+	_, err := pluginhost.Start(t.Context(), pluginhost.Config{Instance: instance, Logger: hclog.NewNullLogger()}, e.plugin)
 	must.ErrorContains(t, err, "must be a directory that only this user can write to")
 }
 
@@ -114,11 +112,15 @@ func needs(t *testing.T, name string, args ...string) {
 
 func (e example) conforms(t *testing.T) {
 	own, foreign := start(t, e.plugin, instance), start(t, e.plugin, otherInstance)
+	restart := func(ctx context.Context, _ runtime.Driver) (runtime.Driver, error) {
+		err := own.Restart(ctx)
+		return own.Driver, err
+	}
 	conformance.Run(t, conformance.Harness{
-		Open:      func(context.Context) (runtime.Driver, error) { return own.driver, nil },
-		Foreign:   func(context.Context) (runtime.Driver, error) { return foreign.driver, nil },
-		Reopen:    own.crash,
-		Crash:     own.crash,
+		Open:      func(context.Context) (runtime.Driver, error) { return own.Driver, nil },
+		Foreign:   func(context.Context) (runtime.Driver, error) { return foreign.Driver, nil },
+		Reopen:    restart,
+		Crash:     restart,
 		Kill:      e.kill,
 		Leftovers: e.left,
 		Demo:      true,

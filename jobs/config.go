@@ -1,7 +1,8 @@
 package jobs
 
 import (
-	"fmt"
+	"bytes"
+	"encoding/json"
 	"reflect"
 	"slices"
 
@@ -9,6 +10,7 @@ import (
 	"github.com/hashicorp/hcl/v2/hclsyntax"
 	"github.com/hashicorp/nomad/api"
 	"github.com/zclconf/go-cty/cty"
+	ctyjson "github.com/zclconf/go-cty/cty/json"
 )
 
 // freeTextAllowed reports whether the named block of a struct may contain a
@@ -48,12 +50,12 @@ func (d *decoder) anyMap(body *hclsyntax.Body, free bool) map[string]any {
 				"The driver splits the strings of %s at \":\", so a session's value could add fields of its own: %s.", attr.Name, instead)
 			continue
 		}
-		goValue, err := d.goValue(value)
+		plain, err := goValue(value)
 		if err != nil {
 			d.problem(attr.Expr.Range(), "Wrong value", "%v.", err)
 			continue
 		}
-		result[attr.Name] = goValue
+		result[attr.Name] = plain
 	}
 	for _, block := range body.Blocks {
 		inner := d.anyMap(block.Body, free)
@@ -87,46 +89,15 @@ func hasFreeText(expr hclsyntax.Expression) bool {
 	return false
 }
 
-// goValue converts a value to the Go types that encoding/json writes.
-func (d *decoder) goValue(value cty.Value) (any, error) {
-	typ := value.Type()
-	switch {
-	case value.IsNull():
-		return nil, nil
-	case typ == cty.String:
-		return value.AsString(), nil
-	case typ == cty.Bool:
-		return value.True(), nil
-	case typ == cty.Number:
-		number := value.AsBigFloat()
-		if whole, exact := number.Int64(); exact == 0 {
-			return whole, nil
-		}
-		fraction, _ := number.Float64()
-		return fraction, nil
-	case typ.IsMapType(), typ.IsObjectType():
-		result := make(map[string]any, value.LengthInt())
-		for it := value.ElementIterator(); it.Next(); {
-			key, element := it.Element()
-			converted, err := d.goValue(element)
-			if err != nil {
-				return nil, err
-			}
-			result[key.AsString()] = converted
-		}
-		return result, nil
-	case typ.IsListType(), typ.IsSetType(), typ.IsTupleType():
-		result := make([]any, 0, value.LengthInt())
-		for it := value.ElementIterator(); it.Next(); {
-			_, element := it.Element()
-			converted, err := d.goValue(element)
-			if err != nil {
-				return nil, err
-			}
-			result = append(result, converted)
-		}
-		return result, nil
-	default:
-		return nil, fmt.Errorf("a job cannot contain a %s", typ.FriendlyName())
+// goValue converts a value to what encoding/json makes of it. Numbers stay exact.
+func goValue(value cty.Value) (any, error) {
+	text, err := json.Marshal(ctyjson.SimpleJSONValue{Value: value})
+	if err != nil {
+		return nil, err
 	}
+	decoder := json.NewDecoder(bytes.NewReader(text))
+	decoder.UseNumber()
+	var plain any
+	err = decoder.Decode(&plain)
+	return plain, err
 }

@@ -7,9 +7,6 @@
 // it. A session's values enter the job as data: they are never parsed again, and
 // Nomad's interpolation leaves them unchanged.
 //
-// The values of a session enter a job as data. They are never pasted into text
-// that is parsed again, and they contain nothing that Nomad would interpolate.
-//
 // The package does not talk to Nomad. The same session always gives the same
 // job.
 package jobs

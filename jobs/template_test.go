@@ -1,6 +1,7 @@
 package jobs_test
 
 import (
+	"encoding/json"
 	"os"
 	"path/filepath"
 	"strings"
@@ -165,7 +166,7 @@ func TestParse_understands_jobspecs(t *testing.T) {
 			{"type": "tmpfs"},
 			{"type": "volume", "volume_options": []map[string]any{{"labels": []map[string]any{{"x": "y"}}}}},
 		},
-		"logging": []map[string]any{{"json": []map[string]any{{"deep": 1.5}}}},
+		"logging": []map[string]any{{"json": []map[string]any{{"deep": json.Number("1.5")}}}},
 	}, main.Config)
 	must.Eq(t, "2", main.Env["NUMBER"])
 	must.Eq(t, "${NOMAD_ALLOC_ID}/${attr.cpu.arch}", main.Env["RUNTIME"])

@@ -16,7 +16,7 @@ import (
 // context ends, and Health reports on the driver alone.
 type Ability string
 
-// The abilities, each with the interface that it stands for.
+// The abilities, each with its interface.
 const (
 	AbilityConfigure Ability = "configure" // Configurer
 	AbilityHealth    Ability = "health"    // HealthChecker

@@ -246,12 +246,15 @@ func (s *Scheduler) createOrReplace(ctx context.Context, cmd CreateCommand, allo
 	}
 	defer leave()
 
-	if err := s.checkQuota(ctx, allowed, current); err != nil {
+	counted, err := s.takeQuota(ctx, allowed, current)
+	if err != nil {
 		return event, fmt.Errorf("create: %w", err)
 	}
 	next.CreatedAt = s.now()
 	next.ExpiresAt = next.CreatedAt.Add(cmd.TTL)
-	if err := write(ctx, lease, &next, Keep); err != nil { // safeguard: intent
+	err = write(ctx, lease, &next, Keep) // safeguard: intent
+	counted()
+	if err != nil {
 		return event, fmt.Errorf("create: write the intent: %w", err)
 	}
 	if err := s.start(ctx, lease, driver, &next, cmd.Progress); err != nil {

@@ -281,7 +281,7 @@ func TestCreate_aSessionThatEndedIsReplaced(t *testing.T) {
 	}, {
 		name:  "with a foreign container in its sandbox's place, which is never handed out",
 		given: []func(*world){created(createA), swapped},
-		want:  replaced("another sandbox stands in its place: foreign-1", "12:30:00", looked...),
+		want:  replaced("another sandbox has taken its place: foreign-1", "12:30:00", looked...),
 	}, {
 		name:  "with a stop that somebody began",
 		given: []func(*world){created(createA), abandonedStop},

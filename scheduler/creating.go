@@ -23,7 +23,7 @@ type creating struct {
 // create is a create that is in progress.
 type create struct {
 	done    chan struct{}
-	waiters int
+	waiters Places
 }
 
 // enter returns a function that the caller must call when its create has ended. If
@@ -31,49 +31,42 @@ type create struct {
 // returns ErrLockTimeout if that create has not ended by until, ErrBusy if too many
 // creates wait already, and the error of ctx or ending if that context ends.
 func (c *creating) enter(ctx, ending context.Context, chatID uuid.UUID, until time.Time) (leave func(), err error) {
-	other, err := c.register(chatID)
-	if err != nil {
-		return nil, err
-	}
+	other := c.register(chatID)
 	if other == nil {
 		return func() { c.finish(chatID) }, nil
 	}
+	stopWaiting, err := other.waiters.Enter()
+	if err != nil {
+		return nil, err
+	}
+	defer stopWaiting()
 	timer := time.NewTimer(time.Until(until))
 	defer timer.Stop()
 	select {
 	case <-other.done:
 		return nil, nil
 	case <-timer.C:
-		err = fmt.Errorf("%w: waited %v for another create of the chat in this replica", ErrLockTimeout, LockWait)
+		return nil, fmt.Errorf("%w: waited %v for another create of the chat in this replica", ErrLockTimeout, LockWait)
 	case <-ctx.Done():
-		err = ctx.Err()
+		return nil, ctx.Err()
 	case <-ending.Done():
-		err = ending.Err()
+		return nil, ending.Err()
 	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	other.waiters--
-	return nil, err
 }
 
-// register makes the caller's create the chat's first and returns nil. If there is one
-// already, register counts the caller as a waiter and returns that create.
-func (c *creating) register(chatID uuid.UUID) (*create, error) {
+// register returns the chat's create that is in progress. If there is none, it makes the
+// caller's the one and returns nil.
+func (c *creating) register(chatID uuid.UUID) *create {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	other, ok := c.chats[chatID]
-	switch {
-	case !ok:
-		if c.chats == nil {
-			c.chats = make(map[uuid.UUID]*create)
-		}
-		c.chats[chatID] = &create{done: make(chan struct{})}
-		return nil, nil
-	case other.waiters >= maxWaiters:
-		return nil, &LimitError{"chat_waiters", fmt.Sprintf("%d wait for the chat in this replica", other.waiters)}
+	if other := c.chats[chatID]; other != nil {
+		return other
 	}
-	other.waiters++
-	return other, nil
+	if c.chats == nil {
+		c.chats = make(map[uuid.UUID]*create)
+	}
+	c.chats[chatID] = &create{make(chan struct{}), NewPlaces(maxWaiters, "chat_waiters", "%d requests already wait for the chat in this replica")}
+	return nil
 }
 
 func (c *creating) finish(chatID uuid.UUID) {

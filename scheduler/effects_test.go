@@ -185,6 +185,14 @@ func (s recordingStore) InFlight(ctx context.Context) (found []scheduler.Session
 	return found, err
 }
 
+func (s recordingStore) CountAgents(ctx context.Context, prefix string) (n int, err error) {
+	err = s.e.around(ctx, uuid.Nil, "count agents", func() (err error) {
+		n, err = s.Store.CountAgents(ctx, prefix)
+		return err
+	})
+	return n, err
+}
+
 func (s recordingStore) Count(ctx context.Context) (n int, err error) {
 	err = s.e.around(ctx, uuid.Nil, "count", func() (err error) {
 		n, err = s.Store.Count(ctx)

@@ -14,7 +14,7 @@ import (
 )
 
 // orphanPatience is how long a sandbox may be without a record before Health
-// tells of it, where nothing has to be decided by a person.
+// reports it, unless a person has to decide something.
 const orphanPatience = 10 * time.Minute
 
 // maxTold is how many findings of one kind Health spells out.

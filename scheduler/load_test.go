@@ -263,7 +263,7 @@ func TestEnd(t *testing.T) {
 		})
 	})
 
-	t.Run("a session that stands is still told of", func(t *testing.T) {
+	t.Run("an existing session is still reported", func(t *testing.T) {
 		w := newWorld(t)
 		w.given(created(createA))
 		ctx, cancel := context.WithCancel(t.Context())

@@ -158,7 +158,7 @@ func (m *model) observe(chat uuid.UUID) modelSession {
 	case !ok:
 		s.state, s.reason = scheduler.StateLost, "the runtime no longer knows the sandbox"
 	case sandbox.container != s.container:
-		s.state, s.reason = scheduler.StateLost, "another sandbox stands in its place: "+sandbox.container
+		s.state, s.reason = scheduler.StateLost, "another sandbox has taken its place: "+sandbox.container
 	default:
 		s.state, s.reason = sandbox.state, sandbox.reason
 	}

@@ -41,7 +41,7 @@ func seenAs(session Session, sandbox runtime.Sandbox, err error) Session {
 	case sandbox.State == runtime.StateStarting && sandbox.ContainerID == "": // safeguard: doubt about what is not seen to start
 		// The driver's view is older than the record, which already has a container.
 	case sandbox.ContainerID != session.ContainerID:
-		session.State, session.Reason = StateLost, "another sandbox stands in its place: "+sandbox.ContainerID
+		session.State, session.Reason = StateLost, "another sandbox has taken its place: "+sandbox.ContainerID
 	case sandbox.State == runtime.StateDead:
 		session.State, session.Reason = StateDead, sandbox.Reason
 	case sandbox.State == runtime.StateLost:

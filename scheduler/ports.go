@@ -36,6 +36,10 @@ type Store interface {
 
 	// Count returns the number of sessions, without intents.
 	Count(ctx context.Context) (int, error)
+	// CountAgents returns the number of records of the AI agents whose ID has the
+	// prefix, intents included. The empty prefix counts all records. Its cost grows
+	// with the number of all records, but it reads few of them.
+	CountAgents(ctx context.Context, prefix string) (int, error)
 }
 
 // Block makes a read wait for a change.

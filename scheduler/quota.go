@@ -5,51 +5,125 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
+	"time"
 )
 
-// checkQuota returns a *QuotaError if no more sessions may be created: in all, or under
-// each of the rules that allow the create. A session that is replaced is not counted.
-func (s *Scheduler) checkQuota(ctx context.Context, allowed grants, replaced *Session) error {
-	if s.MaxSessions > 0 && replaced == nil {
-		count, err := s.Store.Count(ctx)
-		if err != nil {
-			return err
-		}
-		if count >= s.MaxSessions {
-			return &QuotaError{Limit: s.MaxSessions, Scope: "all AI agents"}
-		}
-	}
-	if allowed == nil || slices.ContainsFunc(allowed, func(r AgentRule) bool { return r.MaxSessions == 0 }) {
-		return nil
-	}
-	var last error
-	for _, rule := range allowed {
-		if replaced != nil && strings.HasPrefix(replaced.AgentID, rule.Prefix) {
-			return nil
-		}
-		count, err := s.countAgents(ctx, rule.Prefix)
-		if err != nil {
-			return err
-		}
-		if count < rule.MaxSessions {
-			return nil
-		}
-		last = &QuotaError{Limit: rule.MaxSessions, Scope: fmt.Sprintf("AI agents with the prefix %q", rule.Prefix)}
-	}
-	return last
+// A quota limits how many records there are, in all or of the AI agents with a prefix.
+// Before a create writes its intent, it counts the records. Creates of one replica that
+// have not written their intents yet are added, so one replica alone never exceeds a
+// quota. Several replicas do not see each other's creates between count and intent, so
+// together they may exceed it by at most [maxStarting] for each replica but one. If
+// creates run at the same time near the quota, one of them may be counted twice and
+// another one be refused although it would have fitted.
+
+// quotas counts records, for each prefix. The zero value is ready for use.
+type quotas struct {
+	mu      sync.Mutex
+	tallies map[string]*tally
 }
 
-// countAgents counts the sessions of the AI agents whose ID has a prefix.
-func (s *Scheduler) countAgents(ctx context.Context, prefix string) (int, error) {
-	query := Query{PerPage: MaxPerPage, Include: func(session Session) bool { return strings.HasPrefix(session.AgentID, prefix) }}
-	for count := 0; ; {
-		page, err := s.Store.List(ctx, query)
+// tally is the last count of the records of one prefix.
+type tally struct {
+	turn    chan struct{} // one token; its holder may use the fields below
+	counted time.Time     // when the count began; zero: never
+	count   int
+	since   int // creates that the count may not include
+
+	mu      sync.Mutex
+	pending int // creates that have not written their intents yet
+}
+
+// of returns the tally of a prefix. There are as many as prefixes in the configuration.
+func (q *quotas) of(prefix string) *tally {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.tallies == nil {
+		q.tallies = map[string]*tally{}
+	}
+	t, ok := q.tallies[prefix]
+	if !ok {
+		t = &tally{turn: make(chan struct{}, 1)}
+		q.tallies[prefix] = t
+	}
+	return t
+}
+
+// take admits one more create if fewer than limit records are there. Creates that wait
+// for a count share the next one. The returned function must be called once the create
+// has written its intent, or has failed to.
+func (t *tally) take(ctx context.Context, limit int, count func(context.Context) (int, error)) (written func(), ok bool, err error) {
+	began := time.Now()
+	select {
+	case t.turn <- struct{}{}:
+	case <-ctx.Done():
+		return nil, false, ctx.Err()
+	}
+	defer func() { <-t.turn }()
+	if !t.counted.After(began) {
+		counted := time.Now()
+		t.mu.Lock()
+		since := t.pending
+		t.mu.Unlock()
+		n, err := count(ctx)
 		if err != nil {
-			return 0, err
+			return nil, false, err
 		}
-		count += len(page.Sessions)
-		if query.NextToken = page.NextToken; query.NextToken == "" {
-			return count, nil
+		t.counted, t.count, t.since = counted, n, since
+	}
+	if t.count+t.since >= limit {
+		return nil, false, nil
+	}
+	t.since++
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.pending++
+	return func() {
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		t.pending--
+	}, true, nil
+}
+
+// takeQuota returns a *QuotaError if no more sessions may be created: in all, or under
+// each of the rules that allow the create. A session that is replaced makes room for its
+// successor. The returned function must be called once the intent is written, or could
+// not be.
+func (s *Scheduler) takeQuota(ctx context.Context, allowed grants, replaced *Session) (func(), error) {
+	written := func() {}
+	if s.MaxSessions > 0 && replaced == nil {
+		taken, ok, err := s.countedTake(ctx, "", s.MaxSessions)
+		if err != nil {
+			return nil, err
+		}
+		if !ok {
+			return nil, &QuotaError{Limit: s.MaxSessions, Scope: "all AI agents"}
+		}
+		written = taken
+	}
+	if allowed == nil || slices.ContainsFunc(allowed, func(r AgentRule) bool {
+		return r.MaxSessions == 0 || replaced != nil && strings.HasPrefix(replaced.AgentID, r.Prefix)
+	}) {
+		return written, nil
+	}
+	var refusal error
+	for _, rule := range allowed {
+		more, ok, err := s.countedTake(ctx, rule.Prefix, rule.MaxSessions)
+		switch {
+		case err != nil:
+			refusal = err
+		case !ok:
+			refusal = &QuotaError{Limit: rule.MaxSessions, Scope: fmt.Sprintf("AI agents with the prefix %q", rule.Prefix)}
+		default:
+			return func() { written(); more() }, nil
 		}
 	}
+	written()
+	return nil, refusal
+}
+
+func (s *Scheduler) countedTake(ctx context.Context, prefix string, limit int) (written func(), ok bool, err error) {
+	return s.quotas.of(prefix).take(ctx, limit, func(ctx context.Context) (int, error) {
+		return s.Store.CountAgents(ctx, prefix)
+	})
 }

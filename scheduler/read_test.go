@@ -23,7 +23,7 @@ func TestGet_tellsWhatTheRuntimeSees(t *testing.T) {
 		{"it is lost", []func(*world){lost("node down")}, "chat-a s1 lost container-1 12:30:00: node down"},
 		{"it is gone", []func(*world){forgotten}, "chat-a s1 lost container-1 12:30:00: the runtime no longer knows the sandbox"},
 		{"another stands in its place", []func(*world){swapped},
-			"chat-a s1 lost container-1 12:30:00: another sandbox stands in its place: foreign-1"},
+			"chat-a s1 lost container-1 12:30:00: another sandbox has taken its place: foreign-1"},
 		{"the runtime has not seen it start yet", []func(*world){lagging}, "chat-a s1 running container-1 12:30:00"},
 		{"the runtime cannot tell", []func(*world){fails("driver.inspect", runtime.ErrUnavailable)}, "chat-a s1 running container-1 12:30:00"},
 		{"it is being stopped", []func(*world){abandonedStop}, "chat-a s1 stopping container-1 12:30:00"},

@@ -78,6 +78,7 @@ type Scheduler struct {
 	starting  Places // for sandboxes that are being started
 	replacing Places // for sandboxes that are being stopped for their successors
 	creating  creating
+	quotas    quotas
 
 	ending, ended       context.Context // see End
 	setEnding, setEnded context.CancelFunc

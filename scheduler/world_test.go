@@ -119,15 +119,21 @@ type peer struct {
 }
 
 func (w *world) peer() peer {
-	p := peer{locker: memory.NewLocker(w.store)}
-	c := w.config()
-	c.Store, c.Locker, c.Now = w.store, p.locker, w.Now
-	seen := newTelemetry()
-	c.Logger, c.Meter, c.Tracer = seen.logger, seen.meter, seen.tracer
+	c := w.peerConfig()
+	p := peer{locker: c.Locker.(*memory.Locker)}
 	var err error
 	p.Scheduler, err = scheduler.New(c)
 	must.NoError(w.t, err)
 	return p
+}
+
+// peerConfig is the configuration of a peer.
+func (w *world) peerConfig() scheduler.Config {
+	c := w.config()
+	c.Store, c.Locker, c.Now = w.store, memory.NewLocker(w.store), w.Now
+	seen := newTelemetry()
+	c.Logger, c.Meter, c.Tracer = seen.logger, seen.meter, seen.tracer
+	return c
 }
 
 // given lets things happen that a test does not ask about.

@@ -31,7 +31,7 @@ variable "dns" {
   default     = ["10.0.0.53"]
 }
 
-# Where the volume is inside the sandbox. It is told as BIVOUAC_WORKSPACE.
+# Where the volume is inside the sandbox: the value of BIVOUAC_WORKSPACE.
 workspace = "/home/agent"
 
 # The image has no health path, so an open port has to do. Docker's port proxy

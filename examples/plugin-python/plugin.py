@@ -41,9 +41,8 @@ MAX_MESSAGE = 1 << 20  # bytes
 MAX_CALLS = 2048  # at a time, each on a thread: more than the host makes, so that no health check waits in line
 
 # The messages of runtime.proto that this plugin uses, with their fields in the
-# order of their numbers. A field is a string unless a type is named; "*" stands
-# for repeated. Enums are numbers on the wire, and fields that are left out here
-# are passed over.
+# order of their numbers. A field is a string unless it has a type. "*" means
+# repeated. Enums are numbers on the wire. Fields that are not listed are ignored.
 MESSAGES = """
 Empty
 InfoResponse      name version abilities* config_schema
@@ -473,7 +472,7 @@ def free_port():
 
 
 def stat(pid):
-    """Returns state, process group and start of a process: what stands in its stat after its name."""
+    """Returns the state, process group and start time of a process from its stat file."""
     try:
         fields = pathlib.Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
     except OSError:

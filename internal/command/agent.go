@@ -96,14 +96,8 @@ func versionCommand(t terminal) *command {
 	c.synopsis = "Print the version"
 	c.about = "Prints the version, the commit that it was built from, and the version of Go."
 	c.example = "$ bivouac version -json"
-	asJSON := jsonFlag(c)
-	c.run = func(context.Context, []string) error {
-		if *asJSON {
-			return showJSON(c.out, version.Get())
-		}
-		_, err := fmt.Fprintln(c.out, version.Get())
-		return err
-	}
+	jsonFlag(c)
+	c.run = func(context.Context, []string) error { return c.show(version.Get(), version.Get().String()+"\n") }
 	return c
 }
 

@@ -290,8 +290,8 @@ func (c *command) fail(err error) int {
 func (c *command) tellAnswer(e *apiclient.Error) {
 	c.tell("Error: %v", e)
 	if e.Session != nil {
-		c.tell("\nThe session that stands:")
-		_ = showSession(c.err, *e.Session) // as with tell
+		c.tell("\nThe existing session:")
+		_ = showTable(c.err, sessionLines(*e.Session)) // as with tell
 	}
 	if e.RetryAfter > 0 {
 		c.tell("It may work in %s.", e.RetryAfter)

@@ -42,13 +42,7 @@ func (f *pluginFlags) all() (named, others []pluginhost.Plugin, dir string, err 
 	if err != nil {
 		return nil, nil, "", err
 	}
-	seen := map[string]bool{}
-	for _, p := range settings.Plugins {
-		seen[p.Name] = true
-		named = append(named, pluginhost.Plugin{
-			Name: p.Name, Path: p.Path, Args: p.Args, Env: p.Env, Config: p.Config, SHA256: p.SHA256,
-		})
-	}
+	named = settings.Plugins
 	if settings.PluginDir == "" {
 		return named, nil, "", nil
 	}
@@ -58,7 +52,8 @@ func (f *pluginFlags) all() (named, others []pluginhost.Plugin, dir string, err 
 	}
 	for _, entry := range entries {
 		info, err := os.Stat(filepath.Join(settings.PluginDir, entry.Name()))
-		if err == nil && info.Mode().IsRegular() && info.Mode()&0o111 != 0 && !seen[entry.Name()] {
+		configured := slices.ContainsFunc(named, func(p pluginhost.Plugin) bool { return p.Name == entry.Name() })
+		if err == nil && info.Mode().IsRegular() && info.Mode()&0o111 != 0 && !configured {
 			others = append(others, pluginhost.Plugin{Name: entry.Name()})
 		}
 	}
@@ -135,7 +130,7 @@ plugin folder, asks for its name and version, and stops it. The server runs
 only plugins with a block. Exits with 1 if a plugin does not start.`
 	c.example = "$ bivouac plugin list -plugin-dir=/opt/bivouac/plugins"
 	flags := newPluginFlags(c)
-	asJSON := jsonFlag(c)
+	jsonFlag(c)
 	c.run = func(ctx context.Context, _ []string) error {
 		named, others, dir, err := flags.all()
 		if err != nil {
@@ -152,15 +147,13 @@ only plugins with a block. Exits with 1 if a plugin does not start.`
 			}
 			answers = append(answers, answer)
 		}
-		if *asJSON {
-			err = showJSON(c.out, answers)
-		} else {
-			err = showPlugins(c.out, answers)
+		if err := c.show(answers, pluginTable(answers)); err != nil {
+			return err
 		}
-		if err == nil && failed {
+		if failed {
 			return errPluginFailed
 		}
-		return err
+		return nil
 	}
 	return c
 }
@@ -178,7 +171,7 @@ configuration, and stops it. PLUGIN is a path, or the name of a plugin in the
 plugin folder or a configuration file.`
 	c.example = "$ bivouac plugin inspect ./my-runtime"
 	flags := newPluginFlags(c)
-	asJSON := jsonFlag(c)
+	jsonFlag(c)
 	c.run = func(ctx context.Context, args []string) error {
 		p, dir, err := flags.find(args[0])
 		if err != nil {
@@ -188,7 +181,7 @@ plugin folder or a configuration file.`
 		if err != nil {
 			return err
 		}
-		if *asJSON {
+		if c.asJSON {
 			return showJSON(c.out, pluginAnswer{Name: p.Name, Info: &info})
 		}
 		return showPlugin(c.out, info)

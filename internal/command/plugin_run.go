@@ -57,52 +57,20 @@ quotes. Exits with 1 if a request failed.`
 		if err != nil {
 			return err
 		}
-		host := pluginhost.Config{Dir: dir, Plugins: []pluginhost.Plugin{p}, Instance: *instance, Logger: log}
-		running, err := startPlugin(ctx, host)
+		running, err := pluginhost.Start(ctx, pluginhost.Config{Dir: dir, Instance: *instance, Logger: log}, p)
 		if err != nil {
 			return err
 		}
-		defer running.end()
-		return hand{c, running.driver}.takeAll(ctx, c.in)
+		defer running.End()
+		return hand{c, running.Driver}.takeAll(ctx, c.in)
 	}
 	return c
-}
-
-// runningPlugin is a host with one plugin that is up.
-type runningPlugin struct {
-	host   *pluginhost.Host
-	driver runtime.Driver
-	end    func() // ends the plugin and waits until its process is gone; may be called again
-}
-
-// startPlugin starts the one plugin of a host. The plugin runs until end is called,
-// even if ctx ends.
-func startPlugin(ctx context.Context, config pluginhost.Config) (*runningPlugin, error) {
-	host, err := pluginhost.New(config)
-	if err != nil {
-		return nil, err
-	}
-	running, stop := context.WithCancel(context.WithoutCancel(ctx))
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		host.Run(running)
-	}()
-	end := func() {
-		stop()
-		<-done
-	}
-	if err := host.AwaitStart(ctx); err != nil {
-		end()
-		return nil, err
-	}
-	return &runningPlugin{host: host, driver: host.Drivers()[config.Plugins[0].Name], end: end}, nil
 }
 
 // hand runs requests that a person types against a driver.
 type hand struct {
 	*command
-	driver runtime.Driver
+	driver *pluginhost.Driver
 }
 
 var errRequestFailed = errors.New("some requests failed")
@@ -189,7 +157,7 @@ func (h hand) take(ctx context.Context, words []string) error {
 		info, err := h.driver.Info(ctx)
 		return h.show(err, func() error { return showPlugin(h.out, info) })
 	case "health":
-		err := h.health(ctx)
+		err := h.driver.Health(ctx)
 		return h.show(err, func() error { return h.say("healthy") })
 	case "inspect", "stop", "delete":
 		if arg == "" {
@@ -266,11 +234,4 @@ func (h hand) look(ctx context.Context, request, sessionID string) error {
 	}
 	sandbox, err := h.driver.Inspect(ctx, sessionID)
 	return h.show(err, func() error { return showSandboxes(h.out, []runtime.Sandbox{sandbox}) })
-}
-
-func (h hand) health(ctx context.Context) error {
-	if checker, ok := h.driver.(runtime.HealthChecker); ok {
-		return checker.Health(ctx)
-	}
-	return nil
 }

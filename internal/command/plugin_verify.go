@@ -9,7 +9,6 @@ import (
 	"maps"
 	"regexp"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/bivouac/bivouac/internal/pluginhost"
@@ -59,31 +58,27 @@ folder of this machine.`
 		if err != nil {
 			return err
 		}
-		host := pluginhost.Config{Dir: dir, Plugins: []pluginhost.Plugin{p}, Instance: "plugin-verify", Logger: log}
-		other := host
+		own := pluginhost.Config{Dir: dir, Instance: "plugin-verify", Logger: log}
+		other := own
 		other.Instance = "plugin-verify-other"
-		verified, err := startPlugin(ctx, host)
+		verified, err := pluginhost.Start(ctx, own, p)
 		if err != nil {
 			return err
 		}
-		defer func() { err = errors.Join(err, dropMarks(ctx, host), dropMarks(ctx, other)) }()
-		defer func() { verified.end() }() // the current one: a crash replaces it
-		foreign, err := startPlugin(ctx, other)
+		defer func() { err = errors.Join(err, dropMarks(ctx, own, p), dropMarks(ctx, other, p)) }()
+		defer verified.End()
+		foreign, err := pluginhost.Start(ctx, other, p)
 		if err != nil {
 			return err
 		}
-		defer foreign.end()
+		defer foreign.End()
 		restart := func(ctx context.Context, _ runtime.Driver) (runtime.Driver, error) {
-			next, err := crash(ctx, verified, host)
-			if err != nil {
-				return nil, err
-			}
-			verified = next
-			return next.driver, nil
+			err := verified.Restart(ctx)
+			return verified.Driver, err
 		}
 		return verify(ctx, c.out, conformance.Harness{
-			Open:    func(context.Context) (runtime.Driver, error) { return verified.driver, nil },
-			Foreign: func(context.Context) (runtime.Driver, error) { return foreign.driver, nil },
+			Open:    func(context.Context) (runtime.Driver, error) { return verified.Driver, nil },
+			Foreign: func(context.Context) (runtime.Driver, error) { return foreign.Driver, nil },
 			Reopen:  restart,
 			Crash:   restart,
 			Demo:    *demo,
@@ -131,43 +126,23 @@ func showResult(out io.Writer, r conformance.Result) error {
 
 // dropMarks has the plugin remove the data that it keeps to refuse the session IDs that
 // this command used.
-func dropMarks(ctx context.Context, config pluginhost.Config) error {
+func dropMarks(ctx context.Context, config pluginhost.Config, p pluginhost.Plugin) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
 	defer cancel()
-	p := config.Plugins[0]
 	p.Env = maps.Clone(p.Env)
 	if p.Env == nil {
 		p.Env = map[string]string{}
 	}
 	p.Env[pluginwire.DropMarksKey] = "1"
-	config.Plugins = []pluginhost.Plugin{p}
-	running, err := startPlugin(ctx, config)
+	running, err := pluginhost.Start(ctx, config, p)
 	if err != nil {
 		return fmt.Errorf("remove the marks of used session IDs: %w", err)
 	}
-	defer running.end()
-	for _, err := range running.driver.List(ctx) {
+	defer running.End()
+	for _, err := range running.Driver.List(ctx) {
 		if err != nil {
 			return fmt.Errorf("remove the marks of used session IDs: %w", err)
 		}
 	}
 	return nil
-}
-
-// crash kills the plugin's process and starts the plugin in a new host. The old host
-// would pause before a restart, longer after each crash.
-func crash(ctx context.Context, p *runningPlugin, config pluginhost.Config) (*runningPlugin, error) {
-	pid := p.host.Status()[0].PID
-	if pid == 0 {
-		return nil, errors.New("the plugin is not up, so it cannot be killed")
-	}
-	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
-		return nil, fmt.Errorf("kill the plugin: %w", err)
-	}
-	p.end()
-	next, err := startPlugin(ctx, config)
-	if err != nil {
-		return nil, fmt.Errorf("the plugin did not come up again: %w", err)
-	}
-	return next, nil
 }

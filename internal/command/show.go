@@ -21,6 +21,14 @@ func showJSON(w io.Writer, v any) error {
 	return e.Encode(v)
 }
 
+// show prints an answer: v as JSON if the user asked for that, otherwise lines as a table.
+func (c *command) show(v any, lines string) error {
+	if c.asJSON {
+		return showJSON(c.out, v)
+	}
+	return showTable(c.out, lines)
+}
+
 // showTable prints lines with their tab-separated columns aligned.
 func showTable(w io.Writer, lines string) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
@@ -28,14 +36,6 @@ func showTable(w io.Writer, lines string) error {
 		return err
 	}
 	return t.Flush()
-}
-
-func showSession(w io.Writer, s wire.Session) error {
-	return showTable(w, sessionLines(s))
-}
-
-func showCreated(w io.Writer, created wire.CreateAnswer) error {
-	return showTable(w, "Result\t"+created.Result+"\n"+sessionLines(created.Session))
 }
 
 func sessionLines(s wire.Session) string {
@@ -64,32 +64,14 @@ func sessionLines(s wire.Session) string {
 	return b.String()
 }
 
-func showSessions(w io.Writer, sessions []wire.Session) error {
+func sessionTable(sessions []wire.Session) string {
 	var b strings.Builder
 	b.WriteString("CHAT\tSESSION\tSTATE\tENDPOINT\tEXPIRES\tRUNTIME\tAGENT\tVOLUME\tREASON\n")
 	for _, s := range sessions {
 		fmt.Fprintf(&b, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", s.ChatID, s.SessionID, s.State, endpointOf(s),
 			moment(s.ExpiresAt), s.Runtime, column(s.AgentID), column(s.VolumeHostPath), orDash(column(s.Reason)))
 	}
-	return showTable(w, b.String())
-}
-
-func showDeleted(w io.Writer, deleted wire.DeleteAnswer) error {
-	lines := fmt.Sprintf("Result\t%s\nChat\t%s\n", deleted.Result, deleted.ChatID)
-	if deleted.Result == "deleted" {
-		lines += fmt.Sprintf("Session\t%s\nContainer\t%s\n", deleted.SessionID, orDash(deleted.ContainerID))
-	}
-	return showTable(w, lines)
-}
-
-func showCleaned(w io.Writer, cleaned wire.CleanupAnswer) error {
-	if len(cleaned.Cleaned) > 0 {
-		if err := showSessions(w, cleaned.Cleaned); err != nil {
-			return err
-		}
-	}
-	_, err := fmt.Fprintf(w, "%d ended, %d failed\n", len(cleaned.Cleaned), cleaned.ErrorCount)
-	return err
+	return b.String()
 }
 
 func endpointOf(s wire.Session) string {
@@ -120,7 +102,7 @@ func orDash(text string) string {
 
 func moment(t time.Time) string { return t.UTC().Format(time.RFC3339) }
 
-func showPlugins(w io.Writer, plugins []pluginAnswer) error {
+func pluginTable(plugins []pluginAnswer) string {
 	var b strings.Builder
 	b.WriteString("NAME\tCONFIGURED\tVERSION\tABILITIES\tERROR\n")
 	for _, p := range plugins {
@@ -130,7 +112,7 @@ func showPlugins(w io.Writer, plugins []pluginAnswer) error {
 		}
 		fmt.Fprintf(&b, "%s\t%t\t%s\t%s\t%s\n", p.Name, p.Configured, orDash(info.Version), abilities(info), orDash(p.Error))
 	}
-	return showTable(w, b.String())
+	return b.String()
 }
 
 func showPlugin(w io.Writer, info runtime.Info) error {

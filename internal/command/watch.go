@@ -19,20 +19,23 @@ import (
 )
 
 func sessionWatchCommand(t terminal) *command {
-	var agentID string
-	var asJSON *bool
-	c := sessionCommandOf(t, "session watch", func(c *command) {
-		c.flags.StringVar(&agentID, "agent-id", "", "Only sessions of the AI agent with this `ID`.")
-		asJSON = jsonFlag(c)
-	}, func(ctx context.Context, c *command, api *apiclient.Client, chat uuid.UUID) error {
-		w := watcher{look: lookAtAll(api, agentID), tell: func(change change) error {
-			if *asJSON {
+	c := newCommand(t, "session watch")
+	c.args = "[CHAT_ID]"
+	c.synopsis = "Show sessions as they change"
+	c.about = `Shows the chat's session, or all sessions, and then one line for each change. It
+ends on Ctrl-C or, for one chat, when the chat's session is gone. If the server
+goes away, it says so and continues when a server answers again.`
+	c.example = "$ bivouac session watch"
+	agentID := c.flags.String("agent-id", "", "Only sessions of the AI agent with this `ID`.")
+	c.callAPI(func(ctx context.Context, api *apiclient.Client, chat uuid.UUID) error {
+		w := watcher{look: lookAtAll(api, *agentID), tell: func(change change) error {
+			if c.asJSON {
 				return json.NewEncoder(c.out).Encode(change) // one line per change
 			}
 			_, err := fmt.Fprintln(c.out, change)
 			return err
 		}, retrying: func(err error, pause time.Duration) {
-			if *asJSON {
+			if c.asJSON {
 				c.tellJSON(err)
 				return
 			}
@@ -43,12 +46,6 @@ func sessionWatchCommand(t terminal) *command {
 		}
 		return w.watch(ctx)
 	})
-	c.args = "[CHAT_ID]"
-	c.synopsis = "Show sessions as they change"
-	c.about = `Shows the chat's session, or all sessions, and then one line for each change. It
-ends on Ctrl-C or, for one chat, when the chat's session is gone. If the server
-goes away, it says so and continues when a server answers again.`
-	c.example = "$ bivouac session watch"
 	return c
 }
 

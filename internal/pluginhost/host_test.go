@@ -365,20 +365,10 @@ func TestCrash_IsWaitedOutWhereThePluginWasUpOnce(t *testing.T) {
 // awaitState waits until the host's only plugin is in a state.
 func awaitState(t *testing.T, host *Host, want State) {
 	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
 	p := host.plugins[0]
-	for {
-		p.mu.Lock()
-		state, changed := p.status.State, p.changed
-		p.mu.Unlock()
-		if state == want {
-			return
-		}
-		select {
-		case <-changed:
-		case <-time.After(30 * time.Second):
-			t.Fatalf("the plugin is %s, not %s", state, want)
-		}
-	}
+	must.NoError(t, p.changed.Wait(ctx, func() bool { return p.status.State == want }))
 }
 
 func TestHang_IsFoundByTheHealthCheck(t *testing.T) {

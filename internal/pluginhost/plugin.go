@@ -9,6 +9,8 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 
+	"github.com/bivouac/bivouac/internal/backoff"
+	"github.com/bivouac/bivouac/internal/broadcast"
 	"github.com/bivouac/bivouac/runtime"
 )
 
@@ -18,7 +20,7 @@ type timings struct {
 	stop           time.Duration // from asking a process to end until killing it
 	healthInterval time.Duration
 	healthLimit    time.Duration // for one health check
-	minPause       time.Duration // before a restart, at first; then twice as long each time
+	minPause       time.Duration // see [backoff.Backoff]
 	maxPause       time.Duration
 	steady         time.Duration // a process that ran this long starts with minPause again
 }
@@ -57,9 +59,9 @@ type plugin struct {
 
 	mu       sync.Mutex
 	status   Status
-	firstErr error         // set before firstTry is closed
-	up       *instance     // nil while there is none
-	changed  chan struct{} // closed and replaced when up changes
+	firstErr error     // set before firstTry is closed
+	up       *instance // nil while there is none
+	changed  broadcast.Cond
 }
 
 func newPlugin(config Config, spec Plugin, l *launcher, timings timings) (*plugin, error) {
@@ -69,7 +71,7 @@ func newPlugin(config Config, spec Plugin, l *launcher, timings timings) (*plugi
 	if err := spec.Check(config.Dir); err != nil {
 		return nil, err
 	}
-	return &plugin{
+	p := &plugin{
 		spec:     spec,
 		dir:      config.Dir,
 		instance: config.Instance,
@@ -78,8 +80,9 @@ func newPlugin(config Config, spec Plugin, l *launcher, timings timings) (*plugi
 		timings:  timings,
 		firstTry: make(chan struct{}),
 		status:   Status{Name: spec.Name, State: StateStopped, Since: time.Now(), Reason: "the host has not started it"},
-		changed:  make(chan struct{}),
-	}, nil
+	}
+	p.changed.L = &p.mu
+	return p, nil
 }
 
 // run keeps the plugin running until ctx ends. It returns once the plugin's process is
@@ -93,7 +96,7 @@ func (p *plugin) run(ctx context.Context) {
 // keepRunning restarts the plugin until ctx ends. It returns the number of restarts.
 func (p *plugin) keepRunning(ctx context.Context) int {
 	var failure error
-	pause := p.timings.minPause
+	pause := backoff.Backoff{Min: p.timings.minPause, Max: p.timings.maxPause}
 	for restarts := 0; ; restarts++ {
 		began := time.Now()
 		p.set(StateStarting, failure, restarts, nil)
@@ -102,17 +105,15 @@ func (p *plugin) keepRunning(ctx context.Context) int {
 			return restarts
 		}
 		if time.Since(began) >= p.timings.steady {
-			pause = p.timings.minPause
+			pause.Reset()
 		}
+		next := pause.Next()
 		p.set(StateWaiting, failure, restarts, nil)
-		p.logger.Error("plugin_failed", "error", failure, "restart_in", pause)
+		p.logger.Error("plugin_failed", "error", failure, "restart_in", next)
 		p.tried(failure)
-		select {
-		case <-ctx.Done():
+		if backoff.Sleep(ctx, next) != nil {
 			return restarts
-		case <-time.After(pause):
 		}
-		pause = min(2*pause, p.timings.maxPause)
 	}
 }
 
@@ -168,11 +169,8 @@ func (p *plugin) set(state State, why error, restarts int, inc *instance) {
 	if inc != nil {
 		p.status.PID, p.status.Info = inc.process.pid(), inc.info
 	}
-	if p.up != inc {
-		p.up = inc
-		close(p.changed)
-		p.changed = make(chan struct{})
-	}
+	p.up = inc
+	p.changed.Broadcast()
 }
 
 // tried records the result of the first start. Later calls do nothing.
@@ -222,20 +220,12 @@ func (p *plugin) now() (*instance, error) {
 }
 
 // await returns the instance that is up, or waits for the next one.
-func (p *plugin) await(ctx context.Context) (*instance, error) {
-	for {
-		p.mu.Lock()
-		up, changed := p.up, p.changed
-		p.mu.Unlock()
-		if up != nil && !up.process.gone() { // it may have ended without p.up being updated yet
-			return up, nil
-		}
-		select {
-		case <-changed:
-		case <-ctx.Done():
-			return nil, ctx.Err()
-		}
-	}
+func (p *plugin) await(ctx context.Context) (up *instance, err error) {
+	err = p.changed.Wait(ctx, func() bool {
+		up = p.up
+		return up != nil && !up.process.gone() // it may have ended without p.up being updated yet
+	})
+	return up, err
 }
 
 // wrap adds the plugin's name to an error.

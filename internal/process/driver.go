@@ -17,6 +17,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"maps"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -39,6 +40,7 @@ const Name = "process"
 const (
 	readyLimit = 30 * time.Second // from the start of the process to its first answer
 	stopGrace  = 5 * time.Second  // from SIGTERM to SIGKILL
+	goneLife   = time.Hour        // how long the ID of a deleted sandbox is refused; no Create takes that long
 )
 
 // Config is the configuration of a Driver. All fields except VolumeRoots are required.
@@ -72,8 +74,8 @@ type Driver struct {
 
 	mu        sync.Mutex // lock it before a sandbox's mu
 	sandboxes map[string]*sandbox
-	gone      map[string]struct{} // session IDs that no Create may use, for the server's life
-	ports     map[uint16]struct{} // ports of sandboxes that are not deleted
+	gone      map[string]time.Time // session IDs that no Create may use, and since when
+	ports     map[uint16]struct{}  // ports of sandboxes that are not deleted
 	watchers  map[*watcher]struct{}
 }
 
@@ -98,7 +100,7 @@ func New(config Config) (*Driver, error) {
 		folder:    folder,
 		closing:   make(chan struct{}),
 		sandboxes: map[string]*sandbox{},
-		gone:      map[string]struct{}{},
+		gone:      map[string]time.Time{},
 		ports:     map[uint16]struct{}{},
 		watchers:  map[*watcher]struct{}{},
 	}
@@ -132,9 +134,13 @@ func (d *Driver) Inspect(_ context.Context, sessionID string) (runtime.Sandbox, 
 	return sb.view(), nil
 }
 
-// List yields the sandboxes that are not deleted.
+// List yields the sandboxes that are not deleted. It forgets the IDs of sandboxes that
+// were deleted long ago.
 func (d *Driver) List(context.Context) iter.Seq2[runtime.Sandbox, error] {
 	return func(yield func(runtime.Sandbox, error) bool) {
+		d.mu.Lock()
+		maps.DeleteFunc(d.gone, func(_ string, since time.Time) bool { return time.Since(since) >= goneLife })
+		d.mu.Unlock()
 		for _, sb := range d.snapshot() {
 			if !yield(sb.view(), nil) {
 				return

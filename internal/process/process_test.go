@@ -13,6 +13,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/uuid"
@@ -425,4 +426,23 @@ func TestLogsAreBounded(t *testing.T) {
 	info, err := os.Stat(filepath.Join(d.dir, id+logExt))
 	must.NoError(t, err)
 	must.Eq(t, 0, info.Size())
+}
+
+func TestIDsOfDeletedSandboxesAreForgottenAfterAnHour(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := openDriver(t, t.TempDir())
+		spec := newSpec(t, d)
+		must.NoError(t, d.Delete(t.Context(), spec.SessionID))
+
+		time.Sleep(goneLife - time.Second)
+		for range d.List(t.Context()) {
+		}
+		_, err := d.Create(t.Context(), spec, ignore)
+		must.ErrorIs(t, err, runtime.ErrConflict)
+
+		time.Sleep(time.Second)
+		for range d.List(t.Context()) {
+		}
+		must.MapEmpty(t, d.gone)
+	})
 }

@@ -71,7 +71,7 @@ func (d *Driver) known(sessionID string) (*sandbox, error) {
 	}
 	sb, ok := d.sandboxes[sessionID]
 	if !ok {
-		d.gone[sessionID] = struct{}{}
+		d.gone[sessionID] = time.Now()
 	}
 	return sb, nil
 }
@@ -99,7 +99,7 @@ func (d *Driver) forget(sessionID string) error {
 	if err := remove(d.folder, sessionID+logExt); err != nil {
 		return fmt.Errorf("%w: %w", runtime.ErrUnavailable, err)
 	}
-	d.gone[sessionID] = struct{}{}
+	d.gone[sessionID] = time.Now()
 	delete(d.sandboxes, sessionID)
 	delete(d.ports, sb.port)
 	return nil

@@ -46,7 +46,7 @@ func TestRun_passes_a_sound_driver(t *testing.T) { conformance.Run(t, soundHarne
 func TestVerify_reports_on_a_sound_driver(t *testing.T) {
 	results := verify(t, soundHarness())
 	must.Eq(t, "says who it is", results[0].Name)
-	must.StrContains(t, results[0].Requires, "Info answers with a name")
+	must.StrContains(t, results[0].Requires, "Info returns a name")
 	must.Len(t, len(results), named(conformance.Pass, results), must.Sprint(results))
 }
 
@@ -64,11 +64,11 @@ func TestVerify_says_why_it_skips(t *testing.T) {
 	wanted := map[string]string{
 		"sees a sandbox die":                     "a sandbox that ends by itself: run bivouac demo-sandbox in the sandboxes and say so (-demo, Demo), or give the hook Kill",
 		"reports a death to a watcher":           "a sandbox that ends by itself",
-		"tells of a sandbox that fails":          "hook Failing",
+		"reports a sandbox that fails":          "hook Failing",
 		"gives up on a slow sandbox":             "hook Slow",
 		"outlives a restart":                     "a way to restart the driver: hook Reopen",
 		"leaks nothing when it dies in a create": "a way to kill the driver in the middle of a call: hook Crash",
-		"passes over what is not its own":        "a driver of another Bivouac beside this one: hook Foreign",
+		"leaves what is not its own alone":        "a driver of another Bivouac beside this one: hook Foreign",
 	}
 	must.MapLen(t, len(wanted), reasons)
 	for requirement, why := range wanted {

@@ -51,7 +51,7 @@ func faults() []fault {
 		}},
 		{"forgets what it deleted", func(d sound) runtime.Driver { return reopens{d} }, []string{
 			"deletes without a trace", "stops what it has never seen", "leaves nothing of a create that was given up",
-			"outlives a restart", "leaks nothing when it dies in a create", "tells of a sandbox that fails",
+			"outlives a restart", "leaks nothing when it dies in a create", "reports a sandbox that fails",
 		}},
 		{"finds by the beginning of an ID", func(d sound) runtime.Driver { return findsPrefixes{d} }, []string{
 			"does not find what is not there",
@@ -78,22 +78,22 @@ func faults() []fault {
 			"leaks nothing when it dies in a create",
 		}},
 		{"takes a failure for an outage", func(d sound) runtime.Driver { return blamesOthers{d} }, []string{
-			"tells of a sandbox that fails",
+			"reports a sandbox that fails",
 		}},
 		{"says ready before the sandbox answers", func(d sound) runtime.Driver { return hasty{d} }, []string{
-			"tells of a sandbox that fails", "gives up on a slow sandbox",
+			"reports a sandbox that fails", "gives up on a slow sandbox",
 		}},
 		{"lists all there is", func(d sound) runtime.Driver { return listsAll{d} }, []string{
-			"passes over what is not its own",
+			"leaves what is not its own alone",
 		}},
 		{"ends what is not its own", func(d sound) runtime.Driver { return endsAny{d} }, []string{
-			"passes over what is not its own",
+			"leaves what is not its own alone",
 		}},
 		{"shows what is not its own", func(d sound) runtime.Driver { return showsAny{d} }, []string{
-			"passes over what is not its own",
+			"leaves what is not its own alone",
 		}},
 		{"hands out what is not its own", func(d sound) runtime.Driver { return takesOver{d} }, []string{
-			"passes over what is not its own",
+			"leaves what is not its own alone",
 		}},
 	}
 }

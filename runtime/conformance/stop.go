@@ -155,7 +155,7 @@ func reportsADeath(f *fixture) {
 	for try := 0; try < tries && !reported; try++ { // a watcher may miss one
 		reported = f.reportedDeath(deaths, ended, f.limit()/tries)
 	}
-	f.require(reported, "Watch told of none of %d deaths", tries)
+	f.require(reported, "Watch reported none of %d deaths", tries)
 	cancel()
 	f.isError(<-ended, context.Canceled, "Watch whose context ended")
 }

@@ -164,8 +164,8 @@
 //
 // When the process ends or is killed, running calls fail with ErrUnavailable. So do
 // all new calls until the plugin is up again. The host starts a new process after a
-// pause of 25 ms. The pause doubles with each failure up to 30 seconds, and is short
-// again after a process has run for a minute. The new process gets the whole
+// pause of up to 25 ms. That limit doubles with each failure up to 30 seconds, and is
+// 25 ms again after a process has run for a minute. The new process gets the whole
 // configuration again. Its List and Inspect must find the sandboxes of the process
 // before.
 //

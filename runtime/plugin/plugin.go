@@ -10,8 +10,8 @@ import (
 	"github.com/bivouac/bivouac/runtime"
 )
 
-// DropMarksKey is the variable by which a plugin's process is told
-// [runtime.Config].DropMarks: "1" if so.
+// DropMarksKey is the environment variable that is "1" if [runtime.Config].DropMarks is
+// set.
 const DropMarksKey = pluginwire.DropMarksKey
 
 // Serve serves driver to the host that started this process, and returns after the

@@ -68,8 +68,8 @@ type CreateInput struct {
 	Runtime        string            // empty: any for an existing session, the server's default for a new one
 	TTL            time.Duration     // 0: the server's default
 	Labels         map[string]string // nil: none for a new session, any for an existing one
-	// Progress is told each stage of a start as it is reached, one call at a
-	// time and none after Create returned. It may be nil.
+	// Progress gets each stage of a start as it is reached, one call at a time
+	// and none after Create returned. It may be nil.
 	Progress func(runtime.Stage)
 }
 
@@ -173,8 +173,8 @@ func (c *Client) Cleanup(ctx context.Context) (wire.CleanupAnswer, error) {
 	return out, err
 }
 
-// Adopt restores the identity of a store that lost it from the running sandboxes, and
-// writes their records again. If they belong to several instances, instance chooses one.
+// Adopt restores the identity of a store that lost it, and writes the records of the
+// running sandboxes again. instance is required if the server started after the loss.
 func (c *Client) Adopt(ctx context.Context, instance string) (wire.AdoptAnswer, error) {
 	var out wire.AdoptAnswer
 	_, err := c.call(ctx, request{

@@ -103,7 +103,7 @@ type CreateRequest struct {
 	Runtime        string `json:"runtime,omitempty"` // empty: any for an existing session, the default for a new one
 	TTL            string `json:"ttl,omitempty"`     // such as "30m"; empty: the default
 
-	Labels map[string]string `json:"labels,omitzero"` // nil: whatever the session that stands has
+	Labels map[string]string `json:"labels,omitzero"` // nil: any for an existing session, none for a new one
 }
 
 // RenewRequest is the body of a renew.
@@ -144,7 +144,7 @@ type CleanupAnswer struct {
 
 // AdoptRequest is the body of POST /v1/operator/adopt.
 type AdoptRequest struct {
-	Instance string `json:"instance,omitempty"` // empty if there is only one
+	Instance string `json:"instance,omitempty"` // required if the server started after the loss
 }
 
 // AdoptAnswer is the result of an adopt.

@@ -4,14 +4,16 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"slices"
+	"strings"
 
 	"github.com/bivouac/bivouac/scheduler"
 )
 
 // Adopt restores the identity of a store that lost it. It writes the identity that
-// this replica had, or otherwise the one in the sandboxes that run under its name.
-// If these have several identities, instance chooses one. If the store has an
-// identity, Adopt changes nothing. Errors wrap [scheduler.ErrInvalid] or
+// this replica had. If the replica started after the loss, instance must be the ID in
+// sandboxes that run under its name: these could also be another Bivouac's. If the
+// store has an identity, Adopt changes nothing. Errors wrap [scheduler.ErrInvalid] or
 // [scheduler.ErrUnavailable].
 func (s *Store) Adopt(ctx context.Context, instance string) (Identity, error) {
 	own, _ := s.identity.known()
@@ -38,34 +40,38 @@ func (s *Store) Adopt(ctx context.Context, instance string) (Identity, error) {
 	return own, nil
 }
 
-// adoptable returns the identity in the running sandboxes.
+// adoptable returns the identity of an instance whose sandboxes run under this
+// replica's name.
 func (i *identity) adoptable(ctx context.Context, instance string) (Identity, error) {
 	running, err := i.running(ctx)
-	if err != nil {
+	switch {
+	case err != nil:
 		return Identity{}, err
-	}
-	if instance != "" {
-		maps.DeleteFunc(running, func(other string, _ int) bool { return other != instance })
-	}
-	switch len(running) {
-	case 0:
+	case len(running) == 0:
 		return Identity{}, fmt.Errorf("%w: no sandbox runs under the name %q", scheduler.ErrInvalid, i.config.Instance)
-	case 1:
-	default:
-		return Identity{}, fmt.Errorf("%w: sandboxes of several instances run (%s): choose one with -instance", scheduler.ErrInvalid, counts(running))
+	case running[instance] == 0:
+		return Identity{}, fmt.Errorf("%w: this server started after the loss and does not know its instance ID. To take over the sandboxes of an instance, run %s. If they all belong to another Bivouac, run `bivouac operator forget`",
+			scheduler.ErrInvalid, adoptCommands(running))
 	}
 	next, err := i.fresh(ctx)
 	if err != nil {
 		return Identity{}, err
 	}
-	for found := range running {
-		if found == i.config.Instance {
-			next.LegacyInstance = found
-		} else {
-			next.Instance = found
-		}
+	if instance == i.config.Instance {
+		next.LegacyInstance = instance
+	} else {
+		next.Instance = instance
 	}
 	return next, nil
+}
+
+// adoptCommands returns the command that adopts each instance.
+func adoptCommands(running map[string]int) string {
+	var commands []string
+	for _, instance := range slices.Sorted(maps.Keys(running)) {
+		commands = append(commands, fmt.Sprintf("`bivouac operator adopt -instance=%s` (%d sandboxes)", instance, running[instance]))
+	}
+	return strings.Join(commands, " or ")
 }
 
 // Forget writes a fresh identity to a store that has none. It returns how many
@@ -91,7 +97,7 @@ func (i *identity) forget(ctx context.Context) (Identity, map[string]int, error)
 		return Identity{}, nil, err
 	}
 	if records {
-		return Identity{}, nil, fmt.Errorf("%w: there are records below %s, and their sandboxes would belong to another instance: run `bivouac operator adopt`",
+		return Identity{}, nil, fmt.Errorf("%w: there are records below %s, and their sandboxes would belong to another instance: run `bivouac operator adopt -instance=ID`",
 			scheduler.ErrInvalid, i.store.keys.records())
 	}
 	left, err := i.running(ctx)

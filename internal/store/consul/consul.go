@@ -72,6 +72,7 @@ type Store struct {
 	identity *identity
 	session  *sessionKeeper
 	buckets  buckets
+	agents   agentNames
 	access   access
 }
 

@@ -13,6 +13,7 @@ import (
 	"github.com/hashicorp/consul/api"
 	"github.com/shoenig/test/must"
 
+	"github.com/bivouac/bivouac/internal/test/faultproxy"
 	"github.com/bivouac/bivouac/scheduler"
 )
 
@@ -59,8 +60,8 @@ func freshSession() scheduler.Session {
 // know whether it was applied.
 func mistakes() map[string]fault {
 	return map[string]fault{
-		"the reply is lost":               loseReply,
-		"the request is lost":             loseRequest,
+		"the reply is lost":               faultproxy.LoseReply,
+		"the request is lost":             faultproxy.Drop,
 		"it is applied and answered 500":  answerAfter(http.StatusInternalServerError),
 		"it is turned away with 429":      answer(http.StatusTooManyRequests),
 		"it is turned away with 503":      answer(http.StatusServiceUnavailable),
@@ -237,7 +238,7 @@ func TestUnknownOutcomeIsSaidAndFoundOutLater(t *testing.T) {
 	session.State = scheduler.StateCreating
 
 	lease := lock(t, proxied, session.ChatID)
-	p.do(always(loseReply)) // a read has no effect, so it only fails
+	p.do(always(faultproxy.LoseReply)) // a read has no effect, so it only fails
 	must.ErrorIs(t, lease.Write(t.Context(), &session, scheduler.Keep), scheduler.ErrUnavailable)
 	must.Eq(t, &session, read(t, direct, session.ChatID))
 
@@ -275,7 +276,7 @@ func holdFirstWrite(t *testing.T, p *proxy) (sending context.Context, arrive fun
 		defer close(answered)
 		giveUp()
 		<-sent
-		loseReply(w, r.WithContext(context.WithoutCancel(r.Context())), consul)
+		faultproxy.LoseReply(w, r.WithContext(context.WithoutCancel(r.Context())), consul)
 	}))
 	return sending, func() {
 		close(sent)
@@ -341,7 +342,7 @@ func TestHealthIsThatConsulHasALeader(t *testing.T) {
 	must.NoError(t, proxied.Health(t.Context()))
 	p.do(always(func(w http.ResponseWriter, _ *http.Request, _ http.Handler) { _, _ = w.Write([]byte(`""`)) }))
 	must.ErrorIs(t, proxied.Health(t.Context()), scheduler.ErrUnavailable)
-	p.do(always(loseRequest))
+	p.do(always(faultproxy.Drop))
 	must.ErrorIs(t, proxied.Health(t.Context()), scheduler.ErrUnavailable)
 }
 
@@ -389,7 +390,7 @@ func TestHealthTellsOfAnotherDatacenter(t *testing.T) {
 func TestWithoutASessionNoLockIsGivenOut(t *testing.T) {
 	c := open(t)
 	p := newProxy(t, c.addr)
-	p.do(always(loseRequest))
+	p.do(always(faultproxy.Drop))
 	proxied := c.join(t, p.addr)
 	_, err := proxied.Lock(t.Context(), uuid.New(), patience)
 	must.ErrorIs(t, err, scheduler.ErrUnavailable)

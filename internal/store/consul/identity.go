@@ -330,7 +330,7 @@ func (i *identity) undecided(running map[string]int) error {
 	for _, n := range running {
 		total += n
 	}
-	return undecidable("key %s is missing, but %d sandboxes run under the name %q (%s): nothing is created, ended or stopped until you decide whose they are. If they belong to another Bivouac instance, choose another -instance, or run `bivouac operator forget`. If Consul lost the data of this one, restore it, or run `bivouac operator adopt`",
+	return undecidable("key %s is missing, but %d sandboxes run under the name %q (%s): nothing is created, ended or stopped until you decide whose they are. If they belong to another Bivouac instance, choose another -instance, or run `bivouac operator forget`. If Consul lost the data of this one, restore it, or run `bivouac operator adopt -instance=ID`",
 		i.store.keys.identity(), total, i.config.Instance, counts(running))
 }
 

@@ -226,10 +226,15 @@ func TestStoreWithoutIdentity(t *testing.T) {
 		must.ErrorIs(t, err, scheduler.ErrInvalid)
 		must.ErrorContains(t, err, "adopt")
 	})
-	t.Run("is given the identity of what runs", func(t *testing.T) {
+	t.Run("is not given the identity of the only instance that runs unasked", func(t *testing.T) {
 		b := open(t).startAs(t, Config{Instance: "test", Running: runs(map[string]int{oneInstance: 2})})
 		b.standsStill(t)
-		own, err := b.Adopt(t.Context(), "")
+		_, err := b.Adopt(t.Context(), "")
+		must.ErrorIs(t, err, scheduler.ErrInvalid)
+		must.ErrorContains(t, err, "`bivouac operator adopt -instance="+oneInstance+"` (2 sandboxes)")
+		b.standsStill(t)
+
+		own, err := b.Adopt(t.Context(), oneInstance)
 		must.NoError(t, err)
 		must.Eq(t, oneInstance, own.Instance)
 		must.Eq(t, own, b.identified(t))
@@ -238,7 +243,7 @@ func TestStoreWithoutIdentity(t *testing.T) {
 	t.Run("is given the bare name if that runs", func(t *testing.T) {
 		b := open(t).startAs(t, Config{Instance: "test", Running: runs(map[string]int{"test": 2})})
 		b.standsStill(t)
-		own, err := b.Adopt(t.Context(), "")
+		own, err := b.Adopt(t.Context(), "test")
 		must.NoError(t, err)
 		must.Eq(t, "test", own.LegacyInstance)
 		must.RegexMatch(t, instanceForm, own.Instance)
@@ -246,11 +251,11 @@ func TestStoreWithoutIdentity(t *testing.T) {
 	t.Run("is told of several which to take", func(t *testing.T) {
 		b := open(t).startAs(t, Config{Instance: "test", Running: runs(map[string]int{oneInstance: 2, anotherInstance: 1})})
 		b.standsStill(t)
-		_, err := b.Adopt(t.Context(), "")
-		must.ErrorIs(t, err, scheduler.ErrInvalid)
-		must.ErrorContains(t, err, oneInstance+": 2, "+anotherInstance+": 1")
-		_, err = b.Adopt(t.Context(), "nobody")
-		must.ErrorIs(t, err, scheduler.ErrInvalid)
+		for _, unknown := range []string{"", "nobody"} {
+			_, err := b.Adopt(t.Context(), unknown)
+			must.ErrorIs(t, err, scheduler.ErrInvalid)
+			must.ErrorContains(t, err, "-instance="+oneInstance+"` (2 sandboxes) or `bivouac operator adopt -instance="+anotherInstance+"` (1 sandboxes)")
+		}
 		own, err := b.Adopt(t.Context(), anotherInstance)
 		must.NoError(t, err)
 		must.Eq(t, anotherInstance, own.Instance)

@@ -61,14 +61,16 @@ func (k keyspace) records() string { return string(k) + "sessions/" }
 // The first one is for all keys that are in no folder.
 func (k keyspace) folders() []string {
 	root := string(k)
-	return []string{root, k.records(), root + "locks/", root + "agents/", k.expiry(), k.flight()}
+	return []string{root, k.records(), root + "locks/", k.agents(), k.expiry(), k.flight()}
 }
 
 func (k keyspace) shard(n int) string { return fmt.Sprintf("%s%02x/", k.records(), n) }
 
+func (k keyspace) agents() string { return string(k) + "agents/" }
+
 func (k keyspace) agent(agentID string) string {
 	sum := sha256.Sum256([]byte(agentID)) // an agent ID may contain any character, even "/"
-	return string(k) + "agents/" + hex.EncodeToString(sum[:16]) + "/"
+	return k.agents() + hex.EncodeToString(sum[:16]) + "/"
 }
 
 func (k keyspace) expiry() string { return string(k) + "expiry/" }

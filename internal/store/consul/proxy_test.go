@@ -1,31 +1,19 @@
 package consul
 
 import (
-	"bytes"
-	"io"
 	"net/http"
-	"net/http/httptest"
-	"net/http/httputil"
-	"net/url"
 	"strings"
 	"sync"
 	"testing"
 
 	"github.com/hashicorp/consul/api"
 	"github.com/shoenig/test/must"
+
+	"github.com/bivouac/bivouac/internal/test/faultproxy"
 )
 
 // fault is how a proxy handles a request.
-type fault func(w http.ResponseWriter, r *http.Request, consul http.Handler)
-
-// loseReply passes the request to Consul and drops the answer.
-func loseReply(_ http.ResponseWriter, r *http.Request, consul http.Handler) {
-	consul.ServeHTTP(httptest.NewRecorder(), r)
-	panic(http.ErrAbortHandler) // cuts the connection
-}
-
-// loseRequest cuts the connection before Consul has the request.
-func loseRequest(http.ResponseWriter, *http.Request, http.Handler) { panic(http.ErrAbortHandler) }
+type fault = faultproxy.Handler
 
 // answer answers with the status instead of Consul.
 func answer(status int) fault {
@@ -35,7 +23,7 @@ func answer(status int) fault {
 // answerAfter passes the request to Consul and answers with the status.
 func answerAfter(status int) fault {
 	return func(w http.ResponseWriter, r *http.Request, consul http.Handler) {
-		consul.ServeHTTP(httptest.NewRecorder(), r)
+		consul.ServeHTTP(&faultproxy.Discard{}, r)
 		w.WriteHeader(status)
 	}
 }
@@ -58,26 +46,17 @@ type proxy struct {
 
 func newProxy(t *testing.T, addr string) *proxy {
 	t.Helper()
-	target, err := url.Parse("http://" + addr)
-	must.NoError(t, err)
-	consul := httputil.NewSingleHostReverseProxy(target)
-	consul.ErrorLog = nil
-	consul.ErrorHandler = func(http.ResponseWriter, *http.Request, error) { panic(http.ErrAbortHandler) }
 	p := &proxy{}
-	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		body, err := io.ReadAll(r.Body)
-		if err != nil {
-			panic(http.ErrAbortHandler)
-		}
-		r.Body = io.NopCloser(bytes.NewReader(body))
-		if act := p.note(classifyRequest(r, string(body))); act != nil {
+	started, err := faultproxy.Start("127.0.0.1:0", func(w http.ResponseWriter, r *http.Request, consul http.Handler) {
+		if act := p.note(classifyRequest(r, string(faultproxy.Body(r)))); act != nil {
 			act(w, r, consul)
 			return
 		}
 		consul.ServeHTTP(w, r)
-	}))
-	t.Cleanup(server.Close)
-	p.addr = strings.TrimPrefix(server.URL, "http://")
+	}, addr)
+	must.NoError(t, err)
+	t.Cleanup(started.Close)
+	p.addr = started.Addr()
 	return p
 }
 

@@ -10,6 +10,7 @@ import (
 	"github.com/hashicorp/consul/api"
 	"github.com/shoenig/test/must"
 
+	"github.com/bivouac/bivouac/internal/test/faultproxy"
 	"github.com/bivouac/bivouac/scheduler"
 )
 
@@ -44,7 +45,7 @@ func TestReplicaThatIsCutOffStopsBeforeOthersBegin(t *testing.T) {
 	c, direct, proxied, p := behindProxy(t)
 	chatID := uuid.New()
 	lease := lock(t, proxied, chatID)
-	p.do(always(loseRequest))
+	p.do(always(faultproxy.Drop))
 	<-lease.Lost()
 	_, err := direct.Lock(t.Context(), chatID, 0)
 	must.ErrorIs(t, err, scheduler.ErrLockTimeout)

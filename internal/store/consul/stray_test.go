@@ -3,7 +3,6 @@ package consul
 import (
 	"context"
 	"net/http"
-	"net/http/httptest"
 	"testing"
 	"time"
 
@@ -11,6 +10,7 @@ import (
 	"github.com/hashicorp/consul/api"
 	"github.com/shoenig/test/must"
 
+	"github.com/bivouac/bivouac/internal/test/faultproxy"
 	"github.com/bivouac/bivouac/scheduler"
 )
 
@@ -22,7 +22,7 @@ func TestLockThatNobodyWaitsForAnyMoreIsCleared(t *testing.T) {
 	ctx, giveUp := context.WithCancel(t.Context())
 	p.do(first(1, "lock", func(w http.ResponseWriter, r *http.Request, consul http.Handler) {
 		giveUp()
-		loseReply(w, r.WithContext(context.WithoutCancel(r.Context())), consul)
+		faultproxy.LoseReply(w, r.WithContext(context.WithoutCancel(r.Context())), consul)
 	}))
 	_, err := proxied.Lock(ctx, chatID, patience)
 	must.ErrorIs(t, err, context.Canceled)
@@ -36,7 +36,7 @@ func TestLockThatCouldNotBeReleasedIsCleared(t *testing.T) {
 	c, direct, proxied, p := behindProxy(t)
 	chatID := uuid.New()
 	lease := lock(t, proxied, chatID)
-	p.do(first(maxTries, "release", loseRequest))
+	p.do(first(maxTries, "release", faultproxy.Drop))
 	must.ErrorIs(t, lease.Release(t.Context()), scheduler.ErrUnavailable)
 	must.NoError(t, lease.Release(t.Context()))
 	must.NoError(t, lock(t, direct, chatID).Release(t.Context()))
@@ -55,7 +55,7 @@ func TestLockThatIsTakenOnceMoreIsCleared(t *testing.T) {
 		go func() {
 			defer close(arrived)
 			<-arrive
-			consul.ServeHTTP(httptest.NewRecorder(), r)
+			consul.ServeHTTP(&faultproxy.Discard{}, r)
 		}()
 		w.WriteHeader(http.StatusBadGateway)
 	}))

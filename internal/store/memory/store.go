@@ -20,6 +20,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"github.com/bivouac/bivouac/internal/broadcast"
 	"github.com/bivouac/bivouac/internal/store/chatmutex"
 	"github.com/bivouac/bivouac/scheduler"
 )
@@ -33,9 +34,9 @@ type Store struct {
 
 	mu      sync.Mutex
 	records map[uuid.UUID]record
-	index   uint64        // of the last change
-	removed uint64        // index of the last removal, the index of reads that find nothing
-	changed chan struct{} // closed at the next change
+	index   uint64 // of the last change
+	removed uint64 // index of the last removal, the index of reads that find nothing
+	changed broadcast.Cond
 }
 
 type record struct {
@@ -46,12 +47,13 @@ type record struct {
 
 // NewStore returns an empty store.
 func NewStore() *Store {
-	return &Store{
+	s := &Store{
 		records: make(map[uuid.UUID]record),
 		index:   1, // an index is never 0
 		removed: 1,
-		changed: make(chan struct{}),
 	}
+	s.changed.L = &s.mu
+	return s
 }
 
 // Damage makes the chat's record unreadable, as an edit by hand could. It is for
@@ -165,6 +167,18 @@ func (s *Store) InFlight(ctx context.Context) ([]scheduler.Session, error) {
 	return inFlight, nil
 }
 
+// CountAgents implements [scheduler.Store].
+func (s *Store) CountAgents(ctx context.Context, prefix string) (int, error) {
+	var n int
+	if _, err := s.read(ctx, scheduler.Block{}, func() uint64 {
+		n = len(s.selectWhere(func(r record) bool { return strings.HasPrefix(r.session.AgentID, prefix) }))
+		return 0
+	}); err != nil {
+		return 0, fmt.Errorf("memory: count: %w", err)
+	}
+	return n, nil
+}
+
 // Count implements [scheduler.Store].
 func (s *Store) Count(ctx context.Context) (int, error) {
 	var count int
@@ -188,28 +202,22 @@ func (s *Store) read(ctx context.Context, block scheduler.Block, look func() uin
 	if err := ctx.Err(); err != nil {
 		return 0, err
 	}
-	var timeout <-chan time.Time
+	waiting := ctx
 	if block.Index != 0 {
-		timer := time.NewTimer(cmp.Or(block.Wait, defaultWait))
-		defer timer.Stop()
-		timeout = timer.C
+		var cancel context.CancelFunc
+		waiting, cancel = context.WithTimeout(ctx, cmp.Or(block.Wait, defaultWait))
+		defer cancel()
 	}
-	for {
-		s.mu.Lock()
-		index, changed := look(), s.changed
+	var index uint64
+	err := s.changed.Wait(waiting, func() bool {
+		index = look()
 		foreign := block.Index > s.index // from before a restart
-		s.mu.Unlock()
-		if block.Index == 0 || index > block.Index || foreign {
-			return index, nil
-		}
-		select {
-		case <-changed:
-		case <-timeout:
-			return index, nil
-		case <-ctx.Done():
-			return 0, ctx.Err()
-		}
+		return block.Index == 0 || index > block.Index || foreign
+	})
+	if err != nil && ctx.Err() != nil {
+		return 0, ctx.Err()
 	}
+	return index, nil
 }
 
 // selectWhere returns the sessions of all matching records. The caller holds mu.
@@ -236,8 +244,7 @@ func (s *Store) put(chatID uuid.UUID, next *scheduler.Session) {
 	if next == nil || stood && before.session.AgentID != next.AgentID {
 		s.removed = s.index
 	}
-	close(s.changed)
-	s.changed = make(chan struct{})
+	s.changed.Broadcast()
 }
 
 func byChat(a, b scheduler.Session) int {

@@ -101,7 +101,7 @@ func (w *world) latency(ctx context.Context, template string, rounds int) (repor
 			}
 		}
 	}
-	if err := r.stop(); err != nil {
+	if err := r.Stop(); err != nil {
 		return nil, err
 	}
 

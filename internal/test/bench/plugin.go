@@ -9,8 +9,6 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
-	"sync"
-	"syscall"
 	"time"
 
 	"github.com/google/uuid"
@@ -48,13 +46,13 @@ func (w *world) plugin(ctx context.Context, rounds int) (report, error) {
 	if err != nil {
 		return nil, err
 	}
-	rows, err := w.besidePlugin(ctx, linked, served.driver, rounds*createsPerRound)
+	rows, err := w.besidePlugin(ctx, linked, served.Driver, rounds*createsPerRound)
 	if err == nil {
 		var memory report
-		memory, err = served.memory()
+		memory, err = memoryOf(served.Status().PID)
 		rows = append(rows, memory...)
 	}
-	served.end()
+	served.End()
 	if err != nil {
 		return nil, err
 	}
@@ -149,12 +147,12 @@ func (w *world) restarts(ctx context.Context, spec pluginhost.Plugin) (report, e
 			return nil, err
 		}
 		id := uuid.NewString()
-		err = createBy(ctx, p.driver, id, volume)
+		err = createBy(ctx, p.Driver, id, volume)
 		if err == nil {
-			err = times.time("restart", func() error { return p.crash(ctx, id) })
+			err = times.time("restart", func() error { return crash(ctx, p, id) })
 		}
-		err = errors.Join(err, p.driver.Delete(context.WithoutCancel(ctx), id))
-		p.end()
+		err = errors.Join(err, p.Driver.Delete(context.WithoutCancel(ctx), id))
+		p.End()
 		if err != nil {
 			return nil, err
 		}
@@ -175,45 +173,21 @@ func (w *world) pluginSpec(command []string) (pluginhost.Plugin, error) {
 	return pluginhost.Plugin{Name: "process", Path: self, Args: []string{servePlugin}, Config: config}, err
 }
 
-// runningPlugin is a plugin in its own host.
-type runningPlugin struct {
-	host   *pluginhost.Host
-	driver runtime.Driver
-	end    func()
-}
-
-func startPlugin(ctx context.Context, spec pluginhost.Plugin) (*runningPlugin, error) {
-	host, err := pluginhost.New(pluginhost.Config{
-		Plugins: []pluginhost.Plugin{spec}, Instance: "bench", Logger: hclog.NewNullLogger(),
-	})
-	if err != nil {
-		return nil, err
-	}
-	runCtx, stop := context.WithCancel(context.WithoutCancel(ctx))
-	var running sync.WaitGroup
-	running.Go(func() { host.Run(runCtx) })
-	p := &runningPlugin{host: host, driver: host.Drivers()[spec.Name], end: func() {
-		stop()
-		running.Wait()
-	}}
-	if err := host.AwaitStart(ctx); err != nil {
-		p.end()
-		return nil, err
-	}
-	return p, nil
+func startPlugin(ctx context.Context, spec pluginhost.Plugin) (*pluginhost.Running, error) {
+	return pluginhost.Start(ctx, pluginhost.Config{Instance: "bench", Logger: hclog.NewNullLogger()}, spec)
 }
 
 // crash kills the plugin and returns when it answers again.
-func (p *runningPlugin) crash(ctx context.Context, id string) error {
-	before := p.host.Status()[0]
-	if err := syscall.Kill(before.PID, syscall.SIGKILL); err != nil {
+func crash(ctx context.Context, p *pluginhost.Running, id string) error {
+	before := p.Status()
+	if err := p.Kill(); err != nil {
 		return err
 	}
 	again := time.NewTicker(time.Millisecond)
 	defer again.Stop()
 	for {
-		err := inspectBy(ctx, p.driver, id)
-		if err == nil && p.host.Status()[0].Restarts > before.Restarts {
+		err := inspectBy(ctx, p.Driver, id)
+		if err == nil && p.Status().Restarts > before.Restarts {
 			return nil
 		}
 		if err != nil && !errors.Is(err, runtime.ErrUnavailable) {
@@ -227,10 +201,10 @@ func (p *runningPlugin) crash(ctx context.Context, id string) error {
 	}
 }
 
-// memory returns how much RAM the plugin's process uses: in total, and without
+// memoryOf returns how much RAM the plugin's process uses: in total, and without
 // file pages, which processes of the same program share.
-func (p *runningPlugin) memory() (report, error) {
-	status, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(p.host.Status()[0].PID), "status"))
+func memoryOf(pid int) (report, error) {
+	status, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "status"))
 	if err != nil {
 		return nil, err
 	}

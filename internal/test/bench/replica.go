@@ -2,13 +2,11 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
-	"syscall"
-	"time"
 
 	"github.com/google/uuid"
 
@@ -18,10 +16,9 @@ import (
 
 // replica is one running Bivouac server.
 type replica struct {
+	*stack.Bivouac
 	api    *apiclient.Client
 	volume string
-	cmd    *exec.Cmd
-	log    *os.File
 }
 
 // replicaConfig holds the addresses of a replica's servers, its key prefix and
@@ -47,51 +44,27 @@ func (w *world) startReplica(ctx context.Context, c replicaConfig) (*replica, er
 		return nil, err
 	}
 	addr := fmt.Sprintf("127.0.0.1:%d", port)
-	args := []string{"agent", "-http-addr=" + addr, "-kv-prefix=" + c.prefix + "/", "-instance=" + instanceOf(c.prefix),
-		"-job-template=" + c.template, "-cleanup-interval=1h", "-log-level=warn"}
+	flags := []string{"-kv-prefix=" + c.prefix + "/", "-instance=" + instanceOf(c.prefix), "-job-template=" + c.template,
+		"-cleanup-interval=1h", "-log-level=warn"}
 	if c.template == "docker" {
-		args = append(args, "-job-var=image="+w.image)
+		flags = append(flags, "-job-var=image="+w.image)
 	}
-	log, err := os.Create(filepath.Join(w.dir, c.prefix+".log"))
+	server, err := stack.NewBivouac(c.prefix, w.binary, addr, filepath.Join(w.dir, c.prefix+".log"),
+		append(os.Environ(), "CONSUL_HTTP_ADDR="+c.consul, "NOMAD_ADDR=http://"+c.nomad), flags...)
 	if err != nil {
-		return nil, err
-	}
-	cmd := exec.Command(w.binary, args...) // ended by stop, not by ctx, so that it shuts down in order
-	cmd.Env = append(os.Environ(), "CONSUL_HTTP_ADDR="+c.consul, "NOMAD_ADDR=http://"+c.nomad)
-	cmd.Stdout, cmd.Stderr = log, log
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := cmd.Start(); err != nil {
 		return nil, err
 	}
 	client, err := apiclient.New(addr, nil)
 	if err != nil {
 		return nil, err
 	}
-	r := &replica{api: client, volume: volume, cmd: cmd, log: log}
-	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
-	defer cancel()
-	for tick := time.Tick(20 * time.Millisecond); ; {
-		if _, err = r.api.Health(ctx); err == nil {
-			return r, nil
-		}
-		select {
-		case <-tick:
-		case <-ctx.Done():
-			_ = r.stop() // the first error is more useful
-			text, _ := os.ReadFile(log.Name())
-			return nil, fmt.Errorf("replica %s is not healthy: %w; its log: %s", c.prefix, err, text)
-		}
+	if err := server.Start(); err != nil {
+		return nil, err
 	}
-}
-
-func (r *replica) stop() error {
-	if err := r.cmd.Process.Signal(os.Interrupt); err != nil {
-		return err
+	if err := server.WaitReady(ctx); err != nil {
+		return nil, errors.Join(err, server.Stop())
 	}
-	if err := r.cmd.Wait(); err != nil {
-		return err
-	}
-	return r.log.Close()
+	return &replica{Bivouac: server, api: client, volume: volume}, nil
 }
 
 func (r *replica) create(ctx context.Context, chat uuid.UUID) error {

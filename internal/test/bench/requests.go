@@ -1,15 +1,10 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"net"
 	"net/http"
-	"net/http/httputil"
-	"net/url"
 	"slices"
 	"strings"
 	"sync"
@@ -18,17 +13,17 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/bivouac/bivouac/internal/api/apiclient"
+	"github.com/bivouac/bivouac/internal/test/faultproxy"
 	"github.com/bivouac/bivouac/scheduler"
 )
 
 // counter is a proxy in front of a server. It counts the requests that contain
 // certain IDs, reads and writes separately.
 type counter struct {
-	addr   string
-	server *http.Server
+	*faultproxy.Proxy
 
-	mu     sync.Mutex
-	bodies []seen
+	mu   sync.Mutex
+	seen []seen
 }
 
 // seen is the text of a request and whether it writes.
@@ -38,37 +33,23 @@ type seen struct {
 }
 
 func newCounter(target string) (*counter, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return nil, err
-	}
-	c := &counter{addr: l.Addr().String()}
-	proxy := httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "http", Host: target})
-	proxy.FlushInterval = -1 // flush at once, for event streams
-	proxy.Transport = &http.Transport{MaxIdleConnsPerHost: 100}
-	c.server = &http.Server{ReadHeaderTimeout: 10 * time.Second, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		body, err := io.ReadAll(io.LimitReader(r.Body, 1<<20))
-		if err != nil {
-			http.Error(w, err.Error(), http.StatusBadGateway)
-			return
-		}
-		r.Body = io.NopCloser(bytes.NewReader(body))
+	c := &counter{}
+	var err error
+	c.Proxy, err = faultproxy.Start("127.0.0.1:0", func(w http.ResponseWriter, r *http.Request, server http.Handler) {
+		request := seen{text: r.URL.String() + "\n" + string(faultproxy.Body(r)), write: r.Method != http.MethodGet}
 		c.mu.Lock()
-		c.bodies = append(c.bodies, seen{text: r.URL.String() + "\n" + string(body), write: r.Method != http.MethodGet})
+		c.seen = append(c.seen, request)
 		c.mu.Unlock()
-		proxy.ServeHTTP(w, r)
-	})}
-	go func() { _ = c.server.Serve(l) }() // ends with close
-	return c, nil
+		server.ServeHTTP(w, r)
+	}, target)
+	return c, err
 }
-
-func (c *counter) close() error { return c.server.Close() }
 
 // take returns how many requests since the last call contained one of the IDs.
 func (c *counter) take(ids ...string) (reads, writes int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for _, s := range c.bodies {
+	for _, s := range c.seen {
 		for _, id := range ids {
 			if strings.Contains(s.text, id) {
 				if s.write {
@@ -80,7 +61,7 @@ func (c *counter) take(ids ...string) (reads, writes int) {
 			}
 		}
 	}
-	c.bodies = nil
+	c.seen = nil
 	return reads, writes
 }
 
@@ -89,18 +70,19 @@ func (c *counter) take(ids ...string) (reads, writes int) {
 // contains the chat or session ID. A background pass that reads the record at
 // the same time counts too, although it does not belong to the operation. Such
 // passes are rare, so they do not affect the median.
-func (w *world) requests(ctx context.Context) (out report, err error) {
+func (w *world) requests(ctx context.Context) (report, error) {
+	var out report
 	toConsul, err := newCounter(w.consul.Addr())
 	if err != nil {
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, toConsul.close()) }()
+	defer toConsul.Close()
 	toNomad, err := newCounter(w.nomad.Addr())
 	if err != nil {
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, toNomad.close()) }()
-	r, err := w.startReplica(ctx, replicaConfig{consul: toConsul.addr, nomad: toNomad.addr, prefix: "requests", template: "raw_exec"})
+	defer toNomad.Close()
+	r, err := w.startReplica(ctx, replicaConfig{consul: toConsul.Addr(), nomad: toNomad.Addr(), prefix: "requests", template: "raw_exec"})
 	if err != nil {
 		return nil, err
 	}
@@ -137,7 +119,7 @@ func (w *world) requests(ctx context.Context) (out report, err error) {
 		}
 	}
 	cleanups, err := countCleanup(ctx, r, toConsul, toNomad)
-	return append(out, cleanups...), errors.Join(err, r.stop())
+	return append(out, cleanups...), errors.Join(err, r.Stop())
 }
 
 // countCleanup counts how many requests a cleanup of expired sessions makes for

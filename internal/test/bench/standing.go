@@ -71,7 +71,7 @@ func (w *world) standing(ctx context.Context, rounds, many int) (report, error) 
 		if err := s.replica.delete(ctx, s.reused); err != nil {
 			return nil, err
 		}
-		if err := s.replica.stop(); err != nil {
+		if err := s.replica.Stop(); err != nil {
 			return nil, err
 		}
 	}

@@ -72,7 +72,7 @@ func (w *world) throughput(ctx context.Context) (report, error) {
 		rows[1].against(rows[0])
 		out = append(out, rows...)
 	}
-	return out, r.stop()
+	return out, r.Stop()
 }
 
 // turn lets callers create sandboxes as fast as they can, returns how long that

@@ -3,15 +3,13 @@ package main
 import (
 	"bytes"
 	"context"
-	"errors"
 	"io"
 	"math/rand/v2"
-	"net"
 	"net/http"
-	"net/http/httputil"
-	"net/url"
 	"sync"
 	"time"
+
+	"github.com/bivouac/bivouac/internal/test/faultproxy"
 )
 
 // trouble is how a proxy treats requests. The numbers are probabilities from 0
@@ -25,14 +23,9 @@ type trouble struct {
 }
 
 // proxy sits between a replica and the servers of Consul or Nomad, like a
-// Consul or Nomad agent on the replica's machine. It uses the first server that
-// it can reach.
+// Consul or Nomad agent on the replica's machine.
 type proxy struct {
-	addr    string
-	servers []string
-	server  *http.Server
-	back    *http.Transport
-	served  chan struct{}
+	*faultproxy.Proxy
 
 	mu     sync.Mutex
 	now    trouble
@@ -50,39 +43,16 @@ type edit func(r *http.Request, body []byte) []byte
 type spy func(r *http.Request, body []byte)
 
 func newProxy(servers []string, seed uint64) (*proxy, error) {
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return nil, err
-	}
-	p := &proxy{
-		addr:    listener.Addr().String(),
-		servers: servers,
-		back:    &http.Transport{MaxIdleConnsPerHost: 64, DialContext: (&net.Dialer{Timeout: 2 * time.Second}).DialContext},
-		served:  make(chan struct{}),
-		healed:  make(chan struct{}),
-		random:  rand.New(rand.NewPCG(seed, 1)),
-	}
+	p := &proxy{healed: make(chan struct{}), random: rand.New(rand.NewPCG(seed, 1))}
 	close(p.healed)
-	through := &httputil.ReverseProxy{
-		// This target is a placeholder: RoundTrip chooses the server.
-		Rewrite:       func(r *httputil.ProxyRequest) { r.SetURL(&url.URL{Scheme: "http", Host: servers[0]}) },
-		Transport:     p,
-		FlushInterval: -1,
-		ErrorHandler:  func(http.ResponseWriter, *http.Request, error) { panic(http.ErrAbortHandler) },
-	}
-	p.server = &http.Server{Handler: p.handler(through), ReadHeaderTimeout: time.Minute}
-	go func() {
-		defer close(p.served)
-		_ = p.server.Serve(listener) // it serves until stop
-	}()
-	return p, nil
+	var err error
+	p.Proxy, err = faultproxy.Start("127.0.0.1:0", p.handle, servers...)
+	return p, err
 }
 
 func (p *proxy) stop() {
 	p.trouble(trouble{})
-	_ = p.server.Close() // cuts the remaining connections
-	<-p.served
-	p.back.CloseIdleConnections()
+	p.Close()
 }
 
 // trouble sets how the proxy treats requests from now on.
@@ -110,22 +80,6 @@ func (p *proxy) change(e edit) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.edit = e
-}
-
-func (p *proxy) edited(r *http.Request, body []byte) []byte {
-	p.mu.Lock()
-	edit := p.edit
-	p.mu.Unlock()
-	if edit == nil {
-		return body
-	}
-	return edit(r, body)
-}
-
-func (p *proxy) spied() spy {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.spy
 }
 
 // fate is what happens to one request.
@@ -157,105 +111,78 @@ func (p *proxy) draw() (what fate, how float64) {
 	return untouched, how
 }
 
-// pass waits while the proxy is cut.
-func (p *proxy) pass(ctx context.Context) error {
+// pass waits while the proxy is cut. It ends the request if its sender is gone.
+func (p *proxy) pass(ctx context.Context) {
 	p.mu.Lock()
 	healed := p.healed
 	p.mu.Unlock()
 	select {
 	case <-healed:
-		return nil
 	case <-ctx.Done():
-		return ctx.Err()
+		panic(http.ErrAbortHandler)
 	}
 }
 
-func (p *proxy) handler(through http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		body, err := io.ReadAll(r.Body)
-		if err != nil {
-			panic(http.ErrAbortHandler)
-		}
-		r.Body = io.NopCloser(bytes.NewReader(body))
-		fate, how := p.draw()
-		switch fate {
-		case refused:
-			w.WriteHeader(http.StatusTooManyRequests)
-			return
-		case requestLost:
-			panic(http.ErrAbortHandler)
-		case replyLost:
-			through.ServeHTTP(&lostReply{header: make(http.Header)}, r)
-			panic(http.ErrAbortHandler)
-		case isLate:
-			<-time.After(time.Duration(how * float64(maxLate)))
-			r = r.WithContext(context.WithoutCancel(r.Context()))
-		case untouched:
-		}
-		if how < 0.5 && p.pass(r.Context()) != nil { // otherwise RoundTrip holds back the answer
-			panic(http.ErrAbortHandler)
-		}
-		through.ServeHTTP(w, r)
-	})
+func (p *proxy) handle(w http.ResponseWriter, r *http.Request, server http.Handler) {
+	_ = faultproxy.Body(r) // wait until all of the request is here
+	through := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { p.forward(w, r, server) })
+	fate, how := p.draw()
+	switch fate {
+	case refused:
+		w.WriteHeader(http.StatusTooManyRequests)
+		return
+	case requestLost:
+		faultproxy.Drop(w, r, through)
+	case replyLost:
+		faultproxy.LoseReply(w, r, through)
+	case isLate:
+		<-time.After(time.Duration(how * float64(maxLate)))
+		r = r.WithContext(context.WithoutCancel(r.Context()))
+	case untouched:
+	}
+	if how < 0.5 { // otherwise the answer is held back
+		p.pass(r.Context())
+	}
+	through(w, r)
 }
 
-// RoundTrip implements [http.RoundTripper].
-func (p *proxy) RoundTrip(r *http.Request) (*http.Response, error) {
-	var body []byte
-	if r.Body != nil {
-		var err error
-		if body, err = io.ReadAll(r.Body); err != nil {
-			return nil, err
-		}
+// forward passes a request on, as it was edited. It holds back the answer while
+// the proxy is cut.
+func (p *proxy) forward(w http.ResponseWriter, r *http.Request, server http.Handler) {
+	body := faultproxy.Body(r)
+	p.mu.Lock()
+	edit := p.edit
+	p.mu.Unlock()
+	if edit != nil {
+		body = edit(r, body)
+		r.Body, r.ContentLength = io.NopCloser(bytes.NewReader(body)), int64(len(body))
 	}
-	body = p.edited(r, body)
-	var last error
-	for _, server := range p.servers {
-		try := r.Clone(r.Context())
-		try.URL.Host, try.Host = server, server
-		try.Body, try.ContentLength = io.NopCloser(bytes.NewReader(body)), int64(len(body))
-		if len(body) == 0 {
-			try.Body = http.NoBody
-		}
-		res, err := p.back.RoundTrip(try)
-		if op, ok := errors.AsType[*net.OpError](err); ok && op.Op == "dial" {
-			last = err // the request reached no server
-			continue
-		}
-		if err != nil {
-			return nil, err
-		}
-		if spy := p.spied(); spy != nil && res.StatusCode == http.StatusOK {
-			spy(r, body)
-		}
-		if err := p.pass(r.Context()); err != nil {
-			_ = res.Body.Close() // the caller is gone
-			return nil, err
-		}
-		res.Body = &heldBack{res.Body, p, r.Context()}
-		return res, nil
-	}
-	return nil, last
+	server.ServeHTTP(&reply{w, p, r, body}, r)
 }
 
-// heldBack is the body of an answer. Its reads wait while the proxy is cut.
-type heldBack struct {
-	io.ReadCloser
+// reply is an answer on its way to the replica.
+type reply struct {
+	http.ResponseWriter
 	proxy *proxy
-	ctx   context.Context
+	r     *http.Request
+	body  []byte // of the request
 }
 
-func (b *heldBack) Read(buf []byte) (int, error) {
-	n, err := b.ReadCloser.Read(buf)
-	if passErr := b.proxy.pass(b.ctx); passErr != nil {
-		return 0, passErr
+// Unwrap lets [http.ResponseController] flush the answer.
+func (a *reply) Unwrap() http.ResponseWriter { return a.ResponseWriter }
+
+func (a *reply) WriteHeader(status int) {
+	a.proxy.mu.Lock()
+	spy := a.proxy.spy
+	a.proxy.mu.Unlock()
+	if spy != nil && status == http.StatusOK {
+		spy(a.r, a.body)
 	}
-	return n, err
+	a.proxy.pass(a.r.Context())
+	a.ResponseWriter.WriteHeader(status)
 }
 
-// lostReply discards an answer.
-type lostReply struct{ header http.Header }
-
-func (l *lostReply) Header() http.Header            { return l.header }
-func (l *lostReply) Write(text []byte) (int, error) { return len(text), nil }
-func (l *lostReply) WriteHeader(int)                {}
+func (a *reply) Write(text []byte) (int, error) {
+	a.proxy.pass(a.r.Context())
+	return a.ResponseWriter.Write(text)
+}

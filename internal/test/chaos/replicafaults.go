@@ -7,12 +7,13 @@ import (
 	"net/http"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/google/uuid"
 	consulapi "github.com/hashicorp/consul/api"
 	"golang.org/x/sync/errgroup"
+
+	"github.com/bivouac/bivouac/internal/test/stack"
 )
 
 const (
@@ -32,7 +33,7 @@ func (w *world) replicaFaults(r *replica) []fault {
 	suffers := func(name string, lasts time.Duration, f func(context.Context) error) fault {
 		return fault{name, lasts, w.out, func(ctx context.Context) error {
 			err := f(ctx)
-			if readyErr := w.recovered(ctx, r, r.ready(ctx)); readyErr != nil {
+			if readyErr := w.recovered(ctx, r, r.WaitReady(ctx)); readyErr != nil {
 				return readyErr
 			}
 			return err
@@ -68,7 +69,7 @@ func (w *world) replicaFaults(r *replica) []fault {
 		holderPaused("a stop", r.consul, recorded("stopping"), w.createAndDelete),
 		suffers("replica told to stop", 20*time.Second, func(ctx context.Context) error {
 			r.awaitBusy(ctx)
-			if err := r.stop(); err != nil {
+			if err := r.Stop(); err != nil {
 				w.log.violation(wrong, r.name, "%v", err)
 			}
 			return r.start(ctx)
@@ -85,7 +86,7 @@ func (w *world) replicaFaults(r *replica) []fault {
 // recovered returns err. If the replica ended by itself, it records a violation
 // and starts the replica again instead.
 func (w *world) recovered(ctx context.Context, r *replica, err error) error {
-	if !errors.Is(err, errEnded) {
+	if !errors.Is(err, stack.ErrEnded) {
 		return err
 	}
 	w.log.violation(wrong, r.name, "%v", err)
@@ -103,7 +104,7 @@ func (r *replica) awaitBusy(ctx context.Context) {
 func (w *world) killAndStart(ctx context.Context, r *replica) error {
 	r.awaitBusy(ctx)
 	pause(ctx, w.between(0, 200*time.Millisecond))
-	if err := r.kill(); err != nil {
+	if err := r.Kill(); err != nil {
 		return err
 	}
 	pause(ctx, w.between(0, 4*time.Second))
@@ -113,11 +114,11 @@ func (w *world) killAndStart(ctx context.Context, r *replica) error {
 func (w *world) pauseReplica(ctx context.Context, r *replica, d time.Duration) error {
 	r.awaitBusy(ctx)
 	pause(ctx, w.between(0, 200*time.Millisecond))
-	if err := r.signal(syscall.SIGSTOP); err != nil {
+	if err := r.Pause(); err != nil {
 		return err
 	}
 	pause(ctx, d)
-	return r.signal(syscall.SIGCONT)
+	return r.Resume()
 }
 
 // pauseAt pauses the replica until its locks have expired, at a moment of an
@@ -147,22 +148,16 @@ func (w *world) pauseAt(ctx context.Context, r *replica, p *proxy, at moment, as
 		}
 	}
 	pause(ctx, pastTTL)
-	return r.signal(syscall.SIGCONT)
+	return r.Resume()
 }
 
-// halt pauses the replica and returns when it has stopped.
+// halt pauses the replica and returns when it is paused.
 func (r *replica) halt() error {
-	if err := r.signal(syscall.SIGSTOP); err != nil {
-		return err
+	err := r.Pause()
+	if !r.Running() {
+		return errMissed
 	}
-	for stateOf(r.cmd.Process.Pid) != 'T' {
-		select {
-		case <-r.done:
-			return errMissed
-		case <-time.After(time.Millisecond):
-		}
-	}
-	return nil
+	return err
 }
 
 // recreate deletes a chat's session through another replica and creates it

@@ -135,7 +135,7 @@ func (w *world) back(ctx context.Context) error {
 		return fmt.Errorf("not back after the last fault: %w", err)
 	}
 	for _, r := range w.all() {
-		err := w.recovered(ctx, r, r.ready(ctx))
+		err := w.recovered(ctx, r, r.WaitReady(ctx))
 		if err != nil && ctx.Err() == nil {
 			w.log.violation(wrong, r.name, "all servers are back: %v", err)
 		}

@@ -157,10 +157,10 @@ func (v *victim) hitBy(b blow, at moment) spy {
 		switch {
 		case !at(r, body):
 		case b == halt:
-			once.Do(func() { _ = v.halt() }) // if it fails, the test times out
+			once.Do(func() { _ = v.Pause() }) // if it fails, the test times out
 		default:
-			_ = v.signal(syscall.SIGKILL) // it may be dead already
-			<-v.done
+			_ = v.Signal(syscall.SIGKILL) // it may be dead already
+			<-v.Done()
 		}
 	}
 }
@@ -241,7 +241,7 @@ func (w *world) awaitProcess(ctx context.Context, session uuid.UUID) *sandbox {
 
 // die lets the victim carry out its operation and waits until it is dead.
 func (w *world) die(ctx context.Context, v *victim) error {
-	err := v.signal(0) // check that it runs
+	err := v.Signal(0) // check that it runs
 	if err != nil {
 		return err
 	}
@@ -249,7 +249,7 @@ func (w *world) die(ctx context.Context, v *victim) error {
 	if _, answered := errors.AsType[*apiclient.Error](err); err == nil || answered || ctx.Err() != nil {
 		return errors.Join(errors.New("it was not killed"), err)
 	}
-	<-v.done
+	<-v.Done()
 	v.died = time.Now()
 	return nil
 }

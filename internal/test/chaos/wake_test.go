@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"slices"
-	"syscall"
 	"testing"
 	"time"
 
@@ -54,7 +53,7 @@ func TestReplicaPausedAtEachStepDoesNoHarmWhenItWakes(t *testing.T) {
 
 	// When they continue and their callers still wait,
 	each(t, victims, func(ctx context.Context, v *victim) error {
-		if err := v.signal(syscall.SIGCONT); err != nil {
+		if err := v.Resume(); err != nil {
 			return err
 		}
 		select {
@@ -126,7 +125,7 @@ func (w *world) fall(ctx context.Context, t *testing.T, v *victim) error {
 		v.session, v.err = w.ask(asking, v)
 	}()
 	t.Cleanup(func() { cancel(); <-v.answered })
-	for stateOf(v.cmd.Process.Pid) != 'T' {
+	for stateOf(v.PID()) != 'T' {
 		select {
 		case <-v.answered:
 			return errors.Join(errors.New("it was not paused"), v.err)

@@ -148,7 +148,7 @@ func (w *world) start(ctx context.Context) error {
 		return err
 	}
 	context.AfterFunc(ctx, direct.stop)
-	w.kv, err = consulapi.NewClient(&consulapi.Config{Address: direct.addr})
+	w.kv, err = consulapi.NewClient(&consulapi.Config{Address: direct.Addr()})
 	return err
 }
 

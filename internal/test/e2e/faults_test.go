@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
-	"os"
 	"strings"
 	"sync"
 	"syscall"
@@ -160,7 +159,7 @@ func TestReplicaThatStopsLeavesSandboxesRunning(t *testing.T) {
 	chat := uuid.NewString()
 	session := first.create(chat, w.body(), http.StatusCreated).Session
 
-	for _, sig := range []os.Signal{os.Interrupt, os.Kill} {
+	for _, sig := range []syscall.Signal{syscall.SIGINT, syscall.SIGKILL} {
 		first.stop(sig)
 		_, err := page(t, session, "/")
 		must.NoError(t, err)
@@ -180,7 +179,7 @@ func TestReplicaKilledInMidCreateIsSettledByAnother(t *testing.T) {
 	killed, survivor := w.start(), w.start()
 	chat := uuid.NewString()
 	answered := createUnderWay(w, killed, chat)
-	killed.stop(os.Kill)
+	killed.stop(syscall.SIGKILL)
 	<-answered
 
 	// Then the other replica undoes the create: no sandbox, record or lock is
@@ -213,5 +212,5 @@ func TestReplicaThatStartsBeforeConsul(t *testing.T) {
 		return err
 	})
 	r.delete(chat)
-	r.stop(os.Interrupt)
+	r.stop(syscall.SIGINT)
 }

@@ -28,11 +28,11 @@ func (w *world) refuses(words ...string) {
 	w.t.Helper()
 	r := w.launch()
 	select {
-	case <-r.gone:
+	case <-r.Done():
 	case <-time.After(patience):
 		w.t.Fatal("the replica goes on")
 	}
-	must.Eq(w.t, 1, r.cmd.ProcessState.ExitCode())
+	must.Eq(w.t, 1, r.ExitCode())
 	r.hasLogged(words...)
 }
 
@@ -168,7 +168,9 @@ func TestConsulThatLosesItsDataUnderReplicas(t *testing.T) {
 
 	// When an operator says that the sandboxes belong to this Bivouac, all
 	// replicas continue.
-	adopted := call[wire.AdoptAnswer](third, http.MethodPost, "/v1/operator/adopt", wire.AdoptRequest{}, http.StatusOK)
+	refused := call[wire.ErrorAnswer](third, http.MethodPost, "/v1/operator/adopt", nil, http.StatusBadRequest)
+	must.StrContains(t, refused.Error.Message, "bivouac operator adopt -instance="+instance)
+	adopted := call[wire.AdoptAnswer](third, http.MethodPost, "/v1/operator/adopt", wire.AdoptRequest{Instance: instance}, http.StatusOK)
 	must.Eq(t, instance, adopted.Instance)
 	for _, r := range append(replicas, third) {
 		must.Eq(t, instance, r.awaitHealthy())

@@ -168,7 +168,7 @@ func TestBlockingReadsWakeAtAChange(t *testing.T) {
 		"an absent session": sessionPath(uuid.NewString()) + "?",
 	} {
 		t.Run(name, func(t *testing.T) {
-			resp, err := r.api.Get(r.url + path)
+			resp, err := r.api.Get("http://" + r.Addr + path)
 			must.NoError(t, err)
 			must.NoError(t, resp.Body.Close())
 			index := resp.Header.Get(wire.HeaderIndex)
@@ -182,7 +182,7 @@ func TestBlockingReadsWakeAtAChange(t *testing.T) {
 			}
 			woken := make(chan error, 1)
 			go func() {
-				resp, err := r.api.Get(r.url + path + "index=" + index + "&wait=" + wait)
+				resp, err := r.api.Get("http://" + r.Addr + path + "index=" + index + "&wait=" + wait)
 				if err == nil {
 					err = resp.Body.Close()
 					if resp.Header.Get(wire.HeaderIndex) == index && !absent {

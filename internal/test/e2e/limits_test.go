@@ -3,10 +3,7 @@ package e2e
 import (
 	"fmt"
 	"io"
-	"net"
 	"net/http"
-	"net/http/httputil"
-	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -19,6 +16,7 @@ import (
 	"github.com/shoenig/test/must"
 
 	"github.com/bivouac/bivouac/internal/api/wire"
+	"github.com/bivouac/bivouac/internal/test/faultproxy"
 	"github.com/bivouac/bivouac/internal/test/stack"
 )
 
@@ -66,7 +64,7 @@ func TestMoreCreatesThanThereIsRoomFor(t *testing.T) {
 // later.
 func (r *replica) wantsRoom(w *world, chat string) (created bool, err error) {
 	body := strings.NewReader(fmt.Sprintf(`{"agent_id":"agent-1","volume_host_path":%q}`, w.volume))
-	req, err := http.NewRequestWithContext(r.t.Context(), http.MethodPut, r.url+sessionPath(chat), body)
+	req, err := http.NewRequestWithContext(r.t.Context(), http.MethodPut, "http://"+r.Addr+sessionPath(chat), body)
 	if err != nil {
 		return false, err
 	}
@@ -100,12 +98,12 @@ func TestReplicaThatIsStoppedInMidCreateFinishesIt(t *testing.T) {
 	answered := createUnderWay(w, stopped, chat)
 
 	// When the replica is told to stop, it waits for the sandbox and answers.
-	must.NoError(t, stopped.cmd.Process.Signal(syscall.SIGTERM))
+	must.NoError(t, stopped.Signal(syscall.SIGTERM))
 	stopped.hasLogged("agent_stopping")
 	must.NoError(t, os.WriteFile(w.volume+"/go", nil, 0o644))
 	must.StrHasPrefix(t, "201 ", <-answered)
-	<-stopped.gone
-	must.Eq(t, 0, stopped.cmd.ProcessState.ExitCode())
+	<-stopped.Done()
+	must.Eq(t, 0, stopped.ExitCode())
 
 	// And the next one serves the same sandbox.
 	next := w.start()
@@ -127,15 +125,15 @@ func TestReplicaThatIsStoppedInMidCreateHandsItOver(t *testing.T) {
 	// When the replica is told to stop, it undoes the create, tells the caller,
 	// and stops within its limit.
 	told := time.Now()
-	must.NoError(t, stopped.cmd.Process.Signal(syscall.SIGTERM))
+	must.NoError(t, stopped.Signal(syscall.SIGTERM))
 	answer := <-answered
 	must.StrHasPrefix(t, "503 ", answer)
 	must.StrContains(t, answer, string(wire.CodeShuttingDown))
 	must.SliceEmpty(t, w.liveAllocs(chat))
 	must.SliceEmpty(t, w.keys(chat))
-	<-stopped.gone
+	<-stopped.Done()
 	must.Less(t, 45*time.Second, time.Since(told))
-	must.Eq(t, 0, stopped.cmd.ProcessState.ExitCode())
+	must.Eq(t, 0, stopped.ExitCode())
 
 	// And the chat's next create does not wait for anything that the replica
 	// left behind.
@@ -162,7 +160,7 @@ func TestReplicaThatIsStoppedBeforeItsUndoIsDoneHandsItOver(t *testing.T) {
 	stopped, other := w.start(), w.start()
 	chat := uuid.NewString()
 	answered := createUnderWay(w, stopped, chat)
-	must.NoError(t, stopped.cmd.Process.Signal(syscall.SIGTERM))
+	must.NoError(t, stopped.Signal(syscall.SIGTERM))
 
 	// Then the caller is told anyway, and the next create, which waits in the
 	// meantime, finishes the undo.
@@ -177,8 +175,8 @@ func TestReplicaThatIsStoppedBeforeItsUndoIsDoneHandsItOver(t *testing.T) {
 	must.NoError(t, os.WriteFile(w.volume+"/go", nil, 0o644))
 	must.StrHasPrefix(t, "201 ", <-next)
 	must.Less(t, 10*time.Second, time.Since(began))
-	<-stopped.gone
-	must.Eq(t, 0, stopped.cmd.ProcessState.ExitCode())
+	<-stopped.Done()
+	must.Eq(t, 0, stopped.ExitCode())
 	must.Len(t, 1, w.liveAllocs(chat))
 	other.delete(chat)
 }
@@ -198,13 +196,9 @@ func TestReplicaThatStartsBeforeNomad(t *testing.T) {
 	must.Eq(t, wire.CodeStoreUnavailable, refused.Error.Code)
 
 	// When Nomad comes, the replica serves.
-	listener, err := net.Listen("tcp", addr)
+	proxy, err := faultproxy.Start(addr, faultproxy.Pass, stack.NomadForTest(t).Addr())
 	must.NoError(t, err)
-	forward := httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "http", Host: stack.NomadForTest(t).Addr()})
-	forward.FlushInterval = -1
-	server := &http.Server{Handler: forward}
-	go func() { _ = server.Serve(listener) }()
-	t.Cleanup(func() { _ = server.Close() })
+	t.Cleanup(proxy.Close)
 	eventually(t, "a create succeeds", func() error {
 		status, text, err := r.try(http.MethodPut, sessionPath(chat), w.body())
 		if err == nil && status != http.StatusCreated {

@@ -8,11 +8,11 @@ import (
 	"io"
 	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -70,12 +70,9 @@ func newWorld(t *testing.T, template string, flags ...string) *world {
 
 // replica is one running Bivouac server.
 type replica struct {
-	t    *testing.T
-	api  *http.Client
-	url  string
-	log  string // path of its log file
-	cmd  *exec.Cmd
-	gone chan struct{}
+	*stack.Bivouac
+	t   *testing.T
+	api *http.Client
 }
 
 // start starts a replica and waits until it is healthy.
@@ -83,10 +80,8 @@ func (w *world) start() *replica {
 	w.t.Helper()
 	r := w.launch()
 	eventually(w.t, "a healthy replica", func() error {
-		select {
-		case <-r.gone:
+		if !r.Running() {
 			w.t.Fatal("the replica ended")
-		default:
 		}
 		status, _, err := r.try(http.MethodGet, "/v1/agent/health", nil)
 		if err == nil && status != http.StatusOK {
@@ -110,41 +105,31 @@ func (w *world) launchBuild(binary string, api *http.Client) *replica {
 	port, err := stack.FreePort(0)
 	must.NoError(w.t, err)
 	addr := fmt.Sprintf("127.0.0.1:%d", port)
-	log, err := os.Create(filepath.Join(w.t.TempDir(), "agent.log"))
+	server, err := stack.NewBivouac("the replica at "+addr, binary, addr, filepath.Join(w.t.TempDir(), "agent.log"), w.env, w.flags...)
 	must.NoError(w.t, err)
-	cmd := exec.Command(binary, append([]string{"agent", "-http-addr=" + addr}, w.flags...)...)
-	cmd.Env, cmd.Stdout, cmd.Stderr = w.env, log, log
-	must.NoError(w.t, cmd.Start())
-	r := &replica{t: w.t, api: api, url: "http://" + addr, log: log.Name(), cmd: cmd, gone: make(chan struct{})}
-	go func() {
-		defer close(r.gone)
-		_ = cmd.Wait() // the test checks its result
-	}()
+	must.NoError(w.t, server.Start())
+	r := &replica{server, w.t, api}
 	w.t.Cleanup(func() {
-		r.stop(os.Interrupt)
-		must.NoError(w.t, log.Close())
+		r.stop(syscall.SIGINT)
 		if w.t.Failed() {
-			text, err := os.ReadFile(log.Name())
-			w.t.Logf("log of %s (%v):\n%s", addr, err, text)
+			text, err := os.ReadFile(r.Log)
+			w.t.Logf("log of %s (%v):\n%s", r.Name, err, text)
 		}
 	})
 	return r
 }
 
 // stop sends a signal to the replica and waits until it has ended.
-func (r *replica) stop(sig os.Signal) {
-	select {
-	case <-r.gone:
+func (r *replica) stop(sig syscall.Signal) {
+	if !r.Running() {
 		return
-	default:
 	}
-	must.NoError(r.t, r.cmd.Process.Signal(sig))
+	must.NoError(r.t, r.Signal(sig))
 	select {
-	case <-r.gone:
+	case <-r.Done():
 	case <-time.After(patience):
-		_ = r.cmd.Process.Kill() // the error below fails the test
-		<-r.gone
-		r.t.Errorf("the replica did not end within %v of %v", patience, sig)
+		_ = r.Kill() // the error below fails the test
+		r.t.Errorf("%s did not end within %v of %v", r.Name, patience, sig)
 	}
 }
 
@@ -165,7 +150,7 @@ func (r *replica) awaitFailing(part string) {
 func (r *replica) hasLogged(words ...string) {
 	r.t.Helper()
 	eventually(r.t, fmt.Sprintf("a line of the log with %q", words), func() error {
-		text, err := os.ReadFile(r.log)
+		text, err := os.ReadFile(r.Log)
 		if err != nil {
 			return err
 		}
@@ -188,7 +173,7 @@ func (r *replica) try(method, path string, body any) (status int, answer []byte,
 		}
 		reader = bytes.NewReader(text)
 	}
-	req, err := http.NewRequestWithContext(r.t.Context(), method, r.url+path, reader)
+	req, err := http.NewRequestWithContext(r.t.Context(), method, "http://"+r.Addr+path, reader)
 	if err != nil {
 		return 0, nil, err
 	}

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 
 	"github.com/google/uuid"
@@ -153,7 +154,7 @@ func TestReplicaFromBeforeRecordsCouldGrow(t *testing.T) {
 	}
 
 	// When the old one is stopped, everything works.
-	older.stop(os.Interrupt)
+	older.stop(syscall.SIGINT)
 	for chat, session := range sessions {
 		found := newer.create(chat, w.body(), http.StatusOK)
 		must.Eq(t, session, found.Session.SessionID)

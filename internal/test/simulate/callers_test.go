@@ -55,11 +55,21 @@ func (w *world) call(caller int, requests []request) {
 	}
 }
 
+// scoped is a caller with a policy, which names the AI agents of this simulation by
+// their prefix. Every second caller has it; the others may do everything.
+var scoped = scheduler.Caller{Name: "scoped", Policies: []*scheduler.Policy{{
+	Name:   "scoped",
+	Agents: []scheduler.AgentRule{{Prefix: "agent-", Capabilities: scheduler.CapWrite}},
+}}}
+
 // ask sends a request to a replica and records the answer. If the replica dies,
 // the caller gets no answer.
 func (w *world) ask(caller int, r request, at *replica) {
 	ctx, cancel := context.WithCancel(network.WithCaller(w.ctx, strconv.Itoa(caller)))
 	defer cancel()
+	if caller%2 == 0 {
+		ctx = scheduler.WithCaller(ctx, scoped)
+	}
 	if r.patient > 0 {
 		ctx, cancel = context.WithTimeout(ctx, r.patient)
 		defer cancel()

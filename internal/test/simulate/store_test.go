@@ -115,14 +115,12 @@ func (w *world) wipe(lasts time.Duration) bool {
 	w.editAll()
 	wait(w.ctx, lasts)
 	w.operate(func(ctx context.Context, r *replica) error {
-		instance := "" // instance of the running sandboxes
-		if w.neighbour {
-			instance = own.Instance
-		}
-		_, err := r.store.Adopt(ctx, instance)
+		_, err := r.store.Adopt(ctx, own.Instance)
 		switch {
-		case w.neighbour && errors.Is(err, scheduler.ErrInvalid): // only a neighbour's sandbox runs
-			_, _, err = r.store.Forget(ctx)
+		case errors.Is(err, scheduler.ErrInvalid): // none of its sandboxes runs
+			if _, _, err = r.store.Forget(ctx); errors.Is(err, scheduler.ErrInvalid) {
+				return nil // the store has a new identity already
+			}
 		case err == nil:
 			_, err = r.scheduler.Adopt(ctx)
 		}

@@ -31,16 +31,29 @@ type Agent struct {
 	Name string // "consul-0", "server-1", "client-0", or "nomad", a dev agent
 	Addr string // address of its HTTP API, such as "127.0.0.1:8500"
 	Log  string // path of the file with its output
+	Env  []string
 
 	rpc   string // a server's RPC address, by which its peers know it
 	bin   string
 	args  []string
-	env   []string
 	ready func(context.Context) error // nil once the agent can be used
+	limit time.Duration               // from start until ready
 
-	pid  int
+	cmd  *exec.Cmd
 	done chan struct{} // closed once the process has ended and been waited for
 }
+
+// ErrEnded means that an agent ended although nothing ended it.
+var ErrEnded = errors.New("it ended by itself")
+
+// PID returns the process ID of the process that was started last.
+func (a *Agent) PID() int { return a.cmd.Process.Pid }
+
+// Done returns a channel that is closed once the process that was started last has ended.
+func (a *Agent) Done() <-chan struct{} { return a.done }
+
+// ExitCode returns the exit code of a process that has ended, -1 if a signal ended it.
+func (a *Agent) ExitCode() int { return a.cmd.ProcessState.ExitCode() }
 
 // Running reports whether the process exists, paused or not.
 func (a *Agent) Running() bool {
@@ -67,7 +80,7 @@ func (a *Agent) Start() (err error) {
 	}
 	defer func() { err = errors.Join(err, log.Close()) }()
 	cmd := exec.Command(a.bin, a.args...)
-	cmd.Env, cmd.Stdout, cmd.Stderr = a.env, log, log
+	cmd.Env, cmd.Stdout, cmd.Stderr = a.Env, log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Setpgid: true, // only this program gets Ctrl-C, so it decides the order
 		// For the case that this program dies without stopping it. Not SIGKILL, so that a
@@ -91,17 +104,17 @@ func (a *Agent) Start() (err error) {
 	if err := <-started; err != nil {
 		return fmt.Errorf("stack: start %s: %w", a.Name, err)
 	}
-	a.pid, a.done = cmd.Process.Pid, done
+	a.cmd, a.done = cmd, done
 	return nil
 }
 
-// WaitReady returns once the agent can be used. It fails as soon as the process
-// is gone, or after 90 seconds, with the end of its log.
+// WaitReady returns once the agent can be used. It fails with [ErrEnded] as soon as the
+// process is gone, or after 90 seconds (3 minutes for Bivouac), with the end of its log.
 func (a *Agent) WaitReady(ctx context.Context) error {
 	if a.done == nil {
 		return fmt.Errorf("stack: %s was never started", a.Name)
 	}
-	ctx, cancel := context.WithTimeout(ctx, startLimit)
+	ctx, cancel := context.WithTimeout(ctx, a.limit)
 	defer cancel()
 	tick := time.NewTicker(askEvery)
 	defer tick.Stop()
@@ -109,13 +122,13 @@ func (a *Agent) WaitReady(ctx context.Context) error {
 		try, cancelTry := context.WithTimeout(ctx, askLimit)
 		err := a.ready(try)
 		cancelTry()
-		if err == nil {
+		if err == nil && a.Running() { // otherwise another process has answered
 			return nil
 		}
 		select {
 		case <-tick.C:
 		case <-a.done:
-			return fmt.Errorf("stack: %s ended by itself:\n%s", a.Name, tail(a.Log))
+			return fmt.Errorf("stack: %s: %w: %s\n%s", a.Name, ErrEnded, a.cmd.ProcessState, tail(a.Log))
 		case <-ctx.Done():
 			return fmt.Errorf("stack: %s is not ready: %w: %w\n%s", a.Name, ctx.Err(), err, tail(a.Log))
 		}
@@ -124,7 +137,7 @@ func (a *Agent) WaitReady(ctx context.Context) error {
 
 // Kill kills the process (SIGKILL) and returns when it has ended.
 func (a *Agent) Kill() error {
-	if err := a.signal(syscall.SIGKILL); err != nil {
+	if err := a.Signal(syscall.SIGKILL); err != nil {
 		return err
 	}
 	<-a.done
@@ -133,11 +146,11 @@ func (a *Agent) Kill() error {
 
 // Pause suspends the process (SIGSTOP) and returns when it is suspended.
 func (a *Agent) Pause() error {
-	if err := a.signal(syscall.SIGSTOP); err != nil {
+	if err := a.Signal(syscall.SIGSTOP); err != nil {
 		return err
 	}
 	for {
-		err := unix.Waitid(unix.P_PID, a.pid, nil, unix.WSTOPPED|unix.WEXITED|unix.WNOWAIT, nil)
+		err := unix.Waitid(unix.P_PID, a.PID(), nil, unix.WSTOPPED|unix.WEXITED|unix.WNOWAIT, nil)
 		if !errors.Is(err, unix.EINTR) {
 			return err
 		}
@@ -145,7 +158,7 @@ func (a *Agent) Pause() error {
 }
 
 // Resume continues a paused process (SIGCONT).
-func (a *Agent) Resume() error { return a.signal(syscall.SIGCONT) }
+func (a *Agent) Resume() error { return a.Signal(syscall.SIGCONT) }
 
 // Stop asks the process to end (SIGTERM), kills it if it does not within 15 s, and returns
 // when it has ended. It resumes a paused process first.
@@ -153,7 +166,7 @@ func (a *Agent) Stop() error {
 	if !a.Running() {
 		return nil
 	}
-	if err := errors.Join(a.signal(syscall.SIGTERM), a.Resume()); err != nil && a.Running() {
+	if err := errors.Join(a.Signal(syscall.SIGTERM), a.Resume()); err != nil && a.Running() {
 		return err
 	}
 	select {
@@ -176,11 +189,12 @@ func (a *Agent) Restart(ctx context.Context) error {
 	return a.WaitReady(ctx)
 }
 
-func (a *Agent) signal(sig syscall.Signal) error {
+// Signal sends a signal to the process.
+func (a *Agent) Signal(sig syscall.Signal) error {
 	if !a.Running() {
 		return fmt.Errorf("stack: %s does not run", a.Name)
 	}
-	if err := syscall.Kill(a.pid, sig); err != nil {
+	if err := syscall.Kill(a.PID(), sig); err != nil {
 		return fmt.Errorf("stack: send %v to %s: %w", sig, a.Name, err)
 	}
 	return nil

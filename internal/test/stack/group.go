@@ -57,12 +57,13 @@ func (g *group) add(name, bin string, addr string, prepare func(dir string) ([]s
 		return nil, err
 	}
 	a := &Agent{
-		Name: name,
-		Addr: addr,
-		Log:  filepath.Join(dir, "agent.log"),
-		bin:  bin,
-		args: args,
-		env:  g.env(),
+		Name:  name,
+		Addr:  addr,
+		Log:   filepath.Join(dir, "agent.log"),
+		Env:   g.env(),
+		bin:   bin,
+		args:  args,
+		limit: startLimit,
 	}
 	g.all = append(g.all, a)
 	return a, nil

@@ -78,7 +78,7 @@ func beOwner(t *testing.T) {
 	must.NoError(t, err)
 	started := owned{Agents: map[string]int{}, SandboxURL: rawExecSandbox(t, nomad).run(t, client)}
 	for _, g := range []*group{consul.group, paused.group, nomad.group} {
-		started.Agents[g.dir] = g.all[0].pid
+		started.Agents[g.dir] = g.all[0].PID()
 	}
 	must.NoError(t, json.NewEncoder(os.Stdout).Encode(started))
 	select {}

@@ -88,6 +88,41 @@ func count(t *testing.T, store scheduler.Store) int {
 	return n
 }
 
+// countsByAgent counts the records of the AI agents with a prefix, as they come and go.
+func countsByAgent(t *testing.T, c Cluster) {
+	replica := c.Join(t)
+	store, locker := scheduler.Store(replica), scheduler.Locker(replica)
+	expect := func(want map[string]int) {
+		t.Helper()
+		for prefix, n := range want {
+			got, err := store.CountAgents(t.Context(), prefix)
+			must.NoError(t, err)
+			must.Eq(t, n, got, must.Sprintf("prefix %q", prefix))
+		}
+	}
+	expect(map[string]int{"": 0, "support-": 0})
+	var support scheduler.Session
+	for _, agent := range []string{"support-1", "support-1", "support-2", "support", "sales-1", "sup/port-1"} {
+		session := newSession()
+		session.AgentID = agent
+		put(t, locker, session)
+		if agent == "support-2" {
+			support = session
+		}
+	}
+	intent := newSession()
+	intent.AgentID, intent.State, intent.ContainerID = "support-3", scheduler.StateCreating, ""
+	put(t, locker, intent)
+	expect(map[string]int{"": 7, "support-": 4, "support": 5, "support-1": 2, "s": 7, "sup/": 1, "other": 0})
+
+	write(t, locker, support.ChatID, nil)
+	expect(map[string]int{"": 6, "support-": 3, "support-2": 0})
+	again := newSession()
+	again.AgentID = "support-2"
+	put(t, locker, again)
+	expect(map[string]int{"": 7, "support-": 4, "support-2": 1})
+}
+
 func intentsAreNotSessions(t *testing.T, c Cluster) {
 	a := c.Join(t)
 	session := newSession()

@@ -22,7 +22,7 @@ func Locks(t *testing.T, open func(t *testing.T) Cluster) {
 		test func(t *testing.T, c Cluster)
 	}{
 		{"the lock of a chat is held by one at a time", exclusion},
-		{"a lock is taken together with the record as it stands", lockReadsRecord},
+		{"a lock is taken together with the current record", lockReadsRecord},
 		{"chats do not wait for each other", chatsAreIndependent},
 		{"with wait 0 a held lock is only tried", tryOnly},
 		{"waiting for a lock is limited", waitLimit},

@@ -34,10 +34,11 @@ func Stores(t *testing.T, open func(t *testing.T) Cluster) {
 		{"the longest expired come first, up to the limit", expiredOrder},
 		{"a renewed session is no longer expired", renewedIsNotExpired},
 		{"an intent does not expire and is not counted", intentsAreNotSessions},
+		{"records are counted by a prefix of the AI agent's ID", countsByAgent},
 		{"what is in flight is creating or stopping", inFlight},
 		{"a removed record leaves nothing behind", removedLeavesNothing},
-		{"a damaged record is told of and hides no other", damagedIsToldOf},
-		{"a record of a newer version is told of and hides no other", newerIsToldOf},
+		{"a damaged record is reported and hides no other", damagedIsToldOf},
+		{"a record of a newer version is reported and hides no other", newerIsToldOf},
 		{"a read of a caller who left fails", canceledReads},
 	}
 	for _, tt := range tests {

@@ -247,6 +247,7 @@ Bivouac runs on a real Consul and a real Nomad. In another terminal:
 
 The first answers with the endpoint of a sandbox (%s).
 Its volume is %s, which is removed at the end.
-The others show it and what it stands on. Ctrl-C stops all of it.
+The others show the session, its record in Consul and its job in Nomad. Ctrl-C stops
+all of it.
 
 `

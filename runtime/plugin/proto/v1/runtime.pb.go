@@ -82,7 +82,7 @@ func (Stage) EnumDescriptor() ([]byte, []int) {
 	return file_v1_runtime_proto_rawDescGZIP(), []int{0}
 }
 
-// State says how a sandbox stands.
+// State is the state of a sandbox.
 type State int32
 
 const (
@@ -202,7 +202,7 @@ const (
 	ErrorKind_ERROR_KIND_NOT_PLACED ErrorKind = 1
 	// NOT_FOUND: no such sandbox.
 	ErrorKind_ERROR_KIND_NOT_FOUND ErrorKind = 2
-	// ALREADY_EXISTS: the session ID stands for another spec, or was stopped.
+	// ALREADY_EXISTS: the session ID has another spec, or was stopped.
 	ErrorKind_ERROR_KIND_CONFLICT ErrorKind = 3
 	// ABORTED: the sandbox failed to start, or did not answer in time.
 	ErrorKind_ERROR_KIND_NOT_READY ErrorKind = 4

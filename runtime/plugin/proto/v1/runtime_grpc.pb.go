@@ -41,7 +41,7 @@ const (
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
 // DriverService is what a plugin serves. A call that fails answers with a gRPC
-// status; ErrorDetail says which one stands for what. Calls for abilities that
+// status; ErrorKind lists the codes. Calls for abilities that
 // InfoResponse does not declare are not made.
 //
 // A message is at most 1 MiB, in both directions.
@@ -58,7 +58,7 @@ type DriverServiceClient interface {
 	Stop(ctx context.Context, in *StopRequest, opts ...grpc.CallOption) (*StopResponse, error)
 	// Delete ends a sandbox and removes what is left of it.
 	Delete(ctx context.Context, in *DeleteRequest, opts ...grpc.CallOption) (*DeleteResponse, error)
-	// Inspect tells how a sandbox stands.
+	// Inspect returns the state of a sandbox.
 	Inspect(ctx context.Context, in *InspectRequest, opts ...grpc.CallOption) (*InspectResponse, error)
 	// List answers with all sandboxes of this driver and instance, over as many
 	// messages as it likes.
@@ -236,7 +236,7 @@ type DriverService_ExecClient = grpc.BidiStreamingClient[ExecRequest, ExecRespon
 // for forward compatibility.
 //
 // DriverService is what a plugin serves. A call that fails answers with a gRPC
-// status; ErrorDetail says which one stands for what. Calls for abilities that
+// status; ErrorKind lists the codes. Calls for abilities that
 // InfoResponse does not declare are not made.
 //
 // A message is at most 1 MiB, in both directions.
@@ -253,7 +253,7 @@ type DriverServiceServer interface {
 	Stop(context.Context, *StopRequest) (*StopResponse, error)
 	// Delete ends a sandbox and removes what is left of it.
 	Delete(context.Context, *DeleteRequest) (*DeleteResponse, error)
-	// Inspect tells how a sandbox stands.
+	// Inspect returns the state of a sandbox.
 	Inspect(context.Context, *InspectRequest) (*InspectResponse, error)
 	// List answers with all sandboxes of this driver and instance, over as many
 	// messages as it likes.
