@@ -11,6 +11,8 @@ import (
 	"testing"
 
 	"github.com/shoenig/test/must"
+
+	"github.com/bivouac/bivouac/internal/test/stack"
 )
 
 // promtool runs promtool in a copy of the deploy folder in which the secrets exist.
@@ -70,4 +72,13 @@ func TestMonitoring(t *testing.T) {
 			must.StrContains(t, string(page), "`"+string(name[1])+"`")
 		}
 	})
+}
+
+func TestNomadAcceptsTheJob(t *testing.T) {
+	nomad := stack.NomadForTest(t)
+	program, err := stack.NomadBinary(t.Context())
+	must.NoError(t, err)
+	cmd := exec.CommandContext(t.Context(), program, "job", "validate", "-address=http://"+nomad.Addr(), "-var=image=bivouac:dev", "deploy/bivouac.nomad.hcl")
+	out, err := cmd.CombinedOutput()
+	must.NoError(t, err, must.Sprintf("%s", out))
 }
