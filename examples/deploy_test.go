@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 
+	nomadapi "github.com/hashicorp/nomad/api"
 	"github.com/shoenig/test/must"
 
 	"github.com/bivouac/bivouac/internal/test/stack"
@@ -76,6 +77,10 @@ func TestMonitoring(t *testing.T) {
 
 func TestNomadAcceptsTheJob(t *testing.T) {
 	nomad := stack.NomadForTest(t)
+	client, err := nomad.Client()
+	must.NoError(t, err)
+	_, err = client.Namespaces().Register(&nomadapi.Namespace{Name: "bivouac"}, nil)
+	must.NoError(t, err)
 	program, err := stack.NomadBinary(t.Context())
 	must.NoError(t, err)
 	cmd := exec.CommandContext(t.Context(), program, "job", "validate", "-address=http://"+nomad.Addr(), "-var=image=bivouac:dev", "deploy/bivouac.nomad.hcl")
