@@ -23,6 +23,7 @@ import (
 	"github.com/bivouac/bivouac/internal/api/wire"
 	"github.com/bivouac/bivouac/internal/auth"
 	"github.com/bivouac/bivouac/internal/config"
+	"github.com/bivouac/bivouac/internal/credentials"
 	"github.com/bivouac/bivouac/internal/store/consul"
 	"github.com/bivouac/bivouac/internal/version"
 	"github.com/bivouac/bivouac/scheduler"
@@ -61,11 +62,11 @@ func Validate(ctx context.Context, c config.Config) error {
 	}
 	err := checkPlugins(ctx, c)
 	if !c.Dev {
-		_, _, storeErr := newConsul(c, consul.Config{}, hclog.NewNullLogger())
+		_, storeErr := newConsul(c, consul.Config{}, hclog.NewNullLogger())
 		err = errors.Join(storeErr, err)
 	}
 	if usesNomad(c) {
-		_, _, runtimeErr := newNomad(c, nil, hclog.NewNullLogger())
+		_, runtimeErr := newNomad(c, nil, hclog.NewNullLogger())
 		err = errors.Join(err, runtimeErr)
 	}
 	return err
@@ -165,15 +166,15 @@ func Run(ctx context.Context, c config.Config, env Environment) (err error) {
 	server := httpserver.New(handler, connections, log.Named("http"))
 	server.RegisterOnShutdown(handler.Stop)
 
+	watcher := &credentials.Watcher{Items: base.credentials, Logger: log, Failed: metrics.reloadFailed} //nolint:contextcheck // a failure has no caller
 	manager := serviceManager{socket: env.NotifySocket, log: log}
 	prepared := make(chan struct{})
 	parts := append([]part{
+		{"credentials", func(ctx context.Context) error { watcher.Run(ctx); return nil }},
 		// Not before the server is prepared: the end of a reload would be taken for the
 		// end of the start.
 		{"hangups", whenReady(prepared, func(ctx context.Context) error {
-			return manager.reloadOnHangup(ctx, env.Hangups, func() {
-				log.Info("reload_skipped", "reason", "nothing is reloaded yet; restart the server to change its configuration")
-			})
+			return manager.reloadOnHangup(ctx, env.Hangups, watcher.Reload)
 		})},
 		{"telemetry", telemetry.run},
 	}, base.parts...)

@@ -105,16 +105,16 @@ func TestConfigurationCountsMoreThanTheEnvironment(t *testing.T) {
 
 	c := config.Default()
 	c.Consul.Address = "127.0.0.1:1" // nobody is there
-	store, _, err := newConsul(c, consul.Config{}, hclog.NewNullLogger())
+	used, err := newConsul(c, consul.Config{}, hclog.NewNullLogger())
 	must.NoError(t, err)
-	err = store.Health(t.Context())
+	err = used.store.Health(t.Context())
 	must.ErrorContains(t, err, "127.0.0.1:1")
 }
 
 func TestThePasswordInConsulsAddressIsToldToNobody(t *testing.T) {
 	c := config.Default()
 	c.Consul.Address = "http://somebody:s3cret@127.0.0.1:1"
-	_, _, err := newConsul(c, consul.Config{}, hclog.NewNullLogger())
+	_, err := newConsul(c, consul.Config{}, hclog.NewNullLogger())
 	must.ErrorContains(t, err, "CONSUL_HTTP_AUTH")
 	must.StrNotContains(t, err.Error(), "s3cret")
 }

@@ -1,7 +1,6 @@
 package agent
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 	"maps"
@@ -10,16 +9,14 @@ import (
 	"strings"
 	"time"
 
-	consulapi "github.com/hashicorp/consul/api"
 	"github.com/hashicorp/go-hclog"
-	nomadapi "github.com/hashicorp/nomad/api"
 
 	"github.com/bivouac/bivouac/internal/api"
 	"github.com/bivouac/bivouac/internal/config"
+	"github.com/bivouac/bivouac/internal/credentials"
 	"github.com/bivouac/bivouac/internal/pluginhost"
 	"github.com/bivouac/bivouac/internal/process"
 	"github.com/bivouac/bivouac/internal/store/consul"
-	"github.com/bivouac/bivouac/jobs"
 	"github.com/bivouac/bivouac/runtime"
 	"github.com/bivouac/bivouac/runtime/nomad"
 	"github.com/bivouac/bivouac/scheduler"
@@ -40,8 +37,10 @@ type base struct {
 	// then they are asked about no sandbox.
 	identified chan struct{}
 	instance   func() string // its ID, empty until it is known
-	operator   *operator     // nil with -dev
-	volume     devVolume     // of -dev
+	// credentials are read again while the server runs, by the name that logs have.
+	credentials map[string]credentials.Reloader
+	operator    *operator // nil with -dev
+	volume      devVolume // of -dev
 }
 
 func newBase(c config.Config, metrics *metrics, log hclog.Logger) (base, error) {
@@ -72,28 +71,33 @@ func newBuiltIn(c config.Config, host *pluginhost.Host, metrics *metrics, log hc
 	if c.Dev {
 		return newDevBase(c, log)
 	}
-	b := base{drivers: map[string]runtime.Driver{}, identified: make(chan struct{})}
+	b := base{
+		drivers: map[string]runtime.Driver{}, identified: make(chan struct{}), credentials: map[string]credentials.Reloader{},
+	}
 	settings := consul.Config{Instance: c.Instance}
 	// No request is made to Nomad or Consul yet: they may start after this server.
 	var driver *nomad.Driver
 	if usesNomad(c) {
-		var err error
-		if driver, settings.Place, err = newNomad(c, requests(metrics.nomad), log); err != nil {
+		parts, err := newNomad(c, requests(metrics.nomad), log)
+		if err != nil {
 			return base{}, err
 		}
+		driver, settings.Place = parts.driver, parts.place
 		settings.Running = driver.Instances
 		b.drivers[nomadName] = driver
+		maps.Copy(b.credentials, parts.credentials)
 	}
-	store, name, err := newConsul(c, settings, log, requests(metrics.consul))
+	used, err := newConsul(c, settings, log, requests(metrics.consul))
 	if err != nil {
 		return base{}, err
 	}
-	clock := consul.NewClock(store, wall)
-	b.store, b.storeName, b.locker, b.now, b.instance = clock, name, clock, clock.Now, store.Instance
+	store, clock := used.store, used.clock
+	b.store, b.storeName, b.locker, b.now, b.instance = store, used.name, store, clock.Now, store.Instance
+	maps.Copy(b.credentials, used.credentials)
 	b.operator = &operator{store: store, identified: b.identified}
 	b.checks = []api.Check{
-		{Name: "consul", Run: clock.Health},
-		{Name: "clock", Run: clock.TimeHealth, Optional: true},
+		{Name: "consul", Run: store.Health},
+		{Name: "clock", Run: clock.Health, Optional: true},
 	}
 	b.parts = []part{
 		{"consul", store.Run},
@@ -102,7 +106,7 @@ func newBuiltIn(c config.Config, host *pluginhost.Host, metrics *metrics, log hc
 	}
 	if driver != nil {
 		b.checks = append(b.checks, api.Check{Name: nomadName, Run: driver.Health, Optional: c.Runtime != nomadName})
-		b.parts = append(b.parts, part{"nomad", whenReady(b.identified, driver.Run)})
+		b.parts = append(b.parts, part{"nomad", whenReady(b.identified, driver.Run)}, part{"nomad_health", driver.RunHealth})
 	}
 	return b, nil
 }
@@ -135,75 +139,6 @@ func checkRuntime(c config.Config) error {
 			c.Runtime, strings.Join(known, ", "), process.Name, nomadName)
 	}
 	return nil
-}
-
-// newConsul returns the store, and what it is called in messages.
-func newConsul(c config.Config, settings consul.Config, log hclog.Logger, observe ...consul.Observer) (*consul.Store, string, error) {
-	reach := consulapi.DefaultConfig()
-	override(&reach.Address, c.Consul.Address)
-	override(&reach.Token, c.Consul.Token)
-	override(&reach.Datacenter, c.Consul.Datacenter)
-	client, err := consul.NewClient(reach, observe...)
-	if err != nil && c.Consul.Address == "" {
-		return nil, "", fmt.Errorf("CONSUL_HTTP_ADDR: %w", err)
-	}
-	if err != nil {
-		return nil, "", c.Wrong("consul.address", err)
-	}
-	host, err := os.Hostname()
-	if err != nil {
-		return nil, "", fmt.Errorf("agent: %w", err)
-	}
-	settings.Prefix, settings.Name, settings.Logger = c.KVPrefix, host, log.Named("consul")
-	store, err := consul.New(client, settings)
-	if err != nil {
-		return nil, "", c.Wrong("kv_prefix", err)
-	}
-	return store, "Consul at " + reach.Address, nil
-}
-
-// newNomad returns a driver, and what tells where in Nomad its sandboxes run.
-func newNomad(c config.Config, observe consul.Observer, log hclog.Logger) (*nomad.Driver, func(context.Context) (consul.Place, error), error) {
-	settings := nomadapi.DefaultConfig()
-	override(&settings.Address, c.Nomad.Address)
-	override(&settings.Region, c.Nomad.Region)
-	override(&settings.Namespace, c.Nomad.Namespace)
-	override(&settings.SecretID, c.Nomad.Token)
-	client, err := nomadapi.NewClient(settings)
-	if err != nil {
-		return nil, nil, fmt.Errorf("agent: nomad: %w", err)
-	}
-	variables, err := jobVariables(c)
-	if err != nil {
-		return nil, nil, err
-	}
-	template, err := jobs.Load(c.JobTemplate, variables)
-	if err != nil {
-		return nil, nil, fmt.Errorf("agent: job_template: %w", err)
-	}
-	driver, err := nomad.New(nomad.Config{
-		Client: client, Template: template, Logger: log.Named("nomad"), Observe: observe,
-	})
-	if err != nil {
-		return nil, nil, fmt.Errorf("agent: %w", err)
-	}
-	namespace := cmp.Or(template.Namespace(), settings.Namespace)
-	return driver, place(client, settings.Region, namespace, c.Runtime == nomadName), nil
-}
-
-// jobVariables returns the configured job variables. Without a command, the raw_exec
-// template runs this program as its demo sandbox.
-func jobVariables(c config.Config) (map[string]string, error) {
-	if _, told := c.JobVars["command"]; told || c.JobTemplate != "raw_exec" {
-		return c.JobVars, nil
-	}
-	self, err := os.Executable()
-	if err != nil {
-		return nil, fmt.Errorf("agent: find this program: %w", err)
-	}
-	variables := map[string]string{"command": self}
-	maps.Copy(variables, c.JobVars)
-	return variables, nil
 }
 
 // override replaces a value from the environment by a configured one.

@@ -17,6 +17,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 
 	"github.com/bivouac/bivouac/internal/config"
+	"github.com/bivouac/bivouac/internal/credentials"
 	"github.com/bivouac/bivouac/internal/process"
 	"github.com/bivouac/bivouac/internal/store/memory"
 	"github.com/bivouac/bivouac/runtime"
@@ -51,7 +52,9 @@ func newDevBase(c config.Config, log hclog.Logger) (base, error) {
 		drivers:    map[string]runtime.Driver{process.Name: driver},
 		volume:     volume,
 		identified: make(chan struct{}),
-		instance:   func() string { return devInstance(c.HTTPAddr) },
+
+		credentials: map[string]credentials.Reloader{},
+		instance:    func() string { return devInstance(c.HTTPAddr) },
 		parts: []part{{"runtime process", func(ctx context.Context) error {
 			<-ctx.Done()
 			return driver.Close()

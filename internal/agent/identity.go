@@ -54,12 +54,12 @@ func (b *base) identify(store *consul.Store, driver *nomad.Driver, host *pluginh
 
 // place returns a function that returns where in Nomad the sandboxes run. If ask is false,
 // because the server can serve without Nomad, it does not request the region from Nomad.
-func place(client *nomadapi.Client, region, namespace string, ask bool) func(context.Context) (consul.Place, error) {
+func place(client *nomadapi.Client, token nomad.Token, region, namespace string, ask bool) func(context.Context) (consul.Place, error) {
 	return func(ctx context.Context) (consul.Place, error) {
 		place := consul.Place{Region: region, Namespace: cmp.Or(namespace, nomadapi.DefaultNamespace)}
 		var err error
 		if region == "" && ask {
-			place.Region, err = agentRegion(ctx, client)
+			place.Region, err = agentRegion(ctx, client, token.Value())
 		}
 		return place, err
 	}
@@ -70,10 +70,10 @@ const regionLimit = 10 * time.Second
 
 // agentRegion returns the region of the Nomad agent that the client is connected to. It
 // returns "" if there are several regions and the token may not read which one it is.
-func agentRegion(ctx context.Context, client *nomadapi.Client) (string, error) {
+func agentRegion(ctx context.Context, client *nomadapi.Client, token string) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, regionLimit)
 	defer cancel()
-	opts := (&nomadapi.QueryOptions{}).WithContext(ctx)
+	opts := (&nomadapi.QueryOptions{AuthToken: token}).WithContext(ctx)
 	var regions []string
 	if _, err := client.Raw().Query("/v1/regions", &regions, opts); err != nil {
 		return "", fmt.Errorf("list the regions of Nomad: %w", err)

@@ -8,6 +8,7 @@ import (
 	nomadapi "github.com/hashicorp/nomad/api"
 	"github.com/shoenig/test/must"
 
+	"github.com/bivouac/bivouac/internal/credentials"
 	"github.com/bivouac/bivouac/internal/store/consul"
 )
 
@@ -36,7 +37,7 @@ func TestPlace(t *testing.T) {
 			t.Cleanup(nomad.Close)
 			client, err := nomadapi.NewClient(&nomadapi.Config{Address: nomad.URL})
 			must.NoError(t, err)
-			got, err := place(client, test.region, test.namespace, !test.optional)(t.Context())
+			got, err := place(client, credentials.NewToken(""), test.region, test.namespace, !test.optional)(t.Context())
 			must.NoError(t, err)
 			must.Eq(t, test.want, got)
 		})
@@ -46,7 +47,7 @@ func TestPlace(t *testing.T) {
 		nomad.Close()
 		client, err := nomadapi.NewClient(&nomadapi.Config{Address: nomad.URL})
 		must.NoError(t, err)
-		_, err = place(client, "", "", true)(t.Context())
+		_, err = place(client, credentials.NewToken(""), "", "", true)(t.Context())
 		must.ErrorContains(t, err, "list the regions of Nomad")
 	})
 }

@@ -19,24 +19,32 @@ type metrics struct {
 	meter         metric.Meter
 	consul, nomad metric.Float64Histogram // of requests
 	refusals      metric.Int64Counter
+	reloads       metric.Int64Counter // that failed
 }
 
 func newMetrics(meter metric.Meter) (*metrics, error) {
 	m := &metrics{meter: meter}
 	boundaries := metric.WithExplicitBucketBoundaries(.0005, .001, .002, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30)
-	var consulErr, nomadErr, refusalsErr error
+	var consulErr, nomadErr, refusalsErr, reloadsErr error
 	m.consul, consulErr = meter.Float64Histogram("consul.request.duration", metric.WithUnit("s"), boundaries,
 		metric.WithDescription("Time of a request to Consul until its answer begins."))
 	m.nomad, nomadErr = meter.Float64Histogram("nomad.request.duration", metric.WithUnit("s"), boundaries,
 		metric.WithDescription("Time of a request to Nomad."))
 	m.refusals, refusalsErr = meter.Int64Counter("sandbox.refusal.total",
 		metric.WithDescription("Requests refused because a limit was reached."))
-	return m, errors.Join(consulErr, nomadErr, refusalsErr)
+	m.reloads, reloadsErr = meter.Int64Counter("credential.reload.failure.total",
+		metric.WithDescription("Reads of a token or certificate file that could not be used."))
+	return m, errors.Join(consulErr, nomadErr, refusalsErr, reloadsErr)
 }
 
 // refused counts a request that was refused.
 func (m *metrics) refused(ctx context.Context, limit string) {
 	m.refusals.Add(ctx, 1, metric.WithAttributes(attribute.String("limit", limit)))
+}
+
+// reloadFailed counts a credential that could not be read again.
+func (m *metrics) reloadFailed(credential string) {
+	m.reloads.Add(context.Background(), 1, metric.WithAttributes(attribute.String("credential", credential)))
 }
 
 // requests returns an observer that records each request of a client.

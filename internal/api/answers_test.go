@@ -202,8 +202,40 @@ func TestSessionAsTheCallerSeesIt(t *testing.T) {
 		`"agent_id":"researcher","volume_host_path":"/srv/a&b <c>","runtime":"process","container_id":"4711",`+
 		`"endpoint":{"ip":"10.0.3.7","port":25017},`+
 		`"created_at":"2026-03-01T09:30:00.123456Z","expires_at":"2026-03-01T10:00:00.123456Z",`+
-		`"state":"running","reason":"","owner":"anonymous","labels":{}}}`+"\n", body)
+		`"state":"running","reason":"","owner":"anonymous","labels":{}},`+
+		`"access_token":"5ec2e7ab5ec2e7ab5ec2e7ab5ec2e7ab5ec2e7ab5ec2e7ab5ec2e7ab5ec2e7ab"}`+"\n", body)
 	must.Eq(t, "application/json", res.Header.Get("Content-Type"))
+}
+
+func TestAccessToken(t *testing.T) {
+	token := string(session.AccessToken)
+	for _, c := range []struct {
+		name  string
+		err   error
+		send  request
+		shown bool
+	}{
+		{"is_in_the_answer_to_a_create", nil, create, true},
+		{"is_in_the_answer_to_a_get", nil, get, true},
+		{"is_in_no_conflict", &scheduler.ConflictError{Session: session, Reason: "agent_id"}, create, false},
+		{"is_in_no_list", nil, list, false},
+		{"is_in_no_renewal", nil, renew, false},
+		{"is_in_no_deletion", nil, remove, false},
+		{"is_in_no_clean_up", nil, cleanup, false},
+		{"is_in_no_repair", nil, repair, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			a := start(t, &fake{err: c.err, cleaned: []scheduler.Session{session}})
+			res, body := a.send(c.send)
+			if c.err == nil {
+				must.Less(t, 300, res.StatusCode, must.Sprint(body))
+			}
+			must.Eq(t, c.shown, strings.Contains(body, `"access_token":"`+token+`"`))
+			must.Eq(t, c.shown, strings.Contains(body, token))
+			<-a.served
+			must.StrNotContains(t, a.log.String(), token)
+		})
+	}
 }
 
 func TestEndpointThatIsNotKnownIsNull(t *testing.T) {
@@ -261,6 +293,14 @@ func TestStoreUnavailable_names_the_store_and_the_reason(t *testing.T) {
 	a := start(t, &fake{err: fmt.Errorf("create: %w", err)}, func(c *api.Config) { c.Store = "Consul at 127.0.0.1:8500" })
 	_, refusal := a.refused(create)
 	must.Eq(t, "Consul at 127.0.0.1:8500 cannot be reached, or its answer is unknown: it has no leader", refusal.Message)
+}
+
+func TestServerDenied_names_the_store_and_the_reason(t *testing.T) {
+	err := &scheduler.UnavailableError{Reason: "the Consul token lacks the permission key:write", Detail: "secret"}
+	a := start(t, &fake{err: fmt.Errorf("create: %w: %w", scheduler.ErrServerDenied, err)}, func(c *api.Config) { c.Store = "Consul at 127.0.0.1:8500" })
+	_, refusal := a.refused(create)
+	must.Eq(t, "server_permission_denied", refusal.Code)
+	must.Eq(t, "Consul at 127.0.0.1:8500 refuses the credentials of this server: the Consul token lacks the permission key:write", refusal.Message)
 }
 
 func TestWordsOfAnErrorThatTheCallerIsTold(t *testing.T) {

@@ -52,11 +52,12 @@ func errorFor(err error, store string) apiError {
 		return *own
 	}
 	e := byKind(scheduler.Kind(err), errors.Is(err, context.DeadlineExceeded))
-	if e.code == wire.CodeStoreUnavailable {
-		e.message = cmp.Or(store, "the store of the sessions") + " cannot be reached, or its answer is unknown"
-		if why, ok := errors.AsType[*scheduler.UnavailableError](err); ok {
-			e.message += ": " + why.Reason
-		}
+	store = cmp.Or(store, "the store of the sessions")
+	switch {
+	case e.code == wire.CodeStoreUnavailable:
+		e.message = withReason(store+" cannot be reached, or its answer is unknown", err)
+	case errors.Is(err, scheduler.ErrServerDenied):
+		e.message = withReason(store+" refuses the credentials of this server", err)
 	}
 	if e.message == "" {
 		e.message = err.Error()
@@ -66,6 +67,14 @@ func errorFor(err error, store string) apiError {
 		e.reason, e.session = conflict.Reason, &session
 	}
 	return e
+}
+
+// withReason adds the reason of a [scheduler.UnavailableError] to a message.
+func withReason(message string, err error) string {
+	if why, ok := errors.AsType[*scheduler.UnavailableError](err); ok {
+		return message + ": " + why.Reason
+	}
+	return message
 }
 
 func byKind(kind string, late bool) apiError {

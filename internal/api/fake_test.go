@@ -39,6 +39,7 @@ var (
 		ExpiresAt:      time.Date(2026, 3, 1, 11, 0, 0, 123456000, time.FixedZone("CET", 3600)),
 		State:          scheduler.StateRunning,
 		Owner:          "anonymous",
+		AccessToken:    runtime.Secret(strings.Repeat("5ec2e7ab", 8)),
 	}
 )
 
@@ -48,6 +49,8 @@ type fake struct {
 	err    error
 	result scheduler.Result // created where empty
 	gone   bool             // the chat has no session to delete
+
+	cleaned []scheduler.Session
 
 	onCreate func(ctx context.Context, cmd scheduler.CreateCommand) error
 	onGet    func(ctx context.Context) error
@@ -128,7 +131,7 @@ func (f *fake) Forget(context.Context) (wire.ForgetAnswer, error) {
 
 func (f *fake) CleanupExpired(context.Context) (scheduler.CleanupResult, error) {
 	f.note(func() {})
-	return scheduler.CleanupResult{ErrorCount: 1}, f.err
+	return scheduler.CleanupResult{Cleaned: f.cleaned, ErrorCount: 1}, f.err
 }
 
 func (f *fake) Repair(context.Context, uuid.UUID) (scheduler.RepairResult, error) {

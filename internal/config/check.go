@@ -69,9 +69,21 @@ func (c *Config) check() error {
 	if !slices.Contains(logLevels, c.LogLevel) {
 		refuse("log_level", "unknown level %q (available: %s)", c.LogLevel, strings.Join(logLevels, ", "))
 	}
+	if c.Consul.Token != "" && c.Consul.TokenFile != "" {
+		refuse("consul.token_file", "set either token or token_file")
+	}
+	if (c.Consul.CertFile == "") != (c.Consul.KeyFile == "") {
+		refuse("consul", "set cert_file and key_file together")
+	}
 	if !isAddress(c.Nomad.Address) {
 		refuse("nomad.address", "%q is not an address such as http://127.0.0.1:4646, https://nomad.example:4646 or unix:///run/nomad.sock",
 			withoutPassword(c.Nomad.Address))
+	}
+	if c.Nomad.Token != "" && c.Nomad.TokenFile != "" {
+		refuse("nomad.token_file", "set either token or token_file")
+	}
+	if (c.Nomad.CertFile == "") != (c.Nomad.KeyFile == "") {
+		refuse("nomad", "set cert_file and key_file together")
 	}
 	return errors.Join(errs...)
 }

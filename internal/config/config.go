@@ -48,18 +48,30 @@ type Config struct {
 // Consul is the connection to Consul. Empty fields are left to Consul's environment
 // variables.
 type Consul struct {
-	Address    string
-	Token      string
-	Datacenter string
+	Address       string
+	Token         string
+	TokenFile     string // read again when it changes; not together with Token
+	CAFile        string // PEM files, read again when they change
+	CertFile      string
+	KeyFile       string
+	TLSServerName string
+	Datacenter    string
+	Namespace     string
+	Partition     string
 }
 
 // Nomad is the connection to Nomad. Empty fields are left to Nomad's environment
 // variables.
 type Nomad struct {
-	Address   string
-	Region    string
-	Namespace string
-	Token     string
+	Address       string
+	Token         string
+	TokenFile     string
+	CAFile        string
+	CertFile      string
+	KeyFile       string
+	TLSServerName string
+	Region        string
+	Namespace     string
 }
 
 // Default returns the default configuration.
@@ -109,15 +121,27 @@ func (c *Config) keys() []key {
 func (c *Config) blocks() map[string][]key {
 	return map[string][]key{
 		"consul": {
-			{name: "address", target: &c.Consul.Address, usage: "`HOST:PORT` or URL of Consul. (default from CONSUL_HTTP_ADDR)"},
+			{name: "address", target: &c.Consul.Address, usage: "`HOST:PORT` or URL of Consul: http, https, or unix:///PATH of a socket. (default from CONSUL_HTTP_ADDR)"},
 			{name: "token", target: &c.Consul.Token, usage: "ACL token. (default from CONSUL_HTTP_TOKEN)"},
+			{name: "token_file", target: &c.Consul.TokenFile, usage: "`FILE` with the ACL token, read again when it changes. (default from CONSUL_HTTP_TOKEN_FILE)"},
+			{name: "ca_file", target: &c.Consul.CAFile, usage: "PEM `FILE` of the CAs to trust, read again when it changes. (default from CONSUL_CACERT)"},
+			{name: "cert_file", target: &c.Consul.CertFile, usage: "PEM `FILE` of the client certificate, read again when it changes. (default from CONSUL_CLIENT_CERT)"},
+			{name: "key_file", target: &c.Consul.KeyFile, usage: "PEM `FILE` of its key, read again when it changes. (default from CONSUL_CLIENT_KEY)"},
+			{name: "tls_server_name", target: &c.Consul.TLSServerName, usage: "`NAME` that Consul's certificate must have. (default from CONSUL_TLS_SERVER_NAME)"},
 			{name: "datacenter", target: &c.Consul.Datacenter, usage: "`NAME` of the Consul agent's datacenter. (default that of the agent)"},
+			{name: "namespace", target: &c.Consul.Namespace, usage: "`NAME` of the Consul Enterprise namespace of keys and sessions. (default from CONSUL_NAMESPACE)"},
+			{name: "partition", target: &c.Consul.Partition, usage: "`NAME` of the Consul Enterprise admin partition. (default from CONSUL_PARTITION)"},
 		},
 		"nomad": {
-			{name: "address", target: &c.Nomad.Address, usage: "URL of Nomad. (default from NOMAD_ADDR)"},
+			{name: "address", target: &c.Nomad.Address, usage: "URL of Nomad: http, https, or unix:///PATH of a socket. (default from NOMAD_ADDR)"},
+			{name: "token", target: &c.Nomad.Token, usage: "ACL token. (default from NOMAD_TOKEN)"},
+			{name: "token_file", target: &c.Nomad.TokenFile, usage: "`FILE` with the ACL token, read again when it changes."},
+			{name: "ca_file", target: &c.Nomad.CAFile, usage: "PEM `FILE` of the CAs to trust, read again when it changes. (default from NOMAD_CACERT)"},
+			{name: "cert_file", target: &c.Nomad.CertFile, usage: "PEM `FILE` of the client certificate, read again when it changes. (default from NOMAD_CLIENT_CERT)"},
+			{name: "key_file", target: &c.Nomad.KeyFile, usage: "PEM `FILE` of its key, read again when it changes. (default from NOMAD_CLIENT_KEY)"},
+			{name: "tls_server_name", target: &c.Nomad.TLSServerName, usage: "`NAME` that Nomad's certificate must have. (default from NOMAD_TLS_SERVER_NAME)"},
 			{name: "region", target: &c.Nomad.Region, usage: "`NAME` of the region that runs the sandboxes. (default from NOMAD_REGION)"},
 			{name: "namespace", target: &c.Nomad.Namespace, usage: "`NAME` of the namespace that runs the sandboxes. (default from NOMAD_NAMESPACE)"},
-			{name: "token", target: &c.Nomad.Token, usage: "ACL token. (default from NOMAD_TOKEN)"},
 		},
 	}
 }

@@ -53,16 +53,26 @@ log_level        = "debug"
 log_json         = true
 
 consul {
-  address    = "127.0.0.1:8500"
-  token      = "c-secret"
-  datacenter = "dc1"
+  address         = "https://127.0.0.1:8501"
+  token           = "c-secret"
+  ca_file         = "/etc/consul/ca.pem"
+  cert_file       = "/etc/consul/client.pem"
+  key_file        = "/etc/consul/client-key.pem"
+  tls_server_name = "server.dc1.consul"
+  datacenter      = "dc1"
+  namespace       = "chat"
+  partition       = "east"
 }
 
 nomad {
-  address   = "http://user:n-secret@127.0.0.1:4646"
-  region    = "global"
-  namespace = "bivouac"
-  token     = "n-secret"
+  address         = "https://user:n-secret@127.0.0.1:4646"
+  token           = "n-secret"
+  ca_file         = "/etc/nomad-ca.pem"
+  cert_file       = "/etc/nomad-cert.pem"
+  key_file        = "/etc/nomad-key.pem"
+  tls_server_name = "server.global.nomad"
+  region          = "global"
+  namespace       = "bivouac"
 }
 `
 
@@ -83,8 +93,16 @@ func TestFile(t *testing.T) {
 		Instance:        "a",
 		LogLevel:        "debug",
 		LogJSON:         true,
-		Consul:          Consul{Address: "127.0.0.1:8500", Token: "c-secret", Datacenter: "dc1"},
-		Nomad:           Nomad{Address: "http://user:n-secret@127.0.0.1:4646", Region: "global", Namespace: "bivouac", Token: "n-secret"},
+		Consul: Consul{
+			Address: "https://127.0.0.1:8501", Token: "c-secret",
+			CAFile: "/etc/consul/ca.pem", CertFile: "/etc/consul/client.pem", KeyFile: "/etc/consul/client-key.pem", TLSServerName: "server.dc1.consul",
+			Datacenter: "dc1", Namespace: "chat", Partition: "east",
+		},
+		Nomad: Nomad{
+			Address: "https://user:n-secret@127.0.0.1:4646", Token: "n-secret",
+			CAFile: "/etc/nomad-ca.pem", CertFile: "/etc/nomad-cert.pem", KeyFile: "/etc/nomad-key.pem",
+			TLSServerName: "server.global.nomad", Region: "global", Namespace: "bivouac",
+		},
 	}, c)
 }
 
@@ -253,6 +271,8 @@ func TestWrongFilesAreRefusedWithTheirLine(t *testing.T) {
 		{"a.hcl", "\nnomad {\n  address = \"ftp://x\"\n}", `a.hcl:3: nomad.address: "ftp://x" is not an address such as http://127.0.0.1:4646`},
 		{"a.hcl", "nomad { address = \"localhost:4646\" }", `a.hcl:1: nomad.address: "localhost:4646"`},
 		{"a.hcl", "nomad { address = \"http://\" }", `a.hcl:1: nomad.address: "http://"`},
+		{"a.hcl", "nomad {\n  token = \"a\"\n  token_file = \"/a\"\n}", `a.hcl:3: nomad.token_file: set either token or token_file`},
+		{"a.hcl", "nomad {\n  cert_file = \"/a\"\n}", `a.hcl:1: nomad: set cert_file and key_file together`},
 		{"a.hcl", "nomad { address = \"unix://x\" }", `a.hcl:1: nomad.address: "unix://x"`},
 		{"a.hcl", "volume_roots = [\"/srv\", \"/srv/a\"]", `a.hcl:1: volume_roots: "/srv/a" is inside the volume root "/srv"`},
 		{"a.hcl", "volume_roots = [\"/\", \"/srv\"]", `a.hcl:1: volume_roots: "/srv" is inside the volume root "/"`},
@@ -264,6 +284,7 @@ func TestWrongFilesAreRefusedWithTheirLine(t *testing.T) {
 		{"a.hcl", "log_level = \"loud\"", `a.hcl:1: log_level: unknown level "loud" (available: trace, debug, info, warn, error)`},
 		{"a.hcl", "instance = \"A\"", `a.hcl:1: instance: "A"`},
 		{"a.hcl", "consul {\n  adress = \"x\"\n}", `a.hcl:2: Unsupported argument`},
+		{"a.hcl", "\nconsul {\n  token      = \"a\"\n  token_file = \"/b\"\n}", `a.hcl:4: consul.token_file: set either token or token_file`},
 		{"a.hcl", "vault {\n}", `a.hcl:1: Unsupported block type`},
 		{"a.hcl", "ttl = \"${now}\"", `a.hcl:1: `},
 		{"a.hcl", "ttl = ", `a.hcl:1: `},
@@ -396,8 +417,16 @@ func TestPublicHoldsNoSecrets(t *testing.T) {
 	public := c.Public()
 	must.Eq(t, "1h0m0s", public["ttl"].(string))
 	must.Eq(t, []string{"env", "image", "port"}, public["job_vars"].([]string))
-	must.Eq[any](t, map[string]any{"address": "127.0.0.1:8500", "datacenter": "dc1"}, public["consul"])
-	must.Eq[any](t, map[string]any{"address": "http://user:xxxxx@127.0.0.1:4646", "region": "global", "namespace": "bivouac"}, public["nomad"])
+	must.Eq[any](t, map[string]any{
+		"address": "https://127.0.0.1:8501", "token_file": "",
+		"ca_file": "/etc/consul/ca.pem", "cert_file": "/etc/consul/client.pem", "key_file": "/etc/consul/client-key.pem", "tls_server_name": "server.dc1.consul",
+		"datacenter": "dc1", "namespace": "chat", "partition": "east",
+	}, public["consul"])
+	must.Eq[any](t, map[string]any{
+		"address": "https://user:xxxxx@127.0.0.1:4646", "token_file": "",
+		"ca_file": "/etc/nomad-ca.pem", "cert_file": "/etc/nomad-cert.pem", "key_file": "/etc/nomad-key.pem",
+		"tls_server_name": "server.global.nomad", "region": "global", "namespace": "bivouac",
+	}, public["nomad"])
 }
 
 func FuzzFile(f *testing.F) {

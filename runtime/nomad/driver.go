@@ -24,7 +24,8 @@
 //	node { policy = "read" }
 //	operator { policy = "read" } # to see whether the eval broker is paused
 //
-// A template that mounts a host volume also needs a host_volume rule.
+// A template that mounts a host volume also needs a host_volume rule. If Nomad denies
+// a request, the driver returns [runtime.ErrPermission] with Nomad's words.
 //
 // The package does not know records, locks or expiry. It changes a job in Nomad
 // only if the job's meta has its instance ID and the session ID from the job's
@@ -47,10 +48,13 @@ import (
 	"github.com/bivouac/bivouac/runtime"
 )
 
-// Config is the configuration of a [Driver]. Instance, Dial and Observe are optional.
+// Config is the configuration of a [Driver]. Token, Instance, Dial and Observe are
+// optional.
 type Config struct {
 	Client   *api.Client
 	Template *jobs.Template
+	// Token is sent with each request. Without it the client's own token is used.
+	Token Token
 	// Instance is the ID of the Bivouac instance. The driver does not list or watch
 	// sandboxes of other instances. [Driver.SetInstance] can set it later.
 	Instance string
@@ -67,6 +71,7 @@ type Config struct {
 // Otherwise each question costs requests to Nomad.
 type Driver struct {
 	client    *api.Client
+	token     Token
 	template  *jobs.Template
 	instance  *instance
 	logger    hclog.Logger
@@ -76,10 +81,10 @@ type Driver struct {
 	ownStops  *recent // session IDs that this driver stopped
 	namespace string
 	requests  chan struct{} // one token for each running request
-	checks    chan struct{} // one token for each running request of Health
+	health    *health
 
-	streamDenied atomic.Pointer[string]    // Nomad's error if it refuses the event stream, otherwise nil
-	mayWrite     atomic.Pointer[time.Time] // when Health last saw that the token may write
+	streamFault atomic.Pointer[error]     // why the event stream brings nothing; nil if it does, or if Nomad is down
+	mayWrite    atomic.Pointer[time.Time] // when Health last saw that the token may write
 
 	registered *recent // job IDs that this driver asked Nomad to register
 	refused    *recent // those of them that Nomad never accepted
@@ -103,12 +108,16 @@ func New(config Config) (*Driver, error) {
 	case config.Logger == nil:
 		return nil, fmt.Errorf("nomad: %w: no logger", runtime.ErrInvalid)
 	}
+	if config.Token == nil {
+		config.Token = clientToken{}
+	}
 	if config.Observe == nil {
 		config.Observe = func(string, time.Duration, int, error) {}
 	}
 	instance := &instance{id: config.Instance}
 	return &Driver{
 		client:    config.Client,
+		token:     config.Token,
 		template:  config.Template,
 		instance:  instance,
 		logger:    config.Logger,
@@ -118,7 +127,7 @@ func New(config Config) (*Driver, error) {
 		ownStops:  newRecent(),
 		namespace: config.Template.Namespace(),
 		requests:  make(chan struct{}, maxRequests),
-		checks:    make(chan struct{}, maxChecks),
+		health:    newHealth(),
 
 		registered: newRecent(),
 		refused:    newRecent(),

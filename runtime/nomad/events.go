@@ -21,13 +21,17 @@ const (
 	// maxSilence is how long the event stream may be silent. Nomad sends a
 	// heartbeat every 30 s.
 	maxSilence = 75 * time.Second
+	// maxFirst is how long the first message may take. Nomad sends it at once. But
+	// since 1.11.2 it answers 200 before it checks the token, and may then stay silent
+	// if it denies the stream.
+	maxFirst = 5 * time.Second
 	// Pauses before the stream is opened again.
 	minReopen = 50 * time.Millisecond
 	maxReopen = 5 * time.Second
 	listPage  = 500 // entries of a list per request
 	// verifyEvery is how often the driver checks that there is a leader. A server
 	// that lost the others still sends heartbeats, but no more events.
-	verifyEvery = 10 * time.Second
+	verifyEvery = 10 // seconds
 )
 
 // follow keeps the event stream open until ctx ends.
@@ -44,8 +48,10 @@ func (d *Driver) follow(ctx context.Context) error {
 			pause.Reset()
 			told.Reset()
 		}
-		if isDenied(err) {
-			d.streamDenied.Store(new(err.Error()))
+		if isDenied(err) || errors.Is(err, errNoEvents) {
+			if d.streamFault.Swap(&err) == nil {
+				told.Reset()
+			}
 		}
 		next := pause.Next()
 		d.logger.Log(told.Level(), "nomad_stream_lost", "error", err, "again_in", next)
@@ -55,22 +61,55 @@ func (d *Driver) follow(ctx context.Context) error {
 	}
 }
 
-// followOnce opens the event stream and updates the cache from it until it breaks.
-// Events are not durable. So once the stream is open, followOnce also reads all
-// jobs. After that the cache is current.
+var (
+	// errNoEvents is returned if an event stream ended before its first message.
+	errNoEvents = errors.New("the event stream brings nothing")
+	errSilent   = fmt.Errorf("no heartbeat for %v", maxSilence)
+	// errTokenChanged ends a stream, because Nomad ends one whose token it no longer
+	// accepts, but may not say so.
+	errTokenChanged = errors.New("the token has changed")
+)
+
+// followOnce opens the event stream and updates the cache from it until it breaks. If
+// Nomad denied the stream, or may have, followOnce finds out by a list, which needs the
+// same right.
 func (d *Driver) followOnce(ctx context.Context) (wasCurrent bool, err error) {
+	wasCurrent, err = d.readStream(ctx)
+	if wasCurrent || !isDenied(err) && !errors.Is(err, errNoEvents) {
+		return wasCurrent, err
+	}
+	listErr := d.ask(ctx, func(opts *api.QueryOptions) error {
+		opts.PerPage = 1
+		_, _, err := d.client.Allocations().List(opts)
+		return err
+	})
+	if listErr != nil {
+		return false, fmt.Errorf("%v; then list allocations: %w", err, listErr) //nolint:errorlint // the second error is the reason
+	}
+	return false, err
+}
+
+// readStream is followOnce without the search for a reason. Events are not durable. So
+// once the stream is open, readStream also reads all jobs. After that the cache is
+// current.
+func (d *Driver) readStream(ctx context.Context) (wasCurrent bool, err error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	silence := time.AfterFunc(maxSilence, func() { cancel(fmt.Errorf("no heartbeat for %v", maxSilence)) })
-	defer silence.Stop()
+	silence := time.AfterFunc(askLimit, func() { cancel(errNoEvents) })
+	defer func() { silence.Stop() }()
 
+	token := d.token.Value()
 	topics := url.Values{"topic": {string(api.TopicJob), string(api.TopicAllocation), string(api.TopicEvaluation)}}
-	opts := (&api.QueryOptions{Namespace: d.namespace}).WithContext(ctx)
+	opts := (&api.QueryOptions{Namespace: d.namespace, AuthToken: token}).WithContext(ctx)
 	body, err := d.client.Raw().Response("/v1/event/stream?"+topics.Encode(), opts)
 	if err != nil {
+		if cause := context.Cause(ctx); cause != nil {
+			err = cause
+		}
 		return false, err
 	}
 	defer body.Close()
+	silence.Reset(maxFirst)
 
 	var listed chan error // nil until the stream has begun
 	defer func() {
@@ -84,22 +123,24 @@ func (d *Driver) followOnce(ctx context.Context) (wasCurrent bool, err error) {
 	for {
 		var batch struct{ Events []event }
 		if err := decoder.Decode(&batch); err != nil {
-			if cause := context.Cause(ctx); cause != nil {
+			switch cause := context.Cause(ctx); {
+			case cause != nil:
 				err = cause
-			} else if isPermissionDenied(decoder.Buffered()) {
-				err = fmt.Errorf("%w: Permission denied", errDenied)
-			}
-			if errors.Is(err, io.EOF) {
+			case listed == nil:
+				err = fmt.Errorf("%w: %w", errNoEvents, err)
+			case errors.Is(err, io.EOF):
 				err = io.ErrUnexpectedEOF
 			}
 			return false, err
 		}
-		silence.Reset(maxSilence)
 		// The first message is a heartbeat: from here on no event is missed.
 		if listed == nil {
+			silence.Stop()
+			silence = time.AfterFunc(maxSilence, func() { cancel(errSilent) })
 			listed = make(chan error, 1)
-			go func() { listed <- d.keepCurrent(ctx, cancel) }()
+			go func() { listed <- d.keepCurrent(ctx, token, cancel) }()
 		}
+		silence.Reset(maxSilence)
 		for _, e := range batch.Events {
 			if err := d.apply(e); err != nil {
 				d.logger.Warn("nomad_event_damaged", "topic", e.Topic, "key", e.Key, "error", err)
@@ -108,24 +149,25 @@ func (d *Driver) followOnce(ctx context.Context) (wasCurrent bool, err error) {
 	}
 }
 
-// isPermissionDenied reports whether a stream that is not JSON is a refusal. Nomad
-// answers with status 200 before it checks the token.
-func isPermissionDenied(rest io.Reader) bool {
-	text, err := io.ReadAll(io.LimitReader(rest, 64))
-	return err == nil && strings.HasPrefix(string(text), "Permission denied")
-}
-
-// keepCurrent reads all jobs, makes the cache current, and then checks the leader
-// regularly until ctx ends. If Nomad does not answer, it ends ctx. It returns nil
-// if the cache was current for some time.
-func (d *Driver) keepCurrent(ctx context.Context, end context.CancelCauseFunc) error {
+// keepCurrent reads all jobs, makes the cache current, and then checks the leader and
+// the token regularly until ctx ends. It ends ctx if Nomad does not answer, or if the
+// token is no longer that of the stream. It returns nil if the cache was current for
+// some time.
+func (d *Driver) keepCurrent(ctx context.Context, token string, end context.CancelCauseFunc) error {
 	if err := d.readAll(ctx); err != nil {
 		end(fmt.Errorf("read all jobs: %w", err))
 		return err
 	}
-	d.streamDenied.Store(nil)
+	d.streamFault.Store(nil)
 	d.cache.setCurrent(true)
-	for backoff.Sleep(ctx, verifyEvery) == nil {
+	for seconds := 1; backoff.Sleep(ctx, time.Second) == nil; seconds++ {
+		if d.token.Value() != token {
+			end(errTokenChanged)
+			break
+		}
+		if seconds%verifyEvery != 0 {
+			continue
+		}
 		err := d.ask(ctx, func(opts *api.QueryOptions) error {
 			opts.Prefix, opts.PerPage = jobs.IDPrefix, 1
 			_, _, err := d.client.Jobs().List(opts)

@@ -10,13 +10,85 @@ import (
 
 	"github.com/hashicorp/nomad/api"
 
+	"github.com/bivouac/bivouac/internal/backoff"
 	"github.com/bivouac/bivouac/runtime"
 )
+
+const (
+	// keepWell and keepUnfit are how long a result of Health is kept.
+	keepWell  = 5 * time.Second
+	keepUnfit = 2 * time.Second
+	// tryWrites is how long a successful check of the right to write is kept. Each
+	// such check adds a line to Nomad's log.
+	tryWrites = time.Minute
+)
+
+// health holds the last result of Health.
+type health struct {
+	turn  chan struct{} // holds one token; whoever took it may use the other fields
+	err   error
+	until time.Time // when err is too old
+}
+
+func newHealth() *health {
+	h := &health{turn: make(chan struct{}, 1)}
+	h.turn <- struct{}{}
+	return h
+}
 
 // Health implements [runtime.HealthChecker]. It returns the first problem that
 // would keep the driver from creating, following or stopping sandboxes, in Nomad's
 // words, and what to do about it. It changes nothing in Nomad.
+//
+// However often it is called, it tries each of these every few seconds only.
 func (d *Driver) Health(ctx context.Context) error {
+	select {
+	case <-d.health.turn:
+		defer func() { d.health.turn <- struct{}{} }()
+	case <-ctx.Done():
+		return fmt.Errorf("nomad: health: %w", ctx.Err())
+	}
+	if time.Now().Before(d.health.until) {
+		return d.health.err
+	}
+	err := d.checkAll(ctx)
+	if ctx.Err() != nil {
+		return err // it may be the caller's
+	}
+	keep := keepWell
+	if err != nil {
+		keep = keepUnfit
+	}
+	d.health.err, d.health.until = err, time.Now().Add(keep)
+	return err
+}
+
+// RunHealth calls Health regularly until ctx ends, and logs what is wrong. So a problem
+// is found before a sandbox is requested. It returns ctx's error.
+func (d *Driver) RunHealth(ctx context.Context) error {
+	var told backoff.Throttle
+	var last error
+	for {
+		err := d.Health(ctx)
+		switch {
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case err != nil:
+			if last == nil || isDenied(err) != isDenied(last) {
+				told.Reset()
+			}
+			d.logger.Log(told.Level(), "nomad_unfit", "error", err)
+		case last != nil:
+			d.logger.Info("nomad_fit")
+		}
+		last = err
+		if err := backoff.Sleep(ctx, keepWell); err != nil {
+			return err
+		}
+	}
+}
+
+func (d *Driver) checkAll(ctx context.Context) error {
 	for _, check := range []func(context.Context) error{
 		d.checkLeader, d.checkReads, d.checkStream, d.checkWrites, d.checkNodes, d.checkBroker,
 	} {
@@ -29,14 +101,8 @@ func (d *Driver) Health(ctx context.Context) error {
 
 // check makes a request for Health. It does not count as one of the maxRequests.
 func (d *Driver) check(ctx context.Context, request func(*api.QueryOptions) error) error {
-	return d.whileBusy(ctx, "check", d.checks, askLimit, func(ctx context.Context) error {
-		return request((&api.QueryOptions{Namespace: d.namespace}).WithContext(ctx))
-	})
+	return d.query(ctx, limits{"check", nil, askLimit}, request)
 }
-
-// tryWrites is how long a successful check of the right to write is kept. Each such
-// check adds a line to Nomad's log.
-const tryWrites = time.Minute
 
 // checkWrites checks whether the token may register and purge jobs.
 func (d *Driver) checkWrites(ctx context.Context) error {
@@ -55,16 +121,14 @@ func (d *Driver) checkWrites(ctx context.Context) error {
 
 // checkWrite is like check, for a request that would write.
 func (d *Driver) checkWrite(ctx context.Context, request func(*api.WriteOptions) error) error {
-	return d.whileBusy(ctx, "check", d.checks, askLimit, func(ctx context.Context) error {
-		return request((&api.WriteOptions{Namespace: d.namespace}).WithContext(ctx))
-	})
+	return d.write(ctx, limits{"check", nil, askLimit}, request)
 }
 
 // unfit returns the error of a failed check. It adds the remedy if Nomad denied the
 // request.
 func unfit(ctx context.Context, doing string, err error, remedy string) error {
 	err = failed(ctx, doing, err)
-	if ctx.Err() != nil || !errors.Is(err, errDenied) {
+	if ctx.Err() != nil || !isDenied(err) {
 		return err
 	}
 	return fmt.Errorf("%w: %s", err, remedy)
@@ -84,7 +148,7 @@ func (d *Driver) checkLeader(ctx context.Context) error {
 		err = errors.New("no leader")
 	}
 	if err != nil {
-		return fmt.Errorf("nomad: %w: %w", runtime.ErrUnavailable, err)
+		return unfit(ctx, "ask for the leader", err, "the Task API needs a valid token for every request")
 	}
 	return nil
 }
@@ -110,9 +174,9 @@ func (d *Driver) checkReads(ctx context.Context) error {
 
 // checkStream returns the error that Run got from the event stream. To open another
 // stream for the check would cost too much.
-func (d *Driver) checkStream(context.Context) error {
-	if words := d.streamDenied.Load(); words != nil {
-		return fmt.Errorf("nomad: follow events: %w: %s: %s", runtime.ErrUnavailable, *words, needs("the capability read-job in the namespace"))
+func (d *Driver) checkStream(ctx context.Context) error {
+	if fault := d.streamFault.Load(); fault != nil {
+		return unfit(ctx, "follow events", *fault, needs("the capability read-job in the namespace"))
 	}
 	return nil
 }

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/signal"
 	"slices"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -16,6 +17,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/nomad/api"
 	"github.com/shoenig/test/must"
+	"github.com/shoenig/test/wait"
 
 	"github.com/bivouac/bivouac/internal/demosandbox"
 	"github.com/bivouac/bivouac/internal/test/stack"
@@ -74,13 +76,16 @@ func open(t testing.TB, client *api.Client, template *jobs.Template, instance st
 // ID.
 func openWithLegacy(t testing.TB, client *api.Client, template *jobs.Template, instance, legacy string) replica {
 	t.Helper()
-	driver, err := nomad.New(nomad.Config{
-		Client:   client,
-		Template: template,
-		Logger:   hclog.New(&hclog.LoggerOptions{Output: testWriter{t}, Level: hclog.Debug}),
-	})
+	driver, err := nomad.New(nomad.Config{Client: client, Template: template, Logger: testLogger(t)})
 	must.NoError(t, err)
 	driver.SetInstance(instance, legacy)
+	run(t, driver)
+	return replica{driver, client, template, instance}
+}
+
+// run runs a driver until the test ends.
+func run(t testing.TB, driver *nomad.Driver) {
+	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- driver.Run(ctx) }()
@@ -88,7 +93,26 @@ func openWithLegacy(t testing.TB, client *api.Client, template *jobs.Template, i
 		cancel()
 		must.ErrorIs(t, <-ended, context.Canceled)
 	})
-	return replica{driver, client, template, instance}
+}
+
+func testLogger(t testing.TB) hclog.Logger {
+	return hclog.New(&hclog.LoggerOptions{Output: testWriter{t}, Level: hclog.Debug})
+}
+
+// awaitHealth waits until Health returns an error that contains all of the words, or no
+// error if there are no words. Health keeps a result for some seconds.
+func (r replica) awaitHealth(t testing.TB, words ...string) error {
+	t.Helper()
+	var health error
+	must.Wait(t, wait.InitialSuccess(wait.Timeout(patience), wait.BoolFunc(func() bool {
+		health = r.Health(patiently(t))
+		if len(words) == 0 {
+			return health == nil
+		}
+		return health != nil && !slices.ContainsFunc(words, func(word string) bool { return !strings.Contains(health.Error(), word) })
+	})), must.Sprintf("health says %q", words))
+	t.Log(health)
+	return health
 }
 
 // openShared starts a replica with its own instance on the Nomad that all tests

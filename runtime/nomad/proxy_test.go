@@ -323,7 +323,7 @@ func TestInspect_knows_nothing_without_Nomad(t *testing.T) {
 			break
 		}
 	}
-	must.ErrorIs(t, r.Health(t.Context()), runtime.ErrUnavailable)
+	must.ErrorIs(t, r.awaitHealth(t, "ask for the leader"), runtime.ErrUnavailable)
 	for _, err := range r.List(t.Context()) {
 		must.ErrorIs(t, err, runtime.ErrUnavailable)
 	}
@@ -355,22 +355,38 @@ func TestDriver_tells_that_Nomad_denies_permission(t *testing.T) {
 	p.setFault(func(w http.ResponseWriter, req *http.Request) bool {
 		return req.URL.Path != "/v1/status/leader" && deny(w, req)
 	})
-	health := r.Health(patiently(t))
+	health := r.awaitHealth(t, "Permission denied")
 	_, create := r.Create(patiently(t), refused, ignore)
 	stop := r.Stop(patiently(t), standing.SessionID)
 	_, unknown := r.Create(patiently(t), standing, ignore)
 	for what, err := range map[string]error{"health": health, "create": create, "stop": stop, "repeated create": unknown} {
-		must.ErrorIs(t, err, runtime.ErrUnavailable, must.Sprint(what))
-		must.ErrorContains(t, err, "refused by Nomad: answer 403: Permission denied", must.Sprint(what))
+		must.ErrorIs(t, err, runtime.ErrPermission, must.Sprint(what))
+		must.ErrorContains(t, err, ": answer 403: Permission denied", must.Sprint(what))
 		must.False(t, errors.Is(err, context.DeadlineExceeded), must.Sprint(what))
 	}
 	p.take()
 	must.NoError(t, r.Delete(patiently(t), refused.SessionID))
 	must.SliceEmpty(t, p.take())
-	must.ErrorIs(t, r.Delete(patiently(t), standing.SessionID), runtime.ErrUnavailable)
+	must.ErrorIs(t, r.Delete(patiently(t), standing.SessionID), runtime.ErrPermission)
 
 	p.setFault(nil)
 	must.NoError(t, r.Delete(patiently(t), standing.SessionID))
+}
+
+// TestDriver_tells_that_the_Task_API_denies_permission covers the token of an
+// allocation that has ended. The Task API answers 500 to it, whatever the request.
+func TestDriver_tells_that_the_Task_API_denies_permission(t *testing.T) {
+	t.Parallel()
+	p := newProxy(t)
+	r := openThrough(t, p, rawExec(t, nil))
+	p.setFault(func(w http.ResponseWriter, _ *http.Request) bool {
+		http.Error(w, "Server error authenticating request", http.StatusInternalServerError)
+		return true
+	})
+	_, create := r.Create(patiently(t), newSpec(t, r), ignore)
+	must.ErrorIs(t, create, runtime.ErrPermission)
+	must.ErrorIs(t, r.awaitHealth(t, "Server error authenticating request", "the Task API needs a valid token"), runtime.ErrPermission)
+	p.setFault(nil)
 }
 
 // TestCreate_finds_what_stands_without_the_right_to_register covers a token

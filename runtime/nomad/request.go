@@ -27,31 +27,62 @@ const (
 	// default Nomad accepts 100 connections from one address, and several replicas
 	// may share an address.
 	maxRequests = 32
-	// maxChecks bounds the concurrent requests of health checks. They have their own
-	// limit, so that many health checks do not delay sandboxes.
-	maxChecks = 4
 )
+
+// Token is the ACL token of requests. It may change at any time.
+type Token interface {
+	// Value returns the current token.
+	Value() string
+	// Newer returns a token other than refused, which Nomad did not accept. ok is
+	// false if there is none.
+	Newer(refused string) (value string, ok bool)
+}
+
+// clientToken leaves the token to the API client.
+type clientToken struct{}
+
+func (clientToken) Value() string               { return "" }
+func (clientToken) Newer(string) (string, bool) { return "", false }
+
+// limits bound the requests of one kind.
+type limits struct {
+	operation string        // their name for Config.Observe
+	places    chan struct{} // one token for each running request; nil: their caller bounds them
+	time      time.Duration
+}
 
 // ask makes a read request with default consistency, so the leader answers.
 func (d *Driver) ask(ctx context.Context, request func(*api.QueryOptions) error) error {
-	return d.whileBusy(ctx, "read", d.requests, askLimit, func(ctx context.Context) error {
-		return request((&api.QueryOptions{Namespace: d.namespace}).WithContext(ctx))
-	})
+	return d.query(ctx, limits{"read", d.requests, askLimit}, request)
 }
 
 // tell makes a write request.
 func (d *Driver) tell(ctx context.Context, request func(*api.WriteOptions) error) error {
-	return d.whileBusy(ctx, "write", d.requests, tellLimit, func(ctx context.Context) error {
-		return request((&api.WriteOptions{Namespace: d.namespace}).WithContext(ctx))
+	err := d.write(ctx, limits{"write", d.requests, tellLimit}, request)
+	if isDenied(err) {
+		d.mayWrite.Store(nil) // so that Health tries it at once
+	}
+	return err
+}
+
+func (d *Driver) query(ctx context.Context, limits limits, request func(*api.QueryOptions) error) error {
+	return d.whileBusy(ctx, limits, func(ctx context.Context, token string) error {
+		return request((&api.QueryOptions{Namespace: d.namespace, AuthToken: token}).WithContext(ctx))
+	})
+}
+
+func (d *Driver) write(ctx context.Context, limits limits, request func(*api.WriteOptions) error) error {
+	return d.whileBusy(ctx, limits, func(ctx context.Context, token string) error {
+		return request((&api.WriteOptions{Namespace: d.namespace, AuthToken: token}).WithContext(ctx))
 	})
 }
 
 // whileBusy repeats a request while Nomad answers with status 429. Nomad has not
 // processed such a request, so it is safe to repeat even a write.
-func (d *Driver) whileBusy(ctx context.Context, operation string, places chan struct{}, limit time.Duration, request func(context.Context) error) error {
+func (d *Driver) whileBusy(ctx context.Context, limits limits, request func(ctx context.Context, token string) error) error {
 	pause := backoff.Backoff{Min: 20 * time.Millisecond, Max: maxPause}
 	for try := 1; ; try++ {
-		err := d.limited(ctx, operation, places, limit, request)
+		err := d.withToken(ctx, limits, request)
 		if statusOf(err) != http.StatusTooManyRequests || try == maxTries {
 			return err
 		}
@@ -61,19 +92,36 @@ func (d *Driver) whileBusy(ctx context.Context, operation string, places chan st
 	}
 }
 
-// limited makes a request once there is a free place in places.
-func (d *Driver) limited(ctx context.Context, operation string, places chan struct{}, limit time.Duration, request func(context.Context) error) error {
-	select {
-	case places <- struct{}{}:
-		defer func() { <-places }()
-	case <-ctx.Done():
-		return ctx.Err()
+// withToken makes a request with the current token. If Nomad denies it and there is a
+// newer token, withToken repeats it once. Nomad has not processed the first one.
+func (d *Driver) withToken(ctx context.Context, limits limits, request func(ctx context.Context, token string) error) error {
+	token := d.token.Value()
+	err := d.limited(ctx, limits, func(ctx context.Context) error { return request(ctx, token) })
+	if !isDenied(err) {
+		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, limit)
+	newer, ok := d.token.Newer(token)
+	if !ok {
+		return err
+	}
+	return d.limited(ctx, limits, func(ctx context.Context) error { return request(ctx, newer) })
+}
+
+// limited makes a request once there is a free place for it.
+func (d *Driver) limited(ctx context.Context, limits limits, request func(context.Context) error) error {
+	if limits.places != nil {
+		select {
+		case limits.places <- struct{}{}:
+			defer func() { <-limits.places }()
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	ctx, cancel := context.WithTimeout(ctx, limits.time)
 	defer cancel()
 	began := time.Now()
 	err := request(ctx)
-	d.observe(operation, time.Since(began), statusOf(err), err)
+	d.observe(limits.operation, time.Since(began), statusOf(err), err)
 	return err
 }
 
@@ -85,14 +133,27 @@ func statusOf(err error) int {
 	return 0
 }
 
-// errDenied is returned when Nomad does not know the token, when the token lacks a
-// right, or when an operator turned off what was requested. The request has changed
-// nothing, and it is no use to repeat it soon.
-var errDenied = errors.New("refused by Nomad")
-
-// isDenied reports whether Nomad denied a request; see errDenied.
+// isDenied reports whether Nomad denied a request: it does not know the token, the
+// token lacks a right, or an operator turned off what was requested. The request has
+// changed nothing, and it is no use to repeat it soon.
 func isDenied(err error) bool {
-	return errors.Is(err, errDenied) || statusOf(err) == http.StatusUnauthorized || statusOf(err) == http.StatusForbidden
+	if errors.Is(err, runtime.ErrPermission) {
+		return true
+	}
+	refusal, ok := errors.AsType[api.UnexpectedResponseError](err)
+	if !ok {
+		return false
+	}
+	switch refusal.StatusCode() {
+	case http.StatusUnauthorized, http.StatusForbidden:
+		return true
+	case http.StatusInternalServerError:
+		// The Task API's answer to the token of an allocation that has ended. It checks
+		// the token before anything else.
+		return strings.HasPrefix(refusal.Body(), "Server error authenticating request")
+	default:
+		return false
+	}
 }
 
 func isNotFound(err error) bool { return statusOf(err) == http.StatusNotFound }
@@ -122,18 +183,19 @@ func isRejected(err error) bool {
 		strings.Contains(body, " error occurred:") || strings.Contains(body, " errors occurred:")
 }
 
-// failed returns the error of a failed request. It does not turn ctx's error into
-// ErrUnavailable, because that shows nothing about Nomad.
+// failed returns the error of a failed request: ErrPermission if Nomad denied it, and
+// otherwise ErrUnavailable. It does not turn ctx's error into one of these, because
+// that shows nothing about Nomad.
 func failed(ctx context.Context, doing string, err error) error {
 	if ctx.Err() != nil {
 		return fmt.Errorf("nomad: %s: %w", doing, ctx.Err())
 	}
-	denied := isDenied(err) && !errors.Is(err, errDenied)
+	kind := runtime.ErrUnavailable
+	if isDenied(err) {
+		kind = runtime.ErrPermission
+	}
 	if refusal, ok := errors.AsType[api.UnexpectedResponseError](err); ok && refusal.HasBody() {
 		err = fmt.Errorf("answer %d: %s", refusal.StatusCode(), strings.Join(strings.Fields(refusal.Body()), " "))
 	}
-	if denied {
-		err = fmt.Errorf("%w: %w", errDenied, err)
-	}
-	return fmt.Errorf("nomad: %s: %w: %w", doing, runtime.ErrUnavailable, err)
+	return fmt.Errorf("nomad: %s: %w: %w", doing, kind, err)
 }

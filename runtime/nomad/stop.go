@@ -20,8 +20,8 @@ import (
 // It returns once the job is stopped, no evaluation of it is pending, and the Nomad
 // client of each allocation has reported its end. A lost node cannot report
 // anything, so Stop does not wait for it and returns ErrUnavailable. If an operator
-// removes the node from Nomad, Stop takes what ran there as ended. Stop also returns
-// ErrUnavailable at once if Nomad denies a request.
+// removes the node from Nomad, Stop takes what ran there as ended. Stop returns
+// ErrPermission at once if Nomad denies a request.
 //
 // If the job belongs to another instance, Stop leaves it alone and returns
 // ErrConflict.
@@ -99,8 +99,10 @@ func (d *Driver) stop(ctx context.Context, sessionID string) (state, error) {
 		switch {
 		case err == nil || errors.Is(err, runtime.ErrConflict):
 			return s, err
-		case errors.Is(err, errOutOfReach) || errors.Is(err, errDenied):
+		case errors.Is(err, errOutOfReach):
 			return state{}, fmt.Errorf("nomad: stop session %s: %w: %w", sessionID, runtime.ErrUnavailable, err)
+		case isDenied(err):
+			return state{}, fmt.Errorf("nomad: stop session %s: %w", sessionID, err)
 		}
 		if ctx.Err() == nil || why == nil {
 			why = err

@@ -113,10 +113,10 @@ func (b Block) query() url.Values {
 
 // Get returns the chat's session, and the index for a next, blocking Get. If the chat has
 // no session, it returns an *Error with code wire.CodeNotFound, and also an index.
-func (c *Client) Get(ctx context.Context, chatID uuid.UUID, block Block) (wire.Session, uint64, error) {
-	var out wire.SessionAnswer
+func (c *Client) Get(ctx context.Context, chatID uuid.UUID, block Block) (wire.GetAnswer, uint64, error) {
+	var out wire.GetAnswer
 	index, err := c.call(ctx, request{method: http.MethodGet, path: sessionPath(chatID), query: block.query()}, &out)
-	return out.Session, index, err
+	return out, index, err
 }
 
 // MaxPerPage is the maximum number of sessions on a page.

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
@@ -100,11 +101,12 @@ func TestCreate(t *testing.T) {
 }
 
 func TestGet(t *testing.T) {
-	a := &agent{status: 200, header: map[string]string{wire.HeaderIndex: "42"}, body: wire.SessionAnswer{Session: session}}
+	token := strings.Repeat("5e", 32)
+	a := &agent{status: 200, header: map[string]string{wire.HeaderIndex: "42"}, body: wire.GetAnswer{Session: session, AccessToken: token}}
 	client := start(t, a)
 	got, index, err := client.Get(t.Context(), chat, apiclient.Block{})
 	must.NoError(t, err)
-	must.Eq(t, session, got)
+	must.Eq(t, wire.GetAnswer{Session: session, AccessToken: token}, got)
 	must.Eq(t, 42, index)
 	must.Eq(t, "GET "+sessionPath, a.request)
 

@@ -111,15 +111,26 @@ type RenewRequest struct {
 	TTL string `json:"ttl,omitempty"` // such as "30m"; empty: the default
 }
 
-// SessionAnswer is one session.
+// SessionAnswer is the result of a renew.
 type SessionAnswer struct {
 	Session Session `json:"session"`
+}
+
+// GetAnswer is one session.
+type GetAnswer struct {
+	Session     Session `json:"session"`
+	AccessToken string  `json:"access_token,omitempty"` // see CreateAnswer
 }
 
 // CreateAnswer is the result of a create: "created", "replaced" or "reused".
 type CreateAnswer struct {
 	Result  string  `json:"result"`
 	Session Session `json:"session"`
+
+	// AccessToken is the secret of the sandbox. It is empty if the session has none, or
+	// if the caller may not write to the session. It is not a field of Session, so that
+	// lists and conflicts cannot contain it.
+	AccessToken string `json:"access_token,omitempty"`
 }
 
 // ListAnswer is one page of sessions.

@@ -9,7 +9,6 @@ import (
 	"github.com/hashicorp/consul/api"
 
 	"github.com/bivouac/bivouac/internal/backoff"
-	"github.com/bivouac/bivouac/scheduler"
 )
 
 const (
@@ -89,8 +88,8 @@ func (s *Store) tryAccess(ctx context.Context) error {
 		}
 	}
 	if len(read) < len(s.keys.folders()) {
-		return fmt.Errorf("%w: the Consul token may not read or list all keys below %s; it may read: %s",
-			scheduler.ErrUnavailable, s.keys, strings.Join(read, ", "))
+		return unavailable("", fmt.Errorf("%w: below %s it may read and list only %s",
+			errFiltered, s.keys, strings.Join(read, ", ")))
 	}
 	return nil
 }

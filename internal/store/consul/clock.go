@@ -9,7 +9,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/google/uuid"
 	"github.com/hashicorp/consul/api"
 	"github.com/hashicorp/go-hclog"
 
@@ -62,12 +61,11 @@ const (
 // One that does not know the time yet accepts no time that is more than 5 minutes
 // ahead of its machine's clock; see [judge].
 //
-// Clock is also a [scheduler.Store] and a [scheduler.Locker]. It passes calls to its
-// Store, but Lock, LockDamaged and Get wait until the time is known, so that no
-// session ends or is returned because of a wrong clock. Lists do not wait, because a
-// caller takes a lock before it acts on one.
+// A [Store] with a Clock hands out locks and sessions only once the time is known.
 type Clock struct {
-	*Store
+	client      *api.Client
+	log         hclog.Logger
+	key         string
 	wall        func() time.Time
 	began, base time.Time // when this clock was made, and the time of wall then
 	id          string    // marks this replica's ticks
@@ -81,10 +79,18 @@ type Clock struct {
 	wrongAt time.Time
 }
 
-// NewClock returns a clock that starts from wall, this machine's clock. It knows the
-// agreed time only while Run runs.
-func NewClock(store *Store, wall func() time.Time) *Clock {
-	return &Clock{Store: store, wall: wall, began: time.Now(), base: wall(), id: rand.Text(), known: make(chan struct{})}
+// NewClock returns a clock for the replicas whose keys have the same prefix. It starts
+// from wall, this machine's clock, and knows the agreed time only while Run runs. An
+// empty prefix means DefaultPrefix. NewClock returns an error if the prefix is invalid.
+func NewClock(client *api.Client, prefix string, wall func() time.Time, log hclog.Logger) (*Clock, error) {
+	keys, err := newKeyspace(prefix)
+	if err != nil {
+		return nil, err
+	}
+	return &Clock{
+		client: client, log: log, key: keys.clock(),
+		wall: wall, began: time.Now(), base: wall(), id: rand.Text(), known: make(chan struct{}),
+	}, nil
 }
 
 // steady returns this machine's time without the steps that its clock has made since
@@ -99,45 +105,10 @@ func (c *Clock) Now() time.Time {
 	return c.steady().Add(c.offset)
 }
 
-// Lock implements [scheduler.Locker].
-func (c *Clock) Lock(ctx context.Context, chatID uuid.UUID, wait time.Duration) (scheduler.Lease, error) {
-	if err := c.awaitKnown(ctx); err != nil {
-		return nil, fmt.Errorf("consul: lock chat %s: %w", chatID, err)
-	}
-	return c.Store.Lock(ctx, chatID, wait)
-}
-
-// LockDamaged implements [scheduler.Locker].
-func (c *Clock) LockDamaged(ctx context.Context, chatID uuid.UUID, wait time.Duration) (scheduler.Lease, error) {
-	if err := c.awaitKnown(ctx); err != nil {
-		return nil, fmt.Errorf("consul: lock chat %s: %w", chatID, err)
-	}
-	return c.Store.LockDamaged(ctx, chatID, wait)
-}
-
-// Get implements [scheduler.Store].
-func (c *Clock) Get(ctx context.Context, chatID uuid.UUID, block scheduler.Block) (*scheduler.Session, uint64, error) {
-	if err := c.awaitKnown(ctx); err != nil {
-		return nil, 0, fmt.Errorf("consul: get chat %s: %w", chatID, err)
-	}
-	return c.Store.Get(ctx, chatID, block)
-}
-
-// Health returns the health of the store, and an error if the time is not known.
-func (c *Clock) Health(ctx context.Context) error {
-	if err := c.Store.Health(ctx); err != nil {
-		return err
-	}
-	if !c.isKnown() {
-		return fmt.Errorf("consul: health: %w", c.unknown())
-	}
-	return nil
-}
-
-// TimeHealth returns an error for a minute after this replica overwrote a wrong time
+// Health returns an error for a minute after this replica overwrote a wrong time
 // in Consul, and while the agreed time and this machine's clock are more than 5
 // minutes apart. The replica can still serve.
-func (c *Clock) TimeHealth(context.Context) error {
+func (c *Clock) Health(context.Context) error {
 	machine := c.machine()
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -152,8 +123,11 @@ func (c *Clock) TimeHealth(context.Context) error {
 
 var errTimeUnknown = fmt.Errorf("%w: the agreed time is not known yet", scheduler.ErrUnavailable)
 
-// unknown returns errTimeUnknown with the reason.
-func (c *Clock) unknown() error {
+// doubt returns errTimeUnknown with the reason, or nil if the time is known.
+func (c *Clock) doubt() error {
+	if c.isKnown() {
+		return nil
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.trouble != nil {
@@ -162,13 +136,8 @@ func (c *Clock) unknown() error {
 	return errTimeUnknown
 }
 
-func (c *Clock) awaitKnown(ctx context.Context) error {
-	if c.isKnown() {
-		return nil
-	}
-	if err := c.identity.stands(ctx); err != nil { // without it nobody writes the time
-		return err
-	}
+// await returns nil once the time is known. It waits for that within a limit.
+func (c *Clock) await(ctx context.Context) error {
 	limit := time.NewTimer(requestTimeout)
 	defer limit.Stop()
 	select {
@@ -177,7 +146,7 @@ func (c *Clock) awaitKnown(ctx context.Context) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	case <-limit.C:
-		return c.unknown()
+		return c.doubt()
 	}
 }
 
@@ -236,7 +205,7 @@ func (c *Clock) step(ctx context.Context, last *seenTick) error {
 		}
 		block.Wait = max(due, 50*time.Millisecond)
 	}
-	pair, state, err := c.get(ctx, c.keys.clock(), block)
+	pair, state, err := get(ctx, c.client, c.key, block)
 	if err != nil || state == last.state {
 		return err
 	}
@@ -330,11 +299,11 @@ func (c *Clock) tooFarAhead(last seenTick) error {
 		return nil
 	}
 	told := fmt.Sprintf("the agreed time in Consul (key %s) is %s this machine's clock; clocks may be at most %v apart",
-		c.keys.clock(), distance(last.offset-c.machine()), maxSkew)
+		c.key, distance(last.offset-c.machine()), maxSkew)
 	if last.repeated && time.Since(last.at) < strangerSilence {
 		return fmt.Errorf("%s. Other replicas use that time: correct this machine's clock, or correct theirs and restart them", told)
 	}
-	return fmt.Errorf("%s. If this machine's clock is right, run: consul kv delete %s", told, c.keys.clock())
+	return fmt.Errorf("%s. If this machine's clock is right, run: consul kv delete %s", told, c.key)
 }
 
 // distance describes how far off a time is, such as "24h0m0s ahead of".
@@ -373,7 +342,7 @@ func (c *Clock) tick(ctx context.Context, last seenTick) error {
 	ctx, cancel := context.WithTimeout(ctx, tickInterval)
 	defer cancel()
 	written, _, err := c.client.KV().CAS(
-		&api.KVPair{Key: c.keys.clock(), Value: []byte(now.String()), ModifyIndex: last.index},
+		&api.KVPair{Key: c.key, Value: []byte(now.String()), ModifyIndex: last.index},
 		(&api.WriteOptions{}).WithContext(ctx))
 	if err != nil {
 		return fmt.Errorf("write the time: %w", classify(ctx, err))
@@ -397,18 +366,18 @@ func (c *Clock) wrongness(last seenTick) error {
 	}
 	switch {
 	case last.index == 0:
-		return fmt.Errorf("somebody deleted the key %s; it was written again", c.keys.clock())
+		return fmt.Errorf("somebody deleted the key %s; it was written again", c.key)
 	case last.time.IsZero():
-		return fmt.Errorf("somebody wrote a value that is not a time to the key %s; it was overwritten", c.keys.clock())
+		return fmt.Errorf("somebody wrote a value that is not a time to the key %s; it was overwritten", c.key)
 	}
 	off := last.offset - c.agreedOffset()
 	if off.Abs() < notable {
 		return nil
 	}
-	return fmt.Errorf("somebody wrote a time to the key %s that is %s the agreed time; it was overwritten", c.keys.clock(), distance(off))
+	return fmt.Errorf("somebody wrote a time to the key %s that is %s the agreed time; it was overwritten", c.key, distance(off))
 }
 
-// report logs a wrong tick and makes TimeHealth report it for a while.
+// report logs a wrong tick and makes Health report it for a while.
 func (c *Clock) report(wrong error) {
 	c.mu.Lock()
 	again := c.wrong != nil && time.Since(c.wrongAt) < tellEvery

@@ -31,15 +31,14 @@ func startSleeper(t *testing.T, server network.Server) *sleeper {
 	t.Helper()
 	s := &sleeper{RoundTripper: network.Direct{Server: server}, awake: make(chan struct{})}
 	close(s.awake)
-	client, err := NewClient(&api.Config{HttpClient: &http.Client{Transport: s}})
+	client, err := NewClient(&api.Config{HttpClient: &http.Client{Transport: s}}, nil)
 	must.NoError(t, err)
-	store, err := New(client, Config{Logger: hclog.NewNullLogger()})
-	must.NoError(t, err)
-	s.Clock = NewClock(store, func() time.Time {
+	s.Clock, err = NewClock(client, DefaultPrefix, func() time.Time {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		return time.Now().Add(s.off)
-	})
+	}, hclog.NewNullLogger())
+	must.NoError(t, err)
 	ctx, stop := context.WithCancel(context.WithoutCancel(t.Context()))
 	var running sync.WaitGroup
 	running.Go(func() { _ = s.Run(ctx) })
@@ -131,14 +130,14 @@ func TestSuspendedMachineComesBack(t *testing.T) {
 					}
 					if tc.lag > maxSkew {
 						must.Between(t, tc.slept-tolerance, m.behind(), tc.slept+tolerance)
-						must.ErrorContains(t, m.TimeHealth(t.Context()), "ahead of the agreed time")
+						must.ErrorContains(t, m.Health(t.Context()), "ahead of the agreed time")
 					}
 					m.setClock(tc.lag)
 					pass(5 * time.Second)
 					othersAreRight()
 					must.Less(t, tolerance, m.behind().Abs())
 					pass(reportFor)
-					must.NoError(t, m.TimeHealth(t.Context()))
+					must.NoError(t, m.Health(t.Context()))
 				})
 			})
 		}
@@ -167,7 +166,7 @@ func TestTimeGoesOnWhereItStoodWhenAllMachinesWereSuspended(t *testing.T) {
 		pass(5 * time.Second)
 		for i, m := range machines {
 			must.Between(t, slept-5*time.Second, m.behind(), slept+5*time.Second, must.Sprintf("machine %d", i))
-			must.ErrorContains(t, m.TimeHealth(t.Context()), "behind this machine's clock")
+			must.ErrorContains(t, m.Health(t.Context()), "behind this machine's clock")
 		}
 	})
 }
@@ -182,7 +181,7 @@ func TestWrongTimeThatIsWrittenAgainAndAgain(t *testing.T) {
 		machines := []*sleeper{startSleeper(t, server), startSleeper(t, server)}
 		pass(10 * time.Second)
 		evil := machines[0].client.KV()
-		key := machines[0].keys.clock()
+		key := machines[0].key
 		var writes uint64
 		for range 600 {
 			before := server.Keys(key)[key].ModifyIndex

@@ -13,6 +13,7 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/hashicorp/consul/api"
+	"github.com/hashicorp/go-hclog"
 	"github.com/shoenig/test/must"
 	"github.com/shoenig/test/wait"
 
@@ -21,21 +22,21 @@ import (
 
 // machine is a replica on a machine whose clock may be wrong.
 type machine struct {
-	*Clock
+	*Store
+	clock *Clock
 	step  func(time.Duration) // steps the machine's clock
 	leave func()
 }
 
 func (c *cluster) joinClock(t *testing.T, off time.Duration) *machine {
 	t.Helper()
-	r := c.join(t, c.addr)
 	var wall atomic.Int64
 	wall.Store(int64(off))
-	clock := NewClock(r.Store, func() time.Time { return time.Now().Add(time.Duration(wall.Load())) })
+	r, clock := c.joinTimed(t, func() time.Time { return time.Now().Add(time.Duration(wall.Load())) })
 	ctx, stop := context.WithCancel(context.WithoutCancel(t.Context()))
 	var running sync.WaitGroup
 	running.Go(func() { _ = clock.Run(ctx) })
-	m := &machine{Clock: clock, step: func(d time.Duration) { wall.Add(int64(d)) }, leave: func() {
+	m := &machine{Store: r.Store, clock: clock, step: func(d time.Duration) { wall.Add(int64(d)) }, leave: func() {
 		stop()
 		running.Wait()
 		r.leave()
@@ -50,13 +51,23 @@ func (c *cluster) joinClock(t *testing.T, off time.Duration) *machine {
 	return m
 }
 
+// joinTimed adds a replica whose locks wait for a clock, which does not run yet.
+func (c *cluster) joinTimed(t *testing.T, wall func() time.Time) (*replica, *Clock) {
+	t.Helper()
+	client, err := NewClient(&api.Config{Address: c.addr}, nil)
+	must.NoError(t, err)
+	clock, err := NewClock(client, c.prefix, wall, hclog.NewNullLogger())
+	must.NoError(t, err)
+	return c.joinWith(t, client, clock), clock
+}
+
 func TestReplicasAgreeOnTheTime(t *testing.T) {
 	c := open(t)
 	agree := func(by string, machines ...*machine) {
 		t.Helper()
 		must.Wait(t, wait.InitialSuccess(wait.ErrorFunc(func() error {
 			for _, m := range machines[1:] {
-				if d := m.Now().Sub(machines[0].Now()).Abs(); d > time.Second {
+				if d := m.clock.Now().Sub(machines[0].clock.Now()).Abs(); d > time.Second {
 					return fmt.Errorf("%s: %v apart", by, d)
 				}
 			}
@@ -66,7 +77,7 @@ func TestReplicasAgreeOnTheTime(t *testing.T) {
 
 	// Given a first replica, whose time all others take over.
 	first := c.joinClock(t, maxSkew/2)
-	off := time.Until(first.Now())
+	off := time.Until(first.clock.Now())
 	must.Between(t, maxSkew/2-time.Second, off, maxSkew/2+time.Second)
 
 	// When others join whose clocks differ by the allowed maximum, all agree.
@@ -76,20 +87,20 @@ func TestReplicasAgreeOnTheTime(t *testing.T) {
 
 	// When the replica that writes the time leaves, the time continues.
 	first.leave()
-	must.Between(t, off-2*time.Second, time.Until(second.Now()), off+2*time.Second)
+	must.Between(t, off-2*time.Second, time.Until(second.clock.Now()), off+2*time.Second)
 	agree("without the first", second, third)
 	fourth := c.joinClock(t, -time.Minute)
 	agree("with a fourth", second, third, fourth)
-	must.Between(t, off-2*time.Second, time.Until(fourth.Now()), off+2*time.Second)
+	must.Between(t, off-2*time.Second, time.Until(fourth.clock.Now()), off+2*time.Second)
 
 	// When all have left and one joins whose clock is behind, the time does not
 	// go back.
-	last := second.Now()
+	last := second.clock.Now()
 	for _, m := range []*machine{second, third, fourth} {
 		m.leave()
 	}
 	fifth := c.joinClock(t, -maxSkew/2+time.Second)
-	must.False(t, fifth.Now().Before(last.Add(-tickInterval)))
+	must.False(t, fifth.clock.Now().Before(last.Add(-tickInterval)))
 }
 
 // TestTimeDoesNotJumpWithAMachinesClock checks that setting a machine's clock
@@ -99,7 +110,7 @@ func TestTimeDoesNotJumpWithAMachinesClock(t *testing.T) {
 	machines := []*machine{c.joinClock(t, 0), c.joinClock(t, 0)}
 	var index uint64
 	awaitTick := func() {
-		_, next, err := machines[0].get(t.Context(), machines[0].keys.clock(), scheduler.Block{Index: index, Wait: patience})
+		_, next, err := machines[0].get(t.Context(), machines[0].clock.key, scheduler.Block{Index: index, Wait: patience})
 		must.NoError(t, err)
 		index = next
 	}
@@ -108,7 +119,7 @@ func TestTimeDoesNotJumpWithAMachinesClock(t *testing.T) {
 			m.step(step)
 			for tick := range 2 * samples {
 				for j, other := range machines {
-					must.Between(t, -time.Second, time.Until(other.Now()), time.Second,
+					must.Between(t, -time.Second, time.Until(other.clock.Now()), time.Second,
 						must.Sprintf("machine %d stepped by %v; machine %d, tick %d", i, step, j, tick))
 				}
 				awaitTick()
@@ -127,7 +138,7 @@ func TestSessionEndsOnAllReplicasAtOneTime(t *testing.T) {
 	for i, creator := range machines {
 		session := freshSession()
 		began := time.Now()
-		session.CreatedAt = creator.Now()
+		session.CreatedAt = creator.clock.Now()
 		session.ExpiresAt = session.CreatedAt.Add(life)
 		put(t, creator, session)
 
@@ -135,7 +146,7 @@ func TestSessionEndsOnAllReplicasAtOneTime(t *testing.T) {
 		for slices.Contains(ended, false) {
 			for j, m := range machines {
 				before := time.Since(began)
-				expired, err := m.Expired(t.Context(), m.Now(), 10)
+				expired, err := m.Expired(t.Context(), m.clock.Now(), 10)
 				after := time.Since(began)
 				must.NoError(t, err)
 				has := slices.ContainsFunc(expired, func(s scheduler.Session) bool { return s.ChatID == session.ChatID })
@@ -153,17 +164,18 @@ func TestSessionEndsOnAllReplicasAtOneTime(t *testing.T) {
 
 func TestNoLockBeforeTheTimeIsKnown(t *testing.T) {
 	c := open(t)
-	r := c.join(t, c.addr)
-	clock := NewClock(r.Store, time.Now)
+	r, clock := c.joinTimed(t, time.Now)
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	_, err := clock.Lock(ctx, uuid.New(), 0)
+	_, err := r.Lock(ctx, uuid.New(), 0)
 	must.ErrorIs(t, err, context.Canceled)
-	must.ErrorContains(t, clock.Health(t.Context()), "the agreed time is not known")
+	_, _, err = r.Get(ctx, uuid.New(), scheduler.Block{})
+	must.ErrorIs(t, err, context.Canceled)
+	must.ErrorContains(t, r.Health(t.Context()), "the agreed time is not known")
 
 	clock.measured(0)
-	must.NoError(t, clock.Health(t.Context()))
-	lease, err := clock.Lock(t.Context(), uuid.New(), 0)
+	must.NoError(t, r.Health(t.Context()))
+	lease, err := r.Lock(t.Context(), uuid.New(), 0)
 	must.NoError(t, err)
 	must.NoError(t, lease.Release(t.Context()))
 }
@@ -219,11 +231,11 @@ func TestWrongTimeInConsulMovesNobody(t *testing.T) {
 	machines := []*machine{c.joinClock(t, 0), c.joinClock(t, 0), c.joinClock(t, 0)}
 	for _, m := range machines {
 		session := freshSession()
-		session.CreatedAt = m.Now()
+		session.CreatedAt = m.clock.Now()
 		session.ExpiresAt = session.CreatedAt.Add(10 * time.Minute)
 		put(t, m, session)
 	}
-	key := machines[0].keys.clock()
+	key := machines[0].clock.key
 	for name, harm := range map[string]struct {
 		do   func()
 		told string
@@ -238,22 +250,22 @@ func TestWrongTimeInConsulMovesNobody(t *testing.T) {
 		}, "somebody deleted the key"},
 	} {
 		for _, m := range machines {
-			m.mu.Lock()
-			m.wrong = nil
-			m.mu.Unlock()
+			m.clock.mu.Lock()
+			m.clock.wrong = nil
+			m.clock.mu.Unlock()
 		}
 		harm.do()
 		must.Wait(t, wait.InitialSuccess(wait.ErrorFunc(func() error {
 			for i, m := range machines {
-				if off := time.Until(m.Now()).Abs(); off > tolerance {
+				if off := time.Until(m.clock.Now()).Abs(); off > tolerance {
 					t.Fatalf("%s: replica %d follows, by %v", name, i, off)
 				}
-				expired, err := m.Expired(t.Context(), m.Now(), 10)
+				expired, err := m.Expired(t.Context(), m.clock.Now(), 10)
 				must.NoError(t, err)
 				must.SliceEmpty(t, expired, must.Sprint(name))
 			}
 			for _, m := range machines {
-				if err := m.TimeHealth(t.Context()); err != nil && strings.Contains(err.Error(), harm.told) {
+				if err := m.clock.Health(t.Context()); err != nil && strings.Contains(err.Error(), harm.told) {
 					return nil
 				}
 			}
@@ -271,8 +283,7 @@ func TestWrongTimeInConsulMovesNobody(t *testing.T) {
 func TestTimeFarAheadIsNotTakenByAReplicaThatStarts(t *testing.T) {
 	c := open(t)
 	c.writeTick(t, byHand(time.Now().Add(24*time.Hour)))
-	r := c.join(t, c.addr)
-	clock := NewClock(r.Store, time.Now)
+	r, clock := c.joinTimed(t, time.Now)
 	ctx, stop := context.WithCancel(t.Context())
 	var running sync.WaitGroup
 	running.Go(func() { _ = clock.Run(ctx) })
@@ -282,14 +293,14 @@ func TestTimeFarAheadIsNotTakenByAReplicaThatStarts(t *testing.T) {
 	})
 	healthy := func(told string) func() error {
 		return func() error {
-			err := clock.Health(t.Context())
+			err := r.Health(t.Context())
 			if err == nil && told == "" || err != nil && told != "" && strings.Contains(err.Error(), told) {
 				return nil
 			}
 			return fmt.Errorf("health is %v", err) //nolint:errorlint // it may be nil
 		}
 	}
-	key := clock.keys.clock()
+	key := clock.key
 	told := "24h0m0s ahead of this machine's clock; clocks may be at most 5m0s apart. If this machine's clock is right, run: consul kv delete " + key
 	must.Wait(t, wait.InitialSuccess(wait.ErrorFunc(healthy(told)), wait.Timeout(patience), wait.Gap(10*time.Millisecond)))
 	must.False(t, clock.isKnown())

@@ -21,12 +21,15 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"net"
+	"strings"
 
 	"github.com/hashicorp/consul/api"
 	"github.com/hashicorp/go-hclog"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sync/semaphore"
 
+	"github.com/bivouac/bivouac/internal/credentials"
 	"github.com/bivouac/bivouac/internal/store/chatmutex"
 	"github.com/bivouac/bivouac/scheduler"
 )
@@ -52,6 +55,14 @@ type Config struct {
 	Name     string // name of the replica's machine, shown on its Consul session
 	Logger   hclog.Logger
 
+	// Namespace and Partition are those of the client. Consul Enterprise wants them in
+	// each operation of a transaction too. Empty means those of the token.
+	Namespace, Partition string
+
+	// Clock must know the time before Lock, LockDamaged and Get return a session, so
+	// that none ends or is used because of a wrong clock. Lists do not wait for it: a
+	// caller takes a lock before it acts on one. If Clock is nil, nothing waits.
+	Clock *Clock
 	// Place returns where in Nomad the sandboxes run. It is nil if Nomad is not used.
 	Place func(ctx context.Context) (Place, error)
 	// Running counts the running sandboxes by the instance ID in them. It is called
@@ -70,16 +81,19 @@ type Store struct {
 	awaited  *semaphore.Weighted
 	chats    chatmutex.Mutex // because one Consul session can take a lock twice
 	identity *identity
+	clock    *Clock // nil: nobody waits for the time
 	session  *sessionKeeper
 	buckets  buckets
 	agents   agentNames
 	access   access
+
+	namespace, partition string // of the keys in transactions
 }
 
 // New returns a store that uses client, which should come from [NewClient]. It
 // returns an error if the prefix is invalid.
 func New(client *api.Client, config Config) (*Store, error) {
-	keys, err := newKeyspace(cmp.Or(config.Prefix, DefaultPrefix))
+	keys, err := newKeyspace(config.Prefix)
 	if err != nil {
 		return nil, err
 	}
@@ -89,20 +103,26 @@ func New(client *api.Client, config Config) (*Store, error) {
 		keys:    keys,
 		parked:  scheduler.NewPlaces(maxParked, "waiting", "already %d blocking reads"),
 		awaited: semaphore.NewWeighted(maxAwaited),
+		clock:   config.Clock,
 		access:  newAccess(),
+
+		namespace: config.Namespace, partition: config.Partition,
 	}
 	s.identity = newIdentity(s, config)
 	s.session = newKeeper(s, config.Name)
 	return s, nil
 }
 
-// NewClient returns a client with a bounded number of connections. Its requests fail
-// with a special error if Consul is busy. NewClient returns an error if config's
-// address is invalid. It changes config's address, transport and HTTP client.
-// It calls the observers after each request.
-func NewClient(config *api.Config, observers ...Observer) (*api.Client, error) {
-	var err error
-	if config.Address, err = cleanAddress(config.Address); err != nil {
+// NewClient returns a client with a bounded number of connections. It sends the token
+// with each request, or config's token if token is nil. If Consul refuses the token, the
+// client reads the token again. Its requests fail with special errors if there is
+// another one then, and if Consul is busy. It calls the observers after each request.
+//
+// NewClient returns an error if config's address is invalid. It changes config's address,
+// transport and HTTP client.
+func NewClient(config *api.Config, token *credentials.Token, observers ...Observer) (*api.Client, error) {
+	address, err := cleanAddress(config.Address)
+	if err != nil {
 		return nil, err
 	}
 	if config.Transport == nil {
@@ -115,11 +135,22 @@ func NewClient(config *api.Config, observers ...Observer) (*api.Client, error) {
 	// carries all requests, and one that died silently is used for some 250 more
 	// requests, which all time out.
 	config.Transport.ForceAttemptHTTP2 = false
+	config.Address = address
+	socket, isSocket := strings.CutPrefix(address, "unix://")
+	if isSocket { // api.NewClient would use a transport without these bounds
+		config.Address = "localhost"
+		config.Transport.DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "unix", socket)
+		}
+	}
 	client, err := api.NewClient(config)
 	if err != nil {
 		return nil, fmt.Errorf("consul: %w", err)
 	}
-	config.HttpClient.Transport = &transport{config.HttpClient.Transport, observers}
+	if isSocket {
+		config.Address = socket
+	}
+	config.HttpClient.Transport = &transport{config.HttpClient.Transport, token, observers}
 	return client, nil
 }
 
@@ -140,9 +171,21 @@ func (s *Store) Run(ctx context.Context) error {
 	return g.Wait()
 }
 
+// awaitTime returns nil once the time is known, if the store has a clock. It waits for
+// that within a limit.
+func (s *Store) awaitTime(ctx context.Context) error {
+	if s.clock == nil || s.clock.isKnown() {
+		return nil
+	}
+	if err := s.identity.stands(ctx); err != nil { // without it nobody writes the time
+		return err
+	}
+	return s.clock.await(ctx)
+}
+
 // Health returns nil if Consul has a leader, the Consul token may read, write and
-// list keys below the prefix, the store has its identity, and this replica has a
-// Consul session or has not tried to create one yet.
+// list keys below the prefix, the store has its identity, this replica has a Consul
+// session or has not tried to create one yet, and the time is known.
 func (s *Store) Health(ctx context.Context) error {
 	leader, err := retry(ctx, func(ctx context.Context) (string, error) {
 		return s.client.Status().LeaderWithQueryOptions((&api.QueryOptions{}).WithContext(ctx))
@@ -157,9 +200,11 @@ func (s *Store) Health(ctx context.Context) error {
 	switch {
 	case keysErr != nil && otherErr != nil:
 		return fmt.Errorf("consul: health: %w; %w", keysErr, otherErr)
-	case keysErr != nil || otherErr != nil:
-		return fmt.Errorf("consul: health: %w", cmp.Or(keysErr, otherErr))
-	default:
-		return nil
+	case keysErr == nil && otherErr == nil && s.clock != nil:
+		otherErr = s.clock.doubt()
 	}
+	if err := cmp.Or(keysErr, otherErr); err != nil {
+		return fmt.Errorf("consul: health: %w", err)
+	}
+	return nil
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 	"github.com/shoenig/test/must"
 
+	"github.com/bivouac/bivouac/internal/credentials"
 	"github.com/bivouac/bivouac/internal/test/stack"
 	"github.com/bivouac/bivouac/internal/test/storetest"
 )
@@ -31,6 +32,7 @@ type cluster struct {
 	client *api.Client
 	addr   string
 	prefix string
+	token  *credentials.Token // of the replicas; nil: none
 }
 
 func open(t *testing.T) *cluster {
@@ -56,14 +58,15 @@ func (c *cluster) Join(t *testing.T) storetest.Replica {
 // join adds a replica that connects to Consul at addr.
 func (c *cluster) join(t *testing.T, addr string) *replica {
 	t.Helper()
-	client, err := NewClient(&api.Config{Address: addr})
+	client, err := NewClient(&api.Config{Address: addr}, c.token)
 	must.NoError(t, err)
-	return c.joinWith(t, client)
+	return c.joinWith(t, client, nil)
 }
 
-func (c *cluster) joinWith(t *testing.T, client *api.Client) *replica {
+// joinWith adds a replica that waits for the clock, unless that is nil.
+func (c *cluster) joinWith(t *testing.T, client *api.Client, clock *Clock) *replica {
 	t.Helper()
-	store, err := New(client, Config{Prefix: c.prefix, Instance: "test", Name: t.Name(), Logger: hclog.NewNullLogger()})
+	store, err := New(client, Config{Prefix: c.prefix, Instance: "test", Name: t.Name(), Logger: hclog.NewNullLogger(), Clock: clock})
 	must.NoError(t, err)
 	r := &replica{Store: store, direct: c.client}
 	ctx, stop := context.WithCancel(context.WithoutCancel(t.Context()))

@@ -408,7 +408,7 @@ func TestWithoutASessionNoLockIsGivenOut(t *testing.T) {
 }
 
 func TestEmptyPrefixMeansTheDefault(t *testing.T) {
-	client, err := NewClient(&api.Config{})
+	client, err := NewClient(&api.Config{}, nil)
 	must.NoError(t, err)
 	for prefix, changed := range map[string]string{"": "bivouac/v1/changed", "/a/b": "a/b/v1/changed"} {
 		store, err := New(client, Config{Prefix: prefix})

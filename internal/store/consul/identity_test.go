@@ -30,7 +30,7 @@ type bivouac struct {
 // startAs starts a replica with an operator's settings.
 func (c *cluster) startAs(t *testing.T, settings Config) bivouac {
 	t.Helper()
-	client, err := NewClient(&api.Config{Address: c.addr})
+	client, err := NewClient(&api.Config{Address: c.addr}, nil)
 	must.NoError(t, err)
 	settings.Prefix, settings.Name, settings.Logger = c.prefix, t.Name(), hclog.NewNullLogger()
 	store, err := New(client, settings)

@@ -1,6 +1,7 @@
 package consul
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
@@ -38,9 +39,10 @@ var plainPrefix = regexp.MustCompile(`^[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_
 // maxPrefix bounds a prefix, in bytes. Consul accepts keys of 512 bytes.
 const maxPrefix = 256
 
+// newKeyspace returns the keys below a prefix, or below DefaultPrefix if it is empty.
 func newKeyspace(prefix string) (keyspace, error) {
 	// A leading slash would be dropped in a URL but not in a transaction.
-	prefix = strings.Trim(prefix, "/")
+	prefix = strings.Trim(cmp.Or(prefix, DefaultPrefix), "/")
 	if len(prefix) > maxPrefix || !plainPrefix.MatchString(prefix) {
 		return "", fmt.Errorf("invalid prefix of keys %q: use up to %d bytes of folder names with letters, digits, '_', '-' and '.'; a name must not begin with '.'", prefix, maxPrefix)
 	}

@@ -29,6 +29,9 @@ func (s *Store) LockDamaged(ctx context.Context, chatID uuid.UUID, wait time.Dur
 
 // lock takes the chat's lock and reads the record with read.
 func (s *Store) lock(ctx context.Context, chatID uuid.UUID, wait time.Duration, read readRecord) (scheduler.Lease, error) {
+	if err := s.awaitTime(ctx); err != nil {
+		return nil, fmt.Errorf("consul: lock chat %s: %w", chatID, err)
+	}
 	until := time.Now().Add(wait)
 	if err := s.identity.stands(ctx); err != nil {
 		return nil, fmt.Errorf("consul: lock chat %s: %w", chatID, err)

@@ -24,6 +24,9 @@ func (s *Store) Get(ctx context.Context, chatID uuid.UUID, block scheduler.Block
 }
 
 func (s *Store) getRecord(ctx context.Context, chatID uuid.UUID, block scheduler.Block) (*scheduler.Session, uint64, error) {
+	if err := s.awaitTime(ctx); err != nil {
+		return nil, 0, err
+	}
 	if err := s.identity.stands(ctx); err != nil {
 		return nil, 0, err
 	}

@@ -3,11 +3,13 @@ package consul
 import (
 	"cmp"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
 	"net/http"
 	"net/url"
+	"regexp"
 	"strconv"
 	"strings"
 	"syscall"
@@ -16,6 +18,7 @@ import (
 	"github.com/hashicorp/consul/api"
 
 	"github.com/bivouac/bivouac/internal/backoff"
+	"github.com/bivouac/bivouac/internal/credentials"
 	"github.com/bivouac/bivouac/scheduler"
 )
 
@@ -81,15 +84,45 @@ func isBusy(err error) bool { return errors.Is(err, errBusy) }
 // its answer began, and its status, which is 0 if there was no answer.
 type Observer = func(operation string, took time.Duration, status int, err error)
 
-// transport calls its observers after each request, and turns the status 429 into
-// errBusy. The client does not return the status of a failed transaction.
+// errTokenReplaced is returned when Consul refuses a token, and there is another one by
+// now.
+var errTokenReplaced = errors.New("consul refused a token that has been replaced since")
+
+// transport sends the token with each request, and calls its observers after each. It
+// turns the status 429 into errBusy, and the status of a refused token into
+// errTokenReplaced if it makes sense to try again. The client does not return the status
+// of a failed transaction.
+//
+// It does not try again itself, because only the caller knows what a request that may
+// have been applied means.
 type transport struct {
 	http.RoundTripper
+	token     *credentials.Token // nil: the request has its token already
 	observers []Observer
 }
 
 // RoundTrip implements [http.RoundTripper].
 func (t *transport) RoundTrip(r *http.Request) (*http.Response, error) {
+	if t.token == nil {
+		return t.observe(r)
+	}
+	token := t.token.Value()
+	r = r.Clone(r.Context())
+	r.Header.Set("X-Consul-Token", token)
+	response, err := t.observe(r)
+	if err == nil && isRefusal(response.StatusCode) {
+		if _, replaced := t.token.Newer(token); replaced {
+			return nil, errors.Join(errTokenReplaced, response.Body.Close())
+		}
+	}
+	return response, err
+}
+
+func isRefusal(status int) bool {
+	return status == http.StatusUnauthorized || status == http.StatusForbidden
+}
+
+func (t *transport) observe(r *http.Request) (*http.Response, error) {
 	began := time.Now()
 	response, err := t.RoundTripper.RoundTrip(r)
 	took, status := time.Since(began), 0
@@ -134,11 +167,40 @@ func classify(ctx context.Context, err error) error {
 	return unavailable("", err)
 }
 
-// unavailable returns the error that Consul is unavailable. It does not wrap err, so
-// that our own timeout does not look like the caller's.
+// unavailable returns the error that Consul is unavailable, or that it refuses this
+// server's credentials, which is both. It does not wrap err, so that our own timeout does
+// not look like the caller's.
 func unavailable(what string, err error) error {
-	return &scheduler.UnavailableError{Reason: what + reason(err), Detail: what + err.Error()}
+	why := &scheduler.UnavailableError{Reason: what + reason(err), Detail: what + err.Error()}
+	if isDenied(err) {
+		return fmt.Errorf("%w: %w", scheduler.ErrServerDenied, why)
+	}
+	return why
 }
+
+// errFiltered is returned if an ACL withheld a part of an answer.
+var errFiltered = errors.New("the Consul token may not read all keys")
+
+// isDenied reports whether Consul refused the token or the client certificate.
+func isDenied(err error) bool {
+	if status, ok := errors.AsType[api.StatusError](err); ok && isRefusal(status.Code) {
+		return true
+	}
+	text := err.Error()
+	return errors.Is(err, errFiltered) || isRefusedCertificate(err) ||
+		strings.Contains(text, "Permission denied") || strings.Contains(text, "ACL not found")
+}
+
+// isRefusedCertificate reports whether Consul refused the client certificate, or its
+// absence. The names of these TLS alerts are the only sign.
+func isRefusedCertificate(err error) bool {
+	alert, ok := errors.AsType[*net.OpError](err)
+	return ok && alert.Op == "remote error" &&
+		(strings.Contains(alert.Error(), "certificate") || strings.Contains(alert.Error(), "access denied"))
+}
+
+// lackedPermission matches Consul's words for a permission such as key:write.
+var lackedPermission = regexp.MustCompile(`lacks permission '([a-z:]+)'`)
 
 // reason returns why a request failed. Callers may see the text, so it contains no
 // address, key or token.
@@ -147,13 +209,20 @@ func reason(err error) string {
 	errno, refused := errors.AsType[syscall.Errno](err)
 	_, noName := errors.AsType[*net.DNSError](err)
 	netErr, failed := errors.AsType[net.Error](err)
-	text := err.Error()
+	_, untrusted := errors.AsType[*tls.CertificateVerificationError](err)
 	switch {
 	case isBusy(err):
 		return "it has too many requests"
-	case answered && status.Code == http.StatusForbidden, strings.Contains(text, "Permission denied"), strings.Contains(text, "ACL not found"):
+	case isRefusedCertificate(err):
+		return "it refuses this server's TLS certificate"
+	case untrusted:
+		return "its TLS certificate cannot be verified"
+	case isDenied(err):
+		if lacks := lackedPermission.FindStringSubmatch(err.Error()); lacks != nil {
+			return "the Consul token lacks the permission " + lacks[1]
+		}
 		return "the Consul token is not permitted to do this"
-	case strings.Contains(text, "No cluster leader"):
+	case strings.Contains(err.Error(), "No cluster leader"):
 		return "it has no leader"
 	case answered:
 		return fmt.Sprintf("it answered with status %d", status.Code)
@@ -231,7 +300,7 @@ func blockingRead[T any](
 			return value, errors.New("the answer does not come from Consul: it has no index")
 		}
 		if meta.ResultsFilteredByACLs {
-			return value, errors.New("the Consul token may not read all keys")
+			return value, errFiltered
 		}
 		index = meta.LastIndex
 		return value, nil
@@ -240,10 +309,14 @@ func blockingRead[T any](
 }
 
 // get reads one key. It returns nil if there is none.
-func (s *Store) get(ctx context.Context, key string, block scheduler.Block) (*api.KVPair, uint64, error) {
+func get(ctx context.Context, client *api.Client, key string, block scheduler.Block) (*api.KVPair, uint64, error) {
 	return blockingRead(ctx, block, func(opts *api.QueryOptions) (*api.KVPair, *api.QueryMeta, error) {
-		return s.client.KV().Get(key, opts)
+		return client.KV().Get(key, opts)
 	})
+}
+
+func (s *Store) get(ctx context.Context, key string, block scheduler.Block) (*api.KVPair, uint64, error) {
+	return get(ctx, s.client, key, block)
 }
 
 // list returns the keys below prefix in order, cut after the next separator if there is
@@ -259,6 +332,7 @@ func (s *Store) list(ctx context.Context, prefix, separator string, block schedu
 func (s *Store) txn(ctx context.Context, ops ...*api.KVTxnOp) ([]*api.KVPair, error) {
 	all := make(api.TxnOps, len(ops))
 	for i, op := range ops {
+		op.Namespace, op.Partition = s.namespace, s.partition
 		all[i] = &api.TxnOp{KV: op}
 	}
 	ok, response, _, err := s.client.Txn().Txn(all, (&api.QueryOptions{RequireConsistent: true}).WithContext(ctx))
@@ -308,5 +382,5 @@ func pick(pairs []*api.KVPair, key string) (*api.KVPair, error) {
 			return pair, nil
 		}
 	}
-	return nil, fmt.Errorf("%w: the answer does not contain %s; check that the Consul token may read it", scheduler.ErrUnavailable, key) // safeguard: doubt about what a token may not read
+	return nil, unavailable("", fmt.Errorf("%w: the answer does not contain %s", errFiltered, key)) // safeguard: doubt about what a token may not read
 }

@@ -83,7 +83,7 @@ func (w *world) standing(ctx context.Context, rounds, many int) (report, error) 
 func (w *world) fill(ctx context.Context, prefix string, n int) error {
 	config := api.DefaultConfig()
 	config.Address = w.consul.Addr()
-	client, err := consul.NewClient(config)
+	client, err := consul.NewClient(config, nil)
 	if err != nil {
 		return err
 	}

@@ -43,7 +43,7 @@ func (w *world) start(i int, name string) {
 	r.token = &token{server: w.consul}
 	r.consul, r.nomad = w.net.Link(r.host, r.token), w.net.Link(r.host, w.nomad)
 	log := w.newLogger(name)
-	consulClient, err := consul.NewClient(&consulapi.Config{HttpClient: &http.Client{Transport: r.consul}})
+	consulClient, err := consul.NewClient(&consulapi.Config{HttpClient: &http.Client{Transport: r.consul}}, nil)
 	if err != nil {
 		panic(err)
 	}
@@ -57,15 +57,19 @@ func (w *world) start(i int, name string) {
 	if err != nil {
 		panic(err)
 	}
+	r.clock, err = consul.NewClock(consulClient, consul.DefaultPrefix,
+		func() time.Time { return time.Now().Add(w.skews[i]) }, log.Named("consul"))
+	if err != nil {
+		panic(err)
+	}
 	store, err := consul.New(consulClient, consul.Config{
-		Instance: instance, Name: name, Logger: log.Named("consul"), Running: driver.Instances,
+		Instance: instance, Name: name, Logger: log.Named("consul"), Running: driver.Instances, Clock: r.clock,
 	})
 	if err != nil {
 		panic(err)
 	}
 	r.store = store
-	r.clock = consul.NewClock(store, func() time.Time { return time.Now().Add(w.skews[i]) })
-	turns := turns{r.clock, w.net, name}
+	turns := turns{store, w.net, name}
 	r.scheduler, err = scheduler.New(scheduler.Config{
 		Store:           turns,
 		Locker:          turns,
@@ -210,7 +214,7 @@ func (w *world) replica(i int) *replica {
 // two calls happen at the same instant, as the ticks of background work would.
 // The Go runtime fires timers of the same instant in random order.
 type turns struct {
-	*consul.Clock
+	*consul.Store
 	net  *network.Network
 	name string
 }
@@ -221,25 +225,25 @@ func (t turns) await(ctx context.Context, what string) {
 
 func (t turns) Lock(ctx context.Context, chatID uuid.UUID, wait time.Duration) (scheduler.Lease, error) {
 	t.await(ctx, "locks "+chatID.String())
-	return t.Clock.Lock(ctx, chatID, wait)
+	return t.Store.Lock(ctx, chatID, wait)
 }
 
 func (t turns) Get(ctx context.Context, chatID uuid.UUID, block scheduler.Block) (*scheduler.Session, uint64, error) {
 	t.await(ctx, "gets "+chatID.String())
-	return t.Clock.Get(ctx, chatID, block)
+	return t.Store.Get(ctx, chatID, block)
 }
 
 func (t turns) List(ctx context.Context, query scheduler.Query) (scheduler.Page, error) {
 	t.await(ctx, "lists")
-	return t.Clock.List(ctx, query)
+	return t.Store.List(ctx, query)
 }
 
 func (t turns) Expired(ctx context.Context, now time.Time, limit int) ([]scheduler.Session, error) {
 	t.await(ctx, "looks for expired")
-	return t.Clock.Expired(ctx, now, limit)
+	return t.Store.Expired(ctx, now, limit)
 }
 
 func (t turns) InFlight(ctx context.Context) ([]scheduler.Session, error) {
 	t.await(ctx, "looks for what is in flight")
-	return t.Clock.InFlight(ctx)
+	return t.Store.InFlight(ctx)
 }

@@ -27,12 +27,17 @@ type ConsulConfig struct {
 	// ManagementToken enables ACLs with default policy deny, if it is set. It is a UUID,
 	// and the token may do everything.
 	ManagementToken string
+	// TLS enables TLS, if it is set. The agents then accept only clients with a certificate
+	// of a trusted authority.
+	TLS *TLSFiles
 }
 
 // Consul is a running Consul.
 type Consul struct {
 	Servers []*Agent
 	group   *group
+	token   string
+	tls     *TLSFiles
 }
 
 // StartConsul starts a Consul and returns when it can be used: it has a leader, accepts
@@ -46,7 +51,7 @@ func StartConsul(ctx context.Context, cfg ConsulConfig) (*Consul, error) {
 	if err != nil {
 		return nil, fmt.Errorf("stack: start Consul: %w", err)
 	}
-	c := &Consul{group: g}
+	c := &Consul{group: g, token: cfg.ManagementToken, tls: cfg.TLS}
 	if err := c.add(bin, cfg); err != nil {
 		return nil, errors.Join(fmt.Errorf("stack: start Consul: %w", err), c.Stop())
 	}
@@ -72,6 +77,10 @@ func (c *Consul) add(bin string, cfg ConsulConfig) error {
 	if cfg.HTTPPort != 0 {
 		all[0].http = cfg.HTTPPort
 	}
+	used, unused := "http", "https"
+	if c.tls != nil {
+		used, unused = unused, used
+	}
 	for i, p := range all {
 		name := "consul-" + strconv.Itoa(i)
 		node := c.group.node(name)
@@ -81,11 +90,20 @@ func (c *Consul) add(bin string, cfg ConsulConfig) error {
 			"client_addr": "127.0.0.1",
 			"log_level":   "INFO",
 			"ports": map[string]int{
-				"http": p.http, "server": p.server, "serf_lan": p.serf,
-				"serf_wan": -1, "dns": -1, "grpc": -1, "grpc_tls": -1, "https": -1,
+				used: p.http, unused: -1, "server": p.server, "serf_lan": p.serf,
+				"serf_wan": -1, "dns": -1, "grpc": -1, "grpc_tls": -1,
 			},
 			"telemetry":            map[string]any{"prometheus_retention_time": "1h", "disable_hostname": true},
 			"disable_update_check": true,
+		}
+		if files := c.tls; files != nil {
+			config["tls"] = map[string]any{
+				"defaults": map[string]any{
+					"ca_file": files.CA, "cert_file": files.Certificate, "key_file": files.Key,
+					"verify_incoming": true, "verify_outgoing": true,
+				},
+				"internal_rpc": map[string]bool{"verify_server_hostname": true},
+			}
 		}
 		if cfg.MaxHTTPConns != 0 {
 			config["limits"] = map[string]int{"http_max_conns_per_client": cfg.MaxHTTPConns}
@@ -122,7 +140,7 @@ func (c *Consul) add(bin string, cfg ConsulConfig) error {
 			return err
 		}
 		a.rpc = loopback(p.server)
-		client, err := api.NewClient(&api.Config{Address: a.Addr, Token: cfg.ManagementToken})
+		client, err := c.client(a)
 		if err != nil {
 			return err
 		}
@@ -146,20 +164,30 @@ func consulReady(ctx context.Context, client *api.Client, node string) error {
 	return nil
 }
 
-func consulClient(addr string) (*api.Client, error) {
-	return api.NewClient(&api.Config{Address: addr})
+// client returns a client of one server.
+func (c *Consul) client(a *Agent) (*api.Client, error) {
+	config := &api.Config{Address: a.Addr, Token: c.token}
+	if files := c.tls; files != nil {
+		config.Scheme, config.Transport = "https", files.transport()
+	}
+	return api.NewClient(config)
 }
 
-// Addr returns the first server's HTTP address, as host:port.
+// Addr returns the first server's address, as host:port.
 func (c *Consul) Addr() string { return c.Servers[0].Addr }
 
-// Client returns a client of the first server.
-func (c *Consul) Client() (*api.Client, error) { return consulClient(c.Addr()) }
+// Client returns a client of the first server, with the management token and a certificate
+// if these are needed.
+func (c *Consul) Client() (*api.Client, error) { return c.client(c.Servers[0]) }
+
+// Reload asks all servers to read their TLS files again (SIGHUP). It does not wait until
+// they have done so.
+func (c *Consul) Reload() error { return c.group.reload() }
 
 // Leader returns the server that its peers see as the leader.
 func (c *Consul) Leader(ctx context.Context) (*Agent, error) {
 	return leader(c.Servers, func(a *Agent) (string, error) {
-		client, err := consulClient(a.Addr)
+		client, err := c.client(a)
 		if err != nil {
 			return "", err
 		}

@@ -51,7 +51,7 @@ func TestConsulCluster(t *testing.T) {
 	})
 	must.NotEq(t, first, second)
 	must.NoError(t, second.WaitReady(ctx))
-	client, err = consulClient(second.Addr)
+	client, err = c.client(second)
 	must.NoError(t, err)
 	pair, _, err := client.KV().Get("a", nil)
 	must.NoError(t, err)
@@ -59,7 +59,7 @@ func TestConsulCluster(t *testing.T) {
 
 	// When the killed one starts again, then it has the key, too.
 	must.NoError(t, first.Restart(ctx))
-	client, err = consulClient(first.Addr)
+	client, err = c.client(first)
 	must.NoError(t, err)
 	pair, _, err = client.KV().Get("a", nil)
 	must.NoError(t, err)

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 )
 
 // group is a set of agents that start and stop together, and what they share.
@@ -87,6 +88,19 @@ func (g *group) stopNow(then []func() error) error {
 		errs = append(errs, f())
 	}
 	return errors.Join(append(errs, sweep(g.dir), g.ports.release())...)
+}
+
+// reload asks all running agents to read their configuration and certificates again.
+func (g *group) reload() error {
+	for _, a := range g.all {
+		if !a.Running() {
+			continue
+		}
+		if err := a.Signal(syscall.SIGHUP); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // start starts agents and waits until all are ready. It only waits for an agent that is

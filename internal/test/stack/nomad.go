@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -34,6 +35,9 @@ type NomadConfig struct {
 	// ManagementToken enables ACLs, if it is set. It is a UUID, the secret of the first
 	// token.
 	ManagementToken string
+	// TLS enables TLS, if it is set. The agents then accept only clients with a certificate
+	// of a trusted authority.
+	TLS *TLSFiles
 }
 
 // Nomad is a running Nomad. Each of its clients offers 100 GHz and 100 GB, whatever the
@@ -51,6 +55,7 @@ type Nomad struct {
 	group *group
 	nodes []string // names of the clients that have the docker driver
 	token string
+	tls   *TLSFiles
 }
 
 // StartNomad starts a Nomad and returns when it can be used: it has a leader, and every
@@ -65,7 +70,7 @@ func StartNomad(ctx context.Context, cfg NomadConfig) (*Nomad, error) {
 	if err != nil {
 		return nil, fmt.Errorf("stack: start Nomad: %w", err)
 	}
-	n := &Nomad{group: g, token: cfg.ManagementToken, ExecDir: filepath.Join(g.dir, "exec"), VolumeDir: filepath.Join(g.dir, "volume")}
+	n := &Nomad{group: g, token: cfg.ManagementToken, tls: cfg.TLS, ExecDir: filepath.Join(g.dir, "exec"), VolumeDir: filepath.Join(g.dir, "volume")}
 	if err := n.add(ctx, bin, cfg); err != nil {
 		return nil, errors.Join(fmt.Errorf("stack: start Nomad: %w", err), n.Stop())
 	}
@@ -123,11 +128,10 @@ func (n *Nomad) addAgent(bin string, config nomadAgent, drivers []string) error 
 	if err != nil {
 		return err
 	}
-	client, err := nomadClient(a.Addr)
+	client, err := n.client(a)
 	if err != nil {
 		return err
 	}
-	client.SetSecretID(n.token)
 	if config.Server {
 		a.rpc = loopback(config.RPC)
 		a.ready = func(ctx context.Context) error { return nomadServerReady(ctx, client, config.Node) }
@@ -209,26 +213,30 @@ func nomadClientReady(ctx context.Context, client *api.Client, name string, driv
 	return nil
 }
 
-func nomadClient(addr string) (*api.Client, error) {
-	return api.NewClient(&api.Config{Address: "http://" + addr})
+// client returns a client of one agent.
+func (n *Nomad) client(a *Agent) (*api.Client, error) {
+	config := &api.Config{Address: "http://" + a.Addr, SecretID: n.token}
+	if files := n.tls; files != nil {
+		config.Address, config.HttpClient = "https://"+a.Addr, &http.Client{Transport: files.transport()}
+	}
+	return api.NewClient(config)
 }
 
-// Addr returns the first server's HTTP address, as host:port.
+// Addr returns the first server's address, as host:port.
 func (n *Nomad) Addr() string { return n.Servers[0].Addr }
 
-// Client returns a client of the first server, with the management token.
-func (n *Nomad) Client() (*api.Client, error) {
-	client, err := nomadClient(n.Addr())
-	if err == nil {
-		client.SetSecretID(n.token)
-	}
-	return client, err
-}
+// Client returns a client of the first server, with the management token and a certificate
+// if these are needed.
+func (n *Nomad) Client() (*api.Client, error) { return n.client(n.Servers[0]) }
+
+// Reload asks all agents to read their TLS files again (SIGHUP). It does not wait until they
+// have done so.
+func (n *Nomad) Reload() error { return n.group.reload() }
 
 // Leader returns the server that its peers see as the leader.
 func (n *Nomad) Leader(ctx context.Context) (*Agent, error) {
 	return leader(n.Servers, func(a *Agent) (string, error) {
-		client, err := nomadClient(a.Addr)
+		client, err := n.client(a)
 		if err != nil {
 			return "", err
 		}

@@ -109,7 +109,7 @@ func TestNomadServers(t *testing.T) {
 
 	// When the killed one starts again, then it has the job.
 	must.NoError(t, first.Restart(ctx))
-	client, err = nomadClient(first.Addr)
+	client, err = n.client(first)
 	must.NoError(t, err)
 	_, _, err = client.Jobs().Info("waits", nil)
 	must.NoError(t, err)
