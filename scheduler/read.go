@@ -93,7 +93,8 @@ func readScoped[T any](
 	}
 }
 
-// fingerprint returns a number that differs for different values. It is never 0.
+// fingerprint returns a number that differs for different values. It is never 0, and no
+// more than an int64 holds, as openapi.json says of an index.
 func fingerprint(value any) (uint64, error) {
 	text, err := json.Marshal(value)
 	if err != nil {
@@ -101,7 +102,7 @@ func fingerprint(value any) (uint64, error) {
 	}
 	hash := fnv.New64a()
 	_, _ = hash.Write(text) // never fails
-	return hash.Sum64() | 1, nil
+	return hash.Sum64()>>1 | 1, nil
 }
 
 // lockVisible takes the chat's lock. If the caller may not see all sessions, it returns

@@ -20,6 +20,7 @@ type metrics struct {
 	consul, nomad metric.Float64Histogram // of requests
 	refusals      metric.Int64Counter
 	reloads       metric.Int64Counter // that failed
+	certificates  certificates        // whose expiry is observed
 }
 
 func newMetrics(meter metric.Meter) (*metrics, error) {
@@ -34,7 +35,15 @@ func newMetrics(meter metric.Meter) (*metrics, error) {
 		metric.WithDescription("Requests refused because a limit was reached."))
 	m.reloads, reloadsErr = meter.Int64Counter("credential.reload.failure.total",
 		metric.WithDescription("Reads of a token or certificate file that could not be used."))
-	return m, errors.Join(consulErr, nomadErr, refusalsErr, reloadsErr)
+	_, expiryErr := meter.Int64ObservableGauge("certificate.expiry", metric.WithUnit("s"),
+		metric.WithDescription("Unix time at which a certificate of this server expires."),
+		metric.WithInt64Callback(func(_ context.Context, o metric.Int64Observer) error {
+			for name, expires := range m.certificates.all() {
+				o.Observe(expires.Unix(), metric.WithAttributes(attribute.String("credential", name)))
+			}
+			return nil
+		}))
+	return m, errors.Join(consulErr, nomadErr, refusalsErr, reloadsErr, expiryErr)
 }
 
 // refused counts a request that was refused.

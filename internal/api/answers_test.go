@@ -142,6 +142,13 @@ func TestEveryDocumentedAnswerIsGiven(t *testing.T) {
 		{"repair that meets a fault", failing(errors.New("oops")), repair, 500, "internal"},
 		{"repair without a store", failing(down), repair, 503, "store_unavailable"},
 
+		{"live", fine, live, 200, ""},
+		{"live that is misspelt", fine, misspelt(live), 400, "invalid"},
+		{"live for a foreign host", fine, foreign(live), 403, "forbidden_host"},
+		{"live beside a failing part", func(_ *fake, c *api.Config) {
+			c.Checks = []api.Check{{Name: "consul", Run: func(context.Context) error { return errors.New("refused") }}}
+		}, live, 200, ""},
+
 		{"health", fine, health, 200, ""},
 		{"health that is misspelt", fine, misspelt(health), 400, "invalid"},
 		{"health for a foreign host", fine, foreign(health), 403, "forbidden_host"},

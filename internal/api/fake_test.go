@@ -292,6 +292,7 @@ var (
 	adopt      = request{method: "POST", path: "/v1/operator/adopt", body: `{"instance":"default-4f7k2mq6zt3vxw5yabcd"}`}
 	forget     = request{method: "POST", path: "/v1/operator/forget"}
 	repair     = request{method: "POST", path: "/v1/operator/repair/" + chat.String()}
+	live       = request{method: "GET", path: "/v1/agent/live"}
 	health     = request{method: "GET", path: "/v1/agent/health"}
 	self       = request{method: "GET", path: "/v1/agent/self"}
 	metrics    = request{method: "GET", path: "/v1/metrics"}

@@ -14,19 +14,6 @@ import (
 	"github.com/bivouac/bivouac/runtime"
 )
 
-const addressEnv = "BIVOUAC_ADDR"
-
-// clientFlags adds the flags of all commands that call the API. Call the returned
-// function after the flags are parsed: it returns the client.
-func clientFlags(c *command) func() (*apiclient.Client, error) {
-	address := c.getenv(addressEnv)
-	if address == "" {
-		address = "http://127.0.0.1:4747"
-	}
-	c.flags.StringVar(&address, "address", address, "`URL` of the server. Overrides "+addressEnv+".")
-	return func() (*apiclient.Client, error) { return apiclient.New(address, nil) }
-}
-
 // jsonFlag adds the flag that [command.show] obeys.
 func jsonFlag(c *command) {
 	c.flags.BoolVar(&c.asJSON, "json", false, "Print JSON. An error is one line of JSON on stderr.")

@@ -120,7 +120,7 @@ func (c *Config) decode(body hcl.Body) hcl.Diagnostics {
 		schema.Blocks = append(schema.Blocks, hcl.BlockHeaderSchema{Type: name})
 	}
 	labelled := map[string]func(*hcl.Block) hcl.Diagnostics{
-		"plugin": c.decodePlugin, "policy": c.decodePolicy, "token": c.decodeToken,
+		"plugin": c.decodePlugin, "policy": c.decodePolicy, "token": c.decodeToken, "jwt": c.decodeJWT,
 	}
 	for name := range maps.Keys(labelled) {
 		schema.Blocks = append(schema.Blocks, hcl.BlockHeaderSchema{Type: name, LabelNames: []string{"name"}})
@@ -181,6 +181,12 @@ func setValue(k key, attr *hcl.Attribute) hcl.Diagnostics {
 			*target = map[string]string{}
 		}
 		maps.Copy(*target, more)
+	case *[]string:
+		if k.name == "http_addr" && value.Type() == cty.String { // it may be a single address
+			*target = []string{value.AsString()}
+			return nil
+		}
+		return gohcl.DecodeExpression(attr.Expr, nil, target)
 	default:
 		return gohcl.DecodeExpression(attr.Expr, nil, target)
 	}

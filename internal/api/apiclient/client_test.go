@@ -294,7 +294,8 @@ func TestAddresses(t *testing.T) {
 	for address, ok := range map[string]bool{
 		"127.0.0.1:4747": true, "localhost:4747": true, "[::1]:4747": true,
 		"http://localhost:4747": true, "http://localhost:4747/": true, "https://bivouac.example": true,
-		"": false, "http://": false, "unix:///run/x": false, "http://localhost:4747/v1": false,
+		"unix:///run/x.sock": true, "unix://x.sock": false, "unix:x.sock": false, "unix:///run/x.sock?a=b": false,
+		"": false, "http://": false, "ftp://localhost": false, "http://localhost:4747/v1": false,
 		"http://localhost:4747?x=1": false, "http://user:pw@localhost": false, "http://%zz": false,
 	} {
 		t.Run(address, func(t *testing.T) {

@@ -10,7 +10,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -247,21 +246,11 @@ func page(t *testing.T, s wire.Session, path string) (string, error) {
 }
 
 // processes returns the PIDs on this machine that have the session's
-// environment. It shows what runs, whatever any record says.
+// environment.
 func processes(t *testing.T, s wire.Session) []int {
 	t.Helper()
-	files, err := filepath.Glob("/proc/[0-9]*/environ")
+	pids, err := stack.ProcessesWith("BIVOUAC_SESSION_ID=" + s.SessionID.String())
 	must.NoError(t, err)
-	var pids []int
-	for _, file := range files {
-		environ, err := os.ReadFile(file)
-		if err != nil || !bytes.Contains(environ, []byte("BIVOUAC_SESSION_ID="+s.SessionID.String())) {
-			continue // it ended in the meantime or belongs to another session
-		}
-		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(file)))
-		must.NoError(t, err)
-		pids = append(pids, pid)
-	}
 	return pids
 }
 

@@ -11,6 +11,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"github.com/bivouac/bivouac/internal/backoff"
 	"github.com/bivouac/bivouac/internal/test/simulate/consulmodel"
 	"github.com/bivouac/bivouac/internal/test/simulate/network"
 	"github.com/bivouac/bivouac/internal/test/simulate/nomadmodel"
@@ -142,14 +143,7 @@ func run(t *testing.T, p plan, template *jobs.Template) *world {
 	return w
 }
 
-func wait(ctx context.Context, d time.Duration) {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-	case <-ctx.Done():
-	}
-}
+func wait(ctx context.Context, d time.Duration) { _ = backoff.Sleep(ctx, d) }
 
 func (w *world) now() time.Duration { return time.Since(w.began) }
 
