@@ -171,7 +171,9 @@ func Run(ctx context.Context, c config.Config, env Environment) (err error) {
 		// Not before the server is prepared: the end of a reload would be taken for the
 		// end of the start.
 		{"hangups", whenReady(prepared, func(ctx context.Context) error {
-			return noteHangups(ctx, env.Hangups, manager, log)
+			return manager.reloadOnHangup(ctx, env.Hangups, func() {
+				log.Info("reload_skipped", "reason", "nothing is reloaded yet; restart the server to change its configuration")
+			})
 		})},
 		{"telemetry", telemetry.run},
 	}, base.parts...)
@@ -212,20 +214,6 @@ func Run(ctx context.Context, c config.Config, env Environment) (err error) {
 	}
 	log.Info("agent_stopped")
 	return nil
-}
-
-// noteHangups logs each SIGHUP until ctx ends, and reports it to the manager as a reload.
-func noteHangups(ctx context.Context, hangups <-chan os.Signal, manager serviceManager, log hclog.Logger) error {
-	for {
-		select {
-		case <-hangups:
-			manager.reloading(ctx)
-			log.Info("reload_skipped", "reason", "nothing is reloaded yet; restart the server to change its configuration")
-			manager.ready(ctx)
-		case <-ctx.Done():
-			return nil
-		}
-	}
 }
 
 func describe(c config.Config) wire.SelfAnswer {

@@ -68,7 +68,8 @@ func TestServiceManager(t *testing.T) {
 		ctx, stop := context.WithCancel(t.Context())
 		done := make(chan error, 1)
 		manager := serviceManager{socket: socket, log: hclog.NewNullLogger()}
-		go func() { done <- noteHangups(ctx, hangups, manager, hclog.NewNullLogger()) }()
+		reload := make(chan struct{})
+		go func() { done <- manager.reloadOnHangup(ctx, hangups, func() { <-reload }) }()
 
 		before := monotonic(t)
 		hangups <- unix.SIGHUP
@@ -77,6 +78,7 @@ func TestServiceManager(t *testing.T) {
 		at, err := strconv.ParseInt(told[1], 10, 64)
 		must.NoError(t, err)
 		must.Between(t, before, at, monotonic(t))
+		close(reload)
 		must.Eq(t, "READY=1", next())
 		stop()
 		must.NoError(t, <-done)
