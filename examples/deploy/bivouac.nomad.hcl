@@ -137,6 +137,21 @@ job "bivouac" {
           volume_roots = ["/srv/chats"]
           log_json     = true
 
+          # Callers are jobs in the namespace "chat", known by their workload identities.
+          jwt "nomad" {
+            nomad        = true
+            audiences    = ["bivouac.io"]
+            bound_claims = { nomad_namespace = ["chat"] }
+            policies     = ["chat"]
+          }
+
+          policy "chat" {
+            agent_prefix "" {
+              capabilities = ["read", "write"]
+              volume_roots = ["/srv/chats"]
+            }
+          }
+
           # Without this, sandboxes would run in the namespace of this job.
           nomad { namespace = "sandboxes" }
 
