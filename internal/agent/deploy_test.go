@@ -42,27 +42,32 @@ func TestDeployedServersGetTheTimeToStop(t *testing.T) {
 }
 
 func TestDeployedConfigurationsAreValid(t *testing.T) {
-	configurations := map[string]string{
-		"the packages":  deployFile(t, "bivouac.hcl"),
-		"the Nomad job": find(t, deployFile(t, "bivouac.nomad.hcl"), `(?s)<<-EOT\n(.*?)\n +EOT`),
+	load := func(t *testing.T, text string) config.Config {
+		file := filepath.Join(t.TempDir(), "bivouac.hcl")
+		must.NoError(t, os.WriteFile(file, []byte(text), 0o600))
+		var flags config.Flags
+		set := flag.NewFlagSet("agent", flag.ContinueOnError)
+		flags.Register(set)
+		must.NoError(t, set.Parse([]string{"-config=" + file}))
+		c, err := flags.Load()
+		must.NoError(t, err)
+		return c
 	}
-	for _, block := range regexp.MustCompile("(?s)```hcl\n(.*?)```").FindAllStringSubmatch(deployFile(t, "PRODUCTION.md"), -1) {
-		if !strings.HasPrefix(block[1], "client {") { // that is Nomad's own
-			configurations["the page: "+block[1]] = block[1]
+	for name, text := range map[string]string{
+		"that of the packages":  deployFile(t, "bivouac.hcl"),
+		"that of the Nomad job": find(t, deployFile(t, "bivouac.nomad.hcl"), `(?s)<<-EOT\n(.*?)\n +EOT`),
+	} {
+		t.Run(name, func(t *testing.T) { must.NoError(t, Validate(t.Context(), load(t, text))) })
+	}
+	t.Run("the blocks of the page, together", func(t *testing.T) {
+		var text string
+		for _, block := range regexp.MustCompile("(?s)```hcl\n(.*?)```").FindAllStringSubmatch(deployFile(t, "PRODUCTION.md"), -1) {
+			if !strings.HasPrefix(block[1], "client {") { // that is Nomad's own
+				text += block[1]
+			}
 		}
-	}
-	must.Greater(t, 2, len(configurations))
-	for name, text := range configurations {
-		t.Run(name, func(t *testing.T) {
-			file := filepath.Join(t.TempDir(), "bivouac.hcl")
-			must.NoError(t, os.WriteFile(file, []byte(strings.ReplaceAll(text, `"…"`, `"`+strings.Repeat("0", 64)+`"`)), 0o600))
-			var flags config.Flags
-			set := flag.NewFlagSet("agent", flag.ContinueOnError)
-			flags.Register(set)
-			must.NoError(t, set.Parse([]string{"-config=" + file}))
-			c, err := flags.Load()
-			must.NoError(t, err)
-			must.NoError(t, Validate(t.Context(), c))
-		})
-	}
+		must.NotEq(t, "", text)
+		// Not Validate: the files of the page do not exist.
+		load(t, strings.ReplaceAll(text, `"…"`, `"`+strings.Repeat("0", 64)+`"`))
+	})
 }
