@@ -207,7 +207,7 @@ func Run(ctx context.Context, c config.Config, env Environment) (err error) {
 		// Not before the server is prepared: the end of a reload would be taken for the
 		// end of the start.
 		{"hangups", whenReady(prepared, func(ctx context.Context) error {
-			return reloadOnHangup(ctx, env.Hangups, manager, watcher)
+			return manager.reloadOnHangup(ctx, env.Hangups, watcher.Reload)
 		})},
 		{"telemetry", telemetry.run},
 	}, base.parts...)
@@ -249,21 +249,6 @@ func Run(ctx context.Context, c config.Config, env Environment) (err error) {
 	}
 	log.Info("agent_stopped")
 	return nil
-}
-
-// reloadOnHangup reloads the credentials on each SIGHUP until ctx ends, and reports that to
-// the manager.
-func reloadOnHangup(ctx context.Context, hangups <-chan os.Signal, manager serviceManager, watcher *credentials.Watcher) error {
-	for {
-		select {
-		case <-hangups:
-			manager.reloading(ctx)
-			watcher.Reload()
-			manager.ready(ctx)
-		case <-ctx.Done():
-			return nil
-		}
-	}
 }
 
 func describe(c config.Config) wire.SelfAnswer {

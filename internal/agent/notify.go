@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"os"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -29,6 +30,21 @@ func (m serviceManager) run(ctx context.Context) error {
 	<-ctx.Done()
 	m.notify(context.WithoutCancel(ctx), "STOPPING=1")
 	return nil
+}
+
+// reloadOnHangup calls reload on each SIGHUP until ctx ends, and reports when that begins
+// and when it is done.
+func (m serviceManager) reloadOnHangup(ctx context.Context, hangups <-chan os.Signal, reload func()) error {
+	for {
+		select {
+		case <-hangups:
+			m.reloading(ctx)
+			reload()
+			m.ready(ctx)
+		case <-ctx.Done():
+			return nil
+		}
+	}
 }
 
 // ready reports that the server serves, or that a reload is done.

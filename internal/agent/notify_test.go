@@ -16,7 +16,6 @@ import (
 	"github.com/shoenig/test/must"
 	"golang.org/x/sys/unix"
 
-	"github.com/bivouac/bivouac/internal/credentials"
 )
 
 // listenAsManager listens as a service manager does. It returns what receives the next
@@ -70,8 +69,8 @@ func TestServiceManager(t *testing.T) {
 		ctx, stop := context.WithCancel(t.Context())
 		done := make(chan error, 1)
 		manager := serviceManager{socket: socket, log: hclog.NewNullLogger()}
-		watcher := &credentials.Watcher{Logger: hclog.NewNullLogger()}
-		go func() { done <- reloadOnHangup(ctx, hangups, manager, watcher) }()
+		reload := make(chan struct{})
+		go func() { done <- manager.reloadOnHangup(ctx, hangups, func() { <-reload }) }()
 
 		before := monotonic(t)
 		hangups <- unix.SIGHUP
@@ -80,6 +79,7 @@ func TestServiceManager(t *testing.T) {
 		at, err := strconv.ParseInt(told[1], 10, 64)
 		must.NoError(t, err)
 		must.Between(t, before, at, monotonic(t))
+		close(reload)
 		must.Eq(t, "READY=1", next())
 		stop()
 		must.NoError(t, <-done)
