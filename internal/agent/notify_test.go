@@ -15,7 +15,6 @@ import (
 	"github.com/hashicorp/go-hclog"
 	"github.com/shoenig/test/must"
 	"golang.org/x/sys/unix"
-
 )
 
 // listenAsManager listens as a service manager does. It returns what receives the next
