@@ -151,9 +151,9 @@ func TestHealthTellsOfANamespaceThatConsulDoesNotHave(t *testing.T) {
 // TestTokenFile checks what becomes of held locks if Consul no longer accepts the token
 // that a replica began with.
 func TestTokenFile(t *testing.T) {
-	// replace runs a replica that holds a lock, makes Consul accept only the second token,
-	// and writes that to the file later.
-	replace := func(t *testing.T, later time.Duration, check func(t *testing.T, store *Store, lease scheduler.Lease, sameSession func() bool)) {
+	// replace runs a replica that holds a lock. In turn, accept makes Consul accept only the
+	// second token, and save writes that to the file.
+	replace := func(t *testing.T, turn func(accept, save func()), check func(t *testing.T, store *Store, lease scheduler.Lease, sameSession func() bool)) {
 		path := filepath.Join(t.TempDir(), "token")
 		must.NoError(t, os.WriteFile(path, []byte("first\n"), 0o600))
 		synctest.Test(t, func(t *testing.T) {
@@ -170,9 +170,7 @@ func TestTokenFile(t *testing.T) {
 			lease := lock(t, store, uuid.New())
 			hold, err := store.session.current(t.Context())
 			must.NoError(t, err)
-			accepted.Store("second")
-			pass(later)
-			must.NoError(t, os.WriteFile(path, []byte("second\n"), 0o600))
+			turn(func() { accepted.Store("second") }, func() { must.NoError(t, os.WriteFile(path, []byte("second\n"), 0o600)) })
 			check(t, store, lease, func() bool {
 				now, err := store.session.current(t.Context())
 				return err == nil && now.session == hold.session
@@ -186,21 +184,21 @@ func TestTokenFile(t *testing.T) {
 		return lease.Write(t.Context(), &session, scheduler.Release)
 	}
 	t.Run("replaced in time loses no lock and no session", func(t *testing.T) {
-		replace(t, 5*time.Second, func(t *testing.T, store *Store, lease scheduler.Lease, sameSession func() bool) {
+		replace(t, func(accept, save func()) { accept(); pass(5 * time.Second); save() }, func(t *testing.T, store *Store, lease scheduler.Lease, sameSession func() bool) {
 			pass(5 * sessionTTL)
 			must.True(t, sameSession())
 			must.NoError(t, write(t, lease))
 			must.NoError(t, store.Health(t.Context()))
 		})
 	})
-	t.Run("replaced just now fails no write", func(t *testing.T) {
-		replace(t, 0, func(t *testing.T, store *Store, lease scheduler.Lease, sameSession func() bool) {
+	t.Run("replaced before Consul refuses the old one fails no write", func(t *testing.T) {
+		replace(t, func(accept, save func()) { save(); accept() }, func(t *testing.T, store *Store, lease scheduler.Lease, sameSession func() bool) {
 			must.NoError(t, write(t, lease))
 			must.True(t, sameSession())
 		})
 	})
 	t.Run("replaced too late loses the lock, and the replica continues", func(t *testing.T) {
-		replace(t, sessionTTL, func(t *testing.T, store *Store, lease scheduler.Lease, sameSession func() bool) {
+		replace(t, func(accept, save func()) { accept(); pass(sessionTTL); save() }, func(t *testing.T, store *Store, lease scheduler.Lease, sameSession func() bool) {
 			must.ErrorIs(t, write(t, lease), scheduler.ErrLockLost)
 			pass(5 * sessionTTL)
 			must.False(t, sameSession())
