@@ -60,7 +60,10 @@ func (d *decoder) force(t *Template, job *api.Job, spec runtime.Spec, instance, 
 			"BIVOUAC_WORKSPACE":  workspace,
 		})
 		if isMain(task) { // other tasks must not listen on the port
-			setAll(&task.Env, map[string]string{"PORT": "${NOMAD_PORT_" + t.ready.Port + "}"})
+			setAll(&task.Env, map[string]string{
+				"PORT":                 "${NOMAD_PORT_" + t.ready.Port + "}",
+				"BIVOUAC_ACCESS_TOKEN": string(spec.AccessToken), // not in meta, which Nomad's lists contain
+			})
 		}
 	}
 }

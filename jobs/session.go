@@ -46,8 +46,9 @@ func descriptionOf(spec runtime.Spec) string {
 	return plainJSON.Replace(string(text))
 }
 
-// Fingerprint returns a hash of spec without its times, owner and labels. Two specs
-// have the same fingerprint if they describe the same sandbox.
+// Fingerprint returns a hash of spec without its times, owner, labels and access token.
+// Two specs have the same fingerprint if they describe the same sandbox. A session has
+// one access token for its whole life, so the hash need not include it.
 func Fingerprint(spec runtime.Spec) string {
 	hash := sha256.New()
 	for _, s := range []string{spec.SessionID, spec.ChatID, spec.AgentID, spec.VolumeHostPath} {
@@ -56,10 +57,10 @@ func Fingerprint(spec runtime.Spec) string {
 	return hex.EncodeToString(hash.Sum(nil))
 }
 
-// SpecOf returns the spec that a job was made from, read from the job's meta. It
-// returns false if a part is missing or if the parts do not match the fingerprint.
-// This happens with a job of an older Bivouac and with one that was edited. A job
-// from before owners and labels has neither.
+// SpecOf returns the spec that a job was made from, read from the job's meta, which
+// has no access token. It returns false if a part is missing or if the parts do not
+// match the fingerprint. This happens with a job of an older Bivouac and with one
+// that was edited. A job from before owners and labels has neither.
 func SpecOf(meta map[string]string) (runtime.Spec, bool) {
 	created, createdErr := time.Parse(time.RFC3339Nano, meta[MetaCreatedAt])
 	expires, expiresErr := time.Parse(time.RFC3339Nano, meta[MetaExpiresAt])

@@ -178,6 +178,7 @@ func TestParse_understands_jobspecs(t *testing.T) {
 	// All tasks are told whom they serve, and main tasks which port is theirs.
 	must.Eq(t, "${NOMAD_PORT_http}", main.Env["PORT"])
 	must.Eq(t, spec().SessionID, main.Env["BIVOUAC_SESSION_ID"])
+	must.Eq(t, string(spec().AccessToken), main.Env["BIVOUAC_ACCESS_TOKEN"])
 	must.Eq(t, map[string]string{
 		"BIVOUAC_SESSION_ID": spec().SessionID,
 		"BIVOUAC_CHAT_ID":    spec().ChatID,

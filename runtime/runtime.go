@@ -127,6 +127,13 @@ type Spec struct {
 	// that keeps them returns them in its Sandbox.
 	Owner  string            // name of the caller that created the session
 	Labels map[string]string // never changed in place; may be nil
+
+	// AccessToken is the secret of this sandbox: 64 hexadecimal digits, or empty if the
+	// session has none. The sandbox must find it in its environment as
+	// BIVOUAC_ACCESS_TOKEN, so that it can refuse requests without it. A driver must not
+	// log it or store it where others can read it. JSON leaves it out; a repeated Create
+	// brings it again.
+	AccessToken Secret `json:"-"`
 }
 
 // Stage is a step on the way to a ready sandbox.

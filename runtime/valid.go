@@ -36,6 +36,9 @@ func (s Spec) Validate() error {
 	if err := ValidateVolumeHostPath(s.VolumeHostPath); err != nil {
 		errs = append(errs, fmt.Errorf("volume host path %w", err))
 	}
+	if s.AccessToken != "" && !isAccessToken(string(s.AccessToken)) {
+		errs = append(errs, errors.New("access token is not 64 hexadecimal digits in lower case"))
+	}
 	return errors.Join(errs...)
 }
 
@@ -75,6 +78,10 @@ func validateText(s string, limit int) error {
 		return errors.New(`has "${" or "%{", which are reserved`)
 	}
 	return nil
+}
+
+func isAccessToken(s string) bool {
+	return len(s) == 64 && strings.Trim(s, "0123456789abcdef") == ""
 }
 
 func isUUID(s string) bool {

@@ -24,6 +24,8 @@ func TestSpec_Validate(t *testing.T) {
 		AgentID: "agent $ { %", VolumeHostPath: "/volumes/$a",
 	}
 	must.NoError(t, good.Validate())
+	good.AccessToken = runtime.Secret(strings.Repeat("0f", 32))
+	must.NoError(t, good.Validate())
 	for want, change := range map[string]func(*runtime.Spec){
 		`session ID "x" is not a UUID`:          func(s *runtime.Spec) { s.SessionID = "x" },
 		`chat ID "" is not a UUID`:              func(s *runtime.Spec) { s.ChatID = "" },
@@ -38,9 +40,13 @@ func TestSpec_Validate(t *testing.T) {
 		"volume host path is not clean":         func(s *runtime.Spec) { s.VolumeHostPath = "/a/../b" },
 		"volume host path is over 4096 bytes":   func(s *runtime.Spec) { s.VolumeHostPath = "/" + strings.Repeat("a", 4096) },
 		"volume host path has a control charac": func(s *runtime.Spec) { s.VolumeHostPath = "/a\x00" },
+		"access token is not 64 hexadecimal":    func(s *runtime.Spec) { s.AccessToken = s.AccessToken[1:] },
+		"hexadecimal digits in lower case":      func(s *runtime.Spec) { s.AccessToken = runtime.Secret(strings.Repeat("0F", 32)) },
 	} {
 		bad := good
 		change(&bad)
-		must.ErrorContains(t, bad.Validate(), want)
+		err := bad.Validate()
+		must.ErrorContains(t, err, want)
+		must.StrNotContains(t, err.Error(), string(bad.AccessToken))
 	}
 }

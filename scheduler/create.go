@@ -220,6 +220,7 @@ func (s *Scheduler) createOrReplace(ctx context.Context, cmd CreateCommand, allo
 		Runtime:        name,
 		State:          StateCreating,
 		Owner:          CallerFrom(ctx).Name,
+		AccessToken:    newAccessToken(),
 	}
 	if len(cmd.Labels) > 0 {
 		next.Labels = maps.Clone(cmd.Labels)

@@ -11,8 +11,9 @@ import (
 )
 
 // Get returns the chat's session with the current state of its sandbox, and the index for
-// a next, blocking Get. If the chat has no session that the caller may see, it returns
-// ErrNotFound and an index.
+// a next, blocking Get. The session has its access token only if the caller may write to
+// it. If the chat has no session that the caller may see, Get returns ErrNotFound and an
+// index.
 func (s *Scheduler) Get(ctx context.Context, chatID uuid.UUID, block Block) (Session, uint64, error) {
 	caller := CallerFrom(ctx)
 	session, index, err := readScoped(ctx, caller, block, func(ctx context.Context, block Block) (*Session, uint64, error) {
@@ -28,7 +29,11 @@ func (s *Scheduler) Get(ctx context.Context, chatID uuid.UUID, block Block) (Ses
 	if session == nil {
 		return Session{}, index, fmt.Errorf("get: chat %s: %w", chatID, ErrNotFound)
 	}
-	return s.observe(ctx, *session), index, nil
+	seen := s.observe(ctx, *session)
+	if !caller.May(CapWrite, seen.AgentID) {
+		seen.AccessToken = ""
+	}
+	return seen, index, nil
 }
 
 // List returns a page of the sessions as they are recorded, without those that the
@@ -88,7 +93,8 @@ func readScoped[T any](
 	}
 }
 
-// fingerprint returns a number that differs for different values. It is never 0.
+// fingerprint returns a number that differs for different values. It is never 0, and no
+// more than an int64 holds, as openapi.json says of an index.
 func fingerprint(value any) (uint64, error) {
 	text, err := json.Marshal(value)
 	if err != nil {
@@ -96,7 +102,7 @@ func fingerprint(value any) (uint64, error) {
 	}
 	hash := fnv.New64a()
 	_, _ = hash.Write(text) // never fails
-	return hash.Sum64() | 1, nil
+	return hash.Sum64()>>1 | 1, nil
 }
 
 // lockVisible takes the chat's lock. If the caller may not see all sessions, it returns

@@ -28,8 +28,8 @@ type found struct {
 	driver runtime.Driver
 }
 
-// session returns the session that the sandbox describes. An ID that is not a UUID
-// becomes the nil UUID.
+// session returns the session that the sandbox describes, without an access token: no
+// driver reports it. An ID that is not a UUID becomes the nil UUID.
 func (f found) session() *Session {
 	sessionID, _ := uuid.Parse(f.SessionID)
 	chatID, _ := uuid.Parse(f.ChatID)

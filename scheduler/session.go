@@ -1,6 +1,8 @@
 package scheduler
 
 import (
+	"crypto/rand"
+	"encoding/hex"
 	"time"
 
 	"github.com/google/uuid"
@@ -24,6 +26,18 @@ type Session struct {
 
 	Owner  string            // name of the caller that created it
 	Labels map[string]string // set by the create, never changed in place; may be nil
+
+	// AccessToken is the secret of the sandbox, for callers that may write to the
+	// session. It is empty if the session is older than access tokens or was adopted.
+	AccessToken runtime.Secret
+}
+
+// newAccessToken returns 32 random bytes as hexadecimal digits. It uses crypto/rand,
+// which a simulation can control.
+func newAccessToken() runtime.Secret {
+	var b [32]byte
+	_, _ = rand.Read(b[:]) // it does not fail
+	return runtime.Secret(hex.EncodeToString(b[:]))
 }
 
 // State is the state of a session.
@@ -65,5 +79,6 @@ func (s Session) spec() runtime.Spec {
 		ExpiresAt:      s.ExpiresAt,
 		Owner:          s.Owner,
 		Labels:         s.Labels,
+		AccessToken:    s.AccessToken,
 	}
 }

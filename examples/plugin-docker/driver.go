@@ -114,6 +114,7 @@ func (d *driver) make(ctx context.Context, spec runtime.Spec) error {
 				"BIVOUAC_CHAT_ID=" + spec.ChatID,
 				"BIVOUAC_AGENT_ID=" + spec.AgentID,
 				"BIVOUAC_WORKSPACE=" + workspace,
+				"BIVOUAC_ACCESS_TOKEN=" + string(spec.AccessToken),
 				"BIVOUAC_BIND=0.0.0.0",
 				"PORT=" + strconv.Itoa(int(d.config.Port)),
 			},

@@ -47,7 +47,8 @@ MESSAGES = """
 Empty
 InfoResponse      name version abilities* config_schema
 ConfigureRequest  instance config_json
-Spec              session_id chat_id agent_id volume_host_path
+Spec              session_id chat_id agent_id volume_host_path created_at:Empty expires_at:Empty owner labels*:Label access_token
+Label             key value
 CreateRequest     spec:Spec
 CreateResponse    stage:uint32 sandbox:Sandbox
 SessionRequest    session_id
@@ -326,6 +327,7 @@ class Driver:
                     "BIVOUAC_CHAT_ID": spec.chat_id,
                     "BIVOUAC_AGENT_ID": spec.agent_id,
                     "BIVOUAC_WORKSPACE": spec.volume_host_path,
+                    "BIVOUAC_ACCESS_TOKEN": spec.access_token,
                 },
             )
             threading.Thread(target=process.wait, daemon=True).start()

@@ -14,9 +14,11 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/bivouac/bivouac/internal/agent/httpserver"
 	"github.com/bivouac/bivouac/internal/api"
@@ -52,13 +54,15 @@ type Environment struct {
 	Hangups <-chan os.Signal // receives each SIGHUP; may be nil
 }
 
-// Validate checks a configuration without requests to Nomad or Consul. It starts each
-// plugin for a moment to check the plugin's configuration.
+// Validate checks a configuration without requests to Nomad or Consul. It reads the files
+// of TLS, and starts each plugin for a moment to check the plugin's configuration.
 func Validate(ctx context.Context, c config.Config) error {
 	if err := checkRuntime(c); err != nil {
 		return err
 	}
 	err := checkPlugins(ctx, c)
+	_, _, tlsErr := newTLS(c)
+	err = errors.Join(err, tlsErr)
 	if !c.Dev {
 		_, storeErr := newConsul(c, consul.Config{}, hclog.NewNullLogger())
 		err = errors.Join(storeErr, err)
@@ -81,18 +85,18 @@ func Run(ctx context.Context, c config.Config, env Environment) (err error) {
 	// unsolicited response, such as Consul's 429 on one connection too many.
 	stdlog.SetFlags(0)
 	stdlog.SetOutput(log.Named("net").StandardWriter(&hclog.StandardLoggerOptions{ForceLevel: hclog.Debug}))
-	// Listen first: if another server has the address, nothing of that server may be
+	// Listen first: if another server has an address, nothing of that server may be
 	// touched.
-	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", c.HTTPAddr)
+	front, err := listen(ctx, c, log)
 	if err != nil {
-		return fmt.Errorf("agent: http_addr: %w", err)
+		return err
 	}
-	defer func() { _ = listener.Close() }() // already closed if the HTTP server got it
+	defer func() { err = errors.Join(err, httpserver.Close(front.listeners)) }()
 	if c.Dev {
-		// The names of a -dev server's files on this machine contain its address. Port 0
-		// would not be unique.
-		c.HTTPAddr = listener.Addr().String()
-		lock, err := lockDev(ctx, c.HTTPAddr)
+		// The names of a -dev server's files on this machine contain its first address.
+		// Port 0 would not be unique.
+		c.HTTPAddrs = front.addresses()
+		lock, err := lockDev(ctx, c.HTTPAddrs[0])
 		if err != nil {
 			return err
 		}
@@ -119,6 +123,10 @@ func Run(ctx context.Context, c config.Config, env Environment) (err error) {
 	if err != nil {
 		return err
 	}
+	if front.secure != nil {
+		base.credentials["http_tls"] = front.secure
+	}
+	metrics.certificates = base.credentials
 	base = withFailpoints(base)
 	domain := scheduler.Config{
 		Store:           base.store,
@@ -150,13 +158,18 @@ func Run(ctx context.Context, c config.Config, env Environment) (err error) {
 	settings := api.Config{
 		Sessions: sessions,
 		Store:    base.storeName,
-		Checks:   append(base.checks, api.Check{Name: "sessions", Run: sessions.Health, Optional: true}),
+		Checks: append(base.checks,
+			api.Check{Name: "certificates", Run: certificates(base.credentials).health, Optional: true},
+			api.Check{Name: "sessions", Run: sessions.Health, Optional: true}),
 		Metrics:  telemetry.handler,
 		Self:     self,
 		Instance: base.instance,
 		Runtimes: func(ctx context.Context) []wire.Runtime { return describeRuntimes(ctx, base.drivers) },
 		Logger:   log.Named("http"),
 		Refused:  metrics.refused,
+
+		Hosts:              hosts(c),
+		ClientCertificates: c.TLS.VerifyClient,
 	}
 	if len(auditLog.Sinks) > 0 {
 		settings.Audit, settings.Checks = auditLog, append(settings.Checks, auditChecks(auditLog)...)
@@ -203,12 +216,12 @@ func Run(ctx context.Context, c config.Config, env Environment) (err error) {
 			return nil
 		}))},
 		part{"http", whenReady(prepared, func(ctx context.Context) error {
-			return serve(ctx, server, listener, sessions.End, log)
+			return serve(ctx, server, front.listeners, sessions.End, log)
 		})},
 	)
 	if c.Dev {
 		parts = append(parts, part{"guide", whenReady(prepared, func(ctx context.Context) error {
-			if err := guide(env, listener.Addr().String(), base.volume); err != nil {
+			if err := guide(env, front.url(), base.volume); err != nil {
 				log.Warn("guide_not_printed", "error", err)
 			}
 			<-ctx.Done()
@@ -216,7 +229,7 @@ func Run(ctx context.Context, c config.Config, env Environment) (err error) {
 		})})
 	}
 	log.Info("agent_started", "version", self.Version, "revision", self.Revision,
-		"http_addr", listener.Addr().String(), "runtime", c.Runtime, "instance", c.Instance)
+		"http_addr", strings.Join(front.addresses(), ", "), "runtime", c.Runtime, "instance", c.Instance)
 	if err := supervise(ctx, parts, stopLimit); err != nil {
 		return fmt.Errorf("agent: %w", err)
 	}
@@ -241,17 +254,20 @@ func describe(c config.Config) wire.SelfAnswer {
 	return wire.SelfAnswer{Version: build.Version, Revision: build.Revision, Config: c.Public()}
 }
 
-// serve serves until ctx ends, and then waits up to drainLimit for requests to finish.
-// After that it calls end. The context of end bounds how long operations may take to undo
-// what they began.
-func serve(ctx context.Context, server *http.Server, listener net.Listener, end func(context.Context), log hclog.Logger) error {
-	failed := make(chan error, 1)
-	go func() { failed <- server.Serve(listener) }()
-	select {
-	case err := <-failed:
-		return err
-	case <-ctx.Done():
+// serve serves until ctx ends or a listener fails, and then waits up to drainLimit for
+// requests to finish. After that it calls end. The context of end bounds how long
+// operations may take to undo what they began.
+func serve(ctx context.Context, server *http.Server, listeners []net.Listener, end func(context.Context), log hclog.Logger) error {
+	serving, serveCtx := errgroup.WithContext(ctx)
+	for _, listener := range listeners {
+		serving.Go(func() error {
+			if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+				return err
+			}
+			return nil
+		})
 	}
+	<-serveCtx.Done()
 	log.Info("agent_stopping")
 	ctx = context.WithoutCancel(ctx)
 	undo, cancelUndo := context.WithTimeout(ctx, drainLimit+undoLimit)
@@ -268,8 +284,5 @@ func serve(ctx context.Context, server *http.Server, listener net.Listener, end 
 			log.Warn("http_close_failed", "error", err)
 		}
 	}
-	if err := <-failed; !errors.Is(err, http.ErrServerClosed) {
-		return err
-	}
-	return nil
+	return serving.Wait()
 }

@@ -37,7 +37,9 @@ func TestARequestUnderWayIsFinished(t *testing.T) {
 	stopping := make(chan struct{})
 	server.RegisterOnShutdown(func() { close(stopping) })
 	served := make(chan error, 1)
-	go func() { served <- serve(ctx, server, listener, func(context.Context) {}, hclog.NewNullLogger()) }()
+	go func() {
+		served <- serve(ctx, server, []net.Listener{listener}, func(context.Context) {}, hclog.NewNullLogger())
+	}()
 	answered := make(chan string, 1)
 	go func() {
 		response, err := http.Get("http://" + listener.Addr().String())
@@ -69,7 +71,7 @@ func TestAServerThatFailsIsTold(t *testing.T) {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	must.NoError(t, err)
 	must.NoError(t, listener.Close())
-	err = serve(t.Context(), &http.Server{}, listener, func(context.Context) {}, hclog.NewNullLogger())
+	err = serve(t.Context(), &http.Server{}, []net.Listener{listener}, func(context.Context) {}, hclog.NewNullLogger())
 	must.ErrorIs(t, err, net.ErrClosed)
 }
 

@@ -26,7 +26,7 @@ import (
 // newDevBase returns a base that needs no other program. Records are in memory, and
 // sandboxes are processes on this machine. Both end with the server.
 func newDevBase(c config.Config, log hclog.Logger) (base, error) {
-	dir, err := devDir(c.HTTPAddr)
+	dir, err := devDir(c.HTTPAddrs[0])
 	if err != nil {
 		return base{}, err
 	}
@@ -54,7 +54,7 @@ func newDevBase(c config.Config, log hclog.Logger) (base, error) {
 		identified: make(chan struct{}),
 
 		credentials: map[string]credentials.Reloader{},
-		instance:    func() string { return devInstance(c.HTTPAddr) },
+		instance:    func() string { return devInstance(c.HTTPAddrs[0]) },
 		parts: []part{{"runtime process", func(ctx context.Context) error {
 			<-ctx.Done()
 			return driver.Close()
@@ -208,15 +208,14 @@ Look at the volume as the sandbox shows it, at the session's endpoint:
 `
 
 // guide prints what to do next. Each command can be copied as it is.
-func guide(env Environment, addr string, volume devVolume) error {
-	url := "http://" + addr
+func guide(env Environment, url string, volume devVolume) error {
 	chatID := uuid.NewString()
 	body, err := json.Marshal(map[string]string{"agent_id": "demo", "volume_host_path": volume.path})
 	if err != nil {
 		return err
 	}
 	get := quote(env.Program) + " session get "
-	if addr != config.Default().HTTPAddr {
+	if url != "http://"+config.Default().HTTPAddrs[0] {
 		get += "-address=" + url + " "
 	}
 	text, err := template.New("guide").Parse(guideText)

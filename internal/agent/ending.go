@@ -31,7 +31,7 @@ func (b *base) endWithAgent(c config.Config, host *pluginhost.Host, log hclog.Lo
 		if err := endAllAbandoned(ctx); err != nil { // what remains does no harm
 			log.Warn("leftovers_not_ended", "runtime", process.Name, "error", err)
 		}
-		if err := endLeftovers(ctx, c.HTTPAddr); err != nil {
+		if err := endLeftovers(ctx, c.HTTPAddrs[0]); err != nil {
 			return fmt.Errorf("end what an earlier server left: %w", err)
 		}
 		b.awaitPlugins(ctx)

@@ -21,6 +21,7 @@ type metrics struct {
 	refusals      metric.Int64Counter
 	auditLosses   metric.Int64Counter
 	reloads       metric.Int64Counter // that failed
+	certificates  certificates        // whose expiry is observed
 }
 
 func newMetrics(meter metric.Meter) (*metrics, error) {
@@ -37,7 +38,15 @@ func newMetrics(meter metric.Meter) (*metrics, error) {
 		metric.WithDescription("Lines that a sink of the audit log did not take."))
 	m.reloads, reloadsErr = meter.Int64Counter("credential.reload.failure.total",
 		metric.WithDescription("Reads of a token or certificate file that could not be used."))
-	return m, errors.Join(consulErr, nomadErr, refusalsErr, auditErr, reloadsErr)
+	_, expiryErr := meter.Int64ObservableGauge("certificate.expiry", metric.WithUnit("s"),
+		metric.WithDescription("Unix time at which a certificate of this server expires."),
+		metric.WithInt64Callback(func(_ context.Context, o metric.Int64Observer) error {
+			for name, expires := range m.certificates.all() {
+				o.Observe(expires.Unix(), metric.WithAttributes(attribute.String("credential", name)))
+			}
+			return nil
+		}))
+	return m, errors.Join(consulErr, nomadErr, refusalsErr, auditErr, reloadsErr, expiryErr)
 }
 
 // refused counts a request that was refused.

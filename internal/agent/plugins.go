@@ -20,7 +20,7 @@ import (
 func newPluginHost(c config.Config, log hclog.Logger) (*pluginhost.Host, error) {
 	settings := pluginSettings(c, log)
 	if c.Dev {
-		settings.Instance = devInstance(c.HTTPAddr)
+		settings.Instance = devInstance(c.HTTPAddrs[0])
 	}
 	host, err := pluginhost.New(settings)
 	if err != nil {

@@ -38,6 +38,21 @@ func (a access) allow(caller scheduler.Caller) error {
 	return nil
 }
 
+var errCertificateRequired = &apiError{
+	status: http.StatusForbidden, code: wire.CodeClientCertificateRequired,
+	message: "this server needs a client certificate of one of its client CAs",
+}
+
+// checkCertificate refuses a request over TLS without a client certificate, unless the
+// endpoint is open: the health checks of Consul and Nomad present none. A unix socket has
+// permissions instead. The listener has verified the certificate if there is one.
+func (a *API) checkCertificate(r *http.Request, isOpen bool) error {
+	if a.config.ClientCertificates && !isOpen && r.TLS != nil && len(r.TLS.VerifiedChains) == 0 {
+		return errCertificateRequired
+	}
+	return nil
+}
+
 // authenticate returns a context with the request's caller. Open endpoints get a caller
 // who may do nothing if the credential is missing or wrong.
 func (a *API) authenticate(r *http.Request, isOpen bool) (context.Context, error) {

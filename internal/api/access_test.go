@@ -42,7 +42,7 @@ func authenticates(c *api.Config) {
 var requests = map[string]request{
 	"listSessions": list, "createSession": create, "getSession": get, "deleteSession": remove, "renewSession": renew,
 	"cleanupSessions": cleanup, "repairSession": repair, "adopt": adopt, "forget": forget,
-	"agentHealth": health, "agentSelf": self, "agentMetrics": metrics, "openAPI": openAPI,
+	"agentLive": live, "agentHealth": health, "agentSelf": self, "agentMetrics": metrics, "openAPI": openAPI,
 }
 
 // TestAccess sends a request to each operation of openapi.json as each caller. What

@@ -61,6 +61,12 @@ func (a *API) checkUp(ctx context.Context) []error {
 	return errs
 }
 
+// live reports that the process answers. It checks nothing: to restart a server does not
+// help if Consul or Nomad cannot be reached.
+func (*API) live(w http.ResponseWriter, _ *http.Request, _ query) error {
+	return writeJSON(w, http.StatusOK, wire.LiveAnswer{Status: wire.StatusOK})
+}
+
 func (a *API) health(w http.ResponseWriter, r *http.Request, _ query) error {
 	errs := a.checkUp(r.Context())
 	body := wire.HealthAnswer{Status: wire.StatusOK, Instance: a.config.Instance(), Checks: make(map[string]wire.Check, len(a.config.Checks))}

@@ -143,6 +143,13 @@ func TestEveryDocumentedAnswerIsGiven(t *testing.T) {
 		{"repair that meets a fault", failing(errors.New("oops")), repair, 500, "internal"},
 		{"repair without a store", failing(down), repair, 503, "store_unavailable"},
 
+		{"live", fine, live, 200, ""},
+		{"live that is misspelt", fine, misspelt(live), 400, "invalid"},
+		{"live for a foreign host", fine, foreign(live), 403, "forbidden_host"},
+		{"live beside a failing part", func(_ *fake, c *api.Config) {
+			c.Checks = []api.Check{{Name: "consul", Run: func(context.Context) error { return errors.New("refused") }}}
+		}, live, 200, ""},
+
 		{"health", fine, health, 200, ""},
 		{"health that is misspelt", fine, misspelt(health), 400, "invalid"},
 		{"health for a foreign host", fine, foreign(health), 403, "forbidden_host"},
@@ -203,8 +210,40 @@ func TestSessionAsTheCallerSeesIt(t *testing.T) {
 		`"agent_id":"researcher","volume_host_path":"/srv/a&b <c>","runtime":"process","container_id":"4711",`+
 		`"endpoint":{"ip":"10.0.3.7","port":25017},`+
 		`"created_at":"2026-03-01T09:30:00.123456Z","expires_at":"2026-03-01T10:00:00.123456Z",`+
-		`"state":"running","reason":"","owner":"anonymous","labels":{}}}`+"\n", body)
+		`"state":"running","reason":"","owner":"anonymous","labels":{}},`+
+		`"access_token":"5ec2e7ab5ec2e7ab5ec2e7ab5ec2e7ab5ec2e7ab5ec2e7ab5ec2e7ab5ec2e7ab"}`+"\n", body)
 	must.Eq(t, "application/json", res.Header.Get("Content-Type"))
+}
+
+func TestAccessToken(t *testing.T) {
+	token := string(session.AccessToken)
+	for _, c := range []struct {
+		name  string
+		err   error
+		send  request
+		shown bool
+	}{
+		{"is_in_the_answer_to_a_create", nil, create, true},
+		{"is_in_the_answer_to_a_get", nil, get, true},
+		{"is_in_no_conflict", &scheduler.ConflictError{Session: session, Reason: "agent_id"}, create, false},
+		{"is_in_no_list", nil, list, false},
+		{"is_in_no_renewal", nil, renew, false},
+		{"is_in_no_deletion", nil, remove, false},
+		{"is_in_no_clean_up", nil, cleanup, false},
+		{"is_in_no_repair", nil, repair, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			a := start(t, &fake{err: c.err, cleaned: []scheduler.Session{session}})
+			res, body := a.send(c.send)
+			if c.err == nil {
+				must.Less(t, 300, res.StatusCode, must.Sprint(body))
+			}
+			must.Eq(t, c.shown, strings.Contains(body, `"access_token":"`+token+`"`))
+			must.Eq(t, c.shown, strings.Contains(body, token))
+			<-a.served
+			must.StrNotContains(t, a.log.String(), token)
+		})
+	}
 }
 
 func TestEndpointThatIsNotKnownIsNull(t *testing.T) {

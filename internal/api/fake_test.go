@@ -39,6 +39,7 @@ var (
 		ExpiresAt:      time.Date(2026, 3, 1, 11, 0, 0, 123456000, time.FixedZone("CET", 3600)),
 		State:          scheduler.StateRunning,
 		Owner:          "anonymous",
+		AccessToken:    runtime.Secret(strings.Repeat("5ec2e7ab", 8)),
 	}
 )
 
@@ -48,6 +49,8 @@ type fake struct {
 	err    error
 	result scheduler.Result // created where empty
 	gone   bool             // the chat has no session to delete
+
+	cleaned []scheduler.Session
 
 	onCreate func(ctx context.Context, cmd scheduler.CreateCommand) error
 	onGet    func(ctx context.Context) error
@@ -128,7 +131,7 @@ func (f *fake) Forget(context.Context) (wire.ForgetAnswer, error) {
 
 func (f *fake) CleanupExpired(context.Context) (scheduler.CleanupResult, error) {
 	f.note(func() {})
-	return scheduler.CleanupResult{ErrorCount: 1}, f.err
+	return scheduler.CleanupResult{Cleaned: f.cleaned, ErrorCount: 1}, f.err
 }
 
 func (f *fake) Repair(context.Context, uuid.UUID) (scheduler.RepairResult, error) {
@@ -289,6 +292,7 @@ var (
 	adopt      = request{method: "POST", path: "/v1/operator/adopt", body: `{"instance":"default-4f7k2mq6zt3vxw5yabcd"}`}
 	forget     = request{method: "POST", path: "/v1/operator/forget"}
 	repair     = request{method: "POST", path: "/v1/operator/repair/" + chat.String()}
+	live       = request{method: "GET", path: "/v1/agent/live"}
 	health     = request{method: "GET", path: "/v1/agent/health"}
 	self       = request{method: "GET", path: "/v1/agent/self"}
 	metrics    = request{method: "GET", path: "/v1/metrics"}

@@ -40,7 +40,7 @@ type Operator interface {
 }
 
 // Config is the configuration of the API. All fields except Checks, Operator,
-// Authenticate and Audit are required.
+// Authenticate, Audit, Hosts and ClientCertificates are required.
 type Config struct {
 	Sessions Sessions
 	Store    string          // name of the session store for messages: "Consul at HOST:PORT"
@@ -56,6 +56,12 @@ type Config struct {
 	// and everybody may do everything.
 	Authenticate func(ctx context.Context, credential, address string) (scheduler.Caller, error)
 	Audit        *audit.Log // nil: none
+	// Hosts are the names that the Host header may have, apart from loopback, in lower
+	// case. With authentication it may also be any IP address.
+	Hosts []string
+	// ClientCertificates asks for a verified client certificate in all requests over TLS,
+	// except for open endpoints.
+	ClientCertificates bool
 	// Refused is called with the name of the limit when a request is refused.
 	Refused func(ctx context.Context, limit string)
 }
@@ -118,6 +124,7 @@ func (a *API) resources() []resource {
 		{"/v1/operator/adopt", methods{"POST": {unary, operatorWrite, a.requests, a.adopt, nil}}},
 		{"/v1/operator/forget", methods{"POST": {unary, operatorWrite, a.requests, a.forget, nil}}},
 		{"/v1/operator/repair/{chat_id}", methods{"POST": {unary, operatorWrite, a.requests, a.repair, nil}}},
+		{"/v1/agent/live", methods{"GET": {unary, open, none, a.live, nil}}},
 		{"/v1/agent/health", methods{"GET": {unary, open, none, a.health, nil}}},
 		{"/v1/agent/self", methods{"GET": {unary, operatorRead, none, a.self, nil}}},
 		{"/v1/metrics", methods{"GET": {unary, metricsRead, none, a.metrics, nil}}},
@@ -163,6 +170,10 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	_, pattern := a.mux.Handler(r)
+	if err := a.checkCertificate(r, a.open[pattern]); err != nil {
+		fail(ans, err)
+		return
+	}
 	ctx, err := a.authenticate(r, a.open[pattern])
 	if err != nil {
 		fail(ans, err)

@@ -45,7 +45,9 @@ func (a *API) create(w http.ResponseWriter, r *http.Request, _ query) error {
 	if res.Result == scheduler.ResultReused {
 		status = http.StatusOK
 	}
-	return writeJSON(w, status, wire.CreateAnswer{Result: string(res.Result), Session: wireSession(res.Session)})
+	return writeJSON(w, status, wire.CreateAnswer{
+		Result: string(res.Result), Session: wireSession(res.Session), AccessToken: string(res.Session.AccessToken),
+	})
 }
 
 func (a *API) get(w http.ResponseWriter, r *http.Request, q query) error {
@@ -70,7 +72,7 @@ func (a *API) get(w http.ResponseWriter, r *http.Request, q query) error {
 		return err
 	}
 	auditSession(w, session)
-	return writeJSON(w, http.StatusOK, wire.SessionAnswer{Session: wireSession(session)})
+	return writeJSON(w, http.StatusOK, wire.GetAnswer{Session: wireSession(session), AccessToken: string(session.AccessToken)})
 }
 
 func (a *API) list(w http.ResponseWriter, r *http.Request, q query) error {
@@ -191,6 +193,7 @@ func (a *API) repair(w http.ResponseWriter, r *http.Request, _ query) error {
 	return writeJSON(w, http.StatusOK, body)
 }
 
+// wireSession returns the session as answers show it, without its access token.
 func wireSession(s scheduler.Session) wire.Session {
 	out := wire.Session{
 		SessionID:      s.SessionID,

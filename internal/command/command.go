@@ -283,6 +283,9 @@ func (c *command) fail(err error) int {
 	default:
 		c.tell("Error: %v", err)
 	}
+	if text := hint(err); text != "" && !c.asJSON {
+		c.tell("%s", text)
+	}
 	return exitCodeOf(err)
 }
 

@@ -28,7 +28,9 @@ func newTerminal(t *testing.T, status int, answer string) (_ terminal, out, err 
 	}))
 	t.Cleanup(agent.Close)
 	out, err = &bytes.Buffer{}, &bytes.Buffer{}
-	return terminal{out: out, err: err, getenv: func(string) string { return agent.URL }}, out, err
+	return terminal{out: out, err: err, getenv: func(name string) string {
+		return map[string]string{"BIVOUAC_ADDR": agent.URL}[name]
+	}}, out, err
 }
 
 func TestExitCodes(t *testing.T) {

@@ -14,19 +14,6 @@ import (
 	"github.com/bivouac/bivouac/runtime"
 )
 
-const addressEnv = "BIVOUAC_ADDR"
-
-// clientFlags adds the flags of all commands that call the API. Call the returned
-// function after the flags are parsed: it returns the client.
-func clientFlags(c *command) func() (*apiclient.Client, error) {
-	address := c.getenv(addressEnv)
-	if address == "" {
-		address = "http://127.0.0.1:4747"
-	}
-	c.flags.StringVar(&address, "address", address, "`URL` of the server. Overrides "+addressEnv+".")
-	return func() (*apiclient.Client, error) { return apiclient.New(address, nil) }
-}
-
 // jsonFlag adds the flag that [command.show] obeys.
 func jsonFlag(c *command) {
 	c.flags.BoolVar(&c.asJSON, "json", false, "Print JSON. An error is one line of JSON on stderr.")
@@ -74,7 +61,8 @@ func sessionCreateCommand(t terminal) *command {
 	c.args = "CHAT_ID"
 	c.synopsis = "Give a chat its sandbox"
 	c.about = `Returns the chat's session when its sandbox answers. If the chat has none, it
-creates one. While you wait it shows the stages of the start, except with -json.`
+creates one. While you wait it shows the stages of the start, except with -json.
+Only the output of -json includes the sandbox's access token.`
 	c.example = `$ bivouac session create -agent-id=helper -volume-host-path=/srv/chats/1 \
     8a1f6c2e-5c0f-4f0e-9d6b-0c6f6f0f8f11`
 	var in apiclient.CreateInput
@@ -116,14 +104,15 @@ func sessionGetCommand(t terminal) *command {
 	c := newCommand(t, "session get")
 	c.args = "CHAT_ID"
 	c.synopsis = "Show a chat's session"
-	c.about = "Shows the chat's session and the state of its sandbox."
+	c.about = `Shows the chat's session and the state of its sandbox. With -json the output
+includes the sandbox's access token, if you may write to the session.`
 	c.example = "$ bivouac session get 8a1f6c2e-5c0f-4f0e-9d6b-0c6f6f0f8f11"
 	c.callAPI(func(ctx context.Context, api *apiclient.Client, chat uuid.UUID) error {
-		session, _, err := api.Get(ctx, chat, apiclient.Block{})
+		answer, _, err := api.Get(ctx, chat, apiclient.Block{})
 		if err != nil {
 			return err
 		}
-		return c.show(wire.SessionAnswer{Session: session}, sessionLines(session))
+		return c.show(answer, sessionLines(answer.Session))
 	})
 	return c
 }

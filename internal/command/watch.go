@@ -81,11 +81,11 @@ type look func(ctx context.Context, index uint64) ([]wire.Session, uint64, error
 
 func lookAtOne(api *apiclient.Client, chat uuid.UUID) look {
 	return func(ctx context.Context, index uint64) ([]wire.Session, uint64, error) {
-		session, next, err := api.Get(ctx, chat, apiclient.Block{Index: index})
+		answer, next, err := api.Get(ctx, chat, apiclient.Block{Index: index})
 		if e, ok := errors.AsType[*apiclient.Error](err); ok && e.Code == wire.CodeNotFound {
 			return nil, next, nil
 		}
-		return []wire.Session{session}, next, err
+		return []wire.Session{answer.Session}, next, err
 	}
 }
 

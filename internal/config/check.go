@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"net"
-	"net/netip"
 	"net/url"
 	"path/filepath"
 	"slices"
@@ -35,9 +33,7 @@ func (c *Config) check() error {
 		errs = append(errs, c.Wrong(name, fmt.Errorf(format, args...)))
 	}
 
-	if err := checkLoopback(c.HTTPAddr); err != nil {
-		refuse("http_addr", "%v", err)
-	}
+	c.checkListener(refuse)
 	if !runtime.ValidName(c.Runtime) {
 		refuse("runtime", "%q is not a runtime's name", c.Runtime)
 	}
@@ -140,24 +136,4 @@ func (c *Config) checkDev(refuse func(name, format string, args ...any)) {
 			refuse("job_vars", "unknown variable %q: with dev there are only command and args", name)
 		}
 	}
-}
-
-// checkLoopback refuses an address that others could reach. There is no authentication
-// yet, so everybody who reaches the API can use it. It refuses names other than localhost,
-// because they may resolve to another address later.
-func checkLoopback(addr string) error {
-	host, port, err := net.SplitHostPort(addr)
-	if err != nil {
-		return fmt.Errorf("%q must have the form host:port", addr)
-	}
-	if _, err := strconv.ParseUint(port, 10, 16); err != nil {
-		return fmt.Errorf("%q is not a port", port)
-	}
-	if host == "localhost" {
-		return nil
-	}
-	if ip, err := netip.ParseAddr(host); err != nil || !ip.Unmap().IsLoopback() {
-		return fmt.Errorf("%q is not a loopback address; only loopback is allowed, because there is no authentication yet", host)
-	}
-	return nil
 }

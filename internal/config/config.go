@@ -22,7 +22,10 @@ type Config struct {
 	// sandboxes as processes of this machine.
 	Dev bool
 
-	HTTPAddr        string // host:port, loopback only
+	HTTPAddrs       []string // HOST:PORT or unix:///PATH
+	HostNames       []string // without port
+	UnixSockets     UnixSockets
+	TLS             TLS
 	Runtime         string
 	TTL             time.Duration
 	MaxTTL          time.Duration
@@ -78,7 +81,9 @@ type Nomad struct {
 // Default returns the default configuration.
 func Default() Config {
 	return Config{
-		HTTPAddr:        "127.0.0.1:4747",
+		HTTPAddrs:       []string{"127.0.0.1:4747"},
+		UnixSockets:     UnixSockets{Mode: "0600"},
+		TLS:             TLS{MinVersion: "tls12"},
 		Runtime:         "nomad",
 		TTL:             30 * time.Minute,
 		MaxTTL:          24 * time.Hour,
@@ -102,7 +107,8 @@ type key struct {
 func (c *Config) keys() []key {
 	return []key{
 		{"dev", "dev", &c.Dev, "Run without Nomad and Consul: records in memory, sandboxes as local processes. Everything ends with the server."},
-		{"http_addr", "http-addr", &c.HTTPAddr, "`HOST:PORT` of the API. Must be a loopback address: there is no authentication yet."},
+		{"http_addr", "http-addr", &c.HTTPAddrs, "`ADDRESS` of the API, HOST:PORT or unix:///PATH. May be repeated. Without authentication only loopback and unix sockets are allowed."},
+		{"host_names", "host-name", &c.HostNames, "`NAME` of the server that the Host header may have. May be repeated. Loopback and the names in http_addr are always allowed."},
 		{"runtime", "runtime", &c.Runtime, "`NAME` of the default runtime: nomad, process (with -dev), or a plugin."},
 		{"ttl", "ttl", &c.TTL, "Default session TTL, as a `DURATION`."},
 		{"max_ttl", "max-ttl", &c.MaxTTL, "Longest TTL that a caller may ask for, as a `DURATION`."},
@@ -120,7 +126,7 @@ func (c *Config) keys() []key {
 }
 
 func (c *Config) blocks() map[string][]key {
-	return map[string][]key{
+	blocks := map[string][]key{
 		"consul": {
 			{name: "address", target: &c.Consul.Address, usage: "`HOST:PORT` or URL of Consul: http, https, or unix:///PATH of a socket. (default from CONSUL_HTTP_ADDR)"},
 			{name: "token", target: &c.Consul.Token, usage: "ACL token. (default from CONSUL_HTTP_TOKEN)"},
@@ -145,6 +151,8 @@ func (c *Config) blocks() map[string][]key {
 			{name: "namespace", target: &c.Nomad.Namespace, usage: "`NAME` of the namespace that runs the sandboxes. (default from NOMAD_NAMESPACE)"},
 		},
 	}
+	maps.Copy(blocks, c.listenerBlocks())
+	return blocks
 }
 
 // setBy records where a key was set.

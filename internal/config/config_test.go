@@ -81,7 +81,9 @@ func TestFile(t *testing.T) {
 	must.NoError(t, err)
 	c.origins = nil
 	must.Eq(t, Config{
-		HTTPAddr:        "[::1]:4800",
+		HTTPAddrs:       []string{"[::1]:4800"},
+		UnixSockets:     UnixSockets{Mode: "0600"},
+		TLS:             TLS{MinVersion: "tls12"},
 		Runtime:         "process",
 		TTL:             time.Hour,
 		MaxTTL:          2 * time.Hour,
@@ -392,7 +394,7 @@ func TestWrongFlagsAreRefused(t *testing.T) {
 		{"-http-addr=192.0.2.1:80", `-http-addr: http_addr: "192.0.2.1" is not a loopback address`},
 		{"-http-addr=example.org:80", "not a loopback address"},
 		{"-http-addr=:4747", "not a loopback address"},
-		{"-http-addr=127.0.0.1", "must have the form host:port"},
+		{"-http-addr=127.0.0.1", "must have the form HOST:PORT"},
 		{"-http-addr=127.0.0.1:http", "is not a port"},
 		{"-config=/no/such/file", "no such file"},
 		{"-config=" + t.TempDir(), "contains no .hcl or .json file"},

@@ -181,6 +181,12 @@ func setValue(k key, attr *hcl.Attribute) hcl.Diagnostics {
 			*target = map[string]string{}
 		}
 		maps.Copy(*target, more)
+	case *[]string:
+		if k.name == "http_addr" && value.Type() == cty.String { // it may be a single address
+			*target = []string{value.AsString()}
+			return nil
+		}
+		return gohcl.DecodeExpression(attr.Expr, nil, target)
 	default:
 		return gohcl.DecodeExpression(attr.Expr, nil, target)
 	}

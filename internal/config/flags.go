@@ -65,6 +65,11 @@ func described(k key) string {
 		return fmt.Sprintf("%s (default %s)", k.usage, *target)
 	case *time.Duration:
 		return fmt.Sprintf("%s (default %s)", k.usage, *target)
+	case *[]string:
+		if len(*target) == 0 {
+			return k.usage
+		}
+		return fmt.Sprintf("%s (default %s)", k.usage, strings.Join(*target, ", "))
 	default:
 		return k.usage
 	}

@@ -36,12 +36,14 @@ func TestReferenceIsGenerated(t *testing.T) {
 		name, about string
 		keys        []key
 	}{
+		{"tls", "TLS of the addresses in `http_addr` that have the form HOST:PORT. Unix sockets do not use it.", blocks["tls"]},
+		{"unix_sockets", "The files of the unix sockets in `http_addr`.", blocks["unix_sockets"]},
 		{"consul", "", blocks["consul"]},
 		{"nomad", "", blocks["nomad"]},
 		{"policy \"NAME\"", "Says what callers may do. A caller with several policies may do what one of them allows as a whole.", policyKeys(new(Policy))},
 		{"agent_prefix \"PREFIX\"` in a `policy", "Says what callers may do with the sessions of the AI agents whose ID begins with `PREFIX`. In a policy only the longest matching prefix counts; an empty prefix matches all.", agentRuleKeys(new(AgentRule))},
 		{"token \"NAME\"", "A caller with a static token. `bivouac token new NAME` makes one.", tokenKeys(new(Token))},
-		{"audit \"NAME\"", "Writes who did what to a file, as JSON lines. [PRODUCTION.md](../../examples/deploy/PRODUCTION.md) describes the lines.", auditKeys(new(newAudit("NAME")))},
+		{"audit \"NAME\"", "Writes who did what to a file, as JSON lines. [AUDIT.md](../../examples/deploy/AUDIT.md) describes the lines.", auditKeys(new(newAudit("NAME")))},
 		{"plugin \"NAME\"", "Makes the plugin a runtime of that name. A block `config` inside it is passed to the plugin.", pluginKeys(new(pluginhost.Plugin))},
 	} {
 		fmt.Fprintf(&text, "\n## Block `%s`\n\n", block.name)
@@ -51,7 +53,7 @@ func TestReferenceIsGenerated(t *testing.T) {
 		text.WriteString("| key | flag | type | default | meaning |\n| --- | --- | --- | --- | --- |\n")
 		rows(&text, block.keys)
 	}
-	must.MapLen(t, 2, blocks)
+	must.MapLen(t, 4, blocks)
 	if *update {
 		must.NoError(t, os.WriteFile("REFERENCE.md", []byte(text.String()), 0o600))
 	}
@@ -73,9 +75,12 @@ func rows(text *strings.Builder, keys []key) {
 		case *time.Duration:
 			kind, value = "duration", target.String()
 		case *[]string:
-			kind = "list of strings"
+			kind, value = "list of strings", strings.Join(*target, ", ")
 		case *map[string]string:
 			kind = "map"
+		}
+		if k.name == "http_addr" {
+			kind = "string or list of strings"
 		}
 		usage, _, _ := strings.Cut(k.usage, " (default ")
 		if _, after, ok := strings.Cut(k.usage, " (default "); ok {

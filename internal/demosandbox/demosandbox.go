@@ -9,6 +9,7 @@ package demosandbox
 
 import (
 	"context"
+	"crypto/subtle"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -27,6 +28,9 @@ type Config struct {
 	ChatID    string
 	AgentID   string
 	Workspace string // directory to show; must exist
+
+	AccessToken  string // of the sandbox; empty: it has none
+	RequireToken bool   // refuse requests without the access token, except GET /healthz
 }
 
 // FromEnv reads the environment that every runtime gives to a sandbox:
@@ -38,6 +42,7 @@ type Config struct {
 //	BIVOUAC_CHAT_ID      the chat's ID
 //	BIVOUAC_AGENT_ID     the AI agent's ID
 //	BIVOUAC_WORKSPACE    the volume's path, by default /workspace
+//	BIVOUAC_ACCESS_TOKEN the access token
 func FromEnv(getenv func(string) string) Config {
 	or := func(name, fallback string) string {
 		if value := getenv(name); value != "" {
@@ -51,12 +56,19 @@ func FromEnv(getenv func(string) string) Config {
 		ChatID:    getenv("BIVOUAC_CHAT_ID"),
 		AgentID:   getenv("BIVOUAC_AGENT_ID"),
 		Workspace: or("BIVOUAC_WORKSPACE", "/workspace"),
+
+		AccessToken: getenv("BIVOUAC_ACCESS_TOKEN"),
 	}
 }
+
+var errNoToken = errors.New("BIVOUAC_ACCESS_TOKEN is not set, so no request could be allowed")
 
 // Run serves until ctx ends, and then stops at once: a sandbox has nothing to
 // finish, and its caller waits for the stop.
 func Run(ctx context.Context, config Config) error {
+	if config.RequireToken && config.AccessToken == "" {
+		return fmt.Errorf("demo-sandbox: %w", errNoToken)
+	}
 	workspace, err := os.OpenRoot(config.Workspace)
 	if err != nil {
 		return fmt.Errorf("demo-sandbox: open workspace: %w", err)
@@ -94,8 +106,9 @@ func Run(ctx context.Context, config Config) error {
 }
 
 // Handler serves /, /healthz and /workspace/, and calls exit for a POST to /exit.
-// It serves nothing outside workspace, even if a symbolic link leads there, and
-// refuses requests from web pages of other origins.
+// It serves nothing outside workspace, even if a symbolic link leads there. It
+// refuses requests from web pages of other origins, and requests that need the access
+// token and do not have it.
 func Handler(config Config, workspace *os.Root, exit func()) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
@@ -114,7 +127,26 @@ func Handler(config Config, workspace *os.Root, exit func()) http.Handler {
 	})
 	mux.HandleFunc("POST /exit", func(http.ResponseWriter, *http.Request) { exit() })
 	mux.Handle("GET /workspace/", http.StripPrefix("/workspace", http.FileServerFS(workspace.FS())))
-	return refuseWebPages(mux)
+	return refuseWebPages(refuseStrangers(config, mux))
+}
+
+// refuseStrangers refuses requests with a wrong access token and, if config requires
+// one, requests without. It allows /healthz, because Bivouac's readiness check sends no
+// token.
+func refuseStrangers(config Config, next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		token, sent := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
+		has := config.AccessToken != ""
+		// The comparison takes the same time for every wrong token of the right length, so
+		// that nobody can guess the token byte by byte.
+		right := has && subtle.ConstantTimeCompare([]byte(token), []byte(config.AccessToken)) == 1
+		if r.URL.Path != "/healthz" && !right && (config.RequireToken || has && sent) {
+			w.Header().Set("WWW-Authenticate", "Bearer")
+			http.Error(w, "send the session's access token: Authorization: Bearer TOKEN", http.StatusUnauthorized)
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
 }
 
 // refuseWebPages refuses requests that a web page of another origin may send

@@ -100,10 +100,62 @@ func TestHandlerRefusesWebPages(t *testing.T) {
 	}
 }
 
+func TestHandlerRefusesStrangers(t *testing.T) {
+	workspace, err := os.OpenRoot(t.TempDir())
+	must.NoError(t, err)
+	t.Cleanup(func() { must.NoError(t, workspace.Close()) })
+	const right, wrong = "Bearer t0ken", "Bearer t0kem"
+
+	for _, test := range []struct {
+		name          string
+		token         string
+		require       bool
+		method, path  string
+		authorization string
+		status        int
+	}{
+		{"lets the caller with the token in", "t0ken", true, "GET", "/", right, 200},
+		{"refuses one without", "t0ken", true, "GET", "/", "", 401},
+		{"refuses one with another", "t0ken", true, "GET", "/", wrong, 401},
+		{"refuses one with a part of it", "t0ken", true, "GET", "/", "Bearer t0k", 401},
+		{"refuses one with an empty one", "t0ken", true, "GET", "/", "Bearer ", 401},
+		{"refuses the token as something else", "t0ken", true, "GET", "/", "Basic t0ken", 401},
+		{"refuses the volume to strangers", "t0ken", true, "GET", "/workspace/", "", 401},
+		{"refuses its end to strangers", "t0ken", true, "POST", "/exit", "", 401},
+		{"proves who answers to anybody", "t0ken", true, "GET", "/healthz", "", 200},
+		{"refuses everybody if it has no token", "", true, "GET", "/", "Bearer ", 401},
+
+		{"lets everybody in if it requires none", "t0ken", false, "GET", "/", "", 200},
+		{"lets the caller with the token in even so", "t0ken", false, "GET", "/", right, 200},
+		{"refuses one with another even so", "t0ken", false, "GET", "/", wrong, 401},
+		{"lets everybody in if it has none and requires none", "", false, "GET", "/", right, 200},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			exited := false
+			handler := Handler(Config{AccessToken: test.token, RequireToken: test.require}, workspace, func() { exited = true })
+			request := newRequest(test.method, test.path)
+			if test.authorization != "" {
+				request.Header.Set("Authorization", test.authorization)
+			}
+			answer := httptest.NewRecorder()
+			handler.ServeHTTP(answer, request)
+			must.Eq(t, test.status, answer.Code)
+			must.Eq(t, test.status == 401, answer.Header().Get("WWW-Authenticate") == "Bearer")
+			must.False(t, exited)
+			must.StrNotContains(t, answer.Body.String(), "t0ken")
+		})
+	}
+}
+
+func TestRunThatRequiresATokenNeedsOne(t *testing.T) {
+	err := Run(t.Context(), Config{Addr: "127.0.0.1:0", Workspace: t.TempDir(), RequireToken: true})
+	must.ErrorIs(t, err, errNoToken)
+}
+
 func TestFromEnv(t *testing.T) {
-	env := map[string]string{"PORT": "9000", "BIVOUAC_SESSION_ID": "s-1"}
+	env := map[string]string{"PORT": "9000", "BIVOUAC_SESSION_ID": "s-1", "BIVOUAC_ACCESS_TOKEN": "t0ken"}
 	config := FromEnv(func(name string) string { return env[name] })
-	must.Eq(t, Config{Addr: "127.0.0.1:9000", SessionID: "s-1", Workspace: "/workspace"}, config)
+	must.Eq(t, Config{Addr: "127.0.0.1:9000", SessionID: "s-1", Workspace: "/workspace", AccessToken: "t0ken"}, config)
 
 	env["BIVOUAC_BIND"] = "0.0.0.0"
 	must.Eq(t, "0.0.0.0:9000", FromEnv(func(name string) string { return env[name] }).Addr)

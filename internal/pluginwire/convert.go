@@ -102,6 +102,7 @@ func specToProto(spec runtime.Spec) *runtimev1.Spec {
 		ExpiresAt:      timestamppb.New(spec.ExpiresAt),
 		Owner:          spec.Owner,
 		Labels:         spec.Labels,
+		AccessToken:    string(spec.AccessToken),
 	}
 }
 
@@ -118,6 +119,7 @@ func specFromProto(spec *runtimev1.Spec) (runtime.Spec, error) {
 		ExpiresAt:      spec.GetExpiresAt().AsTime(),
 		Owner:          spec.GetOwner(),
 		Labels:         spec.GetLabels(),
+		AccessToken:    runtime.Secret(spec.GetAccessToken()),
 	}, nil
 }
 

@@ -81,6 +81,7 @@ var spec = runtime.Spec{
 	ExpiresAt:      time.Date(2026, 1, 2, 3, 34, 5, 6, time.UTC),
 	Owner:          "team-a",
 	Labels:         map[string]string{"ticket": "4711"},
+	AccessToken:    runtime.Secret(strings.Repeat("5e", 32)),
 }
 
 // overTheWire serves driver on a connection with the limits of the real one.

@@ -203,6 +203,7 @@ func environment(sb *sandbox) []string {
 		"BIVOUAC_CHAT_ID="+sb.spec.ChatID,
 		"BIVOUAC_AGENT_ID="+sb.spec.AgentID,
 		"BIVOUAC_WORKSPACE="+sb.spec.VolumeHostPath,
+		"BIVOUAC_ACCESS_TOKEN="+string(sb.spec.AccessToken),
 	)
 }
 

@@ -19,6 +19,9 @@
 //
 //   - answer GET / with a JSON object of session_id, chat_id and agent_id from its
 //     environment, and GET /workspace/FILE with a file of the volume;
+//   - answer 401 to a request with "Authorization: Bearer TOKEN" if there is a
+//     BIVOUAC_ACCESS_TOKEN in its environment and TOKEN is another. The suite sends the
+//     right token with all requests but one, so the program may require it;
 //   - exit with an error after a POST to /exit;
 //   - look for a file .demo-sandbox-SESSION_ID in the volume when it starts. If there is
 //     one, the program locks it with flock(2) for as long as it runs, and exits with an
@@ -98,6 +101,7 @@ func requirements() []requirement {
 	return []requirement{
 		{"says who it is", "Info returns a name of a-z, 0-9 and '-' and a version, both of at most 64 bytes", nothing, saysWhoItIs},
 		{"creates a sandbox that answers", "Create returns once the endpoint answers; Inspect and List then show the same as it returned", nothing, createsASandbox},
+		{"hands over the access token", "the sandbox finds the spec's access token in BIVOUAC_ACCESS_TOKEN", needsDemo, handsOverTheToken},
 		{"creates once however often it is asked", "a repeated Create returns the existing sandbox", nothing, createsOnce},
 		{"refuses another spec for the same ID", "Create with the same session ID and another chat, agent or volume returns ErrConflict", nothing, refusesAnotherSpec},
 		{"creates many at a time", "concurrent Creates and Deletes of different sessions do not mix them up", nothing, createsMany},
@@ -123,6 +127,10 @@ func requirements() []requirement {
 }
 
 func nothing(Harness) string { return "" }
+
+func needsDemo(h Harness) string {
+	return missing(!h.Demo, "a sandbox that compares tokens: run bivouac demo-sandbox in the sandboxes and say so (-demo, Demo)")
+}
 
 func needsKill(h Harness) string {
 	return orDemo(h, h.Kill == nil, "a sandbox that ends by itself", "Kill")

@@ -62,13 +62,14 @@ func TestVerify_says_why_it_skips(t *testing.T) {
 		}
 	}
 	wanted := map[string]string{
+		"hands over the access token":            "a sandbox that compares tokens: run bivouac demo-sandbox in the sandboxes and say so (-demo, Demo)",
 		"sees a sandbox die":                     "a sandbox that ends by itself: run bivouac demo-sandbox in the sandboxes and say so (-demo, Demo), or give the hook Kill",
 		"reports a death to a watcher":           "a sandbox that ends by itself",
-		"reports a sandbox that fails":          "hook Failing",
+		"reports a sandbox that fails":           "hook Failing",
 		"gives up on a slow sandbox":             "hook Slow",
 		"outlives a restart":                     "a way to restart the driver: hook Reopen",
 		"leaks nothing when it dies in a create": "a way to kill the driver in the middle of a call: hook Crash",
-		"leaves what is not its own alone":        "a driver of another Bivouac beside this one: hook Foreign",
+		"leaves what is not its own alone":       "a driver of another Bivouac beside this one: hook Foreign",
 	}
 	must.MapLen(t, len(wanted), reasons)
 	for requirement, why := range wanted {

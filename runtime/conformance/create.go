@@ -2,6 +2,7 @@ package conformance
 
 import (
 	"errors"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -34,6 +35,17 @@ func createsASandbox(f *fixture) {
 	f.require(slices.Equal(inOrder, reached), "the stages came as %q", reached)
 	same(f, sandbox, f.inspect(spec), "what Inspect shows")
 	same(f, sandbox, f.listed(spec)[spec.SessionID], "what List shows")
+}
+
+// handsOverTheToken sends a wrong token, and then the right one. A sandbox without a
+// token refuses neither, and one with a wrong token refuses both.
+func handsOverTheToken(f *fixture) {
+	spec := f.spec()
+	sandbox := f.create(spec)
+	status, _, err := f.send(http.MethodGet, sandbox, "/", newAccessToken())
+	f.noError(err, "ask the sandbox")
+	same(f, http.StatusUnauthorized, status, "the status of the sandbox's answer to a wrong token")
+	f.ask(spec, sandbox, "/")
 }
 
 func createsOnce(f *fixture) {

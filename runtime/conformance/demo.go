@@ -3,7 +3,6 @@ package conformance
 import (
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
 	"io/fs"
 	"net/http"
@@ -51,33 +50,15 @@ func (f *fixture) hasEnded(spec runtime.Spec) {
 }
 
 // kill ends a sandbox without its driver.
-func (f *fixture) kill(sandbox runtime.Sandbox) {
+func (f *fixture) kill(spec runtime.Spec, sandbox runtime.Sandbox) {
 	if f.harness.Kill != nil {
 		f.noError(f.harness.Kill(f.ctx, sandbox), "kill the sandbox")
 		return
 	}
-	f.noError(f.tellToExit(sandbox), "tell the sandbox to exit")
-}
-
-func (f *fixture) tellToExit(sandbox runtime.Sandbox) error {
-	request, err := http.NewRequestWithContext(f.patience(), http.MethodPost, urlOf(sandbox, "/exit"), nil)
-	if err != nil {
-		return err
+	status, _, err := f.send(http.MethodPost, sandbox, "/exit", spec.AccessToken)
+	if err == nil { // otherwise it ended before it answered
+		same(f, http.StatusOK, status, "the status of the sandbox's answer to /exit")
 	}
-	request.Close = true // do not reuse a connection to another sandbox that had the port
-	response, err := http.DefaultClient.Do(request)
-	if err != nil {
-		return nil // it ended before it answered
-	}
-	defer response.Body.Close()
-	if response.StatusCode != http.StatusOK {
-		return fmt.Errorf("it answered %s", response.Status)
-	}
-	return nil
-}
-
-func urlOf(sandbox runtime.Sandbox, path string) string {
-	return "http://" + sandbox.Endpoint.AddrPort().String() + path
 }
 
 // wasToldTruth asks a demo sandbox for its session, chat and agent, and for a
@@ -88,25 +69,37 @@ func (f *fixture) wasToldTruth(spec runtime.Spec, sandbox runtime.Sandbox) {
 		ChatID    string `json:"chat_id"`
 		AgentID   string `json:"agent_id"`
 	}
-	f.noError(json.Unmarshal(f.ask(sandbox, "/"), &told), "what the sandbox tells of itself")
+	f.noError(json.Unmarshal(f.ask(spec, sandbox, "/"), &told), "what the sandbox tells of itself")
 	same(f, spec.SessionID, told.SessionID, "the session that the sandbox was told")
 	same(f, spec.ChatID, told.ChatID, "the chat that the sandbox was told")
 	same(f, spec.AgentID, told.AgentID, "the agent that the sandbox was told")
 
 	const name = "from the host.txt"
 	f.noError(os.WriteFile(filepath.Join(spec.VolumeHostPath, name), []byte(spec.SessionID), 0o644), "write to the volume")
-	same(f, spec.SessionID, string(f.ask(sandbox, "/workspace/"+url.PathEscape(name))), "the volume's file in the sandbox")
+	same(f, spec.SessionID, string(f.ask(spec, sandbox, "/workspace/"+url.PathEscape(name))), "the volume's file in the sandbox")
 }
 
-func (f *fixture) ask(sandbox runtime.Sandbox, path string) []byte {
-	request, err := http.NewRequestWithContext(f.patience(), http.MethodGet, urlOf(sandbox, path), nil)
+// ask returns the body of the sandbox's answer to a GET with its access token.
+func (f *fixture) ask(spec runtime.Spec, sandbox runtime.Sandbox, path string) []byte {
+	status, body, err := f.send(http.MethodGet, sandbox, path, spec.AccessToken)
 	f.noError(err, "ask the sandbox")
-	request.Close = true // see tellToExit
-	response, err := http.DefaultClient.Do(request)
-	f.noError(err, "ask the sandbox")
-	defer response.Body.Close()
-	body, err := io.ReadAll(io.LimitReader(response.Body, 1<<20))
-	f.noError(err, "ask the sandbox")
-	same(f, http.StatusOK, response.StatusCode, "the status of the sandbox's answer to "+path)
+	same(f, http.StatusOK, status, "the status of the sandbox's answer to "+path)
 	return body
+}
+
+// send sends a request with an access token to a demo sandbox. It returns an error if
+// the sandbox does not answer.
+func (f *fixture) send(method string, sandbox runtime.Sandbox, path string, token runtime.Secret) (status int, body []byte, err error) {
+	address := "http://" + sandbox.Endpoint.AddrPort().String() + path
+	request, err := http.NewRequestWithContext(f.patience(), method, address, nil)
+	f.noError(err, "ask the sandbox")
+	request.Header.Set("Authorization", "Bearer "+string(token))
+	request.Close = true // do not reuse a connection to another sandbox that had the port
+	response, err := http.DefaultClient.Do(request)
+	if err != nil {
+		return 0, nil, err
+	}
+	defer response.Body.Close()
+	body, err = io.ReadAll(io.LimitReader(response.Body, 1<<20))
+	return response.StatusCode, body, err
 }

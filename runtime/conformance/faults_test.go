@@ -21,6 +21,9 @@ func faults() []fault {
 		{"tells stages twice", func(d sound) runtime.Driver { return shouts{d} }, []string{
 			"creates a sandbox that answers",
 		}},
+		{"keeps the access token from the sandbox", func(d sound) runtime.Driver { return secretive{d} }, []string{
+			"hands over the access token",
+		}},
 		{"makes a second sandbox", func(d sound) runtime.Driver { return doubles{d} }, []string{
 			"creates once however often it is asked", "outlives a restart",
 		}},

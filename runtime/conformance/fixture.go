@@ -2,6 +2,8 @@ package conformance
 
 import (
 	"context"
+	"crypto/rand"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"net"
@@ -141,10 +143,17 @@ func (f *fixture) spec() runtime.Spec {
 		VolumeHostPath: f.volume(),
 		CreatedAt:      now,
 		ExpiresAt:      now.Add(time.Hour),
+		AccessToken:    newAccessToken(),
 	}
 	f.made = append(f.made, spec)
 	f.giveOrder(spec)
 	return spec
+}
+
+func newAccessToken() runtime.Secret {
+	var b [32]byte
+	_, _ = rand.Read(b[:]) // it does not fail
+	return runtime.Secret(hex.EncodeToString(b[:]))
 }
 
 // limit returns how long a call may take.

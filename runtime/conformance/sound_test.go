@@ -132,7 +132,7 @@ func (m *machine) run(ctx context.Context, spec runtime.Spec, s *running) error 
 	s.Endpoint = runtime.Endpoint{IP: at.Addr().Unmap(), Port: at.Port()}
 	m.mu.Unlock()
 	close(s.up)
-	told := demosandbox.Config{SessionID: spec.SessionID, ChatID: spec.ChatID, AgentID: spec.AgentID}
+	told := demosandbox.Config{SessionID: spec.SessionID, ChatID: spec.ChatID, AgentID: spec.AgentID, AccessToken: string(spec.AccessToken)}
 	server := &http.Server{Handler: demosandbox.Handler(told, workspace, s.end), ReadHeaderTimeout: time.Minute}
 	defer context.AfterFunc(ctx, func() { _ = server.Close() })()
 	return server.Serve(listener)

@@ -104,7 +104,7 @@ func endsAListEarly(f *fixture) {
 func seesADeath(f *fixture) {
 	spec := f.spec()
 	sandbox := f.create(spec)
-	f.kill(sandbox)
+	f.kill(spec, sandbox)
 	f.isDead(f.eventuallyDead(spec), sandbox.Endpoint)
 	f.stop(spec)
 	f.delete(spec)
@@ -163,7 +163,7 @@ func reportsADeath(f *fixture) {
 // reportedDeath kills a sandbox and waits until its death is reported.
 func (f *fixture) reportedDeath(deaths <-chan string, ended <-chan error, limit time.Duration) bool {
 	spec := f.spec()
-	f.kill(f.create(spec))
+	f.kill(spec, f.create(spec))
 	wait := time.NewTimer(limit)
 	defer wait.Stop()
 	for {

@@ -16,6 +16,7 @@ import (
 type (
 	nameless      struct{ sound }
 	shouts        struct{ sound }
+	secretive     struct{ sound }
 	doubles       struct{ sound }
 	takesAnySpec  struct{ sound }
 	namesakes     struct{ sound }
@@ -67,6 +68,11 @@ func (nameless) Info(context.Context) (runtime.Info, error) {
 
 func (d shouts) Create(ctx context.Context, spec runtime.Spec, progress func(runtime.Stage)) (runtime.Sandbox, error) {
 	return d.sound.Create(ctx, spec, func(s runtime.Stage) { progress(s); progress(s) })
+}
+
+func (d secretive) Create(ctx context.Context, spec runtime.Spec, progress func(runtime.Stage)) (runtime.Sandbox, error) {
+	spec.AccessToken = ""
+	return d.sound.Create(ctx, spec, progress)
 }
 
 // Create replaces the running sandbox when it is repeated.

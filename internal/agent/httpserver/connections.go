@@ -2,6 +2,7 @@ package httpserver
 
 import (
 	"container/list"
+	"crypto/tls"
 	"net"
 	"net/http"
 	"sync"
@@ -41,6 +42,9 @@ func (c *connections) changed(conn net.Conn, state http.ConnState) {
 	for c.most > 0 && len(c.open) > c.most && c.waiting.Len() > 0 {
 		oldest, _ := c.waiting.Front().Value.(net.Conn)
 		c.forget(oldest)
+		if secure, ok := oldest.(*tls.Conn); ok {
+			oldest = secure.NetConn() // to close a tls.Conn may block, because it writes
+		}
 		_ = oldest.Close() // its owner sees it, and there is nothing else to do about it
 	}
 }

@@ -1,5 +1,6 @@
-// Package httpserver makes the HTTP server of a replica. It bounds what slow and
-// idle callers can hold: headers, idle connections, and the number of connections.
+// Package httpserver makes the HTTP server of a replica, and what it listens on. It
+// bounds what slow and idle callers can hold: handshakes, headers, idle connections, and
+// the number of connections.
 //
 // It does not bound how long an answer takes to begin, because a create or a
 // blocking read takes as long as it takes. It does not know what is served.
@@ -13,7 +14,7 @@ import (
 )
 
 const (
-	headerLimit = 10 * time.Second // to read a request's headers
+	headerLimit = 10 * time.Second // to read a request's headers, and before that for the TLS handshake
 	idleLimit   = 2 * time.Minute
 	maxHeader   = 32 << 10 // bytes
 )

@@ -12,8 +12,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/url"
+	"path"
 	"strconv"
 	"strings"
 	"time"
@@ -30,35 +32,62 @@ const maxAnswer = 64 << 20
 
 // Client calls the API of one Bivouac server. It is safe for concurrent use.
 type Client struct {
-	base *url.URL
-	http *http.Client
+	base  *url.URL
+	http  *http.Client
+	token string
 }
 
-// New returns a client of the server at an address such as "127.0.0.1:4747" or
-// "http://localhost:4747". If transport is nil, it uses http.DefaultTransport. Only the
-// context of a call limits its time, because a create or a blocking read may take
-// minutes.
+// New returns a client of the server at an address such as "127.0.0.1:4747",
+// "https://bivouac.example:4747" or "unix:///run/bivouac/api.sock". If transport is nil,
+// it uses http.DefaultTransport, or for a unix socket its own. Only the context of a call
+// limits its time, because a create or a blocking read may take minutes.
 func New(address string, transport http.RoundTripper) (*Client, error) {
-	full := address
-	if !strings.Contains(full, "://") {
-		full = "http://" + full
-	}
-	base, err := url.Parse(full)
+	base, socket, err := parseAddress(address)
 	if err != nil {
-		return nil, fmt.Errorf("address of the server: %w", err)
+		return nil, err
 	}
-	if (base.Scheme != "http" && base.Scheme != "https") || base.Host == "" || strings.Trim(base.Path, "/") != "" ||
-		base.RawQuery != "" || base.Fragment != "" || base.User != nil {
-		return nil, fmt.Errorf("address of the server: %q must have the form http://HOST:PORT", address)
+	if socket != "" && transport == nil {
+		transport = &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "unix", socket)
+		}}
 	}
 	return &Client{
-		base: &url.URL{Scheme: base.Scheme, Host: base.Host},
+		base: base,
 		http: &http.Client{
 			Transport: transport,
 			// The API never redirects, so a redirect comes from another server.
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		},
 	}, nil
+}
+
+// WithToken returns a client that also sends a token with each request. It does not check
+// whether the token is valid.
+func (c *Client) WithToken(token string) *Client {
+	with := *c
+	with.token = token
+	return &with
+}
+
+// parseAddress returns the URL of a server, and the path of its socket if it has one.
+func parseAddress(address string) (base *url.URL, socket string, err error) {
+	full := address
+	if !strings.Contains(full, "://") {
+		full = "http://" + full
+	}
+	u, err := url.Parse(full)
+	if err != nil {
+		return nil, "", fmt.Errorf("address of the server: %w", err)
+	}
+	plain := u.RawQuery == "" && u.Fragment == "" && u.User == nil
+	switch {
+	case (u.Scheme == "http" || u.Scheme == "https") && u.Host != "" && strings.Trim(u.Path, "/") == "" && plain:
+		return &url.URL{Scheme: u.Scheme, Host: u.Host}, "", nil
+	case u.Scheme == "unix" && u.Host == "" && path.IsAbs(u.Path) && plain:
+		return &url.URL{Scheme: "http", Host: "localhost"}, u.Path, nil
+	default:
+		return nil, "", fmt.Errorf("address of the server: %q must have the form http://HOST:PORT, https://HOST:PORT or unix:///PATH", address)
+	}
 }
 
 // CreateInput describes the session to create.
@@ -113,10 +142,10 @@ func (b Block) query() url.Values {
 
 // Get returns the chat's session, and the index for a next, blocking Get. If the chat has
 // no session, it returns an *Error with code wire.CodeNotFound, and also an index.
-func (c *Client) Get(ctx context.Context, chatID uuid.UUID, block Block) (wire.Session, uint64, error) {
-	var out wire.SessionAnswer
+func (c *Client) Get(ctx context.Context, chatID uuid.UUID, block Block) (wire.GetAnswer, uint64, error) {
+	var out wire.GetAnswer
 	index, err := c.call(ctx, request{method: http.MethodGet, path: sessionPath(chatID), query: block.query()}, &out)
-	return out.Session, index, err
+	return out, index, err
 }
 
 // MaxPerPage is the maximum number of sessions on a page.
@@ -250,6 +279,9 @@ func (c *Client) call(ctx context.Context, in request, out any) (uint64, error) 
 	}
 	if body != nil {
 		req.Header.Set("Content-Type", "application/json")
+	}
+	if c.token != "" {
+		req.Header.Set(wire.HeaderToken, c.token)
 	}
 
 	res, err := c.http.Do(req)

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
@@ -100,11 +101,12 @@ func TestCreate(t *testing.T) {
 }
 
 func TestGet(t *testing.T) {
-	a := &agent{status: 200, header: map[string]string{wire.HeaderIndex: "42"}, body: wire.SessionAnswer{Session: session}}
+	token := strings.Repeat("5e", 32)
+	a := &agent{status: 200, header: map[string]string{wire.HeaderIndex: "42"}, body: wire.GetAnswer{Session: session, AccessToken: token}}
 	client := start(t, a)
 	got, index, err := client.Get(t.Context(), chat, apiclient.Block{})
 	must.NoError(t, err)
-	must.Eq(t, session, got)
+	must.Eq(t, wire.GetAnswer{Session: session, AccessToken: token}, got)
 	must.Eq(t, 42, index)
 	must.Eq(t, "GET "+sessionPath, a.request)
 
@@ -292,7 +294,8 @@ func TestAddresses(t *testing.T) {
 	for address, ok := range map[string]bool{
 		"127.0.0.1:4747": true, "localhost:4747": true, "[::1]:4747": true,
 		"http://localhost:4747": true, "http://localhost:4747/": true, "https://bivouac.example": true,
-		"": false, "http://": false, "unix:///run/x": false, "http://localhost:4747/v1": false,
+		"unix:///run/x.sock": true, "unix://x.sock": false, "unix:x.sock": false, "unix:///run/x.sock?a=b": false,
+		"": false, "http://": false, "ftp://localhost": false, "http://localhost:4747/v1": false,
 		"http://localhost:4747?x=1": false, "http://user:pw@localhost": false, "http://%zz": false,
 	} {
 		t.Run(address, func(t *testing.T) {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/bivouac/bivouac/internal/api/wire"
@@ -30,11 +31,18 @@ type Error struct {
 }
 
 func (e *Error) Error() string {
-	if e.Code == "" {
+	switch {
+	case e.Code != "":
+		return e.Message
+	case strings.HasPrefix(string(e.body), needsTLS):
+		return "the server uses TLS; use an address that begins with https://"
+	default:
 		return fmt.Sprintf("unexpected answer: %d %s", e.Status, http.StatusText(e.Status))
 	}
-	return e.Message
 }
+
+// needsTLS is how net/http answers a request without TLS on a port with TLS.
+const needsTLS = "Client sent an HTTP request to an HTTPS server"
 
 func errorOf(res *http.Response, body []byte) error {
 	e := &Error{Status: res.StatusCode, RequestID: res.Header.Get(wire.HeaderRequestID), body: body}

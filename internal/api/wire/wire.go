@@ -32,38 +32,39 @@ type Code string
 
 // The error codes, each with its status.
 const (
-	CodeInvalid                Code = "invalid"                  // 400
-	CodeRuntimeInvalid         Code = "runtime_invalid"          // 400
-	CodeUnauthenticated        Code = "unauthenticated"          // 401
-	CodePermissionDenied       Code = "permission_denied"        // 403: the caller may not do this
-	CodeForbiddenHost          Code = "forbidden_host"           // 403
-	CodeForbiddenOrigin        Code = "forbidden_origin"         // 403
-	CodeNotFound               Code = "not_found"                // 404: the chat has no session
-	CodeUnknownPath            Code = "unknown_path"             // 404: the API has no such path
-	CodeMethodNotAllowed       Code = "method_not_allowed"       // 405
-	CodeConflict               Code = "conflict"                 // 409
-	CodeExpired                Code = "expired"                  // 409
-	CodeNotRunning             Code = "not_running"              // 409
-	CodeUnsupportedMediaType   Code = "unsupported_media_type"   // 415
-	CodeBusy                   Code = "busy"                     // 429
-	CodeQuotaExceeded          Code = "quota_exceeded"           // 429: there are as many sessions as there may be
-	CodeInternal               Code = "internal"                 // 500
-	CodeDamagedRecord          Code = "damaged_record"           // 500
-	CodeNewerRecord            Code = "newer_record"             // 503: only a newer replica may read the chat's record
-	CodeUnhealthy              Code = "unhealthy"                // 503
-	CodeShuttingDown           Code = "shutting_down"            // 503
-	CodeCanceled               Code = "canceled"                 // 503
-	CodeDeadlineExceeded       Code = "deadline_exceeded"        // 503
-	CodeLockTimeout            Code = "lock_timeout"             // 503
-	CodeLockLost               Code = "lock_lost"                // 503
-	CodeSandboxConflict        Code = "sandbox_conflict"         // 503
-	CodeNotPlaced              Code = "not_placed"               // 503
-	CodeNotStopped             Code = "not_stopped"              // 503: the sandbox has not ended yet
-	CodeServerPermissionDenied Code = "server_permission_denied" // 503: Consul or Nomad refuses the server's own credentials
-	CodeAuditUnavailable       Code = "audit_unavailable"        // 503: nothing was done, because it could not be written to the audit log
-	CodeStoreUnavailable       Code = "store_unavailable"        // 503
-	CodeRuntimeUnavailable     Code = "runtime_unavailable"      // 503
-	CodeNotReady               Code = "not_ready"                // 503: failed to start; 504: not ready in time
+	CodeInvalid                   Code = "invalid"                     // 400
+	CodeRuntimeInvalid            Code = "runtime_invalid"             // 400
+	CodeUnauthenticated           Code = "unauthenticated"             // 401
+	CodePermissionDenied          Code = "permission_denied"           // 403: the caller may not do this
+	CodeClientCertificateRequired Code = "client_certificate_required" // 403
+	CodeForbiddenHost             Code = "forbidden_host"              // 403
+	CodeForbiddenOrigin           Code = "forbidden_origin"            // 403
+	CodeNotFound                  Code = "not_found"                   // 404: the chat has no session
+	CodeUnknownPath               Code = "unknown_path"                // 404: the API has no such path
+	CodeMethodNotAllowed          Code = "method_not_allowed"          // 405
+	CodeConflict                  Code = "conflict"                    // 409
+	CodeExpired                   Code = "expired"                     // 409
+	CodeNotRunning                Code = "not_running"                 // 409
+	CodeUnsupportedMediaType      Code = "unsupported_media_type"      // 415
+	CodeBusy                      Code = "busy"                        // 429
+	CodeQuotaExceeded             Code = "quota_exceeded"              // 429: there are as many sessions as there may be
+	CodeInternal                  Code = "internal"                    // 500
+	CodeDamagedRecord             Code = "damaged_record"              // 500
+	CodeNewerRecord               Code = "newer_record"                // 503: only a newer replica may read the chat's record
+	CodeUnhealthy                 Code = "unhealthy"                   // 503
+	CodeShuttingDown              Code = "shutting_down"               // 503
+	CodeCanceled                  Code = "canceled"                    // 503
+	CodeDeadlineExceeded          Code = "deadline_exceeded"           // 503
+	CodeLockTimeout               Code = "lock_timeout"                // 503
+	CodeLockLost                  Code = "lock_lost"                   // 503
+	CodeSandboxConflict           Code = "sandbox_conflict"            // 503
+	CodeNotPlaced                 Code = "not_placed"                  // 503
+	CodeNotStopped                Code = "not_stopped"                 // 503: the sandbox has not ended yet
+	CodeServerPermissionDenied    Code = "server_permission_denied"    // 503: Consul or Nomad refuses the server's own credentials
+	CodeAuditUnavailable          Code = "audit_unavailable"           // 503: nothing was done, because it could not be written to the audit log
+	CodeStoreUnavailable          Code = "store_unavailable"           // 503
+	CodeRuntimeUnavailable        Code = "runtime_unavailable"         // 503
+	CodeNotReady                  Code = "not_ready"                   // 503: failed to start; 504: not ready in time
 )
 
 // Error describes what went wrong with a request.
@@ -112,15 +113,26 @@ type RenewRequest struct {
 	TTL string `json:"ttl,omitempty"` // such as "30m"; empty: the default
 }
 
-// SessionAnswer is one session.
+// SessionAnswer is the result of a renew.
 type SessionAnswer struct {
 	Session Session `json:"session"`
+}
+
+// GetAnswer is one session.
+type GetAnswer struct {
+	Session     Session `json:"session"`
+	AccessToken string  `json:"access_token,omitempty"` // see CreateAnswer
 }
 
 // CreateAnswer is the result of a create: "created", "replaced" or "reused".
 type CreateAnswer struct {
 	Result  string  `json:"result"`
 	Session Session `json:"session"`
+
+	// AccessToken is the secret of the sandbox. It is empty if the session has none, or
+	// if the caller may not write to the session. It is not a field of Session, so that
+	// lists and conflicts cannot contain it.
+	AccessToken string `json:"access_token,omitempty"`
 }
 
 // ListAnswer is one page of sessions.
@@ -173,6 +185,11 @@ type Left struct {
 type RepairAnswer struct {
 	Result  string   `json:"result"`
 	Session *Session `json:"session,omitempty"` // the chat's session; absent after "removed"
+}
+
+// LiveAnswer says that a replica answers.
+type LiveAnswer struct {
+	Status string `json:"status"` // StatusOK
 }
 
 // HealthAnswer reports whether a replica can serve, with the result of each check.

@@ -26,9 +26,9 @@ import (
 // a field changed its meaning, or because a new field would be wrong once
 // another field has changed. Older replicas then leave the record alone.
 //
-// Version 1 had no min_reader, owner and labels. Replicas of that time read
-// nothing but version 1. A record of version 1 becomes one of recordVersion
-// with its next write.
+// Version 1 had no min_reader, owner, labels and access_token. Replicas of that
+// time read nothing but version 1. A record of version 1 becomes one of
+// recordVersion with its next write.
 const (
 	recordVersion = 2
 	minReader     = 2
@@ -53,6 +53,7 @@ type record struct {
 	Reason         string            `json:"reason"`
 	Owner          string            `json:"owner"`
 	Labels         map[string]string `json:"labels"`
+	AccessToken    string            `json:"access_token"`
 }
 
 // encodeRecord returns the value of a session's record, and the session as a reader
@@ -82,6 +83,7 @@ func encodeRecord(s scheduler.Session, writeID string, newer *newerPart) ([]byte
 		Reason:         s.Reason,
 		Owner:          s.Owner,
 		Labels:         s.Labels,
+		AccessToken:    string(s.AccessToken),
 	})
 	if err != nil {
 		return nil, nil, fmt.Errorf("%w: %w", scheduler.ErrInvalid, err)
@@ -118,6 +120,7 @@ func (r record) session() scheduler.Session {
 		State:          r.State,
 		Reason:         r.Reason,
 		Owner:          r.Owner,
+		AccessToken:    runtime.Secret(r.AccessToken),
 	}
 	if r.Version == 1 {
 		s.Owner = scheduler.DefaultOwner

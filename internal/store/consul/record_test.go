@@ -12,6 +12,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/shoenig/test/must"
 
+	"github.com/bivouac/bivouac/runtime"
 	"github.com/bivouac/bivouac/scheduler"
 )
 
@@ -29,6 +30,7 @@ func testSession() scheduler.Session {
 		State:          scheduler.StateRunning,
 		Owner:          "team-a",
 		Labels:         map[string]string{"ticket": "4711", "tier": ""},
+		AccessToken:    runtime.Secret(strings.Repeat("5e", 32)),
 	}
 }
 
@@ -198,7 +200,7 @@ func TestRecord(t *testing.T) {
 		read, _, err := decodeRecord("some/key", testChat, []byte(recordOfVersion1))
 		must.NoError(t, err)
 		want := testSession()
-		want.Owner, want.Labels = scheduler.DefaultOwner, nil
+		want.Owner, want.Labels, want.AccessToken = scheduler.DefaultOwner, nil, ""
 		must.Eq(t, want, *read)
 	})
 }

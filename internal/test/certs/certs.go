@@ -16,6 +16,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -49,6 +50,14 @@ func NewCA(tb testing.TB) *CA {
 	certificate, err := x509.ParseCertificate(der)
 	must.NoError(tb, err)
 	return &CA{PEM: encode("CERTIFICATE", der), certificate: certificate, key: key}
+}
+
+// With returns ca with the certificate of another one in its PEM, as during a change from
+// one CA to the next.
+func (ca *CA) With(other *CA) *CA {
+	both := *ca
+	both.PEM = slices.Concat(ca.PEM, other.PEM)
+	return &both
 }
 
 // Issue returns a certificate for names, which are DNS names or IP addresses. The first

@@ -47,7 +47,7 @@ func TestSandboxOutlivesHeartbeats(t *testing.T) {
 	must.NoError(t, w.load.knock(created.Session))
 	found, _, err := r.api.Get(t.Context(), created.Session.ChatID, apiclient.Block{})
 	must.NoError(t, err)
-	must.Eq(t, created.Session, found)
+	must.Eq(t, created.Session, found.Session)
 	_, err = r.api.Delete(t.Context(), created.Session.ChatID)
 	must.NoError(t, err)
 }
@@ -114,8 +114,8 @@ func TestSandboxOfNodeThatIsCutOffForLongIsEndedAndNotReplaced(t *testing.T) {
 		found, _, err := r.api.Get(limit, chat, apiclient.Block{})
 		must.NoError(t, limit.Err())
 		if err == nil {
-			must.SliceContains(t, []string{"running", "lost", "dead"}, found.State)
-			state = found.State
+			must.SliceContains(t, []string{"running", "lost", "dead"}, found.Session.State)
+			state = found.Session.State
 		}
 	}
 	// nothing has replaced it, which Nomad would have decided when it reported

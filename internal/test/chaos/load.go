@@ -213,14 +213,14 @@ func (l *load) get(ctx context.Context, r *replica, chat uuid.UUID, limit time.D
 	return l.call(ctx, r, false, limit, "get chat "+chat.String(), func(ctx context.Context) (string, error) {
 		start := time.Now()
 		op := "get chat " + chat.String() + " on " + r.name
-		session, _, err := r.api.Get(ctx, chat, apiclient.Block{})
+		found, _, err := r.api.Get(ctx, chat, apiclient.Block{})
 		end := time.Now()
 		switch {
 		case err == nil:
 			l.serve(true)
 			// An intent is returned as recorded, and nobody was told of it.
-			if session.State != "creating" {
-				l.told.saw(answer{start, end, op, false, session})
+			if found.Session.State != "creating" {
+				l.told.saw(answer{start, end, op, false, found.Session})
 			}
 		case codeOf(err) == wire.CodeNotFound:
 			l.serve(true)

@@ -221,8 +221,8 @@ func begin(ctx context.Context, v *victim) error {
 		return err
 	}
 	for index := uint64(0); ; {
-		session, next, err := v.api.Get(ctx, v.chat, apiclient.Block{Index: index, Wait: time.Second})
-		if err != nil || session.State == "dead" {
+		found, next, err := v.api.Get(ctx, v.chat, apiclient.Block{Index: index, Wait: time.Second})
+		if err != nil || found.Session.State == "dead" {
 			return err
 		}
 		index = next

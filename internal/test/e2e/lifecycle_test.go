@@ -54,7 +54,7 @@ func TestChatGetsItsOneSandbox(t *testing.T) {
 
 		// When it is created again, it is reused unchanged.
 		reused := r.create(chat, w.body(), http.StatusOK)
-		must.Eq(t, wire.CreateAnswer{Result: "reused", Session: created.Session}, reused)
+		must.Eq(t, wire.CreateAnswer{Result: "reused", Session: created.Session, AccessToken: created.AccessToken}, reused)
 
 		// When it is asked for with another agent, the answer names the conflict.
 		other := w.body()

@@ -220,7 +220,7 @@ func (r *replica) create(chat string, body wire.CreateRequest, status int) wire.
 
 func (r *replica) get(chat string) wire.Session {
 	r.t.Helper()
-	return call[wire.SessionAnswer](r, http.MethodGet, sessionPath(chat), nil, http.StatusOK).Session
+	return call[wire.GetAnswer](r, http.MethodGet, sessionPath(chat), nil, http.StatusOK).Session
 }
 
 func (r *replica) delete(chat string) wire.DeleteAnswer {

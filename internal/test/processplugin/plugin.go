@@ -145,7 +145,8 @@ func (p *Plugin) start(spec runtime.Spec) (record, error) {
 	cmd := exec.Command(p.command[0], p.command[1:]...) // the sandbox outlives the call
 	cmd.Dir = spec.VolumeHostPath
 	cmd.Env = append(os.Environ(), p.mark(spec.SessionID), "PORT="+strconv.Itoa(int(r.Port)), "BIVOUAC_SESSION_ID="+spec.SessionID,
-		"BIVOUAC_CHAT_ID="+spec.ChatID, "BIVOUAC_AGENT_ID="+spec.AgentID, "BIVOUAC_WORKSPACE="+spec.VolumeHostPath)
+		"BIVOUAC_CHAT_ID="+spec.ChatID, "BIVOUAC_AGENT_ID="+spec.AgentID, "BIVOUAC_WORKSPACE="+spec.VolumeHostPath,
+		"BIVOUAC_ACCESS_TOKEN="+string(spec.AccessToken))
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := cmd.Start(); err != nil {
 		return record{}, fmt.Errorf("%w: %w", runtime.ErrNotReady, err)

@@ -9,6 +9,7 @@ package storetest
 import (
 	"context"
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
@@ -75,6 +76,7 @@ func newSession() scheduler.Session {
 		State:          scheduler.StateRunning,
 		Owner:          "team-a",
 		Labels:         map[string]string{"ticket": "4711", "example.com/tier": "", "text": "ä \"${c}\" <&>"},
+		AccessToken:    runtime.Secret(strings.Repeat("5e", 32)),
 	}
 }
 

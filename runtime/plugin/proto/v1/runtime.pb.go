@@ -1473,7 +1473,11 @@ type Spec struct {
 	Owner string `protobuf:"bytes,7,opt,name=owner,proto3" json:"owner,omitempty"`
 	// At most 16 labels of the session: keys of at most 64 bytes, values of at most
 	// 256 bytes. They do not change what runs.
-	Labels        map[string]string `protobuf:"bytes,8,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Labels map[string]string `protobuf:"bytes,8,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// The secret of this sandbox: 64 hexadecimal digits, or empty if the session has
+	// none. The sandbox must find it in its environment as BIVOUAC_ACCESS_TOKEN. Do
+	// not log or report it.
+	AccessToken   string `protobuf:"bytes,9,opt,name=access_token,json=accessToken,proto3" json:"access_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1562,6 +1566,13 @@ func (x *Spec) GetLabels() map[string]string {
 		return x.Labels
 	}
 	return nil
+}
+
+func (x *Spec) GetAccessToken() string {
+	if x != nil {
+		return x.AccessToken
+	}
+	return ""
 }
 
 // Sandbox is one sandbox as its driver sees it.
@@ -1817,7 +1828,7 @@ const file_v1_runtime_proto_rawDesc = "" +
 	"\x05event\"V\n" +
 	"\x06Output\x128\n" +
 	"\x06stream\x18\x01 \x01(\x0e2 .bivouac.runtime.v1.OutputStreamR\x06stream\x12\x12\n" +
-	"\x04data\x18\x02 \x01(\fR\x04data\"\x88\x03\n" +
+	"\x04data\x18\x02 \x01(\fR\x04data\"\xb0\x03\n" +
 	"\x04Spec\x12\x1d\n" +
 	"\n" +
 	"session_id\x18\x01 \x01(\tR\tsessionId\x12\x17\n" +
@@ -1829,7 +1840,8 @@ const file_v1_runtime_proto_rawDesc = "" +
 	"\n" +
 	"expires_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\texpiresAt\x12\x14\n" +
 	"\x05owner\x18\a \x01(\tR\x05owner\x12<\n" +
-	"\x06labels\x18\b \x03(\v2$.bivouac.runtime.v1.Spec.LabelsEntryR\x06labels\x1a9\n" +
+	"\x06labels\x18\b \x03(\v2$.bivouac.runtime.v1.Spec.LabelsEntryR\x06labels\x12&\n" +
+	"\faccess_token\x18\t \x01(\tB\x03\x80\x01\x01R\vaccessToken\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xe7\x01\n" +
