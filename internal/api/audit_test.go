@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"regexp"
 	"strings"
 	"sync"
 	"syscall"
@@ -58,6 +59,9 @@ func (d *disk) taken() string {
 	return d.text.String()
 }
 
+// accessToken matches the secret of a sandbox in an answer.
+var accessToken = regexp.MustCompile(`"access_token":"([^"]+)"`)
+
 // The credentials of the audited server's callers. They must be in no line.
 const (
 	supportToken = "bvk_support-secret"
@@ -72,6 +76,9 @@ type audited struct {
 	disk   *disk
 	clock  *clock
 	driver *fakeruntime.Driver
+	// secrets must be in no line: credentials, parts of them, and the access tokens of
+	// sandboxes that were returned.
+	secrets map[string]bool
 }
 
 // clock is a clock that a test moves.
@@ -94,7 +101,9 @@ func (c *clock) advance(d time.Duration) {
 
 func startAudited(t *testing.T, enforced bool) audited {
 	t.Helper()
-	a := audited{disk: &disk{room: -1}, clock: &clock{now: time.Now()}, driver: fakeruntime.New("fake")}
+	a := audited{disk: &disk{room: -1}, clock: &clock{now: time.Now()}, driver: fakeruntime.New("fake"), secrets: map[string]bool{
+		supportToken: true, readerToken: true, opsToken: true, wrongToken: true, "secret": true, "Bearer": true,
+	}}
 	sink, err := audit.Open(audit.Settings{Name: "disk", Path: audit.Stdout, Enforced: enforced}, a.disk)
 	must.NoError(t, err)
 	log := audit.New(audit.Config{Sinks: []*audit.Sink{sink}, Node: "n", Logger: hclog.NewNullLogger(), Lost: func(string) {}})
@@ -141,7 +150,10 @@ func (a audited) does(token string, r request) (status int, lines []string) {
 	res, body := a.send(r)
 	<-a.served
 	text := a.disk.taken()
-	for _, secret := range []string{supportToken, readerToken, opsToken, wrongToken, "secret", "Bearer"} {
+	if match := accessToken.FindStringSubmatch(body); match != nil {
+		a.secrets[match[1]] = true
+	}
+	for secret := range a.secrets {
 		must.StrNotContains(a.t, text, secret)
 		must.StrNotContains(a.t, a.log.String(), secret)
 	}
@@ -234,7 +246,7 @@ func TestAudit(t *testing.T) {
 	secret := get
 	secret.path += "?token=" + wrongToken
 	foreign := create
-	foreign.host = "evil.example"
+	foreign.header = http.Header{"Sec-Fetch-Site": {"cross-site"}}
 
 	const path = " /v1/sessions/{chat_id} "
 	for _, step := range []struct {
@@ -290,7 +302,7 @@ func TestAudit(t *testing.T) {
 		}},
 		{"wrong token", nil, wrongToken, get, 401, []string{"complete anonymous GET" + path + "chat 401 unauthenticated"}},
 		{"token in the query", nil, wrongToken, secret, 401, []string{"complete anonymous GET" + path + "chat 401 unauthenticated"}},
-		{"foreign host", nil, supportToken, foreign, 403, []string{"complete anonymous PUT" + path + "chat 403 forbidden_host"}},
+		{"foreign origin", nil, supportToken, foreign, 403, []string{"complete anonymous PUT" + path + "chat 403 forbidden_origin"}},
 		{"create that is not understood", nil, supportToken, broken, 400, []string{
 			"received support token PUT" + path + "chat",
 			"complete support token PUT" + path + "chat 400 invalid",
@@ -334,6 +346,7 @@ func TestAudit(t *testing.T) {
 			must.Eq(t, step.lines, lines)
 		})
 	}
+	must.MapLen(t, 8, a.secrets, must.Sprint("two sandboxes have told their access token"))
 }
 
 func TestAudit_full_disk(t *testing.T) {

@@ -16,8 +16,8 @@ const (
 	stageGap      = "Gap"               // lines are missing here
 )
 
-// maxText bounds a text from outside, in bytes.
-const maxText = 1024
+// maxText bounds a text that a caller may choose freely, in bytes.
+const maxText = 256
 
 // line is a line of the log. Names and nesting are those of Nomad's audit log, with the
 // session, the result and the node added, so that what reads the one can read the other.
@@ -127,11 +127,11 @@ func newSession(s *scheduler.Session) *session {
 	}
 	return &session{
 		SessionID:      s.SessionID.String(),
-		AgentID:        clip(s.AgentID),
-		Owner:          clip(s.Owner),
-		VolumeHostPath: clip(s.VolumeHostPath),
+		AgentID:        s.AgentID,
+		Owner:          s.Owner,
+		VolumeHostPath: s.VolumeHostPath,
 		Runtime:        s.Runtime,
-		ContainerID:    clip(s.ContainerID),
+		ContainerID:    s.ContainerID,
 	}
 }
 
@@ -143,9 +143,11 @@ func idOf(id uuid.UUID) string {
 	return id.String()
 }
 
+// clip shortens a text. It removes what is not UTF-8, which would be six bytes for each
+// byte.
 func clip(text string) string {
 	if len(text) <= maxText {
-		return text
+		return strings.ToValidUTF8(text, "")
 	}
 	return strings.ToValidUTF8(text[:maxText], "") + "…"
 }
