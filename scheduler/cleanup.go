@@ -111,8 +111,6 @@ func (s *Scheduler) cleanupOne(ctx context.Context, session Session) (*Session, 
 		s.journal.note(ctx, Event{Type: EventExpireFailed, Before: &session, Err: err})
 	case cleaned == nil:
 		traceResult(ctx, "skipped")
-	default:
-		s.journal.note(ctx, Event{Type: EventExpired, Before: cleaned})
 	}
 	return cleaned, err
 }
@@ -145,7 +143,10 @@ func (s *Scheduler) endIfExpired(ctx context.Context, listed Session) (*Session,
 	if err != nil {
 		return nil, fmt.Errorf("cleanup: %w", err)
 	}
-	if err := s.end(ctx, lease, driver, runtime.Driver.Stop); err != nil {
+	err = s.attempt(ctx, Event{Type: EventExpired, Before: &found}, func() error {
+		return s.end(ctx, lease, driver, runtime.Driver.Stop)
+	})
+	if err != nil {
 		return nil, fmt.Errorf("cleanup: %w", err)
 	}
 	return &found, nil

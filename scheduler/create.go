@@ -68,7 +68,7 @@ func (s *Scheduler) Create(ctx context.Context, cmd CreateCommand) (CreateResult
 	case event.Type == EventConflict:
 		return CreateResult{}, &ConflictError{Session: *event.After, Reason: event.Reason}
 	}
-	return CreateResult{Result: Result(event.result()), Session: *event.After}, nil
+	return CreateResult{Result: Result(event.Result()), Session: *event.After}, nil
 }
 
 // create returns the event for the outcome of the command. If it fails, the event names

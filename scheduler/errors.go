@@ -47,6 +47,9 @@ var (
 	// server. The message says what they lack. A runtime returns
 	// [runtime.ErrPermission].
 	ErrServerDenied = fmt.Errorf("%w: the server's own credentials are refused", ErrUnavailable)
+	// ErrAuditUnavailable is returned if something was not done because it could not
+	// be written to the audit log.
+	ErrAuditUnavailable = errors.New("audit log unavailable")
 	// ErrQuota is what a [QuotaError] wraps.
 	ErrQuota = errors.New("quota exceeded")
 	// ErrConflict is what a [ConflictError] wraps.
@@ -121,6 +124,7 @@ var kinds = []struct {
 	{ErrDamaged, "damaged_record"},
 	{ErrNewerRecord, "newer_record"},
 	{ErrBusy, "busy"},
+	{ErrAuditUnavailable, "audit_unavailable"},
 	{ErrServerDenied, "server_permission_denied"},
 	{runtime.ErrPermission, "server_permission_denied"},
 	{ErrUnavailable, "store_unavailable"},

@@ -73,13 +73,19 @@ type journal struct {
 	readers []func(context.Context, Event)
 }
 
-// note passes an event to the readers, with the time, the caller and the request ID.
+// note passes an event to the readers.
 func (j *journal) note(ctx context.Context, e Event) {
+	e = j.stamp(ctx, e)
+	for _, read := range j.readers {
+		read(ctx, e)
+	}
+}
+
+// stamp adds the time, the caller, the request ID and the chat to an event.
+func (j *journal) stamp(ctx context.Context, e Event) Event {
 	e.Time, e.Caller, e.RequestID = j.now(), CallerFrom(ctx), RequestIDFrom(ctx)
 	if session := e.session(); session != nil {
 		e.ChatID = session.ChatID
 	}
-	for _, read := range j.readers {
-		read(ctx, e)
-	}
+	return e
 }

@@ -125,9 +125,9 @@ func (in *instruments) timeEvent(ctx context.Context, e Event) {
 		if e.After != nil {
 			name = e.After.Runtime
 		}
-		in.create.Record(ctx, took, result(e.result()), metric.WithAttributes(attribute.String("runtime", name)))
+		in.create.Record(ctx, took, result(e.Result()), metric.WithAttributes(attribute.String("runtime", name)))
 	case EventDeleted, EventDeleteNotFound, EventDeleteFailed:
-		in.delete.Record(ctx, took, result(e.result()))
+		in.delete.Record(ctx, took, result(e.Result()))
 	default:
 	}
 }

@@ -92,9 +92,6 @@ func (s *Scheduler) record(ctx context.Context, changed runtime.Sandbox, wait ti
 	if seen.State == current.State {
 		return nil
 	}
-	if err := write(ctx, lease, &seen, Release); err != nil {
-		return err
-	}
-	s.journal.note(ctx, Event{Type: EventType(seen.State), Before: current, After: &seen, Reason: seen.Reason})
-	return nil
+	event := Event{Type: EventType(seen.State), Before: current, After: &seen, Reason: seen.Reason}
+	return s.attempt(ctx, event, func() error { return write(ctx, lease, &seen, Release) })
 }

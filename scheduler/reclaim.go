@@ -120,11 +120,6 @@ func (s *Scheduler) reclaim(ctx context.Context, lease Lease, chatID uuid.UUID, 
 	}
 	lost := slices.IndexFunc(others, func(other found) bool { return whyNotAdopted(other.Sandbox) == nil })
 	if !alive && lost >= 0 {
-		if current != nil {
-			if err := s.outlive(ctx, lease, *current); err != nil {
-				return done, err
-			}
-		}
 		if _, err := s.adopt(ctx, lease, others[lost], Keep); err != nil {
 			return done, err
 		}
@@ -193,26 +188,36 @@ func isLate(sandbox runtime.Sandbox) bool {
 }
 
 // adopt writes the record of a sandbox that has none, from what the sandbox reports
-// about itself. A renewal may have been lost with the record, so the session lives for
-// at least the default TTL from now.
+// about itself. The record replaces that of a session which is not alive. A renewal may
+// have been lost with the record, so the session lives for at least the default TTL from
+// now.
 func (s *Scheduler) adopt(ctx context.Context, lease Lease, sandbox found, then Then) (Session, error) {
 	session := *sandbox.session()
 	session.State = StateRunning
 	if least := s.now().Add(s.TTL); least.After(session.ExpiresAt) {
 		session.ExpiresAt = least
 	}
-	if err := write(ctx, lease, &session, then); err != nil {
+	err := s.attempt(ctx, Event{Type: EventAdopted, After: &session}, func() error {
+		if current := lease.Session(); current != nil {
+			if err := s.outlive(ctx, lease, *current); err != nil {
+				return err
+			}
+		}
+		return write(ctx, lease, &session, then)
+	})
+	if err != nil {
 		return Session{}, fmt.Errorf("adopt session %s: %w", session.SessionID, err)
 	}
-	s.journal.note(ctx, Event{Type: EventAdopted, After: &session})
 	return session, nil
 }
 
 // endOrphan ends a sandbox that has no record.
 func (s *Scheduler) endOrphan(ctx context.Context, lease Lease, orphan found) error {
-	if err := stop(ctx, lease, orphan.driver, runtime.Driver.Delete, orphan.SessionID); err != nil {
+	err := s.attempt(ctx, Event{Type: EventOrphanStopped, Before: orphan.session()}, func() error {
+		return stop(ctx, lease, orphan.driver, runtime.Driver.Delete, orphan.SessionID)
+	})
+	if err != nil {
 		return fmt.Errorf("end session %s, which no record names: %w", orphan.SessionID, err)
 	}
-	s.journal.note(ctx, Event{Type: EventOrphanStopped, Before: orphan.session()})
 	return nil
 }

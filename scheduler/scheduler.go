@@ -49,8 +49,8 @@ const (
 	workers = 8
 )
 
-// Config is the configuration of a Scheduler. All fields but VolumeRoots and
-// MaxSessions are required.
+// Config is the configuration of a Scheduler. All fields but VolumeRoots, MaxSessions
+// and Audit are required.
 type Config struct {
 	Store          Store
 	Locker         Locker
@@ -67,6 +67,7 @@ type Config struct {
 	Meter  metric.Meter
 	Tracer trace.Tracer
 	Now    func() time.Time
+	Audit  Auditor // may be nil
 }
 
 // Scheduler implements the use cases. It is safe for concurrent use.
@@ -108,6 +109,9 @@ func New(c Config) (*Scheduler, error) {
 	}
 	s.Locker = measuredLocker{c.Locker, s.metrics}
 	s.journal = journal{now: s.now, readers: []func(context.Context, Event){s.logEvent, s.metrics.countEvent, s.metrics.timeEvent, traceEvent}}
+	if c.Audit != nil {
+		s.journal.readers = append(s.journal.readers, c.Audit.Note)
+	}
 	return s, nil
 }
 

@@ -84,9 +84,7 @@ func (s *Scheduler) settle(ctx context.Context, listed Session) error {
 	if err != nil {
 		return err
 	}
-	if err := s.end(ctx, lease, driver, runtime.Driver.Delete); err != nil {
-		return err
-	}
-	s.journal.note(ctx, Event{Type: EventSettled, Before: &found})
-	return nil
+	return s.attempt(ctx, Event{Type: EventSettled, Before: &found}, func() error {
+		return s.end(ctx, lease, driver, runtime.Driver.Delete)
+	})
 }

@@ -54,8 +54,9 @@ var eventNames = map[EventType]names{
 	EventRepairFailed:   {log: "record_repair_failed", level: hclog.Error},
 }
 
-// result returns how a use case ended, for its counter and its span.
-func (e Event) result() string {
+// Result returns how a use case ended, as its counter and its span say it: "created",
+// "replaced", "error" and so on. It is empty if the event ends no use case.
+func (e Event) Result() string {
 	if e.Type == EventCreated && e.Before != nil {
 		return string(ResultReplaced)
 	}
@@ -132,7 +133,7 @@ func (in *instruments) countEvent(ctx context.Context, e Event) {
 	case EventOrphanFound, EventOrphanStopped:
 		attrs = append(attrs, attribute.String("runtime", e.Before.Runtime))
 	default:
-		attrs = append(attrs, attribute.String("result", e.result()))
+		attrs = append(attrs, attribute.String("result", e.Result()))
 	}
 	if e.Type == EventConflict || e.Type == EventCleanupFailed {
 		attrs = append(attrs, attribute.String("reason", e.Reason))
@@ -160,7 +161,7 @@ func traceEvent(ctx context.Context, e Event) {
 	if e.Type == EventConflict {
 		span.SetAttributes(attribute.String("sandbox.conflict.reason", e.Reason))
 	}
-	traceResult(ctx, e.result())
+	traceResult(ctx, e.Result())
 	if e.Err != nil {
 		span.SetAttributes(errorType(e.Err))
 		span.RecordError(e.Err)

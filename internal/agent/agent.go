@@ -118,6 +118,11 @@ func Run(ctx context.Context, c config.Config, env Environment) (err error) {
 	if err != nil {
 		return fmt.Errorf("agent: metrics: %w", err)
 	}
+	auditLog, err := openAudit(c, env.Stdout, metrics, log) //nolint:contextcheck // a lost line is counted whatever becomes of its caller
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, closeSinks(auditLog.Sinks)) }()
 	base, err := newBase(c, metrics, log) //nolint:contextcheck // a request is measured whatever becomes of its caller
 	if err != nil {
 		return err
@@ -127,7 +132,7 @@ func Run(ctx context.Context, c config.Config, env Environment) (err error) {
 	}
 	metrics.certificates = base.credentials
 	base = withFailpoints(base)
-	sessions, err := scheduler.New(scheduler.Config{
+	domain := scheduler.Config{
 		Store:           base.store,
 		Locker:          base.locker,
 		Drivers:         base.drivers,
@@ -141,7 +146,11 @@ func Run(ctx context.Context, c config.Config, env Environment) (err error) {
 		Meter:           telemetry.meter,
 		Tracer:          telemetry.tracer,
 		Now:             base.now,
-	})
+	}
+	if len(auditLog.Sinks) > 0 {
+		domain.Audit = auditLog
+	}
+	sessions, err := scheduler.New(domain)
 	if err != nil {
 		return fmt.Errorf("agent: %w", err)
 	}
@@ -172,6 +181,12 @@ func Run(ctx context.Context, c config.Config, env Environment) (err error) {
 
 		Hosts:              hosts(c),
 		ClientCertificates: c.TLS.VerifyClient,
+	}
+	if len(auditLog.Sinks) > 0 {
+		settings.Audit, settings.Checks = auditLog, append(settings.Checks, auditChecks(auditLog)...)
+		for _, sink := range auditLog.Sinks {
+			watched["audit."+sink.Name()] = sink
+		}
 	}
 	if callers.authenticator != nil {
 		settings.Authenticate = callers.authenticator.Authenticate

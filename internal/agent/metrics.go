@@ -19,6 +19,7 @@ type metrics struct {
 	meter         metric.Meter
 	consul, nomad metric.Float64Histogram // of requests
 	refusals      metric.Int64Counter
+	auditLosses   metric.Int64Counter
 	reloads       metric.Int64Counter // that failed
 	certificates  certificates        // whose expiry is observed
 }
@@ -26,13 +27,15 @@ type metrics struct {
 func newMetrics(meter metric.Meter) (*metrics, error) {
 	m := &metrics{meter: meter}
 	boundaries := metric.WithExplicitBucketBoundaries(.0005, .001, .002, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30)
-	var consulErr, nomadErr, refusalsErr, reloadsErr error
+	var consulErr, nomadErr, refusalsErr, auditErr, reloadsErr error
 	m.consul, consulErr = meter.Float64Histogram("consul.request.duration", metric.WithUnit("s"), boundaries,
 		metric.WithDescription("Time of a request to Consul until its answer begins."))
 	m.nomad, nomadErr = meter.Float64Histogram("nomad.request.duration", metric.WithUnit("s"), boundaries,
 		metric.WithDescription("Time of a request to Nomad."))
 	m.refusals, refusalsErr = meter.Int64Counter("sandbox.refusal.total",
 		metric.WithDescription("Requests refused because a limit was reached."))
+	m.auditLosses, auditErr = meter.Int64Counter("audit.loss.total",
+		metric.WithDescription("Lines that a sink of the audit log did not take."))
 	m.reloads, reloadsErr = meter.Int64Counter("credential.reload.failure.total",
 		metric.WithDescription("Reads of a token or certificate file that could not be used."))
 	_, expiryErr := meter.Int64ObservableGauge("certificate.expiry", metric.WithUnit("s"),
@@ -43,12 +46,17 @@ func newMetrics(meter metric.Meter) (*metrics, error) {
 			}
 			return nil
 		}))
-	return m, errors.Join(consulErr, nomadErr, refusalsErr, reloadsErr, expiryErr)
+	return m, errors.Join(consulErr, nomadErr, refusalsErr, auditErr, reloadsErr, expiryErr)
 }
 
 // refused counts a request that was refused.
 func (m *metrics) refused(ctx context.Context, limit string) {
 	m.refusals.Add(ctx, 1, metric.WithAttributes(attribute.String("limit", limit)))
+}
+
+// auditLost counts a line that a sink of the audit log did not take.
+func (m *metrics) auditLost(sink string) {
+	m.auditLosses.Add(context.Background(), 1, metric.WithAttributes(attribute.String("sink", sink)))
 }
 
 // reloadFailed counts a credential that could not be read again.

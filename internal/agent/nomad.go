@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"strings"
+	"time"
 
 	"github.com/hashicorp/go-hclog"
 	nomadapi "github.com/hashicorp/nomad/api"
@@ -101,8 +102,10 @@ func (n *nomadConnection) setToken(c config.Config) error {
 	return nil
 }
 
-// maxIdle is how many connections to Nomad are kept while they are not used.
-const maxIdle = 32
+const (
+	maxIdle   = 32               // connections to Nomad that are kept while they are not used
+	idleLimit = 90 * time.Second // how long they are kept
+)
 
 // secure sets the HTTP client of the settings to one that uses the current TLS files for each
 // connection. It leaves settings alone if there are no files, or if the environment asks
@@ -118,12 +121,13 @@ func (n *nomadConnection) secure() error {
 		return err
 	}
 	n.credentials["nomad_tls"] = loaded
-	transport := http.DefaultTransport.(*http.Transport).Clone()
-	transport.ForceAttemptHTTP2 = false // Nomad's API has connections that are upgraded
-	transport.MaxIdleConnsPerHost = maxIdle
-	transport.DialTLSContext = loaded.Dial(own.TLSServerName)
-	transport.TLSClientConfig = loaded.Client(own.TLSServerName) // for proxies and websockets
-	n.settings.HttpClient = &http.Client{Transport: transport}
+	n.settings.HttpClient = &http.Client{Transport: &http.Transport{
+		Proxy:               http.ProxyFromEnvironment,
+		DialTLSContext:      loaded.Dial(own.TLSServerName),
+		TLSClientConfig:     loaded.Client(own.TLSServerName), // for proxies and websockets
+		MaxIdleConnsPerHost: maxIdle,
+		IdleConnTimeout:     idleLimit,
+	}}
 	return nil
 }
 

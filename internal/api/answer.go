@@ -10,6 +10,8 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/bivouac/bivouac/internal/api/wire"
+	"github.com/bivouac/bivouac/internal/audit"
+	"github.com/bivouac/bivouac/scheduler"
 )
 
 // answer is the http.ResponseWriter of the API's handlers. It has the request's ID and
@@ -17,12 +19,13 @@ import (
 type answer struct {
 	http.ResponseWriter
 	requestID string
-	caller    string // its name, once it is known
-	store     string // name of the session store, for messages
-	status    int    // 0 until the final status is written
-	err       error  // why the request failed
-	broken    bool   // the answer cannot be completed
-	flush     bool   // send each part of the answer when it is written
+	caller    scheduler.Caller // once it is known
+	audited   *audit.Operation // nil: not in the audit log
+	store     string           // name of the session store, for messages
+	status    int              // 0 until the final status is written
+	err       error            // why the request failed
+	broken    bool             // the answer cannot be completed
+	flush     bool             // send each part of the answer when it is written
 }
 
 func newAnswer(w http.ResponseWriter, r *http.Request, store string) *answer {

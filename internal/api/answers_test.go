@@ -64,6 +64,7 @@ func TestEveryDocumentedAnswerIsGiven(t *testing.T) {
 		{"create beside a sandbox that does not end", failing(runtime.ErrNotStopped), create, 503, "not_stopped"},
 		{"create that is overtaken by a stop", failing(runtime.ErrConflict), create, 503, "sandbox_conflict"},
 		{"create without a runtime", failing(runtime.ErrUnavailable), create, 503, "runtime_unavailable"},
+		{"create that cannot be written to the audit log", failing(scheduler.ErrAuditUnavailable), create, 503, "audit_unavailable"},
 		{"create that cannot get the lock", failing(scheduler.ErrLockTimeout), create, 503, "lock_timeout"},
 		{"create that loses the lock", failing(scheduler.ErrLockLost), create, 503, "lock_lost"},
 		{"create that takes too long", failing(context.DeadlineExceeded), create, 503, "deadline_exceeded"},

@@ -64,6 +64,13 @@ func (a *API) handle(path string, m methods) {
 }
 
 func (a *API) run(e endpoint, w http.ResponseWriter, r *http.Request) error {
+	ans, isAnswer := w.(*answer)
+	if isAnswer && a.config.Audit != nil && e.access.isAudited() {
+		var err error
+		if r, err = a.received(ans, r); err != nil {
+			return err
+		}
+	}
 	if err := e.access.allow(scheduler.CallerFrom(r.Context())); err != nil {
 		return err
 	}
@@ -81,7 +88,7 @@ func (a *API) run(e endpoint, w http.ResponseWriter, r *http.Request) error {
 		defer cancel()
 		r = r.WithContext(ctx)
 	}
-	if ans, ok := w.(*answer); ok {
+	if isAnswer {
 		ans.flush = e.kind == stream
 	}
 	return e.handle(w, r, q)

@@ -94,6 +94,9 @@ func byKind(kind string, late bool) apiError {
 		return apiError{status: http.StatusTooManyRequests, code: code, retryAfter: soon}
 	case wire.CodeQuotaExceeded:
 		return apiError{status: http.StatusTooManyRequests, code: code, retryAfter: later}
+	case wire.CodeAuditUnavailable:
+		return apiError{status: http.StatusServiceUnavailable, code: code, retryAfter: later,
+			message: "nothing was done, because the server cannot write to its audit log"}
 	case wire.CodeServerPermissionDenied:
 		return apiError{status: http.StatusServiceUnavailable, code: code, retryAfter: later}
 	case wire.CodeShuttingDown:

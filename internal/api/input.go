@@ -30,8 +30,9 @@ func invalid(format string, args ...any) error {
 	return fmt.Errorf("%w: %w", scheduler.ErrInvalid, fmt.Errorf(format, args...))
 }
 
-func chatID(r *http.Request) (uuid.UUID, error) {
-	s := r.PathValue("chat_id")
+func chatID(r *http.Request) (uuid.UUID, error) { return parseChatID(r.PathValue("chat_id")) }
+
+func parseChatID(s string) (uuid.UUID, error) {
 	id, err := uuid.Parse(s)
 	if err != nil || len(s) != len(id.String()) { // Parse accepts other forms too
 		return uuid.Nil, invalid("chat_id is not a UUID in its form of 36 characters")

@@ -14,6 +14,7 @@ import (
 	"go.opentelemetry.io/otel/propagation"
 
 	"github.com/bivouac/bivouac/internal/api/wire"
+	"github.com/bivouac/bivouac/internal/audit"
 	"github.com/bivouac/bivouac/scheduler"
 )
 
@@ -39,7 +40,7 @@ type Operator interface {
 }
 
 // Config is the configuration of the API. All fields except Checks, Operator,
-// Authenticate, Hosts and ClientCertificates are required.
+// Authenticate, Hosts, ClientCertificates and Audit are required.
 type Config struct {
 	Sessions Sessions
 	Store    string          // name of the session store for messages: "Consul at HOST:PORT"
@@ -60,6 +61,7 @@ type Config struct {
 	// ClientCertificates asks for a verified client certificate in all requests over TLS,
 	// except for open endpoints.
 	ClientCertificates bool
+	Audit              *audit.Log // nil: none
 	// Refused is called with the name of the limit when a request is refused.
 	Refused func(ctx context.Context, limit string)
 }
@@ -153,6 +155,7 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		if cause := recover(); cause != nil {
 			a.recovered(ans, cause)
 		}
+		a.audit(ans, r)
 		a.log(ans, r, time.Since(began))
 		if ans.broken {
 			panic(http.ErrAbortHandler) // makes net/http close the connection
@@ -182,7 +185,7 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	ctx = propagation.TraceContext{}.Extract(ctx, propagation.HeaderCarrier(r.Header))
 	ctx = scheduler.WithRequestID(ctx, ans.requestID)
-	ans.caller = scheduler.CallerFrom(ctx).Name
+	ans.caller = scheduler.CallerFrom(ctx)
 	a.mux.ServeHTTP(ans, r.WithContext(ctx))
 }
 
@@ -213,7 +216,7 @@ func (a *API) log(ans *answer, r *http.Request, took time.Duration) {
 	args := []any{"request_id", ans.requestID, "method", clip(r.Method, 32), "path", clip(r.URL.EscapedPath(), 200),
 		"status", ans.status, "took", took}
 	if a.config.Authenticate != nil {
-		args = append(args, "caller", ans.caller)
+		args = append(args, "caller", ans.caller.Name)
 	}
 	if ans.err != nil {
 		if limit, ok := errors.AsType[*scheduler.LimitError](ans.err); ok {

@@ -71,6 +71,7 @@ func (a *API) get(w http.ResponseWriter, r *http.Request, q query) error {
 	if err != nil {
 		return err
 	}
+	auditSession(w, session)
 	return writeJSON(w, http.StatusOK, wire.GetAnswer{Session: wireSession(session), AccessToken: string(session.AccessToken)})
 }
 
@@ -83,6 +84,7 @@ func (a *API) list(w http.ResponseWriter, r *http.Request, q query) error {
 	if err != nil {
 		return err
 	}
+	auditAgent(w, q["agent_id"])
 	var page scheduler.Page
 	err = a.read(r, block, func(ctx context.Context) (err error) {
 		page, err = a.config.Sessions.List(ctx, scheduler.Query{
@@ -185,6 +187,7 @@ func (a *API) repair(w http.ResponseWriter, r *http.Request, _ query) error {
 	}
 	body := wire.RepairAnswer{Result: string(res.Result)}
 	if res.Session != nil {
+		auditSession(w, *res.Session)
 		body.Session = new(wireSession(*res.Session))
 	}
 	return writeJSON(w, http.StatusOK, body)

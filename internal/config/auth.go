@@ -200,12 +200,16 @@ func (c *Config) checkToken(t Token, refuse func(name, format string, args ...an
 
 // CheckCallerName refuses names of callers and policies that do not fit in a log line.
 func CheckCallerName(name string) error {
+	if name == "bivouac" || name == scheduler.DefaultOwner {
+		return fmt.Errorf("the name %q is reserved", name)
+	}
+	return checkName(name)
+}
+
+func checkName(name string) error {
 	const allowed = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ-._"
 	if name == "" || len(name) > maxName || strings.Trim(name, allowed) != "" {
 		return fmt.Errorf("the name must be 1 to %d letters, digits, '-', '.' and '_'", maxName)
-	}
-	if name == "bivouac" || name == scheduler.DefaultOwner {
-		return fmt.Errorf("the name %q is reserved", name)
 	}
 	return nil
 }

@@ -59,6 +59,7 @@ func (c *Config) check() error {
 	}
 	c.checkPlugins(refuse)
 	c.checkAuth(refuse)
+	c.checkAudits(refuse)
 	if !runtime.ValidName(c.Instance) {
 		refuse("instance", "%q is not 1 to 64 of a-z, 0-9 and '-', or begins with '-'", c.Instance)
 	}

@@ -39,6 +39,7 @@ type Config struct {
 	Policies        []Policy
 	Tokens          []Token
 	JWTs            []JWT
+	Audits          []Audit
 	KVPrefix        string
 	Instance        string
 	LogLevel        string
@@ -188,6 +189,7 @@ func (c *Config) Public() map[string]any {
 	public["plugin"] = c.publicPlugins()
 	public["policy"], public["token"] = c.publicAuth()
 	public["jwt"] = c.publicJWTs()
+	public["audit"] = c.publicAudits()
 	return public
 }
 

@@ -44,6 +44,7 @@ func TestReferenceIsGenerated(t *testing.T) {
 		{"agent_prefix \"PREFIX\"` in a `policy", "Says what callers may do with the sessions of the AI agents whose ID begins with `PREFIX`. In a policy only the longest matching prefix counts; an empty prefix matches all.", agentRuleKeys(new(AgentRule))},
 		{"token \"NAME\"", "A caller with a static token. `bivouac token new NAME` makes one.", tokenKeys(new(Token))},
 		{"jwt \"NAME\"", "Callers with signed tokens (JWT) of one issuer. If several blocks may accept a token, the first one that does decides.", jwtKeys(new(defaultJWT()))},
+		{"audit \"NAME\"", "Writes who did what to a file, as JSON lines. [PRODUCTION.md](../../examples/deploy/PRODUCTION.md) describes the lines.", auditKeys(new(newAudit("NAME")))},
 		{"plugin \"NAME\"", "Makes the plugin a runtime of that name. A block `config` inside it is passed to the plugin.", pluginKeys(new(pluginhost.Plugin))},
 	} {
 		fmt.Fprintf(&text, "\n## Block `%s`\n\n", block.name)

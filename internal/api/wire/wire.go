@@ -61,6 +61,7 @@ const (
 	CodeNotPlaced                 Code = "not_placed"                  // 503
 	CodeNotStopped                Code = "not_stopped"                 // 503: the sandbox has not ended yet
 	CodeServerPermissionDenied    Code = "server_permission_denied"    // 503: Consul or Nomad refuses the server's own credentials
+	CodeAuditUnavailable          Code = "audit_unavailable"           // 503: nothing was done, because it could not be written to the audit log
 	CodeStoreUnavailable          Code = "store_unavailable"           // 503
 	CodeRuntimeUnavailable        Code = "runtime_unavailable"         // 503
 	CodeNotReady                  Code = "not_ready"                   // 503: failed to start; 504: not ready in time

@@ -43,6 +43,14 @@ type world struct {
 func newWorld(t *testing.T, template string, flags ...string) *world {
 	c, prefix := stack.ConsulForTest(t)
 	n := stack.NomadForTest(t)
+	w := newWorldOn(t, n, c, prefix, template, flags...)
+	w.env = append(w.env, "CONSUL_HTTP_ADDR="+c.Addr(), "NOMAD_ADDR=http://"+n.Addr())
+	return w
+}
+
+// newWorldOn is like newWorld, on other servers and with a given KV prefix. The replicas do
+// not know yet where the servers are.
+func newWorldOn(t *testing.T, n *stack.Nomad, c *stack.Consul, prefix, template string, flags ...string) *world {
 	consulClient, err := c.Client()
 	must.NoError(t, err)
 	nomadClient, err := n.Client()
@@ -55,7 +63,7 @@ func newWorld(t *testing.T, template string, flags ...string) *world {
 		instance: strings.ToLower(strings.TrimSuffix(prefix, "/")),
 		volume:   t.TempDir(),
 		api:      &http.Client{Transport: apitest.New(t, nil), Timeout: callLimit},
-		env:      append(os.Environ(), "CONSUL_HTTP_ADDR="+c.Addr(), "NOMAD_ADDR=http://"+n.Addr()),
+		env:      os.Environ(),
 	}
 	must.NoError(t, os.WriteFile(filepath.Join(w.volume, "hello.txt"), []byte("from the host"), 0o644))
 	must.NoError(t, os.Chmod(w.volume, 0o755))

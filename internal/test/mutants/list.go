@@ -48,6 +48,8 @@ func mutants() []mutant {
 		{without: "standing still without an identity", line: never},
 		{without: "instance of each job", line: never},
 		{without: "doubt about what is not seen to start", line: never, noticedBy: test{"./scheduler", "TestGet_tellsWhatTheRuntimeSees"}},
+		// In the simulation there is no audit log.
+		{without: "audit before what nobody asked for", line: never, noticedBy: test{"./scheduler", "TestAudit"}},
 		{without: "client's last word on a lost node", line: always, noticedBy: test{"./runtime/nomad", "TestHasEnded_believes_the_client_and_not_the_servers"}},
 	}
 }
