@@ -79,10 +79,11 @@ func (w *world) provoke(n int, f fault) {
 			w.hits.count(f.kind, release() > 0)
 		}
 	case "token without rights":
-		r.token.lost.Add(1)
+		token := r.tokens[f.which%len(r.tokens)]
+		token.lost.Add(1)
 		wait(w.ctx, f.lasts)
-		r.token.lost.Add(-1)
-		w.hits.count(f.kind, r.token.denied.Load() > 0)
+		token.lost.Add(-1)
+		w.hits.count(f.kind, token.denied.Load() > 0)
 	case "no room":
 		w.nomad.SetCapacity(0)
 		wait(w.ctx, f.lasts)

@@ -15,7 +15,6 @@ import (
 	tracenoop "go.opentelemetry.io/otel/trace/noop"
 
 	"github.com/bivouac/bivouac/internal/store/consul"
-	"github.com/bivouac/bivouac/internal/test/simulate/consulmodel"
 	"github.com/bivouac/bivouac/internal/test/simulate/network"
 	"github.com/bivouac/bivouac/runtime"
 	"github.com/bivouac/bivouac/runtime/nomad"
@@ -26,7 +25,7 @@ import (
 type replica struct {
 	name      string
 	host      *network.Host
-	token     *token
+	tokens    [2]*token // for Consul and for Nomad
 	consul    *network.Link
 	nomad     *network.Link
 	store     *consul.Store
@@ -40,8 +39,8 @@ type replica struct {
 // start starts the i-th replica.
 func (w *world) start(i int, name string) {
 	r := &replica{name: name, host: network.NewHost(name), died: make(chan struct{})}
-	r.token = &token{server: w.consul}
-	r.consul, r.nomad = w.net.Link(r.host, r.token), w.net.Link(r.host, w.nomad)
+	r.tokens = [2]*token{{server: w.consul, without: w.consul.WithoutRights()}, {server: w.nomad, without: w.nomad.WithoutRights()}}
+	r.consul, r.nomad = w.net.Link(r.host, r.tokens[0]), w.net.Link(r.host, r.tokens[1])
 	log := w.newLogger(name)
 	consulClient, err := consul.NewClient(&consulapi.Config{HttpClient: &http.Client{Transport: r.consul}}, nil)
 	if err != nil {
@@ -124,21 +123,21 @@ func (w *world) start(i int, name string) {
 	w.note("%s starts", name)
 }
 
-// token is the Consul token of a replica.
+// token is a replica's token for Consul or Nomad.
 type token struct {
-	server *consulmodel.Server
-	lost   atomic.Int32 // while it is not 0, the token permits nothing
-	denied atomic.Int32 // how many requests this affected
+	server, without network.Server // with all rights, and with none
+	lost            atomic.Int32   // while it is not 0, the token permits nothing
+	denied          atomic.Int32   // how many requests this affected
 }
 
-// Serve implements [network.Server]. A blocking read keeps the rights with
-// which it began, as in Consul.
+// Serve implements [network.Server]. A blocking read and an event stream keep the
+// rights with which they began, as in Consul. Nomad would end the stream.
 func (t *token) Serve(ctx context.Context, req *http.Request, body []byte) *http.Response {
 	if t.lost.Load() == 0 {
 		return t.server.Serve(ctx, req, body)
 	}
 	t.denied.Add(1)
-	return t.server.WithoutRights().Serve(ctx, req, body)
+	return t.without.Serve(ctx, req, body)
 }
 
 // startAgain restarts a replica that has ended by itself, as a process
