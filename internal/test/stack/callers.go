@@ -1,18 +1,19 @@
 package stack
 
 import (
+	"crypto/rand"
+	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
 	"os"
-
-	"github.com/bivouac/bivouac/internal/auth"
 )
 
 // WriteCallers writes a configuration file with one caller, who may write for the AI
 // agents whose ID begins with prefix and do all of an operator's work. It returns the
 // caller's token.
 func WriteCallers(file, prefix string) (token string, err error) {
-	token, sum := auth.NewSecret()
+	token = "bvk_" + rand.Text()
+	sum := sha256.Sum256([]byte(token))
 	text := fmt.Sprintf(`token "caller" {
   sha256   = %q
   policies = ["caller"]
