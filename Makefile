@@ -22,6 +22,64 @@ help: ## Print what can be made
 build: ## Build bin/bivouac
 	CGO_ENABLED=0 go build -buildvcs=auto -o bin/bivouac ./cmd/bivouac
 
+# The tag of the image, and the certificates of public authorities that it gets.
+IMAGE ?= bivouac:dev
+CA_CERTIFICATES ?= $(firstword $(wildcard /etc/ssl/certs/ca-certificates.crt /etc/pki/tls/certs/ca-bundle.crt /etc/ssl/cert.pem))
+
+# A docker command without its builder plugin has an older builder.
+.PHONY: image
+image: ## Build the container image IMAGE, with docker
+	@set -e; folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
+	CGO_ENABLED=0 GOOS=linux go build -trimpath -buildvcs=auto -o "$$folder/bivouac" ./cmd/bivouac; \
+	cp LICENSE "$$folder"; cp "$(CA_CERTIFICATES)" "$$folder/ca-certificates.crt"; \
+	mkdir -m 1777 "$$folder/tmp"; tar -C "$$folder" -cf "$$folder/tmp.tar" tmp; \
+	docker buildx version >/dev/null 2>&1 || export DOCKER_BUILDKIT=0; \
+	docker build -q -t "$(IMAGE)" -f examples/deploy/Dockerfile "$$folder"
+
+RELEASE   := bin/release
+PLATFORMS ?= linux_amd64 linux_arm64 darwin_amd64 darwin_arm64
+
+# The same commit and Go make the same bytes, whatever the folder. Packages and archives
+# get the time of the commit.
+export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct)
+.PHONY: $(PLATFORMS:%=bin/%/bivouac)
+$(PLATFORMS:%=bin/%/bivouac): bin/%/bivouac:
+	GOFLAGS= CGO_ENABLED=0 GOOS=$(word 1,$(subst _, ,$*)) GOARCH=$(word 2,$(subst _, ,$*)) \
+		go build -trimpath -buildvcs=true -o $@ ./cmd/bivouac
+
+# $(call version,BINARY) is a shell command that prints the version that Go recorded. Go
+# records none in a git worktree; it is 0 then.
+version = go version -m $(1) | awk '$$1 == "mod" {v = $$3; sub(/^v/, "", v); print v == "(devel)" ? 0 : v}'
+
+.PHONY: packages
+packages: $(patsubst %,bin/%/bivouac,$(filter linux_%,$(PLATFORMS))) ## Build deb and rpm packages in bin/release
+	@set -e; rm -rf $(RELEASE); mkdir -p $(RELEASE); \
+	export BINARY ARCH VERSION=$$($(call version,$<)); \
+	for BINARY in $^; do ARCH=$${BINARY#bin/linux_} ARCH=$${ARCH%/bivouac}; for kind in deb rpm; do \
+		$(call tool,nfpm) package --config examples/deploy/nfpm.yaml --packager $$kind --target $(RELEASE)/; \
+	done; done
+
+# It needs GNU tar. The SBOM has the checksum of the tool that wrote it, hence -trimpath.
+.PHONY: release
+release: $(PLATFORMS:%=bin/%/bivouac) packages ## Build all that a release has in bin/release: archives, packages, SBOMs, checksums
+	@set -e; version=$$($(call version,$<)); \
+	case $$version in 0 | *+dirty) echo "a release needs a clone in which all is committed" >&2; exit 1;; esac; \
+	for platform in $(PLATFORMS); do \
+		name=$(RELEASE)/bivouac_$${version}_$$platform; \
+		tar -c --format=ustar --owner=0 --group=0 --numeric-owner --mode=u=rwX,go=rX --mtime=@$$SOURCE_DATE_EPOCH \
+			LICENSE README.md CHANGELOG.md -C bin/$$platform bivouac | gzip -n >$$name.tar.gz; \
+		GOFLAGS=-trimpath $(call tool,cyclonedx-gomod) bin -json -noserial -notimestamp -output $$name.cdx.json bin/$$platform/bivouac; \
+	done; \
+	cd $(RELEASE); sha256sum -- * >SHA256SUMS
+
+.PHONY: check-release
+check-release: release ## Build the release a second time, from a clone in another folder, and compare
+	@set -e; again=$$(mktemp -d); trap 'rm -rf "$$again"' EXIT; \
+	git clone -q . "$$again/bivouac"; \
+	$(MAKE) --no-print-directory -C "$$again/bivouac" release; \
+	diff $(RELEASE)/SHA256SUMS "$$again/bivouac/$(RELEASE)/SHA256SUMS"; \
+	echo "Both builds have the same bytes:"; cat $(RELEASE)/SHA256SUMS
+
 .PHONY: dev
 dev: build ## Run an agent that needs neither Nomad nor Consul, until Ctrl-C
 	@bin/bivouac agent -dev

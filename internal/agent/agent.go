@@ -11,9 +11,11 @@ import (
 	"fmt"
 	"io"
 	stdlog "log" //nolint:depguard // it is sent to the hclog.Logger
+	"maps"
 	"net"
 	"net/http"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -23,7 +25,6 @@ import (
 	"github.com/bivouac/bivouac/internal/agent/httpserver"
 	"github.com/bivouac/bivouac/internal/api"
 	"github.com/bivouac/bivouac/internal/api/wire"
-	"github.com/bivouac/bivouac/internal/auth"
 	"github.com/bivouac/bivouac/internal/config"
 	"github.com/bivouac/bivouac/internal/credentials"
 	"github.com/bivouac/bivouac/internal/store/consul"
@@ -52,6 +53,8 @@ type Environment struct {
 	Stderr  io.Writer // for the log
 
 	Hangups <-chan os.Signal // receives each SIGHUP; may be nil
+
+	NotifySocket string // address that the service manager listens on (NOTIFY_SOCKET); may be empty
 }
 
 // Validate checks a configuration without requests to Nomad or Consul. It reads the files
@@ -71,7 +74,8 @@ func Validate(ctx context.Context, c config.Config) error {
 		_, runtimeErr := newNomad(c, nil, hclog.NewNullLogger())
 		err = errors.Join(err, runtimeErr)
 	}
-	return err
+	_, callersErr := newCallers(c, nil, hclog.NewNullLogger())
+	return errors.Join(err, callersErr)
 }
 
 // Run runs a replica until ctx ends. It returns nil once all parts have stopped, or an
@@ -150,6 +154,12 @@ func Run(ctx context.Context, c config.Config, env Environment) (err error) {
 	if err != nil {
 		return fmt.Errorf("agent: %w", err)
 	}
+	callers, err := newCallers(c, base.nomad, log)
+	if err != nil {
+		return err
+	}
+	watched := callers.credentials
+	maps.Copy(watched, base.credentials)
 	connections, err := maxConnections()
 	if err != nil {
 		return err
@@ -158,9 +168,10 @@ func Run(ctx context.Context, c config.Config, env Environment) (err error) {
 	settings := api.Config{
 		Sessions: sessions,
 		Store:    base.storeName,
-		Checks: append(base.checks,
-			api.Check{Name: "certificates", Run: certificates(base.credentials).health, Optional: true},
-			api.Check{Name: "sessions", Run: sessions.Health, Optional: true}),
+		Checks: slices.Concat(base.checks, callers.checks, []api.Check{
+			{Name: "certificates", Run: certificates(watched).health, Optional: true},
+			{Name: "sessions", Run: sessions.Health, Optional: true},
+		}),
 		Metrics:  telemetry.handler,
 		Self:     self,
 		Instance: base.instance,
@@ -174,15 +185,11 @@ func Run(ctx context.Context, c config.Config, env Environment) (err error) {
 	if len(auditLog.Sinks) > 0 {
 		settings.Audit, settings.Checks = auditLog, append(settings.Checks, auditChecks(auditLog)...)
 		for _, sink := range auditLog.Sinks {
-			base.credentials["audit."+sink.Name()] = sink
+			watched["audit."+sink.Name()] = sink
 		}
 	}
-	if c.Authenticates() {
-		tokens, err := c.Callers()
-		if err != nil {
-			return err
-		}
-		settings.Authenticate = auth.New(tokens).Authenticate
+	if callers.authenticator != nil {
+		settings.Authenticate = callers.authenticator.Authenticate
 	}
 	if base.operator != nil {
 		base.operator.adopt = sessions.Adopt
@@ -192,13 +199,19 @@ func Run(ctx context.Context, c config.Config, env Environment) (err error) {
 	server := httpserver.New(handler, connections, log.Named("http"))
 	server.RegisterOnShutdown(handler.Stop)
 
-	watcher := &credentials.Watcher{Items: base.credentials, Logger: log, Failed: metrics.reloadFailed} //nolint:contextcheck // a failure has no caller
+	watcher := &credentials.Watcher{Items: watched, Logger: log, Failed: metrics.reloadFailed} //nolint:contextcheck // a failure has no caller
+	manager := serviceManager{socket: env.NotifySocket, log: log}
 	prepared := make(chan struct{})
 	parts := append([]part{
 		{"credentials", func(ctx context.Context) error { watcher.Run(ctx); return nil }},
-		{"hangups", func(ctx context.Context) error { return reloadOnHangup(ctx, env.Hangups, watcher) }},
+		// Not before the server is prepared: the end of a reload would be taken for the
+		// end of the start.
+		{"hangups", whenReady(prepared, func(ctx context.Context) error {
+			return manager.reloadOnHangup(ctx, env.Hangups, watcher.Reload)
+		})},
 		{"telemetry", telemetry.run},
 	}, base.parts...)
+	parts = append(parts, callers.parts...)
 	parts = append(parts,
 		part{"start", func(ctx context.Context) error {
 			if err := base.prepare(ctx); err != nil {
@@ -218,6 +231,7 @@ func Run(ctx context.Context, c config.Config, env Environment) (err error) {
 		part{"http", whenReady(prepared, func(ctx context.Context) error {
 			return serve(ctx, server, front.listeners, sessions.End, log)
 		})},
+		part{"notify", whenReady(prepared, manager.run)}, // last, because the last part is stopped first
 	)
 	if c.Dev {
 		parts = append(parts, part{"guide", whenReady(prepared, func(ctx context.Context) error {
@@ -235,18 +249,6 @@ func Run(ctx context.Context, c config.Config, env Environment) (err error) {
 	}
 	log.Info("agent_stopped")
 	return nil
-}
-
-// reloadOnHangup reloads the credentials on each SIGHUP until ctx ends.
-func reloadOnHangup(ctx context.Context, hangups <-chan os.Signal, watcher *credentials.Watcher) error {
-	for {
-		select {
-		case <-hangups:
-			watcher.Reload()
-		case <-ctx.Done():
-			return nil
-		}
-	}
 }
 
 func describe(c config.Config) wire.SelfAnswer {

@@ -39,8 +39,9 @@ type base struct {
 	instance   func() string // its ID, empty until it is known
 	// credentials are read again while the server runs, by the name that logs have.
 	credentials map[string]credentials.Reloader
-	operator    *operator // nil with -dev
-	volume      devVolume // of -dev
+	nomad       *nomadConnection // nil if no runtime uses Nomad
+	operator    *operator        // nil with -dev
+	volume      devVolume        // of -dev
 }
 
 func newBase(c config.Config, metrics *metrics, log hclog.Logger) (base, error) {
@@ -84,7 +85,7 @@ func newBuiltIn(c config.Config, host *pluginhost.Host, metrics *metrics, log hc
 		}
 		driver, settings.Place = parts.driver, parts.place
 		settings.Running = driver.Instances
-		b.drivers[nomadName] = driver
+		b.drivers[nomadName], b.nomad = driver, &parts.nomadConnection
 		maps.Copy(b.credentials, parts.credentials)
 	}
 	used, err := newConsul(c, settings, log, requests(metrics.consul))

@@ -23,45 +23,80 @@ import (
 	"github.com/bivouac/bivouac/scheduler"
 )
 
-// listingMeter notes the names of the metrics that are made.
+// listingMeter notes the names of the metrics that are made, and records each of them
+// once. Without that, they would not be served.
 type listingMeter struct {
-	noop.Meter
+	metric.Meter
 	names map[string]bool
 }
 
-func (m listingMeter) Int64Counter(name string, _ ...metric.Int64CounterOption) (metric.Int64Counter, error) {
+func (m listingMeter) Int64Counter(name string, options ...metric.Int64CounterOption) (metric.Int64Counter, error) {
 	m.names[name] = true
-	return noop.Int64Counter{}, nil
+	c, err := m.Meter.Int64Counter(name, options...)
+	c.Add(context.Background(), 1)
+	return c, err
 }
 
-func (m listingMeter) Int64UpDownCounter(name string, _ ...metric.Int64UpDownCounterOption) (metric.Int64UpDownCounter, error) {
+func (m listingMeter) Int64UpDownCounter(name string, options ...metric.Int64UpDownCounterOption) (metric.Int64UpDownCounter, error) {
 	m.names[name] = true
-	return noop.Int64UpDownCounter{}, nil
+	c, err := m.Meter.Int64UpDownCounter(name, options...)
+	c.Add(context.Background(), 1)
+	return c, err
 }
 
-func (m listingMeter) Int64Gauge(name string, _ ...metric.Int64GaugeOption) (metric.Int64Gauge, error) {
+func (m listingMeter) Int64Gauge(name string, options ...metric.Int64GaugeOption) (metric.Int64Gauge, error) {
 	m.names[name] = true
-	return noop.Int64Gauge{}, nil
+	g, err := m.Meter.Int64Gauge(name, options...)
+	g.Record(context.Background(), 1)
+	return g, err
 }
 
-func (m listingMeter) Float64Gauge(name string, _ ...metric.Float64GaugeOption) (metric.Float64Gauge, error) {
+func (m listingMeter) Float64Gauge(name string, options ...metric.Float64GaugeOption) (metric.Float64Gauge, error) {
 	m.names[name] = true
-	return noop.Float64Gauge{}, nil
+	g, err := m.Meter.Float64Gauge(name, options...)
+	g.Record(context.Background(), 1)
+	return g, err
 }
 
-func (m listingMeter) Float64Histogram(name string, _ ...metric.Float64HistogramOption) (metric.Float64Histogram, error) {
+func (m listingMeter) Float64Histogram(name string, options ...metric.Float64HistogramOption) (metric.Float64Histogram, error) {
 	m.names[name] = true
-	return noop.Float64Histogram{}, nil
+	h, err := m.Meter.Float64Histogram(name, options...)
+	h.Record(context.Background(), 1)
+	return h, err
 }
 
-func (m listingMeter) Int64ObservableCounter(name string, _ ...metric.Int64ObservableCounterOption) (metric.Int64ObservableCounter, error) {
+func (m listingMeter) Int64ObservableCounter(name string, options ...metric.Int64ObservableCounterOption) (metric.Int64ObservableCounter, error) {
 	m.names[name] = true
-	return noop.Int64ObservableCounter{}, nil
+	return m.Meter.Int64ObservableCounter(name, append(options, metric.WithInt64Callback(observeOne))...)
 }
 
-func (m listingMeter) Int64ObservableGauge(name string, _ ...metric.Int64ObservableGaugeOption) (metric.Int64ObservableGauge, error) {
+func (m listingMeter) Int64ObservableGauge(name string, options ...metric.Int64ObservableGaugeOption) (metric.Int64ObservableGauge, error) {
 	m.names[name] = true
-	return noop.Int64ObservableGauge{}, nil
+	return m.Meter.Int64ObservableGauge(name, append(options, metric.WithInt64Callback(observeOne))...)
+}
+
+func observeOne(_ context.Context, o metric.Int64Observer) error {
+	o.Observe(1)
+	return nil
+}
+
+// makeMetrics makes all metrics of a replica and returns their names.
+func makeMetrics(t *testing.T, meter metric.Meter) []string {
+	t.Helper()
+	listing := listingMeter{Meter: meter, names: map[string]bool{}}
+	metrics, err := newMetrics(listing)
+	must.NoError(t, err)
+	c := config.Default()
+	c.Consul.Address = "127.0.0.1:1" // where nothing listens
+	base, err := newBase(c, metrics, hclog.NewNullLogger())
+	must.NoError(t, err)
+	_, err = scheduler.New(scheduler.Config{
+		Store: base.store, Locker: base.locker, Drivers: base.drivers, DefaultRuntime: c.Runtime,
+		TTL: c.TTL, MaxTTL: c.MaxTTL, CleanupInterval: c.CleanupInterval, Now: base.now,
+		Logger: hclog.NewNullLogger(), Meter: listing, Tracer: nooptrace.NewTracerProvider().Tracer(""),
+	})
+	must.NoError(t, err)
+	return slices.Sorted(maps.Keys(listing.names))
 }
 
 func TestMetricsAreThoseOfTheirDocument(t *testing.T) {
@@ -72,20 +107,7 @@ func TestMetricsAreThoseOfTheirDocument(t *testing.T) {
 		documented = append(documented, string(row[1]))
 	}
 	slices.Sort(documented)
-
-	meter := listingMeter{names: map[string]bool{}}
-	metrics, err := newMetrics(meter)
-	must.NoError(t, err)
-	c := config.Default()
-	base, err := newBase(c, metrics, hclog.NewNullLogger())
-	must.NoError(t, err)
-	_, err = scheduler.New(scheduler.Config{
-		Store: base.store, Locker: base.locker, Drivers: base.drivers, DefaultRuntime: c.Runtime,
-		TTL: c.TTL, MaxTTL: c.MaxTTL, CleanupInterval: c.CleanupInterval, Now: base.now,
-		Logger: hclog.NewNullLogger(), Meter: meter, Tracer: nooptrace.NewTracerProvider().Tracer(""),
-	})
-	must.NoError(t, err)
-	must.Eq(t, documented, slices.Sorted(maps.Keys(meter.names)))
+	must.Eq(t, documented, makeMetrics(t, noop.Meter{}))
 }
 
 func TestMetricsOfRequestsSayHowTheyCameOut(t *testing.T) {

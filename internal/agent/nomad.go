@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"strings"
+	"time"
 
 	"github.com/hashicorp/go-hclog"
 	nomadapi "github.com/hashicorp/nomad/api"
@@ -21,14 +22,22 @@ import (
 
 // nomadParts is what a server uses Nomad for.
 type nomadParts struct {
-	driver      *nomad.Driver
-	place       func(context.Context) (consul.Place, error) // where in Nomad the sandboxes run
-	credentials map[string]credentials.Reloader             // that may change
+	nomadConnection
+	driver *nomad.Driver
+	place  func(context.Context) (consul.Place, error) // where in Nomad the sandboxes run
 }
 
-// newNomad returns what a server uses Nomad for, and makes no request. What the
-// configuration leaves empty comes from Nomad's environment variables.
-func newNomad(c config.Config, observe consul.Observer, log hclog.Logger) (nomadParts, error) {
+// nomadConnection is how a server reaches Nomad.
+type nomadConnection struct {
+	client      *nomadapi.Client
+	settings    *nomadapi.Config
+	token       *credentials.Token              // is sent with each request; the client has none
+	credentials map[string]credentials.Reloader // that may change
+}
+
+// connectNomad returns a connection, and makes no request. What the configuration leaves
+// empty comes from Nomad's environment variables.
+func connectNomad(c config.Config) (nomadConnection, error) {
 	settings := nomadapi.DefaultConfig()
 	override(&settings.Address, c.Nomad.Address)
 	override(&settings.Region, c.Nomad.Region)
@@ -38,18 +47,27 @@ func newNomad(c config.Config, observe consul.Observer, log hclog.Logger) (nomad
 	override(&settings.TLSConfig.ClientCert, c.Nomad.CertFile)
 	override(&settings.TLSConfig.ClientKey, c.Nomad.KeyFile)
 	override(&settings.TLSConfig.TLSServerName, c.Nomad.TLSServerName)
-	parts := nomadParts{credentials: map[string]credentials.Reloader{}}
-	token, err := parts.token(c, settings)
+	connection := nomadConnection{settings: settings, credentials: map[string]credentials.Reloader{}}
+	if err := connection.setToken(c); err != nil {
+		return nomadConnection{}, err
+	}
+	if err := connection.secure(); err != nil {
+		return nomadConnection{}, fmt.Errorf("agent: nomad: %w", err)
+	}
+	var err error
+	if connection.client, err = nomadapi.NewClient(settings); err != nil {
+		return nomadConnection{}, fmt.Errorf("agent: nomad: %w", err)
+	}
+	return connection, nil
+}
+
+// newNomad returns what a server uses Nomad for, and makes no request.
+func newNomad(c config.Config, observe consul.Observer, log hclog.Logger) (nomadParts, error) {
+	connection, err := connectNomad(c)
 	if err != nil {
 		return nomadParts{}, err
 	}
-	if err := parts.secure(settings); err != nil {
-		return nomadParts{}, fmt.Errorf("agent: nomad: %w", err)
-	}
-	client, err := nomadapi.NewClient(settings)
-	if err != nil {
-		return nomadParts{}, fmt.Errorf("agent: nomad: %w", err)
-	}
+	parts := nomadParts{nomadConnection: connection}
 	variables, err := jobVariables(c)
 	if err != nil {
 		return nomadParts{}, err
@@ -59,55 +77,57 @@ func newNomad(c config.Config, observe consul.Observer, log hclog.Logger) (nomad
 		return nomadParts{}, fmt.Errorf("agent: job_template: %w", err)
 	}
 	parts.driver, err = nomad.New(nomad.Config{
-		Client: client, Token: token, Template: template, Logger: log.Named("nomad"), Observe: observe,
+		Client: parts.client, Token: parts.token, Template: template, Logger: log.Named("nomad"), Observe: observe,
 	})
 	if err != nil {
 		return nomadParts{}, fmt.Errorf("agent: %w", err)
 	}
-	namespace := cmp.Or(template.Namespace(), settings.Namespace)
-	parts.place = place(client, token, settings.Region, namespace, c.Runtime == nomadName)
+	namespace := cmp.Or(template.Namespace(), parts.settings.Namespace)
+	parts.place = place(parts.client, parts.token, parts.settings.Region, namespace, c.Runtime == nomadName)
 	return parts, nil
 }
 
-// token returns the configured token, or the one of the environment. It is sent with each
-// request, so the client itself has none.
-func (p *nomadParts) token(c config.Config, settings *nomadapi.Config) (*credentials.Token, error) {
-	value := settings.SecretID
-	settings.SecretID = ""
+// setToken takes the configured token, or the one of the environment.
+func (n *nomadConnection) setToken(c config.Config) error {
+	n.token = credentials.NewToken(n.settings.SecretID)
+	n.settings.SecretID = ""
 	if c.Nomad.TokenFile == "" {
-		return credentials.NewToken(value), nil
+		return nil
 	}
-	token, err := credentials.TokenFile(c.Nomad.TokenFile)
-	if err != nil {
-		return nil, c.Wrong("nomad.token_file", err)
+	var err error
+	if n.token, err = credentials.TokenFile(c.Nomad.TokenFile); err != nil {
+		return c.Wrong("nomad.token_file", err)
 	}
-	p.credentials["nomad_token"] = token
-	return token, nil
+	n.credentials["nomad_token"] = n.token
+	return nil
 }
 
-// maxIdle is how many connections to Nomad are kept while they are not used.
-const maxIdle = 32
+const (
+	maxIdle   = 32               // connections to Nomad that are kept while they are not used
+	idleLimit = 90 * time.Second // how long they are kept
+)
 
-// secure sets the HTTP client of settings to one that uses the current TLS files for each
+// secure sets the HTTP client of the settings to one that uses the current TLS files for each
 // connection. It leaves settings alone if there are no files, or if the environment asks
 // for what only Nomad's own client can do: a folder of CAs, or no verification.
-func (p *nomadParts) secure(settings *nomadapi.Config) error {
-	own := settings.TLSConfig
+func (n *nomadConnection) secure() error {
+	own := n.settings.TLSConfig
 	files := credentials.Files{CA: own.CACert, Certificate: own.ClientCert, Key: own.ClientKey}
-	if !strings.HasPrefix(settings.Address, "https://") || files == (credentials.Files{}) || own.CAPath != "" || own.Insecure {
+	if !strings.HasPrefix(n.settings.Address, "https://") || files == (credentials.Files{}) || own.CAPath != "" || own.Insecure {
 		return nil
 	}
 	loaded, err := credentials.LoadTLS(files)
 	if err != nil {
 		return err
 	}
-	p.credentials["nomad_tls"] = loaded
-	transport := http.DefaultTransport.(*http.Transport).Clone()
-	transport.ForceAttemptHTTP2 = false // Nomad's API has connections that are upgraded
-	transport.MaxIdleConnsPerHost = maxIdle
-	transport.DialTLSContext = loaded.Dial(own.TLSServerName)
-	transport.TLSClientConfig = loaded.Client(own.TLSServerName) // for proxies and websockets
-	settings.HttpClient = &http.Client{Transport: transport}
+	n.credentials["nomad_tls"] = loaded
+	n.settings.HttpClient = &http.Client{Transport: &http.Transport{
+		Proxy:               http.ProxyFromEnvironment,
+		DialTLSContext:      loaded.Dial(own.TLSServerName),
+		TLSClientConfig:     loaded.Client(own.TLSServerName), // for proxies and websockets
+		MaxIdleConnsPerHost: maxIdle,
+		IdleConnTimeout:     idleLimit,
+	}}
 	return nil
 }
 

@@ -40,7 +40,7 @@ type Operator interface {
 }
 
 // Config is the configuration of the API. All fields except Checks, Operator,
-// Authenticate, Audit, Hosts and ClientCertificates are required.
+// Authenticate, Hosts, ClientCertificates and Audit are required.
 type Config struct {
 	Sessions Sessions
 	Store    string          // name of the session store for messages: "Consul at HOST:PORT"
@@ -55,13 +55,13 @@ type Config struct {
 	// where the request came from. If Authenticate is nil, there is no authentication,
 	// and everybody may do everything.
 	Authenticate func(ctx context.Context, credential, address string) (scheduler.Caller, error)
-	Audit        *audit.Log // nil: none
 	// Hosts are the names that the Host header may have, apart from loopback, in lower
 	// case. With authentication it may also be any IP address.
 	Hosts []string
 	// ClientCertificates asks for a verified client certificate in all requests over TLS,
 	// except for open endpoints.
 	ClientCertificates bool
+	Audit              *audit.Log // nil: none
 	// Refused is called with the name of the limit when a request is refused.
 	Refused func(ctx context.Context, limit string)
 }

@@ -21,7 +21,7 @@ func TestStaticTokens(t *testing.T) {
 	first, firstSum := auth.NewSecret()
 	second, secondSum := auth.NewSecret()
 	policies := []*scheduler.Policy{{Name: "p"}}
-	a := auth.New([]auth.Token{{Name: "first", SHA256: firstSum, Policies: policies}, {Name: "second", SHA256: secondSum}})
+	a := auth.New([]auth.Token{{Name: "first", SHA256: firstSum, Policies: policies}, {Name: "second", SHA256: secondSum}}, nil)
 
 	must.StrHasPrefix(t, "bvk_", first)
 	must.Eq(t, sha256.Sum256([]byte(first)), firstSum)
@@ -51,7 +51,7 @@ func TestStaticTokens(t *testing.T) {
 func TestFailedTriesAreLimited(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		secret, sum := auth.NewSecret()
-		a := auth.New([]auth.Token{{Name: "good", SHA256: sum}})
+		a := auth.New([]auth.Token{{Name: "good", SHA256: sum}}, nil)
 		fails := func(address string) (limited bool) {
 			_, err := a.Authenticate(t.Context(), "wrong", address)
 			_, limited = errors.AsType[*scheduler.LimitError](err)
@@ -80,7 +80,7 @@ func TestFailedTriesAreLimited(t *testing.T) {
 }
 
 func TestManyAddressesAreForgotten(t *testing.T) {
-	a := auth.New(nil)
+	a := auth.New(nil, nil)
 	for i := range 100_000 {
 		_, err := a.Authenticate(t.Context(), "wrong", fmt.Sprintf("10.%d.%d.%d:1", i>>16, i>>8&255, i&255))
 		must.ErrorIs(t, err, scheduler.ErrUnauthenticated)
@@ -90,7 +90,7 @@ func TestManyAddressesAreForgotten(t *testing.T) {
 
 func BenchmarkStaticToken(b *testing.B) {
 	secret, sum := auth.NewSecret()
-	a := auth.New([]auth.Token{{Name: "good", SHA256: sum}})
+	a := auth.New([]auth.Token{{Name: "good", SHA256: sum}}, nil)
 	for b.Loop() {
 		if _, err := a.Authenticate(b.Context(), secret, address); err != nil {
 			b.Fatal(err)

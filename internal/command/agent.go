@@ -39,6 +39,7 @@ $ bivouac agent -config=/etc/bivouac.d -volume-root=/srv/chats`
 		defer done()
 		return agent.Run(ctx, settings, agent.Environment{
 			Program: c.program, Stdout: c.out, Stderr: c.err, Hangups: hangups,
+			NotifySocket: c.getenv("NOTIFY_SOCKET"),
 		})
 	}
 	return c

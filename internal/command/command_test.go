@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -57,6 +59,50 @@ func TestExitCodes(t *testing.T) {
 			must.Eq(t, test.want, code)
 			must.StrContains(t, told.String(), test.told)
 			must.Eq(t, test.want == exitDone, out.Len() > 0)
+		})
+	}
+}
+
+func TestToken(t *testing.T) {
+	const fromVariable, fromFile = "bvk_variable", "bvk_file"
+	file := filepath.Join(t.TempDir(), "token")
+	must.NoError(t, os.WriteFile(file, []byte(fromFile+"\n"), 0o600))
+	var got string
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		got = r.Header.Get(wire.HeaderToken)
+		w.WriteHeader(http.StatusUnauthorized)
+		_, _ = w.Write([]byte(`{"error":{"code":"unauthenticated","message":"unknown token"}}`))
+	}))
+	t.Cleanup(server.Close)
+	for _, test := range []struct {
+		name      string
+		variables map[string]string
+		args      []string
+		want      string
+		told      string
+	}{
+		{"of the variable", map[string]string{"BIVOUAC_TOKEN": fromVariable}, nil, fromVariable, "unknown token"},
+		{"of the file, which counts more", map[string]string{"BIVOUAC_TOKEN": fromVariable, "BIVOUAC_TOKEN_FILE": file}, nil, fromFile, "unknown token"},
+		{"of the flag's file", map[string]string{"BIVOUAC_TOKEN_FILE": "/no/such"}, []string{"-token-file=" + file}, fromFile, "unknown token"},
+		{"that is missing", nil, nil, "", "Set BIVOUAC_TOKEN or BIVOUAC_TOKEN_FILE"},
+		{"whose file is missing", map[string]string{"BIVOUAC_TOKEN_FILE": "/no/such"}, nil, "", "/no/such: no such file"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			got = ""
+			var out, told bytes.Buffer
+			terminal := terminal{out: &out, err: &told, getenv: func(name string) string {
+				if name == "BIVOUAC_ADDR" {
+					return server.URL
+				}
+				return test.variables[name]
+			}}
+			c := sessionListCommand(terminal)
+			must.Eq(t, exitError, c.Run(test.args))
+			must.Eq(t, test.want, got)
+			must.StrContains(t, told.String(), test.told)
+			for _, token := range []string{fromVariable, fromFile} {
+				must.StrNotContains(t, out.String()+told.String()+c.Help(), token)
+			}
 		})
 	}
 }

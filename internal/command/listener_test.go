@@ -66,9 +66,8 @@ func startSecured(t *testing.T) *secured {
 			client_ca_file = %q
 			verify_client  = true
 		}`, s.address, "unix://"+s.socket, certFile, keyFile, caFile), 0o600))
-	agent := exec.CommandContext(t.Context(), program, "agent", "-config="+config)
+	agent := exec.Command(program, "agent", "-config="+config)
 	agent.Env = s.env
-	agent.Cancel = func() error { return agent.Process.Signal(os.Interrupt) }
 	must.NoError(t, agent.Start())
 	s.process = agent.Process
 	stopped := false

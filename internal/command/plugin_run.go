@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -148,37 +149,43 @@ func (h hand) take(ctx context.Context, words []string) error {
 	if len(words) == 1 {
 		words = append(words, "")
 	}
-	switch request, arg := words[0], words[1]; request {
+	request, arg := words[0], words[1]
+	if arg == "" && slices.Contains([]string{"inspect", "stop", "delete"}, request) {
+		return fmt.Errorf("%s: SESSION_ID is missing", request)
+	}
+	switch request {
 	case "create":
 		return h.create(ctx, words[1:])
 	case "list":
 		return h.list(ctx)
+	case "inspect":
+		sandbox, err := h.driver.Inspect(ctx, arg)
+		if err != nil {
+			return err
+		}
+		return showSandboxes(h.out, []runtime.Sandbox{sandbox})
 	case "info":
 		info, err := h.driver.Info(ctx)
-		return h.show(err, func() error { return showPlugin(h.out, info) })
-	case "health":
-		err := h.driver.Health(ctx)
-		return h.show(err, func() error { return h.say("healthy") })
-	case "inspect", "stop", "delete":
-		if arg == "" {
-			return fmt.Errorf("%s: SESSION_ID is missing", request)
+		if err != nil {
+			return err
 		}
-		return h.look(ctx, request, arg)
+		return showPlugin(h.out, info)
+	case "stop":
+		return h.done("stopped", h.driver.Stop(ctx, arg))
+	case "delete":
+		return h.done("deleted", h.driver.Delete(ctx, arg))
+	case "health":
+		return h.done("healthy", h.driver.Health(ctx))
 	default:
 		return fmt.Errorf("%q is none of create, inspect, list, stop, delete, info, health", request)
 	}
 }
 
-// show shows an answer, unless there was an error.
-func (h hand) show(err error, answer func() error) error {
-	if err != nil {
-		return err
+// done prints what a request did, unless it failed.
+func (h hand) done(what string, err error) error {
+	if err == nil {
+		_, err = fmt.Fprintln(h.out, what)
 	}
-	return answer()
-}
-
-func (h hand) say(format string, args ...any) error {
-	_, err := fmt.Fprintf(h.out, format+"\n", args...)
 	return err
 }
 
@@ -221,17 +228,4 @@ func (h hand) list(ctx context.Context) error {
 		all = append(all, sandbox)
 	}
 	return showSandboxes(h.out, all)
-}
-
-func (h hand) look(ctx context.Context, request, sessionID string) error {
-	switch request {
-	case "stop":
-		err := h.driver.Stop(ctx, sessionID)
-		return h.show(err, func() error { return h.say("stopped") })
-	case "delete":
-		err := h.driver.Delete(ctx, sessionID)
-		return h.show(err, func() error { return h.say("deleted") })
-	}
-	sandbox, err := h.driver.Inspect(ctx, sessionID)
-	return h.show(err, func() error { return showSandboxes(h.out, []runtime.Sandbox{sandbox}) })
 }

@@ -111,7 +111,7 @@ func (c *Config) decodeToken(block *hcl.Block) hcl.Diagnostics {
 }
 
 // Authenticates reports whether callers must authenticate.
-func (c *Config) Authenticates() bool { return len(c.Tokens) > 0 }
+func (c *Config) Authenticates() bool { return len(c.Tokens)+len(c.JWTs) > 0 }
 
 // capabilities are the names of the capabilities.
 var capabilities = map[string]scheduler.Capabilities{
@@ -150,8 +150,9 @@ func (c *Config) checkAuth(refuse func(name, format string, args ...any)) {
 	for _, t := range c.Tokens {
 		c.checkToken(t, refuse)
 	}
+	c.checkJWTs(refuse)
 	if len(c.Policies) > 0 && !c.Authenticates() {
-		refuse("policy."+c.Policies[0].Name, "policies need callers: add a token block, which `bivouac token new NAME` prints")
+		refuse("policy."+c.Policies[0].Name, "policies need callers: add a jwt block, or a token block, which `bivouac token new NAME` prints")
 	}
 }
 

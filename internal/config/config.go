@@ -38,6 +38,7 @@ type Config struct {
 	MaxSessions     int // 0: no limit
 	Policies        []Policy
 	Tokens          []Token
+	JWTs            []JWT
 	Audits          []Audit
 	KVPrefix        string
 	Instance        string
@@ -95,8 +96,8 @@ func Default() Config {
 	}
 }
 
-// key is a setting. Its target is a *string, a *bool, an *int, a *time.Duration, a *[]string or a
-// *map[string]string.
+// key is a setting. Its target is a *string, a *bool, an *int, a *time.Duration, a *[]string, a
+// *map[string]string or a *map[string][]string.
 type key struct {
 	name   string // in files
 	flag   string // empty: files only
@@ -187,6 +188,7 @@ func (c *Config) Public() map[string]any {
 	}
 	public["plugin"] = c.publicPlugins()
 	public["policy"], public["token"] = c.publicAuth()
+	public["jwt"] = c.publicJWTs()
 	public["audit"] = c.publicAudits()
 	return public
 }
@@ -208,6 +210,8 @@ func shown(k key) any {
 		return append([]string{}, *target...)
 	case *map[string]string:
 		return append([]string{}, slices.Sorted(maps.Keys(*target))...)
+	case *map[string][]string:
+		return maps.Clone(*target)
 	}
 	return nil
 }

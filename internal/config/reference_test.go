@@ -43,6 +43,7 @@ func TestReferenceIsGenerated(t *testing.T) {
 		{"policy \"NAME\"", "Says what callers may do. A caller with several policies may do what one of them allows as a whole.", policyKeys(new(Policy))},
 		{"agent_prefix \"PREFIX\"` in a `policy", "Says what callers may do with the sessions of the AI agents whose ID begins with `PREFIX`. In a policy only the longest matching prefix counts; an empty prefix matches all.", agentRuleKeys(new(AgentRule))},
 		{"token \"NAME\"", "A caller with a static token. `bivouac token new NAME` makes one.", tokenKeys(new(Token))},
+		{"jwt \"NAME\"", "Callers with signed tokens (JWT) of one issuer. If several blocks may accept a token, the first one that does decides.", jwtKeys(new(defaultJWT()))},
 		{"audit \"NAME\"", "Writes who did what to a file, as JSON lines. [AUDIT.md](../../examples/deploy/AUDIT.md) describes the lines.", auditKeys(new(newAudit("NAME")))},
 		{"plugin \"NAME\"", "Makes the plugin a runtime of that name. A block `config` inside it is passed to the plugin.", pluginKeys(new(pluginhost.Plugin))},
 	} {
@@ -78,6 +79,8 @@ func rows(text *strings.Builder, keys []key) {
 			kind, value = "list of strings", strings.Join(*target, ", ")
 		case *map[string]string:
 			kind = "map"
+		case *map[string][]string:
+			kind = "map of lists"
 		}
 		if k.name == "http_addr" {
 			kind = "string or list of strings"

@@ -73,14 +73,19 @@ func (t *TLS) Reload() (changed bool, err error) {
 	t.reload.Lock()
 	defer t.reload.Unlock()
 	loaded, err := load(t.files)
+	if err != nil || loaded.sums == t.current.Load().sums {
+		return false, err
+	}
+	<-time.After(settle)
+	again, err := load(t.files)
 	if err != nil {
 		return false, err
 	}
-	changed = loaded.sums != t.current.Load().sums
-	if changed {
-		t.current.Store(loaded)
+	if again.sums != loaded.sums {
+		return false, errors.New("credentials: the files of a certificate are being written")
 	}
-	return changed, nil
+	t.current.Store(loaded)
+	return true, nil
 }
 
 // Expires returns when the certificate, or the first of its intermediate certificates,

@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/shoenig/test/must"
@@ -188,6 +189,28 @@ func TestReload(t *testing.T) {
 		changed, err := server.Reload()
 		must.NoError(t, err)
 		must.False(t, changed)
+	})
+
+	t.Run("a file that is being written is not used", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			loaded, dir := load(t, ca, ca.Issue(t, "127.0.0.1"))
+			next := ca.With(certs.NewCA(t))
+			write := func(text []byte) {
+				must.NoError(t, os.WriteFile(filepath.Join(dir, "ca.pem"), text, 0o600))
+			}
+			write(certs.NewCA(t).PEM) // a whole certificate, but not all of them
+			result := make(chan error, 1)
+			go func() {
+				_, err := loaded.Reload()
+				result <- err
+			}()
+			synctest.Wait()
+			write(next.PEM)
+			must.ErrorContains(t, <-result, "are being written")
+			changed, err := loaded.Reload()
+			must.NoError(t, err)
+			must.True(t, changed)
+		})
 	})
 
 	t.Run("files that cannot be used leave what there was", func(t *testing.T) {

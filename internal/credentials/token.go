@@ -26,8 +26,8 @@ const (
 type Token struct {
 	path string // empty: the value never changes
 
-	reading sync.Mutex // held while the file is read
-	tried   time.Time  // when Newer last read the file
+	reading chan struct{} // contains a value while the file is read; simulated time goes on while others wait
+	tried   time.Time     // when Newer last read the file
 
 	mu    sync.Mutex
 	value string
@@ -40,7 +40,7 @@ func NewToken(value string) *Token { return &Token{value: value} }
 // TokenFile returns the token in a file. It returns an error if the file contains none
 // now. Space around the token is not part of it.
 func TokenFile(path string) (*Token, error) {
-	t := &Token{path: path}
+	t := &Token{path: path, reading: make(chan struct{}, 1)}
 	if _, err := t.Reload(); err != nil {
 		return nil, err
 	}
@@ -60,8 +60,8 @@ func (t *Token) Reload() (changed bool, err error) {
 	if t.path == "" {
 		return false, nil
 	}
-	t.reading.Lock()
-	defer t.reading.Unlock()
+	t.reading <- struct{}{}
+	defer func() { <-t.reading }()
 	return t.reload()
 }
 
@@ -72,8 +72,8 @@ func (t *Token) Newer(refused string) (value string, ok bool) {
 	if value := t.Value(); value != refused || t.path == "" {
 		return value, value != refused
 	}
-	t.reading.Lock()
-	defer t.reading.Unlock()
+	t.reading <- struct{}{}
+	defer func() { <-t.reading }()
 	if t.Value() == refused && time.Since(t.tried) >= newerEvery {
 		t.tried = time.Now()
 		_, _ = t.reload() // a Watcher reports a file that cannot be read
@@ -82,7 +82,7 @@ func (t *Token) Newer(refused string) (value string, ok bool) {
 	return value, value != refused
 }
 
-// reload is Reload for a caller that holds reading.
+// reload is Reload for a caller that has put a value into reading.
 func (t *Token) reload() (changed bool, err error) {
 	current := []byte(t.Value())
 	next, err := readToken(t.path)

@@ -104,18 +104,13 @@ func (h *Host) SetInstance(id string) {
 // Run keeps the plugins running until ctx ends. It returns once their processes are
 // gone. Their sandboxes keep running.
 func (h *Host) Run(ctx context.Context) {
-	launcherDone := make(chan struct{})
-	go func() {
-		defer close(launcherDone)
-		h.launcher.run()
-	}()
+	h.launcher.run()
+	defer h.launcher.close()
 	var plugins sync.WaitGroup
 	for _, p := range h.plugins {
 		plugins.Go(func() { p.run(ctx) })
 	}
 	plugins.Wait()
-	h.launcher.close()
-	<-launcherDone
 }
 
 // AwaitStart waits until the first start of each plugin has succeeded or failed. It

@@ -32,15 +32,8 @@ func Check(ctx context.Context, config Config, spec Plugin) error {
 // try starts a plugin, calls setUp with its process, and ends the process.
 func try(ctx context.Context, config Config, spec Plugin, setUp func(*instance, context.Context, *plugin) error) (runtime.Info, error) {
 	l := newLauncher()
-	launcherDone := make(chan struct{})
-	go func() {
-		defer close(launcherDone)
-		l.run()
-	}()
-	defer func() {
-		l.close()
-		<-launcherDone
-	}()
+	l.run()
+	defer l.close()
 	p, err := newPlugin(config, spec, l, defaultTimings())
 	if err != nil {
 		return runtime.Info{}, err

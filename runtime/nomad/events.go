@@ -84,7 +84,7 @@ func (d *Driver) followOnce(ctx context.Context) (wasCurrent bool, err error) {
 		return err
 	})
 	if listErr != nil {
-		return false, fmt.Errorf("%v; then list allocations: %w", err, listErr) //nolint:errorlint // the second error is the reason
+		return false, fmt.Errorf("%s; then list allocations: %w", err.Error(), listErr)
 	}
 	return false, err
 }

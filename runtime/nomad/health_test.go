@@ -168,7 +168,7 @@ func TestHealth_tells_of_a_stream_that_stays_silent(t *testing.T) {
 	p := newProxy(t)
 	r := openThrough(t, p, rawExec(t, nil))
 	r.awaitHealth(t)
-	p.setFault(func(w http.ResponseWriter, req *http.Request) bool {
+	p.setFault(func(w http.ResponseWriter, req *http.Request, _ http.Handler) bool {
 		if req.URL.Path != "/v1/event/stream" {
 			return false
 		}
@@ -307,7 +307,7 @@ func TestHealth_takes_no_place_of_other_requests(t *testing.T) {
 	r := openThrough(t, p, rawExec(t, nil))
 	spec := newSpec(t, r)
 	held := make(chan struct{}, 1000)
-	p.setFault(func(_ http.ResponseWriter, req *http.Request) bool {
+	p.setFault(func(_ http.ResponseWriter, req *http.Request, _ http.Handler) bool {
 		if req.URL.Path != "/v1/status/leader" {
 			return false
 		}

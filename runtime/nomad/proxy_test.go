@@ -4,9 +4,6 @@ import (
 	"context"
 	"errors"
 	"net/http"
-	"net/http/httptest"
-	"net/http/httputil"
-	"net/url"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -16,6 +13,7 @@ import (
 	"github.com/hashicorp/nomad/api"
 	"github.com/shoenig/test/must"
 
+	"github.com/bivouac/bivouac/internal/test/faultproxy"
 	"github.com/bivouac/bivouac/internal/test/stack"
 	"github.com/bivouac/bivouac/jobs"
 	"github.com/bivouac/bivouac/runtime"
@@ -24,11 +22,10 @@ import (
 // proxy sits between a driver and the real Nomad. It injects faults that Nomad
 // itself cannot be made to show.
 type proxy struct {
-	*httptest.Server
-	forward *httputil.ReverseProxy
+	*faultproxy.Proxy
 
 	mu       sync.Mutex
-	fault    func(w http.ResponseWriter, r *http.Request) (handled bool)
+	fault    func(w http.ResponseWriter, r *http.Request, server http.Handler) (handled bool)
 	events   func(piece []byte) (lost bool) // called for each piece of a stream
 	requests []string                       // method and path; without streams and heartbeats
 	streams  map[int]context.CancelFunc
@@ -37,20 +34,15 @@ type proxy struct {
 
 func newProxy(t *testing.T) *proxy {
 	t.Helper()
-	target, err := url.Parse("http://" + stack.NomadForTest(t).Addr())
+	p := &proxy{streams: make(map[int]context.CancelFunc)}
+	var err error
+	p.Proxy, err = faultproxy.Start("127.0.0.1:0", p.handle, stack.NomadForTest(t).Addr())
 	must.NoError(t, err)
-	p := &proxy{forward: httputil.NewSingleHostReverseProxy(target), streams: make(map[int]context.CancelFunc)}
-	p.forward.FlushInterval = -1
-	p.forward.ErrorHandler = func(http.ResponseWriter, *http.Request, error) { panic(http.ErrAbortHandler) }
-	p.Server = httptest.NewServer(p)
-	t.Cleanup(func() {
-		p.breakStreams()
-		p.Close()
-	})
+	t.Cleanup(p.Close)
 	return p
 }
 
-func (p *proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+func (p *proxy) handle(w http.ResponseWriter, r *http.Request, server http.Handler) {
 	p.mu.Lock()
 	fault := p.fault
 	if r.URL.Path == "/v1/event/stream" {
@@ -63,12 +55,12 @@ func (p *proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		p.requests = append(p.requests, r.Method+" "+r.URL.Path)
 	}
 	p.mu.Unlock()
-	if fault == nil || !fault(w, r) {
-		p.forward.ServeHTTP(w, r)
+	if fault == nil || !fault(w, r, server) {
+		server.ServeHTTP(w, r)
 	}
 }
 
-func (p *proxy) setFault(fault func(http.ResponseWriter, *http.Request) bool) {
+func (p *proxy) setFault(fault func(http.ResponseWriter, *http.Request, http.Handler) bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.fault = fault
@@ -121,14 +113,14 @@ func (p *proxy) take() []string {
 // is open.
 func openThrough(t *testing.T, p *proxy, template *jobs.Template) replica {
 	t.Helper()
-	client, err := api.NewClient(&api.Config{Address: p.URL})
+	client, err := api.NewClient(&api.Config{Address: "http://" + p.Addr()})
 	must.NoError(t, err)
 	r := open(t, client, template, "test-"+uuid.NewString())
 	must.NoError(t, r.Current(patiently(t)))
 	return r
 }
 
-func drop(http.ResponseWriter, *http.Request) bool { panic(http.ErrAbortHandler) }
+func drop(http.ResponseWriter, *http.Request, http.Handler) bool { panic(http.ErrAbortHandler) }
 
 func isRegister(r *http.Request) bool { return r.Method == http.MethodPut && r.URL.Path == "/v1/jobs" }
 
@@ -166,9 +158,9 @@ func TestCreate_finds_out_what_became_of_a_registration(t *testing.T) {
 	t.Parallel()
 	p := newProxy(t)
 	r := openThrough(t, p, rawExec(t, nil))
-	p.setFault(func(_ http.ResponseWriter, req *http.Request) bool {
+	p.setFault(func(_ http.ResponseWriter, req *http.Request, server http.Handler) bool {
 		if isRegister(req) {
-			p.forward.ServeHTTP(httptest.NewRecorder(), req)
+			server.ServeHTTP(&faultproxy.Discard{}, req)
 			panic(http.ErrAbortHandler)
 		}
 		return false
@@ -187,8 +179,8 @@ func TestCreate_does_not_repeat_a_registration(t *testing.T) {
 	t.Parallel()
 	p := newProxy(t)
 	r := openThrough(t, p, rawExec(t, nil))
-	p.setFault(func(w http.ResponseWriter, req *http.Request) bool {
-		return isRegister(req) && drop(w, req)
+	p.setFault(func(w http.ResponseWriter, req *http.Request, _ http.Handler) bool {
+		return isRegister(req) && drop(w, req, nil)
 	})
 	spec := newSpec(t, r)
 	p.take()
@@ -200,9 +192,9 @@ func TestCreate_does_not_repeat_a_registration(t *testing.T) {
 
 // busyFor answers every request with 429 for a while. Nomad does that if one
 // address has too many connections, and so may a proxy in front of Nomad.
-func busyFor(d time.Duration) func(http.ResponseWriter, *http.Request) bool {
+func busyFor(d time.Duration) func(http.ResponseWriter, *http.Request, http.Handler) bool {
 	over := time.Now().Add(d)
-	return func(w http.ResponseWriter, _ *http.Request) bool {
+	return func(w http.ResponseWriter, _ *http.Request, _ http.Handler) bool {
 		if time.Now().After(over) {
 			return false
 		}
@@ -249,12 +241,12 @@ func TestRequests_are_bounded(t *testing.T) {
 	p := newProxy(t)
 	r := openThrough(t, p, rawExec(t, nil))
 	var now, most atomic.Int32
-	p.setFault(func(w http.ResponseWriter, req *http.Request) bool {
+	p.setFault(func(w http.ResponseWriter, req *http.Request, server http.Handler) bool {
 		n := now.Add(1)
 		defer now.Add(-1)
 		for seen := most.Load(); n > seen && !most.CompareAndSwap(seen, n); seen = most.Load() {
 		}
-		p.forward.ServeHTTP(w, req)
+		server.ServeHTTP(w, req)
 		return true
 	})
 	var askers sync.WaitGroup
@@ -282,8 +274,8 @@ func TestDriver_does_without_events(t *testing.T) {
 	must.NoError(t, err)
 	deaths := watch(t, r)
 
-	p.setFault(func(w http.ResponseWriter, req *http.Request) bool {
-		return req.URL.Path == "/v1/event/stream" && drop(w, req)
+	p.setFault(func(w http.ResponseWriter, req *http.Request, _ http.Handler) bool {
+		return req.URL.Path == "/v1/event/stream" && drop(w, req, nil)
 	})
 	p.breakStreams()
 	during := newSpec(t, r)
@@ -336,7 +328,7 @@ func TestInspect_knows_nothing_without_Nomad(t *testing.T) {
 }
 
 // deny answers like Nomad to an unknown token.
-func deny(w http.ResponseWriter, _ *http.Request) bool {
+func deny(w http.ResponseWriter, _ *http.Request, _ http.Handler) bool {
 	http.Error(w, "Permission denied", http.StatusForbidden)
 	return true
 }
@@ -352,8 +344,8 @@ func TestDriver_tells_that_Nomad_denies_permission(t *testing.T) {
 	_, err := r.Create(patiently(t), standing, ignore)
 	must.NoError(t, err)
 
-	p.setFault(func(w http.ResponseWriter, req *http.Request) bool {
-		return req.URL.Path != "/v1/status/leader" && deny(w, req)
+	p.setFault(func(w http.ResponseWriter, req *http.Request, _ http.Handler) bool {
+		return req.URL.Path != "/v1/status/leader" && deny(w, req, nil)
 	})
 	health := r.awaitHealth(t, "Permission denied")
 	_, create := r.Create(patiently(t), refused, ignore)
@@ -379,7 +371,7 @@ func TestDriver_tells_that_the_Task_API_denies_permission(t *testing.T) {
 	t.Parallel()
 	p := newProxy(t)
 	r := openThrough(t, p, rawExec(t, nil))
-	p.setFault(func(w http.ResponseWriter, _ *http.Request) bool {
+	p.setFault(func(w http.ResponseWriter, _ *http.Request, _ http.Handler) bool {
 		http.Error(w, "Server error authenticating request", http.StatusInternalServerError)
 		return true
 	})
@@ -399,7 +391,9 @@ func TestCreate_finds_what_stands_without_the_right_to_register(t *testing.T) {
 	spec := newSpec(t, r)
 	first, err := r.Create(patiently(t), spec, ignore)
 	must.NoError(t, err)
-	p.setFault(func(w http.ResponseWriter, req *http.Request) bool { return isRegister(req) && deny(w, req) })
+	p.setFault(func(w http.ResponseWriter, req *http.Request, _ http.Handler) bool {
+		return isRegister(req) && deny(w, req, nil)
+	})
 	again, err := r.Create(patiently(t), spec, ignore)
 	must.NoError(t, err)
 	must.Eq(t, first.ContainerID, again.ContainerID)

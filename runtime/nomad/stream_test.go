@@ -26,7 +26,7 @@ type moment struct {
 func moments() []moment {
 	list := []moment{
 		{"before it is registered", func(_ *testing.T, p *proxy, _ []byte) {
-			p.setFault(func(_ http.ResponseWriter, r *http.Request) bool {
+			p.setFault(func(_ http.ResponseWriter, r *http.Request, _ http.Handler) bool {
 				if isRegister(r) {
 					p.breakStreams()
 				}
@@ -34,18 +34,18 @@ func moments() []moment {
 			})
 		}},
 		{"before the registration is answered", func(_ *testing.T, p *proxy, _ []byte) {
-			p.setFault(func(w http.ResponseWriter, r *http.Request) bool {
+			p.setFault(func(w http.ResponseWriter, r *http.Request, server http.Handler) bool {
 				if !isRegister(r) {
 					return false
 				}
-				p.forward.ServeHTTP(w, r)
+				server.ServeHTTP(w, r)
 				p.breakStreams()
 				return true
 			})
 		}},
 		{"and again while what stands is read", func(_ *testing.T, p *proxy, _ []byte) {
 			var lists atomic.Int32
-			p.setFault(func(_ http.ResponseWriter, r *http.Request) bool {
+			p.setFault(func(_ http.ResponseWriter, r *http.Request, _ http.Handler) bool {
 				isList := r.Method == http.MethodGet && (r.URL.Path == "/v1/jobs" || r.URL.Path == "/v1/allocations")
 				if isRegister(r) || isList && lists.Add(1) <= 4 {
 					p.breakStreams()
@@ -54,15 +54,15 @@ func moments() []moment {
 			})
 		}},
 		{"and does not come back", func(_ *testing.T, p *proxy, _ []byte) {
-			p.setFault(func(w http.ResponseWriter, r *http.Request) bool {
+			p.setFault(func(w http.ResponseWriter, r *http.Request, _ http.Handler) bool {
 				if isRegister(r) {
 					p.breakStreams()
 				}
-				return r.URL.Path == "/v1/event/stream" && drop(w, r)
+				return r.URL.Path == "/v1/event/stream" && drop(w, r, nil)
 			})
 		}},
 		{"and Nomad is slow", func(t *testing.T, p *proxy, _ []byte) {
-			p.setFault(func(_ http.ResponseWriter, r *http.Request) bool {
+			p.setFault(func(_ http.ResponseWriter, r *http.Request, _ http.Handler) bool {
 				if isRegister(r) {
 					p.breakStreams()
 				}

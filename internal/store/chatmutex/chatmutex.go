@@ -8,11 +8,11 @@ package chatmutex
 import (
 	"context"
 	"fmt"
-	"slices"
 	"sync"
 	"time"
 
 	"github.com/google/uuid"
+	"golang.org/x/sync/semaphore"
 
 	"github.com/bivouac/bivouac/scheduler"
 )
@@ -20,11 +20,16 @@ import (
 // MaxWaiters is the maximum number of waiters for one chat.
 const MaxWaiters = 512
 
-// Mutex has one mutex per chat, with its waiters in the order in which they came.
-// Its zero value is ready for use. It uses no memory for chats that nobody holds.
+// Mutex has one mutex per chat, whose waiters get it in the order in which they came. Its
+// zero value is ready for use. It uses no memory for chats that nobody holds.
 type Mutex struct {
-	mu   sync.Mutex
-	held map[uuid.UUID][]chan struct{} // the waiters of each held chat, in order
+	mu    sync.Mutex
+	chats map[uuid.UUID]*chat // those that somebody holds
+}
+
+type chat struct {
+	turn  *semaphore.Weighted // one, in order of arrival
+	users int                 // the holder and the waiters
 }
 
 // Lock locks the chat's mutex and returns a function that unlocks it, which may be
@@ -35,75 +40,48 @@ func (m *Mutex) Lock(ctx context.Context, chatID uuid.UUID, wait time.Duration) 
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	turn, err := m.enter(chatID, wait)
+	c, err := m.enter(chatID)
 	if err != nil {
 		return nil, err
 	}
-	unlock = sync.OnceFunc(func() { m.pass(chatID) })
-	if turn == nil {
-		return unlock, nil
-	}
-
-	timer := time.NewTimer(wait)
-	defer timer.Stop()
-	select {
-	case <-turn:
-		return unlock, nil
-	case <-timer.C:
-		err = fmt.Errorf("%w: waited %v in this replica", scheduler.ErrLockTimeout, wait)
-	case <-ctx.Done():
-		err = ctx.Err()
-	}
-	if !m.leave(chatID, turn) { // it got the mutex at the same moment
-		unlock()
-	}
-	return nil, err
-}
-
-// enter returns nil if the chat was free and now is the caller's. Otherwise it
-// returns a channel that is closed when the chat becomes the caller's.
-func (m *Mutex) enter(chatID uuid.UUID, wait time.Duration) (chan struct{}, error) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	waiting, held := m.held[chatID]
-	switch {
-	case !held:
-		if m.held == nil {
-			m.held = make(map[uuid.UUID][]chan struct{})
+	limited, cancel := context.WithTimeout(ctx, wait)
+	defer cancel()
+	if !c.turn.TryAcquire(1) && c.turn.Acquire(limited, 1) != nil {
+		m.leave(chatID)
+		if err := ctx.Err(); err != nil {
+			return nil, err
 		}
-		m.held[chatID] = nil
-		return nil, nil
-	case wait <= 0:
-		return nil, fmt.Errorf("%w: held in this replica", scheduler.ErrLockTimeout)
-	case len(waiting) >= MaxWaiters:
-		return nil, &scheduler.LimitError{Limit: "chat_waiters", Detail: fmt.Sprintf("%d requests already wait for the chat in this replica", len(waiting))}
+		return nil, fmt.Errorf("%w: waited %v in this replica", scheduler.ErrLockTimeout, wait)
 	}
-	turn := make(chan struct{})
-	m.held[chatID] = append(waiting, turn)
-	return turn, nil
+	return sync.OnceFunc(func() {
+		c.turn.Release(1)
+		m.leave(chatID)
+	}), nil
 }
 
-// leave stops waiting. It returns false if the chat already became the caller's.
-func (m *Mutex) leave(chatID uuid.UUID, turn chan struct{}) bool {
+// enter makes the caller a user of the chat.
+func (m *Mutex) enter(chatID uuid.UUID) (*chat, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	i := slices.Index(m.held[chatID], turn)
-	if i < 0 {
-		return false
+	if m.chats == nil {
+		m.chats = make(map[uuid.UUID]*chat)
 	}
-	m.held[chatID] = slices.Delete(m.held[chatID], i, i+1)
-	return true
+	c := m.chats[chatID]
+	if c == nil {
+		c = &chat{turn: semaphore.NewWeighted(1)}
+		m.chats[chatID] = c
+	}
+	if waiting := c.users - 1; waiting >= MaxWaiters {
+		return nil, &scheduler.LimitError{Limit: "chat_waiters", Detail: fmt.Sprintf("%d requests already wait for the chat in this replica", waiting)}
+	}
+	c.users++
+	return c, nil
 }
 
-// pass gives the chat to the first waiter.
-func (m *Mutex) pass(chatID uuid.UUID) {
+func (m *Mutex) leave(chatID uuid.UUID) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	waiting := m.held[chatID]
-	if len(waiting) == 0 {
-		delete(m.held, chatID)
-		return
+	if m.chats[chatID].users--; m.chats[chatID].users == 0 {
+		delete(m.chats, chatID)
 	}
-	close(waiting[0])
-	m.held[chatID] = waiting[1:]
 }

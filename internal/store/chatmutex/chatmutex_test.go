@@ -35,7 +35,7 @@ func TestOneAtATimeInOrderOfArrival(t *testing.T) {
 		release()
 		wg.Wait()
 		must.Eq(t, []int{0, 1, 2, 3, 4, 5, 6, 7, 8, 9}, order)
-		must.MapEmpty(t, m.held)
+		must.MapEmpty(t, m.chats)
 	})
 }
 
@@ -61,7 +61,7 @@ func TestWaitIsLimited(t *testing.T) {
 
 		// Those who gave up are not given a turn.
 		release()
-		must.MapEmpty(t, m.held)
+		must.MapEmpty(t, m.chats)
 	})
 }
 
@@ -87,7 +87,7 @@ func TestTurnThatComesTooLateIsPassedOn(t *testing.T) {
 		if err := <-done; err != nil {
 			must.ErrorIs(t, err, scheduler.ErrLockTimeout)
 		}
-		must.MapEmpty(t, m.held)
+		must.MapEmpty(t, m.chats)
 	})
 }
 

@@ -77,6 +77,7 @@ type Clock struct {
 	trouble error         // why the time cannot be followed now, or nil
 	wrong   error         // the last wrong tick that this replica overwrote
 	wrongAt time.Time
+	warned  backoff.Throttle // of wrong ticks
 }
 
 // NewClock returns a clock for the replicas whose keys have the same prefix. It starts
@@ -380,13 +381,9 @@ func (c *Clock) wrongness(last seenTick) error {
 // report logs a wrong tick and makes Health report it for a while.
 func (c *Clock) report(wrong error) {
 	c.mu.Lock()
-	again := c.wrong != nil && time.Since(c.wrongAt) < tellEvery
 	c.wrong, c.wrongAt = wrong, time.Now()
+	level := c.warned.Level()
 	c.mu.Unlock()
-	level := hclog.Warn
-	if again {
-		level = hclog.Debug
-	}
 	c.log.Log(level, "time_overwritten", "reason", wrong)
 }
 

@@ -9,6 +9,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -19,6 +20,7 @@ import (
 	"github.com/hashicorp/consul/api"
 	"github.com/hashicorp/go-hclog"
 	"github.com/shoenig/test/must"
+	"github.com/shoenig/test/wait"
 
 	"github.com/bivouac/bivouac/internal/credentials"
 	"github.com/bivouac/bivouac/internal/test/simulate/consulmodel"
@@ -127,6 +129,25 @@ func TestEveryRequestHasNamespaceAndPartition(t *testing.T) {
 	})
 }
 
+// TestHealthTellsOfANamespaceThatConsulDoesNotHave covers a namespace or partition of Consul
+// Enterprise in Consul's free edition, which has none.
+func TestHealthTellsOfANamespaceThatConsulDoesNotHave(t *testing.T) {
+	c := open(t)
+	for parameter, reach := range map[string]*api.Config{"ns": {Namespace: "team"}, "partition": {Partition: "east"}} {
+		reach.Address = c.addr
+		client, err := NewClient(reach, nil)
+		must.NoError(t, err)
+		r := c.joinWith(t, client, nil)
+		must.Wait(t, wait.InitialSuccess(wait.ErrorFunc(func() error {
+			err := r.Health(t.Context())
+			if err != nil && strings.Contains(err.Error(), `Invalid query parameter: "`+parameter+`"`) {
+				return nil
+			}
+			return fmt.Errorf("health: %w", err)
+		}), wait.Timeout(patience), wait.Gap(10*time.Millisecond)))
+	}
+}
+
 // TestTokenFile checks what becomes of held locks if Consul no longer accepts the token
 // that a replica began with.
 func TestTokenFile(t *testing.T) {
@@ -135,9 +156,9 @@ func TestTokenFile(t *testing.T) {
 	replace := func(t *testing.T, later time.Duration, check func(t *testing.T, store *Store, lease scheduler.Lease, sameSession func() bool)) {
 		path := filepath.Join(t.TempDir(), "token")
 		must.NoError(t, os.WriteFile(path, []byte("first\n"), 0o600))
-		token, err := credentials.TokenFile(path)
-		must.NoError(t, err)
 		synctest.Test(t, func(t *testing.T) {
+			token, err := credentials.TokenFile(path)
+			must.NoError(t, err)
 			var accepted atomic.Value
 			accepted.Store("first")
 			store, _ := runInspected(t, &api.Config{}, token, func(req *http.Request, _ []byte) *http.Response {

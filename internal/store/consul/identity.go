@@ -16,6 +16,7 @@ import (
 	"github.com/hashicorp/consul/api"
 
 	"github.com/bivouac/bivouac/internal/backoff"
+	"github.com/bivouac/bivouac/internal/broadcast"
 	"github.com/bivouac/bivouac/scheduler"
 )
 
@@ -93,12 +94,14 @@ type identity struct {
 	own     Identity           // this replica's identity; zero until it is known
 	index   uint64             // the key's ModifyIndex, 0 while the key does not have own
 	why     error              // why it does not, once that is known
-	changed chan struct{}      // closed when one of these changes
+	changed broadcast.Cond     // of these
 	again   context.CancelFunc // ends the read that waits for a change
 }
 
 func newIdentity(store *Store, config Config) *identity {
-	return &identity{store: store, config: config, changed: make(chan struct{}), again: func() {}}
+	i := &identity{store: store, config: config, again: func() {}}
+	i.changed.L = &i.mu
+	return i
 }
 
 // run follows the key until ctx ends. It returns an error that wraps errOtherBivouac
@@ -347,8 +350,7 @@ func (i *identity) set(change func()) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	change()
-	close(i.changed)
-	i.changed = make(chan struct{})
+	i.changed.Broadcast()
 }
 
 // fail records why the identity is not known. A known identity stays known while the
@@ -364,24 +366,19 @@ func (i *identity) fail(why error, read bool) {
 // await waits until done returns true or an error, within a limit. It calls done with
 // mu held.
 func (i *identity) await(ctx context.Context, done func() (bool, error)) error {
-	limit := time.NewTimer(requestTimeout)
-	defer limit.Stop()
-	for {
-		i.mu.Lock()
-		ok, err := done()
-		changed := i.changed
-		i.mu.Unlock()
-		if ok || err != nil {
-			return err
-		}
-		select {
-		case <-changed:
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-limit.C:
-			return undecidable("the identity (key %s) is not known yet", i.store.keys.identity())
-		}
+	limited, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	var err error
+	if i.changed.Wait(limited, func() (ok bool) {
+		ok, err = done()
+		return ok || err != nil
+	}) == nil {
+		return err
 	}
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	return undecidable("the identity (key %s) is not known yet", i.store.keys.identity())
 }
 
 // stands returns nil if the identity is known and Consul has it. It waits for that
@@ -438,21 +435,12 @@ func (i *identity) known() (own Identity, stands bool) {
 
 // Identity returns the store's identity. It waits until that is known, or until ctx
 // ends. The identity never changes after that.
-func (s *Store) Identity(ctx context.Context) (Identity, error) {
-	i := s.identity
-	for {
-		i.mu.Lock()
-		own, changed := i.own, i.changed
-		i.mu.Unlock()
-		if own.Instance != "" {
-			return own, nil
-		}
-		select {
-		case <-changed:
-		case <-ctx.Done():
-			return Identity{}, ctx.Err()
-		}
-	}
+func (s *Store) Identity(ctx context.Context) (own Identity, err error) {
+	err = s.identity.changed.Wait(ctx, func() bool {
+		own = s.identity.own
+		return own.Instance != ""
+	})
+	return own, err
 }
 
 // Instance returns the instance ID, empty while it is not known.

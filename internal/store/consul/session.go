@@ -11,6 +11,7 @@ import (
 	"github.com/hashicorp/consul/api"
 
 	"github.com/bivouac/bivouac/internal/backoff"
+	"github.com/bivouac/bivouac/internal/broadcast"
 	"github.com/bivouac/bivouac/scheduler"
 )
 
@@ -38,13 +39,15 @@ type sessionKeeper struct {
 	wake  chan struct{} // requests a renewal now
 
 	mu      sync.Mutex
-	hold    *heldSession  // nil while there is no session
-	failed  error         // why there is none, once that is known
-	changed chan struct{} // closed when hold or failed changes
+	hold    *heldSession // nil while there is no session
+	failed  error        // why there is none, once that is known
+	changed broadcast.Cond
 }
 
 func newKeeper(store *Store, name string) *sessionKeeper {
-	return &sessionKeeper{store: store, name: name, wake: make(chan struct{}, 1), changed: make(chan struct{})}
+	k := &sessionKeeper{store: store, name: name, wake: make(chan struct{}, 1)}
+	k.changed.L = &k.mu
+	return k
 }
 
 // current returns a valid hold. If the Consul session is just being created, it waits
@@ -52,25 +55,21 @@ func newKeeper(store *Store, name string) *sessionKeeper {
 func (k *sessionKeeper) current(ctx context.Context) (*heldSession, error) {
 	limited, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
-	for {
-		k.mu.Lock()
-		hold, failed, changed := k.hold, k.failed, k.changed
-		k.mu.Unlock()
-		switch {
-		case hold != nil && !hold.over():
-			return hold, nil
-		case failed != nil:
-			return nil, noSession(failed)
-		}
-		select {
-		case <-changed:
-		case <-limited.Done():
-			if ctx.Err() != nil {
-				return nil, ctx.Err()
-			}
-			return nil, fmt.Errorf("%w: no Consul session within %v", scheduler.ErrUnavailable, requestTimeout)
-		}
+	var hold *heldSession
+	var failed error
+	err := k.changed.Wait(limited, func() bool {
+		hold, failed = k.hold, k.failed
+		return failed != nil || hold != nil && !hold.over()
+	})
+	switch {
+	case ctx.Err() != nil && err != nil:
+		return nil, ctx.Err()
+	case err != nil:
+		return nil, fmt.Errorf("%w: no Consul session within %v", scheduler.ErrUnavailable, requestTimeout)
+	case failed != nil:
+		return nil, noSession(failed)
 	}
+	return hold, nil
 }
 
 // trouble returns why there is no Consul session, or nil if there is one or soon will
@@ -96,8 +95,7 @@ func (k *sessionKeeper) set(hold *heldSession, failed error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.hold, k.failed = hold, failed
-	close(k.changed)
-	k.changed = make(chan struct{})
+	k.changed.Broadcast()
 }
 
 // look requests a renewal now. It is called if the Consul session may be gone or a lock

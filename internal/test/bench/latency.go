@@ -7,20 +7,8 @@ import (
 
 	"github.com/google/uuid"
 
-	"github.com/bivouac/bivouac/jobs"
 	"github.com/bivouac/bivouac/runtime"
 )
-
-func (w *world) template(name string) (*jobs.Template, error) {
-	vars := map[string]string{}
-	switch name {
-	case "docker":
-		vars["image"] = w.image
-	case "raw_exec":
-		vars["command"] = w.binary
-	}
-	return jobs.Load(name, vars)
-}
 
 // stopwatch collects the durations of several operations that are measured in
 // turns.
@@ -42,21 +30,11 @@ func (w *world) latency(ctx context.Context, template string, rounds int) (repor
 	if template == "docker" && w.image == "" {
 		return nil, nil
 	}
-	part := template
-	tmpl, err := w.template(template)
+	raw, err := newRawNomad(ctx, w, template)
 	if err != nil {
 		return nil, err
 	}
-	streamCtx, endStream := context.WithCancel(ctx)
-	raw, err := newRawNomad(streamCtx, w, tmpl)
-	if err != nil {
-		endStream()
-		return nil, err
-	}
-	defer func() {
-		endStream()
-		<-raw.ended
-	}()
+	defer raw.close()
 	r, err := w.startReplica(ctx, replicaConfig{consul: w.consul.Addr(), nomad: w.nomad.Addr(), prefix: "latency-" + template, template: template})
 	if err != nil {
 		return nil, err
@@ -83,7 +61,7 @@ func (w *world) latency(ctx context.Context, template string, rounds int) (repor
 			{running, func() error { return raw.untilRunning(ctx, b) }, func() error { return raw.remove(ctx, b) }},
 		}
 		if template == "docker" {
-			check := func(ctx context.Context, e runtime.Endpoint) error { return tmpl.Ready().Check.Wait(ctx, e, d) }
+			check := func(ctx context.Context, e runtime.Endpoint) error { return raw.template.Ready().Check.Wait(ctx, e, d) }
 			steps = append(steps, struct {
 				what string
 				do   func() error
@@ -107,9 +85,9 @@ func (w *world) latency(ctx context.Context, template string, rounds int) (repor
 
 	row := func(what string) row {
 		if len(times[what]) == 0 {
-			return timed(part, what, nil)
+			return timed(template, what, nil)
 		}
-		return timed(part, what, times[what][1:])
+		return timed(template, what, times[what][1:])
 	}
 	base := []string{answers, running}
 	if template == "docker" {

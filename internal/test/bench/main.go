@@ -50,6 +50,7 @@ func run() (err error) {
 		{"many callers", true, w.throughput},
 		{"records standing", true, func(ctx context.Context) (report, error) { return w.standing(ctx, *rounds, *standing) }},
 		{"requests", true, w.requests},
+		{"callers", true, func(ctx context.Context) (report, error) { return w.callers(ctx, *rounds) }},
 		{"plugin", false, func(ctx context.Context) (report, error) { return w.plugin(ctx, *rounds) }},
 	}
 	parts = slices.DeleteFunc(parts, func(p part) bool { return !wanted.MatchString(p.name) })

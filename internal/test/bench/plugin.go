@@ -1,14 +1,11 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"os"
 	"path/filepath"
-	"strconv"
 	"time"
 
 	"github.com/google/uuid"
@@ -30,8 +27,7 @@ const (
 
 // plugin measures the cost of running a driver as a plugin. It compares creates
 // and inspects of the same driver linked in and run as a plugin, in turns. Then
-// it measures how long the plugin is unavailable after it was killed and how
-// much memory it uses.
+// it measures how long the plugin is unavailable after it was killed.
 func (w *world) plugin(ctx context.Context, rounds int) (report, error) {
 	command := []string{w.binary, "demo-sandbox"}
 	spec, err := w.pluginSpec(command)
@@ -47,11 +43,6 @@ func (w *world) plugin(ctx context.Context, rounds int) (report, error) {
 		return nil, err
 	}
 	rows, err := w.besidePlugin(ctx, linked, served.Driver, rounds*createsPerRound)
-	if err == nil {
-		var memory report
-		memory, err = memoryOf(served.Status().PID)
-		rows = append(rows, memory...)
-	}
 	served.End()
 	if err != nil {
 		return nil, err
@@ -199,26 +190,4 @@ func crash(ctx context.Context, p *pluginhost.Running, id string) error {
 			return ctx.Err()
 		}
 	}
-}
-
-// memoryOf returns how much RAM the plugin's process uses: in total, and without
-// file pages, which processes of the same program share.
-func memoryOf(pid int) (report, error) {
-	status, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "status"))
-	if err != nil {
-		return nil, err
-	}
-	var out report
-	for _, memory := range []struct{ field, what string }{
-		{"VmRSS:", "memory of the plugin's process"},
-		{"RssAnon:", "memory that it shares with nobody"},
-	} {
-		_, rest, _ := bytes.Cut(status, []byte(memory.field))
-		var kib float64
-		if _, err := fmt.Sscan(string(rest), &kib); err != nil {
-			return nil, fmt.Errorf("%s of the process: %w", memory.field, err)
-		}
-		out = append(out, row{Part: pluginPart, What: memory.what, N: 1, Count: kib / 1024, Unit: "MiB"})
-	}
-	return out, nil
 }

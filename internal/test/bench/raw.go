@@ -28,10 +28,20 @@ type rawNomad struct {
 
 	mu      sync.Mutex
 	waiting map[string]chan *api.Allocation // by job ID
+	close   func()                          // ends the event stream
 	ended   chan struct{}
 }
 
-func newRawNomad(ctx context.Context, w *world, template *jobs.Template) (*rawNomad, error) {
+// newRawNomad uses the named job template. Call close when done.
+func newRawNomad(ctx context.Context, w *world, templateName string) (*rawNomad, error) {
+	vars := map[string]string{"command": w.binary}
+	if templateName == "docker" {
+		vars = map[string]string{"image": w.image}
+	}
+	template, err := jobs.Load(templateName, vars)
+	if err != nil {
+		return nil, err
+	}
 	client, err := w.nomad.Client()
 	if err != nil {
 		return nil, err
@@ -40,13 +50,19 @@ func newRawNomad(ctx context.Context, w *world, template *jobs.Template) (*rawNo
 	if err != nil {
 		return nil, err
 	}
-	r := &rawNomad{client: client, template: template, volume: volume,
-		waiting: make(map[string]chan *api.Allocation), ended: make(chan struct{})}
+	ctx, cancel := context.WithCancel(ctx)
 	events, err := client.EventStream().Stream(ctx, map[api.Topic][]string{api.TopicAllocation: {"*"}}, 0, nil)
 	if err != nil {
+		cancel()
 		return nil, err
 	}
-	go func() { // ends when ctx ends the stream
+	r := &rawNomad{client: client, template: template, volume: volume,
+		waiting: make(map[string]chan *api.Allocation), ended: make(chan struct{})}
+	r.close = func() {
+		cancel()
+		<-r.ended
+	}
+	go func() {
 		defer close(r.ended)
 		for batch := range events {
 			for _, e := range batch.Events {

@@ -25,6 +25,8 @@ type replica struct {
 // its job template.
 type replicaConfig struct {
 	consul, nomad, prefix, template string
+	flags                           []string // more flags
+	token                           string   // of the caller; empty: none
 }
 
 // instanceOf returns the instance name for a key prefix.
@@ -49,6 +51,7 @@ func (w *world) startReplica(ctx context.Context, c replicaConfig) (*replica, er
 	if c.template == "docker" {
 		flags = append(flags, "-job-var=image="+w.image)
 	}
+	flags = append(flags, c.flags...)
 	server, err := stack.NewBivouac(c.prefix, w.binary, addr, filepath.Join(w.dir, c.prefix+".log"),
 		append(os.Environ(), "CONSUL_HTTP_ADDR="+c.consul, "NOMAD_ADDR=http://"+c.nomad), flags...)
 	if err != nil {
@@ -64,7 +67,7 @@ func (w *world) startReplica(ctx context.Context, c replicaConfig) (*replica, er
 	if err := server.WaitReady(ctx); err != nil {
 		return nil, errors.Join(err, server.Stop())
 	}
-	return &replica{Bivouac: server, api: client, volume: volume}, nil
+	return &replica{Bivouac: server, api: client.WithToken(c.token), volume: volume}, nil
 }
 
 func (r *replica) create(ctx context.Context, chat uuid.UUID) error {

@@ -13,6 +13,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/bivouac/bivouac/internal/api/apiclient"
+	"github.com/bivouac/bivouac/internal/backoff"
 	"github.com/bivouac/bivouac/internal/test/faultproxy"
 	"github.com/bivouac/bivouac/scheduler"
 )
@@ -137,10 +138,8 @@ func countCleanup(ctx context.Context, r *replica, toConsul, toNomad *counter) (
 		ids = append(ids, chat.String(), answer.Session.SessionID.String())
 		expires = answer.Session.ExpiresAt
 	}
-	select {
-	case <-time.After(time.Until(expires) + time.Second): // the replicas' clock may differ by up to that
-	case <-ctx.Done():
-		return nil, ctx.Err()
+	if err := backoff.Sleep(ctx, time.Until(expires)+time.Second); err != nil { // the replicas' clock may differ by up to that
+		return nil, err
 	}
 	toConsul.take()
 	toNomad.take()

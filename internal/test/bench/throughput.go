@@ -23,20 +23,11 @@ type way struct {
 // throughput compares creates per second, until each sandbox answers, with raw
 // registrations by as many callers.
 func (w *world) throughput(ctx context.Context) (report, error) {
-	tmpl, err := w.template("raw_exec")
+	raw, err := newRawNomad(ctx, w, "raw_exec")
 	if err != nil {
 		return nil, err
 	}
-	streamCtx, endStream := context.WithCancel(ctx)
-	raw, err := newRawNomad(streamCtx, w, tmpl)
-	if err != nil {
-		endStream()
-		return nil, err
-	}
-	defer func() {
-		endStream()
-		<-raw.ended
-	}()
+	defer raw.close()
 	r, err := w.startReplica(ctx, replicaConfig{consul: w.consul.Addr(), nomad: w.nomad.Addr(), prefix: "throughput", template: "raw_exec"})
 	if err != nil {
 		return nil, err

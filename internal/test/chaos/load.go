@@ -15,6 +15,7 @@ import (
 
 	"github.com/bivouac/bivouac/internal/api/apiclient"
 	"github.com/bivouac/bivouac/internal/api/wire"
+	"github.com/bivouac/bivouac/internal/backoff"
 )
 
 // load makes the requests of the callers and counts the answers.
@@ -304,11 +305,4 @@ func (l *load) summary() string {
 }
 
 // pause waits for d or until ctx is done.
-func pause(ctx context.Context, d time.Duration) {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-	case <-ctx.Done():
-	}
-}
+func pause(ctx context.Context, d time.Duration) { _ = backoff.Sleep(ctx, d) }

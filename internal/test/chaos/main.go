@@ -39,9 +39,7 @@ func command() error {
 	flag.BoolVar(&p.keep, "keep", false, "keep the timeline and the logs also where everything held")
 	flag.Parse()
 	report, err := run(ctx, p)
-	if report != nil {
-		fmt.Print(report)
-	}
+	fmt.Print(report)
 	return err
 }
 
@@ -64,27 +62,27 @@ func fullRun() plan {
 
 // run makes one run and returns an error if there were violations. It then
 // keeps the logs.
-func run(ctx context.Context, p plan) (*report, error) {
+func run(ctx context.Context, p plan) (report string, err error) {
 	dir, err := os.MkdirTemp("", "bivouac-chaos-")
 	if err != nil {
-		return nil, err
+		return "", err
 	}
 	log, err := newTimeline(dir)
 	if err != nil {
-		return nil, err
+		return "", err
 	}
 	fmt.Fprintf(os.Stderr, "chaos: seed %d, %s, logs in %s\n", p.seed, p.duration, dir)
 	w, err := newWorld(ctx, dir, log, p)
 	if err != nil {
-		return nil, errors.Join(err, log.close())
+		return "", errors.Join(err, log.close())
 	}
-	r, err := w.run(ctx)
+	report, err = w.run(ctx)
 	err = errors.Join(err, w.stop(p.keep || err != nil), log.close())
 	if err != nil {
-		return r, fmt.Errorf("%w\nseed %d; the timeline and the logs are in %s", err, p.seed, dir)
+		return report, fmt.Errorf("%w\nseed %d; the timeline and the logs are in %s", err, p.seed, dir)
 	}
 	if p.keep {
-		return r, nil
+		return report, nil
 	}
-	return r, os.RemoveAll(dir)
+	return report, os.RemoveAll(dir)
 }

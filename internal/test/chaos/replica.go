@@ -38,9 +38,15 @@ func newReplica(dir, name, binary string, consul, nomad *proxy, flags []string) 
 	if err != nil {
 		return nil, err
 	}
-	server, err := stack.NewBivouac(name, binary, addr, filepath.Join(dir, name+".log"), nil, flags...)
+	// Callers must authenticate, as in production.
+	callers := filepath.Join(dir, name+".hcl")
+	token, err := stack.WriteCallers(callers, "agent-")
+	if err != nil {
+		return nil, err
+	}
+	server, err := stack.NewBivouac(name, binary, addr, filepath.Join(dir, name+".log"), nil, append(flags, "-config="+callers)...)
 	return &replica{
-		Bivouac: server, name: name, api: api, consul: consul, nomad: nomad,
+		Bivouac: server, name: name, api: api.WithToken(token), consul: consul, nomad: nomad,
 		env: append(os.Environ(), "CONSUL_HTTP_ADDR="+consul.Addr(), "NOMAD_ADDR=http://"+nomad.Addr()),
 	}, err
 }

@@ -109,14 +109,8 @@ func (s *scores) silence(gap time.Duration) {
 	}
 }
 
-// report is the result of a run.
-type report struct {
-	text string
-}
-
-func (r *report) String() string { return r.text }
-
-func (w *world) report(took time.Duration) *report {
+// report describes the result of a run.
+func (w *world) report(took time.Duration) string {
 	s := w.log.faults
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -143,7 +137,7 @@ func (w *world) report(took time.Duration) *report {
 	}
 	fmt.Fprintf(&b, "Creates served in quiet, by every replica for each chat: %d.\n", w.served.Load())
 	fmt.Fprintf(&b, "A violation counts for each fault of the last %s before it; the last row counts each once.\n", blameFor)
-	return &report{b.String()}
+	return b.String()
 }
 
 func (w *world) progress(round int) string {

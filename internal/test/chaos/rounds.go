@@ -13,19 +13,19 @@ import (
 const idle = 15 * time.Second
 
 // run alternates between faults and quiet periods until the time is over.
-func (w *world) run(ctx context.Context) (*report, error) {
+func (w *world) run(ctx context.Context) (report string, err error) {
 	began := time.Now()
 	w.watch(ctx)
-	err := w.cycles(ctx, began.Add(w.plan.duration))
+	err = w.cycles(ctx, began.Add(w.plan.duration))
 	w.halt()
 	if n, least := w.load.made.Load(), int64(w.plan.duration/idle); n < least && err == nil {
 		err = fmt.Errorf("%w: no more than %d sessions were made, and %d were to be", errBroken, n, least)
 	}
-	r := w.report(time.Since(began))
+	report = w.report(time.Since(began))
 	if n := w.log.violations(); n > 0 {
 		err = errors.Join(fmt.Errorf("%w: %d violations:\n%s", errBroken, n, w.log.worst()), err)
 	}
-	return r, err
+	return report, err
 }
 
 func (w *world) cycles(ctx context.Context, end time.Time) error {

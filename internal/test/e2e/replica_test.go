@@ -10,7 +10,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -44,6 +43,14 @@ type world struct {
 func newWorld(t *testing.T, template string, flags ...string) *world {
 	c, prefix := stack.ConsulForTest(t)
 	n := stack.NomadForTest(t)
+	w := newWorldOn(t, n, c, prefix, template, flags...)
+	w.env = append(w.env, "CONSUL_HTTP_ADDR="+c.Addr(), "NOMAD_ADDR=http://"+n.Addr())
+	return w
+}
+
+// newWorldOn is like newWorld, on other servers and with a given KV prefix. The replicas do
+// not know yet where the servers are.
+func newWorldOn(t *testing.T, n *stack.Nomad, c *stack.Consul, prefix, template string, flags ...string) *world {
 	consulClient, err := c.Client()
 	must.NoError(t, err)
 	nomadClient, err := n.Client()
@@ -56,7 +63,7 @@ func newWorld(t *testing.T, template string, flags ...string) *world {
 		instance: strings.ToLower(strings.TrimSuffix(prefix, "/")),
 		volume:   t.TempDir(),
 		api:      &http.Client{Transport: apitest.New(t, nil), Timeout: callLimit},
-		env:      append(os.Environ(), "CONSUL_HTTP_ADDR="+c.Addr(), "NOMAD_ADDR=http://"+n.Addr()),
+		env:      os.Environ(),
 	}
 	must.NoError(t, os.WriteFile(filepath.Join(w.volume, "hello.txt"), []byte("from the host"), 0o644))
 	must.NoError(t, os.Chmod(w.volume, 0o755))
@@ -247,21 +254,11 @@ func page(t *testing.T, s wire.Session, path string) (string, error) {
 }
 
 // processes returns the PIDs on this machine that have the session's
-// environment. It shows what runs, whatever any record says.
+// environment.
 func processes(t *testing.T, s wire.Session) []int {
 	t.Helper()
-	files, err := filepath.Glob("/proc/[0-9]*/environ")
+	pids, err := stack.ProcessesWith("BIVOUAC_SESSION_ID=" + s.SessionID.String())
 	must.NoError(t, err)
-	var pids []int
-	for _, file := range files {
-		environ, err := os.ReadFile(file)
-		if err != nil || !bytes.Contains(environ, []byte("BIVOUAC_SESSION_ID="+s.SessionID.String())) {
-			continue // it ended in the meantime or belongs to another session
-		}
-		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(file)))
-		must.NoError(t, err)
-		pids = append(pids, pid)
-	}
 	return pids
 }
 

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 
 	"github.com/google/uuid"
@@ -143,8 +144,8 @@ func TestAccessToken(t *testing.T) {
 		// Neither logs nor traces have it.
 		first.delete(chat)
 		for _, r := range []*replica{first, second} {
-			r.stop(os.Interrupt)
-			log, err := os.ReadFile(r.log)
+			r.stop(syscall.SIGINT)
+			log, err := os.ReadFile(r.Log)
 			must.NoError(t, err)
 			must.StrContains(t, string(log), chat)
 			must.StrNotContains(t, string(log), token)

@@ -21,6 +21,7 @@ type call struct {
 	ended   time.Duration
 	told    string // the result of create or delete, a state, or a kind of error
 	session string // session ID in the answer
+	token   string // access token of that session
 	agentOf string // agent of that session
 	expires time.Duration
 	ahead   time.Duration // how far the replica's time was ahead when it answered
@@ -135,7 +136,7 @@ func (w *world) carryOut(ctx context.Context, c *call, at *replica) {
 		c.told = scheduler.Kind(c.err)
 		c.open = !isAnswer(c.told)
 	case c.told != "not_found":
-		c.session, c.agentOf = session.SessionID.String(), session.AgentID
+		c.session, c.agentOf, c.token = session.SessionID.String(), session.AgentID, string(session.AccessToken)
 		// In the time that the replicas agree on, as this replica knows it.
 		now := at.clock.Now()
 		c.ahead, c.expires = time.Until(now), w.now()+session.ExpiresAt.Sub(now)

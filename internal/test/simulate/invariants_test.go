@@ -53,6 +53,7 @@ func (w *world) processStarted(p nomadmodel.Process) {
 	}
 	w.alive[chat]++
 	w.living[session]++
+	w.tokens[session] = p.Env["BIVOUAC_ACCESS_TOKEN"]
 	for i := range w.nodes {
 		if w.nomad.NodeID(i) == p.NodeID {
 			w.started.happens(i)
@@ -78,14 +79,19 @@ func (w *world) processEnded(p nomadmodel.Process) {
 // checkTold compares an answer about a session's end with the truth: an unknown
 // state is not a dead sandbox. A session that has ended stays ended, so a
 // process that lives at the time of the answer also lived when Bivouac looked.
-// Whether the session should have ended is checked by the history.
+// Whether the session should have ended is checked by the history. checkTold also
+// compares the access token with the one that the sandbox has.
 func (w *world) checkTold(c call) {
 	if most := slices.Max(w.skews) + skewLimit; c.session != "" && c.ahead > most {
 		w.violate("the agreed time is %v ahead, and no machine's clock by more than %v", c.ahead, most)
 	}
 	w.mu.Lock()
 	lives := w.living[c.session] > 0
+	token, hasRun := w.tokens[c.session]
 	w.mu.Unlock()
+	if hasRun && c.token != "" && c.token != token { // a session that was adopted has none
+		w.violate("caller %d is told an access token of session %s that its sandbox does not have", c.caller, c.session)
+	}
 	switch {
 	case c.told == "dead" && lives:
 		w.violate("caller %d is told that session %s is dead, and its process lives", c.caller, c.session)

@@ -11,6 +11,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"github.com/bivouac/bivouac/internal/backoff"
 	"github.com/bivouac/bivouac/internal/test/simulate/consulmodel"
 	"github.com/bivouac/bivouac/internal/test/simulate/network"
 	"github.com/bivouac/bivouac/internal/test/simulate/nomadmodel"
@@ -68,11 +69,12 @@ type world struct {
 	started    *occasion  // a process start on the node of that number
 	history    []call
 	deaths     []death
-	cutNodes   map[string]int  // number of faults that cut the node off, by node ID
-	edited     map[string]bool // chats whose records were changed by hand
-	alive      map[string]int  // live processes by chat
-	living     map[string]int  // live processes by session; 0 for those that have ended
-	settled    time.Duration   // time until the run settled
+	cutNodes   map[string]int    // number of faults that cut the node off, by node ID
+	edited     map[string]bool   // chats whose records were changed by hand
+	alive      map[string]int    // live processes by chat
+	living     map[string]int    // live processes by session; 0 for those that have ended
+	tokens     map[string]string // access tokens of processes that were ever started, by session
+	settled    time.Duration     // time until the run settled
 	hits       hits
 	violations []string
 	trace      []event
@@ -90,7 +92,7 @@ func run(t *testing.T, p plan, template *jobs.Template) *world {
 	ctx, cancel := context.WithCancel(t.Context())
 	w := &world{
 		plan: p, template: template, ctx: ctx, began: time.Now(),
-		asked: newOccasion(), started: newOccasion(), cutNodes: make(map[string]int), edited: make(map[string]bool), alive: make(map[string]int), living: make(map[string]int), hits: hits{times: make(map[string]int)},
+		asked: newOccasion(), started: newOccasion(), cutNodes: make(map[string]int), edited: make(map[string]bool), alive: make(map[string]int), living: make(map[string]int), tokens: make(map[string]string), hits: hits{times: make(map[string]int)},
 	}
 	w.net = network.New(ctx, p.seed, func(host, event string) { w.note("%s: %s", host, event) })
 	w.consul = consulmodel.New(p.expire)
@@ -142,14 +144,7 @@ func run(t *testing.T, p plan, template *jobs.Template) *world {
 	return w
 }
 
-func wait(ctx context.Context, d time.Duration) {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-	case <-ctx.Done():
-	}
-}
+func wait(ctx context.Context, d time.Duration) { _ = backoff.Sleep(ctx, d) }
 
 func (w *world) now() time.Duration { return time.Since(w.began) }
 

@@ -58,7 +58,7 @@ func leavesNothing(t *testing.T, g *group) {
 		must.False(t, a.Running(), must.Sprintf("%s runs", a.Name))
 	}
 	must.DirNotExists(t, g.dir)
-	pids, err := marked(g.dir)
+	pids, err := ProcessesWith(markName + "=" + g.dir)
 	must.NoError(t, err)
 	must.SliceEmpty(t, pids, must.Sprint("processes are left"))
 	mounts, err := os.ReadFile("/proc/self/mountinfo")

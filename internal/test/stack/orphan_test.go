@@ -40,7 +40,7 @@ func TestAgentsEndWithTheirOwner(t *testing.T) {
 	must.NoError(t, json.NewDecoder(stdout).Decode(&started))
 	must.MapLen(t, 3, started.Agents)
 	for dir, pid := range started.Agents {
-		pids, err := marked(dir)
+		pids, err := ProcessesWith(markName + "=" + dir)
 		must.NoError(t, err)
 		must.SliceContains(t, pids, pid)
 	}
@@ -51,7 +51,7 @@ func TestAgentsEndWithTheirOwner(t *testing.T) {
 	must.Error(t, owner.Wait())
 	for dir, pid := range started.Agents {
 		eventually(t, "the agent ends", func() error {
-			pids, err := marked(dir)
+			pids, err := ProcessesWith(markName + "=" + dir)
 			if slices.Contains(pids, pid) {
 				return errors.New("it runs")
 			}

@@ -39,7 +39,7 @@ func killMarked(dir string) error {
 	again := time.NewTicker(askEvery)
 	defer again.Stop()
 	for {
-		pids, err := marked(dir)
+		pids, err := ProcessesWith(markName + "=" + dir)
 		if err != nil || len(pids) == 0 {
 			return err
 		}
@@ -56,8 +56,9 @@ func killMarked(dir string) error {
 	}
 }
 
-// marked returns the processes with the mark of dir.
-func marked(dir string) ([]int, error) {
+// ProcessesWith returns the processes whose environment has a variable, "NAME=value". It
+// shows what runs, whatever any record says.
+func ProcessesWith(variable string) ([]int, error) {
 	environs, err := filepath.Glob("/proc/[0-9]*/environ")
 	if err != nil {
 		return nil, err
@@ -66,9 +67,7 @@ func marked(dir string) ([]int, error) {
 	for _, path := range environs {
 		// An unreadable process is gone or belongs to another user. A zombie's is empty.
 		env, err := os.ReadFile(path)
-		if err != nil || !slices.ContainsFunc(bytes.Split(env, []byte{0}), func(kv []byte) bool {
-			return string(kv) == markName+"="+dir
-		}) {
+		if err != nil || !bytes.Contains(append([]byte{0}, env...), []byte("\x00"+variable+"\x00")) {
 			continue
 		}
 		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(path)))

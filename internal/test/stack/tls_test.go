@@ -26,7 +26,7 @@ func strictClient(t *testing.T, files TLSFiles, anonymous bool) *http.Client {
 	t.Helper()
 	bundle, err := os.ReadFile(files.CA)
 	must.NoError(t, err)
-	config := &tls.Config{RootCAs: x509.NewCertPool()}
+	config := &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: x509.NewCertPool()}
 	must.True(t, config.RootCAs.AppendCertsFromPEM(bundle))
 	if !anonymous {
 		certificate, err := tls.LoadX509KeyPair(files.Certificate, files.Key)

@@ -21,6 +21,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/bivouac/bivouac/internal/backoff"
 )
 
 // Server answers requests. ctx is done when the connection ends.
@@ -351,11 +353,4 @@ func label(req *http.Request, body []byte) string {
 }
 
 // sleep waits for d or until ctx is done.
-func sleep(ctx context.Context, d time.Duration) {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-	case <-ctx.Done():
-	}
-}
+func sleep(ctx context.Context, d time.Duration) { _ = backoff.Sleep(ctx, d) }

@@ -114,7 +114,7 @@ func (s *Server) hear(a *alloc, gone bool) {
 	switch {
 	case r == nil && !gone:
 		r = &run{node: a.node, spec: a.job, last: lastTaskOf(a.job), Process: Process{
-			AllocID: a.ID, JobID: a.JobID, NodeID: a.NodeID, Meta: a.job.Meta, Port: a.AllocatedResources.Shared.Ports[0].Value,
+			AllocID: a.ID, JobID: a.JobID, NodeID: a.NodeID, Meta: a.job.Meta, Env: a.job.TaskGroups[0].Tasks[0].Env, Port: a.AllocatedResources.Shared.Ports[0].Value,
 		}}
 		s.clients[a.ID] = r
 		if wanted {

@@ -56,6 +56,7 @@ type Config struct {
 type Process struct {
 	AllocID, JobID, NodeID string
 	Meta                   map[string]string // of the job
+	Env                    map[string]string // of the first task
 	Port                   int
 	Run                    int // counts the runs of one allocation, from 1
 }

@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/http"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -18,6 +17,8 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/bivouac/bivouac/internal/api/apiclient"
+	"github.com/bivouac/bivouac/internal/backoff"
 	"github.com/bivouac/bivouac/internal/test/stack"
 )
 
@@ -118,7 +119,7 @@ func serve(ctx context.Context, consul, nomad, volume, user string) error {
 		defer died()
 		ended <- bivouac.Wait()
 	}()
-	err = waitHealthy(alive, "http://"+addr)
+	err = waitHealthy(alive, addr)
 	switch {
 	case err == nil:
 		fmt.Printf(help, consul, nomad, addr, volume, consulBin, nomadBin, strings.Join(template, " "), volume)
@@ -197,37 +198,21 @@ func jobTemplate(ctx context.Context, user string) ([]string, error) {
 }
 
 // waitHealthy waits until the server is healthy.
-func waitHealthy(ctx context.Context, url string) error {
+func waitHealthy(ctx context.Context, addr string) error {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
-	tick := time.NewTicker(50 * time.Millisecond)
-	defer tick.Stop()
+	client, err := apiclient.New(addr, nil)
+	if err != nil {
+		return err
+	}
 	for {
-		err := healthy(ctx, url)
-		if err == nil {
+		if _, err = client.Health(ctx); err == nil {
 			return nil
 		}
-		select {
-		case <-ctx.Done():
+		if backoff.Sleep(ctx, 50*time.Millisecond) != nil {
 			return fmt.Errorf("bivouac is not healthy: %w", err)
-		case <-tick.C:
 		}
 	}
-}
-
-func healthy(ctx context.Context, url string) error {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url+"/v1/agent/health", nil)
-	if err != nil {
-		return err
-	}
-	res, err := http.DefaultClient.Do(req)
-	if err != nil {
-		return err
-	}
-	if res.StatusCode != http.StatusOK {
-		err = errors.New(res.Status)
-	}
-	return errors.Join(err, res.Body.Close())
 }
 
 // help is a format for the addresses of Consul, Nomad and Bivouac, the volume, the paths of

@@ -216,7 +216,7 @@ const (
 	ErrorKind_ERROR_KIND_CANCELED ErrorKind = 8
 	// DEADLINE_EXCEEDED: a deadline has passed.
 	ErrorKind_ERROR_KIND_DEADLINE_EXCEEDED ErrorKind = 9
-	// OUT_OF_RANGE: the sandbox was told to end and is seen to be still there.
+	// OUT_OF_RANGE: the sandbox was asked to end and still runs.
 	ErrorKind_ERROR_KIND_NOT_STOPPED ErrorKind = 10
 )
 

@@ -63,7 +63,7 @@ type DriverServiceClient interface {
 	// List answers with all sandboxes of this driver and instance, over as many
 	// messages as it likes.
 	List(ctx context.Context, in *ListRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ListResponse], error)
-	// Watch tells of each sandbox whose state changes, until the call is
+	// Watch reports each sandbox whose state changes, until the call is
 	// cancelled. Ability "watch".
 	Watch(ctx context.Context, in *WatchRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchResponse], error)
 	// Health succeeds where a Create could be tried. Ability "health".
@@ -258,7 +258,7 @@ type DriverServiceServer interface {
 	// List answers with all sandboxes of this driver and instance, over as many
 	// messages as it likes.
 	List(*ListRequest, grpc.ServerStreamingServer[ListResponse]) error
-	// Watch tells of each sandbox whose state changes, until the call is
+	// Watch reports each sandbox whose state changes, until the call is
 	// cancelled. Ability "watch".
 	Watch(*WatchRequest, grpc.ServerStreamingServer[WatchResponse]) error
 	// Health succeeds where a Create could be tried. Ability "health".
