@@ -245,13 +245,13 @@ func testWords(t *testing.T, s *secured) {
 		},
 		"a certificate of a CA that Nomad does not trust": {
 			func(t *testing.T, dir string) { writeTLS(t, dir, s.ca, stranger.Issue(t, "bivouac")) },
-			[]string{"tls: unknown certificate authority"}, wire.CodeStoreUnavailable,
+			[]string{"tls: unknown certificate authority"}, wire.CodeServerPermissionDenied,
 		},
 		"a certificate that has expired": {
 			func(t *testing.T, dir string) {
 				writeTLS(t, dir, s.ca, s.ca.IssueFor(t, -time.Minute, "bivouac"))
 			},
-			[]string{"tls: expired certificate"}, wire.CodeStoreUnavailable,
+			[]string{"tls: expired certificate"}, wire.CodeServerPermissionDenied,
 		},
 		"a token that Nomad does not know": {
 			func(t *testing.T, dir string) { writeFile(t, dir, "nomad.token", uuid.NewString()) },
