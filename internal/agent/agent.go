@@ -130,7 +130,6 @@ func Run(ctx context.Context, c config.Config, env Environment) (err error) {
 	if front.secure != nil {
 		base.credentials["http_tls"] = front.secure
 	}
-	metrics.certificates = base.credentials
 	base = withFailpoints(base)
 	domain := scheduler.Config{
 		Store:           base.store,
@@ -160,6 +159,7 @@ func Run(ctx context.Context, c config.Config, env Environment) (err error) {
 	}
 	watched := callers.credentials
 	maps.Copy(watched, base.credentials)
+	metrics.certificates = watched
 	connections, err := maxConnections()
 	if err != nil {
 		return err
