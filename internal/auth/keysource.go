@@ -6,7 +6,6 @@ import (
 	"crypto/ecdsa"
 	"crypto/ed25519"
 	"crypto/rsa"
-	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
 	"encoding/pem"
@@ -15,13 +14,14 @@ import (
 	"io"
 	"net/http"
 	"net/url"
-	"os"
 	"strings"
 	"time"
 
 	"github.com/go-jose/go-jose/v4"
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/nomad/api"
+
+	"github.com/bivouac/bivouac/internal/credentials"
 )
 
 const (
@@ -81,7 +81,7 @@ func URLKeys(from, caFile string, log hclog.Logger) (*Keys, error) {
 	if err != nil {
 		return nil, err
 	}
-	if _, err := roots(caFile); err != nil {
+	if _, err := credentials.LoadTLS(credentials.Files{CA: caFile}); err != nil {
 		return nil, err
 	}
 	k := newKeys(u.Redacted(), urlEvery, log)
@@ -95,57 +95,24 @@ func URLKeys(from, caFile string, log hclog.Logger) (*Keys, error) {
 func FileKeys(path string, log hclog.Logger) (*Keys, error) {
 	k := newKeys(path, 0, log)
 	k.parse = parsePEM
-	k.read = func(context.Context, bool) ([]byte, error) { return readFile(path) }
+	k.read = func(context.Context, bool) ([]byte, error) { return credentials.ReadFile(path) }
 	if _, err := k.Reload(); err != nil {
 		return nil, err
 	}
 	return k, nil
 }
 
-func readFile(path string) (document []byte, err error) {
-	file, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = file.Close() }() // only read
-	return readAll(file)
-}
-
-func readAll(from io.Reader) ([]byte, error) {
-	document, err := io.ReadAll(io.LimitReader(from, maxDocument+1))
-	if err == nil && len(document) > maxDocument {
-		err = fmt.Errorf("it is longer than %d bytes", maxDocument)
-	}
-	return document, err
-}
-
-// roots returns the certificate authorities in a file, nil if file is empty.
-func roots(file string) (*x509.CertPool, error) {
-	if file == "" {
-		return nil, nil
-	}
-	text, err := readFile(file)
-	if err != nil {
-		return nil, err
-	}
-	pool := x509.NewCertPool()
-	if !pool.AppendCertsFromPEM(text) {
-		return nil, fmt.Errorf("%s has no certificate", file)
-	}
-	return pool, nil
-}
-
 // download opens a new connection each time, because it is seldom called, and a
 // certificate authority may have changed. It follows no redirects.
 func download(ctx context.Context, from, caFile string) ([]byte, error) {
-	authorities, err := roots(caFile)
+	authorities, err := credentials.LoadTLS(credentials.Files{CA: caFile})
 	if err != nil {
 		return nil, err
 	}
 	client := &http.Client{
 		Transport: &http.Transport{
 			Proxy:             http.ProxyFromEnvironment,
-			TLSClientConfig:   &tls.Config{RootCAs: authorities, MinVersion: tls.VersionTLS12},
+			TLSClientConfig:   authorities.Client(""),
 			DisableKeepAlives: true,
 		},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
@@ -164,7 +131,11 @@ func download(ctx context.Context, from, caFile string) ([]byte, error) {
 	if response.StatusCode != http.StatusOK {
 		return nil, fmt.Errorf("the server answered %s", response.Status)
 	}
-	return readAll(response.Body)
+	document, err := io.ReadAll(io.LimitReader(response.Body, maxDocument+1))
+	if err == nil && len(document) > maxDocument {
+		err = fmt.Errorf("it is longer than %d bytes", maxDocument)
+	}
+	return document, err
 }
 
 // parseJWKS returns the keys of a JSON Web Key Set that may have signed a token. Others are

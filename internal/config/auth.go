@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -15,6 +14,7 @@ import (
 	"github.com/hashicorp/hcl/v2"
 
 	"github.com/bivouac/bivouac/internal/auth"
+	"github.com/bivouac/bivouac/internal/credentials"
 	"github.com/bivouac/bivouac/scheduler"
 )
 
@@ -218,7 +218,7 @@ func checkName(name string) error {
 func (t Token) sum() ([sha256.Size]byte, error) {
 	text := t.SHA256
 	if t.SHA256File != "" {
-		content, err := os.ReadFile(t.SHA256File)
+		content, err := credentials.ReadFile(t.SHA256File)
 		if err != nil {
 			return [sha256.Size]byte{}, fmt.Errorf("sha256_file: %w", err)
 		}

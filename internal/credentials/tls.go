@@ -8,9 +8,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
-	"io"
 	"net"
-	"os"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -18,8 +16,6 @@ import (
 )
 
 const (
-	// maxFile bounds a PEM file, in bytes. The CAs of a whole operating system fit.
-	maxFile = 1 << 20
 	// dialLimit bounds a connection that Dial makes, with its handshake. A context may
 	// end it earlier.
 	dialLimit = 30 * time.Second
@@ -166,9 +162,9 @@ func (t *TLS) Dial(serverName string) func(ctx context.Context, network, addr st
 func load(files Files) (*material, error) {
 	var m material
 	if files.CA != "" {
-		text, err := read(files.CA)
+		text, err := ReadFile(files.CA)
 		if err != nil {
-			return nil, err
+			return nil, fmt.Errorf("credentials: %w", err)
 		}
 		cas, err := certificates(text)
 		if err != nil {
@@ -182,17 +178,17 @@ func load(files Files) (*material, error) {
 	if files.Certificate == "" {
 		return &m, nil
 	}
-	text, err := read(files.Certificate)
+	text, err := ReadFile(files.Certificate)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("credentials: %w", err)
 	}
 	chain, err := certificates(text)
 	if err != nil {
 		return nil, fmt.Errorf("credentials: certificate file %s: %w", files.Certificate, err)
 	}
-	key, err := read(files.Key)
+	key, err := ReadFile(files.Key)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("credentials: %w", err)
 	}
 	pair, err := tls.X509KeyPair(text, key)
 	if err != nil {
@@ -207,22 +203,6 @@ func load(files Files) (*material, error) {
 		}
 	}
 	return &m, nil
-}
-
-func read(path string) ([]byte, error) {
-	file, err := os.Open(path)
-	if err != nil {
-		return nil, fmt.Errorf("credentials: %w", err)
-	}
-	defer func() { _ = file.Close() }() // only read
-	text, err := io.ReadAll(io.LimitReader(file, maxFile+1))
-	if err != nil {
-		return nil, fmt.Errorf("credentials: %w", err)
-	}
-	if len(text) > maxFile {
-		return nil, fmt.Errorf("credentials: %s is larger than %d bytes", path, maxFile)
-	}
-	return text, nil
 }
 
 // certificates returns all certificates in a PEM file, at least one. Unlike package x509

@@ -4,8 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"io"
-	"os"
 	"sync"
 	"time"
 )
@@ -107,12 +105,7 @@ func (t *Token) reload() (changed bool, err error) {
 }
 
 func readToken(path string) ([]byte, error) {
-	file, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = file.Close() }() // only read
-	text, err := io.ReadAll(io.LimitReader(file, maxToken+1))
+	text, err := ReadFile(path)
 	if err != nil {
 		return nil, err
 	}
