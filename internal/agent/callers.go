@@ -60,7 +60,7 @@ func newCallers(c config.Config, nomad *nomadConnection, log hclog.Logger) (call
 		}
 		jwts = append(jwts, auth.JWT{
 			Name: j.Name, Keys: keys, Issuer: j.Issuer, Audiences: j.Audiences, BoundClaims: j.BoundClaims,
-			Algorithms: j.Algorithms, Leeway: j.Leeway, NameClaim: j.NameClaim, Policies: c.JWTPolicies(j),
+			Algorithms: j.Algorithms, Leeway: j.Leeway, NameClaim: j.NameClaim, Policies: c.PoliciesNamed(j.Policies),
 		})
 	}
 	all.authenticator = auth.New(tokens, jwts)

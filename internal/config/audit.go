@@ -29,9 +29,6 @@ func auditKeys(a *Audit) []key {
 }
 
 func (c *Config) decodeAudit(block *hcl.Block) hcl.Diagnostics {
-	if diags := c.isNew(block); diags != nil {
-		return diags
-	}
 	a := newAudit(block.Labels[0])
 	diags := c.decodeKeys(block.Body, hcl.BodySchema{}, "audit."+a.Name+".", auditKeys(&a), nil)
 	c.Audits = append(c.Audits, a)

@@ -67,26 +67,7 @@ func tokenKeys(t *Token) []key {
 	}
 }
 
-// isNew refuses two blocks of a kind with one name, even in different files, because a
-// reader of one file would miss the other. It records where the block is.
-func (c *Config) isNew(block *hcl.Block) hcl.Diagnostics {
-	origin := block.Type + "." + block.Labels[0]
-	if first, again := c.origins[origin]; again {
-		return hcl.Diagnostics{{
-			Severity: hcl.DiagError,
-			Summary:  "Duplicate " + block.Type + " block",
-			Detail:   fmt.Sprintf("%s %q is already defined at %s.", block.Type, block.Labels[0], first),
-			Subject:  block.DefRange.Ptr(),
-		}}
-	}
-	c.setBy(origin, position(block.DefRange))
-	return nil
-}
-
 func (c *Config) decodePolicy(block *hcl.Block) hcl.Diagnostics {
-	if diags := c.isNew(block); diags != nil {
-		return diags
-	}
 	p := Policy{Name: block.Labels[0]}
 	origin := "policy." + p.Name + "."
 	schema := hcl.BodySchema{Blocks: []hcl.BlockHeaderSchema{{Type: "agent_prefix", LabelNames: []string{"prefix"}}}}
@@ -101,9 +82,6 @@ func (c *Config) decodePolicy(block *hcl.Block) hcl.Diagnostics {
 }
 
 func (c *Config) decodeToken(block *hcl.Block) hcl.Diagnostics {
-	if diags := c.isNew(block); diags != nil {
-		return diags
-	}
 	t := Token{Name: block.Labels[0]}
 	diags := c.decodeKeys(block.Body, hcl.BodySchema{}, "token."+t.Name+".", tokenKeys(&t), nil)
 	c.Tokens = append(c.Tokens, t)
@@ -191,7 +169,12 @@ func (c *Config) checkToken(t Token, refuse func(name, format string, args ...an
 	} else if _, err := t.sum(); err != nil {
 		refuse(origin, "%w", err)
 	}
-	for _, name := range t.Policies {
+	c.checkPolicies(t.Policies, origin, refuse)
+}
+
+// checkPolicies refuses names of policies that do not exist.
+func (c *Config) checkPolicies(names []string, origin string, refuse func(name, format string, args ...any)) {
+	for _, name := range names {
 		if !slices.ContainsFunc(c.Policies, func(p Policy) bool { return p.Name == name }) {
 			refuse(origin, "unknown policy %q", name)
 		}
@@ -231,8 +214,8 @@ func (t Token) sum() ([sha256.Size]byte, error) {
 	return [sha256.Size]byte(sum), nil
 }
 
-// policies returns the named policies.
-func (c *Config) policies(names []string) []*scheduler.Policy {
+// PoliciesNamed returns the policies with these names, never nil.
+func (c *Config) PoliciesNamed(names []string) []*scheduler.Policy {
 	policies := []*scheduler.Policy{} // not nil, which would allow everything
 	for _, p := range c.Policies {
 		if slices.Contains(names, p.Name) {
@@ -264,7 +247,7 @@ func (c *Config) Callers() ([]auth.Token, error) {
 		if err != nil {
 			return nil, c.Wrong("token."+t.Name, err)
 		}
-		tokens = append(tokens, auth.Token{Name: t.Name, SHA256: sum, Policies: c.policies(t.Policies)})
+		tokens = append(tokens, auth.Token{Name: t.Name, SHA256: sum, Policies: c.PoliciesNamed(t.Policies)})
 	}
 	return tokens, nil
 }

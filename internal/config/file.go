@@ -127,12 +127,31 @@ func (c *Config) decode(body hcl.Body) hcl.Diagnostics {
 	}
 	diags := c.decodeKeys(body, schema, "", c.keys(), func(block *hcl.Block) hcl.Diagnostics {
 		if decode, ok := labelled[block.Type]; ok {
+			if diags := c.refuseDuplicate(block); diags != nil {
+				return diags
+			}
 			return decode(block)
 		}
 		c.setBy(block.Type, position(block.DefRange))
 		return c.decodeKeys(block.Body, hcl.BodySchema{}, block.Type+".", blocks[block.Type], nil)
 	})
 	return diags
+}
+
+// refuseDuplicate refuses two blocks of a kind with one name, even in different files, because a
+// reader of one file would miss the other. It records where the block is.
+func (c *Config) refuseDuplicate(block *hcl.Block) hcl.Diagnostics {
+	origin := block.Type + "." + block.Labels[0]
+	if first, again := c.origins[origin]; again {
+		return hcl.Diagnostics{{
+			Severity: hcl.DiagError,
+			Summary:  "Duplicate " + block.Type + " block",
+			Detail:   fmt.Sprintf("%s %q is already defined at %s.", block.Type, block.Labels[0], first),
+			Subject:  block.DefRange.Ptr(),
+		}}
+	}
+	c.setBy(origin, position(block.DefRange))
+	return nil
 }
 
 func (c *Config) decodeKeys(body hcl.Body, schema hcl.BodySchema, prefix string, keys []key, inner func(*hcl.Block) hcl.Diagnostics) hcl.Diagnostics {

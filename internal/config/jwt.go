@@ -11,7 +11,6 @@ import (
 	"github.com/hashicorp/hcl/v2"
 
 	"github.com/bivouac/bivouac/internal/auth"
-	"github.com/bivouac/bivouac/scheduler"
 )
 
 const (
@@ -58,9 +57,6 @@ func jwtKeys(j *JWT) []key {
 }
 
 func (c *Config) decodeJWT(block *hcl.Block) hcl.Diagnostics {
-	if diags := c.isNew(block); diags != nil {
-		return diags
-	}
 	j := defaultJWT()
 	j.Name = block.Labels[0]
 	diags := c.decodeKeys(block.Body, hcl.BodySchema{}, "jwt."+j.Name+".", jwtKeys(&j), nil)
@@ -81,11 +77,7 @@ func (c *Config) checkJWTs(refuse func(name, format string, args ...any)) {
 				refuse(name, format, args...)
 			}
 		})
-		for _, policy := range j.Policies {
-			if !slices.ContainsFunc(c.Policies, func(p Policy) bool { return p.Name == policy }) {
-				refuse(name+".policies", "unknown policy %q", policy)
-			}
-		}
+		c.checkPolicies(j.Policies, name+".policies", refuse)
 	}
 }
 
@@ -163,9 +155,6 @@ func isKeyURL(text string) bool {
 	ip, err := netip.ParseAddr(host)
 	return u.Scheme == "http" && (host == "localhost" || err == nil && ip.IsLoopback())
 }
-
-// JWTPolicies returns the policies of a block's callers.
-func (c *Config) JWTPolicies(j JWT) []*scheduler.Policy { return c.policies(j.Policies) }
 
 // publicJWTs returns the blocks. They contain no secrets, but a URL could.
 func (c *Config) publicJWTs() map[string]any {

@@ -30,9 +30,6 @@ func pluginKeys(p *pluginhost.Plugin) []key {
 
 // decodePlugin decodes a plugin's block.
 func (c *Config) decodePlugin(block *hcl.Block) hcl.Diagnostics {
-	if diags := c.isNew(block); diags != nil {
-		return diags
-	}
 	p := pluginhost.Plugin{Name: block.Labels[0]}
 	origin := "plugin." + p.Name
 	schema := hcl.BodySchema{Blocks: []hcl.BlockHeaderSchema{{Type: "config"}}}
