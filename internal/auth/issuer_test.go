@@ -164,7 +164,7 @@ func jwks(t testing.TB, keys ...testKey) []byte {
 func fixed(t testing.TB, keys ...testKey) *Keys {
 	i := newIssuer(t, keys...)
 	must.NoError(t, i.keys.reread(t.Context(), false))
-	i.keys.lastLook = time.Now().Add(time.Hour) // nobody waits for Run
+	i.keys.lastExtra = time.Now().Add(time.Hour) // nobody waits for Run
 	return i.keys
 }
 

@@ -371,7 +371,7 @@ func TestJWTIsRememberedUntil(t *testing.T) {
 		must.NoError(t, err)
 		i.set(t, second)
 		must.NoError(t, i.keys.reread(t.Context(), false))
-		i.keys.lastLook = time.Now().Add(time.Hour) // nobody waits for Run
+		i.keys.lastExtra = time.Now().Add(time.Hour) // nobody waits for Run
 		_, err = jwts.authenticate(t.Context(), token)
 		must.ErrorIs(t, err, errUnknownKey)
 	})

@@ -19,8 +19,8 @@ import (
 const (
 	// readLimit bounds one read of the keys, without the time that Nomad may hold a poll.
 	readLimit = 5 * time.Second
-	// lookEvery is the least time between two reads that unknown key IDs cause.
-	lookEvery = 5 * time.Second
+	// extraEvery is the least time between two reads that unknown key IDs cause.
+	extraEvery = 5 * time.Second
 	// maxWaiting is how many requests may wait for such a read.
 	maxWaiting = 64
 	// Pauses after a failed read.
@@ -44,10 +44,10 @@ type Keys struct {
 	problem atomic.Pointer[error] // why the last read failed
 	waiting scheduler.Places
 
-	mu       sync.Mutex
-	look     *look // the read that requests wait for, if there is one
-	lastLook time.Time
-	hurry    context.CancelFunc // ends what Run does, so that it reads at once
+	mu        sync.Mutex
+	extra     *extraRead // the one that requests wait for; nil: none
+	lastExtra time.Time
+	interrupt context.CancelFunc // ends what Run does, so that it reads at once
 }
 
 // keySet is the keys of one moment. It does not change.
@@ -56,14 +56,14 @@ type keySet struct {
 	keys     []jose.JSONWebKey
 }
 
-// look is a read that requests with an unknown key ID wait for.
-type look struct{ done chan struct{} }
+// extraRead is a read out of turn. Requests with an unknown key ID wait for it.
+type extraRead struct{ done chan struct{} }
 
 func newKeys(source string, every time.Duration, log hclog.Logger) *Keys {
 	return &Keys{
 		source: source, every: every, log: log,
-		waiting: scheduler.NewPlaces(maxWaiting, "jwt_keys", "%d requests already wait for the issuer's keys"),
-		hurry:   func() {},
+		waiting:   scheduler.NewPlaces(maxWaiting, "jwt_keys", "%d requests already wait for the issuer's keys"),
+		interrupt: func() {},
 	}
 }
 
@@ -83,9 +83,9 @@ func (k *Keys) Run(ctx context.Context) error {
 	again := backoff.Backoff{Min: minReread, Max: maxReread}
 	var told backoff.Throttle
 	for ctx.Err() == nil {
-		turn, end, look := k.begin(ctx)
-		err := k.reread(turn, look == nil)
-		k.finish(look)
+		turn, end, extra := k.begin(ctx)
+		err := k.reread(turn, extra == nil)
+		k.finish(extra)
 		pause := k.every
 		switch {
 		case err == nil:
@@ -112,22 +112,22 @@ func (k *Keys) Reload() (changed bool, err error) {
 }
 
 // begin begins a turn of Run. A request ends it early if it needs the keys now.
-func (k *Keys) begin(ctx context.Context) (turn context.Context, end context.CancelFunc, asked *look) {
+func (k *Keys) begin(ctx context.Context) (turn context.Context, end context.CancelFunc, asked *extraRead) {
 	turn, end = context.WithCancel(ctx)
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.hurry = end
-	return turn, end, k.look
+	k.interrupt = end
+	return turn, end, k.extra
 }
 
 // finish lets the requests go on that waited for the read.
-func (k *Keys) finish(asked *look) {
+func (k *Keys) finish(asked *extraRead) {
 	if asked == nil {
 		return
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.look, k.lastLook = nil, time.Now()
+	k.extra, k.lastExtra = nil, time.Now()
 	close(asked.done)
 }
 
@@ -165,8 +165,8 @@ func (k *Keys) take(document []byte) error {
 }
 
 // refresh makes Run read the keys now, and waits until it did. It returns an error if that
-// happened less than lookEvery ago, or if too many requests wait already. So any number of
-// tokens with unknown key IDs causes one read in lookEvery. It returns nil at once if the
+// happened less than extraEvery ago, or if too many requests wait already. So any number of
+// tokens with unknown key IDs causes one read in extraEvery. It returns nil at once if the
 // keys are no longer those in seen.
 func (k *Keys) refresh(ctx context.Context, seen *keySet) error {
 	leave, err := k.waiting.Enter()
@@ -187,21 +187,21 @@ func (k *Keys) refresh(ctx context.Context, seen *keySet) error {
 }
 
 // ask returns the read to wait for, nil if there are newer keys than seen already.
-func (k *Keys) ask(seen *keySet) (*look, error) {
+func (k *Keys) ask(seen *keySet) (*extraRead, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.current.Load() != seen {
 		return nil, nil
 	}
-	if k.look != nil {
-		return k.look, nil
+	if k.extra != nil {
+		return k.extra, nil
 	}
-	if time.Since(k.lastLook) < lookEvery {
+	if time.Since(k.lastExtra) < extraEvery {
 		return nil, errors.New("the keys were read a moment ago")
 	}
-	k.look = &look{make(chan struct{})}
-	k.hurry()
-	return k.look, nil
+	k.extra = &extraRead{make(chan struct{})}
+	k.interrupt()
+	return k.extra, nil
 }
 
 // find returns the keys that may have signed a token with this key ID and algorithm. A

@@ -123,7 +123,7 @@ func TestKeys(t *testing.T) {
 		_, err := i.jwts().authenticate(t.Context(), first.token(t, workload()))
 		must.ErrorIs(t, err, errUnknownKey)
 		i.set(t, first)
-		time.Sleep(lookEvery)
+		time.Sleep(extraEvery)
 		_, err = i.jwts().authenticate(t.Context(), first.token(t, workload()))
 		must.NoError(t, err)
 		must.NoError(t, i.keys.Health(t.Context()))
@@ -176,7 +176,7 @@ func TestUnknownKeysCauseFewReads(t *testing.T) {
 		// known after one of these reads.
 		next := edKey(t, "next")
 		i.set(t, next)
-		time.Sleep(lookEvery)
+		time.Sleep(extraEvery)
 		_, err := jwts.authenticate(t.Context(), next.token(t, workload()))
 		must.NoError(t, err)
 	})

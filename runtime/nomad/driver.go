@@ -81,7 +81,7 @@ type Driver struct {
 	ownStops  *recent // session IDs that this driver stopped
 	namespace string
 	requests  chan struct{} // one token for each running request
-	health    *health
+	health    health
 
 	streamFault atomic.Pointer[error]     // why the event stream brings nothing; nil if it does, or if Nomad is down
 	mayWrite    atomic.Pointer[time.Time] // when Health last saw that the token may write
@@ -127,7 +127,7 @@ func New(config Config) (*Driver, error) {
 		ownStops:  newRecent(),
 		namespace: config.Template.Namespace(),
 		requests:  make(chan struct{}, maxRequests),
-		health:    newHealth(),
+		health:    health{turn: make(chan struct{}, 1)},
 
 		registered: newRecent(),
 		refused:    newRecent(),

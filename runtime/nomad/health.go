@@ -25,15 +25,9 @@ const (
 
 // health holds the last result of Health.
 type health struct {
-	turn  chan struct{} // holds one token; whoever took it may use the other fields
+	turn  chan struct{} // one token; its holder may use the other fields
 	err   error
 	until time.Time // when err is too old
-}
-
-func newHealth() *health {
-	h := &health{turn: make(chan struct{}, 1)}
-	h.turn <- struct{}{}
-	return h
 }
 
 // Health implements [runtime.HealthChecker]. It returns the first problem that
@@ -43,8 +37,8 @@ func newHealth() *health {
 // However often it is called, it tries each of these every few seconds only.
 func (d *Driver) Health(ctx context.Context) error {
 	select {
-	case <-d.health.turn:
-		defer func() { d.health.turn <- struct{}{} }()
+	case d.health.turn <- struct{}{}:
+		defer func() { <-d.health.turn }()
 	case <-ctx.Done():
 		return fmt.Errorf("nomad: health: %w", ctx.Err())
 	}

@@ -124,8 +124,8 @@ func (c *Clock) Health(context.Context) error {
 
 var errTimeUnknown = fmt.Errorf("%w: the agreed time is not known yet", scheduler.ErrUnavailable)
 
-// doubt returns errTimeUnknown with the reason, or nil if the time is known.
-func (c *Clock) doubt() error {
+// checkKnown returns errTimeUnknown with the reason, or nil if the time is known.
+func (c *Clock) checkKnown() error {
 	if c.isKnown() {
 		return nil
 	}
@@ -147,7 +147,7 @@ func (c *Clock) await(ctx context.Context) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	case <-limit.C:
-		return c.doubt()
+		return c.checkKnown()
 	}
 }
 
