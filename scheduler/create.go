@@ -145,10 +145,10 @@ func (s *Scheduler) observeLeased(ctx context.Context, lease Lease) *Session {
 	return new(s.observe(ctx, *current))
 }
 
-// standing returns the chat's session if it can be reused. It does not wait if the
-// caller may not see the session. Otherwise it returns leave,
+// standing returns the chat's session if it can be reused. Otherwise it returns leave,
 // and the caller is the only one in this replica that may create the chat's session.
-// The caller must call leave when its create has ended.
+// The caller must call leave when its create has ended. If the caller may not see the
+// chat's session, standing returns ErrPermissionDenied at once.
 func (s *Scheduler) standing(ctx context.Context, caller Caller, chatID uuid.UUID, until time.Time) (session *Session, leave func(), err error) {
 	for leave == nil {
 		// Most creates find a session that can be reused. A linearizable read is enough

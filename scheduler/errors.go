@@ -84,7 +84,7 @@ func (e *LimitError) Unwrap() error { return ErrBusy }
 // QuotaError is returned if there are already as many sessions as may be.
 type QuotaError struct {
 	Limit int    // how many sessions there may be
-	Scope string // whose: "all agents", or `agents with the prefix "support-"`
+	Scope string // whose: "all AI agents", or `AI agents with the prefix "support-"`
 }
 
 func (e *QuotaError) Error() string {

@@ -93,8 +93,8 @@ func readScoped[T any](
 	}
 }
 
-// fingerprint returns a number that differs for different values. It is never 0, and no
-// more than an int64 holds, as openapi.json says of an index.
+// fingerprint returns a number that differs for different values. It is never 0, and it
+// fits in an int64, because openapi.json promises that for an index.
 func fingerprint(value any) (uint64, error) {
 	text, err := json.Marshal(value)
 	if err != nil {

@@ -118,12 +118,12 @@ func Run(ctx context.Context, c config.Config, env Environment) (err error) {
 	if err != nil {
 		return fmt.Errorf("agent: metrics: %w", err)
 	}
-	auditLog, err := openAudit(c, env.Stdout, metrics, log) //nolint:contextcheck // a lost line is counted whatever becomes of its caller
+	auditLog, err := openAudit(c, env.Stdout, metrics, log) //nolint:contextcheck // a lost line is counted even if its caller has gone
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, closeSinks(auditLog.Sinks)) }()
-	base, err := newBase(c, metrics, log) //nolint:contextcheck // a request is measured whatever becomes of its caller
+	base, err := newBase(c, metrics, log) //nolint:contextcheck // a request is measured even if its caller has gone
 	if err != nil {
 		return err
 	}

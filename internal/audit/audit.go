@@ -94,9 +94,8 @@ func (l *Log) Begin(ctx context.Context, op *Operation) (context.Context, error)
 	return context.WithValue(ctx, operationKey{}, op), l.write(entry)
 }
 
-// End writes that an operation is done. If that fails, the operation has been done
-// nevertheless, and its answer should be sent: an error would be a lie. The failure is
-// logged and counted.
+// End writes that an operation is done. A failure is logged and counted, but not
+// returned: the operation has been done, so its answer should be sent.
 func (l *Log) End(op *Operation) {
 	_ = l.write(op.completed())
 }

@@ -11,7 +11,7 @@ import (
 
 const (
 	// failuresPerSecond and failuresAtOnce are how many failed tries one address may
-	// make before it is told to wait.
+	// make before its tries are limited.
 	failuresPerSecond = 1
 	failuresAtOnce    = 20
 	// maxAddresses bounds how many addresses are remembered.

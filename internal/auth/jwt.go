@@ -19,7 +19,7 @@ import (
 const maxName = 256
 
 // Algorithms returns the signature algorithms that a [JWT] may list. None of them is
-// symmetric: with a symmetric one, whoever can verify a token can also make one.
+// symmetric, because a symmetric key that verifies tokens can also sign them.
 func Algorithms() []string {
 	return []string{"RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"}
 }

@@ -133,7 +133,7 @@ func (j JWT) checkKeys(refuse func(key, format string, args ...any)) {
 
 func (j JWT) checkBoundClaims(refuse func(key, format string, args ...any)) {
 	if j.Nomad && j.BoundClaims["nomad_namespace"] == nil {
-		refuse("bound_claims", "bound_claims must have nomad_namespace: whoever may submit a job to any namespace chooses the audience of its tokens, so the audience alone proves nothing")
+		refuse("bound_claims", "bound_claims must have nomad_namespace: anyone who may submit a job to any namespace chooses the audience of its tokens, so the audience alone proves nothing")
 	}
 	for _, name := range slices.Sorted(maps.Keys(j.BoundClaims)) {
 		if patterns := j.BoundClaims[name]; len(patterns) == 0 || slices.Contains(patterns, "") {

@@ -95,7 +95,7 @@ policies=["ops"]
 		{"no audience", without(nomad, "audiences"), "audiences must have at least one name"},
 		{"an empty audience", without(nomad, "audiences") + `audiences=[""]`, "no empty one"},
 		{"the audience of every task", without(nomad, "audiences") + `audiences=["x","nomadproject.io"]`, "every task in Nomad has a token for the audience nomadproject.io"},
-		{"no namespace", without(nomad, "bound_claims"), "must have nomad_namespace: whoever may submit a job"},
+		{"no namespace", without(nomad, "bound_claims"), "must have nomad_namespace: anyone who may submit a job"},
 		{"only a job", without(nomad, "bound_claims") + `bound_claims={nomad_job_id=["x"]}`, "must have nomad_namespace"},
 		{"no pattern", without(nomad, "bound_claims") + `bound_claims={nomad_namespace=[]}`, `claim "nomad_namespace" must have at least one pattern`},
 		{"an empty pattern", without(nomad, "bound_claims") + `bound_claims={nomad_namespace=[""]}`, "no empty one"},

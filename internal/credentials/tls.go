@@ -118,7 +118,7 @@ func (t *TLS) Server(minVersion uint16, clientAuth tls.ClientAuthType) *tls.Conf
 // Client returns the configuration of a client that speaks HTTP/1.1. It trusts the CAs
 // that are current now, and presents the certificate that is current at each handshake.
 // Use it for one connection, or where Dial cannot be used. serverName is the name that the
-// server's certificate must have; empty: whoever uses the configuration must set one.
+// server's certificate must have. If it is empty, the caller must set one.
 func (t *TLS) Client(serverName string) *tls.Config {
 	return &tls.Config{
 		MinVersion: tls.VersionTLS12,

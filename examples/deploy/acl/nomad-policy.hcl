@@ -10,8 +10,8 @@
 #
 #   nomad acl policy apply -namespace=NAMESPACE -job=JOB bivouac nomad-policy.hcl
 #
-# Give the sandboxes a namespace of their own. Whoever may submit jobs there can run
-# anything on the nodes that accept them, and whoever may read jobs there sees the
+# Give the sandboxes a namespace of their own. Anyone who may submit jobs there can run
+# anything on the nodes that accept them, and anyone who may read jobs there sees the
 # environment of the sandboxes.
 
 namespace "sandboxes" {

@@ -36,7 +36,7 @@ func (l *unixListener) Addr() net.Addr { return &net.UnixAddr{Name: l.path, Net:
 
 func (l *unixListener) Close() error {
 	if found, err := os.Lstat(l.path); err == nil && os.SameFile(found, l.made) {
-		_ = os.Remove(l.path) // what is left is replaced by the next server
+		_ = os.Remove(l.path) // the next server replaces a socket that is left
 	}
 	return l.Listener.Close()
 }
