@@ -85,7 +85,8 @@ func (s *server) transport() (http.RoundTripper, error) {
 	}
 	return &http.Transport{
 		Proxy:           http.ProxyFromEnvironment,
-		TLSClientConfig: files.Client(s.serverName),
+		DialTLSContext:  files.Dial(s.serverName),
+		TLSClientConfig: files.Client(s.serverName), // for proxies
 	}, nil
 }
 
