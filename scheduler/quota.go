@@ -17,13 +17,20 @@ import (
 // creates run at the same time near the quota, one of them may be counted twice and
 // another one be refused although it would have fitted.
 
-// quotas counts records, for each prefix. The zero value is ready for use.
+// quotas counts records, in all and for each prefix. The zero value is ready for use.
 type quotas struct {
 	mu      sync.Mutex
-	tallies map[string]*tally
+	tallies map[scope]*tally
 }
 
-// tally is the last count of the records of one prefix.
+// scope says which limit a count is for. A create counts once for the limit of the server
+// and once for that of a rule, so these two are apart even if the rule's prefix is empty.
+type scope struct {
+	ofRule bool
+	prefix string // of the AI agents' IDs
+}
+
+// tally is the last count of the records of one scope.
 type tally struct {
 	turn    chan struct{} // one token; its holder may use the fields below
 	counted time.Time     // when the count began; zero: never
@@ -34,17 +41,18 @@ type tally struct {
 	pending int // creates that have not written their intents yet
 }
 
-// of returns the tally of a prefix. There are as many as prefixes in the configuration.
-func (q *quotas) of(prefix string) *tally {
+// of returns the tally of a scope. There are as many as prefixes in the configuration, and
+// one more.
+func (q *quotas) of(sc scope) *tally {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if q.tallies == nil {
-		q.tallies = map[string]*tally{}
+		q.tallies = map[scope]*tally{}
 	}
-	t, ok := q.tallies[prefix]
+	t, ok := q.tallies[sc]
 	if !ok {
 		t = &tally{turn: make(chan struct{}, 1)}
-		q.tallies[prefix] = t
+		q.tallies[sc] = t
 	}
 	return t
 }
@@ -92,7 +100,7 @@ func (t *tally) take(ctx context.Context, limit int, count func(context.Context)
 func (s *Scheduler) takeQuota(ctx context.Context, allowed grants, replaced *Session) (func(), error) {
 	written := func() {}
 	if s.MaxSessions > 0 && replaced == nil {
-		taken, ok, err := s.countedTake(ctx, "", s.MaxSessions)
+		taken, ok, err := s.countedTake(ctx, scope{}, s.MaxSessions)
 		if err != nil {
 			return nil, err
 		}
@@ -108,7 +116,7 @@ func (s *Scheduler) takeQuota(ctx context.Context, allowed grants, replaced *Ses
 	}
 	var refusal error
 	for _, rule := range allowed {
-		more, ok, err := s.countedTake(ctx, rule.Prefix, rule.MaxSessions)
+		more, ok, err := s.countedTake(ctx, scope{ofRule: true, prefix: rule.Prefix}, rule.MaxSessions)
 		switch {
 		case err != nil:
 			refusal = err
@@ -122,8 +130,8 @@ func (s *Scheduler) takeQuota(ctx context.Context, allowed grants, replaced *Ses
 	return nil, refusal
 }
 
-func (s *Scheduler) countedTake(ctx context.Context, prefix string, limit int) (written func(), ok bool, err error) {
-	return s.quotas.of(prefix).take(ctx, limit, func(ctx context.Context) (int, error) {
-		return s.Store.CountAgents(ctx, prefix)
+func (s *Scheduler) countedTake(ctx context.Context, sc scope, limit int) (written func(), ok bool, err error) {
+	return s.quotas.of(sc).take(ctx, limit, func(ctx context.Context) (int, error) {
+		return s.Store.CountAgents(ctx, sc.prefix)
 	})
 }

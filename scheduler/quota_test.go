@@ -102,3 +102,19 @@ func TestQuota_isUnknownWhileTheStoreIsAway(t *testing.T) {
 	must.ErrorIs(t, err, scheduler.ErrUnavailable)
 	must.Eq(t, 0, w.driver.Created())
 }
+
+func TestQuota_ofARuleAndOfTheServerAreCountedApart(t *testing.T) {
+	const limit = 2
+	w := newWorld(t, func(c *scheduler.Config) { c.MaxSessions = 10 * limit })
+	ctx := scheduler.WithCaller(t.Context(), scheduler.Caller{Name: "c", Policies: []*scheduler.Policy{{
+		Agents: []scheduler.AgentRule{{Prefix: "", Capabilities: scheduler.CapWrite, MaxSessions: limit}},
+	}}})
+	create := func() error {
+		_, err := w.Create(ctx, scheduler.CreateCommand{ChatID: uuid.New(), AgentID: "a", VolumeHostPath: "/data/a"})
+		return err
+	}
+	for range limit {
+		must.NoError(t, create())
+	}
+	must.ErrorIs(t, create(), scheduler.ErrQuota)
+}
