@@ -42,16 +42,13 @@ const (
 
 // NomadKeys returns the keys with which Nomad signs workload identities. They are polled
 // through the client, so a rotation is seen at once. token returns the token of each
-// request; nil leaves it to the client.
+// request; "" leaves it to the client.
 func NomadKeys(client *api.Client, token func() string, log hclog.Logger) *Keys {
 	k := newKeys("Nomad", pollPause, log)
 	k.parse = parseJWKS
 	var index uint64 // of the last answer
 	k.read = func(ctx context.Context, wait bool) ([]byte, error) {
-		var opts api.QueryOptions
-		if token != nil {
-			opts.AuthToken = token()
-		}
+		opts := api.QueryOptions{AuthToken: token()}
 		limit := readLimit
 		if wait && index > 0 {
 			opts.WaitIndex, opts.WaitTime = index, pollWait

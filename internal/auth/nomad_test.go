@@ -47,7 +47,7 @@ func TestNomadKeys(t *testing.T) {
 	n := stack.NomadForTest(t)
 	client, err := n.Client()
 	must.NoError(t, err)
-	keys := NomadKeys(client, nil, hclog.NewNullLogger())
+	keys := NomadKeys(client, func() string { return "" }, hclog.NewNullLogger())
 	run(t, keys)
 	jwts := newJWTs([]JWT{{
 		Name: "nomad", Keys: keys, Audiences: []string{"bivouac.io"}, Algorithms: []string{"RS256"}, NameClaim: "sub",
