@@ -1,9 +1,7 @@
 package config
 
 import (
-	"io/fs"
 	"path/filepath"
-	"strconv"
 
 	"github.com/hashicorp/hcl/v2"
 
@@ -49,7 +47,7 @@ func (c *Config) checkAudits(refuse func(name, format string, args ...any)) {
 			refuse(origin, "audit %q has the same path", other)
 		}
 		paths[a.Path] = a.Name
-		if mode, err := strconv.ParseUint(a.Mode, 8, 32); err != nil || mode&0o600 != 0o600 || mode&^0o666 != 0 {
+		if mode, err := parseMode(a.Mode); err != nil || mode&0o600 != 0o600 || mode&^0o666 != 0 {
 			refuse(origin, `mode %q must be octal and let the server read and write the file, such as "0600"`, a.Mode)
 		}
 		if a.Delivery != "enforced" && a.Delivery != "best-effort" {
@@ -60,8 +58,8 @@ func (c *Config) checkAudits(refuse func(name, format string, args ...any)) {
 
 // Settings returns the settings of the sink.
 func (a Audit) Settings() audit.Settings {
-	mode, _ := strconv.ParseUint(a.Mode, 8, 32) // checked
-	return audit.Settings{Name: a.Name, Path: a.Path, Mode: fs.FileMode(mode), Enforced: a.Delivery == "enforced"}
+	mode, _ := parseMode(a.Mode) // checked
+	return audit.Settings{Name: a.Name, Path: a.Path, Mode: mode, Enforced: a.Delivery == "enforced"}
 }
 
 func (c *Config) publicAudits() map[string]any {

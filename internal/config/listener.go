@@ -22,8 +22,14 @@ type UnixSockets struct {
 
 // FileMode returns the mode as permissions.
 func (u UnixSockets) FileMode() fs.FileMode {
-	mode, _ := strconv.ParseUint(u.Mode, 8, 9) // checked by check
-	return fs.FileMode(mode)
+	mode, _ := parseMode(u.Mode) // checked by check
+	return mode
+}
+
+// parseMode returns the permissions in an octal number such as 0660.
+func parseMode(text string) (fs.FileMode, error) {
+	mode, err := strconv.ParseUint(text, 8, 9)
+	return fs.FileMode(mode), err
 }
 
 // TLS describes the TLS of addresses of the form HOST:PORT. It is off if CertFile is
@@ -85,7 +91,7 @@ func (c *Config) checkListener(refuse func(name, format string, args ...any)) {
 			refuse("host_names", "%q is not a host name such as bivouac.example, without scheme and port", name)
 		}
 	}
-	if mode, err := strconv.ParseUint(c.UnixSockets.Mode, 8, 9); err != nil || mode > 0o777 {
+	if _, err := parseMode(c.UnixSockets.Mode); err != nil {
 		refuse("unix_sockets.mode", "%q is not a mode such as 0660", c.UnixSockets.Mode)
 	}
 	if c.TLS == (TLS{MinVersion: c.TLS.MinVersion}) && !c.Says("tls") {
