@@ -174,7 +174,7 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		fail(ans, err)
 		return
 	}
-	ctx, err := a.authenticate(r, a.open[pattern])
+	caller, err := a.authenticate(r, a.open[pattern])
 	if err != nil {
 		fail(ans, err)
 		return
@@ -183,9 +183,9 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		fail(ans, err)
 		return
 	}
-	ctx = propagation.TraceContext{}.Extract(ctx, propagation.HeaderCarrier(r.Header))
-	ctx = scheduler.WithRequestID(ctx, ans.requestID)
-	ans.caller = scheduler.CallerFrom(ctx)
+	ctx := propagation.TraceContext{}.Extract(r.Context(), propagation.HeaderCarrier(r.Header))
+	ctx = scheduler.WithRequestID(scheduler.WithCaller(ctx, caller), ans.requestID)
+	ans.caller = caller
 	a.mux.ServeHTTP(ans, r.WithContext(ctx))
 }
 
