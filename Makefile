@@ -81,7 +81,7 @@ check-release: release ## Build the release a second time, from a clone in anoth
 	echo "Both builds have the same bytes:"; cat $(RELEASE)/SHA256SUMS
 
 .PHONY: dev
-dev: build ## Run an agent that needs neither Nomad nor Consul, until Ctrl-C
+dev: build ## Run a server that needs neither Nomad nor Consul, until Ctrl-C
 	@bin/bivouac agent -dev
 
 .PHONY: test

@@ -235,7 +235,7 @@ func Run(ctx context.Context, c config.Config, env Environment) (err error) {
 	)
 	if c.Dev {
 		parts = append(parts, part{"guide", whenReady(prepared, func(ctx context.Context) error {
-			if err := guide(env, front.url(), base.volume); err != nil {
+			if err := guide(env, c, front.url(), base.volume); err != nil {
 				log.Warn("guide_not_printed", "error", err)
 			}
 			<-ctx.Done()

@@ -188,6 +188,10 @@ func makeVolume(dir string) error {
 const guideText = `
 Bivouac runs at {{.URL}}. Its sandboxes are processes of this machine.
 Ctrl-C stops it and all of them. To try it out, in another terminal:
+{{- with .Variables}}
+
+First export {{.}}.
+{{- end}}
 
 Give a chat its sandbox, with a folder of this machine as the volume:
 {{- with .Problem}}
@@ -195,7 +199,7 @@ There is none yet ({{.}}).
 Put the name of one in place of FOLDER.
 {{- end}}
 
-  curl -sS -X PUT {{.URL}}/v1/sessions/{{.ChatID}} -H 'Content-Type: application/json' -d {{.Body}}
+  curl -sS{{.Options}} -X PUT {{.URL}}/v1/sessions/{{.ChatID}} -H 'Content-Type: application/json' -d {{.Body}}
 
 Look at the session:
 
@@ -207,8 +211,28 @@ Look at the volume as the sandbox shows it, at the session's endpoint:
 
 `
 
+// curlOptions returns the options with which curl meets what the server asks of callers,
+// and the environment variables that they use. bivouac's own commands use these too.
+func curlOptions(c config.Config) (options string, variables []string) {
+	add := func(option, variable string) {
+		options += " " + option + "$" + variable + `"`
+		variables = append(variables, variable)
+	}
+	if c.Authenticates() {
+		add(`-H "Authorization: Bearer `, "BIVOUAC_TOKEN")
+	}
+	if c.TLS.CertFile != "" {
+		add(`--cacert "`, "BIVOUAC_CACERT")
+	}
+	if c.TLS.VerifyClient {
+		add(`--cert "`, "BIVOUAC_CLIENT_CERT")
+		add(`--key "`, "BIVOUAC_CLIENT_KEY")
+	}
+	return options, variables
+}
+
 // guide prints what to do next. Each command can be copied as it is.
-func guide(env Environment, url string, volume devVolume) error {
+func guide(env Environment, c config.Config, url string, volume devVolume) error {
 	chatID := uuid.NewString()
 	body, err := json.Marshal(map[string]string{"agent_id": "demo", "volume_host_path": volume.path})
 	if err != nil {
@@ -222,7 +246,9 @@ func guide(env Environment, url string, volume devVolume) error {
 	if err != nil {
 		return err
 	}
+	options, variables := curlOptions(c)
 	if err := text.Execute(env.Stdout, map[string]any{
+		"Options": options, "Variables": strings.Join(variables, ", "),
 		"URL": url, "ChatID": chatID, "Body": quote(string(body)), "Get": get + chatID, "Problem": volume.problem,
 	}); err != nil {
 		return fmt.Errorf("print what to do next: %w", err)

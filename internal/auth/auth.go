@@ -71,6 +71,9 @@ func (a *Authenticator) Authenticate(ctx context.Context, credential, address st
 			caller.Address = address
 			return caller, nil
 		}
+		if limit, ok := errors.AsType[*scheduler.LimitError](err); ok {
+			return scheduler.Caller{}, limit // the token was not looked at
+		}
 		why = fmt.Errorf("the token is refused: %w", err)
 	}
 	if err := a.failures.note(address); err != nil {

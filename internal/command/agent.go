@@ -17,12 +17,12 @@ import (
 
 func agentCommand(t terminal) *command {
 	c := newCommand(t, "agent")
-	c.synopsis = "Run a Bivouac agent"
+	c.synopsis = "Run a Bivouac server"
 	c.about = `Runs a Bivouac server until it receives SIGINT or SIGTERM. It then refuses new
 requests and finishes those in progress. After 25 s it answers the remaining
 ones with 503 and undoes what they began. It exits with 0, or with 1 if
-stopping took more than 45 s. A second signal ends it at once. SIGHUP is logged
-and has no effect.
+stopping took more than 45 s. A second signal ends it at once. On SIGHUP it
+reads tokens, certificates and keys in files again, and opens its audit logs again.
 
 Flags override configuration files. Consul and Nomad addresses can also be set
 through CONSUL_HTTP_* and NOMAD_*. Configuration files override those.`

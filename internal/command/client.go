@@ -43,7 +43,7 @@ func clientFlags(c *command) func() (*apiclient.Client, error) {
 		flag, env, usage string
 	}{
 		{&s.address, "address", addressEnv, "`URL` of the server: http, https or unix:///PATH."},
-		{&s.tokenFile, "token-file", tokenFileEnv, "`FILE` with the token. Overrides " + tokenEnv + "."},
+		{&s.tokenFile, "token-file", tokenFileEnv, "`FILE` with the token, instead of " + tokenEnv + "."},
 		{&s.files.CA, "ca-cert", caCertEnv, "PEM `FILE` of the CAs to trust. The default is those of the system."},
 		{&s.files.Certificate, "client-cert", clientCertEnv, "PEM `FILE` of the certificate to present."},
 		{&s.files.Key, "client-key", clientKeyEnv, "PEM `FILE` of the certificate's key."},
