@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/shoenig/test/must"
@@ -151,6 +152,23 @@ func TestCredentials(t *testing.T) {
 		must.Eq(t, 401, status)
 		must.Eq(t, wire.CodeUnauthenticated, refusal.Code)
 	})
+}
+
+// TestKnown tells known callers from strangers, who must not occupy connections.
+func TestKnown(t *testing.T) {
+	var known atomic.Int64
+	a := start(t, &fake{}, authenticates, func(c *api.Config) { c.Known = func(context.Context) { known.Add(1) } })
+	for _, tc := range []struct {
+		caller string
+		r      request
+		want   int64
+	}{
+		{"reader", get, 1}, {"nobody", cleanup, 1}, {"wrong", get, 0}, {"", get, 0}, {"", health, 0}, {"reader", health, 0},
+	} {
+		known.Store(0)
+		a.as(tc.caller, tc.r)
+		must.Eq(t, tc.want, known.Load(), must.Sprintf("%q %s", tc.caller, tc.r.path))
+	}
 }
 
 func TestHealth_shows_details_to_operators_only(t *testing.T) {

@@ -40,7 +40,7 @@ type Operator interface {
 }
 
 // Config is the configuration of the API. All fields except Checks, Operator,
-// Authenticate, Hosts, ClientCertificates and Audit are required.
+// Authenticate, Known, Hosts, ClientCertificates and Audit are required.
 type Config struct {
 	Sessions Sessions
 	Store    string          // name of the session store for messages: "Consul at HOST:PORT"
@@ -55,6 +55,9 @@ type Config struct {
 	// where the request came from. If Authenticate is nil, there is no authentication,
 	// and everybody may do everything.
 	Authenticate func(ctx context.Context, credential, address string) (scheduler.Caller, error)
+	// Known is called with the context of each request whose caller is known. It is nil
+	// if nothing depends on that.
+	Known func(ctx context.Context)
 	// Hosts are the names that the Host header may have, apart from loopback, in lower
 	// case. With authentication it may also be any IP address.
 	Hosts []string
@@ -178,6 +181,9 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if err != nil {
 		fail(ans, err)
 		return
+	}
+	if a.config.Known != nil && !a.open[pattern] {
+		a.config.Known(ctx)
 	}
 	if err := receive(ans, r); err != nil {
 		fail(ans, err)
