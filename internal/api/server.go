@@ -12,6 +12,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/hashicorp/go-hclog"
 	"go.opentelemetry.io/otel/propagation"
+	"golang.org/x/time/rate"
 
 	"github.com/bivouac/bivouac/internal/api/wire"
 	"github.com/bivouac/bivouac/internal/audit"
@@ -78,6 +79,7 @@ type API struct {
 	requests scheduler.Places // for unary requests about sessions
 	waiting  scheduler.Places // for blocking reads, streams and upgrades
 	checkup  checkup
+	told     *rate.Limiter // for log lines about refused strangers
 	stopping context.Context
 	stop     context.CancelFunc
 }
@@ -93,6 +95,7 @@ func New(config Config) *API {
 		requests: scheduler.NewPlaces(maxRequests, "requests", "%d requests already"),
 		waiting:  scheduler.NewPlaces(maxWaiting, "waiting", "%d blocking reads and streams already"),
 		checkup:  checkup{turn: make(chan struct{}, 1)},
+		told:     rate.NewLimiter(strangersPerSecond, strangersAtOnce),
 		stopping: stopping,
 		stop:     stop,
 	}
@@ -144,6 +147,12 @@ const (
 	maxRequests  = 1024             // unary requests about sessions at a time, counted once their bodies are read
 	maxWaiting   = 128              // blocking reads, streams and upgrades at a time
 	maxRequestID = 128              // bytes
+)
+
+// The limit for log lines above debug about strangers, who could fill the disk otherwise.
+const (
+	strangersPerSecond = 1
+	strangersAtOnce    = 100
 )
 
 // Stop ends blocking reads, streams and upgraded connections. New ones end at once.
@@ -207,7 +216,8 @@ func (a *API) recovered(ans *answer, cause any) {
 
 // log writes one line for each request. The level is debug if the request succeeded or
 // the caller has gone, and info or above if the answer is an error. A caller who got an
-// error can therefore find the request ID in the log at info.
+// error can therefore find the request ID in the log at info, except if many strangers
+// were refused.
 func (a *API) log(ans *answer, r *http.Request, took time.Duration) {
 	level := hclog.Debug
 	switch {
@@ -218,6 +228,10 @@ func (a *API) log(ans *answer, r *http.Request, took time.Duration) {
 		level = hclog.Warn
 	case ans.err != nil:
 		level = hclog.Info
+	}
+	isStranger := a.config.Authenticate != nil && ans.caller.Method == ""
+	if isStranger && level > hclog.Debug && !a.told.Allow() {
+		level = hclog.Debug
 	}
 	args := []any{"request_id", ans.requestID, "method", clip(r.Method, 32), "path", clip(r.URL.EscapedPath(), 200),
 		"status", ans.status, "took", took}
