@@ -48,6 +48,6 @@ func TestSecret(t *testing.T) {
 		must.Eq(t, "", string(read.AccessToken), must.Sprint("a driver must not take a placeholder for a token"))
 	})
 	t.Run("that_is_empty_prints_nothing", func(t *testing.T) {
-		must.Eq(t, "", fmt.Sprint(runtime.Secret("")))
+		must.Eq(t, "", runtime.Secret("").String())
 	})
 }

@@ -74,7 +74,7 @@ func Validate(ctx context.Context, c config.Config) error {
 		_, runtimeErr := newNomad(c, nil, hclog.NewNullLogger())
 		err = errors.Join(err, runtimeErr)
 	}
-	_, callersErr := newCallers(c, nil, hclog.NewNullLogger())
+	_, callersErr := newCallers(c, nil, hclog.NewNullLogger()) //nolint:contextcheck // reading a file takes no time
 	return errors.Join(err, callersErr)
 }
 
@@ -118,7 +118,7 @@ func Run(ctx context.Context, c config.Config, env Environment) (err error) {
 	if err != nil {
 		return fmt.Errorf("agent: metrics: %w", err)
 	}
-	auditLog, err := openAudit(c, env.Stdout, metrics, log) //nolint:contextcheck // a lost line is counted whatever becomes of its caller
+	auditLog, err := openAudit(c, env.Stdout, metrics, log)
 	if err != nil {
 		return err
 	}
@@ -154,7 +154,7 @@ func Run(ctx context.Context, c config.Config, env Environment) (err error) {
 	if err != nil {
 		return fmt.Errorf("agent: %w", err)
 	}
-	callers, err := newCallers(c, base.nomad, log)
+	callers, err := newCallers(c, base.nomad, log) //nolint:contextcheck // as above
 	if err != nil {
 		return err
 	}
@@ -200,7 +200,7 @@ func Run(ctx context.Context, c config.Config, env Environment) (err error) {
 	server := httpserver.New(handler, connections, log.Named("http"))
 	server.RegisterOnShutdown(handler.Stop)
 
-	watcher := &credentials.Watcher{Items: watched, Logger: log, Failed: metrics.reloadFailed} //nolint:contextcheck // a failure has no caller
+	watcher := &credentials.Watcher{Items: watched, Logger: log, Failed: metrics.reloadFailed}
 	manager := serviceManager{socket: env.NotifySocket, log: log}
 	prepared := make(chan struct{})
 	parts := append([]part{

@@ -56,7 +56,8 @@ func newTLS(c config.Config) (*credentials.TLS, *tls.Config, error) {
 		// The API refuses callers without a certificate, except for probes.
 		clients = tls.VerifyClientCertIfGiven
 	}
-	return secure, secure.Server(c.TLS.Version(), clients), nil
+	server := secure.Server(c.TLS.Version(), clients)
+	return secure, server, nil
 }
 
 // addresses returns where it listens, in the order of the configuration.

@@ -34,7 +34,7 @@ func listenAsManager(t *testing.T, socket string) (next func() string) {
 
 // socketPath returns a path that is short enough for a socket.
 func socketPath(t *testing.T) string {
-	dir, err := os.MkdirTemp("", "notify-")
+	dir, err := os.MkdirTemp("", "notify-") //nolint:usetesting // t.TempDir is too long for a socket
 	must.NoError(t, err)
 	t.Cleanup(func() { must.NoError(t, os.RemoveAll(dir)) })
 	return filepath.Join(dir, "s")

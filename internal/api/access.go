@@ -1,7 +1,6 @@
 package api
 
 import (
-	"context"
 	"fmt"
 	"net/http"
 	"strings"
@@ -53,9 +52,9 @@ func (a *API) checkCertificate(r *http.Request, isOpen bool) error {
 	return nil
 }
 
-// authenticate returns a context with the request's caller. Open endpoints get a caller
-// who may do nothing if the credential is missing or wrong.
-func (a *API) authenticate(r *http.Request, isOpen bool) (context.Context, error) {
+// authenticate returns the request's caller. Open endpoints get a caller who may do
+// nothing if the credential is missing or wrong.
+func (a *API) authenticate(r *http.Request, isOpen bool) (scheduler.Caller, error) {
 	caller := scheduler.Caller{Name: scheduler.DefaultOwner, Address: r.RemoteAddr}
 	if a.config.Authenticate != nil {
 		credential, err := credentialOf(r.Header)
@@ -65,11 +64,11 @@ func (a *API) authenticate(r *http.Request, isOpen bool) (context.Context, error
 		if err != nil {
 			caller = scheduler.Caller{Name: scheduler.DefaultOwner, Address: r.RemoteAddr, Policies: []*scheduler.Policy{}}
 			if !isOpen {
-				return nil, err
+				return scheduler.Caller{}, err
 			}
 		}
 	}
-	return scheduler.WithCaller(r.Context(), caller), nil
+	return caller, nil
 }
 
 // credentialOf returns the credential in a request's headers, or "". Two of them are an

@@ -66,7 +66,7 @@ var accessToken = regexp.MustCompile(`"access_token":"([^"]+)"`)
 const (
 	supportToken = "bvk_support-secret"
 	readerToken  = "bvk_reader-secret"
-	opsToken     = "eyJhbGciOiJSUzI1NiJ9.ops-secret.c2ln" //nolint:gosec // it is for this test
+	opsToken     = "eyJhbGciOiJSUzI1NiJ9.ops-secret.c2ln"
 	wrongToken   = "bvk_wrong-secret"
 )
 

@@ -186,21 +186,21 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		fail(ans, err)
 		return
 	}
-	ctx, err := a.authenticate(r, a.open[pattern])
+	caller, err := a.authenticate(r, a.open[pattern])
 	if err != nil {
 		fail(ans, err)
 		return
 	}
 	if a.config.Known != nil && !a.open[pattern] {
-		a.config.Known(ctx)
+		a.config.Known(r.Context())
 	}
 	if err := receive(ans, r); err != nil {
 		fail(ans, err)
 		return
 	}
-	ctx = propagation.TraceContext{}.Extract(ctx, propagation.HeaderCarrier(r.Header))
-	ctx = scheduler.WithRequestID(ctx, ans.requestID)
-	ans.caller = scheduler.CallerFrom(ctx)
+	ctx := propagation.TraceContext{}.Extract(r.Context(), propagation.HeaderCarrier(r.Header))
+	ctx = scheduler.WithRequestID(scheduler.WithCaller(ctx, caller), ans.requestID)
+	ans.caller = caller
 	a.mux.ServeHTTP(ans, r.WithContext(ctx))
 }
 

@@ -35,7 +35,8 @@ func until(t *testing.T, what string, done func() bool) {
 
 func keyID(t *testing.T, token string) string {
 	t.Helper()
-	text, err := base64.RawURLEncoding.DecodeString(token[:strings.Index(token, ".")])
+	first, _, _ := strings.Cut(token, ".")
+	text, err := base64.RawURLEncoding.DecodeString(first)
 	must.NoError(t, err)
 	var header struct{ Kid string }
 	must.NoError(t, json.Unmarshal(text, &header))

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -138,7 +139,7 @@ func (s *secured) get(client *http.Client, path, host string) (int, string, erro
 func (s *secured) run(variables []string, args ...string) (int, string) {
 	s.t.Helper()
 	cmd := exec.CommandContext(s.t.Context(), s.program, args...)
-	cmd.Env = append(s.env, variables...)
+	cmd.Env = slices.Concat(s.env, variables)
 	out, err := cmd.CombinedOutput()
 	if exit, ok := errors.AsType[*exec.ExitError](err); ok {
 		return exit.ExitCode(), string(out)

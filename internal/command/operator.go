@@ -3,6 +3,7 @@ package command
 import (
 	"context"
 	"fmt"
+	"strings"
 
 	"github.com/google/uuid"
 
@@ -76,12 +77,13 @@ started again.`
 		if err != nil {
 			return err
 		}
-		lines := fmt.Sprintf("Instance %s\n", forgotten.Instance)
+		var lines strings.Builder
+		fmt.Fprintf(&lines, "Instance %s\n", forgotten.Instance)
 		for _, left := range forgotten.Left {
-			lines += fmt.Sprintf("%d sandboxes of instance %s are left alone. They are shown by\n  %s\n",
+			fmt.Fprintf(&lines, "%d sandboxes of instance %s are left alone. They are shown by\n  %s\n",
 				left.Sandboxes, left.Instance, left.Look)
 		}
-		return c.show(forgotten, lines)
+		return c.show(forgotten, lines.String())
 	})
 	return c
 }

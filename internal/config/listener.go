@@ -39,7 +39,6 @@ type TLS struct {
 // Version returns the minimum version as crypto/tls has it.
 func (t TLS) Version() uint16 { return tlsVersions[t.MinVersion] }
 
-//nolint:gochecknoglobals // a constant
 var tlsVersions = map[string]uint16{"tls12": tls.VersionTLS12, "tls13": tls.VersionTLS13}
 
 // unixScheme begins the address of a unix socket.

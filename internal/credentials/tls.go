@@ -97,7 +97,7 @@ func (t *TLS) Expires() time.Time { return t.current.Load().expires }
 // clientAuth can accept: without a CA file there is none.
 func (t *TLS) Server(minVersion uint16, clientAuth tls.ClientAuthType) *tls.Config {
 	config := &tls.Config{
-		MinVersion: minVersion, //nolint:gosec // the operator's choice
+		MinVersion: minVersion,
 		ClientAuth: clientAuth,
 		NextProtos: []string{"http/1.1"},
 		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {

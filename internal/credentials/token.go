@@ -82,6 +82,12 @@ func (t *Token) Newer(refused string) (value string, ok bool) {
 	return value, value != refused
 }
 
+func (t *Token) set(value string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.value = value
+}
+
 // reload is Reload for a caller that has put a value into reading.
 func (t *Token) reload() (changed bool, err error) {
 	current := []byte(t.Value())
@@ -93,9 +99,7 @@ func (t *Token) reload() (changed bool, err error) {
 		<-time.After(settle)
 		var again []byte
 		if again, err = readToken(t.path); err == nil && bytes.Equal(again, next) {
-			t.mu.Lock()
-			defer t.mu.Unlock()
-			t.value = string(next)
+			t.set(string(next))
 			return true, nil
 		}
 		next = again

@@ -435,13 +435,15 @@ func TestIDsOfDeletedSandboxesAreForgottenAfterAnHour(t *testing.T) {
 		must.NoError(t, d.Delete(t.Context(), spec.SessionID))
 
 		time.Sleep(goneLife - time.Second)
-		for range d.List(t.Context()) {
+		for _, err := range d.List(t.Context()) {
+			must.NoError(t, err)
 		}
 		_, err := d.Create(t.Context(), spec, ignore)
 		must.ErrorIs(t, err, runtime.ErrConflict)
 
 		time.Sleep(time.Second)
-		for range d.List(t.Context()) {
+		for _, err := range d.List(t.Context()) {
+			must.NoError(t, err)
 		}
 		must.MapEmpty(t, d.gone)
 	})

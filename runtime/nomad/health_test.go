@@ -167,7 +167,7 @@ func TestHealth_tells_of_a_stream_that_stays_silent(t *testing.T) {
 	t.Parallel()
 	p := newProxy(t)
 	r := openThrough(t, p, rawExec(t, nil))
-	r.awaitHealth(t)
+	must.NoError(t, r.awaitHealth(t))
 	p.setFault(func(w http.ResponseWriter, req *http.Request, _ http.Handler) bool {
 		if req.URL.Path != "/v1/event/stream" {
 			return false
@@ -181,7 +181,7 @@ func TestHealth_tells_of_a_stream_that_stays_silent(t *testing.T) {
 	must.ErrorIs(t, r.awaitHealth(t, "follow events", "the event stream brings nothing"), runtime.ErrUnavailable)
 	p.setFault(nil)
 	p.breakStreams()
-	r.awaitHealth(t)
+	must.NoError(t, r.awaitHealth(t))
 }
 
 // TestToken_turns checks that a token can be replaced while it is used: a request that
@@ -220,7 +220,7 @@ func TestToken_turns(t *testing.T) {
 			break
 		}
 	}
-	r.awaitHealth(t)
+	must.NoError(t, r.awaitHealth(t))
 }
 
 // openWith starts a replica with its own token and log.
@@ -326,5 +326,5 @@ func TestHealth_takes_no_place_of_other_requests(t *testing.T) {
 	asking.Wait()
 	p.setFault(nil)
 	must.NoError(t, err)
-	r.awaitHealth(t)
+	must.NoError(t, r.awaitHealth(t))
 }

@@ -15,7 +15,7 @@ import (
 // The API's own headers.
 const (
 	// HeaderToken is the caller's token. Authorization: Bearer TOKEN works as well.
-	HeaderToken = "X-Bivouac-Token"
+	HeaderToken = "X-Bivouac-Token" //nolint:gosec // the name of a header
 	// HeaderRequestID is the ID of a request, in its response and in the log. The caller
 	// may choose it.
 	HeaderRequestID = "X-Request-Id"

@@ -153,7 +153,7 @@ func testLife(t *testing.T, s *secured) {
 	// A session is created, and reused by another replica; other parameters are a conflict.
 	created := one.create(chat, s.body(), http.StatusCreated)
 	must.Eq(t, "created", created.Result)
-	must.Eq(t, wire.CreateAnswer{Result: "reused", Session: created.Session}, two.create(chat, s.body(), http.StatusOK))
+	must.Eq(t, wire.CreateAnswer{Result: "reused", Session: created.Session, AccessToken: created.AccessToken}, two.create(chat, s.body(), http.StatusOK))
 	other := s.body()
 	other.AgentID = "agent-2"
 	conflict := call[wire.ErrorAnswer](two, http.MethodPut, sessionPath(chat), other, http.StatusConflict)

@@ -32,7 +32,7 @@ func send(t *testing.T, handle faultproxy.Handler, servers ...string) (string, e
 	p, err := faultproxy.Start("127.0.0.1:0", handle, servers...)
 	must.NoError(t, err)
 	defer p.Close()
-	res, err := http.Post("http://"+p.Addr(), "text/plain", strings.NewReader("hello")) //nolint:noctx // it ends with the proxy
+	res, err := http.Post("http://"+p.Addr(), "text/plain", strings.NewReader("hello"))
 	if err != nil {
 		return "", err
 	}
