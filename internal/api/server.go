@@ -191,6 +191,7 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		fail(ans, err)
 		return
 	}
+	ans.caller = caller
 	if a.config.Known != nil && !a.open[pattern] {
 		a.config.Known(r.Context())
 	}
@@ -200,7 +201,6 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	ctx := propagation.TraceContext{}.Extract(r.Context(), propagation.HeaderCarrier(r.Header))
 	ctx = scheduler.WithRequestID(scheduler.WithCaller(ctx, caller), ans.requestID)
-	ans.caller = caller
 	a.mux.ServeHTTP(ans, r.WithContext(ctx))
 }
 
