@@ -2,6 +2,7 @@ package scheduler_test
 
 import (
 	"context"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -186,7 +187,35 @@ func TestWatchOfOthers(t *testing.T) {
 		must.NoError(t, err)
 		must.NoError(t, <-got)
 		must.Eq(t, 1, <-listed)
-		must.Eq(t, 0, time.Since(began))
+		must.Less(t, time.Second, time.Since(began))
+	})
+}
+
+// TestWatchOfOthers_reads_seldom waits while others change something all the time.
+func TestWatchOfOthers_reads_seldom(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		mine := as(t, rule("agent-2", scheduler.CapRead))
+		page, err := w.List(mine, scheduler.Query{PerPage: 10})
+		must.NoError(t, err)
+
+		done := make(chan time.Duration, 1)
+		began := time.Now()
+		go func() {
+			_, err := w.List(mine, scheduler.Query{PerPage: 10, Block: scheduler.Block{Index: page.Index, Wait: 10 * time.Second}})
+			must.NoError(t, err)
+			done <- time.Since(began)
+		}()
+		for time.Since(began) < 10*time.Second {
+			_, err = w.Create(t.Context(), createA)
+			must.NoError(t, err)
+			_, err = w.Delete(t.Context(), chatA)
+			must.NoError(t, err)
+			time.Sleep(10 * time.Millisecond)
+		}
+		must.Between(t, 10*time.Second, <-done, 10*time.Second+10*time.Millisecond)
+		lists := slices.DeleteFunc(w.effects.taken(), func(name string) bool { return name != "list" })
+		must.Between(t, 10, len(lists), 40)
 	})
 }
 

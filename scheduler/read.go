@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+
+	"github.com/bivouac/bivouac/internal/backoff"
 )
 
 // Get returns the chat's session with the current state of its sandbox, and the index for
@@ -68,10 +70,17 @@ func (s *Scheduler) List(ctx context.Context, query Query) (Page, error) {
 	return page, nil
 }
 
+// Pauses of readScoped. A caller learns of a change later by at most the last of them.
+const (
+	minReread = 10 * time.Millisecond
+	maxReread = time.Second
+)
+
 // readScoped makes a read that may block. If the caller may not see all sessions, the
 // store's index and the end of its wait would show when sessions of others change. Then
 // the index is a fingerprint of what the caller may see, and the read waits until that
-// changes.
+// changes. Each change of others makes it read again, so it pauses in between: a list
+// would otherwise read the whole store for each of them.
 func readScoped[T any](
 	ctx context.Context, caller Caller, block Block, read func(context.Context, Block) (T, uint64, error),
 ) (T, uint64, error) {
@@ -79,6 +88,7 @@ func readScoped[T any](
 		return read(ctx, block)
 	}
 	var inner Block
+	pause := backoff.Backoff{Min: minReread, Max: maxReread}
 	for began := time.Now(); ; {
 		value, index, err := read(ctx, inner)
 		if err != nil {
@@ -88,6 +98,12 @@ func readScoped[T any](
 		left := block.Wait - time.Since(began)
 		if err != nil || seen != block.Index || left <= 0 {
 			return value, seen, err
+		}
+		if inner.Index != 0 {
+			if err := backoff.Sleep(ctx, min(pause.Next(), left)); err != nil {
+				return value, 0, err
+			}
+			left = max(block.Wait-time.Since(began), time.Millisecond)
 		}
 		inner = Block{Index: index, Wait: left}
 	}

@@ -178,6 +178,7 @@ func Run(ctx context.Context, c config.Config, env Environment) (err error) {
 		Runtimes: func(ctx context.Context) []wire.Runtime { return describeRuntimes(ctx, base.drivers) },
 		Logger:   log.Named("http"),
 		Refused:  metrics.refused,
+		Known:    httpserver.Keep,
 
 		Hosts:              hosts(c),
 		ClientCertificates: c.TLS.VerifyClient,

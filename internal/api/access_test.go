@@ -5,7 +5,9 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/shoenig/test/must"
@@ -18,7 +20,7 @@ import (
 
 // callers are the callers of a test, by their tokens.
 var callers = map[string]scheduler.Caller{
-	"nobody":   {Name: "nobody", Policies: []*scheduler.Policy{}},
+	"nobody":   {Name: "nobody", Method: "token", Policies: []*scheduler.Policy{}},
 	"reader":   {Name: "reader", Policies: []*scheduler.Policy{{Agents: []scheduler.AgentRule{{Capabilities: scheduler.CapRead}}}}},
 	"operator": {Name: "operator", Policies: []*scheduler.Policy{{Operator: scheduler.LevelWrite}}},
 	"auditor":  {Name: "auditor", Policies: []*scheduler.Policy{{Operator: scheduler.LevelRead}}},
@@ -151,6 +153,41 @@ func TestCredentials(t *testing.T) {
 		must.Eq(t, 401, status)
 		must.Eq(t, wire.CodeUnauthenticated, refusal.Code)
 	})
+}
+
+func TestLog_many_refused_strangers_do_not_fill_it(t *testing.T) {
+	a := start(t, &fake{}, authenticates)
+	for i := range 300 {
+		a.as([]string{"", "wrong", "flood"}[i%3], get)
+	}
+	a.as("nobody", cleanup)
+
+	for range 301 {
+		<-a.served // its line is written
+	}
+	lines := strings.Split(a.log.String(), "\n")
+	above := slices.DeleteFunc(lines, func(line string) bool {
+		return !strings.Contains(line, "request: ") || strings.Contains(line, "[DEBUG]")
+	})
+	must.Between(t, 100, len(above), 200)
+	must.StrContains(t, above[len(above)-1], "caller=nobody")
+}
+
+// TestKnown tells known callers from strangers, who must not occupy connections.
+func TestKnown(t *testing.T) {
+	var known atomic.Int64
+	a := start(t, &fake{}, authenticates, func(c *api.Config) { c.Known = func(context.Context) { known.Add(1) } })
+	for _, tc := range []struct {
+		caller string
+		r      request
+		want   int64
+	}{
+		{"reader", get, 1}, {"nobody", cleanup, 1}, {"wrong", get, 0}, {"", get, 0}, {"", health, 0}, {"reader", health, 0},
+	} {
+		known.Store(0)
+		a.as(tc.caller, tc.r)
+		must.Eq(t, tc.want, known.Load(), must.Sprintf("%q %s", tc.caller, tc.r.path))
+	}
 }
 
 func TestHealth_shows_details_to_operators_only(t *testing.T) {

@@ -12,6 +12,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/hashicorp/go-hclog"
 	"go.opentelemetry.io/otel/propagation"
+	"golang.org/x/time/rate"
 
 	"github.com/bivouac/bivouac/internal/api/wire"
 	"github.com/bivouac/bivouac/internal/audit"
@@ -40,7 +41,7 @@ type Operator interface {
 }
 
 // Config is the configuration of the API. All fields except Checks, Operator,
-// Authenticate, Hosts, ClientCertificates and Audit are required.
+// Authenticate, Known, Hosts, ClientCertificates and Audit are required.
 type Config struct {
 	Sessions Sessions
 	Store    string          // name of the session store for messages: "Consul at HOST:PORT"
@@ -55,6 +56,9 @@ type Config struct {
 	// where the request came from. If Authenticate is nil, there is no authentication,
 	// and everybody may do everything.
 	Authenticate func(ctx context.Context, credential, address string) (scheduler.Caller, error)
+	// Known is called with the context of each request whose caller is known. It is nil
+	// if nothing depends on that.
+	Known func(ctx context.Context)
 	// Hosts are the names that the Host header may have, apart from loopback, in lower
 	// case. With authentication it may also be any IP address.
 	Hosts []string
@@ -75,6 +79,7 @@ type API struct {
 	requests scheduler.Places // for unary requests about sessions
 	waiting  scheduler.Places // for blocking reads, streams and upgrades
 	checkup  checkup
+	told     *rate.Limiter // for log lines about refused strangers
 	stopping context.Context
 	stop     context.CancelFunc
 }
@@ -90,6 +95,7 @@ func New(config Config) *API {
 		requests: scheduler.NewPlaces(maxRequests, "requests", "%d requests already"),
 		waiting:  scheduler.NewPlaces(maxWaiting, "waiting", "%d blocking reads and streams already"),
 		checkup:  checkup{turn: make(chan struct{}, 1)},
+		told:     rate.NewLimiter(strangersPerSecond, strangersAtOnce),
 		stopping: stopping,
 		stop:     stop,
 	}
@@ -143,6 +149,12 @@ const (
 	maxRequestID = 128              // bytes
 )
 
+// The limit for log lines above debug about strangers, who could fill the disk otherwise.
+const (
+	strangersPerSecond = 1
+	strangersAtOnce    = 100
+)
+
 // Stop ends blocking reads, streams and upgraded connections. New ones end at once.
 // Register it to run when the server shuts down.
 func (a *API) Stop() { a.stop() }
@@ -179,13 +191,16 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		fail(ans, err)
 		return
 	}
+	ans.caller = caller
+	if a.config.Known != nil && !a.open[pattern] {
+		a.config.Known(r.Context())
+	}
 	if err := receive(ans, r); err != nil {
 		fail(ans, err)
 		return
 	}
 	ctx := propagation.TraceContext{}.Extract(r.Context(), propagation.HeaderCarrier(r.Header))
 	ctx = scheduler.WithRequestID(scheduler.WithCaller(ctx, caller), ans.requestID)
-	ans.caller = caller
 	a.mux.ServeHTTP(ans, r.WithContext(ctx))
 }
 
@@ -201,7 +216,8 @@ func (a *API) recovered(ans *answer, cause any) {
 
 // log writes one line for each request. The level is debug if the request succeeded or
 // the caller has gone, and info or above if the answer is an error. A caller who got an
-// error can therefore find the request ID in the log at info.
+// error can therefore find the request ID in the log at info, except if many strangers
+// were refused.
 func (a *API) log(ans *answer, r *http.Request, took time.Duration) {
 	level := hclog.Debug
 	switch {
@@ -212,6 +228,10 @@ func (a *API) log(ans *answer, r *http.Request, took time.Duration) {
 		level = hclog.Warn
 	case ans.err != nil:
 		level = hclog.Info
+	}
+	isStranger := a.config.Authenticate != nil && ans.caller.Method == ""
+	if isStranger && level > hclog.Debug && !a.told.Allow() {
+		level = hclog.Debug
 	}
 	args := []any{"request_id", ans.requestID, "method", clip(r.Method, 32), "path", clip(r.URL.EscapedPath(), 200),
 		"status", ans.status, "took", took}

@@ -21,11 +21,14 @@ const (
 
 // New returns a server for handler, which the caller starts. It keeps at most
 // maxConnections connections open, or any number if that is 0. To make room for
-// another one, it closes the one that has been without a request for longest.
+// another one, it closes the one that has been without a request, or with one that the
+// handler did not [Keep], for longest.
 func New(handler http.Handler, maxConnections int, log hclog.Logger) *http.Server {
+	connections := newConnections(maxConnections)
 	return &http.Server{
 		Handler:           handler,
-		ConnState:         newConnections(maxConnections).changed,
+		ConnState:         connections.changed,
+		ConnContext:       connections.context,
 		ReadHeaderTimeout: headerLimit,
 		IdleTimeout:       idleLimit,
 		MaxHeaderBytes:    maxHeader,

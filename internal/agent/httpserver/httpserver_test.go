@@ -16,13 +16,18 @@ import (
 )
 
 func TestConnectionsAreBounded(t *testing.T) {
-	// Given as many connections as there may be, one of them with a request in
-	// progress and the others idle.
+	// Given as many connections as there may be: one with a known caller's request in
+	// progress, one with a stranger's, and the others idle.
 	inside, release := make(chan struct{}), make(chan struct{})
 	handler := http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
-		if r.URL.Path == "/slow" {
+		switch r.URL.Path {
+		case "/slow":
+			httpserver.Keep(r.Context())
 			inside <- struct{}{}
 			<-release
+		case "/stranger":
+			inside <- struct{}{}
+			<-r.Context().Done()
 		}
 	})
 	server := httpserver.New(handler, 4, hclog.NewNullLogger())
@@ -53,19 +58,22 @@ func TestConnectionsAreBounded(t *testing.T) {
 	busy := dial()
 	ask(busy, "/slow")
 	<-inside
+	stranger := dial()
+	ask(stranger, "/stranger")
+	<-inside
 	oldest := dial()
-	for range 2 {
-		dial()
-	}
+	dial()
 
-	// When more come, then they are served, and the oldest idle ones are closed.
+	// When more come, then they are served, and the oldest are closed that are not kept.
 	for range 3 {
 		conn := dial()
 		ask(conn, "/")
 		isAnswered(conn)
 	}
-	_, err = oldest.Read(make([]byte, 1))
-	must.ErrorIs(t, err, io.EOF)
+	for _, closed := range []net.Conn{stranger, oldest} {
+		_, err = closed.Read(make([]byte, 1))
+		must.ErrorIs(t, err, io.EOF)
+	}
 	close(release)
 	isAnswered(busy)
 }
