@@ -57,50 +57,37 @@ func TestAccess(t *testing.T) {
 		"operator read":  {"operator", "auditor"},
 		"metrics read":   {"scraper"},
 	}
-	var document struct {
-		Paths map[string]map[string]json.RawMessage
-	}
-	must.NoError(t, json.Unmarshal(api.OpenAPI, &document))
 	recorder := apitest.New(t, nil)
 	a := startRecorded(t, recorder, &fake{}, authenticates)
 	tried := 0
-	for path, methods := range document.Paths {
-		delete(methods, "parameters") // of all methods
-		for method, text := range methods {
-			var operation struct {
-				OperationID string `json:"operationId"`
-				Access      string `json:"x-access"`
+	for id, access := range accesses(t) {
+		r, ok := requests[id]
+		must.True(t, ok, must.Sprintf("%s has no request in this test", id))
+		must.MapContainsKey(t, served, access, must.Sprintf("x-access of %s", id))
+		for _, caller := range served["open"] {
+			tried++
+			want := map[string]int{"": 401, "wrong": 401, "flood": 429}[caller]
+			if want == 0 {
+				want = 403
 			}
-			must.NoError(t, json.Unmarshal(text, &operation))
-			r, ok := requests[operation.OperationID]
-			must.True(t, ok, must.Sprintf("%s %s has no request in this test", method, path))
-			must.Eq(t, strings.ToUpper(method), r.method)
-			must.MapContainsKey(t, served, operation.Access, must.Sprintf("x-access of %s", operation.OperationID))
-			for _, caller := range served["open"] {
-				tried++
-				want := map[string]int{"": 401, "wrong": 401, "flood": 429}[caller]
-				if want == 0 {
-					want = 403
+			for _, allowed := range served[access] {
+				if allowed == caller {
+					want = 200
 				}
-				for _, allowed := range served[operation.Access] {
-					if allowed == caller {
-						want = 200
-					}
-				}
-				status, refusal, header := a.as(caller, r)
-				if want == 200 && status == 201 {
-					status = 200
-				}
-				must.Eq(t, want, status, must.Sprintf("%s as %q", operation.OperationID, caller))
-				switch want {
-				case 401:
-					must.Eq(t, wire.CodeUnauthenticated, refusal.Code)
-					must.StrHasPrefix(t, "Bearer", header.Get("WWW-Authenticate"))
-				case 403:
-					must.Eq(t, wire.CodePermissionDenied, refusal.Code)
-				case 429:
-					must.Eq(t, wire.CodeBusy, refusal.Code)
-				}
+			}
+			status, refusal, header := a.as(caller, r)
+			if want == 200 && status == 201 {
+				status = 200
+			}
+			must.Eq(t, want, status, must.Sprintf("%s as %q", id, caller))
+			switch want {
+			case 401:
+				must.Eq(t, wire.CodeUnauthenticated, refusal.Code)
+				must.StrHasPrefix(t, "Bearer", header.Get("WWW-Authenticate"))
+			case 403:
+				must.Eq(t, wire.CodePermissionDenied, refusal.Code)
+			case 429:
+				must.Eq(t, wire.CodeBusy, refusal.Code)
 			}
 		}
 	}

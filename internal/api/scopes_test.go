@@ -1,0 +1,168 @@
+package api_test
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/shoenig/test/must"
+	metricnoop "go.opentelemetry.io/otel/metric/noop"
+	tracenoop "go.opentelemetry.io/otel/trace/noop"
+
+	"github.com/bivouac/bivouac/internal/api"
+	"github.com/bivouac/bivouac/internal/api/wire"
+	"github.com/bivouac/bivouac/internal/store/memory"
+	"github.com/bivouac/bivouac/internal/test/apitest"
+	"github.com/bivouac/bivouac/internal/test/fakeruntime"
+	"github.com/bivouac/bivouac/runtime"
+	"github.com/bivouac/bivouac/scheduler"
+)
+
+// agentRule is the policy of a caller who has capabilities for one AI agent.
+func agentRule(agent string, capabilities scheduler.Capabilities) []*scheduler.Policy {
+	return []*scheduler.Policy{{Agents: []scheduler.AgentRule{{Prefix: agent, Capabilities: capabilities}}}}
+}
+
+// scopes are the callers of TestScopes, by their tokens.
+var scopes = map[string][]*scheduler.Policy{
+	"read":     agentRule("researcher", scheduler.CapRead),
+	"write":    agentRule("researcher", scheduler.CapWrite),
+	"operator": {{Operator: scheduler.LevelWrite}},
+	"metrics":  {{Metrics: true}},
+	"other":    agentRule("other", scheduler.CapWrite|scheduler.CapLogs|scheduler.CapExec),
+	"nothing":  {},
+}
+
+// TestScopes sends each request about the session of the AI agent "researcher" as each
+// caller, to a scheduler with that session. Each operation of openapi.json whose access
+// the scheduler decides has a row.
+func TestScopes(t *testing.T) {
+	const (
+		shown, none, denied = "200 shown", "200 empty", "403 permission_denied"
+		absent, gone        = "404 not_found", "200 not_found"
+		unknown             = "401 unauthenticated"
+	)
+	// What callers who may not see the session get must be what they get for a chat
+	// without one, unless they are denied by what they ask for.
+	rows := map[string]map[string]string{
+		"listSessions":  {"read": shown, "write": shown, "operator": none, "metrics": none, "other": none, "nothing": none},
+		"getSession":    {"read": shown, "write": shown, "operator": absent, "metrics": absent, "other": absent, "nothing": absent},
+		"createSession": {"read": denied, "write": shown, "operator": denied, "metrics": denied, "other": denied, "nothing": denied},
+		"renewSession":  {"read": denied, "write": shown, "operator": absent, "metrics": absent, "other": absent, "nothing": absent},
+		"deleteSession": {"read": denied, "write": "200 deleted", "operator": gone, "metrics": gone, "other": gone, "nothing": gone},
+	}
+	recorder := apitest.New(t, nil)
+	tried := 0
+	for id, access := range accesses(t) {
+		if access != "authenticated" {
+			continue // TestAccess has these
+		}
+		row, ok := rows[id]
+		must.True(t, ok, must.Sprintf("%s has no row in this test", id))
+		row[""], row["wrong"] = unknown, unknown
+		must.MapLen(t, len(scopes)+2, row)
+		for caller, want := range row {
+			tried++
+			t.Run(id+"/"+caller, func(t *testing.T) {
+				sessions := newScheduler(t)
+				created, err := sessions.Create(t.Context(), scheduler.CreateCommand{
+					ChatID: chat, AgentID: "researcher", VolumeHostPath: "/srv/a",
+				})
+				must.NoError(t, err)
+				a := startRecorded(t, recorder, sessions, scoped)
+				r := requests[id]
+				r.header = http.Header{}
+				if caller != "" {
+					r.header.Set(wire.HeaderToken, caller)
+				}
+				res, body := a.send(r)
+				must.Eq(t, want, outcomeOf(t, res.StatusCode, body))
+
+				id := created.Session.SessionID.String()
+				must.Eq(t, want == shown || strings.HasSuffix(want, " deleted"), strings.Contains(body, id),
+					must.Sprint("who may not see the session sees nothing of it"))
+				if want != shown && want != "200 deleted" {
+					must.StrNotContains(t, body, "/srv/a")
+					must.StrNotContains(t, body, string(created.Session.AccessToken))
+				}
+				_, _, err = sessions.Get(t.Context(), chat, scheduler.Block{})
+				must.Eq(t, want == "200 deleted", err != nil, must.Sprint("only who may write ends it"))
+			})
+		}
+	}
+	must.Eq(t, len(rows)*(len(scopes)+2), tried)
+}
+
+// outcomeOf returns the status of an answer, and in a word what it says.
+func outcomeOf(t *testing.T, status int, body string) string {
+	t.Helper()
+	var answer struct {
+		Error    *wire.Error
+		Result   string
+		Session  *wire.Session
+		Sessions *[]wire.Session
+	}
+	must.NoError(t, json.Unmarshal([]byte(body), &answer))
+	switch {
+	case answer.Error != nil:
+		return fmt.Sprintf("%d %s", status, answer.Error.Code)
+	case answer.Sessions != nil && len(*answer.Sessions) == 0:
+		return fmt.Sprintf("%d empty", status)
+	case answer.Session != nil || answer.Sessions != nil:
+		return fmt.Sprintf("%d shown", status)
+	default:
+		return fmt.Sprintf("%d %s", status, answer.Result)
+	}
+}
+
+func scoped(c *api.Config) {
+	c.Authenticate = func(_ context.Context, credential, address string) (scheduler.Caller, error) {
+		policies, ok := scopes[credential]
+		if !ok {
+			return scheduler.Caller{}, fmt.Errorf("%w: unknown token", scheduler.ErrUnauthenticated)
+		}
+		return scheduler.Caller{Name: credential, Address: address, Policies: policies}, nil
+	}
+}
+
+// accesses returns x-access of each operation of openapi.json.
+func accesses(t *testing.T) map[string]string {
+	t.Helper()
+	var document struct {
+		Paths map[string]map[string]json.RawMessage
+	}
+	must.NoError(t, json.Unmarshal(api.OpenAPI, &document))
+	all := map[string]string{}
+	for _, methods := range document.Paths {
+		delete(methods, "parameters") // of all methods
+		for _, text := range methods {
+			var operation struct {
+				OperationID string `json:"operationId"`
+				Access      string `json:"x-access"`
+			}
+			must.NoError(t, json.Unmarshal(text, &operation))
+			all[operation.OperationID] = operation.Access
+		}
+	}
+	return all
+}
+
+func newScheduler(t *testing.T) *scheduler.Scheduler {
+	t.Helper()
+	store := memory.NewStore()
+	s, err := scheduler.New(scheduler.Config{
+		Store: store, Locker: memory.NewLocker(store),
+		Drivers:        map[string]runtime.Driver{"fake": fakeruntime.New("fake")},
+		DefaultRuntime: "fake", TTL: 30 * time.Minute, MaxTTL: time.Hour, CleanupInterval: time.Minute,
+		Logger: hclog.New(&hclog.LoggerOptions{Output: io.Discard}),
+		Meter:  metricnoop.NewMeterProvider().Meter(""), Tracer: tracenoop.NewTracerProvider().Tracer(""), Now: time.Now,
+	})
+	must.NoError(t, err)
+	return s
+}
