@@ -3,6 +3,7 @@ package agent
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"net/http"
@@ -51,7 +52,7 @@ func connectNomad(c config.Config) (nomadConnection, error) {
 	if err := connection.setToken(c); err != nil {
 		return nomadConnection{}, err
 	}
-	if err := connection.secure(); err != nil {
+	if err := connection.secure(c); err != nil {
 		return nomadConnection{}, fmt.Errorf("agent: nomad: %w", err)
 	}
 	var err error
@@ -110,10 +111,14 @@ const (
 // secure sets the HTTP client of the settings to one that uses the current TLS files for each
 // connection. It leaves settings alone if there are no files, or if the environment asks
 // for what only Nomad's own client can do: a folder of CAs, or no verification.
-func (n *nomadConnection) secure() error {
+func (n *nomadConnection) secure(c config.Config) error {
 	own := n.settings.TLSConfig
+	secure := strings.HasPrefix(n.settings.Address, "https://")
+	if !secure && c.Says("nomad.ca_file", "nomad.cert_file", "nomad.key_file", "nomad.tls_server_name") {
+		return c.Wrong("nomad", errors.New("TLS needs an address that begins with https://"))
+	}
 	files := credentials.Files{CA: own.CACert, Certificate: own.ClientCert, Key: own.ClientKey}
-	if !strings.HasPrefix(n.settings.Address, "https://") || files == (credentials.Files{}) || own.CAPath != "" || own.Insecure {
+	if !secure || files == (credentials.Files{}) || own.CAPath != "" || own.Insecure {
 		return nil
 	}
 	loaded, err := credentials.LoadTLS(files)

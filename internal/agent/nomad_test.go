@@ -122,4 +122,13 @@ func TestNomad(t *testing.T) {
 			})
 		}
 	})
+
+	t.Run("TLS without https is refused", func(t *testing.T) {
+		file := filepath.Join(t.TempDir(), "a.hcl")
+		must.NoError(t, os.WriteFile(file, []byte("nomad {\n address = \"http://127.0.0.1:1\"\n ca_file = \"/etc/ca.pem\"\n}\n"), 0o600))
+		c := config.Default()
+		must.NoError(t, c.Read(file))
+		_, err := newNomad(c, nil, hclog.NewNullLogger())
+		must.ErrorContains(t, err, "TLS needs an address that begins with https://")
+	})
 }
