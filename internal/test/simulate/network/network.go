@@ -227,7 +227,11 @@ func (l *Link) RoundTrip(req *http.Request) (*http.Response, error) {
 		return nil, ErrReset
 	}
 	resp.Request = req
-	resp.Body = &connBody{link: l, turn: turn, ctx: ctx, from: resp.Body, hangUp: hangUp}
+	keep := context.AfterFunc(ctx, hangUp) // a read of the body ends with the request's context
+	resp.Body = &connBody{link: l, turn: turn, ctx: ctx, from: resp.Body, hangUp: func() {
+		keep()
+		hangUp()
+	}}
 	return resp, nil
 }
 
