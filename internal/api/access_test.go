@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 
@@ -175,6 +176,25 @@ func TestKnown(t *testing.T) {
 		a.as(tc.caller, tc.r)
 		must.Eq(t, tc.want, known.Load(), must.Sprintf("%q %s", tc.caller, tc.r.path))
 	}
+}
+
+func TestRefusals_areCounted(t *testing.T) {
+	var mu sync.Mutex
+	counted := map[string]int{}
+	a := start(t, &fake{err: &scheduler.QuotaError{Limit: 1, Scope: "all AI agents"}}, authenticates, func(c *api.Config) {
+		c.Refused = func(_ context.Context, limit string) {
+			mu.Lock()
+			defer mu.Unlock()
+			counted[limit]++
+		}
+	})
+	for _, caller := range []string{"", "wrong", "flood", "reader"} {
+		a.as(caller, create)
+		<-a.served
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	must.Eq(t, map[string]int{"unauthenticated": 2, "failed_tries": 1, "max_sessions": 1}, counted)
 }
 
 func TestHealth_shows_details_to_operators_only(t *testing.T) {

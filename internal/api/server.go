@@ -242,8 +242,11 @@ func (a *API) log(ans *answer, r *http.Request, took time.Duration) {
 		if limit, ok := errors.AsType[*scheduler.LimitError](ans.err); ok {
 			a.config.Refused(r.Context(), limit.Limit)
 		}
-		if errors.Is(ans.err, scheduler.ErrQuota) {
+		switch {
+		case errors.Is(ans.err, scheduler.ErrQuota):
 			a.config.Refused(r.Context(), "max_sessions")
+		case errors.Is(ans.err, scheduler.ErrUnauthenticated):
+			a.config.Refused(r.Context(), "unauthenticated")
 		}
 		args = append(args, "error", errorFor(ans.err, ans.store).code, "detail", clip(ans.err.Error(), 4096))
 	}
