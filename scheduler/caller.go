@@ -23,8 +23,15 @@ type Caller struct {
 // from before owners were recorded.
 const DefaultOwner = "anonymous"
 
+// backgroundName is the name of the caller of background work.
+const backgroundName = "bivouac"
+
 // background returns the caller of background work.
-func background() Caller { return Caller{Name: "bivouac"} }
+func background() Caller { return Caller{Name: backgroundName} }
+
+// IsReservedName reports whether no authenticated caller may have a name, because it
+// means nobody or Bivouac itself.
+func IsReservedName(name string) bool { return name == DefaultOwner || name == backgroundName }
 
 type (
 	callerKey    struct{}

@@ -62,7 +62,7 @@ func (s *Scheduler) delete(ctx context.Context, chatID uuid.UUID) (*Session, err
 	ctx, done := s.underLock(ctx, lease)
 	defer done()
 	if session := lease.Session(); session != nil {
-		if err := caller.require(CapWrite, "write", session.AgentID); err != nil {
+		if err := caller.require(CapWrite, session.AgentID); err != nil {
 			return nil, fmt.Errorf("delete: %w", err)
 		}
 	}

@@ -122,10 +122,16 @@ func checkVolumeHostPath(p string, roots []string) error {
 	if err := runtime.ValidateVolumeHostPath(p); err != nil {
 		return invalid(field, err.Error())
 	}
-	if len(roots) > 0 && (p == "/" || !slices.Contains(roots, path.Dir(p))) {
+	if !isVolumeOf(roots, p) {
 		return invalid(field, "is not directly below a volume root: it must be ROOT/NAME, where ROOT is one of "+strings.Join(roots, ", "))
 	}
 	return nil
+}
+
+// isVolumeOf reports whether p is directly below one of the roots. Without roots every
+// path is.
+func isVolumeOf(roots []string, p string) bool {
+	return len(roots) == 0 || p != "/" && slices.Contains(roots, path.Dir(p))
 }
 
 func invalid(field, why string) error {

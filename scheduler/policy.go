@@ -3,7 +3,6 @@ package scheduler
 import (
 	"cmp"
 	"fmt"
-	"path"
 	"slices"
 	"strings"
 	"time"
@@ -106,11 +105,15 @@ func (c Caller) readsAll() bool {
 	})
 }
 
-// require returns ErrPermissionDenied unless the caller has a capability for the AI
-// agent. Use it only for an agent ID from the caller, or one that it may see.
-func (c Caller) require(capability Capabilities, name, agentID string) error {
+// require returns ErrPermissionDenied unless the caller has a capability, CapRead or
+// CapWrite, for the AI agent. Use it only for an agent ID from the caller, or one that it may see.
+func (c Caller) require(capability Capabilities, agentID string) error {
 	if c.May(capability, agentID) {
 		return nil
+	}
+	name := "read"
+	if capability == CapWrite {
+		name = "write"
 	}
 	return fmt.Errorf("%w: %q has no capability %q for agent_id %q", ErrPermissionDenied, c.Name, name, agentID)
 }
@@ -125,12 +128,12 @@ func (c Caller) mayCreate(cmd CreateCommand, ttl time.Duration) (grants, time.Du
 	if c.Policies == nil {
 		return nil, ttl, nil
 	}
-	if err := c.require(CapWrite, "write", cmd.AgentID); err != nil {
+	if err := c.require(CapWrite, cmd.AgentID); err != nil {
 		return nil, 0, err
 	}
 	allowed := c.writes(cmd.AgentID)
 	allowed = slices.DeleteFunc(allowed, func(r AgentRule) bool {
-		return len(r.VolumeRoots) > 0 && !slices.Contains(r.VolumeRoots, path.Dir(cmd.VolumeHostPath))
+		return !isVolumeOf(r.VolumeRoots, cmd.VolumeHostPath)
 	})
 	if len(allowed) == 0 {
 		return nil, 0, fmt.Errorf("%w: %q may not use this volume_host_path for agent_id %q", ErrPermissionDenied, c.Name, cmd.AgentID)
@@ -143,7 +146,7 @@ func (c Caller) mayRenew(agentID string, asked, ttl time.Duration) (time.Duratio
 	if c.Policies == nil {
 		return ttl, nil
 	}
-	if err := c.require(CapWrite, "write", agentID); err != nil {
+	if err := c.require(CapWrite, agentID); err != nil {
 		return 0, err
 	}
 	_, ttl, err := c.writes(agentID).limitTTL(asked, ttl)

@@ -264,6 +264,8 @@ func TestCreate_withinAPolicy(t *testing.T) {
 			[]scheduler.AgentRule{limited}, scheduler.ErrPermissionDenied, 0},
 		{"a volume inside another is refused", scheduler.CreateCommand{ChatID: chatA, AgentID: "agent-1", VolumeHostPath: "/data/a/b"},
 			[]scheduler.AgentRule{limited}, scheduler.ErrPermissionDenied, 0},
+		{"the root of the file system is no volume", scheduler.CreateCommand{ChatID: chatA, AgentID: "agent-1", VolumeHostPath: "/"},
+			[]scheduler.AgentRule{{Capabilities: scheduler.CapWrite, VolumeRoots: []string{"/"}}}, scheduler.ErrPermissionDenied, 0},
 		{"another agent is refused", scheduler.CreateCommand{ChatID: chatA, AgentID: "other", VolumeHostPath: "/data/a"},
 			[]scheduler.AgentRule{limited}, scheduler.ErrPermissionDenied, 0},
 		{"without limits all is as without a policy", createA, []scheduler.AgentRule{rule("", scheduler.CapWrite)}, nil, defaultTTL},

@@ -47,7 +47,7 @@ func (s *Scheduler) List(ctx context.Context, query Query) (Page, error) {
 	}
 	caller := CallerFrom(ctx)
 	if query.AgentID != "" {
-		if err := caller.require(CapRead, "read", query.AgentID); err != nil {
+		if err := caller.require(CapRead, query.AgentID); err != nil {
 			return Page{}, fmt.Errorf("list: %w", err)
 		}
 	}

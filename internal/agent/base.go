@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"os"
@@ -140,6 +141,15 @@ func checkRuntime(c config.Config) error {
 			c.Runtime, strings.Join(known, ", "), process.Name, nomadName)
 	}
 	return nil
+}
+
+// checkHTTPS refuses settings of TLS in the block consul or nomad if its address is not
+// https.
+func checkHTTPS(c config.Config, block string, secure bool) error {
+	if secure || !c.Says(block+".ca_file", block+".cert_file", block+".key_file", block+".tls_server_name") {
+		return nil
+	}
+	return c.Wrong(block, errors.New("TLS needs an address that begins with https://"))
 }
 
 // override replaces a value from the environment by a configured one.

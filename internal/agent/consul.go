@@ -2,7 +2,6 @@ package agent
 
 import (
 	"cmp"
-	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -98,8 +97,8 @@ func (p *consulParts) secure(c config.Config, reach *consulapi.Config) error {
 	own := reach.TLSConfig
 	files := credentials.Files{CA: own.CAFile, Certificate: own.CertFile, Key: own.KeyFile}
 	secure := reach.Scheme == "https" || strings.HasPrefix(reach.Address, "https://")
-	if !secure && c.Says("consul.ca_file", "consul.cert_file", "consul.key_file", "consul.tls_server_name") {
-		return c.Wrong("consul", errors.New("TLS needs an address that begins with https://"))
+	if err := checkHTTPS(c, "consul", secure); err != nil {
+		return err
 	}
 	if !secure || files == (credentials.Files{}) || own.CAPath != "" || own.InsecureSkipVerify {
 		return nil

@@ -3,7 +3,6 @@ package agent
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"net/http"
@@ -114,8 +113,8 @@ const (
 func (n *nomadConnection) secure(c config.Config) error {
 	own := n.settings.TLSConfig
 	secure := strings.HasPrefix(n.settings.Address, "https://")
-	if !secure && c.Says("nomad.ca_file", "nomad.cert_file", "nomad.key_file", "nomad.tls_server_name") {
-		return c.Wrong("nomad", errors.New("TLS needs an address that begins with https://"))
+	if err := checkHTTPS(c, "nomad", secure); err != nil {
+		return err
 	}
 	files := credentials.Files{CA: own.CACert, Certificate: own.ClientCert, Key: own.ClientKey}
 	if !secure || files == (credentials.Files{}) || own.CAPath != "" || own.Insecure {

@@ -16,15 +16,11 @@ import (
 	"github.com/google/uuid"
 	"github.com/hashicorp/go-hclog"
 	"github.com/shoenig/test/must"
-	metricnoop "go.opentelemetry.io/otel/metric/noop"
-	tracenoop "go.opentelemetry.io/otel/trace/noop"
 
 	"github.com/bivouac/bivouac/internal/api"
 	"github.com/bivouac/bivouac/internal/api/wire"
 	"github.com/bivouac/bivouac/internal/audit"
-	"github.com/bivouac/bivouac/internal/store/memory"
 	"github.com/bivouac/bivouac/internal/test/fakeruntime"
-	"github.com/bivouac/bivouac/runtime"
 	"github.com/bivouac/bivouac/scheduler"
 )
 
@@ -107,14 +103,9 @@ func startAudited(t *testing.T, enforced bool) audited {
 	sink, err := audit.Open(audit.Settings{Name: "disk", Path: audit.Stdout, Enforced: enforced}, a.disk)
 	must.NoError(t, err)
 	log := audit.New(audit.Config{Sinks: []*audit.Sink{sink}, Node: "n", Logger: hclog.NewNullLogger(), Lost: func(string) {}})
-	store := memory.NewStore()
-	sessions, err := scheduler.New(scheduler.Config{
-		Store: store, Locker: memory.NewLocker(store),
-		Drivers: map[string]runtime.Driver{"fake": a.driver}, DefaultRuntime: "fake",
-		TTL: time.Hour, MaxTTL: time.Hour, CleanupInterval: time.Minute, Audit: log,
-		Logger: hclog.NewNullLogger(), Meter: metricnoop.Meter{}, Tracer: tracenoop.Tracer{}, Now: a.clock.Now,
+	sessions := newScheduler(t, func(c *scheduler.Config) {
+		c.Drivers["fake"], c.Audit, c.Now = a.driver, log, a.clock.Now
 	})
-	must.NoError(t, err)
 	rule := func(capabilities scheduler.Capabilities) []*scheduler.Policy {
 		return []*scheduler.Policy{{Name: "p", Agents: []scheduler.AgentRule{{Prefix: "support-", Capabilities: capabilities}}}}
 	}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"io"
 	"net/http"
 	"strings"
 	"testing"
@@ -153,16 +152,20 @@ func accesses(t *testing.T) map[string]string {
 	return all
 }
 
-func newScheduler(t *testing.T) *scheduler.Scheduler {
+// newScheduler returns a scheduler with records in memory.
+func newScheduler(t *testing.T, change ...func(*scheduler.Config)) *scheduler.Scheduler {
 	t.Helper()
 	store := memory.NewStore()
-	s, err := scheduler.New(scheduler.Config{
+	config := scheduler.Config{
 		Store: store, Locker: memory.NewLocker(store),
 		Drivers:        map[string]runtime.Driver{"fake": fakeruntime.New("fake")},
-		DefaultRuntime: "fake", TTL: 30 * time.Minute, MaxTTL: time.Hour, CleanupInterval: time.Minute,
-		Logger: hclog.New(&hclog.LoggerOptions{Output: io.Discard}),
-		Meter:  metricnoop.NewMeterProvider().Meter(""), Tracer: tracenoop.NewTracerProvider().Tracer(""), Now: time.Now,
-	})
+		DefaultRuntime: "fake", TTL: time.Hour, MaxTTL: time.Hour, CleanupInterval: time.Minute,
+		Logger: hclog.NewNullLogger(), Meter: metricnoop.Meter{}, Tracer: tracenoop.Tracer{}, Now: time.Now,
+	}
+	for _, change := range change {
+		change(&config)
+	}
+	s, err := scheduler.New(config)
 	must.NoError(t, err)
 	return s
 }

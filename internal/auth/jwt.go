@@ -213,7 +213,7 @@ func timeOf(name string, claim any) (time.Time, error) {
 
 func (j *JWT) caller(claims map[string]any) (scheduler.Caller, error) {
 	name, ok := claims[j.NameClaim].(string)
-	if name == scheduler.DefaultOwner || name == "bivouac" {
+	if scheduler.IsReservedName(name) {
 		return scheduler.Caller{}, fmt.Errorf("its claim %s is a reserved name", j.NameClaim)
 	}
 	if !ok || !isName(name) {

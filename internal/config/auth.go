@@ -183,7 +183,7 @@ func (c *Config) checkPolicies(names []string, origin string, refuse func(name, 
 
 // CheckCallerName refuses names of callers and policies that do not fit in a log line.
 func CheckCallerName(name string) error {
-	if name == "bivouac" || name == scheduler.DefaultOwner {
+	if scheduler.IsReservedName(name) {
 		return fmt.Errorf("the name %q is reserved", name)
 	}
 	return checkName(name)

@@ -66,21 +66,20 @@ func (c *Config) check() error {
 	if !slices.Contains(logLevels, c.LogLevel) {
 		refuse("log_level", "unknown level %q (available: %s)", c.LogLevel, strings.Join(logLevels, ", "))
 	}
-	if c.Consul.Token != "" && c.Consul.TokenFile != "" {
-		refuse("consul.token_file", "set either token or token_file")
-	}
-	if (c.Consul.CertFile == "") != (c.Consul.KeyFile == "") {
-		refuse("consul", "set cert_file and key_file together")
+	for _, block := range []struct{ name, token, tokenFile, certFile, keyFile string }{
+		{"consul", c.Consul.Token, c.Consul.TokenFile, c.Consul.CertFile, c.Consul.KeyFile},
+		{"nomad", c.Nomad.Token, c.Nomad.TokenFile, c.Nomad.CertFile, c.Nomad.KeyFile},
+	} {
+		if block.token != "" && block.tokenFile != "" {
+			refuse(block.name+".token_file", "set either token or token_file")
+		}
+		if (block.certFile == "") != (block.keyFile == "") {
+			refuse(block.name, "set cert_file and key_file together")
+		}
 	}
 	if !isAddress(c.Nomad.Address) {
 		refuse("nomad.address", "%q is not an address such as http://127.0.0.1:4646, https://nomad.example:4646 or unix:///run/nomad.sock",
 			withoutPassword(c.Nomad.Address))
-	}
-	if c.Nomad.Token != "" && c.Nomad.TokenFile != "" {
-		refuse("nomad.token_file", "set either token or token_file")
-	}
-	if (c.Nomad.CertFile == "") != (c.Nomad.KeyFile == "") {
-		refuse("nomad", "set cert_file and key_file together")
 	}
 	return errors.Join(errs...)
 }

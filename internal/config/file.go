@@ -3,7 +3,6 @@ package config
 import (
 	"errors"
 	"fmt"
-	"io"
 	"maps"
 	"os"
 	"path/filepath"
@@ -18,10 +17,9 @@ import (
 	"github.com/zclconf/go-cty/cty"
 	"github.com/zclconf/go-cty/cty/convert"
 	ctyjson "github.com/zclconf/go-cty/cty/json"
-)
 
-// maxFile bounds a configuration file, in bytes.
-const maxFile = 1 << 20
+	"github.com/bivouac/bivouac/internal/credentials"
+)
 
 // Read sets the values in the files, in order. A later file overrides an earlier one, but
 // job_vars are merged. In a directory Read reads the files that end in .hcl or .json,
@@ -65,17 +63,9 @@ func filesAt(path string) ([]string, error) {
 }
 
 func (c *Config) readFile(path string) error {
-	file, err := os.Open(path)
+	text, err := credentials.ReadFile(path)
 	if err != nil {
 		return fmt.Errorf("config: %w", err)
-	}
-	defer func() { _ = file.Close() }() // only read
-	text, err := io.ReadAll(io.LimitReader(file, maxFile+1))
-	if err != nil {
-		return fmt.Errorf("config: %w", err)
-	}
-	if len(text) > maxFile {
-		return fmt.Errorf("config: %s is larger than %d bytes", path, maxFile)
 	}
 	return c.parse(path, text)
 }
