@@ -75,15 +75,22 @@ func TestMonitoring(t *testing.T) {
 	})
 }
 
-func TestNomadAcceptsTheJob(t *testing.T) {
+func TestNomadAcceptsTheJobs(t *testing.T) {
 	nomad := stack.NomadForTest(t)
 	client, err := nomad.Client()
 	must.NoError(t, err)
-	_, err = client.Namespaces().Register(&nomadapi.Namespace{Name: "bivouac"}, nil)
-	must.NoError(t, err)
 	program, err := stack.NomadBinary(t.Context())
 	must.NoError(t, err)
-	cmd := exec.CommandContext(t.Context(), program, "job", "validate", "-address=http://"+nomad.Addr(), "-var=image=bivouac:dev", "deploy/bivouac.nomad.hcl")
-	out, err := cmd.CombinedOutput()
-	must.NoError(t, err, must.Sprintf("%s", out))
+	_, err = client.NodePools().Register(&nomadapi.NodePool{Name: "sandboxes"}, nil) // that of the page
+	must.NoError(t, err)
+	for namespace, args := range map[string][]string{
+		"bivouac":      {"-var=image=bivouac:dev", "deploy/bivouac.nomad.hcl"},
+		"bivouac-node": {"deploy/bivouac-node.nomad.hcl"},
+	} {
+		_, err = client.Namespaces().Register(&nomadapi.Namespace{Name: namespace}, nil)
+		must.NoError(t, err)
+		args = append([]string{"job", "validate", "-address=http://" + nomad.Addr()}, args...)
+		out, err := exec.CommandContext(t.Context(), program, args...).CombinedOutput()
+		must.NoError(t, err, must.Sprintf("%s", out))
+	}
 }

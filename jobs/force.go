@@ -147,10 +147,7 @@ func (t *Template) decodeJob(spec runtime.Spec, instance string) (*api.Job, hcl.
 	d := t.newDecoder(spec)
 	job := &api.Job{}
 	d.body(t.file.job.Body, reflect.ValueOf(job).Elem())
-	workspace := "/workspace"
-	if attr := t.file.workspace; attr != nil {
-		d.value(attr.Expr, reflect.ValueOf(&workspace).Elem(), true)
-	}
+	workspace := d.workspace(t, job, spec)
 	if d.diags.HasErrors() {
 		return nil, d.diags
 	}

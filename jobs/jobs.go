@@ -55,6 +55,9 @@ const (
 	MetaDescription = "bivouac_description"
 	// MetaSpec is the spec's [Fingerprint].
 	MetaSpec = "bivouac_spec"
+	// MetaPool is the pool of a spare. The job of a spare has no chat, AI agent or volume
+	// in its meta, even after the claim: Nomad would replace the sandbox if they were added.
+	MetaPool = "bivouac_pool"
 	// MetaMainTasks holds the names of the main tasks; see [MainTasks].
 	MetaMainTasks = "bivouac_main_tasks"
 	// MetaTombstone marks a job that only occupies its ID; see [Template.Tombstone].
@@ -74,6 +77,8 @@ type Template struct {
 	ready     Ready
 	sample    *api.Job // of a made-up session, for what does not depend on one
 	openings  [4]int   // of the sample
+	spare     *api.Job // of a made-up spare; nil if the template cannot make spares
+	noSpare   error    // why it cannot
 }
 
 // MaxReadyTimeout is the longest ready timeout that a template may set. A use
@@ -141,6 +146,7 @@ func parse(filename string, src []byte, variables map[string]string) (*Template,
 		return nil, diags
 	}
 	t.openings = openings(t.sample)
+	t.spare, t.noSpare = t.decodeSpare()
 	if t.ready.Check.HTTPPath == "" && isPublished(t.sample.TaskGroups[0]) {
 		t.ready.Check.StayOpen = ready.DockerStayOpen
 	}
@@ -217,11 +223,14 @@ func (t *Template) Job(spec runtime.Spec, instance string) (*api.Job, error) {
 	if err := spec.Validate(); err != nil {
 		return nil, fmt.Errorf("job: %w: %w", runtime.ErrInvalid, err)
 	}
+	if spec.Pool != "" && t.noSpare != nil {
+		return nil, fmt.Errorf("job: %w: %w", runtime.ErrInvalid, t.noSpare)
+	}
 	job, diags := t.decodeJob(spec, instance)
 	if diags.HasErrors() {
 		return nil, fmt.Errorf("job: %w: %w", runtime.ErrInvalid, errors.Join(diags.Errs()...))
 	}
-	if openings(job) != t.openings {
+	if spec.Pool == "" && openings(job) != t.openings { // a spare has no free text
 		return nil, fmt.Errorf(`job: %w: the agent ID %q or the volume host path %q makes a "${" or "%%{" with the template's text beside it`,
 			runtime.ErrInvalid, spec.AgentID, spec.VolumeHostPath)
 	}

@@ -23,6 +23,9 @@ import (
 // gives clients to find it (failover_heartbeat_ttl).
 const stopOnClientAfter = 5 * time.Minute
 
+// AccessTokenEnv is the environment variable in which a sandbox finds its access token.
+const AccessTokenEnv = "BIVOUAC_ACCESS_TOKEN" //nolint:gosec // the name of a variable
+
 // force sets what every sandbox's job must have.
 func (d *decoder) force(t *Template, job *api.Job, spec runtime.Spec, instance, workspace string) {
 	job.ID = new(ID(spec.SessionID))
@@ -31,18 +34,22 @@ func (d *decoder) force(t *Template, job *api.Job, spec runtime.Spec, instance, 
 	}
 	job.Type = new(api.JobTypeBatch)
 	group := job.TaskGroups[0]
+	meta := map[string]string{MetaChatID: spec.ChatID, MetaAgentID: spec.AgentID, MetaVolumeHostPath: spec.VolumeHostPath}
+	env := map[string]string{"BIVOUAC_CHAT_ID": spec.ChatID, "BIVOUAC_AGENT_ID": spec.AgentID}
+	if spec.Pool != "" {
+		meta = map[string]string{MetaPool: spec.Pool}
+		env = map[string]string{SessionFileEnv: sessionFile(mainTask(job), spec.SessionID)}
+	}
+	setAll(&job.Meta, meta)
 	setAll(&job.Meta, map[string]string{
 		MetaSessionID: spec.SessionID,
-		MetaChatID:    spec.ChatID,
-		MetaAgentID:   spec.AgentID,
 		MetaInstance:  instance,
 		MetaSpec:      Fingerprint(spec),
 		MetaMainTasks: mainTasks(group),
 
-		MetaVolumeHostPath: spec.VolumeHostPath,
-		MetaCreatedAt:      spec.CreatedAt.UTC().Format(time.RFC3339Nano),
-		MetaExpiresAt:      spec.ExpiresAt.UTC().Format(time.RFC3339Nano),
-		MetaDescription:    descriptionOf(spec),
+		MetaCreatedAt:   spec.CreatedAt.UTC().Format(time.RFC3339Nano),
+		MetaExpiresAt:   spec.ExpiresAt.UTC().Format(time.RFC3339Nano),
+		MetaDescription: descriptionOf(spec),
 	})
 
 	group.Count = new(1)
@@ -53,16 +60,15 @@ func (d *decoder) force(t *Template, job *api.Job, spec runtime.Spec, instance, 
 		splitPorts(network)
 	}
 	for _, task := range group.Tasks {
+		setAll(&task.Env, env)
 		setAll(&task.Env, map[string]string{
 			"BIVOUAC_SESSION_ID": spec.SessionID,
-			"BIVOUAC_CHAT_ID":    spec.ChatID,
-			"BIVOUAC_AGENT_ID":   spec.AgentID,
 			"BIVOUAC_WORKSPACE":  workspace,
 		})
 		if isMain(task) { // other tasks must not listen on the port
 			setAll(&task.Env, map[string]string{
-				"PORT":                 "${NOMAD_PORT_" + t.ready.Port + "}",
-				"BIVOUAC_ACCESS_TOKEN": string(spec.AccessToken), // not in meta, which Nomad's lists contain
+				"PORT":         "${NOMAD_PORT_" + t.ready.Port + "}",
+				AccessTokenEnv: string(spec.AccessToken), // not in meta, which Nomad's lists contain
 			})
 		}
 	}

@@ -67,7 +67,25 @@ func (d *decoder) eval(expr hclsyntax.Expression, free bool) (cty.Value, bool) {
 				"A task can read BIVOUAC_AGENT_ID and BIVOUAC_WORKSPACE from its environment.")
 		return cty.NilVal, false
 	}
+	if contains(value, notYet) {
+		d.problem(expr.Range(), "Not known for a spare",
+			"A spare starts before there is a chat, so it has no session.chat_id, session.agent_id and session.volume_host_path. "+
+				"Write session.spare ? WHAT_A_SPARE_HAS : WHAT_IS_HERE_NOW. "+
+				"A claimed spare has its volume at its workspace, and its IDs in the file that BIVOUAC_SESSION_FILE names.")
+		return cty.NilVal, false
+	}
 	return value, true
+}
+
+// contains reports whether a string in value, which has no marks, contains text in
+// whatever case.
+func contains(value cty.Value, text string) bool {
+	found := false
+	_ = cty.Walk(value, func(_ cty.Path, v cty.Value) (bool, error) {
+		found = found || v.Type() == cty.String && !v.IsNull() && strings.Contains(strings.ToLower(v.AsString()), text)
+		return !found, nil
+	})
+	return found
 }
 
 // context returns the variables for expr: the scope, and each name that Nomad

@@ -17,13 +17,23 @@ import (
 // wherever Nomad would not treat them as plain data.
 const freeText = "free text"
 
+// notYet is in the place of what a spare does not have before its claim. The decoder refuses
+// the job of a spare that contains it. A mark could not show that: HCL gives the result of
+// a condition the marks of both its branches.
+const notYet = "bivouac-spare-has-none"
+
 // sessionValue returns the value of session in templates.
 func sessionValue(spec runtime.Spec) cty.Value {
+	spare := spec.Pool != ""
+	if spare {
+		spec.ChatID, spec.AgentID, spec.VolumeHostPath = notYet, notYet, notYet
+	}
 	return cty.ObjectVal(map[string]cty.Value{
 		"id":               cty.StringVal(spec.SessionID),
 		"chat_id":          cty.StringVal(spec.ChatID),
 		"agent_id":         cty.StringVal(spec.AgentID).Mark(freeText),
 		"volume_host_path": cty.StringVal(spec.VolumeHostPath).Mark(freeText),
+		"spare":            cty.BoolVal(spare),
 	})
 }
 
@@ -51,7 +61,11 @@ func descriptionOf(spec runtime.Spec) string {
 // one access token for its whole life, so the hash need not include it.
 func Fingerprint(spec runtime.Spec) string {
 	hash := sha256.New()
-	for _, s := range []string{spec.SessionID, spec.ChatID, spec.AgentID, spec.VolumeHostPath} {
+	parts := []string{spec.SessionID, spec.ChatID, spec.AgentID, spec.VolumeHostPath}
+	if spec.Pool != "" {
+		parts = append(parts, spec.Pool)
+	}
+	for _, s := range parts {
 		fmt.Fprintf(hash, "%d:%s", len(s), s)
 	}
 	return hex.EncodeToString(hash.Sum(nil))
@@ -69,6 +83,7 @@ func SpecOf(meta map[string]string) (runtime.Spec, bool) {
 		ChatID:         meta[MetaChatID],
 		AgentID:        meta[MetaAgentID],
 		VolumeHostPath: meta[MetaVolumeHostPath],
+		Pool:           meta[MetaPool],
 		CreatedAt:      created.UTC(),
 		ExpiresAt:      expires.UTC(),
 	}
@@ -85,12 +100,15 @@ func SpecOf(meta map[string]string) (runtime.Spec, bool) {
 	return spec, true
 }
 
+// sampleVolume is a path that no template has of its own.
+const sampleVolume = "/bivouac-sample-volume"
+
 func sampleSpec() runtime.Spec {
 	return runtime.Spec{
 		SessionID:      "00000000-0000-4000-8000-000000000001",
 		ChatID:         "00000000-0000-4000-8000-000000000002",
 		AgentID:        "agent",
-		VolumeHostPath: "/volume",
+		VolumeHostPath: sampleVolume,
 		CreatedAt:      time.Unix(0, 0).UTC(),
 		ExpiresAt:      time.Unix(0, 0).UTC(),
 	}

@@ -3,7 +3,9 @@ package runtime
 import (
 	"context"
 	"encoding/json"
+	"io"
 	"iter"
+	"time"
 )
 
 // Ability is the name of something that a driver can do beyond [Driver]. In Go an
@@ -18,7 +20,10 @@ type Ability string
 
 // The abilities, each with its interface.
 const (
+	AbilityClaim     Ability = "claim"     // Claimer
 	AbilityConfigure Ability = "configure" // Configurer
+	AbilityExec      Ability = "exec"      // Execer
+	AbilityExplain   Ability = "explain"   // Explainer
 	AbilityHealth    Ability = "health"    // HealthChecker
 	AbilityLogs      Ability = "logs"      // LogReader
 	AbilityWatch     Ability = "watch"     // Watcher
@@ -67,7 +72,8 @@ type Prober interface {
 // Configurer is implemented by drivers that are configured after they start, such
 // as plugins. A plugin has no other way to learn the instance.
 type Configurer interface {
-	// Configure is called once, after Info and before any other method. It takes
+	// Configure is called once, after Info and before any other method. A [Claimer] is
+	// asked for its Info again after that, because of the Variant. Configure takes
 	// ten seconds at most. If the configuration is wrong, it returns ErrInvalid
 	// with the reason. The host checks nothing before, so Configure also refuses
 	// unknown keys. What the driver depends on need not be reachable yet.
@@ -94,25 +100,134 @@ type Config struct {
 
 // LogReader is implemented by drivers that keep the output of their sandboxes.
 type LogReader interface {
-	// Logs yields the kept output of the sandbox in order. With follow it also
+	// Logs yields the kept output of one stream in order. With query.Follow it also
 	// yields new output, until the sandbox or ctx ends. The output of a stopped
-	// sandbox may be read until it is deleted. Logs ends after the first error,
-	// which is ErrNotFound if there is no such sandbox.
-	Logs(ctx context.Context, sessionID string, follow bool) iter.Seq2[LogChunk, error]
+	// sandbox may be read until it is deleted. Logs ends after the first error. The
+	// error is ErrNotFound if there is no such sandbox, ErrLogsDisabled if its output
+	// is not kept, and ErrInvalid if it has no such task.
+	Logs(ctx context.Context, sessionID string, query LogQuery) iter.Seq2[LogChunk, error]
+}
+
+// LogQuery selects output.
+type LogQuery struct {
+	Stream LogStream // Stdout or Stderr
+	Task   string    // if a sandbox has several tasks; empty: its main one
+	// Offset is where to begin, in bytes from the oldest kept byte. A negative offset
+	// counts from the end of what is kept. An offset out of range means its nearest end.
+	Offset int64
+	Follow bool // continue with new output
 }
 
 // LogChunk is a piece of a sandbox's output. It may begin and end in the middle of
 // a line.
 type LogChunk struct {
 	Stream LogStream
+	Offset int64  // of the first byte of Data, counted as in LogQuery
 	Data   []byte // valid until the next chunk
 }
 
 // LogStream is the name of an output stream.
 type LogStream string
 
-// The streams. A driver that cannot tell them apart uses Stdout.
+// The streams. A driver that cannot tell them apart uses Stdout, and then nothing was
+// written to Stderr.
 const (
 	Stdout LogStream = "stdout"
 	Stderr LogStream = "stderr"
 )
+
+// Execer is implemented by drivers that run commands in their sandboxes.
+type Execer interface {
+	// Exec runs a command in a running sandbox and returns its exit code, which is
+	// 128 plus the signal's number if a signal ended it.
+	//
+	// When ctx ends, Exec kills the command and those of its children that it can
+	// find, and returns ctx's error within a second. They are also killed if the
+	// driver's own process dies. Children that the command leaves behind when it ends
+	// by itself continue.
+	//
+	// Exec returns ErrNotFound if no such sandbox runs or it ends meanwhile, ErrBusy if too
+	// many commands run, and ErrInvalid if the command
+	// cannot be run: there is no such file, or the runtime does not support one of its
+	// fields.
+	Exec(ctx context.Context, sessionID string, command Command, streams Streams) (exitCode int, err error)
+}
+
+// Command is a command to run in a sandbox. [Command.Validate] checks it.
+type Command struct {
+	Args []string          // the program and its arguments, at least one
+	Env  map[string]string // added to the sandbox's environment
+	Dir  string            // absolute; empty: the sandbox's
+	User string            // empty: the sandbox's
+	Task string            // as in LogQuery
+	TTY  bool              // run the command on a terminal
+	Size WindowSize        // of the terminal at the start; zero: the runtime's default
+}
+
+// WindowSize is the size of a terminal in characters.
+type WindowSize struct{ Rows, Columns uint16 }
+
+// Streams are the standard streams of a command.
+type Streams struct {
+	// Stdin is the command's input; nil means that it is empty. A Read may still be
+	// waiting when Exec returns. The caller must end it.
+	Stdin io.Reader
+	// Stdout and Stderr get the output; on a terminal Stdout gets all of it. Exec waits for
+	// a Write, so the caller must end it when ctx ends.
+	Stdout io.Writer
+	Stderr io.Writer
+	Resize <-chan WindowSize // new sizes of the terminal; may be nil
+}
+
+// Explainer is implemented by drivers that can tell what became of a sandbox.
+type Explainer interface {
+	// Explain returns what happened to the sandbox, oldest first, and at most the
+	// newest 100. It returns ErrNotFound if nothing is known of the sandbox. It may
+	// take seconds, because a person waits for it.
+	Explain(ctx context.Context, sessionID string) ([]Happening, error)
+}
+
+// Happening is one thing that happened to a sandbox.
+type Happening struct {
+	Time time.Time // zero if it is not known
+	Text string    // for a person to read, in the runtime's own words; at most 4096 bytes
+}
+
+// Claimer is implemented by drivers that can start a sandbox before a chat needs it.
+// Such a sandbox is a spare. Its spec has a pool, and no chat, AI agent or volume. All
+// methods of [Driver] treat it like any other sandbox. Info returns the Variant that
+// Create makes spares of.
+//
+// A claimed sandbox must behave like one that was created for its chat, with two
+// differences. Its environment has no BIVOUAC_CHAT_ID and BIVOUAC_AGENT_ID. It finds
+// them in the file that BIVOUAC_SESSION_FILE names: a [SessionFile] as JSON. There is
+// no such file before the claim. And a program that was started in the workspace, or
+// has opened it, still sees the empty one of before the claim, until it changes to
+// BIVOUAC_WORKSPACE or opens it once more. The commands of an [Execer] have the
+// environment of the sandbox, and see the volume.
+type Claimer interface {
+	// Claim gives a spare to a chat: it makes the volume of spec the sandbox's
+	// workspace, and returns once the sandbox answers. spec has the session ID and the
+	// access token of the spare, and no pool. The ChatID of the returned sandbox is
+	// that of spec.
+	//
+	// A repeated Claim with the same spec returns the same sandbox. Claim returns
+	// ErrConflict if the spare was claimed with another spec, or stopped, or is not a
+	// spare, ErrNotFound if there is no such sandbox, ErrNotReady if it does not
+	// answer, and ErrInvalid if the spec can never work. After any error the host calls
+	// Delete, and starts another sandbox for the chat. It waits a few seconds at most,
+	// because a caller waits for it.
+	Claim(ctx context.Context, spec Spec) (Sandbox, error)
+}
+
+// SessionFile is what a claimed sandbox finds in its session file, as JSON.
+type SessionFile struct {
+	SessionID string `json:"session_id"`
+	ChatID    string `json:"chat_id"`
+	AgentID   string `json:"agent_id"`
+}
+
+// SessionFile returns the content of the session file of a spare that is claimed with s.
+func (s Spec) SessionFile() SessionFile {
+	return SessionFile{SessionID: s.SessionID, ChatID: s.ChatID, AgentID: s.AgentID}
+}

@@ -28,6 +28,12 @@ var (
 	// ErrPermission is an ErrUnavailable: what the driver depends on refuses the
 	// credentials of the server. The message says what they lack.
 	ErrPermission = fmt.Errorf("%w: the server's own credentials are refused", ErrUnavailable)
+	// ErrBusy is returned when as many commands run as the driver can run at a time.
+	// Another one may run later.
+	ErrBusy = errors.New("as many commands run as can")
+	// ErrLogsDisabled is returned when the output of a sandbox is not kept. The message
+	// says what to set.
+	ErrLogsDisabled = errors.New("logs are disabled")
 	// ErrInvalid is returned when the driver can never do what it was asked.
 	ErrInvalid = errors.New("invalid for this runtime")
 )

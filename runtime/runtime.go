@@ -109,6 +109,12 @@ type Info struct {
 	// it nil: its methods show what it can do.
 	Abilities []Ability
 
+	// Variant names what a [Claimer] makes spares from, such as a hash of its
+	// configuration: at most 64 bytes of printable ASCII. The host gives out only
+	// spares of the current variant, and ends others. That of a [Configurer] is read
+	// after Configure.
+	Variant string
+
 	// ConfigSchema is a JSON Schema of the configuration that Configure takes. It
 	// is optional: "bivouac plugin inspect" shows it.
 	ConfigSchema json.RawMessage
@@ -122,6 +128,10 @@ type Spec struct {
 	VolumeHostPath string // absolute and clean, at most 4096 bytes of UTF-8, else as AgentID
 	CreatedAt      time.Time
 	ExpiresAt      time.Time // as planned at creation; the host may extend it, and the host ends the sandbox
+
+	// Pool is set in the spec of a spare, which only a [Claimer] gets: a sandbox that
+	// is started before a chat needs it. A spare has no chat, AI agent or volume.
+	Pool string // see ValidName
 
 	// Owner and Labels describe the session and do not change what runs. A driver
 	// that keeps them returns them in its Sandbox.
@@ -174,6 +184,10 @@ type Sandbox struct {
 	ExpiresAt      time.Time // as planned at creation
 	Owner          string
 	Labels         map[string]string
+
+	// Pool is the pool of a spare. A driver that cannot describe a sandbox anew keeps
+	// it when the spare is claimed, and leaves ChatID and all from AgentID on empty.
+	Pool string
 
 	// RegisteredAt is when the runtime accepted the sandbox, by the runtime's own
 	// clock. It is zero if the driver does not know it. If it is long after

@@ -3,6 +3,7 @@ package runtime
 import (
 	"fmt"
 	"io"
+	"strings"
 )
 
 // Secret is text that must not be shown to people. Packages fmt, encoding/json and
@@ -26,3 +27,12 @@ func (s Secret) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, s.String(
 
 // MarshalText implements [encoding.TextMarshaler]: it returns what String returns.
 func (s Secret) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
+
+// HideIn returns text without the secret, which a sandbox may have printed. It calls the
+// secret an access token, the only kind that sandboxes have.
+func (s Secret) HideIn(text string) string {
+	if s == "" {
+		return text
+	}
+	return strings.ReplaceAll(text, string(s), "[access token]")
+}

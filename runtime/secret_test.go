@@ -51,3 +51,8 @@ func TestSecret(t *testing.T) {
 		must.Eq(t, "", runtime.Secret("").String())
 	})
 }
+
+func TestSecret_is_hidden_in_what_a_sandbox_printed(t *testing.T) {
+	must.Eq(t, "a [access token] b [access token]", runtime.Secret("s3cret").HideIn("a s3cret b s3cret"))
+	must.Eq(t, "nothing to hide", runtime.Secret("").HideIn("nothing to hide"))
+}

@@ -24,11 +24,30 @@ func ValidName(name string) bool {
 
 // Validate returns what is wrong with the spec for any driver.
 func (s Spec) Validate() error {
-	var errs []error
-	for name, id := range map[string]string{"session ID": s.SessionID, "chat ID": s.ChatID} {
-		if !isUUID(id) {
-			errs = append(errs, fmt.Errorf("%s %q is not a UUID in lower case", name, id))
+	errs := []error{s.validateUse()}
+	if !isUUID(s.SessionID) {
+		errs = append(errs, fmt.Errorf("session ID %q is not a UUID in lower case", s.SessionID))
+	}
+	if s.AccessToken != "" && !isAccessToken(string(s.AccessToken)) {
+		errs = append(errs, errors.New("access token is not 64 hexadecimal digits in lower case"))
+	}
+	return errors.Join(errs...)
+}
+
+// validateUse returns what is wrong with what the sandbox is for: a chat or a pool.
+func (s Spec) validateUse() error {
+	if s.Pool != "" {
+		switch {
+		case !ValidName(s.Pool):
+			return fmt.Errorf("pool %q is not a valid name", s.Pool)
+		case s.ChatID != "" || s.AgentID != "" || s.VolumeHostPath != "":
+			return errors.New("a spare has no chat, agent ID or volume host path")
 		}
+		return nil
+	}
+	var errs []error
+	if !isUUID(s.ChatID) {
+		errs = append(errs, fmt.Errorf("chat ID %q is not a UUID in lower case", s.ChatID))
 	}
 	if err := ValidateAgentID(s.AgentID); err != nil {
 		errs = append(errs, fmt.Errorf("agent ID %w", err))
@@ -36,10 +55,35 @@ func (s Spec) Validate() error {
 	if err := ValidateVolumeHostPath(s.VolumeHostPath); err != nil {
 		errs = append(errs, fmt.Errorf("volume host path %w", err))
 	}
-	if s.AccessToken != "" && !isAccessToken(string(s.AccessToken)) {
-		errs = append(errs, errors.New("access token is not 64 hexadecimal digits in lower case"))
-	}
 	return errors.Join(errs...)
+}
+
+// Validate returns what is wrong with the command for any driver.
+func (c Command) Validate() error {
+	if len(c.Args) == 0 || c.Args[0] == "" {
+		return errors.New("there is no command")
+	}
+	if c.Dir != "" && !path.IsAbs(c.Dir) {
+		return fmt.Errorf("folder %q is not absolute", c.Dir)
+	}
+	texts := append([]string{c.Dir, c.User, c.Task}, c.Args...)
+	for name, value := range c.Env {
+		if !isVariable(name) {
+			return fmt.Errorf("variable %q must have letters, digits and '_', and not begin with a digit", name)
+		}
+		texts = append(texts, value)
+	}
+	for _, text := range texts {
+		if strings.Contains(text, "\x00") {
+			return errors.New("a NUL byte is not allowed")
+		}
+	}
+	return nil
+}
+
+func isVariable(name string) bool {
+	const letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ_"
+	return name != "" && strings.ContainsAny(name[:1], letters) && strings.Trim(name, letters+"0123456789") == ""
 }
 
 // ValidateAgentID returns what is wrong with an agent ID. The error's text follows the

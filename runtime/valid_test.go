@@ -50,3 +50,19 @@ func TestSpec_Validate(t *testing.T) {
 		must.StrNotContains(t, err.Error(), string(bad.AccessToken))
 	}
 }
+
+func TestSpec_Validate_of_a_spare(t *testing.T) {
+	spare := runtime.Spec{SessionID: "00000000-0000-4000-8000-000000000001", Pool: "small"}
+	must.NoError(t, spare.Validate())
+	for want, change := range map[string]func(*runtime.Spec){
+		`pool "S" is not a valid name`: func(s *runtime.Spec) { s.Pool = "S" },
+		"a spare has no chat":          func(s *runtime.Spec) { s.ChatID = s.SessionID },
+		"a spare has no chat, agent":   func(s *runtime.Spec) { s.AgentID = "agent" },
+		"or volume host path":          func(s *runtime.Spec) { s.VolumeHostPath = "/volumes/a" },
+		"session ID":                   func(s *runtime.Spec) { s.SessionID = "" },
+	} {
+		bad := spare
+		change(&bad)
+		must.ErrorContains(t, bad.Validate(), want)
+	}
+}

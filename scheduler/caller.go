@@ -1,6 +1,9 @@
 package scheduler
 
-import "context"
+import (
+	"context"
+	"time"
+)
 
 // Caller identifies who requested an operation, and what it may do.
 type Caller struct {
@@ -14,10 +17,16 @@ type Caller struct {
 	Accessor string
 	// Address is where the request came from, as HOST:PORT. It may be empty.
 	Address string
+	// Expires is when the caller's credential ends. Zero means never.
+	Expires time.Time
 	// Policies say what the caller may do. Nil means everything: there is no
 	// authentication, or it is background work.
 	Policies []*Policy
 }
+
+// Key tells the caller from others, for limits. A token and the subject of a JWT may have
+// the same name.
+func (c Caller) Key() string { return c.Method + " " + c.Name }
 
 // DefaultOwner is the name of a caller that has none, and the owner of sessions
 // from before owners were recorded.

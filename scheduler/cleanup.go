@@ -3,6 +3,7 @@ package scheduler
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"time"
 
@@ -53,8 +54,9 @@ func (s *Scheduler) CleanupExpired(ctx context.Context) (CleanupResult, error) {
 
 	cleaned := make([]*Session, len(expired))
 	failed := make([]bool, len(expired))
-	var g errgroup.Group
+	var g, held errgroup.Group
 	g.SetLimit(cleaners)
+	held.SetLimit(maxHeld)
 	// Replicas that begin at the same time start with different sessions.
 	random := uuid.New()
 	first := int(binary.BigEndian.Uint16(random[:])) % max(1, len(expired))
@@ -67,12 +69,20 @@ func (s *Scheduler) CleanupExpired(ctx context.Context) (CleanupResult, error) {
 		}
 		g.Go(func() error {
 			var err error
-			cleaned[i], err = s.cleanupOne(ctx, session)
+			cleaned[i], err = s.cleanupOne(ctx, session, 0)
 			failed[i] = err != nil
+			if errors.Is(err, errHeld) { // wait for its lock beside the others
+				held.Go(func() error {
+					cleaned[i], err = s.cleanupOne(ctx, session, cleanupWait)
+					failed[i] = err != nil
+					return nil
+				})
+			}
 			return nil
 		})
 	}
 	_ = g.Wait() // its functions return no error: one failure must not end the pass
+	_ = held.Wait()
 
 	var res CleanupResult
 	for i := range expired {
@@ -97,15 +107,23 @@ func (s *Scheduler) CleanupExpired(ctx context.Context) (CleanupResult, error) {
 	return res, nil
 }
 
+// errHeld is returned by cleanupOne if it was not to wait for the chat's lock.
+var errHeld = errors.New("the chat's lock is held")
+
 // cleanupOne returns the session that it ended, or nil if the session no longer needed
-// to be ended.
-func (s *Scheduler) cleanupOne(ctx context.Context, session Session) (*Session, error) {
+// to be ended. wait is how long it waits for the chat's lock. With 0 it does nothing and
+// returns errHeld if somebody holds the lock.
+func (s *Scheduler) cleanupOne(ctx context.Context, session Session, wait time.Duration) (*Session, error) {
+	lease, lockErr := s.Locker.Lock(ctx, session.ChatID, wait)
+	if wait == 0 && errors.Is(lockErr, ErrLockTimeout) {
+		return nil, errHeld
+	}
 	ctx, span := s.startSpan(ctx, "usecase.cleanup_expired_sandbox", chatAttr(session.ChatID),
 		attribute.String("session.id", session.SessionID.String()),
 		attribute.String("container.id", session.ContainerID))
 	defer span.End()
 
-	cleaned, err := s.endIfExpired(ctx, session)
+	cleaned, err := s.endIfExpired(ctx, session, lease, lockErr)
 	switch {
 	case err != nil:
 		s.journal.note(ctx, Event{Type: EventExpireFailed, Before: &session, Err: err})
@@ -115,10 +133,9 @@ func (s *Scheduler) cleanupOne(ctx context.Context, session Session) (*Session, 
 	return cleaned, err
 }
 
-func (s *Scheduler) endIfExpired(ctx context.Context, listed Session) (*Session, error) {
-	lease, err := s.Locker.Lock(ctx, listed.ChatID, cleanupWait)
-	if err != nil {
-		return nil, fmt.Errorf("cleanup: %w", err)
+func (s *Scheduler) endIfExpired(ctx context.Context, listed Session, lease Lease, lockErr error) (*Session, error) {
+	if lockErr != nil {
+		return nil, fmt.Errorf("cleanup: %w", lockErr)
 	}
 	defer s.release(ctx, lease)
 	ctx, done := s.underLock(ctx, lease)
@@ -144,7 +161,7 @@ func (s *Scheduler) endIfExpired(ctx context.Context, listed Session) (*Session,
 		return nil, fmt.Errorf("cleanup: %w", err)
 	}
 	err = s.attempt(ctx, Event{Type: EventExpired, Before: &found}, func() error {
-		return s.end(ctx, lease, driver, runtime.Driver.Stop)
+		return s.end(ctx, lease, driver, runtime.Driver.Stop, ChangeExpired)
 	})
 	if err != nil {
 		return nil, fmt.Errorf("cleanup: %w", err)

@@ -4,8 +4,10 @@ import (
 	"context"
 	"slices"
 	"testing"
+	"testing/synctest"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/shoenig/test/must"
 
 	"github.com/bivouac/bivouac/runtime"
@@ -122,7 +124,7 @@ func TestCleanupExpired(t *testing.T) {
 	}, {
 		name:  "not where the lock does not come free",
 		given: and(fails("lock", scheduler.ErrLockTimeout)),
-		want:  failed("lock_timeout", standing, alive),
+		want:  failed("lock_timeout", standing, alive, "lock"),
 	}, {
 		name:  "not where the intent to stop cannot be written",
 		given: and(fails("write stopping", scheduler.ErrUnavailable)),
@@ -281,4 +283,30 @@ func TestCleanupExpired_asksForWhatExpiredAndNothingElse(t *testing.T) {
 	must.NoError(t, err)
 	must.Eq(t, []string{"list expired", "lock", "driver.find", "driver.inspect", "write stopping", "driver.stop", "remove + release"},
 		w.effects.taken(), must.Sprint("its cost does not grow with what lives"))
+}
+
+// Chats whose locks are held must not delay the cleanup of others.
+func TestCleanupExpired_waitsForNoLockBeforeTheOthersAreCleanedUp(t *testing.T) {
+	inBubble(t, func(t *testing.T, w *world) {
+		for range 100 {
+			chat := uuid.New()
+			w.given(created(createOf(chat)))
+			lease, err := w.peer().locker.Lock(t.Context(), chat, 0)
+			must.NoError(t, err)
+			defer func() { must.NoError(t, lease.Release(t.Context())) }()
+		}
+		w.given(created(createA))
+		pass(defaultTTL)
+		done := make(chan int, 1)
+		go func() {
+			res, err := w.CleanupExpired(t.Context())
+			must.NoError(t, err)
+			done <- res.ErrorCount
+		}()
+		synctest.Wait() // no time passes
+		session, _, err := w.store.Get(t.Context(), chatA, scheduler.Block{})
+		must.NoError(t, err)
+		must.Nil(t, session)
+		must.Eq(t, 100, <-done)
+	})
 }

@@ -66,6 +66,7 @@ func (s *Scheduler) Create(ctx context.Context, cmd CreateCommand) (CreateResult
 	case err != nil:
 		return CreateResult{}, err
 	case event.Type == EventConflict:
+		s.noteConflict(ctx, *event.After, event.Reason)
 		return CreateResult{}, &ConflictError{Session: *event.After, Reason: event.Reason}
 	}
 	return CreateResult{Result: Result(event.Result()), Session: *event.After}, nil
@@ -94,7 +95,7 @@ func (s *Scheduler) create(ctx context.Context, cmd CreateCommand) (Event, error
 	if standing != nil {
 		return reuseOrConflict(cmd, *standing), nil
 	}
-	defer leave()
+	defer leave(true) // those that wait look for themselves
 
 	lease, err := s.lock(ctx, cmd.ChatID, time.Until(until))
 	if err != nil {
@@ -149,7 +150,7 @@ func (s *Scheduler) observeLeased(ctx context.Context, lease Lease) *Session {
 // and the caller is the only one in this replica that may create the chat's session.
 // The caller must call leave when its create has ended. If the caller may not see the
 // chat's session, standing returns ErrPermissionDenied at once.
-func (s *Scheduler) standing(ctx context.Context, caller Caller, chatID uuid.UUID, until time.Time) (session *Session, leave func(), err error) {
+func (s *Scheduler) standing(ctx context.Context, caller Caller, chatID uuid.UUID, until time.Time) (session *Session, leave func(bool), err error) {
 	for leave == nil {
 		// Most creates find a session that can be reused. A linearizable read is enough
 		// for those, and for creates that have waited for another one. They need no
@@ -166,7 +167,7 @@ func (s *Scheduler) standing(ctx context.Context, caller Caller, chatID uuid.UUI
 				return &seen, nil, nil
 			}
 		}
-		if leave, err = s.creating.enter(ctx, s.ending, chatID, until); err != nil {
+		if leave, _, err = s.creating.enter(ctx, s.ending, chatID, until); err != nil {
 			return nil, nil, err
 		}
 	}
@@ -226,6 +227,7 @@ func (s *Scheduler) createOrReplace(ctx context.Context, cmd CreateCommand, allo
 		next.Labels = maps.Clone(cmd.Labels)
 	}
 	event := Event{Type: EventCreated, After: &next}
+	var changes []Change
 	switch {
 	case current == nil:
 	case !CallerFrom(ctx).May(CapWrite, current.AgentID):
@@ -235,11 +237,13 @@ func (s *Scheduler) createOrReplace(ctx context.Context, cmd CreateCommand, allo
 		if err := s.undoIntent(ctx, lease, *current); err != nil {
 			return Event{}, fmt.Errorf("create: %w", err)
 		}
+		changes = append(changes, s.succession(ctx, *current))
 	default:
 		event.Before = current
 		if err := s.stopPrevious(ctx, lease, *current); err != nil {
 			return event, fmt.Errorf("replace: %w", err)
 		}
+		changes = append(changes, s.succession(ctx, *current))
 	}
 	leave, err := s.starting.Enter()
 	if err != nil {
@@ -253,13 +257,13 @@ func (s *Scheduler) createOrReplace(ctx context.Context, cmd CreateCommand, allo
 	}
 	next.CreatedAt = s.now()
 	next.ExpiresAt = next.CreatedAt.Add(cmd.TTL)
-	err = write(ctx, lease, &next, Keep) // safeguard: intent
+	err = s.writeIntent(ctx, lease, driver, &next, changes)
 	counted()
 	if err != nil {
 		return event, fmt.Errorf("create: write the intent: %w", err)
 	}
 	if err := s.start(ctx, lease, driver, &next, cmd.Progress); err != nil {
-		s.abandon(ctx, driver.Delete, lease, next)
+		s.abandon(ctx, driver.Delete, lease, next, err)
 		return event, fmt.Errorf("create: %w", err)
 	}
 	// The TTL counts from when the sandbox is ready. Otherwise a session whose start
@@ -311,16 +315,46 @@ func markStopping(ctx context.Context, lease Lease, known bool) error {
 	return nil
 }
 
-// start has the driver start the intent's sandbox and turns the intent into a running
-// session. It checks that the driver kept its contract.
+// start has the driver start the intent's sandbox, or give it the spare that was claimed
+// for it. start turns the intent into a running session.
 func (s *Scheduler) start(ctx context.Context, lease Lease, driver runtime.Driver, intent *Session, progress func(runtime.Stage)) error {
 	if err := held(lease); err != nil {
 		return fmt.Errorf("start the sandbox: %w", err)
 	}
-	sandbox, err := driver.Create(ctx, intent.spec(), s.metrics.timeStages(ctx, intent.Runtime, progress))
+	progress = s.metrics.timeStages(ctx, intent.Runtime, progress)
+	sandbox, err := s.startOrClaim(ctx, lease, driver, intent, progress)
 	if err != nil {
-		return runtimeError(ctx, "start the sandbox", unlessHeld(lease, err))
+		return runtimeError(ctx, "start the sandbox", unlessHeld(lease, hidingToken(err, intent.AccessToken)))
 	}
+	intent.ContainerID = sandbox.ContainerID
+	intent.Endpoint = sandbox.Endpoint
+	intent.State = StateRunning
+	return nil
+}
+
+// startOrClaim returns the sandbox of the intent. If its spare cannot be claimed, it
+// changes the intent and starts a sandbox.
+func (s *Scheduler) startOrClaim(ctx context.Context, lease Lease, driver runtime.Driver, intent *Session, progress func(runtime.Stage)) (runtime.Sandbox, error) {
+	if intent.Warm {
+		sandbox, err := s.claim(ctx, driver, *intent)
+		if err == nil {
+			progress(runtime.StageReady)
+			return sandbox, nil
+		}
+		if err := s.goCold(ctx, lease, driver, intent, err); err != nil {
+			return runtime.Sandbox{}, err
+		}
+	}
+	sandbox, err := driver.Create(ctx, intent.spec(), progress)
+	if err == nil {
+		err = checkStarted(sandbox, *intent)
+	}
+	return sandbox, err
+}
+
+// checkStarted returns an error if the driver broke its contract with what it answered
+// to a create or a claim.
+func checkStarted(sandbox runtime.Sandbox, intent Session) (err error) {
 	switch {
 	case sandbox.SessionID != intent.SessionID.String():
 		err = fmt.Errorf("it answered for session %q", sandbox.SessionID)
@@ -332,14 +366,10 @@ func (s *Scheduler) start(ctx context.Context, lease Lease, driver runtime.Drive
 		err = errors.New("it named no valid endpoint")
 	case sandbox.State != runtime.StateRunning:
 		err = fmt.Errorf("it answered with a sandbox that is %s", sandbox.State)
+	default:
+		return nil
 	}
-	if err != nil {
-		return fmt.Errorf("start the sandbox: %w: runtime %s broke its contract: %w", runtime.ErrUnavailable, intent.Runtime, err)
-	}
-	intent.ContainerID = sandbox.ContainerID
-	intent.Endpoint = sandbox.Endpoint
-	intent.State = StateRunning
-	return nil
+	return fmt.Errorf("%w: runtime %s broke its contract: %w", runtime.ErrUnavailable, intent.Runtime, err)
 }
 
 // save writes a session whose sandbox is ready. If the write fails, save stops the
@@ -350,7 +380,7 @@ func (s *Scheduler) start(ctx context.Context, lease Lease, driver runtime.Drive
 func (s *Scheduler) save(ctx context.Context, driver runtime.Driver, lease Lease, session Session) error {
 	// Use the lease's own error. [write] would return ErrLockLost if the lock is lost
 	// by now, which does not mean that the write was not applied before.
-	err := lease.Write(ctx, &session, Release)
+	err := lease.Write(ctx, &session, Release, s.change(ctx, ChangeReady, session, ""))
 	if err == nil {
 		return nil
 	}
@@ -365,7 +395,7 @@ func (s *Scheduler) save(ctx context.Context, driver runtime.Driver, lease Lease
 	case lookErr != nil || ruledOut != nil:
 		s.journal.note(ctx, Event{Type: EventUndoFailed, Before: &session, Err: cmp.Or(lookErr, ruledOut)})
 	default:
-		s.abandon(ctx, driver.Stop, lease, session)
+		s.abandon(ctx, driver.Stop, lease, session, err)
 	}
 	return err
 }
@@ -384,16 +414,16 @@ func ruleOut(ctx context.Context, lease Lease, session Session, err error) error
 	return nil
 }
 
-// abandon undoes a create that failed: it ends the sandbox with the driver's method end
+// abandon undoes a create that failed with cause: it ends the sandbox with the driver's method end
 // and then removes the intent. It works even if ctx has ended. If it fails, the intent
 // stays recorded, and SettleInFlight ends it.
-func (s *Scheduler) abandon(ctx context.Context, end func(context.Context, string) error, lease Lease, session Session) {
+func (s *Scheduler) abandon(ctx context.Context, end func(context.Context, string) error, lease Lease, session Session, cause error) {
 	ctx, done := s.undoing(ctx)
 	defer done()
 	sessionID := session.SessionID.String()
 	err := runtimeError(ctx, "undo the start", noteWait(ctx, lease, sessionID, end(ctx, sessionID)))
 	if err == nil {
-		err = write(ctx, lease, nil, Release)
+		err = write(ctx, lease, nil, Release, s.change(ctx, ChangeStartFailed, session, cause.Error()))
 	}
 	if err != nil {
 		s.journal.note(ctx, Event{Type: EventUndoFailed, Before: &session, Err: err})

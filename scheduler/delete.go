@@ -45,13 +45,51 @@ func (s *Scheduler) Delete(ctx context.Context, chatID uuid.UUID) (DeleteResult,
 	return res, err
 }
 
-// delete returns the session that it found, even if it then failed.
+// delete returns the session that it found, even if it then failed. Deletes of one chat
+// that wait for another one in this replica need no lock to find that it left nothing.
 func (s *Scheduler) delete(ctx context.Context, chatID uuid.UUID) (*Session, error) {
 	if err := checkChatID(chatID); err != nil {
 		return nil, err
 	}
-	caller := CallerFrom(ctx)
-	lease, err := s.lockVisible(ctx, caller, chatID)
+	caller, until := CallerFrom(ctx), time.Now().Add(LockWait)
+	for ended := false; ; {
+		switch none, err := s.hasNothing(ctx, caller, chatID, ended); {
+		case err != nil:
+			return nil, fmt.Errorf("delete: %w", err)
+		case none:
+			return nil, nil
+		}
+		leave, succeeded, err := s.deleting.enter(ctx, s.ending, chatID, until)
+		switch {
+		case err != nil:
+			return nil, fmt.Errorf("delete: %w", err)
+		case leave != nil:
+			session, err := s.deleteAlone(ctx, caller, chatID, until)
+			leave(err == nil)
+			return session, err
+		}
+		ended = succeeded
+	}
+}
+
+// hasNothing reports whether a chat has no session that the caller may see, and nothing of
+// one runs. ended is whether another delete of the chat has just succeeded. Without that a
+// chat without a record may still have a sandbox.
+func (s *Scheduler) hasNothing(ctx context.Context, caller Caller, chatID uuid.UUID, ended bool) (bool, error) {
+	if !ended {
+		err := s.checkVisible(ctx, caller, chatID)
+		if errors.Is(err, ErrNotFound) {
+			return true, nil
+		}
+		return false, err
+	}
+	current, _, err := s.Store.Get(ctx, chatID, Block{})
+	return err == nil && (current == nil || !caller.May(CapRead, current.AgentID)), err
+}
+
+// deleteAlone is a delete while no other one of the chat is in progress in this replica.
+func (s *Scheduler) deleteAlone(ctx context.Context, caller Caller, chatID uuid.UUID, until time.Time) (*Session, error) {
+	lease, err := s.lockChecked(ctx, caller, chatID, time.Until(until))
 	if errors.Is(err, ErrNotFound) {
 		return nil, nil
 	}
@@ -85,15 +123,15 @@ func (s *Scheduler) delete(ctx context.Context, chatID uuid.UUID) (*Session, err
 	if err != nil {
 		return &found, fmt.Errorf("delete: %w", err)
 	}
-	if err := s.end(ctx, lease, driver, runtime.Driver.Delete); err != nil {
+	if err := s.end(ctx, lease, driver, runtime.Driver.Delete, ChangeDeleted); err != nil {
 		return &found, fmt.Errorf("delete: %w", err)
 	}
 	return &found, nil
 }
 
 // end ends the lease's sandbox with the driver's method by. It then removes the record
-// and the lock, in this order.
-func (s *Scheduler) end(ctx context.Context, lease Lease, driver runtime.Driver, by ending) error {
+// and the lock, in this order. what says why the session ends.
+func (s *Scheduler) end(ctx context.Context, lease Lease, driver runtime.Driver, by ending, what ChangeType) error {
 	session := *lease.Session()
 	known, err := isKnown(ctx, driver, session)
 	if err != nil {
@@ -107,7 +145,7 @@ func (s *Scheduler) end(ctx context.Context, lease Lease, driver runtime.Driver,
 	if err := endSandbox(ctx, lease, driver, by, session, known); err != nil {
 		return err
 	}
-	if err := write(ctx, lease, nil, Release); err != nil {
+	if err := write(ctx, lease, nil, Release, s.change(ctx, what, session, session.Reason)); err != nil { // safeguard: change of an end
 		return fmt.Errorf("remove the record: %w", err)
 	}
 	return nil

@@ -14,7 +14,7 @@ import (
 // effects stands between a scheduler and all that it acts on. It writes down
 // what is tried, in its order, and lets tests interfere with each of it.
 //
-// Effects are named "get", "list", "list expired", "list in flight", "count",
+// Effects are named "get", "list", "scan", "list expired", "list in flight", "count",
 // "lock", "write STATE", "write STATE + release", "remove + release",
 // "release", and "driver.METHOD".
 type effects struct {
@@ -169,6 +169,14 @@ func (s recordingStore) List(ctx context.Context, q scheduler.Query) (page sched
 	return page, err
 }
 
+func (s recordingStore) Scan(ctx context.Context, shard int) (part scheduler.Part, next int, err error) {
+	err = s.e.around(ctx, uuid.Nil, "scan", func() (err error) {
+		part, next, err = s.Store.Scan(ctx, shard)
+		return err
+	})
+	return part, next, err
+}
+
 func (s recordingStore) Expired(ctx context.Context, now time.Time, limit int) (found []scheduler.Session, err error) {
 	err = s.e.around(ctx, uuid.Nil, "list expired", func() (err error) {
 		found, err = s.Store.Expired(ctx, now, limit)
@@ -224,7 +232,7 @@ type recordingLease struct {
 	released bool
 }
 
-func (l *recordingLease) Write(ctx context.Context, next *scheduler.Session, then scheduler.Then) error {
+func (l *recordingLease) Write(ctx context.Context, next *scheduler.Session, then scheduler.Then, changes ...scheduler.Change) error {
 	name := "remove"
 	if next != nil {
 		name = "write " + string(next.State)
@@ -234,10 +242,15 @@ func (l *recordingLease) Write(ctx context.Context, next *scheduler.Session, the
 		name += " + release"
 	}
 	return l.e.around(ctx, l.chat, name, func() error {
-		err := l.Lease.Write(ctx, next, then)
+		err := l.Lease.Write(ctx, next, then, changes...)
 		l.released = l.released || err == nil && then == scheduler.Release
 		return err
 	})
+}
+
+func (l *recordingLease) Claim(ctx context.Context, next *scheduler.Session, spare scheduler.Spare, changes ...scheduler.Change) error {
+	l.e.knows(*next)
+	return l.e.around(ctx, l.chat, "claim", func() error { return l.Lease.Claim(ctx, next, spare, changes...) })
 }
 
 // Release does nothing after the first time, and so is no effect then.

@@ -35,6 +35,8 @@ var (
 	// ErrNewerRecord is returned for a chat whose record only a newer version of
 	// Bivouac may read. The record and its sandbox are left alone.
 	ErrNewerRecord = errors.New("record of a newer version")
+	// ErrSpareTaken is returned if a spare has been claimed or ended meanwhile.
+	ErrSpareTaken = errors.New("the spare is taken")
 	// ErrBusy is returned if too many requests of this kind are in progress in
 	// this replica. Try again later.
 	ErrBusy = errors.New("too many requests in flight")
@@ -50,6 +52,9 @@ var (
 	// ErrAuditUnavailable is returned if something was not done because it could not
 	// be written to the audit log.
 	ErrAuditUnavailable = errors.New("audit log unavailable")
+	// ErrIndexTooOld is returned for an index before the oldest change that is kept, or
+	// of another store. Start again with the index 0.
+	ErrIndexTooOld = errors.New("events after this index are no longer kept, or the index is of another store; 0 starts at the oldest")
 	// ErrQuota is what a [QuotaError] wraps.
 	ErrQuota = errors.New("quota exceeded")
 	// ErrConflict is what a [ConflictError] wraps.
@@ -121,10 +126,15 @@ var kinds = []struct {
 	{ErrShuttingDown, "shutting_down"},
 	{ErrLockTimeout, "lock_timeout"},
 	{ErrLockLost, "lock_lost"},
+	{ErrSpareTaken, "spare_taken"},
 	{ErrDamaged, "damaged_record"},
 	{ErrNewerRecord, "newer_record"},
 	{ErrBusy, "busy"},
 	{ErrAuditUnavailable, "audit_unavailable"},
+	{ErrIndexTooOld, "index_too_old"},
+	{runtime.ErrBusy, "busy"},
+	{runtime.ErrLogsDisabled, "logs_disabled"},
+	{errors.ErrUnsupported, "unsupported"},
 	{ErrServerDenied, "server_permission_denied"},
 	{runtime.ErrPermission, "server_permission_denied"},
 	{ErrUnavailable, "store_unavailable"},

@@ -74,9 +74,10 @@ func (f *findings) clear() {
 }
 
 // Health returns an error if an operator has to decide something, with the commands for
-// it: about records that are damaged or of a newer version, and about sandboxes without
-// a record that can be neither adopted nor stopped. It reports what the last passes
-// found, so it knows these only in the replica that is the leader.
+// it: about records that are damaged or of a newer version, about sandboxes without
+// a record that can be neither adopted nor stopped, and about pools that cannot be filled.
+// It reports what the last passes found, so it knows these only in the replica that is the
+// leader.
 func (s *Scheduler) Health(context.Context) error {
 	s.findings.mu.Lock()
 	defer s.findings.mu.Unlock()
@@ -102,7 +103,8 @@ func (s *Scheduler) Health(context.Context) error {
 			}
 		}
 	}
-	all := append(shortened(slices.Sorted(maps.Values(damaged)), "damaged records"), shortened(orphans, "sandboxes without a record")...)
+	all := append(s.filling.problems(), shortened(slices.Sorted(maps.Values(damaged)), "damaged records")...)
+	all = append(all, shortened(orphans, "sandboxes without a record")...)
 	if len(all) == 0 {
 		return nil
 	}

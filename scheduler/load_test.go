@@ -3,6 +3,7 @@ package scheduler_test
 import (
 	"context"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -88,6 +89,107 @@ func TestCreate_waitersTakeNoLockToLearnThatTheSessionStands(t *testing.T) {
 			}
 		}
 		must.Eq(t, 1, locks)
+	})
+}
+
+func TestDelete_waitersTakeNoLockToLearnThatTheSessionIsGone(t *testing.T) {
+	inBubble(t, func(t *testing.T, w *world) {
+		w.given(created(createA))
+		release := w.blocked(fakeruntime.OpDelete)
+		var found atomic.Int32
+		var callers sync.WaitGroup
+		w.effects.taken()
+		for range 100 {
+			callers.Go(func() {
+				res, err := w.Delete(t.Context(), chatA)
+				must.NoError(t, err)
+				if res.Found {
+					found.Add(1)
+				}
+			})
+		}
+		synctest.Wait()
+		release()
+		callers.Wait()
+
+		must.Eq(t, 1, found.Load())
+		count := map[string]int{}
+		for _, name := range w.effects.taken() {
+			count[name]++
+		}
+		must.Eq(t, 1, count["lock"])
+		must.Eq(t, 99, count["get"])
+	})
+}
+
+func TestDelete_waitersTryForThemselves(t *testing.T) {
+	// second deletes the session beside another delete, which takes a second and then
+	// returns an error or nil. It returns how long the second delete took.
+	second := func(t *testing.T, w *world, caller context.Context, first error) (res scheduler.DeleteResult, took time.Duration) {
+		var calls atomic.Int32
+		w.driver.Intercept(func(_ context.Context, call fakeruntime.Call) error {
+			ends := call.Op == fakeruntime.OpDelete || call.Op == fakeruntime.OpStop
+			if !ends || call.Moment != fakeruntime.Before || calls.Add(1) > 1 {
+				return nil
+			}
+			time.Sleep(time.Second)
+			return first
+		})
+		var callers sync.WaitGroup
+		callers.Go(func() {
+			_, err := w.Delete(t.Context(), chatA)
+			must.ErrorIs(t, err, first)
+		})
+		synctest.Wait()
+		began := time.Now()
+		res, err := w.Delete(caller, chatA)
+		took = time.Since(began)
+		must.NoError(t, err)
+		callers.Wait()
+		return res, took
+	}
+
+	t.Run("after_a_failure", func(t *testing.T) {
+		inBubble(t, func(t *testing.T, w *world) {
+			w.given(created(createA))
+			res, _ := second(t, w, t.Context(), runtime.ErrUnavailable)
+			must.True(t, res.Found)
+			must.SliceEmpty(t, w.running())
+			must.SliceEmpty(t, w.records())
+		})
+	})
+
+	t.Run("after_a_failure_of_a_chat_without_a_record", func(t *testing.T) {
+		inBubble(t, func(t *testing.T, w *world) {
+			orphan := w.driver.Plant(orphanOf(chatA))
+			w.driver.Edit(orphan.SessionID, func(s *runtime.Sandbox) { s.AgentID = "" }) // it cannot be adopted
+			res, _ := second(t, w, t.Context(), runtime.ErrUnavailable)
+			must.True(t, res.Found)
+			must.SliceEmpty(t, w.running())
+		})
+	})
+
+	t.Run("if_the_chat_has_a_session_again", func(t *testing.T) {
+		inBubble(t, func(t *testing.T, w *world) {
+			w.given(created(createA))
+			w.effects.before("get", func() { // when the waiter looks
+				w.effects.heal()
+				w.given(created(createA))
+			})
+			res, _ := second(t, w, t.Context(), nil)
+			must.True(t, res.Found)
+			must.SliceEmpty(t, w.running())
+			must.SliceEmpty(t, w.records())
+		})
+	})
+
+	t.Run("and_do_not_wait_if_they_may_not_see_the_session", func(t *testing.T) {
+		inBubble(t, func(t *testing.T, w *world) {
+			w.given(created(createA))
+			res, took := second(t, w, as(t, rule("agent-2", scheduler.CapRead|scheduler.CapWrite)), nil)
+			must.False(t, res.Found)
+			must.Eq(t, 0, took)
+		})
 	})
 }
 

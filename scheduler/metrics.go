@@ -25,6 +25,7 @@ type instruments struct {
 	lastPass metric.Float64Gauge
 	leader   metric.Int64Gauge
 	active   activeCount
+	pools    poolMetrics
 }
 
 // quick returns bucket boundaries for operations that only read records or take locks,
@@ -205,10 +206,21 @@ type measuredLease struct {
 	active *activeCount
 }
 
-func (l measuredLease) Write(ctx context.Context, next *Session, then Then) error {
+func (l measuredLease) Write(ctx context.Context, next *Session, then Then, changes ...Change) error {
+	return l.counted(next, func() error { return l.Lease.Write(ctx, next, then, changes...) })
+}
+
+func (l measuredLease) Claim(ctx context.Context, next *Session, spare Spare, changes ...Change) error {
+	return l.counted(next, func() error { return l.Lease.Claim(ctx, next, spare, changes...) })
+}
+
+// counted reports a write of next to the activeCount.
+func (l measuredLease) counted(next *Session, write func() error) error {
 	change := sessions(next) - sessions(l.Session())
-	err := l.Lease.Write(ctx, next, then)
-	l.active.wrote(change, err)
+	err := write()
+	if !errors.Is(err, ErrSpareTaken) { // then nothing was written
+		l.active.wrote(change, err)
+	}
 	return err
 }
 

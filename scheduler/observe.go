@@ -43,9 +43,9 @@ func seenAs(session Session, sandbox runtime.Sandbox, err error) Session {
 	case sandbox.ContainerID != session.ContainerID:
 		session.State, session.Reason = StateLost, "another sandbox has taken its place: "+sandbox.ContainerID
 	case sandbox.State == runtime.StateDead:
-		session.State, session.Reason = StateDead, sandbox.Reason
+		session.State, session.Reason = StateDead, session.AccessToken.HideIn(sandbox.Reason)
 	case sandbox.State == runtime.StateLost:
-		session.State, session.Reason = StateLost, sandbox.Reason
+		session.State, session.Reason = StateLost, session.AccessToken.HideIn(sandbox.Reason)
 	default:
 		session.State, session.Reason = StateRunning, ""
 		if sandbox.Endpoint.IsValid() { // the driver knows the current endpoint
@@ -59,8 +59,11 @@ func seenAs(session Session, sandbox runtime.Sandbox, err error) Session {
 // confirms it and the record does not say so yet. wait is how long it waits for the
 // chat's lock.
 func (s *Scheduler) record(ctx context.Context, changed runtime.Sandbox, wait time.Duration) error {
-	chatID, err := uuid.Parse(changed.ChatID)
+	chatID, err := s.chatOf(ctx, changed)
 	if err != nil {
+		return err
+	}
+	if chatID == uuid.Nil {
 		return nil // not a sandbox of a session
 	}
 	known, _, err := s.Store.Get(ctx, chatID, Block{})
@@ -93,5 +96,25 @@ func (s *Scheduler) record(ctx context.Context, changed runtime.Sandbox, wait ti
 		return nil
 	}
 	event := Event{Type: EventType(seen.State), Before: current, After: &seen, Reason: seen.Reason}
-	return s.attempt(ctx, event, func() error { return write(ctx, lease, &seen, Release) })
+	return s.attempt(ctx, event, func() error {
+		return write(ctx, lease, &seen, Release, s.change(ctx, ChangeType(seen.State), seen, seen.Reason))
+	})
+}
+
+// chatOf returns the chat whose session a sandbox is, or the nil UUID. The driver may know
+// a claimed spare by its pool alone.
+func (s *Scheduler) chatOf(ctx context.Context, sandbox runtime.Sandbox) (uuid.UUID, error) {
+	if sandbox.ChatID != "" || sandbox.Pool == "" {
+		chatID, _ := uuid.Parse(sandbox.ChatID)
+		return chatID, nil
+	}
+	sessionID, err := uuid.Parse(sandbox.SessionID)
+	if err != nil {
+		return uuid.Nil, nil //nolint:nilerr // not a session of this Bivouac
+	}
+	spare, chatID, err := s.Store.FindSpare(ctx, sessionID)
+	if spare != nil {
+		s.filling.wake()
+	}
+	return chatID, err
 }

@@ -113,7 +113,11 @@ func (s *Scheduler) repair(ctx context.Context, chatID uuid.UUID) (RepairResult,
 	case reclaimed.adopted:
 		return RepairResult{Result: RepairAdopted, Session: current}, nil
 	case unusable:
-		if err := write(ctx, lease, nil, Release); err != nil {
+		removed := Session{ChatID: chatID}
+		if current != nil {
+			removed = *current
+		}
+		if err := write(ctx, lease, nil, Release, s.change(ctx, ChangeRepaired, removed, "its record was unusable and was removed")); err != nil {
 			return RepairResult{}, fmt.Errorf("remove the record: %w", err)
 		}
 		return RepairResult{Result: RepairRemoved}, nil

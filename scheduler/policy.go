@@ -41,6 +41,28 @@ const (
 	CapExec                           // run commands in sandboxes
 )
 
+// EachCapability returns the capabilities, one in each set.
+func EachCapability() []Capabilities {
+	return []Capabilities{CapRead, CapWrite, CapLogs, CapExec}
+}
+
+// String returns the name of a capability, as the configuration has it. It returns "" if
+// the set has not exactly one.
+func (c Capabilities) String() string {
+	switch c {
+	case CapRead:
+		return "read"
+	case CapWrite:
+		return "write"
+	case CapLogs:
+		return "logs"
+	case CapExec:
+		return "exec"
+	default:
+		return ""
+	}
+}
+
 // has reports whether the set allows one capability.
 func (c Capabilities) has(one Capabilities) bool {
 	return c&one != 0 || one == CapRead && c&CapWrite != 0
@@ -105,17 +127,13 @@ func (c Caller) readsAll() bool {
 	})
 }
 
-// require returns ErrPermissionDenied unless the caller has a capability, CapRead or
-// CapWrite, for the AI agent. Use it only for an agent ID from the caller, or one that it may see.
+// require returns ErrPermissionDenied unless the caller has a capability for the AI agent.
+// Use it only for an agent ID from the caller, or one that it may see.
 func (c Caller) require(capability Capabilities, agentID string) error {
 	if c.May(capability, agentID) {
 		return nil
 	}
-	name := "read"
-	if capability == CapWrite {
-		name = "write"
-	}
-	return fmt.Errorf("%w: %q has no capability %q for agent_id %q", ErrPermissionDenied, c.Name, name, agentID)
+	return fmt.Errorf("%w: %q has no capability %q for agent_id %q", ErrPermissionDenied, c.Name, capability, agentID)
 }
 
 // grants are the rules that allow a caller to create a session. Each is enough.

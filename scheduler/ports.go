@@ -24,6 +24,11 @@ type Store interface {
 	// that the query selects.
 	List(ctx context.Context, query Query) (Page, error)
 
+	// Scan returns all records of some shards, from one shard on, and the shard after
+	// them. It reads as many shards as have some thousand records together, and at least
+	// one. A store has [Shards] of them. It may be stale.
+	Scan(ctx context.Context, shard int) (part Part, next int, err error)
+
 	// Expired returns at most limit sessions with ExpiresAt <= now, the longest expired
 	// first as far as the store's index shows. It returns no intents (StateCreating).
 	// Its cost grows with the number of expired sessions, not of all records. It may be
@@ -40,6 +45,31 @@ type Store interface {
 	// prefix, intents included. The empty prefix counts all records. Its cost grows
 	// with the number of all records, but it reads few of them.
 	CountAgents(ctx context.Context, prefix string) (int, error)
+
+	// Changes returns the kept changes whose index is greater than after, in the order
+	// of their indexes. It returns all changes of a transaction or none of them. If
+	// there is no such change, Changes waits for one, at most as long as wait says, and
+	// then returns none. It returns ErrIndexTooOld if a change with a greater index may
+	// have been dropped, or if after is an index of another store. With after 0 it
+	// returns all changes that are kept.
+	Changes(ctx context.Context, after uint64, wait time.Duration) ([]Change, error)
+
+	// NoteChange stores a change that belongs to no write of a record.
+	NoteChange(ctx context.Context, change Change) error
+
+	// Spares returns all spares, by session ID. It blocks like Get, on all of them.
+	Spares(ctx context.Context, block Block) ([]Spare, uint64, error)
+	// FindSpare returns the spare with a session ID, or nil if there is none. If it has
+	// been claimed, FindSpare returns nil and the chat whose session it is. Both come
+	// from one linearizable read.
+	FindSpare(ctx context.Context, sessionID uuid.UUID) (spare *Spare, chatID uuid.UUID, err error)
+	// PutSpare writes a spare if its record is still the one with spare.Version, and
+	// returns it with the new Version. Otherwise it returns ErrSpareTaken. If the
+	// outcome of the request is unknown, PutSpare finds it out, as RemoveSpare does.
+	PutSpare(ctx context.Context, spare Spare) (Spare, error)
+	// RemoveSpare removes a spare if its record is still the one with spare.Version, or
+	// is gone. Otherwise it returns ErrSpareTaken.
+	RemoveSpare(ctx context.Context, spare Spare) error
 }
 
 // Block makes a read wait for a change.
@@ -61,6 +91,15 @@ type Query struct {
 
 // MaxPerPage is the maximum number of sessions on a page.
 const MaxPerPage = 1000
+
+// Shards is the number of parts of a store. A chat's record is always in the same one.
+const Shards = 256
+
+// Part is what some shards of a store contain.
+type Part struct {
+	Sessions []Session
+	Damaged  []DamagedRecord
+}
 
 // Page is one page of a list.
 type Page struct {
@@ -111,7 +150,15 @@ type Lease interface {
 	//
 	// Fields that a newer version added to the record are kept if next is the same
 	// session, and dropped if it is another one.
-	Write(ctx context.Context, next *Session, then Then) error
+	//
+	// The changes are stored in the same step. If the record is not written, they are
+	// not stored.
+	Write(ctx context.Context, next *Session, then Then, changes ...Change) error
+
+	// Claim is Write with Keep, and also removes the record of a spare in the same step.
+	// If that record is no longer the one with spare.Version, Claim writes nothing and
+	// returns ErrSpareTaken. The lease is then as before.
+	Claim(ctx context.Context, next *Session, spare Spare, changes ...Change) error
 
 	// Release releases the lock. It does nothing if the lock is already released. After
 	// an error the lock ends with the replica's hold on it, so the caller need not do

@@ -16,6 +16,10 @@ import (
 // together they may exceed it by at most [maxStarting] for each replica but one. If
 // creates run at the same time near the quota, one of them may be counted twice and
 // another one be refused although it would have fitted.
+//
+// To count a million records takes seconds. So a count is used again for a while if it is
+// far below the limit. Other replicas would have to create more than [minSpare] sessions
+// within that time to exceed the quota unseen.
 
 // quotas counts records, in all and for each prefix. The zero value is ready for use.
 type quotas struct {
@@ -30,10 +34,22 @@ type scope struct {
 	prefix string // of the AI agents' IDs
 }
 
+const (
+	// minSpare is how far below the limit a count must be to be used again, and spareShare
+	// the same as a share of the limit: a tenth.
+	minSpare   = 1000
+	spareShare = 10
+	// A count is used again for countFactor times as long as it took, and for maxReuse at
+	// most.
+	countFactor = 20
+	maxReuse    = 10 * time.Second
+)
+
 // tally is the last count of the records of one scope.
 type tally struct {
 	turn    chan struct{} // one token; its holder may use the fields below
 	counted time.Time     // when the count began; zero: never
+	took    time.Duration // how long the count took
 	count   int
 	since   int // creates that the count may not include
 
@@ -68,7 +84,7 @@ func (t *tally) take(ctx context.Context, limit int, count func(context.Context)
 		return nil, false, ctx.Err()
 	}
 	defer func() { <-t.turn }()
-	if !t.counted.After(began) {
+	if !t.counted.After(began) && !t.suffices(limit) {
 		counted := time.Now()
 		t.mu.Lock()
 		since := t.pending
@@ -77,7 +93,7 @@ func (t *tally) take(ctx context.Context, limit int, count func(context.Context)
 		if err != nil {
 			return nil, false, err
 		}
-		t.counted, t.count, t.since = counted, n, since
+		t.counted, t.took, t.count, t.since = counted, time.Since(counted), n, since
 	}
 	if t.count+t.since >= limit {
 		return nil, false, nil
@@ -91,6 +107,12 @@ func (t *tally) take(ctx context.Context, limit int, count func(context.Context)
 		defer t.mu.Unlock()
 		t.pending--
 	}, true, nil
+}
+
+// suffices reports whether the last count may be used again. The caller has the turn.
+func (t *tally) suffices(limit int) bool {
+	return t.count+t.since < limit-max(minSpare, limit/spareShare) &&
+		time.Since(t.counted) < min(countFactor*t.took, maxReuse)
 }
 
 // takeQuota returns a *QuotaError if no more sessions may be created: in all, or under

@@ -7,6 +7,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/google/uuid"
 	"github.com/shoenig/test/must"
@@ -117,4 +118,59 @@ func TestQuota_ofARuleAndOfTheServerAreCountedApart(t *testing.T) {
 		must.NoError(t, create())
 	}
 	must.ErrorIs(t, create(), scheduler.ErrQuota)
+}
+
+// largeCount is a store with many sessions, which take a second to count.
+type largeCount struct {
+	scheduler.Store
+	sessions int
+	counts   *int
+}
+
+func (s largeCount) CountAgents(context.Context, string) (int, error) {
+	*s.counts++
+	time.Sleep(time.Second)
+	return s.sessions, nil
+}
+
+func TestQuota_countsManySessionsSeldom(t *testing.T) {
+	const limit = 1_000_000
+	for _, tc := range []struct {
+		name     string
+		sessions int
+		want     int // counts for three creates within three seconds
+	}{
+		{"far_below_the_limit", limit / 2, 1},
+		{"not_near_the_limit", limit - limit/20, 3},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			counts := 0
+			inBubbleWith(t, func(c *scheduler.Config) {
+				c.Store, c.MaxSessions = largeCount{c.Store, tc.sessions, &counts}, limit
+			}, func(t *testing.T, w *world) {
+				for range 3 {
+					_, err := w.Create(t.Context(), someCreate())
+					must.NoError(t, err)
+				}
+				must.Eq(t, tc.want, counts)
+
+				pass(10 * time.Second)
+				_, err := w.Create(t.Context(), someCreate())
+				must.NoError(t, err)
+				must.Eq(t, tc.want+1, counts, must.Sprint("the count is too old"))
+			})
+		})
+	}
+	t.Run("not_if_the_limit_is_low", func(t *testing.T) {
+		counts := 0
+		inBubbleWith(t, func(c *scheduler.Config) {
+			c.Store, c.MaxSessions = largeCount{c.Store, 10, &counts}, 1000
+		}, func(t *testing.T, w *world) {
+			for range 3 {
+				_, err := w.Create(t.Context(), someCreate())
+				must.NoError(t, err)
+			}
+			must.Eq(t, 3, counts)
+		})
+	})
 }

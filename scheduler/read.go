@@ -39,8 +39,9 @@ func (s *Scheduler) Get(ctx context.Context, chatID uuid.UUID, block Block) (Ses
 }
 
 // List returns a page of the sessions as they are recorded, without those that the
-// caller may not see. It returns ErrPermissionDenied if the query names an AI agent
-// whose sessions the caller may not see.
+// caller may not see. It does not call the query's Include for those. It returns
+// ErrPermissionDenied if the query names an AI agent whose sessions the caller may not
+// see.
 func (s *Scheduler) List(ctx context.Context, query Query) (Page, error) {
 	if query.PerPage < 1 || query.PerPage > MaxPerPage {
 		return Page{}, invalid("per_page", fmt.Sprintf("is not from 1 to %d", MaxPerPage))
@@ -51,14 +52,17 @@ func (s *Scheduler) List(ctx context.Context, query Query) (Page, error) {
 			return Page{}, fmt.Errorf("list: %w", err)
 		}
 	}
-	if !caller.readsAll() {
-		query.Include = func(session Session) bool { return caller.May(CapRead, session.AgentID) }
+	readsAll := caller.readsAll()
+	if include := query.Include; !readsAll {
+		query.Include = func(session Session) bool {
+			return caller.May(CapRead, session.AgentID) && (include == nil || include(session))
+		}
 	}
 	page, index, err := readScoped(ctx, caller, query.Block, func(ctx context.Context, block Block) (Page, uint64, error) {
 		query.Block = block
 		page, err := s.Store.List(ctx, query)
 		index := page.Index
-		if query.Include != nil {
+		if !readsAll {
 			page.Damaged, page.Index = nil, 0
 		}
 		return page, index, err
@@ -121,20 +125,36 @@ func fingerprint(value any) (uint64, error) {
 	return hash.Sum64()>>1 | 1, nil
 }
 
-// lockVisible takes the chat's lock. If the caller may not see all sessions, it returns
-// ErrNotFound at once for a session that the caller may not see: a wait for its lock
-// would show that it is in use.
+// lockVisible takes the chat's lock for a caller. It returns ErrNotFound for a session that
+// the caller may not see.
 func (s *Scheduler) lockVisible(ctx context.Context, caller Caller, chatID uuid.UUID) (Lease, error) {
-	if !caller.readsAll() {
-		current, _, err := s.Store.Get(ctx, chatID, Block{})
-		if err != nil {
-			return nil, err
-		}
-		if current != nil && !caller.May(CapRead, current.AgentID) {
-			return nil, ErrNotFound
-		}
+	if err := s.checkVisible(ctx, caller, chatID); err != nil {
+		return nil, err
 	}
-	lease, err := s.lock(ctx, chatID, LockWait)
+	return s.lockChecked(ctx, caller, chatID, LockWait)
+}
+
+// checkVisible returns ErrNotFound if the chat has a session that the caller may not see.
+// It must be called before the caller waits for anything: a wait would show that the chat
+// is in use.
+func (s *Scheduler) checkVisible(ctx context.Context, caller Caller, chatID uuid.UUID) error {
+	if caller.readsAll() {
+		return nil
+	}
+	current, _, err := s.Store.Get(ctx, chatID, Block{})
+	if err != nil {
+		return err
+	}
+	if current != nil && !caller.May(CapRead, current.AgentID) {
+		return ErrNotFound
+	}
+	return nil
+}
+
+// lockChecked takes the chat's lock after checkVisible. It returns ErrNotFound if the chat
+// has another session by now, which the caller may not see.
+func (s *Scheduler) lockChecked(ctx context.Context, caller Caller, chatID uuid.UUID, wait time.Duration) (Lease, error) {
+	lease, err := s.lock(ctx, chatID, wait)
 	if err != nil {
 		return nil, err
 	}

@@ -126,3 +126,29 @@ func TestList_refusals(t *testing.T) {
 	_, err := w.List(t.Context(), scheduler.Query{PerPage: 1})
 	must.ErrorIs(t, err, scheduler.ErrUnavailable)
 }
+
+func TestList_includesWhatTheQuerySelects(t *testing.T) {
+	w := newWorld(t)
+	other := createB
+	other.AgentID = "agent-2"
+	w.given(created(createA), created(other), created(createC))
+	var asked []string
+	query := scheduler.Query{PerPage: 10, Include: func(s scheduler.Session) bool {
+		asked = append(asked, chatNames[s.ChatID])
+		return s.ChatID != chatA
+	}}
+	listed := func(ctx context.Context) (names []string) {
+		asked = nil
+		page, err := w.List(ctx, query)
+		must.NoError(t, err)
+		must.Positive(t, page.Index)
+		for _, s := range page.Sessions {
+			names = append(names, chatNames[s.ChatID])
+		}
+		return names
+	}
+
+	must.Eq(t, []string{"chat-b", "chat-c"}, listed(t.Context()))
+	must.Eq(t, []string{"chat-c"}, listed(as(t, rule("agent-1", scheduler.CapRead))))
+	must.SliceNotContains(t, asked, "chat-b", must.Sprint("nothing of what the caller may not see gets out"))
+}

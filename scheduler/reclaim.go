@@ -198,12 +198,14 @@ func (s *Scheduler) adopt(ctx context.Context, lease Lease, sandbox found, then 
 		session.ExpiresAt = least
 	}
 	err := s.attempt(ctx, Event{Type: EventAdopted, After: &session}, func() error {
+		changes := []Change{s.change(ctx, ChangeAdopted, session, "its record was missing")}
 		if current := lease.Session(); current != nil {
 			if err := s.outlive(ctx, lease, *current); err != nil {
 				return err
 			}
+			changes = append([]Change{s.succession(ctx, *current)}, changes...)
 		}
-		return write(ctx, lease, &session, then)
+		return write(ctx, lease, &session, then, changes...)
 	})
 	if err != nil {
 		return Session{}, fmt.Errorf("adopt session %s: %w", session.SessionID, err)
@@ -216,6 +218,9 @@ func (s *Scheduler) endOrphan(ctx context.Context, lease Lease, orphan found) er
 	err := s.attempt(ctx, Event{Type: EventOrphanStopped, Before: orphan.session()}, func() error {
 		return stop(ctx, lease, orphan.driver, runtime.Driver.Delete, orphan.SessionID)
 	})
+	if err == nil {
+		s.noteChange(ctx, s.change(ctx, ChangeOrphanStopped, *orphan.session(), "no record names it"))
+	}
 	if err != nil {
 		return fmt.Errorf("end session %s, which no record names: %w", orphan.SessionID, err)
 	}

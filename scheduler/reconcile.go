@@ -15,6 +15,7 @@ import (
 	"go.opentelemetry.io/otel/attribute"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/bivouac/bivouac/internal/backoff"
 	"github.com/bivouac/bivouac/runtime"
 )
 
@@ -37,7 +38,8 @@ const (
 // lead reconciles for as long as this replica is the leader. The leader holds the lock
 // for the nil UUID, which no chat has because create refuses it. A single leader saves
 // work; correctness does not depend on it. Each change is made under its chat's lock,
-// after another look.
+// after another look. Only pools would never come to rest with two leaders, so filling
+// them checks the lock.
 func (s *Scheduler) lead(ctx context.Context) error {
 	lease, err := s.Locker.Lock(ctx, uuid.Nil, reconcileInterval)
 	if errors.Is(err, ErrLockTimeout) {
@@ -64,7 +66,8 @@ func (s *Scheduler) lead(ctx context.Context) error {
 			})
 		})
 	}
-	_ = g.Wait() // every only ends with ctx
+	g.Go(func() error { return s.fillPools(ctx, lease) })
+	_ = g.Wait() // they only end with ctx
 	return nil
 }
 
@@ -107,52 +110,95 @@ func (r *reconciler) pass(ctx context.Context) error {
 	return nil
 }
 
+// scanRate is how many records a leader reads per second to compare them. A million
+// records take a minute, so the comparison costs Consul the same at any time.
+const scanRate = 1_000_000 / 60
+
+// pace waits so that records are read at scanRate at most.
+func (r *reconciler) pace(ctx context.Context, records int) error {
+	return backoff.Sleep(ctx, time.Duration(records)*time.Second/scanRate)
+}
+
 // compare reads the driver's sandboxes and then all records.
 func (r *reconciler) compare(ctx context.Context) (comparison, error) {
-	sandboxes := make(map[string]runtime.Sandbox)
+	sandboxes := newListing()
 	for sandbox, err := range r.driver.List(ctx) {
 		if err != nil {
 			return comparison{}, fmt.Errorf("list sandboxes: %w", err)
 		}
-		sandboxes[sandbox.SessionID] = sandbox
+		sandboxes.add(sandbox)
+	}
+	// Spares are read before the records: one that is claimed in between has a record then.
+	spares, _, err := r.s.Store.Spares(ctx, Block{})
+	if err != nil {
+		return comparison{}, fmt.Errorf("list spares: %w", err)
+	}
+	for _, spare := range spares {
+		sandboxes.drop(spare.SessionID)
 	}
 	c := comparison{inFlight: make(map[string]bool)}
-	query := Query{PerPage: MaxPerPage}
-	for {
-		page, err := r.s.Store.List(ctx, query)
+	for shard := 0; shard < Shards; {
+		part, next, err := r.s.Store.Scan(ctx, shard)
+		if err == nil && next < Shards {
+			err = r.pace(ctx, len(part.Sessions))
+		}
 		if err != nil {
 			return comparison{}, fmt.Errorf("list sessions: %w", err)
 		}
-		c.damaged = append(c.damaged, page.Damaged...)
-		for _, session := range page.Sessions {
-			sandbox, ok := sandboxes[session.SessionID.String()]
-			delete(sandboxes, session.SessionID.String())
+		shard = next
+		c.damaged = append(c.damaged, part.Damaged...)
+		for _, session := range part.Sessions {
+			sandbox, ok := sandboxes.take(session)
 			if session.Runtime == r.name {
 				r.classify(session, sandbox, ok, &c)
 			}
 		}
-		if page.NextToken == "" {
-			break
-		}
-		query.NextToken = page.NextToken
 	}
 	newer := make(map[string]bool) // chats whose records only newer replicas can read
 	for _, record := range c.damaged {
 		newer[record.ChatID.String()] = errors.Is(record.Err, ErrNewerRecord)
 	}
-	for _, sandbox := range sandboxes {
-		if sandbox.State != runtime.StateDead && !newer[sandbox.ChatID] {
+	for _, sandbox := range r.lookAtRest(ctx, sandboxes) {
+		if !newer[sandbox.ChatID] {
 			c.orphans = append(c.orphans, found{sandbox, r.name, r.driver})
 		}
 	}
-	return c, nil
+	return c, ctx.Err()
+}
+
+// lookAtRest returns the sandboxes of a listing that have no record and still run. Those
+// whose sessions ended while the records were read have gone by now. A sandbox that
+// cannot be looked at is returned as far as it is known.
+func (r *reconciler) lookAtRest(ctx context.Context, sandboxes listing) []runtime.Sandbox {
+	var mu sync.Mutex // guards rest
+	var rest []runtime.Sandbox
+	var g errgroup.Group
+	g.SetLimit(workers)
+	for listed := range sandboxes.rest() {
+		g.Go(func() error {
+			sandbox, err := r.driver.Inspect(ctx, listed.SessionID)
+			if err != nil && !errors.Is(err, runtime.ErrNotFound) {
+				sandbox, err = listed, nil
+			}
+			if err == nil && sandbox.State != runtime.StateDead {
+				mu.Lock()
+				defer mu.Unlock()
+				rest = append(rest, sandbox)
+			}
+			return nil
+		})
+	}
+	_ = g.Wait() // its functions return no error
+	return rest
 }
 
 // classify adds a session of this driver to the comparison if something has to be done
 // about it. It uses only the two reads and does not ask the store again.
 func (r *reconciler) classify(session Session, sandbox runtime.Sandbox, known bool, c *comparison) {
 	id := session.SessionID.String()
-	c.inFlight[id] = !session.Settled()
+	if !session.Settled() {
+		c.inFlight[id] = true
+	}
 	var err error
 	if !known {
 		err = runtime.ErrNotFound
@@ -178,7 +224,7 @@ func (r *reconciler) isOverdue(session Session) bool {
 // chat's lock.
 func (r *reconciler) noteChanges(ctx context.Context, changed []Session) {
 	var g errgroup.Group
-	g.SetLimit(workers)
+	g.SetLimit(maxHeld)
 	for _, session := range changed {
 		g.Go(func() error {
 			sandbox := runtime.Sandbox{SessionID: session.SessionID.String(), ChatID: session.ChatID.String()}
@@ -203,7 +249,7 @@ func (r *reconciler) catchUp(ctx context.Context, overdue []Session) {
 	for _, session := range overdue {
 		g.Go(func() error {
 			if session.Settled() {
-				_, _ = r.s.cleanupOne(ctx, session) // it has logged and counted its error
+				_, _ = r.s.cleanupOne(ctx, session, passLockWait) // it has logged and counted its error
 			} else {
 				r.s.settleOne(ctx, session)
 			}
@@ -309,6 +355,10 @@ func (s *Scheduler) resolveOne(ctx context.Context, orphan found, wait time.Dura
 // It returns the adopted session, or why the sandbox was stopped, or an error that says
 // why it was left alone. It returns none of them if nothing has to be done any more.
 func (s *Scheduler) resolve(ctx context.Context, orphan found, wait time.Duration) (adopted *Session, stopped string, err error) {
+	if orphan.ChatID == "" && orphan.Pool != "" {
+		stopped, err := s.endStraySpare(ctx, orphan)
+		return nil, stopped, err
+	}
 	chatID, err := uuid.Parse(orphan.ChatID)
 	if err != nil || checkChatID(chatID) != nil { // the leader holds the lock for the nil UUID
 		return nil, "", fmt.Errorf("%w: %q is no chat's ID: Bivouac did not make this sandbox; end it in runtime %s, as container %s",

@@ -3,6 +3,7 @@ package scheduler_test
 import (
 	"context"
 	"errors"
+	"sync"
 	"testing"
 	"time"
 
@@ -252,7 +253,7 @@ func TestRun_orphansDoNotWaitForEachOther(t *testing.T) {
 }
 
 func TestRun_stopsNothingWhereAReadFails(t *testing.T) {
-	for _, read := range []string{"list", "driver.list"} {
+	for _, read := range []string{"scan", "driver.list"} {
 		for _, f := range []func(string, error) func(*world){fails, failsAfter} {
 			inBubble(t, func(t *testing.T, w *world) {
 				w.given(created(createA), f(read, errors.New("of no known kind")))
@@ -265,6 +266,48 @@ func TestRun_stopsNothingWhereAReadFails(t *testing.T) {
 			})
 		}
 	}
+}
+
+// A pass may take a minute. What ends meanwhile is no sandbox without a record.
+func TestRun_aSessionThatEndsDuringAPassIsNoOrphan(t *testing.T) {
+	inBubble(t, func(t *testing.T, w *world) {
+		w.given(created(createA), created(createOf(chatB)))
+		var once sync.Once
+		w.effects.before("scan", func() {
+			once.Do(func() {
+				_, err := w.Delete(t.Context(), chatA)
+				must.NoError(t, err)
+			})
+		})
+		stop := run(t, w.Scheduler)
+		pass(time.Second)
+		must.Eq(t, []string{"chat-b s2 running"}, w.reasons())
+		const found = "sandbox.orphan.found.total{runtime=fake} 1"
+		counted, err := w.seen.takeMetrics()
+		must.NoError(t, err)
+		must.SliceNotContains(t, counted, found)
+
+		w.driver.Plant(orphanOf(chatA))
+		pass(time.Minute)
+		counted, err = w.seen.takeMetrics()
+		must.NoError(t, err)
+		must.SliceContains(t, counted, found)
+		stop()
+	})
+}
+
+// A sandbox that cannot be looked at is as listed.
+func TestRun_anOrphanThatCannotBeInspectedIsStillStopped(t *testing.T) {
+	inBubble(t, func(t *testing.T, w *world) {
+		w.given(created(createA), fails("driver.inspect", runtime.ErrUnavailable))
+		stop := run(t, w.Scheduler)
+		w.driver.Plant(orphanOf(chatB))
+		pass(time.Second)
+		must.SliceEmpty(t, w.warnings(), must.Sprint("the pass goes on"))
+		pass(3 * time.Minute)
+		must.Eq(t, []string{"chat-a s1 running", "chat-b s2 running"}, w.reasons())
+		stop()
+	})
 }
 
 // What a pass has read of a session that is dead already needs no more questions.
@@ -284,7 +327,7 @@ func TestRun_asksNothingAboutSessionsThatAreAsRecorded(t *testing.T) {
 		w.effects.taken()
 		pass(10 * time.Minute)
 		asked := w.effects.taken()
-		must.SliceContains(t, asked, "list")
+		must.SliceContains(t, asked, "scan")
 		must.SliceNotContains(t, asked, "get")
 		must.SliceNotContains(t, asked, "lock")
 		stop()
@@ -307,5 +350,30 @@ func TestRun_oneReplicaReconcilesAtATime(t *testing.T) {
 		pass(3 * time.Minute)
 		must.Eq(t, []string{"chat-b unwritten running"}, w.reasons())
 		stopSecond()
+	})
+}
+
+// largeStore is a store with a million records that say nothing new.
+type largeStore struct {
+	scheduler.Store
+	scans *[]time.Duration // when each was made
+	began time.Time
+}
+
+func (s largeStore) Scan(_ context.Context, shard int) (scheduler.Part, int, error) {
+	*s.scans = append(*s.scans, time.Since(s.began))
+	return scheduler.Part{Sessions: make([]scheduler.Session, 1_000_000/scheduler.Shards)}, shard + 1, nil
+}
+
+func TestRun_readsAMillionRecordsOverAMinute(t *testing.T) {
+	var scans []time.Duration
+	inBubbleWith(t, func(c *scheduler.Config) { c.Store = largeStore{c.Store, &scans, time.Now()} }, func(t *testing.T, w *world) {
+		stop := run(t, w.Scheduler)
+		pass(59 * time.Second)
+		must.Between(t, 250, len(scans), scheduler.Shards)
+		for i := range scans[1:] {
+			must.Less(t, 250*time.Millisecond, scans[i+1]-scans[i])
+		}
+		stop()
 	})
 }

@@ -59,13 +59,9 @@ func (s *Scheduler) renew(ctx context.Context, chatID uuid.UUID, ttl time.Durati
 	now := s.now()
 	switch {
 	case seen.Expired(now):
-		return &seen, nil, fmt.Errorf("%w at %s", ErrExpired, seen.ExpiresAt.Format(time.RFC3339))
+		return &seen, nil, expired(seen)
 	case seen.State == StateDead || seen.State == StateStopping:
-		why := string(seen.State)
-		if seen.Reason != "" {
-			why += ": " + seen.Reason
-		}
-		return &seen, nil, fmt.Errorf("%w: it is %s", ErrNotRunning, why)
+		return &seen, nil, notRunning(seen)
 	}
 	next := seen
 	if later := now.Add(ttl); later.After(next.ExpiresAt) {
@@ -74,8 +70,22 @@ func (s *Scheduler) renew(ctx context.Context, chatID uuid.UUID, ttl time.Durati
 	if reflect.DeepEqual(next, *current) {
 		return &seen, &next, nil
 	}
-	if err := write(ctx, lease, &next, Release); err != nil {
+	changes := []Change{s.change(ctx, ChangeRenewed, next, "")}
+	if seen.State != current.State {
+		changes = append([]Change{s.change(ctx, ChangeType(seen.State), seen, seen.Reason)}, changes...)
+	}
+	if err := write(ctx, lease, &next, Release, changes...); err != nil {
 		return &seen, nil, fmt.Errorf("write the expiry: %w", err)
 	}
 	return &seen, &next, nil
+}
+
+// expired returns the ErrExpired of a session.
+func expired(session Session) error {
+	return fmt.Errorf("%w at %s", ErrExpired, session.ExpiresAt.Format(time.RFC3339))
+}
+
+// notRunning returns the ErrNotRunning of a session, with its state and why.
+func notRunning(session Session) error {
+	return fmt.Errorf("%w: it is %s", ErrNotRunning, because(string(session.State), ": ", session.Reason))
 }

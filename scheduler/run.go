@@ -26,8 +26,8 @@ const (
 const maxHeld = 128
 
 // Run does the background work until ctx ends: it cleans up expired sessions, settles
-// what dead replicas left in flight, records what happens to sandboxes, and reconciles
-// while this replica is the leader. It returns once all of that has ended. It logs
+// what dead replicas left in flight, records what happens to sandboxes, follows the events,
+// and reconciles while this replica is the leader. It returns once all of that has ended. It logs
 // failures and tries again. Any number of replicas may call Run.
 func (s *Scheduler) Run(ctx context.Context) {
 	ctx = WithCaller(ctx, background())
@@ -36,6 +36,10 @@ func (s *Scheduler) Run(ctx context.Context) {
 	g.Go(func() error { return every(ctx, s.CleanupInterval, s.cleanupPass) })
 	g.Go(func() error { return s.keepSettling(ctx) })
 	g.Go(func() error { return s.keepRunning(ctx, "lead_failed", nil, s.lead) })
+	g.Go(func() error { return s.keepRunning(ctx, "events_failed", nil, s.history.follow) })
+	if len(s.Config.Pools) > 0 {
+		g.Go(func() error { return s.keepRunning(ctx, "pools_failed", nil, s.followSpares) })
+	}
 	for name, driver := range s.Drivers {
 		if w, ok := driver.(runtime.Watcher); ok {
 			g.Go(func() error {

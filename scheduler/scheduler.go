@@ -11,6 +11,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 	"go.opentelemetry.io/otel/metric"
 	"go.opentelemetry.io/otel/trace"
+	"golang.org/x/time/rate"
 
 	"github.com/bivouac/bivouac/runtime"
 )
@@ -49,8 +50,8 @@ const (
 	workers = 8
 )
 
-// Config is the configuration of a Scheduler. All fields but VolumeRoots, MaxSessions
-// and Audit are required.
+// Config is the configuration of a Scheduler. All fields but VolumeRoots, MaxSessions,
+// Pools and Audit are required.
 type Config struct {
 	Store          Store
 	Locker         Locker
@@ -60,7 +61,8 @@ type Config struct {
 	TTL             time.Duration // for creates and renewals without a TTL
 	MaxTTL          time.Duration // the longest TTL that a caller may ask for
 	CleanupInterval time.Duration
-	MaxSessions     int      // of all AI agents together; 0: no limit
+	MaxSessions     int // of all AI agents together; 0: no limit
+	Pools           []Pool
 	VolumeRoots     []string // if set, each volume must be directly below one of them, as ROOT/NAME
 
 	Logger hclog.Logger
@@ -73,13 +75,22 @@ type Config struct {
 // Scheduler implements the use cases. It is safe for concurrent use.
 type Scheduler struct {
 	Config
-	metrics   *instruments
-	journal   journal
-	findings  findings
-	starting  Places // for sandboxes that are being started
-	replacing Places // for sandboxes that are being stopped for their successors
-	creating  creating
-	quotas    quotas
+	metrics    *instruments
+	journal    journal
+	findings   findings
+	starting   Places // for sandboxes that are being started
+	replacing  Places // for sandboxes that are being stopped for their successors
+	logPlaces  logPlaces
+	creating   sharing
+	deleting   sharing
+	explaining Places
+	quotas     quotas
+	counting   counting
+	history    *history
+	conflicts  *rate.Limiter // of those that are stored
+	execs      execPlaces
+	spares     spares
+	filling    filling
 
 	ending, ended       context.Context // see End
 	setEnding, setEnded context.CancelFunc
@@ -95,16 +106,31 @@ func New(c Config) (*Scheduler, error) {
 		return nil, fmt.Errorf("%w: need %s <= ttl (%s) <= max_ttl (%s) and cleanup_interval (%s) > 0",
 			ErrInvalid, MinTTL, c.TTL, c.MaxTTL, c.CleanupInterval)
 	}
+	if err := c.checkPools(); err != nil {
+		return nil, err
+	}
 	c.VolumeRoots = slices.Clone(c.VolumeRoots)
 	s := &Scheduler{
-		Config:    c,
-		starting:  NewPlaces(maxStarting, "starts", "%d sandboxes are being started"),
-		replacing: NewPlaces(maxReplacing, "replacements", "%d sandboxes are being replaced"),
+		Config:     c,
+		starting:   NewPlaces(maxStarting, "starts", "%d sandboxes are being started"),
+		replacing:  NewPlaces(maxReplacing, "replacements", "%d sandboxes are being replaced"),
+		explaining: NewPlaces(maxWhy, "explanations", "%d requests of this kind already"),
+		counting:   counting{turn: make(chan struct{}, 1)},
+		conflicts:  rate.NewLimiter(rate.Every(conflictInterval), conflictsAtOnce),
+		logPlaces:  newLogPlaces(),
+		execs:      newExecPlaces(),
+		filling:    filling{woken: make(chan struct{}, 1)},
 	}
 	s.ending, s.setEnding = context.WithCancel(context.Background())
 	s.ended, s.setEnded = context.WithCancel(context.Background())
 	var err error
 	if s.metrics, err = newInstruments(c.Meter, c.Store, c.Now); err != nil {
+		return nil, fmt.Errorf("scheduler: metrics: %w", err)
+	}
+	if s.metrics.pools, err = newPoolMetrics(c.Meter, c.Pools, &s.spares); err != nil {
+		return nil, fmt.Errorf("scheduler: metrics: %w", err)
+	}
+	if s.history, err = newHistory(c.Store, c.Meter, c.Now); err != nil {
 		return nil, fmt.Errorf("scheduler: metrics: %w", err)
 	}
 	s.Locker = measuredLocker{c.Locker, s.metrics}
@@ -240,8 +266,8 @@ func runtimeError(ctx context.Context, op string, err error) error {
 }
 
 // write writes through the lease.
-func write(ctx context.Context, lease Lease, next *Session, then Then) error {
-	return lockLost(ctx, lease.Write(ctx, next, then))
+func write(ctx context.Context, lease Lease, next *Session, then Then, changes ...Change) error {
+	return lockLost(ctx, lease.Write(ctx, next, then, changes...))
 }
 
 // lockLost adds ErrLockLost to err if the loss of the lock ended ctx. The error itself

@@ -27,6 +27,9 @@ type Session struct {
 	Owner  string            // name of the caller that created it
 	Labels map[string]string // set by the create, never changed in place; may be nil
 
+	// Warm is true if the sandbox was a spare. Its driver may then report it without a chat.
+	Warm bool
+
 	// AccessToken is the secret of the sandbox, for callers that may write to the
 	// session. It is empty if the session is older than access tokens or was adopted.
 	AccessToken runtime.Secret

@@ -85,6 +85,6 @@ func (s *Scheduler) settle(ctx context.Context, listed Session) error {
 		return err
 	}
 	return s.attempt(ctx, Event{Type: EventSettled, Before: &found}, func() error {
-		return s.end(ctx, lease, driver, runtime.Driver.Delete)
+		return s.end(ctx, lease, driver, runtime.Driver.Delete, ChangeSettled)
 	})
 }

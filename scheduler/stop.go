@@ -32,6 +32,9 @@ func stop(ctx context.Context, lease Lease, driver runtime.Driver, end ending, s
 // session. It works even if ctx has ended.
 func noteWait(ctx context.Context, lease Lease, sessionID string, stopErr error) error {
 	current := lease.Session()
+	if current != nil {
+		stopErr = hidingToken(stopErr, current.AccessToken)
+	}
 	if !errors.Is(stopErr, runtime.ErrNotStopped) || current == nil || current.SessionID.String() != sessionID || current.Reason == stopErr.Error() {
 		return stopErr
 	}
@@ -69,7 +72,12 @@ func inspect(ctx context.Context, driver runtime.Driver, session Session) (sandb
 	return sandbox, err == nil, runtimeError(ctx, "look at the recorded sandbox", err)
 }
 
+// isOfAnotherChat reports whether a sandbox with the session's ID serves another chat.
+// A driver may know a claimed spare by its pool alone.
 func isOfAnotherChat(sandbox runtime.Sandbox, session Session) bool {
+	if session.Warm && sandbox.ChatID == "" {
+		return sandbox.Pool == ""
+	}
 	return sandbox.ChatID != session.ChatID.String()
 }
 

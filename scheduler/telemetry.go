@@ -86,6 +86,10 @@ func (s *Scheduler) logEvent(ctx context.Context, e Event) {
 			add("requested_runtime", e.Asked.Runtime, "session_runtime", session.Runtime)
 		}
 		add("reason", e.Reason)
+	case EventCreated:
+		if session.Warm {
+			add("warm", true)
+		}
 	case EventReplaced, EventRunning, EventDead, EventLost:
 		add("reason", e.Reason)
 	case EventRenewed, EventAdopted:
@@ -206,6 +210,9 @@ func sessionAttrs(s Session) []attribute.KeyValue {
 		attribute.String("container.id", s.ContainerID),
 		attribute.String("sandbox.session_agent.id", s.AgentID),
 		attribute.String("sandbox.session_volume.host_path", s.VolumeHostPath),
+	}
+	if s.Warm {
+		attrs = append(attrs, attribute.Bool("sandbox.warm", true))
 	}
 	if s.Endpoint.IsValid() {
 		attrs = append(attrs,

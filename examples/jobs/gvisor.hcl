@@ -12,6 +12,12 @@
 #
 #   session.id, session.chat_id                    anywhere
 #   session.agent_id, session.volume_host_path     in env, meta and config
+#   session.spare                                  anywhere: whether the sandbox is started
+#                                                  for a pool, and has no chat yet
+#
+# A sandbox of a pool gets its volume when it already runs. gVisor keeps such a mount from
+# its containers, so this template cannot be used with a pool. The embedded docker template
+# shows how one can.
 #
 # Names that Nomad interpolates (${NOMAD_ALLOC_ID}, ${attr.kernel.name}, …) are
 # left to Nomad.
@@ -24,6 +30,11 @@ variable "image" {
 variable "memory" {
   description = "Memory limit in MB."
   default     = 512
+}
+
+variable "logs" {
+  description = "Whether Nomad keeps what the sandbox prints. That makes each start slower."
+  default     = true
 }
 
 variable "dns" {
@@ -103,6 +114,7 @@ job {
       }
 
       logs {
+        disabled      = !var.logs
         max_files     = 2
         max_file_size = 5
       }

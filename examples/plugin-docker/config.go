@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"encoding/json"
 	"fmt"
 
@@ -43,9 +44,19 @@ const configSchema = `{
   }
 }`
 
+const version = "0.1.0"
+
 // Info describes the driver.
 func (d *driver) Info(context.Context) (runtime.Info, error) {
-	return runtime.Info{Name: "docker", Version: "0.1.0", ConfigSchema: json.RawMessage(configSchema)}, nil
+	text, err := json.Marshal(d.config)
+	if err != nil {
+		return runtime.Info{}, err
+	}
+	// A spare is made from all of the configuration, and by this version.
+	return runtime.Info{
+		Name: "docker", Version: version, ConfigSchema: json.RawMessage(configSchema),
+		Variant: fmt.Sprintf("%x", sha256.Sum256(append(text, version...))),
+	}, nil
 }
 
 // Configure sets the configuration and makes a client. It does not check whether the

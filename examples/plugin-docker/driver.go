@@ -33,6 +33,7 @@ const (
 	labelChat     = "bivouac.chat_id"
 	labelAgent    = "bivouac.agent_id"
 	labelVolume   = "bivouac.volume_host_path"
+	labelPool     = "bivouac.pool" // of a spare, instead of the three before
 )
 
 // driver keeps its state in the engine and not in memory. So it finds its sandboxes again
@@ -63,8 +64,7 @@ func (d *driver) Create(ctx context.Context, spec runtime.Spec, progress func(ru
 	if err != nil {
 		return runtime.Sandbox{}, err
 	}
-	if made.Config.Labels[labelChat] != spec.ChatID || made.Config.Labels[labelAgent] != spec.AgentID ||
-		made.Config.Labels[labelVolume] != spec.VolumeHostPath {
+	if !isFor(made.Config.Labels, spec) {
 		return runtime.Sandbox{}, fmt.Errorf("%w: container %s was made for another spec", runtime.ErrConflict, containerName(spec.SessionID))
 	}
 	progress(runtime.StagePlaced)
@@ -86,9 +86,17 @@ func (d *driver) Create(ctx context.Context, spec runtime.Spec, progress func(ru
 	}
 	progress(runtime.StageStarted)
 
-	sandbox, err := d.awaitReady(ctx, spec.SessionID, made.ID)
+	sandbox, err := d.awaitReady(ctx, spec.SessionID, made.ID, readyLimit)
 	if err != nil {
 		return runtime.Sandbox{}, err
+	}
+	if spec.Pool != "" {
+		if made, err = d.inspect(ctx, spec.SessionID); err != nil {
+			return runtime.Sandbox{}, err
+		}
+		if err := canBind(made); err != nil {
+			return runtime.Sandbox{}, err
+		}
 	}
 	progress(runtime.StageReady)
 	d.logger.Debug("sandbox_ready", "session_id", spec.SessionID, "container_id", made.ID)
@@ -104,38 +112,37 @@ func (d *driver) make(ctx context.Context, spec runtime.Spec) error {
 		return fmt.Errorf("%w: session %s was stopped", runtime.ErrConflict, spec.SessionID)
 	}
 	port := network.MustParsePort(strconv.Itoa(int(d.config.Port)) + "/tcp")
+	tmpfs := map[string]string{"/tmp": tmpSize}
+	// A mount takes the path as it is; a bind string would split it at ':'.
+	mounts := []mount.Mount{{Type: mount.TypeBind, Source: spec.VolumeHostPath, Target: workspace}}
+	env := []string{"BIVOUAC_CHAT_ID=" + spec.ChatID, "BIVOUAC_AGENT_ID=" + spec.AgentID}
+	if spec.Pool != "" { // its Claim covers both folders
+		tmpfs[workspace], tmpfs[sessionFolder] = tmpSize, emptyFolder
+		mounts, env = nil, []string{"BIVOUAC_SESSION_FILE=" + sessionFolder + "/" + sessionName}
+	}
 	_, err := d.engine.ContainerCreate(ctx, client.ContainerCreateOptions{
 		Name: containerName(spec.SessionID),
 		Config: &container.Config{
 			Image: d.config.Image,
 			Cmd:   d.config.Command,
-			Env: []string{
-				"BIVOUAC_SESSION_ID=" + spec.SessionID,
-				"BIVOUAC_CHAT_ID=" + spec.ChatID,
-				"BIVOUAC_AGENT_ID=" + spec.AgentID,
-				"BIVOUAC_WORKSPACE=" + workspace,
-				"BIVOUAC_ACCESS_TOKEN=" + string(spec.AccessToken),
+			Env: append(env,
+				"BIVOUAC_SESSION_ID="+spec.SessionID,
+				"BIVOUAC_WORKSPACE="+workspace,
+				"BIVOUAC_ACCESS_TOKEN="+string(spec.AccessToken),
 				"BIVOUAC_BIND=0.0.0.0",
-				"PORT=" + strconv.Itoa(int(d.config.Port)),
-			},
+				"PORT="+strconv.Itoa(int(d.config.Port)),
+			),
 			ExposedPorts: network.PortSet{port: {}},
-			Labels: map[string]string{
-				labelInstance: d.instance,
-				labelSession:  spec.SessionID,
-				labelChat:     spec.ChatID,
-				labelAgent:    spec.AgentID,
-				labelVolume:   spec.VolumeHostPath,
-			},
+			Labels:       d.labels(spec),
 		},
 		HostConfig: &container.HostConfig{
-			// A mount takes the path as it is; a bind string would split it at ':'.
-			Mounts:         []mount.Mount{{Type: mount.TypeBind, Source: spec.VolumeHostPath, Target: workspace}},
+			Mounts:         mounts,
 			NetworkMode:    container.NetworkMode(d.config.Network),
 			PortBindings:   network.PortMap{port: {{HostIP: netip.MustParseAddr("127.0.0.1")}}},
 			CapDrop:        []string{"ALL"},
 			SecurityOpt:    []string{"no-new-privileges"},
 			ReadonlyRootfs: true,
-			Tmpfs:          map[string]string{"/tmp": tmpSize},
+			Tmpfs:          tmpfs,
 			RestartPolicy:  container.RestartPolicy{Name: container.RestartPolicyDisabled},
 			LogConfig:      container.LogConfig{Type: "json-file", Config: map[string]string{"max-size": logSize, "max-file": "2"}},
 			Resources: container.Resources{
@@ -157,8 +164,26 @@ func (d *driver) make(ctx context.Context, spec runtime.Spec) error {
 	return known(err)
 }
 
+// labels returns what a spec is recorded as.
+func (d *driver) labels(spec runtime.Spec) map[string]string {
+	return map[string]string{
+		labelInstance: d.instance,
+		labelSession:  spec.SessionID,
+		labelChat:     spec.ChatID,
+		labelAgent:    spec.AgentID,
+		labelVolume:   spec.VolumeHostPath,
+		labelPool:     spec.Pool,
+	}
+}
+
+// isFor reports whether labels are of this spec.
+func isFor(labels map[string]string, spec runtime.Spec) bool {
+	return labels[labelChat] == spec.ChatID && labels[labelAgent] == spec.AgentID &&
+		labels[labelVolume] == spec.VolumeHostPath && labels[labelPool] == spec.Pool
+}
+
 // awaitReady waits until the sandbox answers, or its container has ended.
-func (d *driver) awaitReady(ctx context.Context, sessionID, containerID string) (runtime.Sandbox, error) {
+func (d *driver) awaitReady(ctx context.Context, sessionID, containerID string, limit time.Duration) (runtime.Sandbox, error) {
 	running, err := d.inspect(ctx, sessionID)
 	if err != nil {
 		return runtime.Sandbox{}, err
@@ -166,7 +191,7 @@ func (d *driver) awaitReady(ctx context.Context, sessionID, containerID string) 
 	if now := d.sandbox(running); now.State == runtime.StateDead { // it has no endpoint then
 		return runtime.Sandbox{}, fmt.Errorf("%w: its container has ended: %s", runtime.ErrNotReady, now.Reason)
 	}
-	waiting, cancel := context.WithTimeout(ctx, readyLimit)
+	waiting, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	ended := d.engine.ContainerWait(waiting, containerID, client.ContainerWaitOptions{Condition: container.WaitConditionNotRunning})
 	answered := make(chan struct{})
@@ -198,9 +223,22 @@ func (d *driver) awaitReady(ctx context.Context, sessionID, containerID string) 
 	return made, err
 }
 
-// Stop makes a mark that can be inspected, and then removes the container.
+// Stop makes a mark that can be inspected, and then stops the container, which stays for its
+// output. A container that was never started, or only in the meantime, is removed.
 func (d *driver) Stop(ctx context.Context, sessionID string) error {
-	return d.end(ctx, sessionID, markStopped)
+	if err := d.end(ctx, sessionID, markStopped); err != nil {
+		return err
+	}
+	found, err := d.inspect(ctx, sessionID)
+	switch {
+	case errors.Is(err, runtime.ErrNotFound):
+		return nil
+	case err != nil:
+		return err
+	case d.sandbox(found).State == runtime.StateDead:
+		return nil
+	}
+	return d.remove(ctx, found.ID)
 }
 
 // Delete makes a mark that Inspect and List do not return, and then removes everything
@@ -209,7 +247,10 @@ func (d *driver) Delete(ctx context.Context, sessionID string) error {
 	if err := d.end(ctx, sessionID, markDeleted); err != nil {
 		return err
 	}
-	return d.unmark(ctx, sessionID, markStopped)
+	if err := d.remove(ctx, containerName(sessionID)); err != nil {
+		return err
+	}
+	return errors.Join(d.unmark(ctx, sessionID, markStopped), d.unmark(ctx, sessionID, markClaimed))
 }
 
 func (d *driver) end(ctx context.Context, sessionID string, mark markKind) error {
@@ -230,10 +271,7 @@ func (d *driver) end(ctx context.Context, sessionID string, mark markKind) error
 	if errdefs.IsNotFound(err) {
 		return nil
 	}
-	if err != nil {
-		return known(err)
-	}
-	return d.remove(ctx, containerName(sessionID))
+	return known(err)
 }
 
 // remove ends and removes a container, and waits until it is gone.

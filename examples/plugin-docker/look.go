@@ -7,9 +7,9 @@ import (
 	"iter"
 	"net/netip"
 	"strconv"
+	"time"
 
 	"github.com/bivouac/bivouac/runtime"
-	"github.com/moby/moby/api/pkg/stdcopy"
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/events"
 	"github.com/moby/moby/api/types/network"
@@ -25,9 +25,35 @@ func (d *driver) Inspect(ctx context.Context, sessionID string) (runtime.Sandbox
 	if err != nil {
 		return runtime.Sandbox{}, err
 	}
-	// A container whose session is marked will be removed. Only an interrupted Delete or
-	// Stop leaves one, and the host repeats that.
+	// A stopped container is kept for its output until it is deleted.
 	return d.sandbox(found), nil
+}
+
+// Explain tells what the engine knows of the container.
+func (d *driver) Explain(ctx context.Context, sessionID string) ([]runtime.Happening, error) {
+	found, err := d.inspect(ctx, sessionID)
+	if errors.Is(err, runtime.ErrNotFound) {
+		stopped, err := d.stopped(ctx, sessionID)
+		return []runtime.Happening{{Text: stopped.Reason}}, err
+	}
+	if err != nil {
+		return nil, err
+	}
+	var told []runtime.Happening
+	tell := func(at, text string) {
+		if when, err := time.Parse(time.RFC3339, at); err == nil && !when.IsZero() {
+			told = append(told, runtime.Happening{Time: when, Text: text})
+		}
+	}
+	tell(found.Created, "container made from image "+found.Config.Image)
+	tell(found.State.StartedAt, "container started")
+	if mark, err := d.findMark(ctx, sessionID, markClaimed); err == nil {
+		tell(mark.CreatedAt, "spare of pool "+found.Config.Labels[labelPool]+" claimed for chat "+mark.Labels[labelChat])
+	}
+	if now := d.sandbox(found); now.State == runtime.StateDead {
+		tell(found.State.FinishedAt, "container ended: "+now.Reason)
+	}
+	return told, nil
 }
 
 // inspect returns the session's container. It returns an error if the container belongs
@@ -55,6 +81,7 @@ func (d *driver) sandbox(c container.InspectResponse) runtime.Sandbox {
 	sandbox := runtime.Sandbox{
 		SessionID:   c.Config.Labels[labelSession],
 		ChatID:      c.Config.Labels[labelChat],
+		Pool:        c.Config.Labels[labelPool],
 		ContainerID: c.ID,
 		Endpoint:    endpointOf(c, d.config.Port),
 	}
@@ -151,42 +178,4 @@ func (d *driver) Watch(ctx context.Context, changed func(runtime.Sandbox)) error
 			changed(sandbox)
 		}
 	}
-}
-
-// Logs yields the output that the engine has kept.
-func (d *driver) Logs(ctx context.Context, sessionID string, follow bool) iter.Seq2[runtime.LogChunk, error] {
-	return func(yield func(runtime.LogChunk, error) bool) {
-		found, err := d.inspect(ctx, sessionID)
-		if err != nil {
-			yield(runtime.LogChunk{}, err)
-			return
-		}
-		logs, err := d.engine.ContainerLogs(ctx, found.ID,
-			client.ContainerLogsOptions{ShowStdout: true, ShowStderr: true, Follow: follow})
-		if err != nil {
-			yield(runtime.LogChunk{}, known(err))
-			return
-		}
-		defer func() { _ = logs.Close() }()
-		stdout := chunks{runtime.Stdout, yield}
-		stderr := chunks{runtime.Stderr, yield}
-		if _, err := stdcopy.StdCopy(stdout, stderr, logs); err != nil && !errors.Is(err, errEnough) {
-			yield(runtime.LogChunk{}, known(err))
-		}
-	}
-}
-
-var errEnough = errors.New("the reader has enough")
-
-// chunks passes everything that is written to it to a reader of logs.
-type chunks struct {
-	stream runtime.LogStream
-	yield  func(runtime.LogChunk, error) bool
-}
-
-func (c chunks) Write(p []byte) (int, error) {
-	if !c.yield(runtime.LogChunk{Stream: c.stream, Data: p}, nil) {
-		return 0, errEnough
-	}
-	return len(p), nil
 }

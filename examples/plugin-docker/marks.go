@@ -14,13 +14,14 @@ import (
 	"github.com/moby/moby/client"
 )
 
-// A mark records that a session ID is used up. It is an empty Docker volume, because the
+// A mark records that a session ID is used up, or that a spare is claimed. It is an empty Docker volume, because the
 // engine creates a volume atomically and without an image. It costs one directory.
 type markKind string
 
 const (
 	markStopped markKind = "stopped" // Inspect and List return the sandbox
 	markDeleted markKind = "deleted" // Inspect and List do not return it
+	markClaimed markKind = "claimed" // of a spare, with what it was claimed for; it does not use up the ID
 )
 
 // deletedLife is how long the mark of a deleted sandbox is kept. No call takes that long.
@@ -48,6 +49,7 @@ func (d *driver) mark(ctx context.Context, sessionID string, kind markKind, of c
 	labels := map[string]string{labelInstance: d.instance, labelSession: sessionID, labelMark: string(kind)}
 	if of.Config != nil {
 		labels[labelChat] = of.Config.Labels[labelChat]
+		labels[labelPool] = of.Config.Labels[labelPool]
 		labels[labelContainer] = of.ID
 		labels[labelReason] = d.sandbox(of).Reason
 	}
@@ -111,6 +113,7 @@ func stoppedSandbox(mark volume.Volume) runtime.Sandbox {
 	return runtime.Sandbox{
 		SessionID:   mark.Labels[labelSession],
 		ChatID:      mark.Labels[labelChat],
+		Pool:        mark.Labels[labelPool],
 		ContainerID: mark.Labels[labelContainer],
 		State:       runtime.StateDead,
 		Reason:      reason,
@@ -127,15 +130,19 @@ func (d *driver) allStopped(ctx context.Context) iter.Seq2[runtime.Sandbox, erro
 			return
 		}
 		for _, mark := range marks.Items {
+			var err error
 			switch markKind(mark.Labels[labelMark]) {
 			case markStopped:
 				if !yield(stoppedSandbox(mark), nil) {
 					return
 				}
 			case markDeleted:
-				if err := d.expire(ctx, mark); err != nil { // the next List tries again
-					d.logger.Warn("mark_not_removed", "volume", mark.Name, "error", err)
-				}
+				err = d.expire(ctx, mark)
+			case markClaimed:
+				err = d.forget(ctx, mark)
+			}
+			if err != nil { // the next List tries again
+				d.logger.Warn("mark_not_removed", "volume", mark.Name, "error", err)
 			}
 		}
 	}
@@ -148,4 +155,14 @@ func (d *driver) expire(ctx context.Context, mark volume.Volume) error {
 		return nil //nolint:nilerr // keep a mark whose age is unknown
 	}
 	return d.unmark(ctx, mark.Labels[labelSession], markDeleted)
+}
+
+// forget removes the mark of a claimed spare whose container is gone: its Claim was
+// interrupted just after a Delete.
+func (d *driver) forget(ctx context.Context, mark volume.Volume) error {
+	sessionID := mark.Labels[labelSession]
+	if _, err := d.inspect(ctx, sessionID); !errors.Is(err, runtime.ErrNotFound) {
+		return err
+	}
+	return d.unmark(ctx, sessionID, markClaimed)
 }

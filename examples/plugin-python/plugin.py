@@ -17,13 +17,18 @@ import http.client
 import json
 import os
 import pathlib
+import selectors
+import shutil
 import signal
 import socket
 import stat as stat_bits
+import struct
 import subprocess
 import sys
+import termios
 import threading
 import time
+import uuid
 from concurrent import futures
 
 import grpc
@@ -42,13 +47,14 @@ MAX_CALLS = 2048  # at a time, each on a thread: more than the host makes, so th
 
 # The messages of runtime.proto that this plugin uses, with their fields in the
 # order of their numbers. A field is a string unless it has a type. "*" means
-# repeated. Enums are numbers on the wire. Fields that are not listed are ignored.
+# repeated. Enums are numbers on the wire, and a map is a list of pairs. Fields that
+# are not listed are ignored.
 MESSAGES = """
 Empty
 InfoResponse      name version abilities* config_schema
 ConfigureRequest  instance config_json
-Spec              session_id chat_id agent_id volume_host_path created_at:Empty expires_at:Empty owner labels*:Label access_token
-Label             key value
+Spec              session_id chat_id agent_id volume_host_path created_at:Empty expires_at:Empty owner labels*:Pair access_token
+Pair              key value
 CreateRequest     spec:Spec
 CreateResponse    stage:uint32 sandbox:Sandbox
 SessionRequest    session_id
@@ -56,15 +62,36 @@ Endpoint          ip port:uint32
 Sandbox           session_id chat_id container_id endpoint:Endpoint state:uint32 reason
 InspectResponse   sandbox:Sandbox
 ListResponse      sandboxes*:Sandbox
+LogsRequest       session_id follow:bool stream:uint32 task offset:int64
+LogsResponse      output:Output
+Output            stream:uint32 data:bytes offset:int64
+ExecRequest       start:ExecStart stdin:bytes stdin_close:bool resize:WindowSize
+ExecStart         session_id command* env*:Pair dir user task tty:bool size:WindowSize
+WindowSize        rows:uint32 columns:uint32
+ExecResponse      output:Output exit_code:int32
+ExplainResponse   happenings*:Happening
+Happening         time:Timestamp text
+Timestamp         seconds:int64 nanos:int32
 """
 PLACED, STARTED, READY = 1, 2, 3  # Stage
 STARTING, RUNNING, DEAD, LOST = 1, 2, 3, 4  # State
+STDOUT, STDERR = 1, 2  # OutputStream
+MAX_CHUNK = 64 << 10  # bytes of output in a message
 
 
 def message_classes():
     """Makes a class of each message."""
     field = descriptor_pb2.FieldDescriptorProto
-    file = descriptor_pb2.FileDescriptorProto(name="plugin.proto", package="bivouac", syntax="proto3")
+    types = {
+        "": field.TYPE_STRING,
+        "bool": field.TYPE_BOOL,
+        "bytes": field.TYPE_BYTES,
+        "int32": field.TYPE_INT32,
+        "int64": field.TYPE_INT64,
+        "uint32": field.TYPE_UINT32,
+    }
+    # With proto2, a field that is set to 0 is sent.
+    file = descriptor_pb2.FileDescriptorProto(name="plugin.proto", package="bivouac", syntax="proto2")
     for line in MESSAGES.strip().splitlines():
         name, *fields = line.split()
         message = file.message_type.add(name=name)
@@ -72,7 +99,7 @@ def message_classes():
             text, _, kind = text.partition(":")
             added = message.field.add(name=text.rstrip("*"), number=number)
             added.label = field.LABEL_REPEATED if text.endswith("*") else field.LABEL_OPTIONAL
-            added.type = {"": field.TYPE_STRING, "uint32": field.TYPE_UINT32}.get(kind, field.TYPE_MESSAGE)
+            added.type = types.get(kind, field.TYPE_MESSAGE)
             if added.type == field.TYPE_MESSAGE:
                 added.type_name = ".bivouac." + kind
     pool = descriptor_pool.DescriptorPool()
@@ -127,7 +154,7 @@ def unary(call, request, response):
     )
 
 
-def streaming(call, request, response):
+def streaming(call, request, response, handler=grpc.unary_stream_rpc_method_handler):
     """Makes a handler of a generator of answers."""
 
     def handle(message, context):
@@ -136,7 +163,7 @@ def streaming(call, request, response):
         except Failure as failure:
             context.abort(failure.code, str(failure))
 
-    return grpc.unary_stream_rpc_method_handler(
+    return handler(
         handle, request_deserializer=M[request].FromString, response_serializer=M[response].SerializeToString
     )
 
@@ -197,6 +224,9 @@ def serve(driver):
             "Delete": unary(driver.delete, "SessionRequest", "Empty"),
             "Inspect": unary(driver.inspect, "SessionRequest", "InspectResponse"),
             "List": streaming(driver.list, "Empty", "ListResponse"),
+            "Logs": streaming(driver.logs, "LogsRequest", "LogsResponse"),
+            "Exec": streaming(driver.exec, "ExecRequest", "ExecResponse", grpc.stream_stream_rpc_method_handler),
+            "Explain": unary(driver.explain, "SessionRequest", "ExplainResponse"),
         },
         # Without serializers, messages are bytes. These are { status: SERVING }.
         "grpc.health.v1.Health": {"Check": grpc.unary_unary_rpc_method_handler(lambda _request, _context: b"\x08\x01")},
@@ -228,6 +258,7 @@ def serve(driver):
 READY_LIMIT = 60  # seconds from a sandbox's start to its answer
 STOP_GRACE = 5  # seconds from SIGTERM to SIGKILL
 DELETED_LIFE = 3600  # seconds for which the record of a deleted sandbox is kept
+MAX_LOG = 1 << 20  # bytes; a List empties a log that is longer
 
 # Describes the configuration to people: "bivouac plugin inspect" shows it.
 CONFIG_SCHEMA = {
@@ -246,7 +277,24 @@ CONFIG_SCHEMA = {
 # before it has written down which process this is, the line never comes and the
 # command never runs. The shell has the session's lock as its standard error: so
 # until it has become the command or ended, nobody else can do a thing.
-GATE = 'read -r go || exit 1; exec "$@" </dev/null 2>&1'
+GATE = 'read -r go || exit 1; log=$1; shift; exec "$@" </dev/null 2>>"$log"'
+
+# The guard of a command that runs in a sandbox. If its input ends without a line, as it
+# does when the plugin is killed, it kills the processes whose environment has the
+# command's mark. It looks twice, because one may have been about to start.
+GUARD = """
+read -r done && exit
+for pause in 0 1; do
+  sleep $pause
+  while pids=$(grep -lzxF "$1" /proc/[0-9]*/environ 2>/dev/null | cut -d/ -f3) && [ -n "$pids" ]; do
+    kill -9 $pids
+    sleep 0.02
+  done
+done
+"""
+
+# Makes a command the first of a new session on a terminal, which it has to open itself.
+ON_TERMINAL = 'tty=$1; shift; exec "$@" <>"$tty" >&0 2>&0'
 
 
 class Driver:
@@ -254,7 +302,10 @@ class Driver:
 
     def info(self, _request, _context):
         return M["InfoResponse"](
-            name="python", version="0.1.0", abilities=["configure"], config_schema=json.dumps(CONFIG_SCHEMA)
+            name="python",
+            version="0.1.0",
+            abilities=["configure", "exec", "explain", "logs"],
+            config_schema=json.dumps(CONFIG_SCHEMA),
         )
 
     def configure(self, request, _context):
@@ -312,24 +363,26 @@ class Driver:
                 return record
             if not context.is_active():
                 raise not_ready("the host has given up")
-            record = {"spec": wanted, "port": free_port()}
+            record = {"spec": wanted, "port": free_port(), "mark": "BIVOUAC_SANDBOX=" + uuid.uuid4().hex, "begun": time.time()}
             self.save(spec.session_id, record)
-            process = subprocess.Popen(
-                ["/bin/sh", "-c", GATE, "sandbox", *self.command],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.DEVNULL,
-                stderr=lock,
-                start_new_session=True,  # the host ends the plugin's own process group with it
-                env={
-                    "PATH": os.environ["PATH"],
-                    "PORT": str(record["port"]),
-                    "BIVOUAC_SESSION_ID": spec.session_id,
-                    "BIVOUAC_CHAT_ID": spec.chat_id,
-                    "BIVOUAC_AGENT_ID": spec.agent_id,
-                    "BIVOUAC_WORKSPACE": spec.volume_host_path,
-                    "BIVOUAC_ACCESS_TOKEN": spec.access_token,
-                },
-            )
+            with open(self.log(spec.session_id, STDOUT), "ab") as output:
+                process = subprocess.Popen(
+                    ["/bin/sh", "-c", GATE, "sandbox", self.log(spec.session_id, STDERR), *self.command],
+                    stdin=subprocess.PIPE,
+                    stdout=output,
+                    stderr=lock,
+                    start_new_session=True,  # the host ends the plugin's own process group with it
+                    env={
+                        "PATH": os.environ["PATH"],
+                        "PORT": str(record["port"]),
+                        "BIVOUAC_SESSION_ID": spec.session_id,
+                        "BIVOUAC_CHAT_ID": spec.chat_id,
+                        "BIVOUAC_AGENT_ID": spec.agent_id,
+                        "BIVOUAC_WORKSPACE": spec.volume_host_path,
+                        "BIVOUAC_ACCESS_TOKEN": spec.access_token,
+                        **variable(record["mark"]),
+                    },
+                )
             threading.Thread(target=process.wait, daemon=True).start()
             record["pid"], record["start"] = process.pid, start_of(process.pid)
             self.save(spec.session_id, record)
@@ -342,7 +395,7 @@ class Driver:
         while not self.answers(record):
             if not context.is_active():
                 raise not_ready("the host has given up")
-            if not group_runs(record):
+            if not runs(record):
                 raise not_ready("its process has ended")
             if time.monotonic() > deadline:
                 raise not_ready(f"it did not answer within {READY_LIMIT} s")
@@ -369,6 +422,8 @@ class Driver:
         self.end(request.session_id, context)
         with self.locked(request.session_id, context):
             self.save(request.session_id, {"ended": True, "deleted": True})
+            for stream in (STDOUT, STDERR):
+                self.log(request.session_id, stream).unlink(missing_ok=True)
         return M["Empty"]()
 
     def end(self, session_id, context):
@@ -376,16 +431,17 @@ class Driver:
         with self.locked(session_id, context):
             record = self.load(session_id)
             if not record.get("ended"):
-                record["ended"] = True
-                record["reason"] = "stopped" if group_runs(record) else "its process has ended"
+                record["ended"] = time.time()
+                record["reason"] = "stopped" if runs(record) else "its process has ended"
                 self.save(session_id, record)
             began = time.monotonic()
-            while group_runs(record):
+            while pids := members(record):
                 if not context.is_active():
                     raise Failure(grpc.StatusCode.UNAVAILABLE, "it still runs")
                 patient = time.monotonic() - began < STOP_GRACE
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(record["pid"], signal.SIGTERM if patient else signal.SIGKILL)
+                for pid in pids:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGTERM if patient else signal.SIGKILL)
                 time.sleep(0.01)
 
     def inspect(self, request, _context):
@@ -398,6 +454,7 @@ class Driver:
         for file in self.folder.glob("*.json"):
             record = self.load(file.stem)
             if "spec" in record:
+                self.cut_logs(file.stem)
                 yield M["ListResponse"](sandboxes=[self.sandbox(record)])
             elif record.get("deleted"):
                 self.expire(file)
@@ -409,6 +466,74 @@ class Driver:
                 file.with_suffix(".lock").unlink(missing_ok=True)
                 file.unlink()
 
+    def log(self, session_id, stream):
+        return self.file(session_id, ".stderr" if stream == STDERR else ".stdout")
+
+    def cut_logs(self, session_id):
+        """Empties logs that are too long. The sandbox appends, so it goes on at the beginning."""
+        for stream in (STDOUT, STDERR):
+            with contextlib.suppress(FileNotFoundError):
+                if self.log(session_id, stream).stat().st_size > MAX_LOG:
+                    os.truncate(self.log(session_id, stream), 0)
+
+    def logs(self, request, context):
+        record = self.load(request.session_id)
+        if "spec" not in record:
+            raise not_found(f"no session {request.session_id}")
+        if request.task:
+            raise invalid("a process has no tasks")
+        try:
+            file = open(self.log(request.session_id, request.stream), "rb")
+        except FileNotFoundError:
+            return  # it has not started
+        with file:
+            size = os.fstat(file.fileno()).st_size
+            offset = max(size + request.offset, 0) if request.offset < 0 else min(request.offset, size)
+            while context.is_active():
+                more = request.follow and runs(record)  # if it ends after that, there is another round
+                if os.fstat(file.fileno()).st_size < offset:
+                    offset = 0  # it was cut
+                file.seek(offset)
+                data = file.read(MAX_CHUNK)
+                if data:
+                    yield M["LogsResponse"](output=M["Output"](stream=request.stream, data=data, offset=offset))
+                    offset += len(data)
+                elif more:
+                    time.sleep(0.05)
+                else:
+                    return
+
+    def explain(self, request, _context):
+        record = self.load(request.session_id)
+        if "spec" not in record:
+            raise not_found(f"no session {request.session_id}")
+        told = []
+        if "pid" in record:
+            told.append(M["Happening"](text=f"process {record['pid']} started", time=timestamp(record["begun"])))
+        if record.get("ended"):
+            told.append(M["Happening"](text=record["reason"], time=timestamp(record["ended"])))
+        elif "pid" in record and not runs(record):
+            told.append(M["Happening"](text="its process has ended"))
+        return M["ExplainResponse"](happenings=told)
+
+    def exec(self, requests, context):
+        start = next(requests).start
+        if start.task or start.user:
+            raise invalid("a process has no tasks, and no other user")
+        if "pid" not in self.load(start.session_id):  # do not make a lock for it
+            raise not_found(f"no session {start.session_id}")
+        with Command(context) as command:
+            with self.locked(start.session_id, context):  # a Stop finds the command, or the command finds that it is too late
+                record = self.load(start.session_id)
+                if record.get("ended") or not runs(record):
+                    raise not_found(f"no sandbox of session {start.session_id} runs")
+                command.start(start, environment(record["pid"]))
+            threading.Thread(target=command.send_input, args=(requests,), daemon=True).start()
+            for stream, data in command.output():
+                yield M["ExecResponse"](output=M["Output"](stream=stream, data=data))
+            if context.is_active():
+                yield M["ExecResponse"](exit_code=command.exit_code())
+
     def sandbox(self, record):
         sandbox = M["Sandbox"](
             session_id=record["spec"]["session_id"],
@@ -417,7 +542,7 @@ class Driver:
             endpoint=M["Endpoint"](ip="127.0.0.1", port=record["port"]),
             state=RUNNING if record.get("ready") else STARTING,
         )
-        if not group_runs(record) and ("pid" in record or record.get("ended")):
+        if not runs(record) and ("pid" in record or record.get("ended")):
             sandbox.state = DEAD
             sandbox.reason = record.get("reason", "its process has ended")
         return sandbox
@@ -450,6 +575,108 @@ class Driver:
         if not session_id or "/" in session_id or "." in session_id:
             raise invalid(f"session ID {session_id!r}")
         return self.folder / (session_id + suffix)
+
+
+class Command:
+    """A command in a sandbox. It is killed when its call ends before it does, and also when the plugin is killed."""
+
+    def __init__(self, context):
+        self.context = context
+        self.mark = "BIVOUAC_EXEC=" + uuid.uuid4().hex
+
+    def __enter__(self):
+        self.guard = subprocess.Popen(
+            ["/bin/sh", "-c", GUARD, "guard", self.mark],
+            stdin=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            env={"PATH": os.environ["PATH"]},
+        )
+        threading.Thread(target=self.guard.wait, daemon=True).start()
+        if not self.context.add_callback(self.guard.stdin.close):
+            self.guard.stdin.close()
+        self.files = []
+        return self
+
+    def __exit__(self, *_):
+        with contextlib.suppress(ValueError, OSError):  # it is closed if the call has ended
+            self.guard.stdin.close()
+        for file in self.files:
+            file.close()
+
+    def start(self, start, env):
+        self.tty = start.tty
+        words = list(start.command)
+        env.update({pair.key: pair.value for pair in start.env}, **variable(self.mark))
+        streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        if self.tty:
+            if not shutil.which(words[0], path=env.get("PATH")):
+                raise invalid(f"{words[0]} is not a program")
+            terminal, other_end = (open(fd, "r+b", buffering=0) for fd in os.openpty())
+            self.files = [terminal, other_end]
+            words = ["/bin/sh", "-c", ON_TERMINAL, "sh", os.ttyname(other_end.fileno()), *words]
+            streams = dict.fromkeys(streams, subprocess.DEVNULL)
+        try:
+            self.process = subprocess.Popen(
+                words, env=env, cwd=start.dir or env["BIVOUAC_WORKSPACE"], start_new_session=True, bufsize=0, **streams
+            )
+        except OSError as error:
+            raise invalid(str(error)) from error
+        if self.tty:
+            self.stdin, self.outputs = terminal, {terminal: STDOUT}
+            if start.HasField("size"):
+                self.resize(start.size)
+        else:
+            self.stdin, self.outputs = self.process.stdin, {self.process.stdout: STDOUT, self.process.stderr: STDERR}
+            self.files = [self.process.stdin, *self.outputs]
+
+    def resize(self, size):
+        fcntl.ioctl(self.stdin, termios.TIOCSWINSZ, struct.pack("HHHH", size.rows, size.columns, 0, 0))
+
+    def send_input(self, requests):
+        with contextlib.suppress(grpc.RpcError, ValueError, OSError):  # the call or the command has ended
+            for request in requests:
+                if request.HasField("resize") and self.tty:
+                    self.resize(request.resize)
+                elif request.HasField("stdin"):
+                    self.stdin.write(request.stdin)
+                elif request.HasField("stdin_close") and not self.tty:
+                    self.stdin.close()
+
+    def output(self):
+        """Yields what the command prints until it has ended. What it left in the background may print on."""
+        with selectors.DefaultSelector() as selector:
+            for file in self.outputs:
+                selector.register(file, selectors.EVENT_READ)
+            while self.context.is_active():
+                ended = self.process.poll() is not None
+                ready = selector.select(0 if ended else 0.05)
+                for key, _ in ready:
+                    try:
+                        data = os.read(key.fd, MAX_CHUNK)
+                    except OSError:  # nobody has the terminal any more
+                        data = b""
+                    if data:
+                        yield self.outputs[key.fileobj], data
+                    else:
+                        selector.unregister(key.fileobj)
+                if ended and not ready:
+                    return
+
+    def exit_code(self):
+        self.guard.stdin.write(b"done\n")
+        self.guard.stdin.flush()
+        code = self.process.wait()
+        return code if code >= 0 else 128 - code
+
+
+def variable(text):
+    name, _, value = text.partition("=")
+    return {name: value}
+
+
+def timestamp(seconds):
+    return M["Timestamp"](seconds=int(seconds), nanos=int(seconds % 1 * 1e9))
 
 
 def taken(lock):
@@ -489,19 +716,37 @@ def start_of(pid):
     return f"{boot}/{found[2]}" if found else None
 
 
-def group_runs(record):
-    """Says whether a process of the sandbox's group runs."""
+def runs(record):
+    """Says whether a process of the sandbox runs."""
+    pid = record.get("pid")
+    found = stat(pid) if pid else None
+    if found and start_of(pid) == record["start"] and not is_gone(pid, found[0]):
+        return True
+    return bool(members(record))
+
+
+def members(record):
+    """Returns the processes of the sandbox: those of its group, and the commands that were run in it."""
     pid = record.get("pid")
     if pid is None:
-        return False
-    start = start_of(pid)
-    if start is not None and start != record["start"]:
-        return False  # the ID is another's by now
-    for entry in os.listdir("/proc"):
-        found = stat(entry) if entry.isdigit() else None
-        if found and found[1] == pid and not is_gone(entry, found[0]):
-            return True
-    return False
+        return []
+    reused = start_of(pid) not in (None, record["start"])
+    found = []
+    for entry in filter(str.isdigit, os.listdir("/proc")):
+        seen = stat(entry)
+        if seen and not is_gone(entry, seen[0]):
+            if seen[1] == pid and not reused or variable(record["mark"]).items() <= environment(entry).items():
+                found.append(int(entry))
+    return found
+
+
+def environment(pid):
+    """Returns the environment that a process was started with, if this user may see it."""
+    try:
+        text = pathlib.Path(f"/proc/{pid}/environ").read_bytes()
+    except OSError:
+        return {}
+    return dict(word.split("=", 1) for word in os.fsdecode(text).split("\0") if "=" in word)
 
 
 def is_gone(pid, state):

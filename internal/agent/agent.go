@@ -29,6 +29,7 @@ import (
 	"github.com/bivouac/bivouac/internal/credentials"
 	"github.com/bivouac/bivouac/internal/store/consul"
 	"github.com/bivouac/bivouac/internal/version"
+	"github.com/bivouac/bivouac/internal/web"
 	"github.com/bivouac/bivouac/scheduler"
 )
 
@@ -123,7 +124,9 @@ func Run(ctx context.Context, c config.Config, env Environment) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, closeSinks(auditLog.Sinks)) }()
-	base, err := newBase(c, metrics, log) //nolint:contextcheck // a request is measured even if its caller has gone
+	actual := c
+	actual.HTTPAddrs = front.addresses()       // with the ports that were chosen
+	base, err := newBase(actual, metrics, log) //nolint:contextcheck // a request is measured even if its caller has gone
 	if err != nil {
 		return err
 	}
@@ -139,6 +142,7 @@ func Run(ctx context.Context, c config.Config, env Environment) (err error) {
 		TTL:             c.TTL,
 		MaxTTL:          c.MaxTTL,
 		MaxSessions:     c.MaxSessions,
+		Pools:           c.Pools,
 		CleanupInterval: c.CleanupInterval,
 		VolumeRoots:     c.VolumeRoots,
 		Logger:          log,
@@ -176,12 +180,15 @@ func Run(ctx context.Context, c config.Config, env Environment) (err error) {
 		Self:     self,
 		Instance: base.instance,
 		Runtimes: func(ctx context.Context) []wire.Runtime { return describeRuntimes(ctx, base.drivers) },
+		Replicas: base.replicas,
 		Logger:   log.Named("http"),
 		Refused:  metrics.refused,
 		Known:    httpserver.Keep,
+		UI:       web.Handler(),
 
 		Hosts:              hosts(c),
 		ClientCertificates: c.TLS.VerifyClient,
+		Connections:        connections,
 	}
 	if len(auditLog.Sinks) > 0 {
 		settings.Audit, settings.Checks = auditLog, append(settings.Checks, auditChecks(auditLog)...)
@@ -230,7 +237,7 @@ func Run(ctx context.Context, c config.Config, env Environment) (err error) {
 			return nil
 		}))},
 		part{"http", whenReady(prepared, func(ctx context.Context) error {
-			return serve(ctx, server, front.listeners, sessions.End, log)
+			return serve(ctx, server, front.listeners, handler.Wait, sessions.End, log)
 		})},
 		part{"notify", whenReady(prepared, manager.run)}, // last, because the last part is stopped first
 	)
@@ -258,9 +265,10 @@ func describe(c config.Config) wire.SelfAnswer {
 }
 
 // serve serves until ctx ends or a listener fails, and then waits up to drainLimit for
-// requests to finish. After that it calls end. The context of end bounds how long
-// operations may take to undo what they began.
-func serve(ctx context.Context, server *http.Server, listeners []net.Listener, end func(context.Context), log hclog.Logger) error {
+// requests to finish, and calls wait for those that have taken their connection over,
+// because the server does not. After drainLimit it calls end. The context of end bounds how
+// long operations may take to undo what they began.
+func serve(ctx context.Context, server *http.Server, listeners []net.Listener, wait func(context.Context) error, end func(context.Context), log hclog.Logger) error {
 	serving, serveCtx := errgroup.WithContext(ctx)
 	for _, listener := range listeners {
 		serving.Go(func() error {
@@ -286,6 +294,9 @@ func serve(ctx context.Context, server *http.Server, listeners []net.Listener, e
 		if err := server.Close(); err != nil {
 			log.Warn("http_close_failed", "error", err)
 		}
+	}
+	if err := wait(answer); err != nil {
+		log.Warn("connections_left", "error", err)
 	}
 	return serving.Wait()
 }

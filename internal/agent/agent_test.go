@@ -38,7 +38,7 @@ func TestARequestUnderWayIsFinished(t *testing.T) {
 	server.RegisterOnShutdown(func() { close(stopping) })
 	served := make(chan error, 1)
 	go func() {
-		served <- serve(ctx, server, []net.Listener{listener}, func(context.Context) {}, hclog.NewNullLogger())
+		served <- serve(ctx, server, []net.Listener{listener}, noUpgrades, func(context.Context) {}, hclog.NewNullLogger())
 	}()
 	answered := make(chan string, 1)
 	go func() {
@@ -71,7 +71,7 @@ func TestAServerThatFailsIsTold(t *testing.T) {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	must.NoError(t, err)
 	must.NoError(t, listener.Close())
-	err = serve(t.Context(), &http.Server{}, []net.Listener{listener}, func(context.Context) {}, hclog.NewNullLogger())
+	err = serve(t.Context(), &http.Server{}, []net.Listener{listener}, noUpgrades, func(context.Context) {}, hclog.NewNullLogger())
 	must.ErrorIs(t, err, net.ErrClosed)
 }
 
@@ -255,3 +255,6 @@ func TestAnAgentOfDevHasAnInstanceOfItsOwn(t *testing.T) {
 	must.Eq(t, "dev-127-0-0-1-4747", devInstance("127.0.0.1:4747"))
 	must.Eq(t, "dev-1-4747", devInstance("[::1]:4747"))
 }
+
+// noUpgrades waits for no connections.
+func noUpgrades(context.Context) error { return nil }

@@ -13,6 +13,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 
 	"github.com/bivouac/bivouac/internal/api"
+	"github.com/bivouac/bivouac/internal/api/wire"
 	"github.com/bivouac/bivouac/internal/config"
 	"github.com/bivouac/bivouac/internal/credentials"
 	"github.com/bivouac/bivouac/internal/pluginhost"
@@ -38,6 +39,8 @@ type base struct {
 	// then they are asked about no sandbox.
 	identified chan struct{}
 	instance   func() string // its ID, empty until it is known
+	// replicas returns the replicas of this Bivouac that run, or nil if they are not known.
+	replicas func(ctx context.Context) []wire.Replica
 	// credentials are read again while the server runs, by the name that logs have.
 	credentials map[string]credentials.Reloader
 	nomad       *nomadConnection // nil if no runtime uses Nomad
@@ -62,6 +65,9 @@ func newBase(c config.Config, metrics *metrics, log hclog.Logger) (base, error) 
 	}
 	b.prepare = func(context.Context) error { return nil }
 	b.addPlugins(host, c)
+	if err := checkPools(c, b.drivers); err != nil {
+		return base{}, err
+	}
 	if c.Dev {
 		b.endWithAgent(c, host, log)
 	}
@@ -76,7 +82,7 @@ func newBuiltIn(c config.Config, host *pluginhost.Host, metrics *metrics, log hc
 	b := base{
 		drivers: map[string]runtime.Driver{}, identified: make(chan struct{}), credentials: map[string]credentials.Reloader{},
 	}
-	settings := consul.Config{Instance: c.Instance}
+	settings := consul.Config{Instance: c.Instance, Retention: c.Events}
 	// No request is made to Nomad or Consul yet: they may start after this server.
 	var driver *nomad.Driver
 	if usesNomad(c) {
@@ -96,6 +102,7 @@ func newBuiltIn(c config.Config, host *pluginhost.Host, metrics *metrics, log hc
 	store, clock := used.store, used.clock
 	b.store, b.storeName, b.locker, b.now, b.instance = store, used.name, store, clock.Now, store.Instance
 	maps.Copy(b.credentials, used.credentials)
+	b.replicas = listReplicas(store)
 	b.operator = &operator{store: store, identified: b.identified}
 	b.checks = []api.Check{
 		{Name: "consul", Run: store.Health},
@@ -117,25 +124,21 @@ func newBuiltIn(c config.Config, host *pluginhost.Host, metrics *metrics, log hc
 const nomadName = "nomad"
 
 // usesNomad reports whether Nomad is one of the server's runtimes: if it is the default
-// runtime, or if anything of it is configured. A server with plugins only needs no Nomad.
+// runtime, or if anything of it or a pool of it is configured. A server with plugins only
+// needs no Nomad.
 func usesNomad(c config.Config) bool {
 	if c.Dev {
 		return false
 	}
-	return c.Runtime == nomadName || c.Says("nomad", "job_template", "job_vars") || os.Getenv("NOMAD_ADDR") != ""
+	pooled := slices.ContainsFunc(c.Pools, func(p scheduler.Pool) bool { return p.Runtime == nomadName })
+	return c.Runtime == nomadName || pooled || c.Says("nomad", "job_template", "job_vars") || os.Getenv("NOMAD_ADDR") != ""
 }
 
 // checkRuntime refuses to mix sandboxes of one machine with records that all replicas
 // share, and records that end with the server with sandboxes that do not. Plugins work
 // with both kinds of records.
 func checkRuntime(c config.Config) error {
-	known := []string{nomadName}
-	if c.Dev {
-		known = []string{process.Name}
-	}
-	for _, p := range c.Plugins {
-		known = append(known, p.Name)
-	}
+	known := c.Runtimes()
 	if !slices.Contains(known, c.Runtime) {
 		return fmt.Errorf("agent: unknown runtime %q (available: %s). The built-in runtime is %q with -dev and %q without; a plugin needs a block in a configuration file",
 			c.Runtime, strings.Join(known, ", "), process.Name, nomadName)

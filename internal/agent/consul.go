@@ -2,16 +2,20 @@ package agent
 
 import (
 	"cmp"
+	"context"
 	"fmt"
 	"os"
 	"strings"
+	"time"
 
 	consulapi "github.com/hashicorp/consul/api"
 	"github.com/hashicorp/go-hclog"
 
+	"github.com/bivouac/bivouac/internal/api/wire"
 	"github.com/bivouac/bivouac/internal/config"
 	"github.com/bivouac/bivouac/internal/credentials"
 	"github.com/bivouac/bivouac/internal/store/consul"
+	"github.com/bivouac/bivouac/internal/version"
 )
 
 // consulParts is what a server uses Consul for.
@@ -61,12 +65,34 @@ func newConsul(c config.Config, settings consul.Config, log hclog.Logger, observ
 		return consulParts{}, c.Wrong("kv_prefix", err)
 	}
 	settings.Prefix, settings.Name, settings.Logger, settings.Clock = c.KVPrefix, host, log, parts.clock
+	settings.Version, settings.Addresses = version.Get().Version, c.HTTPAddrs
 	settings.Namespace, settings.Partition = reach.Namespace, reach.Partition
 	parts.store, err = consul.New(client, settings)
 	if err != nil {
 		return consulParts{}, c.Wrong("kv_prefix", err)
 	}
 	return parts, nil
+}
+
+// replicasLimit is how long a description of the server waits for the list of replicas.
+const replicasLimit = 2 * time.Second
+
+// listReplicas returns a function that lists the replicas that run. It returns nil if
+// Consul cannot be asked.
+func listReplicas(store *consul.Store) func(context.Context) []wire.Replica {
+	return func(ctx context.Context) []wire.Replica {
+		ctx, cancel := context.WithTimeout(ctx, replicasLimit)
+		defer cancel()
+		listed, err := store.Replicas(ctx)
+		if err != nil {
+			return nil // the health check consul says why
+		}
+		all := make([]wire.Replica, len(listed))
+		for i, r := range listed {
+			all[i] = wire.Replica(r)
+		}
+		return all
+	}
 }
 
 // token returns the configured token, or the one of the environment. A file has precedence

@@ -16,10 +16,12 @@ import (
 	"github.com/google/uuid"
 	"github.com/hashicorp/go-hclog"
 
+	"github.com/bivouac/bivouac/internal/api/wire"
 	"github.com/bivouac/bivouac/internal/config"
 	"github.com/bivouac/bivouac/internal/credentials"
 	"github.com/bivouac/bivouac/internal/process"
 	"github.com/bivouac/bivouac/internal/store/memory"
+	"github.com/bivouac/bivouac/internal/version"
 	"github.com/bivouac/bivouac/runtime"
 )
 
@@ -45,6 +47,12 @@ func newDevBase(c config.Config, log hclog.Logger) (base, error) {
 		return base{}, fmt.Errorf("agent: %w", err)
 	}
 	store := memory.NewStore()
+	store.Retain(c.Events)
+	host, err := os.Hostname()
+	if err != nil {
+		return base{}, fmt.Errorf("agent: %w", err)
+	}
+	self := wire.Replica{Name: host, Version: version.Get().Version, Addresses: c.HTTPAddrs, StartedAt: time.Now().Round(0).UTC()}
 	b := base{
 		store:      store,
 		locker:     memory.NewLocker(store),
@@ -55,6 +63,7 @@ func newDevBase(c config.Config, log hclog.Logger) (base, error) {
 
 		credentials: map[string]credentials.Reloader{},
 		instance:    func() string { return devInstance(c.HTTPAddrs[0]) },
+		replicas:    func(context.Context) []wire.Replica { return []wire.Replica{self} },
 		parts: []part{{"runtime process", func(ctx context.Context) error {
 			<-ctx.Done()
 			return driver.Close()
@@ -187,7 +196,8 @@ func makeVolume(dir string) error {
 
 const guideText = `
 Bivouac runs at {{.URL}}. Its sandboxes are processes of this machine.
-Ctrl-C stops it and all of them. To try it out, in another terminal:
+Ctrl-C stops it and all of them. See its sessions at {{.URL}}/ui/ in a browser.
+To try it out, in another terminal:
 {{- with .Variables}}
 
 First export {{.}}.

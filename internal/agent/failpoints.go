@@ -3,6 +3,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"time"
 
@@ -14,8 +15,10 @@ import (
 )
 
 // withFailpoints puts a failpoint before and after each effect that the scheduler
-// has: all of them pass the locker, its leases, or a driver.
+// has: all of them pass the store, the locker, its leases, or a driver. Points of a spare
+// that no chat has claimed have the name of its pool in the place of the chat's ID.
 func withFailpoints(b base) base {
+	b.store = failingStore{b.store}
 	b.locker = failingLocker{b.locker}
 	for name, driver := range b.drivers {
 		failing := failingDriver{driver}
@@ -26,14 +29,29 @@ func withFailpoints(b base) base {
 				runtime.Watcher
 			}{failing, w}
 		}
+		if w, ok := driver.(watchingClaimer); ok {
+			b.drivers[name] = struct {
+				failingDriver
+				runtime.Watcher
+				failingClaimer
+			}{failing, w, failingClaimer{w}}
+		}
 		if all, ok := driver.(watchingFinder); ok {
 			b.drivers[name] = struct {
 				failingDriver
-				watchingFinder
-			}{failing, all}
+				finder
+				failingClaimer
+			}{failing, all, failingClaimer{all}}
 		}
 	}
 	return b
+}
+
+// watchingClaimer is what the drivers of plugins and the process driver can do beyond
+// [runtime.Driver].
+type watchingClaimer interface {
+	runtime.Watcher
+	runtime.Claimer
 }
 
 // wall returns the time that this process takes for its machine's.
@@ -41,19 +59,40 @@ func wall() time.Time { return failpoint.Wall() }
 
 // watchingFinder is what the Nomad driver can do beyond [runtime.Driver].
 type watchingFinder interface {
+	finder
+	runtime.Claimer
+}
+
+type finder interface {
 	runtime.Watcher
 	runtime.ChatFinder
 	runtime.Prober
 }
 
-// around passes the points before and after an effect.
+// around passes the points before and after an effect on a chat.
 func around[T any](point string, chat uuid.UUID, effect func() (T, error)) (T, error) {
-	failpoint.Hit(point+":before", chat.String())
+	return aroundOf(point, chat.String(), effect)
+}
+
+// aroundOf passes the points before and after an effect on a chat or a pool.
+func aroundOf[T any](point, of string, effect func() (T, error)) (T, error) {
+	failpoint.Hit(point+":before", of)
 	value, err := effect()
 	if err == nil {
-		failpoint.Hit(point+":after", chat.String())
+		failpoint.Hit(point+":after", of)
 	}
 	return value, err
+}
+
+type failingStore struct{ scheduler.Store }
+
+func (s failingStore) PutSpare(ctx context.Context, spare scheduler.Spare) (scheduler.Spare, error) {
+	return aroundOf("spare-"+string(spare.State), spare.Pool, func() (scheduler.Spare, error) { return s.Store.PutSpare(ctx, spare) })
+}
+
+func (s failingStore) RemoveSpare(ctx context.Context, spare scheduler.Spare) error {
+	_, err := aroundOf("spare-remove", spare.Pool, func() (struct{}, error) { return struct{}{}, s.Store.RemoveSpare(ctx, spare) })
+	return err
 }
 
 type failingLocker struct{ scheduler.Locker }
@@ -73,7 +112,7 @@ type failingLease struct {
 	chatID uuid.UUID
 }
 
-func (l failingLease) Write(ctx context.Context, next *scheduler.Session, then scheduler.Then) error {
+func (l failingLease) Write(ctx context.Context, next *scheduler.Session, then scheduler.Then, changes ...scheduler.Change) error {
 	point := "remove"
 	if next != nil {
 		point = "write-" + string(next.State)
@@ -81,7 +120,12 @@ func (l failingLease) Write(ctx context.Context, next *scheduler.Session, then s
 			point = "write-expiry"
 		}
 	}
-	_, err := around(point, l.chatID, func() (struct{}, error) { return struct{}{}, l.Lease.Write(ctx, next, then) })
+	_, err := around(point, l.chatID, func() (struct{}, error) { return struct{}{}, l.Lease.Write(ctx, next, then, changes...) })
+	return err
+}
+
+func (l failingLease) Claim(ctx context.Context, next *scheduler.Session, spare scheduler.Spare, changes ...scheduler.Change) error {
+	_, err := around("write-claim", l.chatID, func() (struct{}, error) { return struct{}{}, l.Lease.Claim(ctx, next, spare, changes...) })
 	return err
 }
 
@@ -93,9 +137,10 @@ func (l failingLease) Release(ctx context.Context) error {
 type failingDriver struct{ runtime.Driver }
 
 func (d failingDriver) Create(ctx context.Context, spec runtime.Spec, progress func(runtime.Stage)) (runtime.Sandbox, error) {
-	return around("create", uuid.MustParse(spec.ChatID), func() (runtime.Sandbox, error) {
+	of := cmp.Or(spec.ChatID, spec.Pool)
+	return aroundOf("create", of, func() (runtime.Sandbox, error) {
 		return d.Driver.Create(ctx, spec, func(stage runtime.Stage) {
-			failpoint.Hit("create:"+string(stage), spec.ChatID)
+			failpoint.Hit("create:"+string(stage), of)
 			progress(stage)
 		})
 	})
@@ -110,10 +155,16 @@ func (d failingDriver) Delete(ctx context.Context, sessionID string) error {
 }
 
 func (d failingDriver) end(ctx context.Context, point, sessionID string, end func(context.Context, string) error) error {
-	chat := uuid.Nil // of a sandbox that the driver does not know
+	of := uuid.Nil.String() // of a sandbox that the driver does not know
 	if sandbox, err := d.Inspect(ctx, sessionID); err == nil {
-		chat = uuid.MustParse(sandbox.ChatID)
+		of = cmp.Or(sandbox.ChatID, sandbox.Pool)
 	}
-	_, err := around(point, chat, func() (struct{}, error) { return struct{}{}, end(ctx, sessionID) })
+	_, err := aroundOf(point, of, func() (struct{}, error) { return struct{}{}, end(ctx, sessionID) })
 	return err
+}
+
+type failingClaimer struct{ runtime.Claimer }
+
+func (c failingClaimer) Claim(ctx context.Context, spec runtime.Spec) (runtime.Sandbox, error) {
+	return aroundOf("claim", spec.ChatID, func() (runtime.Sandbox, error) { return c.Claimer.Claim(ctx, spec) })
 }

@@ -3,10 +3,12 @@ package agent
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"net/http"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -15,9 +17,11 @@ import (
 
 	"github.com/bivouac/bivouac/internal/config"
 	"github.com/bivouac/bivouac/internal/credentials"
+	"github.com/bivouac/bivouac/internal/node/nodeapi"
 	"github.com/bivouac/bivouac/internal/store/consul"
 	"github.com/bivouac/bivouac/jobs"
 	"github.com/bivouac/bivouac/runtime/nomad"
+	"github.com/bivouac/bivouac/scheduler"
 )
 
 // nomadParts is what a server uses Nomad for.
@@ -76,9 +80,19 @@ func newNomad(c config.Config, observe consul.Observer, log hclog.Logger) (nomad
 	if err != nil {
 		return nomadParts{}, fmt.Errorf("agent: job_template: %w", err)
 	}
-	parts.driver, err = nomad.New(nomad.Config{
+	if err := checkNomadPools(c, template); err != nil {
+		return nomadParts{}, err
+	}
+	settings := nomad.Config{
 		Client: parts.client, Token: parts.token, Template: template, Logger: log.Named("nomad"), Observe: observe,
-	})
+		Region: parts.settings.Region, HelperNamespace: c.Nomad.HelperNamespace,
+	}
+	if c.Nomad.HelperCAFile != "" {
+		if settings.Helper, err = parts.connectHelpers(c); err != nil {
+			return nomadParts{}, err
+		}
+	}
+	parts.driver, err = nomad.New(settings)
 	if err != nil {
 		return nomadParts{}, fmt.Errorf("agent: %w", err)
 	}
@@ -105,6 +119,10 @@ func (n *nomadConnection) setToken(c config.Config) error {
 const (
 	maxIdle   = 32               // connections to Nomad that are kept while they are not used
 	idleLimit = 90 * time.Second // how long they are kept
+
+	// maxHelperConns is how many connections to one node helper there are at most. An order
+	// takes a few milliseconds, less than a new connection.
+	maxHelperConns = 16
 )
 
 // secure sets the HTTP client of the settings to one that uses the current TLS files for each
@@ -133,6 +151,40 @@ func (n *nomadConnection) secure(c config.Config) error {
 		IdleConnTimeout:     idleLimit,
 	}}
 	return nil
+}
+
+// checkNomadPools refuses a pool that could never be filled.
+func checkNomadPools(c config.Config, template *jobs.Template) error {
+	i := slices.IndexFunc(c.Pools, func(p scheduler.Pool) bool { return p.Runtime == nomadName }) // a runtime has one pool
+	if i < 0 {
+		return nil
+	}
+	err := template.Spares()
+	if err == nil && c.Nomad.HelperCAFile == "" {
+		err = errors.New("spares of nomad need node helpers (bivouac node): set helper_ca_file, helper_cert_file and helper_key_file in the block nomad")
+	}
+	if err != nil {
+		return c.Wrong("pool."+c.Pools[i].Name, err)
+	}
+	return nil
+}
+
+// connectHelpers returns a client of the node helpers that uses the current TLS files for
+// each connection.
+func (n *nomadConnection) connectHelpers(c config.Config) (nomad.Helper, error) {
+	loaded, err := credentials.LoadTLS(credentials.Files{
+		CA: c.Nomad.HelperCAFile, Certificate: c.Nomad.HelperCertFile, Key: c.Nomad.HelperKeyFile,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("agent: node helpers: %w", err)
+	}
+	n.credentials["helper_tls"] = loaded
+	return nodeapi.New(&http.Client{Transport: &http.Transport{
+		DialTLSContext:      loaded.Dial(nodeapi.ServerName),
+		MaxConnsPerHost:     maxHelperConns,
+		MaxIdleConnsPerHost: maxHelperConns,
+		IdleConnTimeout:     idleLimit,
+	}}), nil
 }
 
 // jobVariables returns the configured job variables. Without a command, the raw_exec

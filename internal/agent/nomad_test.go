@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"testing"
 
@@ -18,8 +19,10 @@ import (
 
 	"github.com/bivouac/bivouac/internal/config"
 	"github.com/bivouac/bivouac/internal/credentials"
+	"github.com/bivouac/bivouac/internal/node/nodeapi"
 	"github.com/bivouac/bivouac/internal/test/certs"
 	"github.com/bivouac/bivouac/runtime"
+	"github.com/bivouac/bivouac/scheduler"
 )
 
 // deniedBy is a Nomad that denies every request, and notes the token of the last one.
@@ -113,6 +116,8 @@ func TestNomad(t *testing.T) {
 		for name, nomad := range map[string]config.Nomad{
 			"token": {TokenFile: "/no/token"},
 			"CA":    {Address: "https://127.0.0.1:1", CAFile: "/no/ca.pem"},
+
+			"CA of the node helpers": {HelperCAFile: "/no/ca.pem"},
 		} {
 			t.Run(name, func(t *testing.T) {
 				c := config.Default()
@@ -120,6 +125,61 @@ func TestNomad(t *testing.T) {
 				_, err := newNomad(c, nil, hclog.NewNullLogger())
 				must.ErrorIs(t, err, os.ErrNotExist)
 			})
+		}
+	})
+
+	t.Run("node helpers are reached with the certificate for them, and by their name", func(t *testing.T) {
+		ca, dir := certs.NewCA(t), t.TempDir()
+		helper := func(name string) (address string) {
+			caFile, certFile, keyFile := certs.Write(t, t.TempDir(), ca, ca.Issue(t, name))
+			files, err := credentials.LoadTLS(credentials.Files{CA: caFile, Certificate: certFile, Key: keyFile})
+			must.NoError(t, err)
+			server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				must.Eq(t, []string{nodeapi.ClientName}, r.TLS.PeerCertificates[0].DNSNames)
+				w.WriteHeader(http.StatusNoContent)
+			}))
+			server.Listener = tls.NewListener(server.Listener, files.Server(tls.VersionTLS12, tls.RequireAndVerifyClientCert))
+			server.Config.ErrorLog = hclog.NewNullLogger().StandardLogger(nil)
+			server.Start()
+			t.Cleanup(server.Close)
+			return server.Listener.Addr().String()
+		}
+		c := config.Default()
+		c.Nomad.HelperCAFile, c.Nomad.HelperCertFile, c.Nomad.HelperKeyFile = certs.Write(t, dir, ca, ca.Issue(t, nodeapi.ClientName))
+		parts, err := newNomad(c, nil, hclog.NewNullLogger())
+		must.NoError(t, err)
+		must.MapContainsKey(t, parts.credentials, "helper_tls")
+		info, err := parts.driver.Info(t.Context())
+		must.NoError(t, err)
+		must.NotEq(t, "", info.Variant)
+
+		helpers, err := parts.connectHelpers(c)
+		must.NoError(t, err)
+		must.NoError(t, helpers.Look(t.Context(), helper(nodeapi.ServerName), nodeapi.Order{}))
+		err = helpers.Look(t.Context(), helper("other.node"), nodeapi.Order{})
+		must.ErrorIs(t, err, runtime.ErrUnavailable)
+		must.ErrorContains(t, err, "not node.bivouac")
+	})
+
+	t.Run("a pool needs node helpers, and a template that can make spares", func(t *testing.T) {
+		old := filepath.Join(t.TempDir(), "old.hcl")
+		text, err := os.ReadFile("../../jobs/templates/docker.hcl")
+		must.NoError(t, err)
+		before := strings.Replace(string(text), "session.spare ? null : session.volume_host_path", "session.volume_host_path", 1)
+		must.NoError(t, os.WriteFile(old, []byte(before), 0o600))
+		for _, test := range []struct{ template, runtime, want string }{
+			{"docker", nomadName, "pool.small: spares of nomad need node helpers (bivouac node): set helper_ca_file"},
+			{old, nomadName, "Write session.spare ? WHAT_A_SPARE_HAS : WHAT_IS_HERE_NOW"},
+			{old, "other", ""},
+		} {
+			c := config.Default()
+			c.JobTemplate, c.Pools = test.template, []scheduler.Pool{{Name: "small", Runtime: test.runtime, Size: 1}}
+			_, err := newNomad(c, nil, hclog.NewNullLogger())
+			if test.want == "" {
+				must.NoError(t, err)
+			} else {
+				must.ErrorContains(t, err, test.want)
+			}
 		}
 	})
 

@@ -34,7 +34,8 @@ func pluginSettings(c config.Config, log hclog.Logger) pluginhost.Config {
 	return pluginhost.Config{Dir: c.PluginDir, Plugins: c.Plugins, Instance: c.Instance, Logger: log}
 }
 
-// checkPlugins checks the plugins. Its errors contain the position of the plugin's block.
+// checkPlugins checks the plugins and their pools. Its errors contain the position of the
+// block.
 func checkPlugins(ctx context.Context, c config.Config) error {
 	log := hclog.NewNullLogger()
 	if _, err := newPluginHost(c, log); err != nil {
@@ -43,8 +44,17 @@ func checkPlugins(ctx context.Context, c config.Config) error {
 	var errs []error
 	settings := pluginSettings(c, log)
 	for _, p := range settings.Plugins {
-		if err := pluginhost.Check(ctx, settings, p); err != nil {
+		info, err := pluginhost.Check(ctx, settings, p)
+		if err != nil {
 			errs = append(errs, c.Wrong("plugin."+p.Name, err))
+			continue
+		}
+		for _, pool := range c.Pools {
+			if pool.Runtime == p.Name {
+				if err := checkClaims(p.Name, info); err != nil {
+					errs = append(errs, c.Wrong("pool."+pool.Name, err))
+				}
+			}
 		}
 	}
 	return errors.Join(errs...)
@@ -63,6 +73,7 @@ func (b *base) addPlugins(host *pluginhost.Host, c config.Config) {
 		b.drivers[name] = driver
 		b.checks = append(b.checks, api.Check{Name: "plugin." + name, Run: driver.Health, Optional: name != c.Runtime})
 	}
+	b.checks = append(b.checks, poolChecks(c, drivers)...)
 }
 
 // pluginPatience is how long background work waits for plugins to start.

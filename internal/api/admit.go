@@ -29,7 +29,7 @@ func (a *API) admit(r *http.Request) error {
 	if err := a.csrf.Check(r); err != nil {
 		return errForbiddenOrigin
 	}
-	if p := r.URL.EscapedPath(); !strings.HasPrefix(p, "/") || path.Clean(p) != p {
+	if p := r.URL.EscapedPath(); !strings.HasPrefix(p, "/") || path.Clean(p) != p && p != uiPath {
 		return errUnknownPath // the mux would answer without JSON
 	}
 	return nil

@@ -111,6 +111,7 @@ func (a *API) self(w http.ResponseWriter, r *http.Request, _ query) error {
 	self := a.config.Self
 	self.Instance = a.config.Instance()
 	self.Runtimes = a.config.Runtimes(r.Context())
+	self.Replicas = a.config.Replicas(r.Context())
 	return writeJSON(w, http.StatusOK, self)
 }
 

@@ -93,20 +93,27 @@ func (a *answer) readLimit(limit time.Duration) {
 // writeJSON sends body as the answer. It returns an error only if nothing has been
 // written yet. It ignores errors of writing, because the caller has gone then.
 func writeJSON(w http.ResponseWriter, status int, body any) error {
-	var buf bytes.Buffer
-	encoder := json.NewEncoder(&buf)
-	encoder.SetEscapeHTML(false)
-	if err := encoder.Encode(body); err != nil {
+	line, err := jsonLine(body)
+	if err != nil {
 		return err
 	}
-	writeBytes(w, status, buf.Bytes())
+	writeBytes(w, status, line)
 	return nil
+}
+
+// jsonLine returns a value as a line of JSON.
+func jsonLine(value any) ([]byte, error) {
+	var line bytes.Buffer
+	encoder := json.NewEncoder(&line)
+	encoder.SetEscapeHTML(false)
+	err := encoder.Encode(value)
+	return line.Bytes(), err
 }
 
 func writeBytes(w http.ResponseWriter, status int, body []byte) {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
-	_, _ = w.Write(body) // fails only if the caller has gone
+	_, _ = w.Write(body) //nolint:gosec // JSON with the type of JSON; fails only if the caller has gone
 }
 
 // fail sends an error as the answer. If the answer has already begun, it marks the

@@ -87,6 +87,24 @@ func TestEveryDocumentedAnswerIsGiven(t *testing.T) {
 		{"list that meets a fault", failing(errors.New("oops")), list, 500, "internal"},
 		{"list without a store", failing(down), list, 503, "store_unavailable"},
 
+		{"list in an unknown state", fine, request{method: "GET", path: "/v1/sessions?text=a&state=ended"}, 400, "invalid"},
+		{"list that waits for a text", fine, request{method: "GET", path: "/v1/sessions?text=a&index=1"}, 400, "invalid"},
+
+		{"count", fine, count, 200, ""},
+		{"count that is misspelt", fine, misspelt(count), 400, "invalid"},
+		{"count for a foreign host", fine, foreign(count), 403, "forbidden_host"},
+		{"count among too many", failing(scheduler.ErrBusy), count, 429, "busy"},
+		{"count that meets a fault", failing(errors.New("oops")), count, 500, "internal"},
+		{"count without a store", failing(down), count, 503, "store_unavailable"},
+
+		{"pools", fine, pools, 200, ""},
+		{"pools that are misspelt", fine, misspelt(pools), 400, "invalid"},
+		{"pools for a foreign host", fine, foreign(pools), 403, "forbidden_host"},
+		{"pools for a caller who may not see all sessions", failing(scheduler.ErrPermissionDenied), pools, 403, "permission_denied"},
+		{"pools among too many", failing(scheduler.ErrBusy), pools, 429, "busy"},
+		{"pools that meet a fault", failing(errors.New("oops")), pools, 500, "internal"},
+		{"pools without a store", failing(down), pools, 503, "store_unavailable"},
+
 		{"renew", fine, renew, 200, ""},
 		{"renew that is misspelt", fine, misspelt(renew), 400, "invalid"},
 		{"renew for a foreign host", fine, foreign(renew), 403, "forbidden_host"},
@@ -97,6 +115,50 @@ func TestEveryDocumentedAnswerIsGiven(t *testing.T) {
 		{"renew among too many", failing(scheduler.ErrBusy), renew, 429, "busy"},
 		{"renew that meets a fault", failing(errors.New("oops")), renew, 500, "internal"},
 		{"renew without a store", failing(down), renew, 503, "store_unavailable"},
+
+		{"exec", fine, exec, 200, ""},
+		{"exec of what the scheduler refuses", failing(scheduler.ErrInvalid), exec, 400, "invalid"},
+		{"exec for a foreign host", fine, foreign(exec), 403, "forbidden_host"},
+		{"exec in a chat without a session", failing(scheduler.ErrNotFound), exec, 404, "not_found"},
+		{"exec in a sandbox that ended", failing(scheduler.ErrNotRunning), exec, 409, "not_running"},
+		{"exec in a session that expired", failing(scheduler.ErrExpired), exec, 409, "expired"},
+		{"exec from a form", fine, asForm(exec), 415, "unsupported_media_type"},
+		{"exec among too many", failing(scheduler.ErrBusy), exec, 429, "busy"},
+		{"exec that meets a fault", failing(errors.New("oops")), exec, 500, "internal"},
+		{"exec in a runtime without the ability", failing(errors.ErrUnsupported), exec, 501, "unsupported"},
+		{"exec without a store", failing(down), exec, 503, "store_unavailable"},
+
+		{"exec stream that is misspelt", fine, func(r request) request { r.path += "&no_such=1"; return r }(execStream), 400, "invalid"},
+		{"exec stream for a foreign host", fine, foreign(execStream), 403, "forbidden_host"},
+		{"exec stream in a chat without a session", failing(scheduler.ErrNotFound), execStream, 404, "not_found"},
+		{"exec stream in a sandbox that ended", failing(scheduler.ErrNotRunning), execStream, 409, "not_running"},
+		{"exec stream that is no websocket", fine, execStream, 426, "upgrade_required"},
+		{"exec stream among too many", failing(scheduler.ErrBusy), execStream, 429, "busy"},
+		{"exec stream that meets a fault", failing(errors.New("oops")), execStream, 500, "internal"},
+		{"exec stream in a runtime without the ability", failing(errors.ErrUnsupported), execStream, 501, "unsupported"},
+		{"exec stream without a store", failing(down), execStream, 503, "store_unavailable"},
+
+		{"why", fine, why, 200, ""},
+		{"why that is misspelt", fine, misspelt(why), 400, "invalid"},
+		{"why for a foreign host", fine, foreign(why), 403, "forbidden_host"},
+		{"why of a chat of which nothing is known", failing(scheduler.ErrNotFound), why, 404, "not_found"},
+		{"why among too many", failing(scheduler.ErrBusy), why, 429, "busy"},
+		{"why that meets a fault", failing(errors.New("oops")), why, 500, "internal"},
+		{"why without a store", failing(down), why, 503, "store_unavailable"},
+
+		{"logs", fine, readLogs, 200, ""},
+		{"logs in frames", fine, readFrames, 200, ""},
+		{"logs that are misspelt", fine, misspelt(readLogs), 400, "invalid"},
+		{"logs of an unknown task", failing(runtime.ErrInvalid), readLogs, 400, "runtime_invalid"},
+		{"logs for a foreign host", fine, foreign(readLogs), 403, "forbidden_host"},
+		{"logs of a chat without a session", failing(scheduler.ErrNotFound), readLogs, 404, "not_found"},
+		{"logs as a picture", fine, request{method: "GET", path: readLogs.path, header: http.Header{"Accept": {"image/png"}}}, 406, "not_acceptable"},
+		{"logs that are not kept", failing(runtime.ErrLogsDisabled), readLogs, 409, "logs_disabled"},
+		{"logs of a sandbox that is not there", failing(scheduler.ErrNotRunning), readLogs, 409, "not_running"},
+		{"logs among too many", failing(scheduler.ErrBusy), readLogs, 429, "busy"},
+		{"logs that meet a fault", failing(errors.New("oops")), readLogs, 500, "internal"},
+		{"logs of a runtime that has none", failing(errors.ErrUnsupported), readLogs, 501, "unsupported"},
+		{"logs without a runtime", failing(runtime.ErrUnavailable), readLogs, 503, "runtime_unavailable"},
 
 		{"delete", fine, remove, 200, ""},
 		{"delete of nothing", func(f *fake, _ *api.Config) { f.gone = true }, remove, 200, ""},
@@ -115,6 +177,15 @@ func TestEveryDocumentedAnswerIsGiven(t *testing.T) {
 		{"cleanup among too many", failing(scheduler.ErrBusy), cleanup, 429, "busy"},
 		{"cleanup that meets a fault", failing(errors.New("oops")), cleanup, 500, "internal"},
 		{"cleanup without a store", failing(down), cleanup, 503, "store_unavailable"},
+
+		{"events", func(f *fake, _ *api.Config) { f.batches = batches }, events, 200, ""},
+		{"events of a reader that misses some", func(f *fake, _ *api.Config) { f.late = scheduler.ErrIndexTooOld }, events, 200, ""},
+		{"events of an unknown type", failing(scheduler.ErrInvalid), events, 400, "invalid"},
+		{"events for a foreign host", fine, foreign(events), 403, "forbidden_host"},
+		{"events that are no longer kept", failing(scheduler.ErrIndexTooOld), events, 410, "index_too_old"},
+		{"events among too many", failing(scheduler.ErrBusy), events, 429, "busy"},
+		{"events that meet a fault", failing(errors.New("oops")), events, 500, "internal"},
+		{"events without a store", failing(down), events, 503, "store_unavailable"},
 
 		{"adopt", fine, adopt, 200, ""},
 		{"adopt without a name", fine, bare(adopt), 200, ""},
@@ -210,9 +281,14 @@ func TestSessionAsTheCallerSeesIt(t *testing.T) {
 		`"agent_id":"researcher","volume_host_path":"/srv/a&b <c>","runtime":"process","container_id":"4711",`+
 		`"endpoint":{"ip":"10.0.3.7","port":25017},`+
 		`"created_at":"2026-03-01T09:30:00.123456Z","expires_at":"2026-03-01T10:00:00.123456Z",`+
-		`"state":"running","reason":"","owner":"anonymous","labels":{}},`+
+		`"state":"running","reason":"","owner":"anonymous","labels":{},"warm":false},`+
 		`"access_token":"5ec2e7ab5ec2e7ab5ec2e7ab5ec2e7ab5ec2e7ab5ec2e7ab5ec2e7ab5ec2e7ab"}`+"\n", body)
 	must.Eq(t, "application/json", res.Header.Get("Content-Type"))
+}
+
+func TestPoolsAsTheCallerSeesThem(t *testing.T) {
+	_, body := start(t, &fake{}).send(pools)
+	must.Eq(t, `{"pools":[{"name":"default","runtime":"nomad","size":10,"ready":7,"starting":3,"ending":1}]}`+"\n", body)
 }
 
 func TestAccessToken(t *testing.T) {
@@ -244,6 +320,17 @@ func TestAccessToken(t *testing.T) {
 			must.StrNotContains(t, a.log.String(), token)
 		})
 	}
+}
+
+func TestWhyAsTheCallerSeesIt(t *testing.T) {
+	_, body := start(t, &fake{}).send(why)
+	must.Eq(t, `{"chat_id":"7d3f2a54-5b0e-4a55-8d2c-3f1f9b6f2c01","sessions":[`+
+		`{"session_id":"0f0c3c1a-6c1d-4f0e-9a53-0d9a7f3b8a10","agent_id":"researcher","runtime":"process","state":"dead",`+
+		`"outcome":"Its sandbox ended: exit code 3.","events":[`+
+		`{"time":"2026-03-01T09:30:00.123456Z","source":"bivouac","text":"created by anonymous"},`+
+		`{"time":null,"source":"process","text":"some <b>time</b>"}]},`+
+		`{"session_id":"7d3f2a54-5b0e-4a55-8d2c-3f1f9b6f2c01","agent_id":"researcher","runtime":"process","state":"gone",`+
+		`"outcome":"Deleted by anonymous.","events":[]}]}`+"\n", body)
 }
 
 func TestEndpointThatIsNotKnownIsNull(t *testing.T) {

@@ -19,6 +19,9 @@ func (a access) isAudited() bool {
 // the context for its handler. After an error the request must not be handled.
 func (a *API) received(ans *answer, r *http.Request) (*http.Request, error) {
 	ans.audited = newOperation(ans, r)
+	if r.Pattern == execPath {
+		ans.audited.Command = auditedCommand(r)
+	}
 	ctx, err := a.config.Audit.Begin(r.Context(), ans.audited)
 	return r.WithContext(ctx), err
 }

@@ -110,7 +110,7 @@ func startAudited(t *testing.T, enforced bool) audited {
 		return []*scheduler.Policy{{Name: "p", Agents: []scheduler.AgentRule{{Prefix: "support-", Capabilities: capabilities}}}}
 	}
 	callers := map[string]scheduler.Caller{
-		supportToken: {Name: "support", Method: "token", Policies: rule(scheduler.CapWrite)},
+		supportToken: {Name: "support", Method: "token", Policies: rule(scheduler.CapWrite | scheduler.CapExec)},
 		readerToken:  {Name: "reader", Method: "token", Policies: rule(scheduler.CapRead)},
 		opsToken:     {Name: "ops", Method: "jwt/nomad", Accessor: "jti-1", Policies: []*scheduler.Policy{{Name: "ops", Operator: scheduler.LevelWrite}}},
 	}
@@ -155,8 +155,8 @@ func (a audited) does(token string, r request) (status int, lines []string) {
 	return res.StatusCode, lines
 }
 
-// short returns a line as "STAGE NAME METHOD OPERATION ENDPOINT CHAT AGENT SESSION
-// STATUS RESULT ERROR", with what does not apply left out. Whatever all lines of a
+// short returns a line as "STAGE NAME METHOD OPERATION ENDPOINT CHAT AGENT COMMAND
+// SESSION STATUS RESULT ERROR EXIT_CODE", with what does not apply left out. Whatever all lines of a
 // request have is checked.
 func (a audited) short(text string) string {
 	a.t.Helper()
@@ -171,6 +171,7 @@ func (a audited) short(text string) string {
 				ID, Operation, Endpoint string
 				ChatID                  string `json:"chat_id"`
 				AgentID                 string `json:"agent_id"`
+				Command                 *audit.Command
 				Meta                    struct {
 					RemoteAddress string `json:"remote_address"`
 					UserAgent     string `json:"user_agent"`
@@ -183,6 +184,7 @@ func (a audited) short(text string) string {
 			Response struct {
 				StatusCode    int `json:"status_code"`
 				Result, Error string
+				ExitCode      *int `json:"exit_code"`
 			}
 			Gap json.RawMessage
 		}
@@ -209,6 +211,9 @@ func (a audited) short(text string) string {
 		words = append(words, p.Request.ChatID)
 	}
 	words = append(words, p.Request.AgentID)
+	if command := p.Request.Command; command != nil {
+		words = append(words, fmt.Sprintf("runs %q as %q tty %v", command.Args, command.User, command.TTY))
+	}
 	if p.Session != nil {
 		_, err := uuid.Parse(p.Session.SessionID)
 		must.NoError(a.t, err)
@@ -218,6 +223,9 @@ func (a audited) short(text string) string {
 		words = append(words, fmt.Sprint(p.Response.StatusCode))
 	}
 	words = append(words, p.Response.Result, p.Response.Error)
+	if p.Response.ExitCode != nil {
+		words = append(words, fmt.Sprint("exit ", *p.Response.ExitCode))
+	}
 	return strings.Join(strings.Fields(strings.Join(words, " ")), " ")
 }
 
@@ -238,6 +246,11 @@ func TestAudit(t *testing.T) {
 	secret.path += "?token=" + wrongToken
 	foreign := create
 	foreign.header = http.Header{"Sec-Fetch-Site": {"cross-site"}}
+
+	runs := exec
+	runs.body = `{"command":["cat","-u"],"user":"u","stdin":"secret","env":{"KEY":"secret"}}`
+	streams := execStream
+	streams.path += "&tty=true&env=%7B%22KEY%22%3A%22secret%22%7D"
 
 	const path = " /v1/sessions/{chat_id} "
 	for _, step := range []struct {
@@ -271,6 +284,18 @@ func TestAudit(t *testing.T) {
 		{"renew", nil, supportToken, renew, 200, []string{
 			"received support token POST /v1/sessions/{chat_id}/renew chat",
 			"complete support token POST /v1/sessions/{chat_id}/renew chat session of support-1 200 renewed",
+		}},
+		{"exec", nil, supportToken, runs, 200, []string{
+			`received support token POST /v1/sessions/{chat_id}/exec chat runs ["cat" "-u"] as "u" tty false`,
+			`complete support token POST /v1/sessions/{chat_id}/exec chat runs ["cat" "-u"] as "u" tty false session of support-1 200 exit 0`,
+		}},
+		{"exec refused by policy", nil, readerToken, runs, 403, []string{
+			`received reader token POST /v1/sessions/{chat_id}/exec chat runs ["cat" "-u"] as "u" tty false`,
+			`complete reader token POST /v1/sessions/{chat_id}/exec chat runs ["cat" "-u"] as "u" tty false 403 permission_denied`,
+		}},
+		{"exec on what is no websocket", nil, supportToken, streams, 426, []string{
+			`received support token GET /v1/sessions/{chat_id}/exec chat runs ["cat"] as "" tty true`,
+			`complete support token GET /v1/sessions/{chat_id}/exec chat runs ["cat"] as "" tty true session of support-1 426 upgrade_required`,
 		}},
 		{"repair of what is intact", nil, opsToken, repair, 200, []string{
 			"received ops jwt/nomad POST /v1/operator/repair/{chat_id} chat",

@@ -2,6 +2,7 @@ package api
 
 import (
 	"context"
+	"errors"
 	"maps"
 	"net/http"
 	"slices"
@@ -17,10 +18,11 @@ const (
 	// unary endpoints send one answer as a whole.
 	unary kind = iota
 	// stream endpoints send an answer in parts, each as soon as it is written. Their
-	// context ends when the API stops.
+	// context ends when the API stops or the caller's credential expires.
 	stream
 	// upgrade endpoints hand the connection over to another protocol with
-	// http.ResponseController.Hijack. Their context ends when the API stops.
+	// http.ResponseController.Hijack. Their context ends like that of a stream;
+	// context.Cause says why.
 	upgrade
 )
 
@@ -74,7 +76,7 @@ func (a *API) run(e endpoint, w http.ResponseWriter, r *http.Request) error {
 	if err := e.access.allow(scheduler.CallerFrom(r.Context())); err != nil {
 		return err
 	}
-	leave, err := e.places.Enter()
+	leave, err := a.enter(e.places, scheduler.CallerFrom(r.Context()))
 	if err != nil {
 		return err
 	}
@@ -83,24 +85,44 @@ func (a *API) run(e endpoint, w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	if e.kind != unary {
-		ctx, cancel := a.untilStopped(r.Context())
-		defer cancel()
-		r = r.WithContext(ctx)
+	if e.kind == unary {
+		return e.handle(w, r, q)
 	}
+	ctx, cancel := a.whileServed(r.Context())
+	defer cancel()
 	if isAnswer {
 		ans.flush = e.kind == stream
 	}
-	return e.handle(w, r, q)
+	err = e.handle(w, r.WithContext(ctx), q)
+	if e.kind == stream && errors.Is(context.Cause(ctx), errCredentialExpired) {
+		return errCredentialExpired // a stream that merely ends would look complete
+	}
+	return err
 }
 
-// untilStopped returns a context that also ends when the API stops.
-func (a *API) untilStopped(ctx context.Context) (context.Context, context.CancelFunc) {
-	ctx, cancel := context.WithCancel(ctx)
-	stop := context.AfterFunc(a.stopping, cancel)
+// enter takes one of the places until the returned function is called. One caller gets only
+// its share of those for requests that may wait long. Without authentication nobody can be
+// told from another, so there are no shares.
+func (a *API) enter(places scheduler.Places, caller scheduler.Caller) (func(), error) {
+	if places != a.waiting || caller.Method == "" {
+		return places.Enter()
+	}
+	return scheduler.EnterAll(places.Enter, a.waiters.Of(caller.Key()))
+}
+
+// whileServed returns a context that also ends when the API stops or the caller's
+// credential expires. Its cause is then errShuttingDown or errCredentialExpired.
+func (a *API) whileServed(ctx context.Context) (context.Context, context.CancelFunc) {
+	release := func() {}
+	if expires := scheduler.CallerFrom(ctx).Expires; !expires.IsZero() {
+		ctx, release = context.WithDeadlineCause(ctx, expires, errCredentialExpired)
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	stop := context.AfterFunc(a.stopping, func() { cancel(errShuttingDown) })
 	return ctx, func() {
 		stop()
-		cancel()
+		cancel(nil)
+		release()
 	}
 }
 

@@ -10,9 +10,13 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/shoenig/test/must"
+
+	"github.com/bivouac/bivouac/scheduler"
 )
 
 // serving returns an API with one more endpoint, and the URL of that.
@@ -64,6 +68,53 @@ func TestStream(t *testing.T) {
 		must.Error(t, err)
 		_, err = a.requests.Enter()
 		must.NoError(t, err)
+	})
+}
+
+func TestOneCallerTakesAtMostHalfOfThePlaces(t *testing.T) {
+	a := New(Config{})
+	enter := func(caller scheduler.Caller) (leave func(), err error) { return a.enter(a.waiting, caller) }
+	caller := scheduler.Caller{Name: "ci", Method: "token"}
+	var leaves []func()
+	for range maxWaiting / 2 {
+		leave, err := enter(caller)
+		must.NoError(t, err)
+		leaves = append(leaves, leave)
+	}
+	_, err := enter(caller)
+	limit, ok := errors.AsType[*scheduler.LimitError](err)
+	must.True(t, ok)
+	must.Eq(t, "caller_waiting", limit.Limit)
+
+	for name, other := range map[string]scheduler.Caller{
+		"of another name":                 {Name: "other", Method: "token"},
+		"of the same name in a JWT":       {Name: "ci", Method: "jwt/ci"},
+		"where nobody needs a credential": {Name: scheduler.DefaultOwner},
+	} {
+		t.Run("leaves places for a caller "+name, func(t *testing.T) {
+			leave, err := enter(other)
+			must.NoError(t, err)
+			leave()
+		})
+	}
+	for _, leave := range leaves {
+		leave()
+	}
+	leave, err := enter(caller)
+	must.NoError(t, err)
+	leave()
+
+	t.Run("has all of the other places", func(t *testing.T) {
+		for range maxWaiting {
+			_, err := a.enter(a.requests, caller)
+			must.NoError(t, err)
+		}
+	})
+	t.Run("has all without authentication", func(t *testing.T) {
+		for range maxWaiting {
+			_, err := enter(scheduler.Caller{Name: scheduler.DefaultOwner})
+			must.NoError(t, err)
+		}
 	})
 }
 
@@ -119,4 +170,74 @@ func TestUpgrade(t *testing.T) {
 	a.Stop() // ends it
 	must.False(t, lines.Scan())
 	must.NoError(t, res.Body.Close())
+}
+
+// TestRequestsEndWithTheirCredential says what becomes of requests whose caller's
+// credential expires in the meantime.
+func TestRequestsEndWithTheirCredential(t *testing.T) {
+	const lifetime = time.Minute
+	// served returns the answer to a request, and whether its connection is then closed.
+	served := func(t *testing.T, e endpoint) (rec *httptest.ResponseRecorder, cut bool) {
+		t.Helper()
+		a := New(Config{
+			Logger:  hclog.NewNullLogger(),
+			Refused: func(context.Context, string) {},
+			Authenticate: func(context.Context, string, string) (scheduler.Caller, error) {
+				return scheduler.Caller{Name: "ci", Method: "jwt/ci", Expires: time.Now().Add(lifetime)}, nil
+			},
+		})
+		a.handle("/v1/test", methods{"GET": e})
+		rec, began := httptest.NewRecorder(), time.Now()
+		defer func() {
+			cut = recover() != nil
+			must.Eq(t, lifetime, time.Since(began))
+		}()
+		a.ServeHTTP(rec, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "http://127.0.0.1/v1/test", nil))
+		return rec, false
+	}
+	untilEnd := func(text string) func(http.ResponseWriter, *http.Request, query) error {
+		return func(w http.ResponseWriter, r *http.Request, _ query) error {
+			if _, err := io.WriteString(w, text); text != "" && err != nil {
+				return err
+			}
+			<-r.Context().Done()
+			return nil
+		}
+	}
+	bubble := func(name string, test func(t *testing.T)) {
+		t.Run(name, func(t *testing.T) { synctest.Test(t, test) })
+	}
+	bubble("a stream is cut off", func(t *testing.T) {
+		rec, cut := served(t, endpoint{kind: stream, handle: untilEnd("first\n")})
+		must.Eq(t, "first\n", rec.Body.String())
+		must.True(t, cut)
+	})
+	bubble("a stream that has not begun is refused", func(t *testing.T) {
+		rec, cut := served(t, endpoint{kind: stream, handle: func(_ http.ResponseWriter, r *http.Request, _ query) error {
+			<-r.Context().Done()
+			return r.Context().Err()
+		}})
+		must.Eq(t, http.StatusUnauthorized, rec.Code)
+		must.StrContains(t, rec.Body.String(), "the credential expired")
+		must.False(t, cut)
+	})
+	bubble("an upgraded connection is told why it ends", func(t *testing.T) {
+		var why error
+		served(t, endpoint{kind: upgrade, handle: func(_ http.ResponseWriter, r *http.Request, _ query) error {
+			<-r.Context().Done()
+			why = context.Cause(r.Context())
+			return nil
+		}})
+		must.ErrorIs(t, why, errCredentialExpired)
+	})
+	bubble("a blocking read is refused", func(t *testing.T) {
+		a := New(Config{})
+		read := func(ctx context.Context) error {
+			<-ctx.Done()
+			return fmt.Errorf("get: %w", ctx.Err())
+		}
+		caller := scheduler.WithCaller(t.Context(), scheduler.Caller{Name: "ci", Expires: time.Now().Add(lifetime)})
+		request := httptest.NewRequestWithContext(caller, http.MethodGet, "/", nil)
+		must.ErrorIs(t, a.read(request, scheduler.Block{Index: 1}, read), errCredentialExpired)
+	})
 }

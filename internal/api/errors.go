@@ -45,6 +45,12 @@ var errShuttingDown = &apiError{
 	message: "this server is shutting down",
 }
 
+// errCredentialExpired ends a request that outlasts its credential.
+var errCredentialExpired = &apiError{
+	status: http.StatusUnauthorized, code: wire.CodeUnauthenticated,
+	message: "the credential expired while the request was waiting; send a new one",
+}
+
 // errorFor maps an error to its HTTP answer by its kind. store is the name of the
 // session store.
 func errorFor(err error, store string) apiError {
@@ -88,8 +94,13 @@ func byKind(kind string, late bool) apiError {
 		return apiError{status: http.StatusForbidden, code: code}
 	case wire.CodeNotFound:
 		return apiError{status: http.StatusNotFound, code: code}
-	case wire.CodeConflict, wire.CodeExpired, wire.CodeNotRunning:
+	case wire.CodeConflict, wire.CodeExpired, wire.CodeNotRunning, wire.CodeLogsDisabled:
 		return apiError{status: http.StatusConflict, code: code}
+	case wire.CodeIndexTooOld:
+		return apiError{status: http.StatusGone, code: code}
+	case wire.CodeUnsupported:
+		return apiError{status: http.StatusNotImplemented, code: code,
+			message: "the session's runtime cannot do this"}
 	case wire.CodeBusy:
 		return apiError{status: http.StatusTooManyRequests, code: code, retryAfter: soon}
 	case wire.CodeQuotaExceeded:

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"io"
+	"iter"
 	"net"
 	"net/http"
 	"net/netip"
@@ -52,15 +53,26 @@ type fake struct {
 
 	cleaned []scheduler.Session
 
+	batches []scheduler.EventBatch
+	late    error         // ends a stream of events that does not follow
+	left    chan struct{} // gets an element when a stream of events ends; may be nil
+
 	onCreate func(ctx context.Context, cmd scheduler.CreateCommand) error
 	onGet    func(ctx context.Context) error
+	onLogs   func(ctx context.Context, write func(string) error) error
+	onExec   func(ctx context.Context, streams runtime.Streams) (int, error)
 
 	mu     sync.Mutex
 	create scheduler.CreateCommand
 	query  scheduler.Query
+	logs   scheduler.LogQuery
 	ttl    time.Duration
 	adopt  string
+	events scheduler.EventQuery
 	calls  int
+
+	command  runtime.Command
+	released int // commands whose places were given back
 }
 
 func (f *fake) note(set func()) {
@@ -102,6 +114,18 @@ func (f *fake) List(_ context.Context, query scheduler.Query) (scheduler.Page, e
 	return scheduler.Page{Sessions: []scheduler.Session{session}, NextToken: "more", Index: 43}, nil
 }
 
+func (f *fake) Counts(_ context.Context, agentID string) (scheduler.Counts, time.Time, error) {
+	f.note(func() { f.query.AgentID = agentID })
+	return scheduler.Counts{"creating": 0, "running": 3, "stopping": 0, "dead": 1, "lost": 0}, session.CreatedAt, f.err
+}
+
+func (f *fake) Pools(context.Context) ([]scheduler.PoolStatus, error) {
+	f.note(func() {})
+	return []scheduler.PoolStatus{
+		{Pool: scheduler.Pool{Name: "default", Runtime: "nomad", Size: 10}, Ready: 7, Starting: 3, Ending: 1},
+	}, f.err
+}
+
 func (f *fake) Renew(_ context.Context, _ uuid.UUID, ttl time.Duration) (scheduler.Session, error) {
 	f.note(func() { f.ttl = ttl })
 	return session, f.err
@@ -129,6 +153,29 @@ func (f *fake) Forget(context.Context) (wire.ForgetAnswer, error) {
 	}}, f.err
 }
 
+// Logs passes on "one\n" and "two\n", or what onLogs does.
+func (f *fake) Logs(ctx context.Context, _ uuid.UUID, query scheduler.LogQuery, write func(runtime.LogChunk) error) (scheduler.LogEnd, error) {
+	f.note(func() { f.logs = query })
+	if f.err != nil {
+		return scheduler.LogEnd{}, f.err
+	}
+	if f.onLogs == nil {
+		f.onLogs = func(_ context.Context, write func(string) error) error {
+			if err := write("one\n"); err != nil {
+				return err
+			}
+			return write("two\n")
+		}
+	}
+	next := int64(0)
+	err := f.onLogs(ctx, func(text string) error {
+		chunk := runtime.LogChunk{Stream: query.Stream, Offset: next, Data: []byte(text)}
+		next += int64(len(text))
+		return write(chunk)
+	})
+	return scheduler.LogEnd{Session: session, State: "dead", Reason: "exit code 3"}, err
+}
+
 func (f *fake) CleanupExpired(context.Context) (scheduler.CleanupResult, error) {
 	f.note(func() {})
 	return scheduler.CleanupResult{Cleaned: f.cleaned, ErrorCount: 1}, f.err
@@ -140,6 +187,71 @@ func (f *fake) Repair(context.Context, uuid.UUID) (scheduler.RepairResult, error
 		return scheduler.RepairResult{Result: scheduler.RepairRemoved}, f.err
 	}
 	return scheduler.RepairResult{Result: scheduler.RepairAdopted, Session: &session}, f.err
+}
+
+// Exec runs commands that copy their input to their output, or onExec.
+func (f *fake) Exec(_ context.Context, _ uuid.UUID, command runtime.Command, renew time.Duration) (*scheduler.Exec, error) {
+	f.note(func() { f.command, f.ttl = command, renew })
+	if f.err != nil {
+		return nil, f.err
+	}
+	run := f.onExec
+	if run == nil {
+		run = func(_ context.Context, streams runtime.Streams) (int, error) {
+			_, err := io.Copy(streams.Stdout, streams.Stdin)
+			return 0, err
+		}
+	}
+	return &scheduler.Exec{Session: session, Run: run, Release: func() {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		f.released++
+	}}, nil
+}
+
+// Events yields the changes, and then ends or waits for the end of ctx.
+func (f *fake) Events(ctx context.Context, query scheduler.EventQuery) iter.Seq2[scheduler.EventBatch, error] {
+	f.note(func() { f.events = query })
+	return func(yield func(scheduler.EventBatch, error) bool) {
+		if f.left != nil {
+			defer func() { f.left <- struct{}{} }()
+		}
+		if f.err != nil {
+			yield(scheduler.EventBatch{}, f.err)
+			return
+		}
+		if !yield(scheduler.EventBatch{Index: 42}, nil) {
+			return
+		}
+		for _, batch := range f.batches {
+			if !yield(batch, nil) {
+				return
+			}
+		}
+		if query.Follow {
+			<-ctx.Done()
+			yield(scheduler.EventBatch{}, ctx.Err())
+			return
+		}
+		if f.late != nil {
+			yield(scheduler.EventBatch{}, f.late)
+		}
+	}
+}
+
+func (f *fake) Why(context.Context, uuid.UUID) ([]scheduler.Story, error) {
+	f.note(func() {})
+	return []scheduler.Story{
+		{
+			SessionID: session.SessionID, AgentID: session.AgentID, Runtime: session.Runtime,
+			State: scheduler.StateDead, Outcome: "Its sandbox ended: exit code 3.",
+			Events: []scheduler.StoryEvent{
+				{Time: session.CreatedAt, Source: scheduler.SourceBivouac, Text: "created by anonymous"},
+				{Source: session.Runtime, Text: "some <b>time</b>"},
+			},
+		},
+		{SessionID: chat, AgentID: session.AgentID, Runtime: session.Runtime, Outcome: "Deleted by anonymous."},
+	}, f.err
 }
 
 // log is an hclog output that may be read while it is written.
@@ -184,6 +296,9 @@ func testConfig(sessions api.Sessions, out io.Writer) api.Config {
 		Self:     wire.SelfAnswer{Version: "1.2.3", Revision: "abc", Config: map[string]any{"ttl": "30m"}},
 		Runtimes: func(context.Context) []wire.Runtime {
 			return []wire.Runtime{{Name: "process", Version: "1.2.3"}, {Name: "mine"}}
+		},
+		Replicas: func(context.Context) []wire.Replica {
+			return []wire.Replica{{Name: "host-1", Version: "1.2.3", Addresses: []string{"127.0.0.1:4747"}, StartedAt: time.Date(2031, 3, 5, 14, 7, 30, 0, time.UTC)}}
 		},
 		Refused: func(context.Context, string) {},
 		Logger:  hclog.New(&hclog.LoggerOptions{Output: out, Level: hclog.Trace}),
@@ -286,12 +401,20 @@ var (
 	create     = request{method: "PUT", path: sessionURL, body: goodCreate}
 	get        = request{method: "GET", path: sessionURL}
 	list       = request{method: "GET", path: "/v1/sessions"}
+	count      = request{method: "GET", path: "/v1/sessions/counts"}
+	pools      = request{method: "GET", path: "/v1/pools"}
 	renew      = request{method: "POST", path: sessionURL + "/renew", body: `{"ttl":"10m"}`}
+	exec       = request{method: "POST", path: sessionURL + "/exec", body: `{"command":["cat"],"stdin":"hello"}`}
+	execStream = request{method: "GET", path: sessionURL + `/exec?command=%5B%22cat%22%5D`} // not asking for a websocket
+	why        = request{method: "GET", path: sessionURL + "/why"}
 	remove     = request{method: "DELETE", path: sessionURL}
+	readLogs   = request{method: "GET", path: sessionURL + "/logs"}
+	readFrames = request{method: "GET", path: sessionURL + "/logs", header: http.Header{"Accept": {wire.TypeFrames}}}
 	cleanup    = request{method: "POST", path: "/v1/cleanup"}
 	adopt      = request{method: "POST", path: "/v1/operator/adopt", body: `{"instance":"default-4f7k2mq6zt3vxw5yabcd"}`}
 	forget     = request{method: "POST", path: "/v1/operator/forget"}
 	repair     = request{method: "POST", path: "/v1/operator/repair/" + chat.String()}
+	events     = request{method: "GET", path: "/v1/events?follow=false"}
 	live       = request{method: "GET", path: "/v1/agent/live"}
 	health     = request{method: "GET", path: "/v1/agent/health"}
 	self       = request{method: "GET", path: "/v1/agent/self"}

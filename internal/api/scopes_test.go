@@ -31,7 +31,10 @@ func agentRule(agent string, capabilities scheduler.Capabilities) []*scheduler.P
 // scopes are the callers of TestScopes, by their tokens.
 var scopes = map[string][]*scheduler.Policy{
 	"read":     agentRule("researcher", scheduler.CapRead),
+	"all":      agentRule("", scheduler.CapRead),
 	"write":    agentRule("researcher", scheduler.CapWrite),
+	"logs":     agentRule("researcher", scheduler.CapRead|scheduler.CapLogs),
+	"exec":     agentRule("researcher", scheduler.CapRead|scheduler.CapExec),
 	"operator": {{Operator: scheduler.LevelWrite}},
 	"metrics":  {{Metrics: true}},
 	"other":    agentRule("other", scheduler.CapWrite|scheduler.CapLogs|scheduler.CapExec),
@@ -46,15 +49,23 @@ func TestScopes(t *testing.T) {
 		shown, none, denied = "200 shown", "200 empty", "403 permission_denied"
 		absent, gone        = "404 not_found", "200 not_found"
 		unknown             = "401 unauthenticated"
+		one, zero           = "200 counts 1", "200 counts 0"
 	)
 	// What callers who may not see the session get must be what they get for a chat
 	// without one, unless they are denied by what they ask for.
 	rows := map[string]map[string]string{
-		"listSessions":  {"read": shown, "write": shown, "operator": none, "metrics": none, "other": none, "nothing": none},
-		"getSession":    {"read": shown, "write": shown, "operator": absent, "metrics": absent, "other": absent, "nothing": absent},
-		"createSession": {"read": denied, "write": shown, "operator": denied, "metrics": denied, "other": denied, "nothing": denied},
-		"renewSession":  {"read": denied, "write": shown, "operator": absent, "metrics": absent, "other": absent, "nothing": absent},
-		"deleteSession": {"read": denied, "write": "200 deleted", "operator": gone, "metrics": gone, "other": gone, "nothing": gone},
+		"listSessions":    {"read": shown, "write": shown, "operator": none, "metrics": none, "other": none, "nothing": none},
+		"countSessions":   {"read": one, "write": one, "operator": zero, "metrics": zero, "other": zero, "nothing": zero},
+		"listPools":       {"read": denied, "all": "200 pools", "write": denied, "operator": denied, "metrics": denied, "other": denied, "nothing": denied},
+		"getSession":      {"read": shown, "write": shown, "operator": absent, "metrics": absent, "other": absent, "nothing": absent},
+		"createSession":   {"read": denied, "write": shown, "operator": denied, "metrics": denied, "other": denied, "nothing": denied},
+		"renewSession":    {"read": denied, "write": shown, "operator": absent, "metrics": absent, "other": absent, "nothing": absent},
+		"explainSessions": {"read": shown, "write": shown, "operator": absent, "metrics": absent, "other": absent, "nothing": absent},
+		"readLogs":        {"logs": none, "read": denied, "write": denied, "operator": absent, "metrics": absent, "other": absent, "nothing": absent},
+		"exec":            {"exec": "200 ", "read": denied, "write": denied, "operator": absent, "metrics": absent, "other": absent, "nothing": absent},
+		"execStream":      {"exec": "426 upgrade_required", "read": denied, "write": denied, "operator": absent, "metrics": absent, "other": absent, "nothing": absent},
+		"deleteSession":   {"read": denied, "write": "200 deleted", "operator": gone, "metrics": gone, "other": gone, "nothing": gone},
+		"listEvents":      {"read": shown, "write": shown, "operator": none, "metrics": none, "other": none, "nothing": none},
 	}
 	recorder := apitest.New(t, nil)
 	tried := 0
@@ -65,6 +76,11 @@ func TestScopes(t *testing.T) {
 		row, ok := rows[id]
 		must.True(t, ok, must.Sprintf("%s has no row in this test", id))
 		row[""], row["wrong"] = unknown, unknown
+		for _, more := range []string{"all", "logs", "exec"} { // these callers may read, too
+			if _, ok := row[more]; !ok {
+				row[more] = row["read"]
+			}
+		}
 		must.MapLen(t, len(scopes)+2, row)
 		for caller, want := range row {
 			tried++
@@ -76,6 +92,9 @@ func TestScopes(t *testing.T) {
 				must.NoError(t, err)
 				a := startRecorded(t, recorder, sessions, scoped)
 				r := requests[id]
+				if id == "listEvents" {
+					r.path += "&index=0"
+				}
 				r.header = http.Header{}
 				if caller != "" {
 					r.header.Set(wire.HeaderToken, caller)
@@ -106,11 +125,25 @@ func outcomeOf(t *testing.T, status int, body string) string {
 		Result   string
 		Session  *wire.Session
 		Sessions *[]wire.Session
+		Counts   map[string]int
+		Pools    *[]wire.Pool
+	}
+	if lines := strings.SplitAfter(body, "\n"); len(lines) > 2 {
+		return fmt.Sprintf("%d shown", status) // events
+	}
+	if body == "" { // a log without output
+		body = "{\"sessions\":[]}"
 	}
 	must.NoError(t, json.Unmarshal([]byte(body), &answer))
 	switch {
+	case body == "{}\n":
+		return fmt.Sprintf("%d empty", status)
 	case answer.Error != nil:
 		return fmt.Sprintf("%d %s", status, answer.Error.Code)
+	case answer.Counts != nil:
+		return fmt.Sprintf("%d counts %d", status, answer.Counts["running"])
+	case answer.Pools != nil:
+		return fmt.Sprintf("%d pools", status)
 	case answer.Sessions != nil && len(*answer.Sessions) == 0:
 		return fmt.Sprintf("%d empty", status)
 	case answer.Session != nil || answer.Sessions != nil:

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"net/http"
 	"runtime/debug"
 	"strings"
@@ -16,6 +17,7 @@ import (
 
 	"github.com/bivouac/bivouac/internal/api/wire"
 	"github.com/bivouac/bivouac/internal/audit"
+	"github.com/bivouac/bivouac/runtime"
 	"github.com/bivouac/bivouac/scheduler"
 )
 
@@ -24,10 +26,16 @@ type Sessions interface {
 	Create(ctx context.Context, cmd scheduler.CreateCommand) (scheduler.CreateResult, error)
 	Get(ctx context.Context, chatID uuid.UUID, block scheduler.Block) (scheduler.Session, uint64, error)
 	List(ctx context.Context, query scheduler.Query) (scheduler.Page, error)
+	Counts(ctx context.Context, agentID string) (scheduler.Counts, time.Time, error)
+	Pools(ctx context.Context) ([]scheduler.PoolStatus, error)
 	Renew(ctx context.Context, chatID uuid.UUID, ttl time.Duration) (scheduler.Session, error)
 	Delete(ctx context.Context, chatID uuid.UUID) (scheduler.DeleteResult, error)
+	Logs(ctx context.Context, chatID uuid.UUID, query scheduler.LogQuery, write func(runtime.LogChunk) error) (scheduler.LogEnd, error)
 	CleanupExpired(ctx context.Context) (scheduler.CleanupResult, error)
 	Repair(ctx context.Context, chatID uuid.UUID) (scheduler.RepairResult, error)
+	Exec(ctx context.Context, chatID uuid.UUID, command runtime.Command, renew time.Duration) (*scheduler.Exec, error)
+	Events(ctx context.Context, query scheduler.EventQuery) iter.Seq2[scheduler.EventBatch, error]
+	Why(ctx context.Context, chatID uuid.UUID) ([]scheduler.Story, error)
 }
 
 // Operator carries out decisions that only an operator can make, about a store without
@@ -41,16 +49,17 @@ type Operator interface {
 }
 
 // Config is the configuration of the API. All fields except Checks, Operator,
-// Authenticate, Known, Hosts, ClientCertificates and Audit are required.
+// Authenticate, Known, Hosts, ClientCertificates, Audit, Connections and UI are required.
 type Config struct {
 	Sessions Sessions
 	Store    string          // name of the session store for messages: "Consul at HOST:PORT"
 	Checks   []Check         // empty: always healthy
 	Metrics  http.Handler    // serves /v1/metrics
 	Operator Operator        // nil: no operator decisions are possible
-	Self     wire.SelfAnswer // served as it is, except Instance and Runtimes; must contain no secrets
+	Self     wire.SelfAnswer // served as it is, except Instance, Runtimes and Replicas; must contain no secrets
 	Instance func() string   // the ID of the instance; empty if not yet known
 	Runtimes func(ctx context.Context) []wire.Runtime
+	Replicas func(ctx context.Context) []wire.Replica // those that run; nil if they are not known
 	Logger   hclog.Logger
 	// Authenticate returns the caller with a credential, which may be empty. address is
 	// where the request came from. If Authenticate is nil, there is no authentication,
@@ -66,6 +75,12 @@ type Config struct {
 	// except for open endpoints.
 	ClientCertificates bool
 	Audit              *audit.Log // nil: none
+	// UI serves the paths below /ui/. They are open: the files of a web page are no
+	// secret, and a browser sends no token for them. Nil: there is no such path.
+	UI http.Handler
+	// Connections is how many connections the server keeps, 0 for any number. Streams of
+	// events take at most half of them.
+	Connections int
 	// Refused is called with the name of the limit when a request is refused.
 	Refused func(ctx context.Context, limit string)
 }
@@ -76,10 +91,15 @@ type API struct {
 	mux      *http.ServeMux
 	open     map[string]bool // the paths that need no credential
 	csrf     *http.CrossOriginProtection
-	requests scheduler.Places // for unary requests about sessions
-	waiting  scheduler.Places // for blocking reads, streams and upgrades
+	requests scheduler.Places  // for unary requests about sessions
+	waiting  scheduler.Places  // for blocking reads, streams and upgrades
+	readers  scheduler.Places  // for streams of events
+	shares   *scheduler.Shares // of each caller in readers
+	scans    scheduler.Places  // for filtered lists, which may read all records
+	upgrades upgrades
 	checkup  checkup
-	told     *rate.Limiter // for log lines about refused strangers
+	waiters  *scheduler.Shares // of each caller in waiting
+	told     *rate.Limiter     // for log lines about refused strangers
 	stopping context.Context
 	stop     context.CancelFunc
 }
@@ -87,6 +107,10 @@ type API struct {
 // New returns the API. It starts nothing.
 func New(config Config) *API {
 	stopping, stop := context.WithCancel(context.Background())
+	readers := maxReaders
+	if config.Connections > 0 {
+		readers = min(readers, config.Connections/2)
+	}
 	a := &API{
 		config:   config,
 		mux:      http.NewServeMux(),
@@ -94,17 +118,29 @@ func New(config Config) *API {
 		csrf:     http.NewCrossOriginProtection(),
 		requests: scheduler.NewPlaces(maxRequests, "requests", "%d requests already"),
 		waiting:  scheduler.NewPlaces(maxWaiting, "waiting", "%d blocking reads and streams already"),
+		scans:    scheduler.NewPlaces(maxScans, "scans", "%d filtered lists already"),
+		readers:  scheduler.NewPlaces(readers, "event_readers", "%d streams of events already"),
+		shares:   scheduler.NewShares((readers+1)/2, "event_readers", "the caller has %d streams of events already"),
 		checkup:  checkup{turn: make(chan struct{}, 1)},
+		waiters:  scheduler.NewShares(maxWaitShare, "caller_waiting", "%d blocking reads and streams of this caller already"),
 		told:     rate.NewLimiter(strangersPerSecond, strangersAtOnce),
 		stopping: stopping,
 		stop:     stop,
 	}
+	a.upgrades.ended.L = &a.upgrades.mu
 	for _, e := range a.resources() {
 		a.handle(e.path, e.methods)
+	}
+	if config.UI != nil {
+		a.open[uiPath] = true
+		a.mux.Handle(uiPath, config.UI)
 	}
 	a.mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) { fail(w, errUnknownPath) })
 	return a
 }
+
+// uiPath is the folder of the web page.
+const uiPath = "/ui/"
 
 // resource is a path of the API with its endpoints.
 type resource struct {
@@ -118,14 +154,27 @@ func (a *API) resources() []resource {
 	// so that the server can report its state when it is busy.
 	return []resource{
 		{"/v1/sessions", methods{
-			"GET": {unary, authenticated, a.requests, a.list, []string{"agent_id", "per_page", "next_token", "index", "wait"}},
+			"GET": {unary, authenticated, a.requests, a.list, []string{"agent_id", "state", "text", "per_page", "next_token", "index", "wait"}},
 		}},
+		{"/v1/sessions/counts", methods{"GET": {unary, authenticated, a.requests, a.counts, []string{"agent_id"}}}},
+		{"/v1/pools", methods{"GET": {unary, authenticated, a.requests, a.pools, nil}}},
 		{"/v1/sessions/{chat_id}", methods{
 			"GET":    {unary, authenticated, a.requests, a.get, []string{"index", "wait"}},
 			"PUT":    {unary, authenticated, a.requests, a.create, nil},
 			"DELETE": {unary, authenticated, a.requests, a.delete, nil},
 		}},
 		{"/v1/sessions/{chat_id}/renew", methods{"POST": {unary, authenticated, a.requests, a.renew, nil}}},
+		{execPath, methods{
+			"GET":  {upgrade, authenticated, a.waiting, a.execStream, execParams},
+			"POST": {unary, authenticated, a.requests, a.exec, []string{"renew"}},
+		}},
+		{"/v1/events", methods{
+			"GET": {stream, authenticated, a.readers, a.events, []string{"index", "agent_id", "chat_id", "type", "follow"}},
+		}},
+		{"/v1/sessions/{chat_id}/why", methods{"GET": {unary, authenticated, a.requests, a.why, nil}}},
+		{"/v1/sessions/{chat_id}/logs", methods{
+			"GET": {stream, authenticated, a.waiting, a.logs, []string{"type", "follow", "tail", "task"}},
+		}},
 		{"/v1/cleanup", methods{"POST": {unary, operatorWrite, a.requests, a.cleanup, nil}}},
 		{"/v1/operator/adopt", methods{"POST": {unary, operatorWrite, a.requests, a.adopt, nil}}},
 		{"/v1/operator/forget", methods{"POST": {unary, operatorWrite, a.requests, a.forget, nil}}},
@@ -146,6 +195,9 @@ const (
 	maxBody      = 64 << 10         // bytes
 	maxRequests  = 1024             // unary requests about sessions at a time, counted once their bodies are read
 	maxWaiting   = 128              // blocking reads, streams and upgrades at a time
+	maxWaitShare = maxWaiting / 2   // of waiting ones, for each authenticated caller
+	maxScans     = 8                // filtered lists at a time
+	maxReaders   = 2048             // streams of events at a time; an authenticated caller may have half of them
 	maxRequestID = 128              // bytes
 )
 
@@ -156,7 +208,7 @@ const (
 )
 
 // Stop ends blocking reads, streams and upgraded connections. New ones end at once.
-// Register it to run when the server shuts down.
+// Register it to run when the server shuts down, and call [API.Wait] after that.
 func (a *API) Stop() { a.stop() }
 
 // ServeHTTP answers one request. It recovers from panics.

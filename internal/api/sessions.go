@@ -72,7 +72,22 @@ func (a *API) get(w http.ResponseWriter, r *http.Request, q query) error {
 		return err
 	}
 	auditSession(w, session)
-	return writeJSON(w, http.StatusOK, wire.GetAnswer{Session: wireSession(session), AccessToken: string(session.AccessToken)})
+	return writeJSON(w, http.StatusOK, wire.GetAnswer{
+		Session: wireSession(session), AccessToken: string(session.AccessToken),
+		Capabilities: capabilities(scheduler.CallerFrom(r.Context()), session.AgentID),
+	})
+}
+
+// capabilities returns the names of what the caller may do with the sessions of an AI
+// agent.
+func capabilities(caller scheduler.Caller, agentID string) []string {
+	names := []string{}
+	for _, capability := range scheduler.EachCapability() {
+		if caller.May(capability, agentID) {
+			names = append(names, capability.String())
+		}
+	}
+	return names
 }
 
 func (a *API) list(w http.ResponseWriter, r *http.Request, q query) error {
@@ -84,11 +99,22 @@ func (a *API) list(w http.ResponseWriter, r *http.Request, q query) error {
 	if err != nil {
 		return err
 	}
+	include, err := q.filter()
+	if err != nil {
+		return err
+	}
+	if include != nil {
+		leave, err := a.scans.Enter()
+		if err != nil {
+			return err
+		}
+		defer leave()
+	}
 	auditAgent(w, q["agent_id"])
 	var page scheduler.Page
 	err = a.read(r, block, func(ctx context.Context) (err error) {
 		page, err = a.config.Sessions.List(ctx, scheduler.Query{
-			AgentID: q["agent_id"], PerPage: perPage, NextToken: q["next_token"], Block: block,
+			AgentID: q["agent_id"], PerPage: perPage, NextToken: q["next_token"], Block: block, Include: include,
 		})
 		return err
 	})
@@ -100,21 +126,21 @@ func (a *API) list(w http.ResponseWriter, r *http.Request, q query) error {
 }
 
 // read runs a read that may block. Blocking reads are limited in number, and end when the
-// server shuts down.
+// server shuts down or the caller's credential expires.
 func (a *API) read(r *http.Request, block scheduler.Block, read func(context.Context) error) error {
 	if block.Index == 0 {
 		return read(r.Context())
 	}
-	leave, err := a.waiting.Enter()
+	leave, err := a.enter(a.waiting, scheduler.CallerFrom(r.Context()))
 	if err != nil {
 		return err
 	}
 	defer leave()
-	ctx, cancel := a.untilStopped(r.Context())
+	ctx, cancel := a.whileServed(r.Context())
 	defer cancel()
 	err = read(ctx)
-	if err != nil && ctx.Err() != nil && a.stopping.Err() != nil {
-		return errShuttingDown
+	if why, ok := errors.AsType[*apiError](context.Cause(ctx)); ok && err != nil {
+		return why
 	}
 	return err
 }
@@ -208,6 +234,7 @@ func wireSession(s scheduler.Session) wire.Session {
 		Reason:         s.Reason,
 		Owner:          s.Owner,
 		Labels:         s.Labels,
+		Warm:           s.Warm,
 	}
 	if out.Labels == nil {
 		out.Labels = map[string]string{} // not null

@@ -74,6 +74,7 @@ type Operation struct {
 	Endpoint  string    // the path of the API, with {chat_id} for the ID of a chat
 	ChatID    uuid.UUID // nil UUID: none
 	UserAgent string
+	Command   *Command // nil: it runs none
 
 	AgentID  string             // that the caller named; empty: none
 	Session  *scheduler.Session // nil: none, or not known
@@ -81,6 +82,16 @@ type Operation struct {
 	Result   string             // of the use case; empty: none
 	Status   int                // of the answer
 	Error    string             // code of the answer; empty: no error
+	ExitCode *int               // of the command; nil: it has none
+}
+
+// Command is a command that a caller wants to run in a sandbox. Its environment is left out,
+// because it may contain secrets.
+type Command struct {
+	Args []string `json:"args"`
+	TTY  bool     `json:"tty,omitempty"`
+	User string   `json:"user,omitempty"`
+	Task string   `json:"task,omitempty"`
 }
 
 type operationKey struct{}

@@ -58,6 +58,7 @@ type request struct {
 	Endpoint  string       `json:"endpoint,omitempty"` // path of the API
 	ChatID    string       `json:"chat_id,omitempty"`
 	AgentID   string       `json:"agent_id,omitempty"` // that the caller named
+	Command   *Command     `json:"command,omitempty"`  // to run in the sandbox
 	Meta      *requestMeta `json:"request_meta,omitempty"`
 }
 
@@ -80,7 +81,8 @@ type session struct {
 type response struct {
 	StatusCode int    `json:"status_code,omitempty"` // of HTTP
 	Result     string `json:"result,omitempty"`
-	Error      string `json:"error,omitempty"` // a code of the API
+	Error      string `json:"error,omitempty"`     // a code of the API
+	ExitCode   *int   `json:"exit_code,omitempty"` // of the command
 }
 
 // gap says that lines are missing.
@@ -99,6 +101,7 @@ func (op *Operation) entry() payload {
 			Endpoint:  op.Endpoint,
 			ChatID:    idOf(op.ChatID),
 			AgentID:   clip(op.AgentID),
+			Command:   op.Command,
 			Meta:      &requestMeta{RemoteAddress: op.Caller.Address, UserAgent: clip(op.UserAgent)},
 		},
 	}
@@ -109,7 +112,7 @@ func (op *Operation) completed() payload {
 	p := op.entry()
 	p.Stage = stageComplete
 	p.Session, p.Previous = newSession(op.Session), newSession(op.Previous)
-	p.Response = &response{StatusCode: op.Status, Result: op.Result, Error: op.Error}
+	p.Response = &response{StatusCode: op.Status, Result: op.Result, Error: op.Error, ExitCode: op.ExitCode}
 	return p
 }
 

@@ -160,7 +160,8 @@ func (j *JWT) verify(t *token) (v verified, err error) {
 	case !slices.ContainsFunc(keys, t.signedWith):
 		return v, errors.New("its signature is wrong")
 	}
-	if v.until, err = j.checkTimes(t.claims, time.Now()); err != nil {
+	until, err := j.checkTimes(t.claims, time.Now())
+	if err != nil {
 		return v, err
 	}
 	if !slices.ContainsFunc(j.Audiences, func(audience string) bool { return contains(t.claims["aud"], audience) }) {
@@ -172,6 +173,7 @@ func (j *JWT) verify(t *token) (v verified, err error) {
 		}
 	}
 	v.caller, err = j.caller(t.claims)
+	v.caller.Expires = until
 	return v, err
 }
 

@@ -257,16 +257,19 @@ func lastBit(token string) string {
 func TestJWTCaller(t *testing.T) {
 	key := edKey(t, "a")
 	policies := []*scheduler.Policy{{Name: "support"}}
+	const leeway = 10 * time.Second
 	jwts := newJWTs([]JWT{{
 		Name: "nomad", Keys: fixed(t, key), Audiences: []string{"bivouac.io"}, Algorithms: []string{"EdDSA"},
-		NameClaim: "sub", Policies: policies,
+		NameClaim: "sub", Policies: policies, Leeway: leeway,
 	}})
-	token := key.token(t, workload())
+	claims := workload()
+	token := key.token(t, claims)
 	for range 2 { // verified, and remembered
 		caller, err := jwts.authenticate(t.Context(), token)
 		must.NoError(t, err)
 		must.Eq(t, scheduler.Caller{
 			Name: "global:chat:support-bot:bot:bot:bivouac", Method: "jwt/nomad", Accessor: "token-1", Policies: policies,
+			Expires: time.Unix(claims["exp"].(int64), 0).Add(leeway),
 		}, caller)
 	}
 }

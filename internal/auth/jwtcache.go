@@ -14,7 +14,6 @@ const maxVerified = 4096
 // verified is what is known of a token that was accepted.
 type verified struct {
 	caller scheduler.Caller
-	until  time.Time
 	keys   *Keys
 	set    *keySet // the keys at that time
 }
@@ -30,7 +29,7 @@ func (c *cache) get(digest [sha256.Size]byte) (scheduler.Caller, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	v, ok := c.entries[digest]
-	if ok && (!time.Now().Before(v.until) || v.keys.current.Load() != v.set) {
+	if ok && (!time.Now().Before(v.caller.Expires) || v.keys.current.Load() != v.set) {
 		delete(c.entries, digest)
 		return scheduler.Caller{}, false
 	}

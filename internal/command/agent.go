@@ -106,16 +106,24 @@ func demoSandboxCommand(t terminal) *command {
 	c.synopsis = "Run a small sandbox to try Bivouac out with"
 	c.about = `Serves HTTP as a sandbox does. / shows the session, chat and agent that it
 serves, /workspace/ lists and serves the files of the volume, /healthz returns
-the session ID, and a POST to /exit ends it. Like any sandbox it reads PORT,
+the session ID, a POST to /exit ends it, and a POST to /print prints the body,
+with ?stream=stderr to its standard error. Like any sandbox it reads PORT,
 BIVOUAC_SESSION_ID, BIVOUAC_CHAT_ID, BIVOUAC_AGENT_ID, BIVOUAC_WORKSPACE and
-BIVOUAC_ACCESS_TOKEN from its environment. It listens on 127.0.0.1, or on the IP
-in BIVOUAC_BIND.`
+BIVOUAC_ACCESS_TOKEN from its environment. If BIVOUAC_SESSION_FILE is set, it
+reads chat and agent from that file as soon as it exists. It listens on
+127.0.0.1, or on the IP in BIVOUAC_BIND.`
 	c.example = "$ PORT=8080 BIVOUAC_WORKSPACE=/tmp bivouac demo-sandbox"
 	settings := demosandbox.FromEnv(t.getenv)
 	c.flags.StringVar(&settings.Addr, "addr", settings.Addr, "`HOST:PORT` to listen on.")
 	c.flags.BoolVar(&settings.RequireToken, "require-token", false,
 		"Refuse requests without \"Authorization: Bearer\" and the access token, except GET /healthz.")
-	c.run = func(ctx context.Context, _ []string) error { return demosandbox.Run(ctx, settings) }
+	actions := c.flags.String("do", "", "`ACTIONS` to do instead, as bivouac plugin verify has them done by commands in a sandbox.")
+	c.run = func(ctx context.Context, _ []string) error {
+		if *actions != "" {
+			os.Exit(demosandbox.Do(*actions)) //nolint:forbidigo // the exit code is one of the actions
+		}
+		return demosandbox.Run(ctx, settings)
+	}
 	return c
 }
 

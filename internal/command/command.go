@@ -103,6 +103,9 @@ func Main() int {
 		t.tell("Error: %v", err)
 		return exitError
 	}
+	if code >= commandCodes {
+		return code - commandCodes
+	}
 	if code > exitUnreachable {
 		return exitError // a code of package cli, for example for an unknown command
 	}
@@ -120,17 +123,18 @@ type terminal struct {
 // tell writes a line to stderr, apart from the command's output. It ignores an error,
 // which it could not report anywhere.
 func (t terminal) tell(format string, args ...any) {
-	_, _ = fmt.Fprintf(t.err, format+"\n", args...)
+	_, _ = fmt.Fprintln(t.err, printable(fmt.Sprintf(format, args...)))
 }
 
 func commands(t terminal) map[string]cli.CommandFactory {
 	all := map[string]cli.CommandFactory{}
 	for _, c := range []*command{
-		agentCommand(t),
+		agentCommand(t), nodeCommand(t),
 		configCommand(t), configValidateCommand(t),
 		sessionCommand(t), sessionCreateCommand(t), sessionGetCommand(t), sessionListCommand(t),
-		sessionRenewCommand(t), sessionDeleteCommand(t), sessionWatchCommand(t),
-		cleanupCommand(t),
+		sessionRenewCommand(t), sessionDeleteCommand(t), sessionWatchCommand(t), sessionWhyCommand(t), sessionLogsCommand(t), sessionExecCommand(t),
+		cleanupCommand(t), eventsCommand(t),
+		poolCommand(t), poolListCommand(t),
 		operatorCommand(t), operatorAdoptCommand(t), operatorForgetCommand(t), operatorRepairCommand(t),
 		pluginCommand(t), pluginListCommand(t), pluginInspectCommand(t), pluginRunCommand(t), pluginVerifyCommand(t),
 		tokenCommand(t), tokenNewCommand(t),
@@ -146,15 +150,16 @@ func commands(t terminal) map[string]cli.CommandFactory {
 // command is one command as a cli.Command.
 type command struct {
 	terminal
-	name     string // as typed, such as "session get"
-	args     string // the arguments in its usage, each a word in capitals
-	synopsis string
-	about    string // what it does, in a few sentences
-	example  string
-	flags    *flag.FlagSet
-	asJSON   bool                                           // print JSON, also for errors; set by jsonFlag's flag
-	calls    bool                                           // it calls the API; its help lists the exit codes
-	run      func(ctx context.Context, args []string) error // nil for a group of commands
+	name      string // as typed, such as "session get"
+	args      string // the arguments in its usage, each a word in capitals
+	takesRest bool   // the last argument is all that comes after the others, such as a command
+	synopsis  string
+	about     string // what it does, in a few sentences
+	example   string
+	flags     *flag.FlagSet
+	asJSON    bool                                           // print JSON, also for errors; set by jsonFlag's flag
+	calls     bool                                           // it calls the API; its help lists the exit codes
+	run       func(ctx context.Context, args []string) error // nil for a group of commands
 }
 
 func newCommand(t terminal, name string) *command {
@@ -205,6 +210,9 @@ func (c *command) usage() string {
 	if c.hasFlags() {
 		usage += " [options]"
 	}
+	if c.takesRest {
+		return usage + " " + strings.Replace(c.args, " COMMAND", " -- COMMAND...", 1)
+	}
 	return strings.TrimRight(usage+" "+c.args, " ")
 }
 
@@ -226,20 +234,31 @@ func (c *command) Run(typed []string) int {
 		}
 		return exitDone
 	}
+	usageError := exitError
+	if c.takesRest { // smaller codes are those of the command that it runs
+		usageError = commandCodes + exitNoCode
+	}
 	if err != nil && (c.asJSON || slices.ContainsFunc(typed, asksForJSON)) {
 		c.tellJSON(err)
-		return exitError
+		return usageError
 	}
 	if err != nil {
 		c.tell("Error: %v\nUsage: %s\nSee bivouac %s -help", err, c.usage(), c.name)
-		return exitError
+		return usageError
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	// After the first signal, the second one has its usual effect: it ends the process
 	// at once.
 	defer context.AfterFunc(ctx, stop)()
 	defer stop()
-	if err := c.run(ctx, args); err != nil {
+	err = c.run(ctx, args)
+	if ended, ok := errors.AsType[*execError](err); ok {
+		if ended.err != nil {
+			_ = c.fail(ended.err) // which only tells it
+		}
+		return commandCodes + ended.code
+	}
+	if err != nil {
 		return c.fail(err)
 	}
 	return exitDone
@@ -254,6 +273,9 @@ func (c *command) parse(typed []string) ([]string, error) {
 		}
 		if c.flags.NArg() == 0 {
 			break
+		}
+		if c.takesRest && len(args) == len(strings.Fields(c.args))-1 {
+			return append(args, c.flags.Args()...), nil
 		}
 		args = append(args, c.flags.Arg(0))
 		typed = c.flags.Args()[1:]

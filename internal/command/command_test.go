@@ -265,3 +265,15 @@ func TestLongTextsOfATableAreCutOff(t *testing.T) {
 	must.Eq(t, strings.Repeat("ä", maxColumn), column(strings.Repeat("ä", maxColumn)))
 	must.Eq(t, strings.Repeat("ä", maxColumn-1)+"…", column(strings.Repeat("ä", maxColumn+1)))
 }
+
+func TestPrintable(t *testing.T) {
+	must.Eq(t, "a\tb\nü \uFFFD[31m\uFFFD\uFFFD\uFFFD می\u200cخواهم", printable("a\tb\nü \x1b[31m\r\u009b\u202e می\u200cخواهم"))
+}
+
+func TestAge(t *testing.T) {
+	for d, want := range map[time.Duration]string{
+		-time.Second: "0s", 1500 * time.Millisecond: "1s", 123 * time.Second: "2m3s", 3*time.Hour + 5*time.Minute + time.Second: "3h5m", 51 * time.Hour: "2d3h",
+	} {
+		must.Eq(t, want, age(d))
+	}
+}

@@ -35,11 +35,14 @@ per line, until the end of input or Ctrl-C:
   list
   stop SESSION_ID
   delete SESSION_ID
+  logs SESSION_ID [stderr]
+  exec SESSION_ID COMMAND [ARGUMENT...]
+  explain SESSION_ID
   info
   health
 
 The plugin's log is shown. Sandboxes go on running when the command ends. The
-next run with the same -instance finds them. Put a VOLUME with spaces in double
+next run with the same -instance finds them. Put a word with spaces in double
 quotes. Exits with 1 if a request failed.`
 	c.example = `$ echo create /srv/chats/1 | bivouac plugin run -plugin-config='{"image":"busybox"}' ./my-runtime`
 	flags := newPluginFlags(c)
@@ -150,7 +153,7 @@ func (h hand) take(ctx context.Context, words []string) error {
 		words = append(words, "")
 	}
 	request, arg := words[0], words[1]
-	if arg == "" && slices.Contains([]string{"inspect", "stop", "delete"}, request) {
+	if arg == "" && slices.Contains([]string{"inspect", "stop", "delete", "logs", "exec", "explain"}, request) {
 		return fmt.Errorf("%s: SESSION_ID is missing", request)
 	}
 	switch request {
@@ -176,8 +179,14 @@ func (h hand) take(ctx context.Context, words []string) error {
 		return h.done("deleted", h.driver.Delete(ctx, arg))
 	case "health":
 		return h.done("healthy", h.driver.Health(ctx))
+	case "logs":
+		return h.logs(ctx, arg, words[2:])
+	case "exec":
+		return h.exec(ctx, arg, words[2:])
+	case "explain":
+		return h.explain(ctx, arg)
 	default:
-		return fmt.Errorf("%q is none of create, inspect, list, stop, delete, info, health", request)
+		return fmt.Errorf("%q is none of create, inspect, list, stop, delete, logs, exec, explain, info, health", request)
 	}
 }
 
@@ -228,4 +237,43 @@ func (h hand) list(ctx context.Context) error {
 		all = append(all, sandbox)
 	}
 	return showSandboxes(h.out, all)
+}
+
+func (h hand) logs(ctx context.Context, sessionID string, words []string) error {
+	query := runtime.LogQuery{Stream: runtime.Stdout}
+	if len(words) > 0 {
+		query.Stream = runtime.LogStream(words[0])
+	}
+	for chunk, err := range h.driver.Logs(ctx, sessionID, query) {
+		if err != nil {
+			return err
+		}
+		if _, err := h.out.Write(chunk.Data); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// exec runs a command without input, because the terminal has the requests.
+func (h hand) exec(ctx context.Context, sessionID string, words []string) error {
+	code, err := h.driver.Exec(ctx, sessionID, runtime.Command{Args: words}, runtime.Streams{Stdout: h.out, Stderr: h.err})
+	return h.done(fmt.Sprintf("exit code %d", code), err)
+}
+
+func (h hand) explain(ctx context.Context, sessionID string) error {
+	happenings, err := h.driver.Explain(ctx, sessionID)
+	if err != nil {
+		return err
+	}
+	for _, happening := range happenings {
+		at := "-"
+		if !happening.Time.IsZero() {
+			at = happening.Time.Format(time.RFC3339)
+		}
+		if _, err := fmt.Fprintf(h.out, "%s  %s\n", at, happening.Text); err != nil {
+			return err
+		}
+	}
+	return nil
 }

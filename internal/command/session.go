@@ -125,6 +125,8 @@ func sessionListCommand(t terminal) *command {
 	c.example = "$ bivouac session list -agent-id=helper"
 	var in apiclient.ListInput
 	c.flags.StringVar(&in.AgentID, "agent-id", "", "Only sessions of the AI agent with this `ID`.")
+	c.flags.StringVar(&in.State, "state", "", "Only sessions in this `STATE`: creating, running, stopping, dead or lost.")
+	c.flags.StringVar(&in.Text, "text", "", "Only sessions with this `TEXT`, in any case, in the chat ID, agent ID, labels or reason.")
 	c.flags.IntVar(&in.PerPage, "per-page", 100, fmt.Sprintf("Number of sessions to show, 1 to %d.", apiclient.MaxPerPage))
 	c.flags.StringVar(&in.NextToken, "next-token", "", "`TOKEN` at the end of the previous page.")
 	c.callAPI(func(ctx context.Context, api *apiclient.Client, _ uuid.UUID) error {

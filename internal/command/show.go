@@ -9,6 +9,7 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
+	"unicode"
 
 	"github.com/bivouac/bivouac/internal/api/wire"
 	"github.com/bivouac/bivouac/runtime"
@@ -29,10 +30,22 @@ func (c *command) show(v any, lines string) error {
 	return showTable(c.out, lines)
 }
 
+// printable returns text that does nothing to a terminal but show itself. Some text comes
+// from sandboxes. Control characters other than line breaks and tabs are replaced, and so
+// are characters that change the direction of text.
+func printable(text string) string {
+	return strings.Map(func(r rune) rune {
+		if r != '\n' && r != '\t' && (unicode.IsControl(r) || unicode.Is(unicode.Bidi_Control, r)) {
+			return unicode.ReplacementChar
+		}
+		return r
+	}, text)
+}
+
 // showTable prints lines with their tab-separated columns aligned.
 func showTable(w io.Writer, lines string) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	if _, err := io.WriteString(t, lines); err != nil {
+	if _, err := io.WriteString(t, printable(lines)); err != nil {
 		return err
 	}
 	return t.Flush()
@@ -50,6 +63,9 @@ func sessionLines(s wire.Session) string {
 	fmt.Fprintf(&b, "State\t%s\n", s.State)
 	if s.Reason != "" {
 		fmt.Fprintf(&b, "Reason\t%s\n", s.Reason)
+	}
+	if s.Warm {
+		b.WriteString("Warm\tyes\n")
 	}
 	fmt.Fprintf(&b, "Owner\t%s\n", orDash(s.Owner))
 	for i, key := range slices.Sorted(maps.Keys(s.Labels)) {

@@ -32,21 +32,24 @@ goes away, it says so and continues when a server answers again.`
 			if c.asJSON {
 				return json.NewEncoder(c.out).Encode(change) // one line per change
 			}
-			_, err := fmt.Fprintln(c.out, change)
+			_, err := fmt.Fprintln(c.out, printable(change.String()))
 			return err
-		}, retrying: func(err error, pause time.Duration) {
-			if c.asJSON {
-				c.tellJSON(err)
-				return
-			}
-			c.tell("Error: %v\nTrying again in %s.", err, pause)
-		}}
+		}, retrying: c.tellRetry}
 		if chat != uuid.Nil {
 			w.look, w.untilGone = lookAtOne(api, chat), true
 		}
 		return w.watch(ctx)
 	})
 	return c
+}
+
+// tellRetry says that a failed read is repeated after pause.
+func (c *command) tellRetry(err error, pause time.Duration) {
+	if c.asJSON {
+		c.tellJSON(err)
+		return
+	}
+	c.tell("Error: %v\nTrying again in %s.", err, pause)
 }
 
 // change is a session that changed. Session is nil if the session is gone.
@@ -120,8 +123,7 @@ type watcher struct {
 	retrying func(err error, pause time.Duration)
 }
 
-// watch reports each change until ctx ends. It repeats a failed read if the server said
-// that waiting helps, or if an earlier read succeeded and the error may be temporary.
+// watch reports each change until ctx ends. It repeats a failed read if that may help.
 func (w watcher) watch(ctx context.Context) error {
 	pauses := backoff.Backoff{Min: firstRetry, Max: longestRetry}
 	var index uint64
@@ -146,10 +148,7 @@ func (w watcher) watch(ctx context.Context) error {
 		if ctx.Err() != nil {
 			break
 		}
-		pause := retryAfter(err)
-		if pause == 0 && connected && mayPass(err) {
-			pause = pauses.Next().Round(time.Millisecond)
-		}
+		pause := retryPause(err, connected, &pauses)
 		if pause == 0 {
 			return err
 		}
@@ -158,6 +157,19 @@ func (w watcher) watch(ctx context.Context) error {
 		_ = backoff.Sleep(ctx, pause) // the loop checks ctx
 	}
 	return nil //nolint:nilerr // to be interrupted is no failure
+}
+
+// retryPause returns the pause after which to repeat a failed read: that for which the
+// server asks, or the next of pauses if an earlier read succeeded and the error may be
+// temporary. It returns 0 if the read is not to be repeated.
+func retryPause(err error, connected bool, pauses *backoff.Backoff) time.Duration {
+	if pause := retryAfter(err); pause > 0 {
+		return pause
+	}
+	if connected && mayPass(err) {
+		return pauses.Next().Round(time.Millisecond)
+	}
+	return 0
 }
 
 // retryAfter returns how long the server asks to wait, 0 if it does not.

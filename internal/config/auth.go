@@ -91,9 +91,13 @@ func (c *Config) decodeToken(block *hcl.Block) hcl.Diagnostics {
 // Authenticates reports whether callers must authenticate.
 func (c *Config) Authenticates() bool { return len(c.Tokens)+len(c.JWTs) > 0 }
 
-// capabilities are the names of the capabilities.
-var capabilities = map[string]scheduler.Capabilities{
-	"read": scheduler.CapRead, "write": scheduler.CapWrite, "logs": scheduler.CapLogs, "exec": scheduler.CapExec,
+// capabilities returns the capabilities by their names.
+func capabilities() map[string]scheduler.Capabilities {
+	byName := map[string]scheduler.Capabilities{}
+	for _, capability := range scheduler.EachCapability() {
+		byName[capability.String()] = capability
+	}
+	return byName
 }
 
 var levels = map[string]scheduler.Level{"": scheduler.LevelNone, "read": scheduler.LevelRead, "write": scheduler.LevelWrite}
@@ -138,9 +142,10 @@ func (c *Config) checkAgentRule(origin string, rule AgentRule, refuse func(name,
 	in := func(format string, args ...any) {
 		refuse(origin, "agent_prefix %q: %w", rule.Prefix, fmt.Errorf(format, args...))
 	}
+	known := capabilities()
 	for _, name := range rule.Capabilities {
-		if capabilities[name] == 0 {
-			in("unknown capability %q (available: %s)", name, strings.Join(slices.Sorted(maps.Keys(capabilities)), ", "))
+		if known[name] == 0 {
+			in("unknown capability %q (available: %s)", name, strings.Join(slices.Sorted(maps.Keys(known)), ", "))
 		}
 	}
 	for _, root := range rule.VolumeRoots {
@@ -227,10 +232,11 @@ func (c *Config) PoliciesNamed(names []string) []*scheduler.Policy {
 
 func (p Policy) policy() *scheduler.Policy {
 	policy := &scheduler.Policy{Name: p.Name, Operator: levels[p.Operator], Metrics: p.Metrics != ""}
+	known := capabilities()
 	for _, rule := range p.Agents {
 		var set scheduler.Capabilities
 		for _, name := range rule.Capabilities {
-			set |= capabilities[name]
+			set |= known[name]
 		}
 		policy.Agents = append(policy.Agents, scheduler.AgentRule{
 			Prefix: rule.Prefix, Capabilities: set, VolumeRoots: rule.VolumeRoots, MaxSessions: rule.MaxSessions, MaxTTL: rule.MaxTTL,

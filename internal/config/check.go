@@ -22,6 +22,10 @@ var logLevels = []string{"trace", "debug", "info", "warn", "error"}
 const (
 	minTTL             = 5 * time.Second
 	minCleanupInterval = time.Second
+	// A reader of events that is interrupted must be able to go on, and Consul keeps all
+	// events in memory.
+	minRetention         = time.Minute
+	minEvents, maxEvents = 1000, 100_000
 )
 
 // check refuses values that are wrong whatever else is true. It tells all of
@@ -50,6 +54,12 @@ func (c *Config) check() error {
 	if c.CleanupInterval < minCleanupInterval {
 		refuse("cleanup_interval", "%s is too short; it must be %s or longer", c.CleanupInterval, minCleanupInterval)
 	}
+	if c.Events.Age < minRetention {
+		refuse("events.retention", "%s is too short; it must be %s or longer", c.Events.Age, minRetention)
+	}
+	if c.Events.Max < minEvents || c.Events.Max > maxEvents {
+		refuse("events.max", "%d is not from %d to %d", c.Events.Max, minEvents, maxEvents)
+	}
 	c.checkVolumeRoots(refuse)
 	if c.Dev {
 		c.checkDev(refuse)
@@ -60,6 +70,7 @@ func (c *Config) check() error {
 	c.checkPlugins(refuse)
 	c.checkAuth(refuse)
 	c.checkAudits(refuse)
+	c.checkPools(refuse)
 	if !runtime.ValidName(c.Instance) {
 		refuse("instance", "%q is not 1 to 64 of a-z, 0-9 and '-', or begins with '-'", c.Instance)
 	}
@@ -76,6 +87,13 @@ func (c *Config) check() error {
 		if (block.certFile == "") != (block.keyFile == "") {
 			refuse(block.name, "set cert_file and key_file together")
 		}
+	}
+	helper := []string{c.Nomad.HelperCAFile, c.Nomad.HelperCertFile, c.Nomad.HelperKeyFile}
+	if some := strings.Join(helper, ""); some != "" && slices.Contains(helper, "") {
+		refuse("nomad", "set helper_ca_file, helper_cert_file and helper_key_file together")
+	}
+	if c.Nomad.HelperNamespace != "" && c.Nomad.HelperCAFile == "" {
+		refuse("nomad.helper_namespace", "it has no use without helper_ca_file, helper_cert_file and helper_key_file")
 	}
 	if !isAddress(c.Nomad.Address) {
 		refuse("nomad.address", "%q is not an address such as http://127.0.0.1:4646, https://nomad.example:4646 or unix:///run/nomad.sock",

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/bivouac/bivouac/internal/pluginhost"
+	"github.com/bivouac/bivouac/scheduler"
 )
 
 // Config is the configuration of a Bivouac server.
@@ -35,7 +36,8 @@ type Config struct {
 	JobVars         map[string]string
 	PluginDir       string
 	Plugins         []pluginhost.Plugin
-	MaxSessions     int // 0: no limit
+	MaxSessions     int              // 0: no limit
+	Pools           []scheduler.Pool // each has a size
 	Policies        []Policy
 	Tokens          []Token
 	JWTs            []JWT
@@ -44,6 +46,7 @@ type Config struct {
 	Instance        string
 	LogLevel        string
 	LogJSON         bool
+	Events          scheduler.Retention
 	Consul          Consul
 	Nomad           Nomad
 
@@ -77,6 +80,13 @@ type Nomad struct {
 	TLSServerName string
 	Region        string
 	Namespace     string
+
+	// The node helpers, which the pools of the runtime nomad need. The three files are set
+	// together.
+	HelperCAFile    string
+	HelperCertFile  string
+	HelperKeyFile   string
+	HelperNamespace string
 }
 
 // Default returns the default configuration.
@@ -93,6 +103,7 @@ func Default() Config {
 		KVPrefix:        "bivouac/",
 		Instance:        "default",
 		LogLevel:        "info",
+		Events:          scheduler.Retention{}.OrDefault(),
 	}
 }
 
@@ -128,6 +139,10 @@ func (c *Config) keys() []key {
 
 func (c *Config) blocks() map[string][]key {
 	blocks := map[string][]key{
+		"events": {
+			{name: "retention", target: &c.Events.Age, usage: "`DURATION` for which events are kept. All replicas should have the same settings."},
+			{name: "max", target: &c.Events.Max, usage: "`NUMBER` of events that are kept; older ones are dropped, up to 64 at a time."},
+		},
 		"consul": {
 			{name: "address", target: &c.Consul.Address, usage: "`HOST:PORT` or URL of Consul: http, https, or unix:///PATH of a socket. (default from CONSUL_HTTP_ADDR)"},
 			{name: "token", target: &c.Consul.Token, usage: "ACL token. (default from CONSUL_HTTP_TOKEN)"},
@@ -150,6 +165,10 @@ func (c *Config) blocks() map[string][]key {
 			{name: "tls_server_name", target: &c.Nomad.TLSServerName, usage: "`NAME` that Nomad's certificate must have. (default from NOMAD_TLS_SERVER_NAME)"},
 			{name: "region", target: &c.Nomad.Region, usage: "`NAME` of the region that runs the sandboxes. (default from NOMAD_REGION)"},
 			{name: "namespace", target: &c.Nomad.Namespace, usage: "`NAME` of the namespace that runs the sandboxes. (default from NOMAD_NAMESPACE)"},
+			{name: "helper_ca_file", target: &c.Nomad.HelperCAFile, usage: "PEM `FILE` of the CAs of the node helpers (bivouac node), which pools need. Read again when it changes, as are the other two."},
+			{name: "helper_cert_file", target: &c.Nomad.HelperCertFile, usage: "PEM `FILE` of this server's certificate for the node helpers."},
+			{name: "helper_key_file", target: &c.Nomad.HelperKeyFile, usage: "PEM `FILE` of its key."},
+			{name: "helper_namespace", target: &c.Nomad.HelperNamespace, usage: "`NAME` of the namespace of the job that runs the node helpers. (default that of the sandboxes)"},
 		},
 	}
 	maps.Copy(blocks, c.listenerBlocks())
@@ -190,6 +209,7 @@ func (c *Config) Public() map[string]any {
 	public["policy"], public["token"] = c.publicAuth()
 	public["jwt"] = c.publicJWTs()
 	public["audit"] = c.publicAudits()
+	public["pool"] = c.publicPools()
 	return public
 }
 

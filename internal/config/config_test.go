@@ -15,6 +15,7 @@ import (
 	"github.com/shoenig/test/must"
 
 	"github.com/bivouac/bivouac/internal/pluginhost"
+	"github.com/bivouac/bivouac/scheduler"
 )
 
 // load is what an agent does with its command line. FILE in an argument stands
@@ -51,6 +52,11 @@ kv_prefix        = "tenants/a/"
 instance         = "a"
 log_level        = "debug"
 log_json         = true
+
+events {
+  retention = "2h"
+  max       = 20000
+}
 
 consul {
   address         = "https://127.0.0.1:8501"
@@ -95,6 +101,7 @@ func TestFile(t *testing.T) {
 		Instance:        "a",
 		LogLevel:        "debug",
 		LogJSON:         true,
+		Events:          scheduler.Retention{Age: 2 * time.Hour, Max: 20_000},
 		Consul: Consul{
 			Address: "https://127.0.0.1:8501", Token: "c-secret",
 			CAFile: "/etc/consul/ca.pem", CertFile: "/etc/consul/client.pem", KeyFile: "/etc/consul/client-key.pem", TLSServerName: "server.dc1.consul",
@@ -275,6 +282,8 @@ func TestWrongFilesAreRefusedWithTheirLine(t *testing.T) {
 		{"a.hcl", "nomad { address = \"http://\" }", `a.hcl:1: nomad.address: "http://"`},
 		{"a.hcl", "nomad {\n  token = \"a\"\n  token_file = \"/a\"\n}", `a.hcl:3: nomad.token_file: set either token or token_file`},
 		{"a.hcl", "nomad {\n  cert_file = \"/a\"\n}", `a.hcl:1: nomad: set cert_file and key_file together`},
+		{"a.hcl", "nomad {\n  helper_ca_file = \"/a\"\n  helper_key_file = \"/b\"\n}", `a.hcl:1: nomad: set helper_ca_file, helper_cert_file and helper_key_file together`},
+		{"a.hcl", "nomad {\n  helper_namespace = \"a\"\n}", `a.hcl:2: nomad.helper_namespace: it has no use without helper_ca_file`},
 		{"a.hcl", "nomad { address = \"unix://x\" }", `a.hcl:1: nomad.address: "unix://x"`},
 		{"a.hcl", "volume_roots = [\"/srv\", \"/srv/a\"]", `a.hcl:1: volume_roots: "/srv/a" is inside the volume root "/srv"`},
 		{"a.hcl", "volume_roots = [\"/\", \"/srv\"]", `a.hcl:1: volume_roots: "/srv" is inside the volume root "/"`},
@@ -283,6 +292,9 @@ func TestWrongFilesAreRefusedWithTheirLine(t *testing.T) {
 		{"a.hcl", "\n\nttl = \"48h\"", `a.hcl:3: ttl: the ttl of 48h0m0s is over the max_ttl of 24h0m0s`},
 		{"a.hcl", "ttl = \"-1s\"", `a.hcl:1: ttl: -1s is too short; it must be 5s or longer`},
 		{"a.hcl", "cleanup_interval = \"999ms\"", `a.hcl:1: cleanup_interval: 999ms is too short; it must be 1s or longer`},
+		{"a.hcl", "events { retention = \"59s\" }", `a.hcl:1: events.retention: 59s is too short; it must be 1m0s or longer`},
+		{"a.hcl", "events { max = 999 }", `a.hcl:1: events.max: 999 is not from 1000 to 100000`},
+		{"a.hcl", "events { max = 100001 }", `a.hcl:1: events.max: 100001 is not from 1000 to 100000`},
 		{"a.hcl", "log_level = \"loud\"", `a.hcl:1: log_level: unknown level "loud" (available: trace, debug, info, warn, error)`},
 		{"a.hcl", "instance = \"A\"", `a.hcl:1: instance: "A"`},
 		{"a.hcl", "consul {\n  adress = \"x\"\n}", `a.hcl:2: Unsupported argument`},
@@ -428,6 +440,7 @@ func TestPublicHoldsNoSecrets(t *testing.T) {
 		"address": "https://user:xxxxx@127.0.0.1:4646", "token_file": "",
 		"ca_file": "/etc/nomad-ca.pem", "cert_file": "/etc/nomad-cert.pem", "key_file": "/etc/nomad-key.pem",
 		"tls_server_name": "server.global.nomad", "region": "global", "namespace": "bivouac",
+		"helper_ca_file": "", "helper_cert_file": "", "helper_key_file": "", "helper_namespace": "",
 	}, public["nomad"])
 }
 

@@ -110,7 +110,7 @@ func (c *Config) decode(body hcl.Body) hcl.Diagnostics {
 		schema.Blocks = append(schema.Blocks, hcl.BlockHeaderSchema{Type: name})
 	}
 	labelled := map[string]func(*hcl.Block) hcl.Diagnostics{
-		"plugin": c.decodePlugin, "policy": c.decodePolicy, "token": c.decodeToken, "jwt": c.decodeJWT, "audit": c.decodeAudit,
+		"plugin": c.decodePlugin, "policy": c.decodePolicy, "token": c.decodeToken, "jwt": c.decodeJWT, "audit": c.decodeAudit, "pool": c.decodePool,
 	}
 	for name := range maps.Keys(labelled) {
 		schema.Blocks = append(schema.Blocks, hcl.BlockHeaderSchema{Type: name, LabelNames: []string{"name"}})

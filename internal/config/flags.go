@@ -88,6 +88,7 @@ func (f *Flags) Load() (Config, error) {
 	if err := c.check(); err != nil {
 		return Config{}, err
 	}
+	c.finishPools()
 	return c, nil
 }
 

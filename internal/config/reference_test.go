@@ -11,6 +11,7 @@ import (
 	"github.com/shoenig/test/must"
 
 	"github.com/bivouac/bivouac/internal/pluginhost"
+	"github.com/bivouac/bivouac/scheduler"
 )
 
 var update = flag.Bool("update", false, "write REFERENCE.md")
@@ -38,6 +39,7 @@ func TestReferenceIsGenerated(t *testing.T) {
 	}{
 		{"tls", "TLS of the addresses in `http_addr` that have the form HOST:PORT. Unix sockets do not use it.", blocks["tls"]},
 		{"unix_sockets", "The files of the unix sockets in `http_addr`.", blocks["unix_sockets"]},
+		{"events", "How long the store keeps what happened to sessions.", blocks["events"]},
 		{"consul", "", blocks["consul"]},
 		{"nomad", "", blocks["nomad"]},
 		{"policy \"NAME\"", "Says what callers may do. A caller with several policies may do what one of them allows as a whole.", policyKeys(new(Policy))},
@@ -45,6 +47,7 @@ func TestReferenceIsGenerated(t *testing.T) {
 		{"token \"NAME\"", "A caller with a static token. `bivouac token new NAME` makes one.", tokenKeys(new(Token))},
 		{"jwt \"NAME\"", "Callers with signed tokens (JWT) of one issuer. If several blocks may accept a token, the first one that does decides.", jwtKeys(new(defaultJWT()))},
 		{"audit \"NAME\"", "Writes who did what to a file, as JSON lines. [AUDIT.md](../../examples/deploy/AUDIT.md) describes the lines.", auditKeys(new(newAudit("NAME")))},
+		{"pool \"NAME\"", "Keeps sandboxes started, so that a create need not wait for a start. [PRODUCTION.md](../../examples/deploy/PRODUCTION.md#warm-pools) says what they cost.", poolKeys(new(scheduler.Pool))},
 		{"plugin \"NAME\"", "Makes the plugin a runtime of that name. A block `config` inside it is passed to the plugin.", pluginKeys(new(pluginhost.Plugin))},
 	} {
 		fmt.Fprintf(&text, "\n## Block `%s`\n\n", block.name)
@@ -54,7 +57,7 @@ func TestReferenceIsGenerated(t *testing.T) {
 		text.WriteString("| key | flag | type | default | meaning |\n| --- | --- | --- | --- | --- |\n")
 		rows(&text, block.keys)
 	}
-	must.MapLen(t, 4, blocks)
+	must.MapLen(t, 5, blocks)
 	if *update {
 		must.NoError(t, os.WriteFile("REFERENCE.md", []byte(text.String()), 0o600))
 	}

@@ -2,7 +2,8 @@
 // server that shows its session and its workspace.
 //
 // [Run] serves a [Config], which [FromEnv] reads from the environment that every
-// sandbox gets. The demo can fail on request, to test runtimes; see [Obey].
+// sandbox gets. To test runtimes, the demo can fail on request, see [Obey], and can be run
+// as a command in a sandbox, see [Do].
 //
 // The package does not know the Bivouac server, its API or any runtime.
 package demosandbox
@@ -13,6 +14,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"io/fs"
 	"net"
 	"net/http"
 	"net/netip"
@@ -27,10 +30,18 @@ type Config struct {
 	SessionID string
 	ChatID    string
 	AgentID   string
-	Workspace string // directory to show; must exist
+	Workspace string // directory to show; must exist, unless there is a SessionFile
+
+	// SessionFile is the JSON file with the chat_id and agent_id of a sandbox that was
+	// started before its chat was known. It may appear at any time, and Workspace may
+	// change with it. Empty: ChatID and AgentID are right.
+	SessionFile string
 
 	AccessToken  string // of the sandbox; empty: it has none
 	RequireToken bool   // refuse requests without the access token, except GET /healthz
+
+	Command        []string  // how to run this program in the sandbox; see [Do]
+	Stdout, Stderr io.Writer // what POST /print writes to
 }
 
 // FromEnv reads the environment that every runtime gives to a sandbox:
@@ -43,6 +54,8 @@ type Config struct {
 //	BIVOUAC_AGENT_ID     the AI agent's ID
 //	BIVOUAC_WORKSPACE    the volume's path, by default /workspace
 //	BIVOUAC_ACCESS_TOKEN the access token
+//	BIVOUAC_SESSION_FILE instead of the IDs of chat and AI agent: a JSON file with
+//	                     them, which exists once they are known
 func FromEnv(getenv func(string) string) Config {
 	or := func(name, fallback string) string {
 		if value := getenv(name); value != "" {
@@ -57,6 +70,8 @@ func FromEnv(getenv func(string) string) Config {
 		AgentID:   getenv("BIVOUAC_AGENT_ID"),
 		Workspace: or("BIVOUAC_WORKSPACE", "/workspace"),
 
+		SessionFile: getenv("BIVOUAC_SESSION_FILE"),
+
 		AccessToken: getenv("BIVOUAC_ACCESS_TOKEN"),
 	}
 }
@@ -69,12 +84,7 @@ func Run(ctx context.Context, config Config) error {
 	if config.RequireToken && config.AccessToken == "" {
 		return fmt.Errorf("demo-sandbox: %w", errNoToken)
 	}
-	workspace, err := os.OpenRoot(config.Workspace)
-	if err != nil {
-		return fmt.Errorf("demo-sandbox: open workspace: %w", err)
-	}
-	defer workspace.Close()
-	release, err := Obey(ctx, workspace, config.SessionID)
+	release, err := config.obey(ctx)
 	if err != nil {
 		return fmt.Errorf("demo-sandbox: %w", err)
 	}
@@ -86,8 +96,10 @@ func Run(ctx context.Context, config Config) error {
 	}
 	ctx, exit := context.WithCancelCause(ctx)
 	defer exit(nil)
+	config.Command, _ = ownCommand() // nil if it is not known, because the first thread has ended
+	config.Stdout, config.Stderr = os.Stdout, os.Stderr
 	server := &http.Server{
-		Handler:           Handler(config, workspace, func() { exit(errToldToExit) }),
+		Handler:           Handler(config, func() { exit(errToldToExit) }),
 		ReadHeaderTimeout: 10 * time.Second,
 		IdleTimeout:       time.Minute,
 	}
@@ -105,18 +117,38 @@ func Run(ctx context.Context, config Config) error {
 	return nil
 }
 
-// Handler serves /, /healthz and /workspace/, and calls exit for a POST to /exit.
-// It serves nothing outside workspace, even if a symbolic link leads there. It
-// refuses requests from web pages of other origins, and requests that need the access
-// token and do not have it.
-func Handler(config Config, workspace *os.Root, exit func()) http.Handler {
+// obey calls Obey with the workspace. A sandbox that was started before its chat was known
+// may have no workspace yet.
+func (c Config) obey(ctx context.Context) (release func(), err error) {
+	workspace, err := os.OpenRoot(c.Workspace)
+	if errors.Is(err, fs.ErrNotExist) && c.SessionFile != "" {
+		return func() {}, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open workspace: %w", err)
+	}
+	defer workspace.Close()
+	return Obey(ctx, workspace, c.SessionID)
+}
+
+// Handler serves /, /healthz and /workspace/, calls exit for a POST to /exit, and prints
+// the body of a POST to /print. It serves nothing outside the workspace, even if a symbolic
+// link in it leads there. It refuses requests from web pages of other origins, and requests that
+// need the access token and do not have it.
+func Handler(config Config, exit func()) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
+		chatID, agentID, err := config.chat()
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusInternalServerError)
+			return
+		}
 		w.Header().Set("Content-Type", "application/json")
-		_ = json.NewEncoder(w).Encode(map[string]string{
+		_ = json.NewEncoder(w).Encode(map[string]any{
 			"session_id": config.SessionID,
-			"chat_id":    config.ChatID,
-			"agent_id":   config.AgentID,
+			"chat_id":    chatID,
+			"agent_id":   agentID,
+			"command":    config.Command,
 		})
 	})
 	// The body proves that this sandbox answers: another process on the port does
@@ -125,9 +157,45 @@ func Handler(config Config, workspace *os.Root, exit func()) http.Handler {
 		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 		_, _ = w.Write([]byte(config.SessionID))
 	})
+	mux.HandleFunc("POST /print", printBody(config))
 	mux.HandleFunc("POST /exit", func(http.ResponseWriter, *http.Request) { exit() })
-	mux.Handle("GET /workspace/", http.StripPrefix("/workspace", http.FileServerFS(workspace.FS())))
+	mux.HandleFunc("GET /workspace/", func(w http.ResponseWriter, r *http.Request) {
+		workspace, err := os.OpenRoot(config.Workspace) // each time, because it may have changed
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusInternalServerError)
+			return
+		}
+		defer workspace.Close()
+		http.StripPrefix("/workspace", http.FileServerFS(workspace.FS())).ServeHTTP(w, r)
+	})
 	return refuseWebPages(refuseStrangers(config, mux))
+}
+
+// chat returns the IDs of the chat and its AI agent. They are empty as long as the sandbox
+// has no chat.
+func (c Config) chat() (chatID, agentID string, err error) {
+	if c.SessionFile == "" {
+		return c.ChatID, c.AgentID, nil
+	}
+	text, err := os.ReadFile(c.SessionFile)
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", "", nil
+	}
+	var session struct {
+		SessionID string `json:"session_id"`
+		ChatID    string `json:"chat_id"`
+		AgentID   string `json:"agent_id"`
+	}
+	if err == nil {
+		err = json.Unmarshal(text, &session)
+	}
+	if err == nil && session.SessionID != c.SessionID {
+		err = fmt.Errorf("it is for session %q", session.SessionID)
+	}
+	if err != nil {
+		return "", "", fmt.Errorf("session file: %w", err)
+	}
+	return session.ChatID, session.AgentID, nil
 }
 
 // refuseStrangers refuses requests with a wrong access token and, if config requires

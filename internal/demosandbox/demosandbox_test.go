@@ -7,7 +7,9 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/shoenig/test/must"
@@ -20,17 +22,16 @@ func TestHandler(t *testing.T) {
 	workspace := t.TempDir()
 	must.NoError(t, os.WriteFile(filepath.Join(workspace, "notes.txt"), []byte("hello"), 0o600))
 	must.NoError(t, os.Symlink(outside, filepath.Join(workspace, "link")))
-	root, err := os.OpenRoot(workspace)
-	must.NoError(t, err)
-	t.Cleanup(func() { must.NoError(t, root.Close()) })
-	handler := Handler(Config{SessionID: "s-1", ChatID: "c-1", AgentID: `a "quoted"`}, root, func() {})
+	handler := Handler(Config{
+		SessionID: "s-1", ChatID: "c-1", AgentID: `a "quoted"`, Command: []string{"/demo", "-x"}, Workspace: workspace,
+	}, func() {})
 
 	for _, test := range []struct {
 		name, method, path string
 		status             int
 		body               string // what the body contains
 	}{
-		{"tells whom it serves", "GET", "/", 200, `{"agent_id":"a \"quoted\"","chat_id":"c-1","session_id":"s-1"}`},
+		{"tells whom it serves", "GET", "/", 200, `{"agent_id":"a \"quoted\"","chat_id":"c-1","command":["/demo","-x"],"session_id":"s-1"}`},
 		{"proves who answers", "GET", "/healthz", 200, "s-1"},
 		{"lists the workspace", "GET", "/workspace/", 200, "notes.txt"},
 		{"serves a file of it", "GET", "/workspace/notes.txt", 200, "hello"},
@@ -49,6 +50,41 @@ func TestHandler(t *testing.T) {
 	}
 }
 
+func TestHandlerOfASpare(t *testing.T) {
+	// Given a sandbox that has no chat yet, and whose workspace is a link.
+	dir := t.TempDir()
+	config := Config{SessionID: "s-1", Workspace: filepath.Join(dir, "workspace"), SessionFile: filepath.Join(dir, "session.json")}
+	for _, folder := range []string{"empty", "volume"} {
+		must.NoError(t, os.Mkdir(filepath.Join(dir, folder), 0o700))
+	}
+	must.NoError(t, os.WriteFile(filepath.Join(dir, "volume", "notes.txt"), []byte("hello"), 0o600))
+	must.NoError(t, os.Symlink("empty", config.Workspace))
+	handler := Handler(config, func() {})
+	answers := func(path string, status int, body string) {
+		t.Helper()
+		answer := httptest.NewRecorder()
+		handler.ServeHTTP(answer, newRequest(http.MethodGet, path))
+		must.Eq(t, status, answer.Code)
+		must.StrContains(t, answer.Body.String(), body)
+	}
+	answers("/", 200, `{"agent_id":"","chat_id":"","command":null,"session_id":"s-1"}`)
+	answers("/workspace/notes.txt", 404, "")
+
+	// When it gets one, then it tells of it, and shows its files.
+	must.NoError(t, os.WriteFile(config.SessionFile, []byte(`{"session_id":"s-1","chat_id":"c-1","agent_id":"a-1"}`), 0o600))
+	must.NoError(t, os.Remove(config.Workspace))
+	must.NoError(t, os.Symlink("volume", config.Workspace))
+	answers("/", 200, `{"agent_id":"a-1","chat_id":"c-1","command":null,"session_id":"s-1"}`)
+	answers("/workspace/notes.txt", 200, "hello")
+
+	for name, text := range map[string]string{"of another session": `{"session_id":"s-2"}`, "that is damaged": "{"} {
+		t.Run("it believes no file "+name, func(t *testing.T) {
+			must.NoError(t, os.WriteFile(config.SessionFile, []byte(text), 0o600))
+			answers("/", 500, "session file: ")
+		})
+	}
+}
+
 // newRequest is a request as a caller sends it who knows the endpoint.
 func newRequest(method, path string) *http.Request {
 	request := httptest.NewRequest(method, path, nil)
@@ -59,9 +95,6 @@ func newRequest(method, path string) *http.Request {
 func TestHandlerRefusesWebPages(t *testing.T) {
 	workspace := t.TempDir()
 	must.NoError(t, os.WriteFile(filepath.Join(workspace, "notes.txt"), []byte("hello"), 0o600))
-	root, err := os.OpenRoot(workspace)
-	must.NoError(t, err)
-	t.Cleanup(func() { must.NoError(t, root.Close()) })
 
 	for _, test := range []struct {
 		name      string
@@ -88,7 +121,7 @@ func TestHandlerRefusesWebPages(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			exited := false
-			handler := Handler(Config{}, root, func() { exited = true })
+			handler := Handler(Config{Workspace: workspace}, func() { exited = true })
 			for _, request := range []*http.Request{newRequest(http.MethodGet, "/workspace/notes.txt"), newRequest(http.MethodPost, "/exit")} {
 				request.Host, request.Header = test.host, test.header
 				answer := httptest.NewRecorder()
@@ -101,9 +134,7 @@ func TestHandlerRefusesWebPages(t *testing.T) {
 }
 
 func TestHandlerRefusesStrangers(t *testing.T) {
-	workspace, err := os.OpenRoot(t.TempDir())
-	must.NoError(t, err)
-	t.Cleanup(func() { must.NoError(t, workspace.Close()) })
+	workspace := t.TempDir()
 	const right, wrong = "Bearer t0ken", "Bearer t0kem"
 
 	for _, test := range []struct {
@@ -132,7 +163,7 @@ func TestHandlerRefusesStrangers(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			exited := false
-			handler := Handler(Config{AccessToken: test.token, RequireToken: test.require}, workspace, func() { exited = true })
+			handler := Handler(Config{AccessToken: test.token, RequireToken: test.require, Workspace: workspace}, func() { exited = true })
 			request := newRequest(test.method, test.path)
 			if test.authorization != "" {
 				request.Header.Set("Authorization", test.authorization)
@@ -159,6 +190,8 @@ func TestFromEnv(t *testing.T) {
 
 	env["BIVOUAC_BIND"] = "0.0.0.0"
 	must.Eq(t, "0.0.0.0:9000", FromEnv(func(name string) string { return env[name] }).Addr)
+	env["BIVOUAC_SESSION_FILE"] = "/run/bivouac/session.json"
+	must.Eq(t, env["BIVOUAC_SESSION_FILE"], FromEnv(func(name string) string { return env[name] }).SessionFile)
 }
 
 func TestRunEndsAtOnce(t *testing.T) {
@@ -190,17 +223,70 @@ func TestRunNeedsItsWorkspace(t *testing.T) {
 	must.ErrorIs(t, err, os.ErrNotExist)
 }
 
+func TestRunOfASpareNeedsNoWorkspace(t *testing.T) {
+	dir := t.TempDir()
+	err := Run(t.Context(), Config{Addr: "127.0.0.1:no-port", Workspace: filepath.Join(dir, "missing"), SessionFile: filepath.Join(dir, "session.json")})
+	must.ErrorContains(t, err, "no-port") // it gets as far as to listen
+}
+
 func TestRunExitsWhenItIsTold(t *testing.T) {
 	// Given a running sandbox, and nobody who knows yet where.
-	workspace, err := os.OpenRoot(t.TempDir())
-	must.NoError(t, err)
-	t.Cleanup(func() { must.NoError(t, workspace.Close()) })
 	exited := false
 	answer := httptest.NewRecorder()
 
 	// When it is told to exit, then it does.
-	Handler(Config{}, workspace, func() { exited = true }).ServeHTTP(answer, newRequest(http.MethodPost, "/exit"))
+	Handler(Config{}, func() { exited = true }).ServeHTTP(answer, newRequest(http.MethodPost, "/exit"))
 	must.True(t, exited)
+}
+
+func TestHandlerPrints(t *testing.T) {
+	var stdout, stderr strings.Builder
+	handler := Handler(Config{Stdout: &stdout, Stderr: &stderr}, func() {})
+	for path, text := range map[string]string{"/print": "hello\n", "/print?stream=stderr": "oh\n"} {
+		request := httptest.NewRequest(http.MethodPost, path, strings.NewReader(text))
+		request.Host = "127.0.0.1:8080"
+		answer := httptest.NewRecorder()
+		handler.ServeHTTP(answer, request)
+		must.Eq(t, http.StatusOK, answer.Code)
+	}
+	must.Eq(t, "hello\n", stdout.String())
+	must.Eq(t, "oh\n", stderr.String())
+}
+
+// The test binary is also the program that does things.
+func TestMain(m *testing.M) {
+	os.Exit(Main(os.Args[1:], func() error {
+		os.Exit(m.Run())
+		return nil
+	}))
+}
+
+func TestDo(t *testing.T) {
+	for _, test := range []struct {
+		actions, stdin string
+		code           int
+		stdout, stderr string
+	}{
+		{"", "", 0, "", ""},
+		{"out=a err=b out=c exit=3 out=d", "", 3, "a\nc\n", "b\n"},
+		{"copy out=end", "input\n", 0, "input\nend\n", ""},
+		{"env=DEMO_VARIABLE dir", "", 0, "value\n/\n", ""},
+		{"stubborn kill", "", -1, "", ""},
+		{"size=1x1", "", 1, "", "demo-sandbox: size=1x1: inappropriate ioctl for device\n"},
+		{"lock=missing", "", 1, "", "demo-sandbox: lock=missing: open /workspace/missing: no such file or directory\n"},
+		{"dance", "", 1, "", "demo-sandbox: dance: unknown action\n"},
+	} {
+		t.Run(test.actions, func(t *testing.T) {
+			cmd := exec.CommandContext(t.Context(), os.Args[0], "-do="+test.actions)
+			cmd.Env, cmd.Dir = []string{"DEMO_VARIABLE=value", "BIVOUAC_WORKSPACE=/workspace"}, "/"
+			var stdout, stderr strings.Builder
+			cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(test.stdin), &stdout, &stderr
+			_ = cmd.Run() // the exit code says the same
+			must.Eq(t, test.code, cmd.ProcessState.ExitCode())
+			must.Eq(t, test.stdout, stdout.String())
+			must.Eq(t, test.stderr, stderr.String())
+		})
+	}
 }
 
 func TestObey(t *testing.T) {

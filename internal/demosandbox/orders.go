@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"runtime"
 	"strings"
 	"syscall"
 	"time"
@@ -15,13 +16,15 @@ import (
 // The orders that a file in the workspace can give to a sandbox, to test a runtime
 // with sandboxes that fail.
 const (
-	orderExit = "exit" // exit at once with an error
-	orderHang = "hang" // never listen, or only after the duration that follows
+	orderExit   = "exit"   // exit at once with an error
+	orderHang   = "hang"   // never listen, or only after the duration that follows
+	orderMemory = "memory" // use memory until the limit of the sandbox is reached
 )
 
 var (
 	errToldToExit = errors.New("exited on request")
 	errSecond     = errors.New("another sandbox of the same session is running")
+	errNoLimit    = errors.New("nothing limits the sandbox's memory")
 )
 
 // Obey follows the order in the workspace's file ".demo-sandbox-<session ID>". It
@@ -58,6 +61,8 @@ func follow(ctx context.Context, file *os.File) error {
 		return errToldToExit
 	case orderHang:
 		return hang(ctx, duration)
+	case orderMemory:
+		return useMemory()
 	default:
 		return fmt.Errorf("unknown order %q", order)
 	}
@@ -79,4 +84,22 @@ func hang(ctx context.Context, duration string) error {
 	case <-over:
 		return nil
 	}
+}
+
+// maxMemory bounds useMemory, in case that there is no limit.
+const maxMemory = 512 // MiB
+
+// useMemory uses memory until the kernel kills the process. If that does not happen, it
+// returns an error.
+func useMemory() error {
+	var used [][]byte
+	for range maxMemory {
+		block := make([]byte, 1<<20)
+		for i := 0; i < len(block); i += os.Getpagesize() {
+			block[i] = 1
+		}
+		used = append(used, block)
+	}
+	runtime.KeepAlive(used)
+	return errNoLimit
 }

@@ -19,6 +19,9 @@ var (
 	_ runtime.Watcher       = (*Driver)(nil)
 	_ runtime.HealthChecker = (*Driver)(nil)
 	_ runtime.LogReader     = (*Driver)(nil)
+	_ runtime.Execer        = (*Driver)(nil)
+	_ runtime.Explainer     = (*Driver)(nil)
+	_ runtime.Claimer       = (*Driver)(nil)
 )
 
 // AwaitReturn waits until the plugin is up. It returns at once if the plugin has never
@@ -87,16 +90,16 @@ func (d *Driver) Create(ctx context.Context, spec runtime.Spec, progress func(ru
 		case <-ctx.Done():
 			return runtime.Sandbox{}, ctx.Err()
 		}
-		if err := d.claim(ctx, inc, sandbox); err != nil {
+		if err := d.checkOwner(ctx, inc, sandbox); err != nil {
 			return runtime.Sandbox{}, err
 		}
 		return sandbox, nil
 	})
 }
 
-// claim records that the sandbox's container belongs to its session. It returns an
+// checkOwner records that the sandbox's container belongs to its session. It returns an
 // error if the container belongs to the running sandbox of another session.
-func (d *Driver) claim(ctx context.Context, inc *instance, sandbox runtime.Sandbox) error {
+func (d *Driver) checkOwner(ctx context.Context, inc *instance, sandbox runtime.Sandbox) error {
 	other, taken := d.plugin.owners.claim(sandbox)
 	if !taken {
 		return nil
@@ -141,7 +144,7 @@ func (d *Driver) Inspect(ctx context.Context, sessionID string) (runtime.Sandbox
 		if err != nil {
 			return runtime.Sandbox{}, err
 		}
-		if err := d.claim(ctx, inc, sandbox); err != nil {
+		if err := d.checkOwner(ctx, inc, sandbox); err != nil {
 			return runtime.Sandbox{}, err
 		}
 		return sandbox, nil
@@ -185,8 +188,38 @@ func (d *Driver) Health(ctx context.Context) error {
 }
 
 // Logs yields the plugin's logs of a session.
-func (d *Driver) Logs(ctx context.Context, sessionID string, follow bool) iter.Seq2[runtime.LogChunk, error] {
+func (d *Driver) Logs(ctx context.Context, sessionID string, query runtime.LogQuery) iter.Seq2[runtime.LogChunk, error] {
 	return each(ctx, d, func(inc *instance) iter.Seq2[runtime.LogChunk, error] {
-		return inc.driver.Logs(ctx, sessionID, follow)
+		return inc.driver.Logs(ctx, sessionID, query)
+	})
+}
+
+// Exec runs a command by the plugin's Exec. The plugin kills the command if this process
+// dies.
+func (d *Driver) Exec(ctx context.Context, sessionID string, command runtime.Command, streams runtime.Streams) (int, error) {
+	return call(ctx, d, func(inc *instance) (int, error) {
+		return inc.driver.Exec(ctx, sessionID, command, streams)
+	})
+}
+
+// Explain returns what the plugin knows of a session's sandbox.
+func (d *Driver) Explain(ctx context.Context, sessionID string) ([]runtime.Happening, error) {
+	return call(ctx, d, func(inc *instance) ([]runtime.Happening, error) {
+		return inc.driver.Explain(ctx, sessionID)
+	})
+}
+
+// Claim refuses a sandbox whose container belongs to another session, as Create does. It
+// waits at most 5 seconds.
+func (d *Driver) Claim(ctx context.Context, spec runtime.Spec) (runtime.Sandbox, error) {
+	return call(ctx, d, func(inc *instance) (runtime.Sandbox, error) {
+		sandbox, err := inc.driver.Claim(ctx, spec)
+		if err != nil {
+			return runtime.Sandbox{}, err
+		}
+		if err := d.checkOwner(ctx, inc, sandbox); err != nil {
+			return runtime.Sandbox{}, err
+		}
+		return sandbox, nil
 	})
 }

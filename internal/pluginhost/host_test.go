@@ -144,6 +144,106 @@ func TestPlugin_IsStartedConfiguredAndAsked(t *testing.T) {
 	must.StrNotContains(t, told.Error(), "BIVOUAC_TOKEN")
 }
 
+func TestAbilities_AreForwarded(t *testing.T) {
+	driver, _, _ := up(t, defaultTimings(), plays(t, "good"))
+	_, err := create(t, driver, specOf("s1", "/v"))
+	must.NoError(t, err)
+
+	var stdout strings.Builder
+	code, err := driver.Exec(t.Context(), "s1", runtime.Command{Args: []string{"cat"}},
+		runtime.Streams{Stdin: strings.NewReader("hello"), Stdout: &stdout, Stderr: &stdout})
+	must.NoError(t, err)
+	must.Eq(t, 7, code)
+	must.Eq(t, "hello", stdout.String())
+	happenings, err := driver.Explain(t.Context(), "s1")
+	must.NoError(t, err)
+	must.Eq(t, []runtime.Happening{{Text: "made"}}, happenings)
+
+	_, err = driver.Exec(t.Context(), "s2", runtime.Command{Args: []string{"cat"}}, runtime.Streams{})
+	must.ErrorIs(t, err, runtime.ErrNotFound)
+	must.ErrorContains(t, err, `plugin "good"`)
+	_, err = driver.Explain(t.Context(), "s2")
+	must.ErrorIs(t, err, runtime.ErrNotFound)
+	for _, err := range driver.Logs(t.Context(), "s1", runtime.LogQuery{Stream: runtime.Stdout}) {
+		must.ErrorIs(t, err, errors.ErrUnsupported)
+	}
+
+	_, err = driver.Exec(t.Context(), "s1", runtime.Command{Args: []string{volumeCrash}}, runtime.Streams{})
+	must.ErrorIs(t, err, runtime.ErrUnavailable)
+	must.ErrorContains(t, err, "engine on fire")
+}
+
+func TestClaim(t *testing.T) {
+	spareOf := func(session string) runtime.Spec { return runtime.Spec{SessionID: session, Pool: "small"} }
+	driver, _, _ := up(t, quick, plays(t, "good"))
+	for _, session := range []string{"s1", "s2", "s3"} {
+		made, err := create(t, driver, spareOf(session))
+		must.NoError(t, err)
+		must.Eq(t, "small", made.Pool)
+	}
+
+	t.Run("is forwarded", func(t *testing.T) {
+		claimed, err := driver.Claim(t.Context(), specOf("s1", "/v"))
+		must.NoError(t, err)
+		must.Eq(t, "chat of s1", claimed.ChatID)
+		must.Eq(t, "small", claimed.Pool)
+	})
+	t.Run("keeps an error, and names the plugin", func(t *testing.T) {
+		_, err := driver.Claim(t.Context(), specOf("unknown", "/v"))
+		must.ErrorIs(t, err, runtime.ErrNotFound)
+		must.ErrorContains(t, err, `plugin "good"`)
+		_, err = create(t, driver, specOf("s4", "/v"))
+		must.NoError(t, err)
+		_, err = driver.Claim(t.Context(), specOf("s4", "/v"))
+		must.ErrorIs(t, err, runtime.ErrConflict)
+	})
+	t.Run("refuses the container of another session", func(t *testing.T) {
+		_, err := create(t, driver, specOf("s5", volumeTwin))
+		must.NoError(t, err)
+		_, err = driver.Claim(t.Context(), specOf("s2", volumeTwin))
+		must.ErrorIs(t, err, runtime.ErrUnavailable)
+		must.ErrorContains(t, err, "which is that of session s5")
+	})
+	t.Run("fails if the plugin dies", func(t *testing.T) {
+		_, err := driver.Claim(t.Context(), specOf("s3", volumeCrash))
+		must.ErrorIs(t, err, runtime.ErrUnavailable)
+		must.ErrorContains(t, err, "engine on fire")
+	})
+	t.Run("is not made to a plugin that does not have the ability", func(t *testing.T) {
+		old, _, _ := up(t, defaultTimings(), plays(t, "old"))
+		_, err := old.Claim(t.Context(), specOf("s1", "/v"))
+		must.ErrorIs(t, err, errors.ErrUnsupported)
+		_, err = create(t, old, spareOf("s1"))
+		must.ErrorIs(t, err, errors.ErrUnsupported)
+	})
+}
+
+func TestInfo_HasTheVariantOfTheProcess(t *testing.T) {
+	build := filepath.Join(t.TempDir(), "variant")
+	must.NoError(t, os.WriteFile(build, []byte("first "), 0o600))
+	p := plays(t, "good")
+	p.Config = []byte(`{"slots":3}`)
+	p.Env[variantFile] = build
+	driver, _, _ := up(t, quick, p)
+
+	// It is read once the plugin is configured, and then kept.
+	info, err := driver.Info(t.Context())
+	must.NoError(t, err)
+	must.Eq(t, `first {"slots":3}`, info.Variant)
+	must.NoError(t, os.WriteFile(build, []byte("second "), 0o600))
+	info, err = driver.Info(t.Context())
+	must.NoError(t, err)
+	must.Eq(t, `first {"slots":3}`, info.Variant)
+
+	// A new process has its own.
+	_, err = create(t, driver, specOf("s1", volumeCrash))
+	must.ErrorIs(t, err, runtime.ErrUnavailable)
+	comesBack(t, driver)
+	info, err = driver.Info(t.Context())
+	must.NoError(t, err)
+	must.Eq(t, `second {"slots":3}`, info.Variant)
+}
+
 func TestPlugin_ThatCannotStartIsToldWithItsCause(t *testing.T) {
 	folder := t.TempDir()
 	write := func(name string, mode os.FileMode, content string) Plugin {
@@ -225,7 +325,7 @@ func TestCheck_FindsWhatIsWrongWithAPlugin(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			p := plays(t, "good")
 			test.change(&p)
-			err := Check(t.Context(), Config{Logger: hclog.NewNullLogger()}, p)
+			_, err := Check(t.Context(), Config{Logger: hclog.NewNullLogger()}, p)
 			if test.want == "" {
 				must.NoError(t, err)
 				return

@@ -22,11 +22,10 @@ func Inspect(ctx context.Context, config Config, spec Plugin) (runtime.Info, err
 const checkInstance = "config-validate"
 
 // Check starts a plugin, configures it for the instance "config-validate", and
-// ends it.
-func Check(ctx context.Context, config Config, spec Plugin) error {
+// ends it. It returns what the plugin says about itself.
+func Check(ctx context.Context, config Config, spec Plugin) (runtime.Info, error) {
 	config.Instance = checkInstance
-	_, err := try(ctx, config, spec, (*instance).setUp)
-	return err
+	return try(ctx, config, spec, (*instance).setUp)
 }
 
 // try starts a plugin, calls setUp with its process, and ends the process.

@@ -83,6 +83,9 @@ func (i *instance) setUp(ctx context.Context, p *plugin) error {
 	if err := i.driver.Configure(ctx, runtime.Config{Instance: p.instance, JSON: p.spec.Config}); err != nil {
 		return fmt.Errorf("configure: %w", err)
 	}
+	if slices.Contains(i.info.Abilities, runtime.AbilityClaim) {
+		return i.readInfo(ctx) // the variant depends on the configuration
+	}
 	return nil
 }
 
@@ -100,6 +103,11 @@ func (i *instance) meet(ctx context.Context, _ *plugin) error {
 	if err := i.checkHealth(ctx); err != nil {
 		return err
 	}
+	return i.readInfo(ctx)
+}
+
+// readInfo makes the process's driver, which reads its info.
+func (i *instance) readInfo(ctx context.Context) (err error) {
 	if i.driver, err = wire.NewClient(ctx, i.conn); err != nil {
 		return err
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"iter"
 	"maps"
 	"net/netip"
@@ -29,6 +30,9 @@ import (
 // role is the variable that makes the test's own binary a plugin, or a host.
 const role = "PLUGINHOST_TEST_ROLE"
 
+// variantFile is the variable that names a file with the variant of a stub's spares.
+const variantFile = "PLUGINHOST_TEST_VARIANT"
+
 func TestMain(m *testing.M) {
 	name := os.Getenv(role)
 	if name == "" {
@@ -44,6 +48,7 @@ func TestMain(m *testing.M) {
 // roles are the plugins of the tests, good and bad.
 var roles = map[string]func(){
 	"good":  func() { author.Serve(newStub()) },
+	"old":   func() { author.Serve(withoutClaim{newStub()}) },
 	"twins": func() { author.Serve(newStubOfTwins()) },
 
 	// Before the handshake.
@@ -87,6 +92,14 @@ var roles = map[string]func(){
 
 func block() { select {} }
 
+// withoutClaim is a driver from before spares, which has only its configuration beyond
+// the calls that every driver has.
+type withoutClaim struct{ runtime.Driver }
+
+func (w withoutClaim) Configure(ctx context.Context, config runtime.Config) error {
+	return w.Driver.(runtime.Configurer).Configure(ctx, config)
+}
+
 // stub is a driver that keeps its sandboxes in memory. The volume of a create
 // decides how it goes.
 type stub struct {
@@ -118,8 +131,18 @@ func (s *stub) Info(context.Context) (runtime.Info, error) {
 	return runtime.Info{
 		Name:         "stub",
 		Version:      "0.1.0",
+		Variant:      s.variant(),
 		ConfigSchema: []byte(`{"type":"object","properties":{"slots":{"type":"integer"}},"additionalProperties":false}`),
 	}, nil
+}
+
+// variant is what the file variantFile has, and the configuration.
+func (s *stub) variant() string {
+	if s.config.Instance == "" {
+		return "not configured"
+	}
+	build, _ := os.ReadFile(os.Getenv(variantFile)) // without a file it is empty
+	return string(build) + string(s.config.JSON)
 }
 
 func (s *stub) Configure(_ context.Context, config runtime.Config) error {
@@ -162,10 +185,24 @@ func (s *stub) Create(ctx context.Context, spec runtime.Spec, _ func(runtime.Sta
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.sandboxes[spec.SessionID] = runtime.Sandbox{
-		SessionID: spec.SessionID, ChatID: spec.ChatID, ContainerID: container, State: runtime.StateRunning,
+		SessionID: spec.SessionID, ChatID: spec.ChatID, Pool: spec.Pool, ContainerID: container, State: runtime.StateRunning,
 		Endpoint: runtime.Endpoint{IP: netip.MustParseAddr("127.0.0.1"), Port: 1},
 	}
 	return s.sandboxes[spec.SessionID], nil
+}
+
+// Claim gives a spare to a chat, as a Create for the volume would go.
+func (s *stub) Claim(ctx context.Context, spec runtime.Spec) (runtime.Sandbox, error) {
+	spare, err := s.Inspect(ctx, spec.SessionID)
+	switch {
+	case err != nil:
+		return runtime.Sandbox{}, err
+	case spare.Pool == "":
+		return runtime.Sandbox{}, fmt.Errorf("%w: not a spare", runtime.ErrConflict)
+	}
+	claimed, err := s.Create(ctx, spec, func(runtime.Stage) {})
+	claimed.Pool = spare.Pool
+	return claimed, err
 }
 
 func (s *stub) Stop(ctx context.Context, id string) error { return s.Delete(ctx, id) }
@@ -184,6 +221,23 @@ func (s *stub) Inspect(_ context.Context, id string) (runtime.Sandbox, error) {
 		return sandbox, nil
 	}
 	return runtime.Sandbox{}, runtime.ErrNotFound
+}
+
+// Exec copies its input, or crashes. There are no Logs.
+func (s *stub) Exec(ctx context.Context, id string, command runtime.Command, streams runtime.Streams) (int, error) {
+	if _, err := s.Inspect(ctx, id); err != nil {
+		return 0, err
+	}
+	if command.Args[0] == volumeCrash {
+		panic("engine on fire")
+	}
+	_, err := io.Copy(streams.Stdout, streams.Stdin)
+	return 7, err
+}
+
+func (s *stub) Explain(ctx context.Context, id string) ([]runtime.Happening, error) {
+	_, err := s.Inspect(ctx, id)
+	return []runtime.Happening{{Text: "made"}}, err
 }
 
 func (s *stub) List(context.Context) iter.Seq2[runtime.Sandbox, error] {

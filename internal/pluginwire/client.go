@@ -20,6 +20,9 @@ const (
 	// answerLimit is how long a plugin may take for a call that package runtime limits
 	// to 10 seconds. The rest is for the way there and back.
 	answerLimit = 12 * time.Second
+	// claimLimit is how long a plugin may take for a Claim. A caller waits for it, and
+	// starting another sandbox takes no longer.
+	claimLimit = 5 * time.Second
 	// maxSandboxes bounds the number of sandboxes in a list.
 	maxSandboxes = 250_000
 	// maxStages bounds the number of stages that a Create may report before its
@@ -42,6 +45,9 @@ var (
 	_ runtime.Watcher       = (*Client)(nil)
 	_ runtime.HealthChecker = (*Client)(nil)
 	_ runtime.LogReader     = (*Client)(nil)
+	_ runtime.Execer        = (*Client)(nil)
+	_ runtime.Explainer     = (*Client)(nil)
+	_ runtime.Claimer       = (*Client)(nil)
 )
 
 // NewClient reads the info of the plugin at the other end of conn and returns its
@@ -91,8 +97,12 @@ func callFailed(ctx, limited context.Context, err error) error {
 // Info returns the info that NewClient read.
 func (c *Client) Info(context.Context) (runtime.Info, error) { return c.info, nil }
 
-// Create has no time limit other than ctx's.
+// Create has no time limit other than ctx's. It refuses to ask a plugin for a spare that
+// does not have the ability to claim it.
 func (c *Client) Create(ctx context.Context, spec runtime.Spec, progress func(runtime.Stage)) (runtime.Sandbox, error) {
+	if spec.Pool != "" && !c.has(runtime.AbilityClaim) {
+		return runtime.Sandbox{}, unsupported(runtime.AbilityClaim)
+	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel() // ends the stream if this returns early
 	stream, err := c.rpc.Create(ctx, &runtimev1.CreateRequest{Spec: specToProto(spec)})
@@ -113,25 +123,31 @@ func (c *Client) Create(ctx context.Context, spec runtime.Spec, progress func(ru
 				progress(stage)
 			}
 		case *runtimev1.CreateResponse_Sandbox:
-			return created(event.Sandbox, spec)
+			sandbox, err := usable(event.Sandbox, spec, "created")
+			if err == nil && sandbox.Pool != spec.Pool {
+				return runtime.Sandbox{}, broken("session %s: created for pool %q", spec.SessionID, sandbox.Pool)
+			}
+			return sandbox, err
 		}
 	}
 	return runtime.Sandbox{}, broken("create told %d stages and no sandbox", maxStages)
 }
 
-func created(answer *runtimev1.Sandbox, spec runtime.Spec) (runtime.Sandbox, error) {
+// usable decodes the sandbox that was created or claimed for spec, and refuses one that
+// cannot be used. how says in the error which of both it was.
+func usable(answer *runtimev1.Sandbox, spec runtime.Spec, how string) (runtime.Sandbox, error) {
 	sandbox, err := sandboxFromProto(answer, spec.SessionID)
 	switch {
 	case err != nil:
 		return runtime.Sandbox{}, err
 	case sandbox.ContainerID == "":
-		return runtime.Sandbox{}, broken("session %s: created without a container ID", spec.SessionID)
+		return runtime.Sandbox{}, broken("session %s: %s without a container ID", spec.SessionID, how)
 	case !sandbox.Endpoint.IsValid():
-		return runtime.Sandbox{}, broken("session %s: created without an endpoint", spec.SessionID)
+		return runtime.Sandbox{}, broken("session %s: %s without an endpoint", spec.SessionID, how)
 	case sandbox.ChatID != spec.ChatID:
-		return runtime.Sandbox{}, broken("session %s: created for chat %.70q", spec.SessionID, sandbox.ChatID)
+		return runtime.Sandbox{}, broken("session %s: %s for chat %.70q", spec.SessionID, how, sandbox.ChatID)
 	case sandbox.State != runtime.StateRunning:
-		return runtime.Sandbox{}, broken("session %s: created and %s", spec.SessionID, sandbox.State)
+		return runtime.Sandbox{}, broken("session %s: %s and %s", spec.SessionID, how, sandbox.State)
 	}
 	return sandbox, nil
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"io"
-	"iter"
 	"slices"
 
 	"github.com/bivouac/bivouac/runtime"
@@ -65,32 +64,30 @@ func (c *Client) Watch(ctx context.Context, changed func(runtime.Sandbox)) error
 	}
 }
 
-// Logs has no time limit other than ctx's.
-func (c *Client) Logs(ctx context.Context, sessionID string, follow bool) iter.Seq2[runtime.LogChunk, error] {
-	return func(yield func(runtime.LogChunk, error) bool) {
-		if !c.has(runtime.AbilityLogs) {
-			yield(runtime.LogChunk{}, unsupported(runtime.AbilityLogs))
-			return
-		}
-		ctx, cancel := context.WithCancel(ctx)
-		defer cancel()
-		stream, err := c.rpc.Logs(ctx, &runtimev1.LogsRequest{SessionId: sessionID, Follow: follow})
-		if err != nil {
-			yield(runtime.LogChunk{}, fromStatus(ctx, err))
-			return
-		}
-		for {
-			resp, err := stream.Recv()
-			switch {
-			case errors.Is(err, io.EOF):
-				return
-			case err != nil:
-				yield(runtime.LogChunk{}, fromStatus(ctx, err))
-				return
-			}
-			if !yield(outputFromProto(resp.GetOutput()), nil) {
-				return
-			}
-		}
+// Claim waits at most 5 seconds.
+func (c *Client) Claim(ctx context.Context, spec runtime.Spec) (runtime.Sandbox, error) {
+	if !c.has(runtime.AbilityClaim) {
+		return runtime.Sandbox{}, unsupported(runtime.AbilityClaim)
 	}
+	answer, err := within(ctx, min(c.limit, claimLimit), func(ctx context.Context) (*runtimev1.ClaimResponse, error) {
+		return c.rpc.Claim(ctx, &runtimev1.ClaimRequest{Spec: specToProto(spec)})
+	})
+	if err != nil {
+		return runtime.Sandbox{}, err
+	}
+	return usable(answer.GetSandbox(), spec, "claimed")
+}
+
+// Explain waits at most 12 seconds.
+func (c *Client) Explain(ctx context.Context, sessionID string) ([]runtime.Happening, error) {
+	if !c.has(runtime.AbilityExplain) {
+		return nil, unsupported(runtime.AbilityExplain)
+	}
+	answer, err := within(ctx, c.limit, func(ctx context.Context) (*runtimev1.ExplainResponse, error) {
+		return c.rpc.Explain(ctx, &runtimev1.ExplainRequest{SessionId: sessionID})
+	})
+	if err != nil {
+		return nil, err
+	}
+	return happeningsFromProto(answer.GetHappenings()), nil
 }

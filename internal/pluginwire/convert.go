@@ -3,6 +3,7 @@ package pluginwire
 import (
 	"encoding/json"
 	"fmt"
+	"math"
 	"net/netip"
 	"strings"
 	"unicode"
@@ -17,9 +18,12 @@ import (
 const (
 	maxID           = 256
 	maxVersion      = 64
+	maxVariant      = 64
 	maxReason       = 4 << 10
 	maxConfigSchema = 256 << 10
 	maxAbilities    = 64
+	maxHappening    = 4 << 10
+	maxHappenings   = 100 // not bytes
 )
 
 var stages = map[runtime.Stage]runtimev1.Stage{
@@ -56,6 +60,7 @@ func infoToProto(info runtime.Info, abilities []runtime.Ability) *runtimev1.Info
 		Name:         info.Name,
 		Version:      info.Version,
 		ConfigSchema: string(info.ConfigSchema),
+		Variant:      info.Variant,
 	}
 	for _, ability := range abilities {
 		answer.Abilities = append(answer.Abilities, string(ability))
@@ -70,6 +75,8 @@ func infoFromProto(answer *runtimev1.InfoResponse) (runtime.Info, error) {
 		return runtime.Info{}, broken("its name %.70q is not 1 to 64 of a-z, 0-9 and '-', or begins with '-'", answer.GetName())
 	case len(answer.GetVersion()) > maxVersion || hasControl(answer.GetVersion()):
 		return runtime.Info{}, broken("its version %.70q is over %d bytes or has control characters", answer.GetVersion(), maxVersion)
+	case len(answer.GetVariant()) > maxVariant || !isPrintable(answer.GetVariant()):
+		return runtime.Info{}, broken("its variant %.70q is over %d bytes or not printable ASCII", answer.GetVariant(), maxVariant)
 	case len(answer.GetAbilities()) > maxAbilities:
 		return runtime.Info{}, broken("it declares %d abilities", len(answer.GetAbilities()))
 	case len(schema) > maxConfigSchema:
@@ -82,10 +89,12 @@ func infoFromProto(answer *runtimev1.InfoResponse) (runtime.Info, error) {
 		Version:      answer.GetVersion(),
 		Abilities:    []runtime.Ability{},
 		ConfigSchema: schema,
+		Variant:      answer.GetVariant(),
 	}
 	for _, name := range answer.GetAbilities() {
 		switch ability := runtime.Ability(name); ability {
-		case runtime.AbilityConfigure, runtime.AbilityHealth, runtime.AbilityLogs, runtime.AbilityWatch:
+		case runtime.AbilityClaim, runtime.AbilityConfigure, runtime.AbilityExec, runtime.AbilityExplain,
+			runtime.AbilityHealth, runtime.AbilityLogs, runtime.AbilityWatch:
 			info.Abilities = append(info.Abilities, ability)
 		}
 	}
@@ -103,6 +112,7 @@ func specToProto(spec runtime.Spec) *runtimev1.Spec {
 		Owner:          spec.Owner,
 		Labels:         spec.Labels,
 		AccessToken:    string(spec.AccessToken),
+		Pool:           spec.Pool,
 	}
 }
 
@@ -120,6 +130,7 @@ func specFromProto(spec *runtimev1.Spec) (runtime.Spec, error) {
 		Owner:          spec.GetOwner(),
 		Labels:         spec.GetLabels(),
 		AccessToken:    runtime.Secret(spec.GetAccessToken()),
+		Pool:           spec.GetPool(),
 	}, nil
 }
 
@@ -130,6 +141,7 @@ func sandboxToProto(sandbox runtime.Sandbox) *runtimev1.Sandbox {
 		ContainerId: sandbox.ContainerID,
 		State:       states[sandbox.State],
 		Reason:      limitText(sandbox.Reason, maxReason),
+		Pool:        sandbox.Pool,
 	}
 	if sandbox.Endpoint != (runtime.Endpoint{}) {
 		answer.Endpoint = &runtimev1.Endpoint{Port: uint32(sandbox.Endpoint.Port)}
@@ -156,6 +168,8 @@ func sandboxFromProto(answer *runtimev1.Sandbox, wantID string) (runtime.Sandbox
 		return runtime.Sandbox{}, broken("session %s: container ID %.70q is over %d bytes or has control characters", id, answer.GetContainerId(), maxID)
 	case len(answer.GetChatId()) > maxID || hasControl(answer.GetChatId()):
 		return runtime.Sandbox{}, broken("session %s: chat ID %.70q is over %d bytes or has control characters", id, answer.GetChatId(), maxID)
+	case answer.GetPool() != "" && !runtime.ValidName(answer.GetPool()):
+		return runtime.Sandbox{}, broken("session %s: pool %.70q is not a valid name", id, answer.GetPool())
 	case !known:
 		return runtime.Sandbox{}, broken("session %s: unknown state %d", id, answer.GetState())
 	}
@@ -170,6 +184,7 @@ func sandboxFromProto(answer *runtimev1.Sandbox, wantID string) (runtime.Sandbox
 		Endpoint:    endpoint,
 		State:       state,
 		Reason:      oneLine(limitText(answer.GetReason(), maxReason)),
+		Pool:        answer.GetPool(),
 	}, nil
 }
 
@@ -189,20 +204,92 @@ func endpointFromProto(answer *runtimev1.Endpoint) (runtime.Endpoint, error) {
 	return runtime.Endpoint{IP: ip.Unmap(), Port: uint16(answer.GetPort())}, nil //nolint:gosec // it was just found to fit
 }
 
-func outputToProto(stream runtime.LogStream, data []byte) *runtimev1.Output {
-	return &runtimev1.Output{Stream: streams[stream], Data: data}
+// streamFromProto treats an unknown stream as Stdout.
+func streamFromProto(stream runtimev1.OutputStream) runtime.LogStream {
+	known, ok := keyOf(streams, stream)
+	if !ok {
+		return runtime.Stdout
+	}
+	return known
 }
 
-// outputFromProto treats an unknown stream as Stdout.
-func outputFromProto(output *runtimev1.Output) runtime.LogChunk {
-	stream, ok := keyOf(streams, output.GetStream())
-	if !ok {
-		stream = runtime.Stdout
+func commandToProto(sessionID string, command runtime.Command) *runtimev1.ExecStart {
+	start := &runtimev1.ExecStart{
+		SessionId: sessionID,
+		Command:   command.Args,
+		Env:       command.Env,
+		Dir:       command.Dir,
+		User:      command.User,
+		Task:      command.Task,
+		Tty:       command.TTY,
 	}
-	return runtime.LogChunk{Stream: stream, Data: output.GetData()}
+	if command.Size != (runtime.WindowSize{}) {
+		start.Size = sizeToProto(command.Size)
+	}
+	return start
+}
+
+func commandFromProto(start *runtimev1.ExecStart) (runtime.Command, error) {
+	if len(start.GetCommand()) == 0 {
+		return runtime.Command{}, fmt.Errorf("%w: no command", runtime.ErrInvalid)
+	}
+	return runtime.Command{
+		Args: start.GetCommand(),
+		Env:  start.GetEnv(),
+		Dir:  start.GetDir(),
+		User: start.GetUser(),
+		Task: start.GetTask(),
+		TTY:  start.GetTty(),
+		Size: sizeFromProto(start.GetSize()),
+	}, nil
+}
+
+func sizeToProto(size runtime.WindowSize) *runtimev1.WindowSize {
+	return &runtimev1.WindowSize{Rows: uint32(size.Rows), Columns: uint32(size.Columns)}
+}
+
+func sizeFromProto(size *runtimev1.WindowSize) runtime.WindowSize {
+	return runtime.WindowSize{
+		Rows:    uint16(min(size.GetRows(), math.MaxUint16)),
+		Columns: uint16(min(size.GetColumns(), math.MaxUint16)),
+	}
+}
+
+func happeningsToProto(happenings []runtime.Happening) []*runtimev1.Happening {
+	var answer []*runtimev1.Happening
+	for _, happening := range newest(happenings) {
+		told := &runtimev1.Happening{Text: limitText(happening.Text, maxHappening)}
+		if !happening.Time.IsZero() {
+			told.Time = timestamppb.New(happening.Time)
+		}
+		answer = append(answer, told)
+	}
+	return answer
+}
+
+func happeningsFromProto(answer []*runtimev1.Happening) []runtime.Happening {
+	var happenings []runtime.Happening
+	for _, told := range newest(answer) {
+		happening := runtime.Happening{Text: oneLine(limitText(told.GetText(), maxHappening))}
+		if told.GetTime().IsValid() {
+			happening.Time = told.GetTime().AsTime()
+		}
+		happenings = append(happenings, happening)
+	}
+	return happenings
+}
+
+// newest returns the last of the happenings that may be reported.
+func newest[H any](happenings []H) []H {
+	return happenings[max(0, len(happenings)-maxHappenings):]
 }
 
 func hasControl(s string) bool { return strings.ContainsFunc(s, unicode.IsControl) }
+
+// isPrintable reports whether s is printable ASCII.
+func isPrintable(s string) bool {
+	return !strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r > '~' })
+}
 
 // oneLine returns s with control characters replaced by spaces.
 func oneLine(s string) string {

@@ -23,7 +23,7 @@ const maxErrorMessage = 8 << 10
 // kinds maps errors to gRPC statuses and back. An error that wraps several has the code
 // of the first, and its detail names them all. The kinds that the host acts on have codes
 // that gRPC libraries never produce by themselves, so that an answer over the size limit
-// does not look like "not placed".
+// does not look like "not placed". DataLoss was the last of them.
 var kinds = []struct {
 	err  error
 	code codes.Code
@@ -35,6 +35,7 @@ var kinds = []struct {
 	{runtime.ErrNotPlaced, codes.FailedPrecondition, runtimev1.ErrorKind_ERROR_KIND_NOT_PLACED},
 	{runtime.ErrNotReady, codes.Aborted, runtimev1.ErrorKind_ERROR_KIND_NOT_READY},
 	{runtime.ErrNotStopped, codes.OutOfRange, runtimev1.ErrorKind_ERROR_KIND_NOT_STOPPED},
+	{runtime.ErrLogsDisabled, codes.DataLoss, runtimev1.ErrorKind_ERROR_KIND_LOGS_DISABLED},
 	{runtime.ErrUnavailable, codes.Unavailable, runtimev1.ErrorKind_ERROR_KIND_UNAVAILABLE},
 	{errors.ErrUnsupported, codes.Unimplemented, runtimev1.ErrorKind_ERROR_KIND_UNSUPPORTED},
 	{context.DeadlineExceeded, codes.DeadlineExceeded, runtimev1.ErrorKind_ERROR_KIND_DEADLINE_EXCEEDED},

@@ -33,8 +33,17 @@ func (s *server) Info(ctx context.Context, _ *runtimev1.InfoRequest) (*runtimev1
 // abilitiesOf returns what a driver can do beyond runtime.Driver, sorted.
 func abilitiesOf(driver runtime.Driver) []runtime.Ability {
 	var abilities []runtime.Ability
+	if _, ok := driver.(runtime.Claimer); ok {
+		abilities = append(abilities, runtime.AbilityClaim)
+	}
 	if _, ok := driver.(runtime.Configurer); ok {
 		abilities = append(abilities, runtime.AbilityConfigure)
+	}
+	if _, ok := driver.(runtime.Execer); ok {
+		abilities = append(abilities, runtime.AbilityExec)
+	}
+	if _, ok := driver.(runtime.Explainer); ok {
+		abilities = append(abilities, runtime.AbilityExplain)
 	}
 	if _, ok := driver.(runtime.HealthChecker); ok {
 		abilities = append(abilities, runtime.AbilityHealth)
@@ -67,33 +76,53 @@ func (s *server) Create(req *runtimev1.CreateRequest, stream grpc.ServerStreamin
 	if err != nil {
 		return toStatus(err)
 	}
-	// A stream takes one message at a time, but a driver may report a stage from
-	// another goroutine, and even too late. If a stage cannot be sent, the sandbox
-	// cannot be sent either, and that returns the error.
-	var mu sync.Mutex
-	done := false
-	send := func(resp *runtimev1.CreateResponse, last bool) error {
-		mu.Lock()
-		defer mu.Unlock()
-		if done {
-			return nil
-		}
-		done = last
-		return stream.Send(resp)
-	}
+	// If a stage cannot be sent, the sandbox cannot be sent either, and that returns the
+	// error.
+	answer := &sender[runtimev1.CreateResponse]{stream: stream}
 	progress := func(stage runtime.Stage) {
 		if s, ok := stages[stage]; ok {
-			_ = send(&runtimev1.CreateResponse{Event: &runtimev1.CreateResponse_Stage{Stage: s}}, false)
+			_ = answer.send(&runtimev1.CreateResponse{Event: &runtimev1.CreateResponse_Stage{Stage: s}})
 		}
 	}
 	sandbox, err := s.driver.Create(stream.Context(), spec, progress)
 	if err != nil {
-		mu.Lock()
-		defer mu.Unlock()
-		done = true
+		answer.close()
 		return toStatus(err)
 	}
-	return send(&runtimev1.CreateResponse{Event: &runtimev1.CreateResponse_Sandbox{Sandbox: sandboxToProto(sandbox)}}, true)
+	return answer.last(&runtimev1.CreateResponse{Event: &runtimev1.CreateResponse_Sandbox{Sandbox: sandboxToProto(sandbox)}})
+}
+
+// sender sends messages on a stream, which takes one at a time. A driver may report
+// something from another goroutine, and even after its method has returned: that is
+// dropped.
+type sender[M any] struct {
+	stream interface{ Send(message *M) error }
+	mu     sync.Mutex
+	closed bool
+}
+
+func (s *sender[M]) send(message *M) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return nil
+	}
+	return s.stream.Send(message)
+}
+
+// last sends the last message.
+func (s *sender[M]) last(message *M) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.closed = true
+	return s.stream.Send(message)
+}
+
+// close drops all messages that follow.
+func (s *sender[M]) close() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.closed = true
 }
 
 func (s *server) Stop(ctx context.Context, req *runtimev1.StopRequest) (*runtimev1.StopResponse, error) {
@@ -172,6 +201,34 @@ func (s *server) Health(ctx context.Context, _ *runtimev1.HealthRequest) (*runti
 		return nil, toStatus(err)
 	}
 	return &runtimev1.HealthResponse{}, nil
+}
+
+func (s *server) Explain(ctx context.Context, req *runtimev1.ExplainRequest) (*runtimev1.ExplainResponse, error) {
+	explainer, ok := s.driver.(runtime.Explainer)
+	if !ok {
+		return nil, toStatus(unsupported(runtime.AbilityExplain))
+	}
+	happenings, err := explainer.Explain(ctx, req.GetSessionId())
+	if err != nil {
+		return nil, toStatus(err)
+	}
+	return &runtimev1.ExplainResponse{Happenings: happeningsToProto(happenings)}, nil
+}
+
+func (s *server) Claim(ctx context.Context, req *runtimev1.ClaimRequest) (*runtimev1.ClaimResponse, error) {
+	claimer, ok := s.driver.(runtime.Claimer)
+	if !ok {
+		return nil, toStatus(unsupported(runtime.AbilityClaim))
+	}
+	spec, err := specFromProto(req.GetSpec())
+	if err != nil {
+		return nil, toStatus(err)
+	}
+	sandbox, err := claimer.Claim(ctx, spec)
+	if err != nil {
+		return nil, toStatus(err)
+	}
+	return &runtimev1.ClaimResponse{Sandbox: sandboxToProto(sandbox)}, nil
 }
 
 func unsupported(ability runtime.Ability) error {

@@ -9,7 +9,7 @@ import (
 	runtimev1 "github.com/bivouac/bivouac/runtime/plugin/proto/v1"
 )
 
-// maxChunk is the maximum size of the output in one message, in bytes.
+// maxChunk is the maximum size of the input or output in one message, in bytes.
 const maxChunk = 64 << 10
 
 func (s *server) Logs(req *runtimev1.LogsRequest, stream grpc.ServerStreamingServer[runtimev1.LogsResponse]) error {
@@ -17,14 +17,20 @@ func (s *server) Logs(req *runtimev1.LogsRequest, stream grpc.ServerStreamingSer
 	if !ok {
 		return toStatus(unsupported(runtime.AbilityLogs))
 	}
-	for chunk, err := range reader.Logs(stream.Context(), req.GetSessionId(), req.GetFollow()) {
+	query := runtime.LogQuery{
+		Stream: streamFromProto(req.GetStream()), Task: req.GetTask(), Offset: req.GetOffset(), Follow: req.GetFollow(),
+	}
+	for chunk, err := range reader.Logs(stream.Context(), req.GetSessionId(), query) {
 		if err != nil {
 			return toStatus(err)
 		}
+		offset := chunk.Offset
 		for data := range slices.Chunk(chunk.Data, maxChunk) {
-			if err := stream.Send(&runtimev1.LogsResponse{Output: outputToProto(chunk.Stream, data)}); err != nil {
+			output := &runtimev1.Output{Stream: streams[chunk.Stream], Data: data, Offset: &offset}
+			if err := stream.Send(&runtimev1.LogsResponse{Output: output}); err != nil {
 				return err
 			}
+			offset += int64(len(data))
 		}
 	}
 	return nil

@@ -1,7 +1,6 @@
 package pluginwire
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -32,7 +31,10 @@ type fake struct {
 	inspect func(ctx context.Context, sessionID string) (runtime.Sandbox, error)
 	list    func(context.Context) iter.Seq2[runtime.Sandbox, error]
 	watch   func(context.Context, func(runtime.Sandbox)) error
-	logs    func(ctx context.Context, sessionID string, follow bool) iter.Seq2[runtime.LogChunk, error]
+	logs    func(ctx context.Context, sessionID string, query runtime.LogQuery) iter.Seq2[runtime.LogChunk, error]
+	exec    func(ctx context.Context, sessionID string, command runtime.Command, streams runtime.Streams) (int, error)
+	explain func(ctx context.Context, sessionID string) ([]runtime.Happening, error)
+	claim   func(context.Context, runtime.Spec) (runtime.Sandbox, error)
 	config  func(runtime.Config) error
 	health  func() error
 }
@@ -55,8 +57,17 @@ func (f *fake) List(ctx context.Context) iter.Seq2[runtime.Sandbox, error] { ret
 func (f *fake) Watch(ctx context.Context, changed func(runtime.Sandbox)) error {
 	return f.watch(ctx, changed)
 }
-func (f *fake) Logs(ctx context.Context, id string, follow bool) iter.Seq2[runtime.LogChunk, error] {
-	return f.logs(ctx, id, follow)
+func (f *fake) Logs(ctx context.Context, id string, query runtime.LogQuery) iter.Seq2[runtime.LogChunk, error] {
+	return f.logs(ctx, id, query)
+}
+func (f *fake) Exec(ctx context.Context, id string, command runtime.Command, streams runtime.Streams) (int, error) {
+	return f.exec(ctx, id, command, streams)
+}
+func (f *fake) Explain(ctx context.Context, id string) ([]runtime.Happening, error) {
+	return f.explain(ctx, id)
+}
+func (f *fake) Claim(ctx context.Context, spec runtime.Spec) (runtime.Sandbox, error) {
+	return f.claim(ctx, spec)
 }
 func (f *fake) Configure(_ context.Context, config runtime.Config) error { return f.config(config) }
 func (f *fake) Health(context.Context) error                             { return f.health() }
@@ -151,12 +162,16 @@ func TestCalls_CarryDeadlineAndCancellation(t *testing.T) {
 		inspect: func(ctx context.Context, _ string) (runtime.Sandbox, error) {
 			return runtime.Sandbox{}, waits(ctx)
 		},
+		claim: func(ctx context.Context, _ runtime.Spec) (runtime.Sandbox, error) {
+			return runtime.Sandbox{}, waits(ctx)
+		},
 	}))
 	calls := map[string]func(context.Context) error{
 		"create":  func(ctx context.Context) error { _, err := c.Create(ctx, spec, noProgress); return err },
 		"stop":    func(ctx context.Context) error { return c.Stop(ctx, "s") },
 		"delete":  func(ctx context.Context) error { return c.Delete(ctx, "s") },
 		"inspect": func(ctx context.Context) error { _, err := c.Inspect(ctx, "s"); return err },
+		"claim":   func(ctx context.Context) error { _, err := c.Claim(ctx, spec); return err },
 	}
 	for name, call := range calls {
 		t.Run(name+" is cancelled", func(t *testing.T) {
@@ -192,6 +207,7 @@ func TestErrors_KeepKindAndTextOverTheWire(t *testing.T) {
 		fmt.Errorf("%w: %w", runtime.ErrUnavailable, context.Canceled),
 		fmt.Errorf("%w: bad path", runtime.ErrInvalid),
 		fmt.Errorf("%w: its cleaning up goes on", runtime.ErrNotStopped),
+		fmt.Errorf("%w: set log_driver", runtime.ErrLogsDisabled),
 	} {
 		t.Run(err.Error(), func(t *testing.T) {
 			c := client(t, of(&fake{end: func(context.Context, string) error { return err }}))
@@ -242,6 +258,7 @@ func TestErrors_AreToldByTheCodeAlone(t *testing.T) {
 		codes.AlreadyExists:      runtime.ErrConflict,
 		codes.Aborted:            runtime.ErrNotReady,
 		codes.OutOfRange:         runtime.ErrNotStopped,
+		codes.DataLoss:           runtime.ErrLogsDisabled,
 		codes.InvalidArgument:    runtime.ErrInvalid,
 		codes.Unavailable:        runtime.ErrUnavailable,
 		// What libraries give out by themselves is never taken for an answer.
@@ -321,7 +338,10 @@ func TestList_PassesOnAnErrorAfterWhatCameBefore(t *testing.T) {
 func TestAbilities_AreThoseOfTheDriver(t *testing.T) {
 	all, err := client(t, of(&fake{})).Info(t.Context())
 	must.NoError(t, err)
-	must.Eq(t, []runtime.Ability{runtime.AbilityConfigure, runtime.AbilityHealth, runtime.AbilityLogs, runtime.AbilityWatch}, all.Abilities)
+	must.Eq(t, []runtime.Ability{
+		runtime.AbilityClaim, runtime.AbilityConfigure, runtime.AbilityExec, runtime.AbilityExplain,
+		runtime.AbilityHealth, runtime.AbilityLogs, runtime.AbilityWatch,
+	}, all.Abilities)
 
 	without := client(t, of(bare{&fake{}}))
 	none, err := without.Info(t.Context())
@@ -330,9 +350,15 @@ func TestAbilities_AreThoseOfTheDriver(t *testing.T) {
 
 	must.ErrorIs(t, without.Configure(t.Context(), runtime.Config{}), errors.ErrUnsupported)
 	must.ErrorIs(t, without.Watch(t.Context(), func(runtime.Sandbox) {}), errors.ErrUnsupported)
-	for _, err := range without.Logs(t.Context(), "s", false) {
+	for _, err := range without.Logs(t.Context(), "s", runtime.LogQuery{}) {
 		must.ErrorIs(t, err, errors.ErrUnsupported)
 	}
+	_, err = without.Exec(t.Context(), "s", runtime.Command{Args: []string{"true"}}, runtime.Streams{})
+	must.ErrorIs(t, err, errors.ErrUnsupported)
+	_, err = without.Explain(t.Context(), "s")
+	must.ErrorIs(t, err, errors.ErrUnsupported)
+	_, err = without.Claim(t.Context(), spec)
+	must.ErrorIs(t, err, errors.ErrUnsupported)
 	must.NoError(t, without.Health(t.Context()))
 }
 
@@ -359,23 +385,6 @@ func TestWatch_ReportsUntilItsContextEnds(t *testing.T) {
 		cancel()
 	})
 	must.ErrorIs(t, err, context.Canceled)
-}
-
-func TestLogs_KeepStreamsAndOrder(t *testing.T) {
-	long := bytes.Repeat([]byte("x"), maxChunk+1)
-	c := client(t, of(&fake{logs: func(_ context.Context, id string, follow bool) iter.Seq2[runtime.LogChunk, error] {
-		return func(yield func(runtime.LogChunk, error) bool) {
-			_ = yield(runtime.LogChunk{Stream: runtime.Stdout, Data: fmt.Appendf(nil, "%s %v", id, follow)}, nil) &&
-				yield(runtime.LogChunk{Stream: runtime.Stderr, Data: long}, nil)
-		}
-	}}))
-	printed := map[runtime.LogStream][]byte{}
-	for chunk, err := range c.Logs(t.Context(), "s", true) {
-		must.NoError(t, err)
-		printed[chunk.Stream] = append(printed[chunk.Stream], chunk.Data...)
-	}
-	must.Eq(t, "s true", string(printed[runtime.Stdout]))
-	must.Eq(t, long, printed[runtime.Stderr])
 }
 
 // liar answers what no driver behind Serve would.
@@ -436,6 +445,8 @@ func TestSandbox_ThatCannotBeIsRefused(t *testing.T) {
 		"endpoint unspecified":   {func(s *runtimev1.Sandbox) { s.Endpoint.Ip = "0.0.0.0" }, "cannot be connected to"},
 		"endpoint port 0":        {func(s *runtimev1.Sandbox) { s.Endpoint.Port = 0 }, "endpoint port 0 is no port"},
 		"endpoint port 70000":    {func(s *runtimev1.Sandbox) { s.Endpoint.Port = 70000 }, "endpoint port 70000 is no port"},
+		"pool with spaces":       {func(s *runtimev1.Sandbox) { s.Pool = "my pool" }, `pool "my pool" is not a valid name`},
+		"created for a pool":     {func(s *runtimev1.Sandbox) { s.Pool = "small" }, `created for pool "small"`},
 		"unknown state":          {func(s *runtimev1.Sandbox) { s.State = 99 }, "unknown state 99"},
 		"no state":               {func(s *runtimev1.Sandbox) { s.State = 0 }, "unknown state 0"},
 		"long container ID":      {func(s *runtimev1.Sandbox) { s.ContainerId = strings.Repeat("c", 300) }, "is over 256 bytes"},
@@ -519,6 +530,9 @@ func TestInfo_ThatCannotBeIsRefused(t *testing.T) {
 		"long version":     {&runtimev1.InfoResponse{Name: "x", Version: strings.Repeat("1", 65)}, "its version"},
 		"schema no JSON":   {&runtimev1.InfoResponse{Name: "x", ConfigSchema: "{"}, "is not JSON"},
 		"schema too long":  {&runtimev1.InfoResponse{Name: "x", ConfigSchema: strings.Repeat(" ", maxConfigSchema+1)}, "schema is over"},
+		"long variant":     {&runtimev1.InfoResponse{Name: "x", Variant: strings.Repeat("1", 65)}, "its variant"},
+		"variant with é":   {&runtimev1.InfoResponse{Name: "x", Variant: "é"}, "not printable ASCII"},
+		"variant with ESC": {&runtimev1.InfoResponse{Name: "x", Variant: "\x1b"}, "not printable ASCII"},
 		"many abilities":   {&runtimev1.InfoResponse{Name: "x", Abilities: make([]string, 65)}, "declares 65 abilities"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -530,7 +544,7 @@ func TestInfo_ThatCannotBeIsRefused(t *testing.T) {
 }
 
 func TestInfo_PassesOverAbilitiesOfTomorrow(t *testing.T) {
-	c := client(t, &liar{info: &runtimev1.InfoResponse{Name: "x", Abilities: []string{"teleport", "exec", "logs"}}})
+	c := client(t, &liar{info: &runtimev1.InfoResponse{Name: "x", Abilities: []string{"teleport", "logs"}}})
 	info, err := c.Info(t.Context())
 	must.NoError(t, err)
 	must.Eq(t, []runtime.Ability{runtime.AbilityLogs}, info.Abilities)

@@ -12,7 +12,6 @@ import (
 	"syscall"
 
 	"github.com/bivouac/bivouac/runtime"
-	"github.com/bivouac/bivouac/runtime/ready"
 )
 
 // Create starts the sandbox and waits until it answers.
@@ -143,10 +142,11 @@ func (d *Driver) launch(ctx context.Context, sb *sandbox) error {
 		return err
 	}
 	sb.leader = started
+	sb.note("process %d started on port %d: %s", started.PID, sb.port, d.command[0])
 	_, err = open.Write([]byte("go\n"))
 	// If the gate did not open, the process ends. Nothing waits for this goroutine: it
 	// lasts as long as the sandbox, which outlives the driver.
-	go d.reap(sb, cmd)
+	go d.reap(sb, cmd) //nolint:contextcheck // the sandbox outlives the call that starts it
 	if err = errors.Join(err, open.Close()); err != nil {
 		return fmt.Errorf("%w: start: %w", runtime.ErrNotReady, err)
 	}
@@ -156,11 +156,24 @@ func (d *Driver) launch(ctx context.Context, sb *sandbox) error {
 // startGated starts the process behind its gate. The gate opens when a line is written
 // to the returned file.
 func (d *Driver) startGated(ctx context.Context, sb *sandbox) (*exec.Cmd, *os.File, error) {
-	output, err := d.folder.OpenFile(sb.spec.SessionID+logExt, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
-	if err != nil {
-		return nil, nil, err
+	if sb.isSpare() {
+		if err := d.makeSpareFolder(sb); err != nil {
+			return nil, nil, err
+		}
 	}
-	defer func() { _ = output.Close() }() // the process has its own copy
+	output := map[runtime.LogStream]*os.File{}
+	defer func() { // the process has its own copies
+		for _, file := range output {
+			_ = file.Close()
+		}
+	}()
+	for stream, log := range sb.logs {
+		file, err := d.folder.OpenFile(log.name, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+		if err != nil {
+			return nil, nil, err
+		}
+		output[stream] = file
+	}
 	wait, open, err := os.Pipe()
 	if err != nil {
 		return nil, nil, err
@@ -169,9 +182,9 @@ func (d *Driver) startGated(ctx context.Context, sb *sandbox) (*exec.Cmd, *os.Fi
 
 	// The sandbox must outlive the request that creates it.
 	cmd := exec.CommandContext(context.WithoutCancel(ctx), "/bin/sh", append([]string{"-c", gate, "sh"}, d.command...)...)
-	cmd.Dir = sb.spec.VolumeHostPath
-	cmd.Env = append(environment(sb), mark(d.dir, sb.spec.SessionID))
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = wait, output, output
+	cmd.Dir = d.workspace(sb)
+	cmd.Env = append(d.environment(sb), mark(d.dir, sb.spec.SessionID))
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = wait, output[runtime.Stdout], output[runtime.Stderr]
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := cmd.Start(); err != nil {
 		return nil, nil, errors.Join(err, open.Close())
@@ -191,20 +204,23 @@ func Environment() map[string]string {
 	return env
 }
 
-// environment returns a sandbox's complete environment except for its mark.
-func environment(sb *sandbox) []string {
+// environment returns a sandbox's complete environment except for its mark. That of a
+// spare is the same before and after its claim.
+func (d *Driver) environment(sb *sandbox) []string {
 	var env []string
 	for name, value := range Environment() {
 		env = append(env, name+"="+value)
 	}
-	return append(env,
+	env = append(env,
 		"PORT="+strconv.Itoa(int(sb.port)),
 		"BIVOUAC_SESSION_ID="+sb.spec.SessionID,
-		"BIVOUAC_CHAT_ID="+sb.spec.ChatID,
-		"BIVOUAC_AGENT_ID="+sb.spec.AgentID,
-		"BIVOUAC_WORKSPACE="+sb.spec.VolumeHostPath,
+		"BIVOUAC_WORKSPACE="+d.workspace(sb),
 		"BIVOUAC_ACCESS_TOKEN="+string(sb.spec.AccessToken),
 	)
+	if sb.isSpare() {
+		return append(env, "BIVOUAC_SESSION_FILE="+d.sparePath(sb, sessionFile))
+	}
+	return append(env, "BIVOUAC_CHAT_ID="+sb.spec.ChatID, "BIVOUAC_AGENT_ID="+sb.spec.AgentID)
 }
 
 var errStopped = fmt.Errorf("%w: it was stopped", runtime.ErrConflict)
@@ -215,8 +231,7 @@ func (d *Driver) awaitReady(ctx context.Context, sb *sandbox) error {
 		wait, cancel := context.WithTimeout(ctx, readyLimit)
 		defer cancel()
 		defer context.AfterFunc(sb.running, cancel)()
-		check := ready.Check{HTTPPath: "/healthz", WantSessionID: true}
-		if err := check.Wait(wait, sb.endpoint(), sb.spec.SessionID); err != nil && sb.running.Err() == nil {
+		if err := readyCheck().Wait(wait, sb.endpoint(), sb.spec.SessionID); err != nil && sb.running.Err() == nil {
 			if ctx.Err() != nil {
 				return ctx.Err()
 			}
@@ -230,7 +245,10 @@ func (d *Driver) awaitReady(ctx context.Context, sb *sandbox) error {
 	case sb.stopped:
 		return errStopped
 	case sb.ended:
-		return fmt.Errorf("%w: %s: %s", runtime.ErrNotReady, sb.reason, d.lastWords(sb.spec.SessionID))
+		return fmt.Errorf("%w: %s: %s", runtime.ErrNotReady, sb.reason, sb.spec.AccessToken.HideIn(d.lastWords(ctx, sb)))
+	}
+	if !sb.ready {
+		sb.note("it answers at %s", sb.endpoint().AddrPort())
 	}
 	sb.ready = true
 	return nil

@@ -14,6 +14,8 @@ package process
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"iter"
@@ -45,7 +47,8 @@ const (
 
 // Config is the configuration of a Driver. All fields except VolumeRoots are required.
 type Config struct {
-	// Dir is the folder for the driver's files. It is created if it does not exist.
+	// Dir is the absolute path of the folder for the driver's files. It is created if it
+	// does not exist.
 	// Only one driver may use it at a time, and only this user may be able to write to
 	// it.
 	Dir string
@@ -59,7 +62,8 @@ type Config struct {
 	Logger      hclog.Logger
 }
 
-// Driver is a runtime.Driver, a runtime.Watcher and a runtime.ChatFinder.
+// Driver is a runtime.Driver, a runtime.Watcher, a runtime.LogReader, a runtime.Execer, a
+// runtime.ChatFinder, a runtime.Explainer and a runtime.Claimer.
 type Driver struct {
 	dir     string   // the folder's path
 	folder  *os.Root // the folder itself; holds all files
@@ -74,9 +78,15 @@ type Driver struct {
 
 	mu        sync.Mutex // lock it before a sandbox's mu
 	sandboxes map[string]*sandbox
-	gone      map[string]time.Time // session IDs that no Create may use, and since when
-	ports     map[uint16]struct{}  // ports of sandboxes that are not deleted
+	gone      map[string]past     // session IDs that no Create may use
+	ports     map[uint16]struct{} // ports of sandboxes that are not deleted
 	watchers  map[*watcher]struct{}
+}
+
+// past is what is remembered of a session ID that was deleted.
+type past struct {
+	since    time.Time
+	happened []runtime.Happening // nil if there was no sandbox
 }
 
 // New returns a driver without sandboxes. Call Close when done.
@@ -100,7 +110,7 @@ func New(config Config) (*Driver, error) {
 		folder:    folder,
 		closing:   make(chan struct{}),
 		sandboxes: map[string]*sandbox{},
-		gone:      map[string]time.Time{},
+		gone:      map[string]past{},
 		ports:     map[uint16]struct{}{},
 		watchers:  map[*watcher]struct{}{},
 	}
@@ -118,9 +128,10 @@ func (d *Driver) Close() error {
 	return d.folder.Close()
 }
 
-// Info returns the driver's name and version.
+// Info returns the driver's name and version. Its variant is a hash of the command.
 func (d *Driver) Info(context.Context) (runtime.Info, error) {
-	return runtime.Info{Name: Name, Version: version.Get().Version}, nil
+	variant := sha256.Sum256([]byte(strings.Join(d.command, "\x00"))) // no argument has a NUL
+	return runtime.Info{Name: Name, Version: version.Get().Version, Variant: hex.EncodeToString(variant[:])}, nil
 }
 
 // Inspect returns the current state of a sandbox.
@@ -139,7 +150,7 @@ func (d *Driver) Inspect(_ context.Context, sessionID string) (runtime.Sandbox, 
 func (d *Driver) List(context.Context) iter.Seq2[runtime.Sandbox, error] {
 	return func(yield func(runtime.Sandbox, error) bool) {
 		d.mu.Lock()
-		maps.DeleteFunc(d.gone, func(_ string, since time.Time) bool { return time.Since(since) >= goneLife })
+		maps.DeleteFunc(d.gone, func(_ string, p past) bool { return time.Since(p.since) >= goneLife })
 		d.mu.Unlock()
 		for _, sb := range d.snapshot() {
 			if !yield(sb.view(), nil) {
@@ -175,6 +186,12 @@ func (d *Driver) snapshot() []*sandbox {
 func (d *Driver) checkSpec(spec runtime.Spec) error {
 	if err := uuid.Validate(spec.SessionID); err != nil {
 		return fmt.Errorf("%w: session ID %q: %w", runtime.ErrInvalid, spec.SessionID, err)
+	}
+	if spec.Pool != "" {
+		if err := spec.Validate(); err != nil {
+			return fmt.Errorf("%w: %w", runtime.ErrInvalid, err)
+		}
+		return nil
 	}
 	if !filepath.IsAbs(spec.VolumeHostPath) {
 		return fmt.Errorf("%w: volume %q is not an absolute path", runtime.ErrInvalid, spec.VolumeHostPath)

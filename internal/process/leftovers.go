@@ -12,12 +12,14 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/google/uuid"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/bivouac/bivouac/runtime"
 )
 
-// A sandbox's files are named by its session ID and one of these extensions.
+// A sandbox's files are named by its session ID and one of these extensions. The name of
+// a log also has its stream.
 const (
 	recordExt = ".json" // a leader; exists while the sandbox may run
 	logExt    = ".log"  // what the sandbox printed
@@ -66,6 +68,12 @@ func remove(folder *os.Root, name string) error {
 	return nil
 }
 
+// removeFiles removes what a sandbox leaves behind when it has ended. It follows no link,
+// so a volume stays.
+func removeFiles(folder *os.Root, sessionID string) error {
+	return errors.Join(removeLogs(folder, sessionID), folder.RemoveAll(spareFolder(sessionID)))
+}
+
 // EndLeftovers ends the sandboxes that a killed driver left in this folder, and removes
 // their files. No driver may use the folder at the same time.
 func EndLeftovers(ctx context.Context, dir string) error {
@@ -92,7 +100,20 @@ func EndLeftovers(ctx context.Context, dir string) error {
 			})
 		}
 	}
-	return all.Wait()
+	if err := all.Wait(); err != nil {
+		return err
+	}
+	var errs []error
+	for _, entry := range entries {
+		// A sandbox has files before its record, and after it until it is deleted.
+		if id, _, _ := strings.Cut(entry.Name(), "."); uuid.Validate(id) == nil {
+			errs = append(errs, removeFiles(folder, id))
+		}
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("process: %w", err)
+	}
+	return nil
 }
 
 func endLeftover(ctx context.Context, dir string, folder *os.Root, id string) error {
@@ -110,7 +131,7 @@ func endLeftover(ctx context.Context, dir string, folder *os.Root, id string) er
 	for {
 		left := l.members(mark(dir, id))
 		if len(left) == 0 {
-			return errors.Join(remove(folder, id+recordExt), remove(folder, id+logExt))
+			return remove(folder, id+recordExt)
 		}
 		signal(left, sig)
 		select {

@@ -36,7 +36,13 @@ func TestMain(m *testing.M) {
 		go func() { _ = demosandbox.Run(context.Background(), demosandbox.FromEnv(os.Getenv)) }() // until it is killed
 		_, _, err = syscall.Syscall(syscall.SYS_EXIT, 0, 0, 0)
 	case os.Getenv("BIVOUAC_SESSION_ID") != "":
-		err = demosandbox.Run(context.Background(), demosandbox.FromEnv(os.Getenv))
+		os.Exit(demosandbox.Main(os.Args[1:], func() error {
+			return demosandbox.Run(context.Background(), demosandbox.FromEnv(os.Getenv))
+		}))
+	case os.Getenv("TEST_EXEC") != "":
+		err = execUntilKilled(os.Getenv("TEST_DIR"), os.Getenv("TEST_SESSION_ID"), os.Getenv("TEST_EXEC"))
+	case os.Getenv("TEST_CLAIM_ID") != "":
+		err = claimAndDie(os.Getenv("TEST_DIR"), os.Getenv("TEST_SPARE_ID"), os.Getenv("TEST_CLAIM_ID"), os.Getenv("TEST_VOLUME"))
 	case os.Getenv("TEST_DIR") != "":
 		err = createAndDie(os.Getenv("TEST_DIR"), os.Getenv("TEST_SESSION_ID"), runtime.Stage(os.Getenv("TEST_STAGE")))
 	default:
@@ -62,4 +68,38 @@ func createAndDie(dir, sessionID string, stage runtime.Stage) error {
 		}
 	})
 	return errors.Join(err, errors.New("the stage was not reached"))
+}
+
+// claimAndDie is a server that is killed when it has a spare and a claimed one.
+func claimAndDie(dir, spareID, claimID, volume string) error {
+	d, err := New(Config{Dir: dir, Command: []string{os.Args[0]}, Logger: hclog.NewNullLogger()})
+	if err != nil {
+		return err
+	}
+	for _, id := range []string{spareID, claimID} {
+		spec := runtime.Spec{SessionID: id, Pool: "pool", CreatedAt: time.Unix(1, 0)}
+		if _, err := d.Create(context.Background(), spec, func(runtime.Stage) {}); err != nil {
+			return err
+		}
+	}
+	spec := runtime.Spec{SessionID: claimID, ChatID: spareID, AgentID: "agent-1", VolumeHostPath: volume}
+	if _, err := d.Claim(context.Background(), spec); err != nil {
+		return err
+	}
+	return errors.Join(syscall.Kill(os.Getpid(), syscall.SIGKILL), errors.New("it survived"))
+}
+
+// execUntilKilled is a server that runs a command in a sandbox. The test kills it.
+func execUntilKilled(dir, sessionID, marker string) error {
+	d, err := New(Config{Dir: dir, Command: []string{os.Args[0]}, Logger: hclog.NewNullLogger()})
+	if err != nil {
+		return err
+	}
+	spec := runtime.Spec{SessionID: sessionID, VolumeHostPath: dir, CreatedAt: time.Unix(1, 0)}
+	if _, err := d.Create(context.Background(), spec, func(runtime.Stage) {}); err != nil {
+		return err
+	}
+	command := runtime.Command{Args: []string{"sh", "-c", `echo started; exec sleep "$1"`, "sh", marker}}
+	_, err = d.Exec(context.Background(), sessionID, command, runtime.Streams{Stdout: os.Stdout})
+	return errors.Join(err, errors.New("the command ended"))
 }

@@ -1,7 +1,9 @@
 package process
 
 import (
+	"errors"
 	"fmt"
+	"os"
 	"os/exec"
 
 	"golang.org/x/sys/unix"
@@ -57,3 +59,6 @@ func carries(int, string) bool { return false }
 
 // awaitExit returns once the process has ended.
 func awaitExit(cmd *exec.Cmd) { _ = cmd.Wait() } // the result is in cmd.ProcessState
+
+// freeBeginning frees the space of a file's first bytes. On macOS it always fails.
+func freeBeginning(*os.File, int64) error { return errors.ErrUnsupported }

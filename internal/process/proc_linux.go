@@ -109,3 +109,9 @@ func awaitExit(cmd *exec.Cmd) {
 		}
 	}
 }
+
+// freeBeginning frees the space of a file's first bytes. They become zeros, and all
+// others keep their place. Some file systems cannot do this.
+func freeBeginning(file *os.File, length int64) error {
+	return unix.Fallocate(int(file.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, 0, length)
+}

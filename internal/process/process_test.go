@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"fmt"
 	"net"
 	"os"
 	"os/exec"
@@ -222,6 +223,15 @@ func TestChildrenEndWithTheLeader(t *testing.T) {
 	must.SliceEmpty(t, processesOf(spec.SessionID))
 }
 
+// awaitState waits until the kernel shows a process in a state.
+func awaitState(t *testing.T, pid int, state string) {
+	t.Helper()
+	must.Wait(t, wait.InitialSuccess(wait.Gap(time.Millisecond), wait.Timeout(10*time.Second), wait.BoolFunc(func() bool {
+		status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+		return err == nil && bytes.Contains(status, []byte("State:\t"+state))
+	})))
+}
+
 func TestASandboxLivesWhileOneOfItsThreadsDoes(t *testing.T) {
 	// Given a sandbox whose first thread has ended, so that the kernel calls the
 	// process a zombie.
@@ -229,10 +239,9 @@ func TestASandboxLivesWhileOneOfItsThreadsDoes(t *testing.T) {
 	spec := runtime.Spec{SessionID: uuid.NewString(), VolumeHostPath: t.TempDir()}
 	created, err := d.Create(t.Context(), spec, ignore)
 	must.NoError(t, err)
-	must.Wait(t, wait.InitialSuccess(wait.Gap(time.Millisecond), wait.Timeout(10*time.Second), wait.BoolFunc(func() bool {
-		status, err := os.ReadFile("/proc/" + created.ContainerID + "/status")
-		return err == nil && bytes.Contains(status, []byte("State:\tZ (zombie)"))
-	})))
+	pid, err := strconv.Atoi(created.ContainerID)
+	must.NoError(t, err)
+	awaitState(t, pid, "Z (zombie)")
 
 	// Then it is one that runs, and can be ended.
 	found, err := d.Inspect(t.Context(), spec.SessionID)
@@ -251,7 +260,7 @@ func TestSandboxesGetNoSecrets(t *testing.T) {
 	spec := newSpec(t, d)
 	_, err := d.Create(t.Context(), spec, ignore)
 	must.ErrorIs(t, err, runtime.ErrNotReady)
-	output, err := os.ReadFile(filepath.Join(d.dir, spec.SessionID+logExt))
+	output, err := os.ReadFile(filepath.Join(d.dir, logName(spec.SessionID, runtime.Stdout)))
 	must.NoError(t, err)
 	must.StrContains(t, string(output), "BIVOUAC_SESSION_ID="+spec.SessionID)
 	must.StrNotContains(t, string(output), "secret")
@@ -323,7 +332,7 @@ func TestNothingStartsWhosePIDIsNotRecorded(t *testing.T) {
 	must.NoError(t, open.Close())
 
 	must.Error(t, cmd.Wait())
-	output, err := os.ReadFile(filepath.Join(d.dir, sb.spec.SessionID+logExt))
+	output, err := os.ReadFile(filepath.Join(d.dir, logName(sb.spec.SessionID, runtime.Stdout)))
 	must.NoError(t, err)
 	must.Eq(t, "", string(output))
 }
@@ -416,16 +425,6 @@ func TestCreateFollowsNoLinkOutOfAVolumeRoot(t *testing.T) {
 			must.ErrorContains(t, err, "not directly below a volume root")
 		})
 	}
-}
-
-func TestLogsAreBounded(t *testing.T) {
-	d := openDriver(t, t.TempDir())
-	id := uuid.NewString()
-	must.NoError(t, os.WriteFile(filepath.Join(d.dir, id+logExt), []byte(strings.Repeat("x", maxLog+1)), 0o600))
-	d.cutLog(id)
-	info, err := os.Stat(filepath.Join(d.dir, id+logExt))
-	must.NoError(t, err)
-	must.Eq(t, 0, info.Size())
 }
 
 func TestIDsOfDeletedSandboxesAreForgottenAfterAnHour(t *testing.T) {

@@ -2,13 +2,11 @@ package process
 
 import (
 	"context"
-	"errors"
 	"net/netip"
 	"os"
 	"os/exec"
 	"slices"
 	"strconv"
-	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -18,8 +16,9 @@ import (
 
 // sandbox is the driver's state of one sandbox.
 type sandbox struct {
-	spec runtime.Spec // never changes, like port
+	spec runtime.Spec // as created; never changes, like port and logs
 	port uint16
+	logs map[runtime.LogStream]*log
 
 	creating chan struct{}   // holds a token while a Create works on it
 	running  context.Context // done once nothing of the sandbox runs
@@ -31,6 +30,9 @@ type sandbox struct {
 	stopped bool // Stop or Delete was called
 	ended   bool // nothing of it runs
 	reason  string
+	claim   *runtime.Spec // of a spare that a chat has; nil until its volume is there
+
+	happened []runtime.Happening // oldest first, a handful
 	// signalled are the processes that were asked to end. If the parent of one of them
 	// ends first, members may no longer find it.
 	signalled []member
@@ -38,7 +40,7 @@ type sandbox struct {
 
 func newSandbox(spec runtime.Spec, port uint16) *sandbox {
 	running, end := context.WithCancel(context.Background())
-	return &sandbox{spec: spec, port: port, creating: make(chan struct{}, 1), running: running, end: end}
+	return &sandbox{spec: spec, port: port, logs: newLogs(spec.SessionID), creating: make(chan struct{}, 1), running: running, end: end}
 }
 
 func (sb *sandbox) endpoint() runtime.Endpoint {
@@ -48,16 +50,21 @@ func (sb *sandbox) endpoint() runtime.Endpoint {
 func (sb *sandbox) view() runtime.Sandbox {
 	sb.mu.Lock()
 	defer sb.mu.Unlock()
+	spec := sb.spec
+	if sb.claim != nil {
+		spec = *sb.claim
+	}
 	view := runtime.Sandbox{
-		SessionID: sb.spec.SessionID,
-		ChatID:    sb.spec.ChatID,
+		SessionID: spec.SessionID,
+		ChatID:    spec.ChatID,
 		Endpoint:  sb.endpoint(),
 		State:     runtime.StateStarting,
 
-		AgentID:        sb.spec.AgentID,
-		VolumeHostPath: sb.spec.VolumeHostPath,
-		CreatedAt:      sb.spec.CreatedAt,
-		ExpiresAt:      sb.spec.ExpiresAt,
+		AgentID:        spec.AgentID,
+		VolumeHostPath: spec.VolumeHostPath,
+		CreatedAt:      spec.CreatedAt,
+		ExpiresAt:      spec.ExpiresAt,
+		Pool:           sb.spec.Pool,
 	}
 	if sb.leader.PID != 0 {
 		view.ContainerID = strconv.Itoa(sb.leader.PID)
@@ -92,7 +99,12 @@ func (sb *sandbox) stillRunning() []member {
 
 // ended records that nothing of the sandbox runs any more, and why.
 func (d *Driver) ended(sb *sandbox, reason string) {
+	words := sb.spec.AccessToken.HideIn(d.lastWords(context.Background(), sb))
 	sb.mu.Lock()
+	sb.note("ended: %s", reason)
+	if words != "" {
+		sb.note("the last line of its output: %s", words)
+	}
 	if sb.stopped {
 		reason = "stopped"
 	}
@@ -130,53 +142,4 @@ func exitReason(state *os.ProcessState) string {
 		return "killed by signal " + strconv.Itoa(int(status.Signal()))
 	}
 	return "exit code " + strconv.Itoa(state.ExitCode())
-}
-
-const (
-	logEvery = 5 * time.Second // how often logs are cut
-	maxLog   = 1 << 20         // bytes; a log that is longer when checked is emptied
-)
-
-// cutLogs empties logs that are too long, until the driver is closed.
-func (d *Driver) cutLogs() {
-	look := time.NewTicker(logEvery)
-	defer look.Stop()
-	for {
-		select {
-		case <-d.closing:
-			return
-		case <-look.C:
-			for _, sb := range d.snapshot() {
-				d.cutLog(sb.spec.SessionID)
-			}
-		}
-	}
-}
-
-// cutLog empties a log that is too long. The sandbox opened it for appending, so it
-// continues at the beginning.
-func (d *Driver) cutLog(sessionID string) {
-	log, err := d.folder.OpenFile(sessionID+logExt, os.O_WRONLY, 0)
-	if err != nil {
-		return // it was deleted in the meantime
-	}
-	info, err := log.Stat()
-	if err == nil && info.Size() > maxLog {
-		err = log.Truncate(0)
-	}
-	if err = errors.Join(err, log.Close()); err != nil {
-		d.log.Warn("sandbox_log_not_cut", "session_id", sessionID, "error", err)
-	}
-}
-
-// lastWords returns the last line of the sandbox's log for an error message, or "" if
-// there is none.
-func (d *Driver) lastWords(sessionID string) string {
-	text, err := d.folder.ReadFile(sessionID + logExt)
-	if err != nil {
-		return ""
-	}
-	text = text[max(0, len(text)-500):]
-	lines := strings.Split(strings.TrimSpace(strings.ToValidUTF8(string(text), "")), "\n")
-	return lines[len(lines)-1]
 }

@@ -37,7 +37,7 @@ func (d *Driver) stop(ctx context.Context, sessionID string) error {
 	if sb == nil {
 		return err
 	}
-	d.markStopped(sb)
+	d.markStopped(sb) //nolint:contextcheck // what ended is recorded in any case
 	grace := time.NewTimer(d.grace)
 	defer grace.Stop()
 	select {
@@ -48,6 +48,7 @@ func (d *Driver) stop(ctx context.Context, sessionID string) error {
 	case <-grace.C:
 	}
 	sb.mu.Lock()
+	sb.note("killed with SIGKILL, because it had not ended within %v", d.grace)
 	d.signal(sb, syscall.SIGKILL)
 	sb.mu.Unlock()
 	select {
@@ -71,7 +72,7 @@ func (d *Driver) known(sessionID string) (*sandbox, error) {
 	}
 	sb, ok := d.sandboxes[sessionID]
 	if !ok {
-		d.gone[sessionID] = time.Now()
+		d.gone[sessionID] = past{since: time.Now(), happened: d.gone[sessionID].happened}
 	}
 	return sb, nil
 }
@@ -79,8 +80,11 @@ func (d *Driver) known(sessionID string) (*sandbox, error) {
 // markStopped prevents the sandbox from being started, and asks it to end.
 func (d *Driver) markStopped(sb *sandbox) {
 	sb.mu.Lock()
-	sb.stopped = true
 	started := sb.leader.PID != 0
+	if started && !sb.stopped && !sb.ended {
+		sb.note("told to end with SIGTERM")
+	}
+	sb.stopped = true
 	d.signal(sb, syscall.SIGTERM)
 	sb.mu.Unlock()
 	if !started && sb.running.Err() == nil {
@@ -96,10 +100,12 @@ func (d *Driver) forget(sessionID string) error {
 	if !ok {
 		return nil
 	}
-	if err := remove(d.folder, sessionID+logExt); err != nil {
+	if err := removeFiles(d.folder, sessionID); err != nil {
 		return fmt.Errorf("%w: %w", runtime.ErrUnavailable, err)
 	}
-	d.gone[sessionID] = time.Now()
+	sb.mu.Lock()
+	d.gone[sessionID] = past{time.Now(), sb.happened}
+	sb.mu.Unlock()
 	delete(d.sandboxes, sessionID)
 	delete(d.ports, sb.port)
 	return nil

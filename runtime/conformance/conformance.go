@@ -18,7 +18,13 @@
 // each sandbox. The program in the sandbox must then
 //
 //   - answer GET / with a JSON object of session_id, chat_id and agent_id from its
-//     environment, and GET /workspace/FILE with a file of the volume;
+//     environment, and GET /workspace/FILE with a file of the volume. If there is
+//     BIVOUAC_SESSION_FILE in its environment, it reads chat and agent from that file at
+//     each request, and both are empty as long as there is no such file;
+//   - print the body of a POST to /print?stream=stdout or /print?stream=stderr;
+//   - say in the field command of GET / with which command it can be run in its sandbox.
+//     With -do=ACTIONS appended, that command does what package internal/demosandbox
+//     documents, for example locks files of the volume as long as it runs;
 //   - answer 401 to a request with "Authorization: Bearer TOKEN" if there is a
 //     BIVOUAC_ACCESS_TOKEN in its environment and TOKEN is another. The suite sends the
 //     right token with all requests but one, so the program may require it;
@@ -28,11 +34,19 @@
 //     error if another process has the lock. If the file contains "exit", it exits with an
 //     error. If the file contains "hang", it runs without ever listening.
 //
+// # Abilities
+//
+// What a driver need not have is checked if the driver has it, and skipped with the reason
+// otherwise. With Harness.Demo the suite learns without the driver and without a shell in the
+// sandbox whether a command has been killed: the command has a file of the volume locked.
+//
 // The suite does not know any driver.
 package conformance
 
 import (
+	"cmp"
 	"context"
+	"slices"
 	"time"
 
 	"github.com/bivouac/bivouac/runtime"
@@ -83,6 +97,11 @@ type Harness struct {
 	// the package comment.
 	Demo bool
 
+	// Unconfined is true if the runtime does not confine its sandboxes, so that a child that
+	// a command left in the background may outlive the sandbox. Nomad's raw_exec is such a
+	// runtime.
+	Unconfined bool
+
 	// Patience bounds each call. Zero means a minute, because the suite does not measure
 	// speed.
 	Patience time.Duration
@@ -96,8 +115,13 @@ type requirement struct {
 	check    func(*fixture)
 }
 
-// requirements returns all requirements, the simple ones first.
+// requirements returns all requirements: those of every driver, the simple ones first,
+// and then those of drivers with an ability.
 func requirements() []requirement {
+	return slices.Concat(requirementsOfAll(), requirementsOfLogs(), requirementsOfExec(), requirementsOfExplain(), requirementsOfClaim())
+}
+
+func requirementsOfAll() []requirement {
 	return []requirement{
 		{"says who it is", "Info returns a name of a-z, 0-9 and '-' and a version, both of at most 64 bytes", nothing, saysWhoItIs},
 		{"creates a sandbox that answers", "Create returns once the endpoint answers; Inspect and List then show the same as it returned", nothing, createsASandbox},
@@ -130,6 +154,29 @@ func nothing(Harness) string { return "" }
 
 func needsDemo(h Harness) string {
 	return missing(!h.Demo, "a sandbox that compares tokens: run bivouac demo-sandbox in the sandboxes and say so (-demo, Demo)")
+}
+
+func needsDemoToTell(h Harness) string {
+	return missing(!h.Demo, "a sandbox that tells of itself: run bivouac demo-sandbox in the sandboxes and say so (-demo, Demo)")
+}
+
+func needsDemoToPrint(h Harness) string {
+	return missing(!h.Demo, "a sandbox that prints: run bivouac demo-sandbox in the sandboxes and say so (-demo, Demo)")
+}
+
+func needsDemoToRun(h Harness) string {
+	return missing(!h.Demo, "a command to run: run bivouac demo-sandbox in the sandboxes and say so (-demo, Demo)")
+}
+
+func needsConfinement(h Harness) string {
+	if h.Unconfined {
+		return "the runtime does not confine its sandboxes"
+	}
+	return needsDemoToRun(h)
+}
+
+func needsDemoAndCrash(h Harness) string {
+	return cmp.Or(needsDemoToRun(h), needsCrash(h))
 }
 
 func needsKill(h Harness) string {

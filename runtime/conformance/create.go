@@ -42,7 +42,7 @@ func createsASandbox(f *fixture) {
 func handsOverTheToken(f *fixture) {
 	spec := f.spec()
 	sandbox := f.create(spec)
-	status, _, err := f.send(http.MethodGet, sandbox, "/", newAccessToken())
+	status, _, err := f.send(http.MethodGet, sandbox, "/", "", newAccessToken())
 	f.noError(err, "ask the sandbox")
 	same(f, http.StatusUnauthorized, status, "the status of the sandbox's answer to a wrong token")
 	f.ask(spec, sandbox, "/")

@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 
 	"github.com/bivouac/bivouac/runtime"
@@ -38,15 +39,23 @@ func (f *fixture) hasEnded(spec runtime.Spec) {
 	if !f.harness.Demo {
 		return
 	}
-	file, err := os.Open(orderFile(spec))
+	f.require(!f.isLocked(orderFile(spec)), "a sandbox of the session still runs: it has %s locked", orderFile(spec))
+}
+
+// isLocked reports whether a process has a file of a volume locked with flock(2). A file
+// that is not there is not locked.
+func (f *fixture) isLocked(name string) bool {
+	file, err := os.Open(name)
 	if errors.Is(err, fs.ErrNotExist) {
-		return // the check gave this one no volume
+		return false // the check gave this one no volume
 	}
-	f.noError(err, "look whether the sandbox runs")
+	f.noError(err, "look whether something runs")
 	defer func() { _ = file.Close() }()
 	err = syscall.Flock(int(file.Fd()), syscall.LOCK_SH|syscall.LOCK_NB)
-	f.require(!errors.Is(err, syscall.EWOULDBLOCK), "a sandbox of the session still runs: it has %s locked", file.Name())
-	f.noError(err, "look whether the sandbox runs")
+	if !errors.Is(err, syscall.EWOULDBLOCK) {
+		f.noError(err, "look whether something runs")
+	}
+	return err != nil
 }
 
 // kill ends a sandbox without its driver.
@@ -55,7 +64,7 @@ func (f *fixture) kill(spec runtime.Spec, sandbox runtime.Sandbox) {
 		f.noError(f.harness.Kill(f.ctx, sandbox), "kill the sandbox")
 		return
 	}
-	status, _, err := f.send(http.MethodPost, sandbox, "/exit", spec.AccessToken)
+	status, _, err := f.send(http.MethodPost, sandbox, "/exit", "", spec.AccessToken)
 	if err == nil { // otherwise it ended before it answered
 		same(f, http.StatusOK, status, "the status of the sandbox's answer to /exit")
 	}
@@ -64,6 +73,14 @@ func (f *fixture) kill(spec runtime.Spec, sandbox runtime.Sandbox) {
 // wasToldTruth asks a demo sandbox for its session, chat and agent, and for a
 // file of the volume.
 func (f *fixture) wasToldTruth(spec runtime.Spec, sandbox runtime.Sandbox) {
+	f.wasTold(spec, sandbox)
+	const name = "from the host.txt"
+	f.noError(os.WriteFile(filepath.Join(spec.VolumeHostPath, name), []byte(spec.SessionID), 0o644), "write to the volume")
+	same(f, spec.SessionID, string(f.ask(spec, sandbox, "/workspace/"+url.PathEscape(name))), "the volume's file in the sandbox")
+}
+
+// wasTold asks a demo sandbox for its session, chat and agent.
+func (f *fixture) wasTold(spec runtime.Spec, sandbox runtime.Sandbox) {
 	var told struct {
 		SessionID string `json:"session_id"`
 		ChatID    string `json:"chat_id"`
@@ -73,15 +90,17 @@ func (f *fixture) wasToldTruth(spec runtime.Spec, sandbox runtime.Sandbox) {
 	same(f, spec.SessionID, told.SessionID, "the session that the sandbox was told")
 	same(f, spec.ChatID, told.ChatID, "the chat that the sandbox was told")
 	same(f, spec.AgentID, told.AgentID, "the agent that the sandbox was told")
+}
 
-	const name = "from the host.txt"
-	f.noError(os.WriteFile(filepath.Join(spec.VolumeHostPath, name), []byte(spec.SessionID), 0o644), "write to the volume")
-	same(f, spec.SessionID, string(f.ask(spec, sandbox, "/workspace/"+url.PathEscape(name))), "the volume's file in the sandbox")
+// isFile checks that a file of a volume is there.
+func (f *fixture) isFile(name string) {
+	_, err := os.Stat(name)
+	f.noError(err, "look for a file of the volume")
 }
 
 // ask returns the body of the sandbox's answer to a GET with its access token.
 func (f *fixture) ask(spec runtime.Spec, sandbox runtime.Sandbox, path string) []byte {
-	status, body, err := f.send(http.MethodGet, sandbox, path, spec.AccessToken)
+	status, body, err := f.send(http.MethodGet, sandbox, path, "", spec.AccessToken)
 	f.noError(err, "ask the sandbox")
 	same(f, http.StatusOK, status, "the status of the sandbox's answer to "+path)
 	return body
@@ -89,9 +108,11 @@ func (f *fixture) ask(spec runtime.Spec, sandbox runtime.Sandbox, path string) [
 
 // send sends a request with an access token to a demo sandbox. It returns an error if
 // the sandbox does not answer.
-func (f *fixture) send(method string, sandbox runtime.Sandbox, path string, token runtime.Secret) (status int, body []byte, err error) {
+func (f *fixture) send(
+	method string, sandbox runtime.Sandbox, path, content string, token runtime.Secret,
+) (status int, body []byte, err error) {
 	address := "http://" + sandbox.Endpoint.AddrPort().String() + path
-	request, err := http.NewRequestWithContext(f.patience(), method, address, nil)
+	request, err := http.NewRequestWithContext(f.patience(), method, address, strings.NewReader(content))
 	f.noError(err, "ask the sandbox")
 	request.Header.Set("Authorization", "Bearer "+string(token))
 	request.Close = true // do not reuse a connection to another sandbox that had the port

@@ -1,12 +1,14 @@
 package conformance
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"net"
+	"net/http"
 	"os"
 	"reflect"
 	"runtime/debug"
@@ -248,11 +250,22 @@ func (f *fixture) runs(spec runtime.Spec, sandbox runtime.Sandbox) {
 func (f *fixture) isDead(sandbox runtime.Sandbox, endpoint runtime.Endpoint) {
 	same(f, runtime.StateDead, sandbox.State, "the state of a sandbox that has ended")
 	f.require(strings.TrimSpace(sandbox.Reason) != "", "a dead sandbox gives no reason")
-	f.isSilent(endpoint)
+	f.isSilent(sandbox.SessionID, endpoint)
 }
 
-func (f *fixture) isSilent(endpoint runtime.Endpoint) {
-	f.require(!f.answers(endpoint), "a sandbox that has ended still answers at %s", endpoint.AddrPort())
+// isSilent checks that a sandbox does not answer at its endpoint. Another program may have
+// the port by now.
+func (f *fixture) isSilent(sessionID string, endpoint runtime.Endpoint) {
+	f.require(!f.answers(endpoint) || f.isOther(sessionID, endpoint), "a sandbox that has ended still answers at %s", endpoint.AddrPort())
+}
+
+// isOther reports whether the sandbox of another session answers.
+func (f *fixture) isOther(sessionID string, endpoint runtime.Endpoint) bool {
+	if !f.harness.Demo {
+		return false
+	}
+	status, body, err := f.send(http.MethodGet, runtime.Sandbox{Endpoint: endpoint}, "/healthz", "", "")
+	return err == nil && status == http.StatusOK && !bytes.Contains(body, []byte(sessionID))
 }
 
 func (f *fixture) answers(endpoint runtime.Endpoint) bool {

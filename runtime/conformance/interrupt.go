@@ -79,7 +79,7 @@ func letsStopOvertake(f *fixture) {
 			sub.noError(stopErr, "Stop during a Create")
 			sub.hasEnded(spec)
 			if err == nil {
-				sub.isSilent(created.Endpoint)
+				sub.isSilent(spec.SessionID, created.Endpoint)
 			}
 			sub.refusesCreate(spec)
 			found, err := sub.driver.Inspect(ctx, spec.SessionID)
@@ -135,7 +135,7 @@ func diesInACreate(f *fixture) {
 			sub.delete(spec)
 			sub.isGone(spec)
 			if err == nil {
-				sub.isSilent(sandbox.Endpoint)
+				sub.isSilent(spec.SessionID, sandbox.Endpoint)
 			}
 		})
 		f.sub("when it was "+string(stage)+", then deleted", func(sub *fixture) {
@@ -151,7 +151,7 @@ func diesInACreate(f *fixture) {
 			sub.refusesCreate(spec)
 			for _, endpoint := range []runtime.Endpoint{created.Endpoint, found.Endpoint} {
 				if endpoint.IsValid() {
-					sub.isSilent(endpoint)
+					sub.isSilent(spec.SessionID, endpoint)
 				}
 			}
 		})

@@ -10,8 +10,10 @@ import (
 	"reflect"
 	"strconv"
 	"sync"
+	"syscall"
 	"time"
 
+	"github.com/bivouac/bivouac/internal/broadcast"
 	"github.com/bivouac/bivouac/internal/demosandbox"
 	"github.com/bivouac/bivouac/runtime"
 	"github.com/bivouac/bivouac/runtime/ready"
@@ -24,10 +26,13 @@ type machine struct {
 	sandboxes map[string]*running
 	ended     map[string]bool
 	watchers  map[chan runtime.Sandbox]bool
+	printed   broadcast.Cond // a sandbox has printed something, or has ended
 }
 
 func newMachine() *machine {
-	return &machine{sandboxes: map[string]*running{}, ended: map[string]bool{}, watchers: map[chan runtime.Sandbox]bool{}}
+	m := &machine{sandboxes: map[string]*running{}, ended: map[string]bool{}, watchers: map[chan runtime.Sandbox]bool{}}
+	m.printed.L = &m.mu
+	return m
 }
 
 // running is a demo sandbox in a goroutine.
@@ -38,6 +43,13 @@ type running struct {
 	end      context.CancelFunc
 	up       chan struct{} // closed when it has its endpoint
 	gone     chan struct{} // closed when nothing of it runs
+	output   map[runtime.LogStream][]byte
+	groups   []int // the process groups of commands
+	closed   bool  // no command may be started any more
+	told     []runtime.Happening
+
+	claim *runtime.Spec // of a spare that a chat has
+	dir   string        // of a spare: its session file, and the link to its workspace
 }
 
 // sound is a driver that meets all requirements. Each wrong driver is a sound
@@ -49,7 +61,7 @@ type sound struct {
 }
 
 func (sound) Info(context.Context) (runtime.Info, error) {
-	return runtime.Info{Name: "sound", Version: "1"}, nil
+	return runtime.Info{Name: "sound", Version: "1", Variant: "demo"}, nil
 }
 
 func (d sound) Create(ctx context.Context, spec runtime.Spec, progress func(runtime.Stage)) (runtime.Sandbox, error) {
@@ -99,13 +111,20 @@ func (d sound) start(spec runtime.Spec) (*running, error) {
 	}
 	d.m.made++
 	ctx, end := context.WithCancel(context.Background())
-	s := &running{spec: spec, instance: d.instance, end: end, up: make(chan struct{}), gone: make(chan struct{})}
+	s := &running{
+		spec: spec, instance: d.instance, end: end, up: make(chan struct{}), gone: make(chan struct{}),
+		output: map[runtime.LogStream][]byte{}, told: []runtime.Happening{{Time: time.Now(), Text: "started"}},
+	}
 	s.Sandbox = runtime.Sandbox{
-		SessionID: spec.SessionID, ChatID: spec.ChatID, ContainerID: strconv.Itoa(d.m.made), State: runtime.StateStarting,
+		SessionID: spec.SessionID, ChatID: spec.ChatID, ContainerID: strconv.Itoa(d.m.made), State: runtime.StateStarting, Pool: spec.Pool,
+	}
+	if err := s.prepare(); err != nil {
+		return nil, err
 	}
 	d.m.sandboxes[spec.SessionID] = s
 	go func() {
 		err := d.m.run(ctx, spec, s)
+		d.m.killCommands(s)
 		d.m.note(s, err)
 	}()
 	return s, nil
@@ -113,7 +132,7 @@ func (d sound) start(spec runtime.Spec) (*running, error) {
 
 // run runs a sandbox until it ends.
 func (m *machine) run(ctx context.Context, spec runtime.Spec, s *running) error {
-	workspace, err := os.OpenRoot(spec.VolumeHostPath)
+	workspace, err := os.OpenRoot(s.workspace())
 	if err != nil {
 		return err
 	}
@@ -132,10 +151,30 @@ func (m *machine) run(ctx context.Context, spec runtime.Spec, s *running) error 
 	s.Endpoint = runtime.Endpoint{IP: at.Addr().Unmap(), Port: at.Port()}
 	m.mu.Unlock()
 	close(s.up)
-	told := demosandbox.Config{SessionID: spec.SessionID, ChatID: spec.ChatID, AgentID: spec.AgentID, AccessToken: string(spec.AccessToken)}
-	server := &http.Server{Handler: demosandbox.Handler(told, workspace, s.end), ReadHeaderTimeout: time.Minute}
+	told := demosandbox.Config{
+		SessionID: spec.SessionID, ChatID: spec.ChatID, AgentID: spec.AgentID, AccessToken: string(spec.AccessToken),
+		Workspace: s.workspace(), SessionFile: s.sessionFile(), Command: []string{os.Args[0]}, Stdout: printer{m, s, runtime.Stdout}, Stderr: printer{m, s, runtime.Stderr},
+	}
+	server := &http.Server{Handler: demosandbox.Handler(told, s.end), ReadHeaderTimeout: time.Minute}
 	defer context.AfterFunc(ctx, func() { _ = server.Close() })()
 	return server.Serve(listener)
+}
+
+// killCommands ends all commands of a sandbox that has ended.
+func (m *machine) killCommands(s *running) {
+	m.mu.Lock()
+	s.closed = true
+	m.mu.Unlock()
+	for _, group := range s.groups {
+		for groupRuns(group) {
+			_ = killGroup(group) // it fails if the group has just ended
+			<-time.After(time.Millisecond)
+		}
+	}
+	// While a command is forked, it has copies of this process's files, and with them of
+	// the sandbox's lock and port.
+	syscall.ForkLock.RLock()
+	syscall.ForkLock.RUnlock() //nolint:gocritic,staticcheck // it only waits
 }
 
 // note reports the end of a sandbox.
@@ -146,6 +185,8 @@ func (m *machine) note(s *running, why error) {
 	if s.Reason == "" {
 		s.Reason = fmt.Sprint("it ended: ", why)
 	}
+	s.told = append(s.told, runtime.Happening{Time: time.Now(), Text: s.Reason})
+	m.printed.Broadcast()
 	close(s.gone)
 	for watcher := range m.watchers {
 		select {
@@ -201,7 +242,11 @@ func (d sound) Delete(_ context.Context, sessionID string) error {
 	d.m.end(sessionID, "deleted")
 	d.m.mu.Lock()
 	defer d.m.mu.Unlock()
+	s, ok := d.m.sandboxes[sessionID]
 	delete(d.m.sandboxes, sessionID)
+	if ok && s.dir != "" {
+		return os.RemoveAll(s.dir)
+	}
 	return nil
 }
 

@@ -39,7 +39,7 @@ func deletesWithoutTrace(f *fixture) {
 		f.stop(spec)
 		f.isGone(spec)
 	}
-	f.isSilent(endpoint)
+	f.isSilent(running.SessionID, endpoint)
 }
 
 // stopsTheUnknown checks Stop and Delete before a Create. After a crash they

@@ -2,7 +2,7 @@ package nomad
 
 import (
 	"context"
-	"maps"
+	"hash/maphash"
 	"slices"
 	"strings"
 	"sync"
@@ -16,24 +16,27 @@ import (
 
 // cache holds the states of this instance's jobs, by job ID. The event stream and
 // all other reads from Nomad update it, in any order. For each part of a state the
-// newest version wins.
+// newest version wins. The states are packed. The events of a running sandbox's tasks
+// are kept only while somebody waits for it.
 type cache struct {
 	instance *instance
-	purged   *recent // job IDs that this driver purged: ignore their late events
+	purged   *recent[struct{}] // job IDs that this driver purged: ignore their late events
+	past     *recent[state]    // the last states of jobs that were purged, for Explain
+	seed     maphash.Seed
 
 	mu      sync.Mutex
 	entries map[string]*entry
-	chats   map[string]map[string]struct{} // IDs of this instance's jobs in entries, by chat
+	chats   map[uint64][]string // IDs of this instance's jobs in entries, by the hash of their chat
 	feeds   map[*feed]struct{}
 	current bool   // the event stream is open, and everything before it was read
 	breaks  uint64 // how often the stream was lost
 }
 
+// entry has as few bytes as possible, because there is one for each sandbox.
 type entry struct {
-	state   state
-	changed time.Time
-	waiters map[*waiter]struct{}
-	chat    string // its chat in the cache's chats; empty if it is in none
+	packed  packed
+	waiters map[*waiter]struct{} // nil if there are none
+	ended   int64                // when its state last changed, in seconds since 1970, if that is ended; otherwise 0
 }
 
 // waiter is notified when one job's state changes.
@@ -44,15 +47,23 @@ type feed struct {
 	C chan struct{}
 
 	mu      sync.Mutex
-	changed map[string]struct{}
+	changed map[string]*state // for a job that is no longer in the cache, its last state
+}
+
+// change is a job whose state changed.
+type change struct {
+	jobID   string
+	removed *state // its last state, if it is no longer in the cache
 }
 
 func newCache(instance *instance) *cache {
 	return &cache{
 		instance: instance,
-		purged:   newRecent(),
+		purged:   newRecent[struct{}](maxRecent),
+		past:     newRecent[state](maxPast),
+		seed:     maphash.MakeSeed(),
 		entries:  make(map[string]*entry),
-		chats:    make(map[string]map[string]struct{}),
+		chats:    make(map[uint64][]string),
 		feeds:    make(map[*feed]struct{}),
 	}
 }
@@ -60,11 +71,13 @@ func newCache(instance *instance) *cache {
 // get returns what is known about a job. current is true if that is up to date.
 func (c *cache) get(jobID string) (s state, current bool) {
 	c.mu.Lock()
-	defer c.mu.Unlock()
+	var p packed
 	if e := c.entries[jobID]; e != nil {
-		s = e.state
+		p = e.packed
 	}
-	return s, c.current
+	current = c.current
+	c.mu.Unlock()
+	return p.unpack(jobID), current
 }
 
 // ofChat returns the IDs of a chat's jobs, in order. current is true if these are
@@ -72,31 +85,47 @@ func (c *cache) get(jobID string) (s state, current bool) {
 func (c *cache) ofChat(chatID string) (jobIDs []string, current bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return slices.Sorted(maps.Keys(c.chats[chatID])), c.current
+	for _, jobID := range c.chats[c.hash(chatID)] {
+		if c.chatOf(c.entries[jobID].packed.unpack(jobID)) == chatID {
+			jobIDs = append(jobIDs, jobID)
+		}
+	}
+	slices.Sort(jobIDs)
+	return jobIDs, c.current
 }
 
-// reindex updates chats after a job's entry changed or was removed. The caller
-// holds mu.
-func (c *cache) reindex(jobID string, e *entry) {
-	var chat string
-	if c.entries[jobID] == e && e.state.known && c.instance.owns(e.state.job.Meta[jobs.MetaInstance]) {
-		chat = e.state.job.Meta[jobs.MetaChatID]
+func (c *cache) hash(chatID string) uint64 { return maphash.String(c.seed, chatID) }
+
+// chatOf returns the chat under which a job is in chats, or "" if it is in none.
+func (c *cache) chatOf(s state) string {
+	if !c.isOurs(s) {
+		return ""
 	}
-	if chat == e.chat {
+	return s.job.Meta[jobs.MetaChatID]
+}
+
+// isOurs reports whether a job exists and is this instance's.
+func (c *cache) isOurs(s state) bool {
+	return s.known && c.instance.owns(s.job.Meta[jobs.MetaInstance])
+}
+
+// reindex updates chats after the state of a job changed. The caller holds mu.
+func (c *cache) reindex(jobID string, before, after state) {
+	from, to := c.chatOf(before), c.chatOf(after)
+	if from == to {
 		return
 	}
-	delete(c.chats[e.chat], jobID)
-	if len(c.chats[e.chat]) == 0 {
-		delete(c.chats, e.chat)
+	if from != "" {
+		key := c.hash(from)
+		c.chats[key] = slices.DeleteFunc(c.chats[key], func(id string) bool { return id == jobID })
+		if len(c.chats[key]) == 0 {
+			delete(c.chats, key)
+		}
 	}
-	e.chat = chat
-	if chat == "" {
-		return
+	if to != "" {
+		key := c.hash(to)
+		c.chats[key] = append(c.chats[key], jobID)
 	}
-	if c.chats[chat] == nil {
-		c.chats[chat] = make(map[string]struct{})
-	}
-	c.chats[chat][jobID] = struct{}{}
 }
 
 func (c *cache) isCurrent() bool {
@@ -148,15 +177,23 @@ func (c *cache) await(jobID string) (w *waiter, done func()) {
 	w = &waiter{C: make(chan struct{}, 1)}
 	e := c.entries[jobID]
 	if e == nil {
-		e = &entry{waiters: make(map[*waiter]struct{})}
+		e = new(entry)
 		c.entries[jobID] = e
+	}
+	if e.waiters == nil {
+		e.waiters = make(map[*waiter]struct{})
 	}
 	e.waiters[w] = struct{}{}
 	return w, func() {
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		delete(e.waiters, w)
-		if len(e.waiters) == 0 && !e.state.known && c.entries[jobID] == e {
+		if len(e.waiters) > 0 {
+			return
+		}
+		e.waiters = nil
+		s := e.packed.unpack(jobID)
+		if e.packed = pack(s, false); !s.known && c.entries[jobID] == e {
 			delete(c.entries, jobID)
 		}
 	}
@@ -166,9 +203,9 @@ func (c *cache) await(jobID string) (w *waiter, done func()) {
 func (c *cache) subscribe() (f *feed, done func()) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	f = &feed{C: make(chan struct{}, 1), changed: make(map[string]struct{})}
+	f = &feed{C: make(chan struct{}, 1), changed: make(map[string]*state)}
 	for id := range c.entries {
-		f.changed[id] = struct{}{}
+		f.changed[id] = nil
 	}
 	notify(f.C)
 	c.feeds[f] = struct{}{}
@@ -179,18 +216,26 @@ func (c *cache) subscribe() (f *feed, done func()) {
 	}
 }
 
-// take returns the changed jobs since the last call, in order.
-func (f *feed) take() []string {
+// take returns the changed jobs since the last call, in order of their IDs.
+func (f *feed) take() []change {
 	f.mu.Lock()
-	defer f.mu.Unlock()
-	changed := slices.Sorted(maps.Keys(f.changed))
-	clear(f.changed)
-	return changed
+	changed := f.changed
+	f.changed = make(map[string]*state) // the old one may be large
+	f.mu.Unlock()
+	changes := make([]change, 0, len(changed))
+	for jobID, removed := range changed {
+		changes = append(changes, change{jobID, removed})
+	}
+	slices.SortFunc(changes, func(a, b change) int { return strings.Compare(a.jobID, b.jobID) })
+	return changes
 }
 
-func (f *feed) add(jobID string) {
+// add adds a change. removed is nil unless the job was removed from the cache.
+func (f *feed) add(jobID string, removed *state) {
 	f.mu.Lock()
-	f.changed[jobID] = struct{}{}
+	if removed != nil || f.changed[jobID] == nil {
+		f.changed[jobID] = removed
+	}
 	f.mu.Unlock()
 	notify(f.C)
 }
@@ -202,27 +247,37 @@ func (c *cache) update(jobID string, change func(state) (state, bool)) state {
 	defer c.mu.Unlock()
 	e := c.entries[jobID]
 	if e == nil {
-		e = &entry{waiters: make(map[*waiter]struct{})}
+		e = new(entry)
 	}
-	next, news := change(e.state)
+	before := e.packed.unpack(jobID)
+	next, news := change(before)
 	if !news {
-		return e.state
+		return before
 	}
-	e.state, e.changed = next, time.Now()
-	defer c.reindex(jobID, e)
+	e.packed, e.ended = pack(next, len(e.waiters) > 0), 0
+	if next.isOver() {
+		e.ended = time.Now().Unix()
+	}
+	c.reindex(jobID, before, next)
 	// A job that is not known to be this instance's is kept only while somebody
 	// waits for it.
-	if next.known && c.instance.owns(next.job.Meta[jobs.MetaInstance]) {
-		c.entries[jobID] = e
+	if c.isOurs(next) {
+		if c.entries[jobID] == nil { // else it would keep another copy of the ID than chats does
+			c.entries[jobID] = e
+		}
 	} else if len(e.waiters) == 0 {
 		delete(c.entries, jobID)
 		if !next.gone {
 			return next
 		}
 	}
+	var removed *state
+	if c.isOurs(before) && !c.isOurs(next) {
+		removed = &before
+	}
 	e.wake()
 	for f := range c.feeds {
-		f.add(jobID)
+		f.add(jobID, removed)
 	}
 	return next
 }
@@ -249,6 +304,14 @@ func (c *cache) setReady(jobID, allocID string) {
 	})
 }
 
+// setCollected records that a Nomad client has removed an allocation.
+func (c *cache) setCollected(jobID, allocID string) {
+	c.update(jobID, func(s state) (state, bool) {
+		s.collected = allocID
+		return s, true
+	})
+}
+
 // setWhole records that all of a job was read.
 func (c *cache) setWhole(jobID string) {
 	c.update(jobID, func(s state) (state, bool) {
@@ -260,7 +323,12 @@ func (c *cache) setWhole(jobID string) {
 
 // forget records that a job was purged.
 func (c *cache) forget(jobID string) {
-	c.update(jobID, func(s state) (state, bool) { return state{gone: true}, s.known })
+	c.update(jobID, func(s state) (state, bool) {
+		if s.known {
+			c.past.add(jobID, s)
+		}
+		return state{gone: true}, s.known
+	})
 }
 
 // keepOnly forgets the jobs that are missing from listed, a complete list made at
@@ -269,7 +337,10 @@ func (c *cache) keepOnly(listed map[string]struct{}, index uint64) {
 	c.mu.Lock()
 	var missing []string
 	for id, e := range c.entries {
-		if _, ok := listed[id]; !ok && e.state.known && e.state.job.ModifyIndex < index {
+		if _, ok := listed[id]; ok {
+			continue
+		}
+		if s := e.packed.unpack(id); s.known && s.job.ModifyIndex < index {
 			missing = append(missing, id)
 		}
 	}
@@ -297,13 +368,14 @@ func (c *cache) sweep(before time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for id, e := range c.entries {
-		ended := e.state.job.Stop || len(e.state.allocs) > 0
-		if len(e.waiters) == 0 && ended && e.state.allEnded() && e.changed.Before(before) {
-			delete(c.entries, id)
-			c.reindex(id, e)
-			for f := range c.feeds {
-				f.add(id)
-			}
+		if len(e.waiters) > 0 || e.ended == 0 || e.ended >= before.Unix() {
+			continue
+		}
+		s := e.packed.unpack(id)
+		delete(c.entries, id)
+		c.reindex(id, s, state{})
+		for f := range c.feeds {
+			f.add(id, &s)
 		}
 	}
 }
@@ -311,39 +383,48 @@ func (c *cache) sweep(before time.Time) {
 // sessionOf returns the session ID in the ID of a Bivouac job.
 func sessionOf(jobID string) (string, bool) { return strings.CutPrefix(jobID, jobs.IDPrefix) }
 
-// maxRecent bounds how many of its own actions a driver remembers. It only has to
-// remember them until running requests and late events have arrived.
-const maxRecent = 4096
+const (
+	// maxRecent bounds how many of its own actions a driver remembers. It only has to
+	// remember them until running requests and late events have arrived.
+	maxRecent = 4096
+	// maxPast bounds how many purged jobs it remembers. One takes a few KB.
+	maxPast = 1024
+)
 
-// recent is a set of the most recently added names.
-type recent struct {
-	mu    sync.Mutex
-	ring  []string
-	next  int
-	names map[string]struct{}
+// recent has the most recently added names, each with a value.
+type recent[V any] struct {
+	mu     sync.Mutex
+	ring   []string
+	next   int
+	values map[string]V
 }
 
-func newRecent() *recent {
-	return &recent{ring: make([]string, maxRecent), names: make(map[string]struct{})}
+func newRecent[V any](size int) *recent[V] {
+	return &recent[V]{ring: make([]string, size), values: make(map[string]V)}
 }
 
-// add adds a name and reports whether it is new.
-func (r *recent) add(name string) bool {
+// add adds a name and reports whether it is new. If it is not, its value is replaced.
+func (r *recent[V]) add(name string, value V) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if _, ok := r.names[name]; ok {
-		return false
+	_, known := r.values[name]
+	if !known {
+		delete(r.values, r.ring[r.next])
+		r.ring[r.next] = name
+		r.next = (r.next + 1) % len(r.ring)
 	}
-	delete(r.names, r.ring[r.next])
-	r.ring[r.next] = name
-	r.names[name] = struct{}{}
-	r.next = (r.next + 1) % len(r.ring)
-	return true
+	r.values[name] = value
+	return !known
 }
 
-func (r *recent) has(name string) bool {
+func (r *recent[V]) get(name string) (value V, ok bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	_, ok := r.names[name]
+	value, ok = r.values[name]
+	return value, ok
+}
+
+func (r *recent[V]) has(name string) bool {
+	_, ok := r.get(name)
 	return ok
 }

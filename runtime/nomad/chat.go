@@ -14,6 +14,9 @@ import (
 // events, FindChat makes no request if the chat has no other job. Otherwise it
 // lists the chat's jobs. It reads each other job from Nomad, because the event for
 // a sandbox that another replica has just ended may not have arrived yet.
+//
+// It does not find a spare that the chat has claimed. Only the chat's record and the node
+// helper know of the claim: Nomad replaces an allocation if the meta of its job changes.
 func (d *Driver) FindChat(ctx context.Context, chatID, except string) ([]runtime.Sandbox, error) {
 	jobIDs, current := d.cache.ofChat(chatID)
 	if !current {
@@ -67,11 +70,16 @@ func (d *Driver) listChat(ctx context.Context, chatID string) ([]string, error) 
 // as alive for as long as that process answers. A missing answer does not prove
 // that no process is left: one that has closed its port may take some time to end.
 func (d *Driver) Answers(ctx context.Context, sessionID string, endpoint runtime.Endpoint) (bool, error) {
-	check := d.template.Ready().Check
-	check.Dial = d.dial
-	err := check.Once(ctx, endpoint, sessionID)
+	err := d.checkOnce(ctx, sessionID, endpoint)
 	if err != nil && ctx.Err() != nil {
 		return false, fmt.Errorf("nomad: ask session %s at %s: %w", sessionID, endpoint.AddrPort(), ctx.Err())
 	}
 	return err == nil, nil
+}
+
+// checkOnce makes the template's ready check once.
+func (d *Driver) checkOnce(ctx context.Context, sessionID string, endpoint runtime.Endpoint) error {
+	check := d.template.Ready().Check
+	check.Dial = d.dial
+	return check.Once(ctx, endpoint, sessionID)
 }

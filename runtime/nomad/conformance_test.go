@@ -13,22 +13,27 @@ import (
 	"github.com/hashicorp/nomad/api"
 	"github.com/shoenig/test/must"
 
+	"github.com/bivouac/bivouac/internal/credentials"
+	"github.com/bivouac/bivouac/internal/node"
+	"github.com/bivouac/bivouac/internal/node/nodeapi"
+	"github.com/bivouac/bivouac/internal/test/certs"
 	"github.com/bivouac/bivouac/internal/test/stack"
 	"github.com/bivouac/bivouac/jobs"
 	"github.com/bivouac/bivouac/runtime"
 	"github.com/bivouac/bivouac/runtime/conformance"
+	"github.com/bivouac/bivouac/runtime/nomad"
 )
 
 func TestConformance_raw_exec(t *testing.T) {
 	t.Parallel()
-	conform(t, rawExec(t, nil), nil)
+	conform(t, rawExec(t, nil), conformance.Harness{Unconfined: true})
 }
 
 func TestConformance_docker(t *testing.T) {
 	t.Parallel()
 	template, err := jobs.Load("docker", map[string]string{"image": stack.DockerForTest(t)})
 	must.NoError(t, err)
-	conform(t, template, nil)
+	conform(t, template, conformance.Harness{})
 }
 
 // TestConformance_exec uses the exec driver, whose tasks see only the parts of
@@ -39,26 +44,30 @@ func TestConformance_exec(t *testing.T) {
 	if os.Geteuid() != 0 && os.Getenv("CI") == "" {
 		t.Skip("the exec driver needs a client that is root")
 	}
+	stack.NeedShell(t)
 	n := stack.NomadForTest(t)
 	must.NoError(t, stack.BuildBivouac(t.Context(), filepath.Join(n.ExecDir, "bivouac")))
+	must.NoError(t, stack.AddTools(n.ExecDir))
 	template, err := jobs.Load("exec", map[string]string{
 		"command":     "/usr/local/bin/bivouac",
 		"args":        `["demo-sandbox"]`,
 		"volume_root": n.VolumeDir,
 	})
 	must.NoError(t, err)
-	conform(t, template, func(context.Context) (string, error) {
+	conform(t, template, conformance.Harness{Volume: func(context.Context) (string, error) {
 		dir := filepath.Join(n.VolumeDir, uuid.NewString())
 		return dir, os.Mkdir(dir, 0o755) // for the user nobody
-	})
+	}})
 }
 
-// conform runs the suite with the shared Nomad.
-func conform(t *testing.T, template *jobs.Template, volume func(context.Context) (string, error)) {
+// conform runs the suite with the shared Nomad. The harness says what is special about a
+// template.
+func conform(t *testing.T, template *jobs.Template, special conformance.Harness) {
 	client, err := stack.NomadForTest(t).Client()
 	must.NoError(t, err)
-	own := openMortal(t, template, "test-"+uuid.NewString())
-	foreign := openMortal(t, template, "test-"+uuid.NewString())
+	helper, namespace := nodeHelper(t, client)
+	own := openMortal(t, template, "test-"+uuid.NewString(), helper, namespace)
+	foreign := openMortal(t, template, "test-"+uuid.NewString(), helper, namespace)
 	conformance.Run(t, conformance.Harness{
 		Open:    func(context.Context) (runtime.Driver, error) { return own.Driver, nil },
 		Foreign: func(context.Context) (runtime.Driver, error) { return foreign.Driver, nil },
@@ -67,7 +76,7 @@ func conform(t *testing.T, template *jobs.Template, volume func(context.Context)
 		// is enough.
 		Crash: func(context.Context, runtime.Driver) (runtime.Driver, error) {
 			own.die()
-			own = openMortal(t, template, own.instance)
+			own = openMortal(t, template, own.instance, helper, namespace)
 			return own.Driver, nil
 		},
 		Kill: func(ctx context.Context, sandbox runtime.Sandbox) error {
@@ -93,9 +102,39 @@ func conform(t *testing.T, template *jobs.Template, volume func(context.Context)
 			}
 			return []string{"job " + *job.ID}, nil
 		},
-		Volume: volume,
-		Demo:   true,
+		Volume:     special.Volume,
+		Unconfined: special.Unconfined,
+		Demo:       true,
 	})
+}
+
+// nodeHelper runs a node helper, and returns a client of it and the namespace in which Nomad
+// knows it. Without root there is none, and the requirements of claims do not apply.
+func nodeHelper(t *testing.T, client *api.Client) (helper nomad.Helper, namespace string) {
+	t.Helper()
+	if os.Geteuid() != 0 && os.Getenv("CI") == "" {
+		return nil, ""
+	}
+	ca := certs.NewCA(t)
+	files := func(name string) credentials.Files {
+		caFile, certFile, keyFile := certs.Write(t, t.TempDir(), ca, ca.Issue(t, name))
+		return credentials.Files{CA: caFile, Certificate: certFile, Key: keyFile}
+	}
+	namespace = helperNamespace(t, client)
+	config := node.Config{
+		HTTPAddr: runHelpers(t, client, namespace), TLS: files(nodeapi.ServerName), ClientName: nodeapi.ClientName,
+		VolumeRoots: []string{os.TempDir(), stack.NomadForTest(t).VolumeDir}, LogLevel: "debug",
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- node.Run(ctx, config, testWriter{t}, nil) }()
+	t.Cleanup(func() {
+		stop()
+		must.NoError(t, <-ended)
+	})
+	mine, err := credentials.LoadTLS(files(nodeapi.ClientName))
+	must.NoError(t, err)
+	return nodeapi.New(&http.Client{Transport: &http.Transport{DialTLSContext: mine.Dial(nodeapi.ServerName)}}), namespace
 }
 
 // mortal is a replica that can die in the middle of a call. After that, no
@@ -105,7 +144,7 @@ type mortal struct {
 	die context.CancelFunc
 }
 
-func openMortal(t *testing.T, template *jobs.Template, instance string) mortal {
+func openMortal(t *testing.T, template *jobs.Template, instance string, helper nomad.Helper, namespace string) mortal {
 	t.Helper()
 	alive, die := context.WithCancel(context.Background())
 	t.Cleanup(die)
@@ -114,10 +153,11 @@ func openMortal(t *testing.T, template *jobs.Template, instance string) mortal {
 		HttpClient: &http.Client{Transport: lifeline{alive, http.DefaultTransport}},
 	})
 	must.NoError(t, err)
-	return mortal{open(t, client, template, instance), die}
+	return mortal{openWithHelper(t, client, template, instance, helper, namespace), die}
 }
 
-// lifeline passes requests until its context is done.
+// lifeline passes requests until its context is done. Then it also cuts what is still
+// under way.
 type lifeline struct {
 	alive context.Context
 	http.RoundTripper
@@ -127,5 +167,11 @@ func (l lifeline) RoundTrip(r *http.Request) (*http.Response, error) {
 	if l.alive.Err() != nil {
 		return nil, errors.New("the replica is dead")
 	}
-	return l.RoundTripper.RoundTrip(r)
+	response, err := l.RoundTripper.RoundTrip(r)
+	if err != nil {
+		return nil, err
+	}
+	body := response.Body // a websocket's too
+	context.AfterFunc(l.alive, func() { _ = body.Close() })
+	return response, nil
 }

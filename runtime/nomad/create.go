@@ -12,16 +12,23 @@ import (
 
 	"github.com/bivouac/bivouac/jobs"
 	"github.com/bivouac/bivouac/runtime"
+	"github.com/bivouac/bivouac/runtime/ready"
 )
 
 // Create implements [runtime.Driver]. It makes one write to Nomad, the
 // registration, and never repeats one whose outcome it does not know.
+//
+// A spare needs a node helper on its node. Without one Create returns
+// [runtime.ErrNotPlaced].
 //
 // If the sandbox is not ready within the template's timeout, the error wraps
 // [runtime.ErrNotReady] and [context.DeadlineExceeded].
 func (d *Driver) Create(ctx context.Context, spec runtime.Spec, progress func(runtime.Stage)) (runtime.Sandbox, error) {
 	if d.instance.id == "" {
 		return runtime.Sandbox{}, fmt.Errorf("nomad: create: %w: the instance is not known yet", runtime.ErrUnavailable)
+	}
+	if spec.Pool != "" && d.helper == nil {
+		return runtime.Sandbox{}, fmt.Errorf("nomad: create a spare: %w", errNoHelpers)
 	}
 	job, err := d.template.Job(spec, d.instance.id)
 	if err != nil {
@@ -39,7 +46,7 @@ func (d *Driver) Create(ctx context.Context, spec runtime.Spec, progress func(ru
 	if err := d.register(ctx, job, spec); err != nil {
 		return runtime.Sandbox{}, err
 	}
-	start := &launch{driver: d, spec: spec, jobID: *job.ID, breaks: breaks, progress: progress, changed: w.C}
+	start := &launch{driver: d, spec: spec, jobID: *job.ID, docker: dockerTasks(job), breaks: breaks, progress: progress, changed: w.C}
 	return start.untilReady(ctx)
 }
 
@@ -47,7 +54,7 @@ func (d *Driver) Create(ctx context.Context, spec runtime.Spec, progress func(ru
 // the only registration of this job, register remembers that: Delete then has
 // nothing to do.
 func (d *Driver) register(ctx context.Context, job *api.Job, spec runtime.Spec) error {
-	only := d.registered.add(*job.ID)
+	only := d.registered.add(*job.ID, struct{}{})
 	err := d.tell(ctx, func(opts *api.WriteOptions) error {
 		_, _, err := d.client.Jobs().EnforceRegister(job, 0, opts)
 		return err
@@ -58,7 +65,7 @@ func (d *Driver) register(ctx context.Context, job *api.Job, spec runtime.Spec) 
 	// The ID is taken, or the request or its answer was lost: read what Nomad has.
 	s, readErr := d.read(ctx, *job.ID)
 	if only && !s.known && (isDenied(err) || isRejected(err) && readErr == nil) {
-		d.refused.add(*job.ID)
+		d.refused.add(*job.ID, struct{}{})
 	}
 	switch {
 	case readErr != nil && isDenied(err):
@@ -98,7 +105,8 @@ type launch struct {
 	driver   *Driver
 	spec     runtime.Spec
 	jobID    string
-	breaks   uint64 // the event stream's breaks before the registration
+	docker   []string // names of the main tasks that run in Docker
+	breaks   uint64   // the event stream's breaks before the registration
 	progress func(runtime.Stage)
 	changed  <-chan struct{}
 
@@ -121,7 +129,8 @@ func (l *launch) untilReady(ctx context.Context) (runtime.Sandbox, error) {
 	for {
 		s, _ := l.driver.cache.get(l.jobID)
 		if err := l.failure(s); err != nil {
-			return runtime.Sandbox{}, err
+			cancel()
+			return runtime.Sandbox{}, withLastTry(err, l.endCheck())
 		}
 		if err := l.advance(readyCtx, s, &beside); err != nil {
 			return runtime.Sandbox{}, err
@@ -129,21 +138,11 @@ func (l *launch) untilReady(ctx context.Context) (runtime.Sandbox, error) {
 		select {
 		case err := <-l.answer:
 			if err != nil {
-				return runtime.Sandbox{}, l.tooLate(ctx, limit, err)
+				return runtime.Sandbox{}, l.tooLate(ctx, limit, nil, err)
 			}
 			return l.ready(ctx)
 		case <-readyCtx.Done():
-			last := <-lookedOut
-			switch {
-			case l.asked != "": // the check ends too, and returns its last error
-				last = <-l.answer
-			case l.told[runtime.StagePlaced]:
-				last = errors.New("not all of its tasks have started")
-			}
-			if !errors.Is(last, context.DeadlineExceeded) {
-				last = fmt.Errorf("%w: %w", readyCtx.Err(), last)
-			}
-			return runtime.Sandbox{}, l.tooLate(ctx, limit, last)
+			return runtime.Sandbox{}, l.tooLate(ctx, limit, <-lookedOut, l.endCheck())
 		case <-l.changed:
 		}
 	}
@@ -162,12 +161,21 @@ func (l *launch) advance(ctx context.Context, s state, probe *sync.WaitGroup) er
 		if !endpoint.IsValid() {
 			return fmt.Errorf("nomad: %w: allocation %s has no address for port %q", runtime.ErrNotReady, alloc.ID, settings.Port)
 		}
+		if l.spec.Pool != "" {
+			if _, err := l.driver.helperOf(ctx, alloc); err != nil {
+				return err
+			}
+		}
 		l.tell(runtime.StagePlaced)
 		// StayOpen means something only once the container has started.
-		if settings.Check.StayOpen == 0 || allStarted(alloc) {
+		certain := settings.Check.StayOpen != 0
+		if !certain || allStarted(alloc) || len(l.docker) > 0 {
 			l.asked = alloc.ID
 			settings.Check.Dial = l.driver.dial
-			probe.Go(func() { l.answer <- settings.Check.Wait(ctx, endpoint, l.spec.SessionID) })
+			probe.Go(func() {
+				l.awaitStart(ctx, alloc.ID, certain)
+				l.answer <- settings.Check.Wait(ctx, endpoint, l.spec.SessionID)
+			})
 		}
 	}
 	if hasStarted(alloc) {
@@ -187,12 +195,23 @@ func (l *launch) tell(stage runtime.Stage) {
 func (l *launch) ready(ctx context.Context) (runtime.Sandbox, error) {
 	l.driver.cache.setReady(l.jobID, l.asked)
 	s, _ := l.driver.cache.get(l.jobID)
+	if !s.known { // the event stream began between the job and its allocation
+		var err error
+		if s, err = l.driver.read(ctx, l.jobID); err != nil {
+			return runtime.Sandbox{}, err
+		}
+	}
 	if err := l.failure(s); err != nil {
 		return runtime.Sandbox{}, err
 	}
 	sandbox, ok := l.driver.sandbox(s)
 	if !ok || sandbox.ContainerID != l.asked {
 		return runtime.Sandbox{}, fmt.Errorf("nomad: session %s: %w: its allocation is gone", l.spec.SessionID, runtime.ErrNotReady)
+	}
+	if l.spec.Pool != "" {
+		if err := l.driver.prepareClaim(ctx, l.spec.SessionID, s.sandboxAlloc()); err != nil {
+			return runtime.Sandbox{}, err
+		}
 	}
 	if err := ctx.Err(); err != nil {
 		return runtime.Sandbox{}, fmt.Errorf("nomad: create: %w", err)
@@ -238,17 +257,39 @@ func (l *launch) ended(why string) error {
 	return fmt.Errorf("nomad: %w: %s", runtime.ErrNotReady, why)
 }
 
+// endCheck returns the error of the endpoint's check, or nil if there is none. The
+// context of the check must have ended.
+func (l *launch) endCheck() error {
+	if l.asked == "" {
+		return nil
+	}
+	return <-l.answer
+}
+
 // tooLate returns the error for a sandbox that is not ready in time. It says what
-// the sandbox was waiting for.
-func (l *launch) tooLate(ctx context.Context, limit time.Duration, last error) error {
+// Nomad was doing, and how the endpoint's check failed. If Nomad has not placed the
+// sandbox, it says how the reads from Nomad failed.
+func (l *launch) tooLate(ctx context.Context, limit time.Duration, read, check error) error {
 	if ctx.Err() != nil {
 		return fmt.Errorf("nomad: create: %w", ctx.Err())
 	}
+	err := fmt.Errorf("nomad: %w: %w after %v", runtime.ErrNotReady, context.DeadlineExceeded, limit)
 	s, _ := l.driver.cache.get(l.jobID)
-	if why := waitsFor(s); why != "" {
-		last = fmt.Errorf("%s; %w", why, last)
+	if read != nil && s.sandboxAlloc() == nil {
+		err = fmt.Errorf("%w: %w", err, read)
 	}
-	return fmt.Errorf("nomad: %w within %v: %w", runtime.ErrNotReady, limit, last)
+	if now := progress(s); now != "" {
+		err = fmt.Errorf("%w: %s", err, now)
+	}
+	return withLastTry(err, check)
+}
+
+// withLastTry adds to err how the endpoint's check failed last.
+func withLastTry(err, check error) error {
+	if last := ready.LastTry(check); last != nil && errors.Is(err, runtime.ErrNotReady) {
+		return fmt.Errorf("%w; the last readiness check: %w", err, last)
+	}
+	return err
 }
 
 // hasStarted reports whether at least one of the allocation's tasks has started.

@@ -1,14 +1,17 @@
 package nomad_test
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -76,59 +79,138 @@ func shell(script string) string {
 			args = ["-c", "` + script + `"]`
 }
 
-// TestCreate_tells_why_there_is_no_sandbox checks that Create fails at once
-// with Nomad's reason if a sandbox cannot start, and that Delete then leaves
-// nothing.
+// TestCreate_tells_why_there_is_no_sandbox checks that the error of a Create says in
+// Nomad's words what happened, and how the last readiness check ended. Create fails at
+// once if the sandbox cannot become ready any more. Delete then leaves nothing, but
+// Explain still tells what happened.
 func TestCreate_tells_why_there_is_no_sandbox(t *testing.T) {
 	t.Parallel()
-	unplaceable := `constraint {
+	const (
+		runs    = `in Nomad task "sandbox" is running (started: Task started by client)`
+		checked = "; the last readiness check: GET /healthz: "
+		refused = checked + "dial tcp 127.0.0.1:"
+	)
+	self, err := os.Executable()
+	must.NoError(t, err)
+	sleeps := task("raw_exec", shell("exec sleep 100"), "")
+	with := func(old, replacement string) string { return strings.Replace(sleeps, old, replacement, 1) }
+	demo := task("docker", `image = IMAGE
+			ports = ["http"]
+			mount {
+				type   = "bind"
+				source = session.volume_host_path
+				target = "/workspace"
+			}`, `env { BIVOUAC_BIND = "0.0.0.0" }`)
+
+	cases := []struct {
+		name, body string
+		order      string        // to a demo sandbox
+		within     time.Duration // the template's limit, if it is reached
+		is         error
+		says       []string
+		tells      []string // what Explain tells, in this order
+	}{
+		{"a device that no node has", with("memory = 32", "memory = 32\ndevice \"nvidia/gpu\" {}"), "", 0, runtime.ErrNotPlaced, []string{"missing devices rules out 1 node"}, nil},
+		{"a constraint that no node meets", `constraint {
 			attribute = "${attr.kernel.name}"
 			value     = "plan9"
 		}
-		` + task("raw_exec", shell("exec sleep 100"), "")
-	huge := strings.Replace(task("raw_exec", shell("exec sleep 100"), ""), "memory = 32", "memory = 99000000", 1)
-	device := strings.Replace(task("raw_exec", shell("exec sleep 100"), ""), "memory = 32", "memory = 32\ndevice \"nvidia/gpu\" {}", 1)
-	cases := []struct {
-		name, body string
-		is         error
-		says       string
-	}{
-		{"a device that no node has", device, runtime.ErrNotPlaced, "missing devices rules out 1 node"},
-		{"a constraint that no node meets", unplaceable, runtime.ErrNotPlaced, "plan9 rules out 1 node"},
-		{"a driver that no node has", task("no_such_driver", "", ""), runtime.ErrNotPlaced, "missing drivers rules out 1 node"},
-		{"more than a node has", huge, runtime.ErrNotPlaced, "memory exhausted on 1 node"},
-		{"a command that is not there", task("raw_exec", `command = "/no/such/command"`, ""), runtime.ErrNotReady, "could not be found"},
-		{"an exit before it is ready", task("raw_exec", shell("exit 3"), ""), runtime.ErrNotReady, "exit code 3"},
-		{"a success before it is ready", task("raw_exec", shell("exit 0"), ""), runtime.ErrNotReady, "exit code 0"},
-		{"a death by a signal", task("raw_exec", shell("kill -9 $$"), ""), runtime.ErrNotReady, "signal 9"},
+		` + sleeps, "", 0, runtime.ErrNotPlaced, []string{"plan9 rules out 1 node"}, nil},
+		{"a driver that no node has", task("no_such_driver", "", ""), "", 0, runtime.ErrNotPlaced, []string{"missing drivers rules out 1 node"}, nil},
+		{"more than a node has", with("memory = 32", "memory = 99000000"), "", 0, runtime.ErrNotPlaced, []string{"memory exhausted on 1 node"},
+			[]string{"job registered", "not placed: memory exhausted on 1 node; it waits for room"}},
+
+		{"a command that is not there", task("raw_exec", `command = "/no/such/command"`, ""), "", 0, runtime.ErrNotReady, []string{"could not be found"}, nil},
+		{"an exit before it is ready", task("raw_exec", shell("sleep 1; exit 3"), ""), "", 0, runtime.ErrNotReady, []string{`task "sandbox" ended: exit code 3`, refused},
+			[]string{"job registered", "placed on node ", `task "sandbox": received: `, `task "sandbox": started: `, `task "sandbox": terminated: exit code 3`}},
+		{"a success before it is ready", task("raw_exec", shell("exit 0"), ""), "", 0, runtime.ErrNotReady, []string{"exit code 0"}, nil},
+		{"a death by a signal", task("raw_exec", shell("kill -9 $$"), ""), "", 0, runtime.ErrNotReady, []string{"signal 9"}, nil},
+		// The task ends with exit code 0, which alone would look like success.
+		{"a check that restarts it", `service {
+			provider = "nomad"
+			port     = "http"
+			check {
+				type     = "tcp"
+				interval = "1s"
+				timeout  = "1s"
+				check_restart {
+					limit = 1
+					grace = "5s"
+				}
+			}
+		}
+		` + task("raw_exec", shell("trap 'exit 0' INT; while true; do sleep 0.1; done"), ""), "", 0, runtime.ErrNotReady,
+			[]string{"was ended by Nomad to be restarted: healthcheck: check", "unhealthy", refused},
+			[]string{`task "sandbox": started: `, `task "sandbox": restart signaled: healthcheck: check`}},
+
+		{"a variable that is missing", task("raw_exec", shell("exec sleep 100"), `template {
+			data        = "{{ with nomadVar \"nomad/jobs/no-such\" }}{{ .x }}{{ end }}"
+			destination = "local/x"
+			change_mode = "noop"
+		}`), "", 15 * time.Second, runtime.ErrNotReady,
+			[]string{`task "sandbox" is pending (template: Missing: nomad.var.block(nomad/jobs/no-such@default.global))`, refused},
+			[]string{`task "sandbox": template: Missing: nomad.var.block(nomad/jobs/no-such@default.global)`}},
+		{"a task that has to end first", strings.Replace(task("raw_exec", shell("exec sleep 100"), `lifecycle {
+			hook = "prestart"
+		}`), `"sandbox"`, `"before"`, 1) + "\n" + sleeps, "", 15 * time.Second, runtime.ErrNotReady,
+			[]string{`task "before" is running`, `task "sandbox" is pending (received: Task received by client)`, refused}, nil},
+		{"a process that never listens", sleeps, "", 5 * time.Second, runtime.ErrNotReady, []string{"after 5s: " + runs + refused}, nil},
+		{"a process that answers with an error", task("raw_exec", shell("exec "+self+" broken-sandbox"), ""), "", 5 * time.Second, runtime.ErrNotReady,
+			[]string{runs + checked + `500 Internal Server Error: "no database for"`}, nil},
+		{"another process that has the port", task("raw_exec", shell("BIVOUAC_SESSION_ID=other BIVOUAC_WORKSPACE=/tmp exec "+self+" demo-sandbox"), ""), "", 5 * time.Second, runtime.ErrNotReady,
+			[]string{runs + checked, `another process has this port: "other"`}, nil},
+
+		{"on docker, an image that is missing", task("docker", `image = "127.0.0.1:1/no/such:image"`, ""), "", 0, runtime.ErrNotReady, []string{"no/such:image"},
+			[]string{`task "sandbox": driver: Downloading image 127.0.0.1:1/no/such:image`, `task "sandbox": driver failure: Failed to pull`}},
+		{"on docker, an exit before it is ready", demo, "exit", 0, runtime.ErrNotReady, []string{`task "sandbox" ended: exit code 1`}, nil},
+		{"on docker, more memory than it may use", demo, "memory", 0, runtime.ErrNotReady, []string{`task "sandbox" ended: exit code 137 (OOM killed)`},
+			[]string{`task "sandbox": started: `, `task "sandbox": terminated: exit code 137 (OOM killed)`}},
+		{"on docker, a process that never listens", demo, "hang", 5 * time.Second, runtime.ErrNotReady,
+			[]string{runs + checked + "the connection was closed without an answer"}, nil},
 	}
 	for _, tc := range cases {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
-			r := openShared(t, templateOf(t, patience.String(), tc.body))
+			body := tc.body
+			if strings.HasPrefix(tc.name, "on docker") {
+				body = strings.ReplaceAll(body, "IMAGE", strconv.Quote(stack.DockerForTest(t)))
+			}
+			r := openShared(t, templateOf(t, cmp.Or(tc.within, patience).String(), body))
 			spec := newSpec(t, r)
+			must.NoError(t, os.WriteFile(filepath.Join(spec.VolumeHostPath, ".demo-sandbox-"+spec.SessionID), []byte(tc.order), 0o644))
 			start := time.Now()
 			_, err := r.Create(patiently(t), spec, ignore)
 			t.Logf("after %v: %v", time.Since(start).Round(time.Millisecond), err)
 			must.ErrorIs(t, err, tc.is)
-			must.ErrorContains(t, err, tc.says)
+			must.Eq(t, tc.within != 0, errors.Is(err, context.DeadlineExceeded))
+			for _, words := range tc.says {
+				must.ErrorContains(t, err, words)
+			}
+			explains(t, r, spec.SessionID, tc.tells...)
 
 			must.NoError(t, r.Delete(patiently(t), spec.SessionID))
 			_, err = r.Inspect(t.Context(), spec.SessionID)
 			must.ErrorIs(t, err, runtime.ErrNotFound)
 			_, _, err = r.client.Jobs().Info(jobs.ID(spec.SessionID), nil)
 			must.ErrorContains(t, err, "404")
+			explains(t, r, spec.SessionID, append(tc.tells, "job stopped by this Bivouac server", "job removed")...)
 		})
 	}
 }
 
-func TestCreate_tells_that_an_image_is_missing(t *testing.T) {
+func TestCreate_tells_that_a_registry_does_not_answer(t *testing.T) {
 	t.Parallel()
 	stack.DockerForTest(t)
-	r := openShared(t, templateOf(t, patience.String(), task("docker", `image = "127.0.0.1:1/no/such:image"`, "")))
-	_, err := r.Create(patiently(t), newSpec(t, r), ignore)
+	silent, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	must.NoError(t, err)
+	image := silent.Addr().String() + "/no/such:image"
+	r := openShared(t, templateOf(t, "15s", task("docker", `image = "`+image+`"`, "")))
+	_, err = r.Create(patiently(t), newSpec(t, r), ignore)
+	must.NoError(t, silent.Close()) // until the pull has failed, Nomad cannot end the task
+	t.Log(err)
 	must.ErrorIs(t, err, runtime.ErrNotReady)
-	must.ErrorContains(t, err, "no/such:image")
+	must.ErrorIs(t, err, context.DeadlineExceeded)
+	must.ErrorContains(t, err, `task "sandbox" is pending (driver: Downloading image `+image+`)`)
 }
 
 // TestCreate_tells_that_a_volume_is_missing checks who is blamed for a missing
@@ -161,94 +243,6 @@ func TestCreate_tells_that_a_volume_is_missing(t *testing.T) {
 	}
 }
 
-// TestCreate_tells_what_it_waited_for checks the error if the time runs out
-// before there is a process. A refused connection then says nothing; the error
-// must contain what Nomad still waits for.
-func TestCreate_tells_what_it_waited_for(t *testing.T) {
-	t.Parallel()
-	sleeps := task("raw_exec", shell("exec sleep 100"), "")
-	before := strings.Replace(task("raw_exec", shell("exec sleep 100"), `lifecycle {
-		hook = "prestart"
-	}`), `"sandbox"`, `"before"`, 1)
-	waits := task("raw_exec", shell("exec sleep 100"), `template {
-		data        = "{{ with nomadVar \"nomad/jobs/no-such\" }}{{ .x }}{{ end }}"
-		destination = "local/x"
-		change_mode = "noop"
-	}`)
-	cases := []struct{ name, body, says string }{
-		{"a variable that is missing", waits, `task "sandbox" is pending (template: Missing: nomad.var.block(nomad/jobs/no-such@default.global))`},
-		{"a task that has to end first", before + "\n" + sleeps, `task "before" is running, task "sandbox" is pending (received: Task received by client)`},
-	}
-	for _, tc := range cases {
-		t.Run(tc.name, func(t *testing.T) {
-			t.Parallel()
-			r := openShared(t, templateOf(t, "15s", tc.body))
-			_, err := r.Create(patiently(t), newSpec(t, r), ignore)
-			t.Log(err)
-			must.ErrorIs(t, err, runtime.ErrNotReady)
-			must.ErrorIs(t, err, context.DeadlineExceeded)
-			must.ErrorContains(t, err, tc.says)
-			must.ErrorContains(t, err, "connection refused")
-		})
-	}
-	t.Run("a registry that does not answer", func(t *testing.T) {
-		t.Parallel()
-		stack.DockerForTest(t)
-		silent, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
-		must.NoError(t, err)
-		image := silent.Addr().String() + "/no/such:image"
-		r := openShared(t, templateOf(t, "15s", task("docker", `image = "`+image+`"`, "")))
-		_, err = r.Create(patiently(t), newSpec(t, r), ignore)
-		must.NoError(t, silent.Close()) // until the pull has failed, Nomad cannot end the task
-		t.Log(err)
-		must.ErrorIs(t, err, runtime.ErrNotReady)
-		must.ErrorIs(t, err, context.DeadlineExceeded)
-		must.ErrorContains(t, err, `task "sandbox" is pending (driver: Downloading image `+image+`)`)
-	})
-}
-
-// TestCreate_tells_what_made_a_task_end covers a task that is asked to end and
-// does so with exit code 0. The exit code alone would look like success.
-func TestCreate_tells_what_made_a_task_end(t *testing.T) {
-	t.Parallel()
-	r := openShared(t, templateOf(t, patience.String(), `service {
-		provider = "nomad"
-		port     = "http"
-		check {
-			type     = "tcp"
-			interval = "1s"
-			timeout  = "1s"
-			check_restart {
-				limit = 1
-				grace = "5s"
-			}
-		}
-	}
-	`+task("raw_exec", shell("trap 'exit 0' INT; while true; do sleep 0.1; done"), "")))
-	spec := newSpec(t, r)
-	_, err := r.Create(patiently(t), spec, ignore)
-	t.Log(err)
-	must.ErrorIs(t, err, runtime.ErrNotReady)
-	must.ErrorContains(t, err, "was ended by Nomad to be restarted: healthcheck: check")
-	must.ErrorContains(t, err, "unhealthy")
-	allocs, _, err := r.client.Jobs().Allocations(jobs.ID(spec.SessionID), true, nil)
-	must.NoError(t, err)
-	must.Len(t, 1, allocs)
-	must.Eq(t, uint64(0), allocs[0].TaskStates["sandbox"].Restarts, must.Sprint("it ended, once and for all"))
-}
-
-// TestCreate_gives_up_after_the_template_s_limit checks that Create does not
-// wait forever for a sandbox that runs but does not answer, and that the error
-// says that the time ran out.
-func TestCreate_gives_up_after_the_template_s_limit(t *testing.T) {
-	t.Parallel()
-	r := openShared(t, templateOf(t, "1s", task("raw_exec", shell("exec sleep 100"), "")))
-	_, err := r.Create(patiently(t), newSpec(t, r), ignore)
-	must.ErrorIs(t, err, runtime.ErrNotReady)
-	must.ErrorIs(t, err, context.DeadlineExceeded)
-	must.ErrorContains(t, err, "connection refused")
-}
-
 func TestCreate_ends_with_its_caller(t *testing.T) {
 	t.Parallel()
 	r := openShared(t, templateOf(t, patience.String(), task("raw_exec", shell("exec sleep 100"), "")))
@@ -256,20 +250,6 @@ func TestCreate_ends_with_its_caller(t *testing.T) {
 	_, err := r.Create(ctx, newSpec(t, r), func(runtime.Stage) { cancel() })
 	must.ErrorIs(t, err, context.Canceled)
 	must.False(t, isAny(err, runtime.ErrNotReady, runtime.ErrNotPlaced))
-}
-
-// TestCreate_is_not_taken_in_by_a_foreign_process checks that another process
-// on the sandbox's port is not taken for the sandbox.
-func TestCreate_is_not_taken_in_by_a_foreign_process(t *testing.T) {
-	t.Parallel()
-	self, err := os.Executable()
-	must.NoError(t, err)
-	// A demo sandbox with another session's ID.
-	impostor := task("raw_exec", shell("BIVOUAC_SESSION_ID=other BIVOUAC_WORKSPACE=/tmp exec "+self+" demo-sandbox"), "")
-	r := openShared(t, templateOf(t, "5s", impostor))
-	_, err = r.Create(patiently(t), newSpec(t, r), ignore)
-	must.ErrorIs(t, err, runtime.ErrNotReady)
-	must.ErrorContains(t, err, "another process has this port")
 }
 
 // TestCreate_refuses_a_job_that_Nomad_rejects checks that a job that Nomad
@@ -315,9 +295,11 @@ func TestCreate_delivers_what_looks_like_interpolation(t *testing.T) {
 			must.NoError(t, os.WriteFile(filepath.Join(spec.VolumeHostPath, "file"), []byte("seen"), 0o644))
 			sandbox, err := r.Create(patiently(t), spec, ignore)
 			must.NoError(t, err)
-			var told map[string]string
+			var told struct {
+				AgentID string `json:"agent_id"`
+			}
 			must.NoError(t, json.Unmarshal(get(t, sandbox, "/"), &told))
-			must.Eq(t, odd, told["agent_id"])
+			must.Eq(t, odd, told.AgentID)
 			must.Eq(t, "seen", string(get(t, sandbox, "/workspace/file")))
 			job, _, err := r.client.Jobs().Info(jobs.ID(spec.SessionID), nil)
 			must.NoError(t, err)

@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/http"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -26,20 +28,53 @@ import (
 	"github.com/bivouac/bivouac/runtime/nomad"
 )
 
-// TestMain runs the tests or the demo sandbox: the jobs of these tests run this
-// binary.
+// TestMain runs the tests, the demo sandbox, the broken one or a spare: the jobs of these tests
+// run this binary.
 func TestMain(m *testing.M) {
-	if len(os.Args) == 2 && os.Args[1] == "demo-sandbox" {
-		ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-		err := demosandbox.Run(ctx, demosandbox.FromEnv(os.Getenv))
-		stop()
-		if err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			os.Exit(1)
-		}
-		os.Exit(0)
+	if len(os.Args) == 2 && os.Args[1] == "broken-sandbox" {
+		fmt.Fprintln(os.Stderr, runBroken("127.0.0.1:"+os.Getenv("PORT")))
+		os.Exit(1)
+	}
+	if len(os.Args) == 2 && os.Args[1] == "spare-sandbox" {
+		fmt.Fprintln(os.Stderr, runSpare("127.0.0.1:"+os.Getenv("PORT")))
+		os.Exit(1)
+	}
+	if len(os.Args) > 1 && os.Args[1] == "demo-sandbox" {
+		os.Exit(demosandbox.Main(os.Args[2:], func() error {
+			ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+			defer stop()
+			return demosandbox.Run(ctx, demosandbox.FromEnv(os.Getenv))
+		}))
 	}
 	os.Exit(stack.Main(m))
+}
+
+// runBroken serves a sandbox that never becomes ready.
+func runBroken(addr string) error {
+	server := &http.Server{Addr: addr, ReadHeaderTimeout: time.Minute, Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		http.Error(w, "no database for "+os.Getenv("BIVOUAC_ACCESS_TOKEN"), http.StatusInternalServerError)
+	})}
+	return server.ListenAndServe()
+}
+
+// runSpare serves a sandbox that does not need its workspace to start. It answers with
+// its session ID, and at /claimed with its session file and the file "notes" of its workspace.
+func runSpare(addr string) error {
+	server := &http.Server{Addr: addr, ReadHeaderTimeout: time.Minute, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path != "/claimed" {
+			_, _ = fmt.Fprintln(w, os.Getenv("BIVOUAC_SESSION_ID"))
+			return
+		}
+		for _, name := range []string{os.Getenv("BIVOUAC_SESSION_FILE"), filepath.Join(os.Getenv("BIVOUAC_WORKSPACE"), "notes")} {
+			text, err := os.ReadFile(name)
+			if err != nil {
+				http.Error(w, err.Error(), http.StatusNotFound)
+				return
+			}
+			_, _ = w.Write(text)
+		}
+	})}
+	return server.ListenAndServe()
 }
 
 // replica is one driver whose Run is running, as in a Bivouac server.

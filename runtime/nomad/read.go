@@ -7,6 +7,7 @@ import (
 
 	"github.com/hashicorp/nomad/api"
 
+	"github.com/bivouac/bivouac/internal/node/nodeapi"
 	"github.com/bivouac/bivouac/jobs"
 	"github.com/bivouac/bivouac/runtime"
 )
@@ -66,17 +67,22 @@ func (d *Driver) read(ctx context.Context, jobID string) (state, error) {
 // readResources reads an allocation's resources, which the lists of a job's
 // allocations leave out.
 func (d *Driver) readResources(ctx context.Context, allocID, jobID string) (state, error) {
-	var alloc *api.Allocation
-	err := d.ask(ctx, func(opts *api.QueryOptions) (err error) {
-		alloc, _, err = d.client.Allocations().Info(allocID, opts)
-		return err
-	})
+	alloc, err := d.readAlloc(ctx, allocID)
 	if err != nil {
 		return state{}, failed(ctx, "read allocation "+allocID, err)
 	}
 	stub := alloc.Stub()
 	stub.AllocatedResources = alloc.AllocatedResources
 	return d.cache.update(jobID, func(s state) (state, bool) { return s.withAlloc(stub) }), nil
+}
+
+// readAlloc reads an allocation from Nomad. It returns Nomad's own error.
+func (d *Driver) readAlloc(ctx context.Context, allocID string) (alloc *api.Allocation, err error) {
+	err = d.ask(ctx, func(opts *api.QueryOptions) (err error) {
+		alloc, _, err = d.client.Allocations().Info(allocID, opts)
+		return err
+	})
+	return alloc, err
 }
 
 // readEvals reads a job's evaluations from Nomad and updates the cache.
@@ -122,18 +128,35 @@ func (d *Driver) List(ctx context.Context) iter.Seq2[runtime.Sandbox, error] {
 		var index uint64
 		for job, err := range d.listJobs(ctx, &index) {
 			var s state
+			forgotten := false
 			if err == nil {
-				s, err = d.look(ctx, job.ID)
+				if forgotten = d.hasForgotten(job); forgotten {
+					s = state{known: true, job: jobFieldsOfStub(job)}
+				} else {
+					s, err = d.look(ctx, job.ID)
+				}
 			}
 			if err != nil {
 				yield(runtime.Sandbox{}, err)
 				return
 			}
-			if sandbox, ok := d.sandbox(s); ok && !yield(sandbox, nil) {
+			sandbox, ok := d.sandbox(s)
+			if forgotten {
+				sandbox.State, sandbox.Reason = runtime.StateDead, "it ended"
+			}
+			if ok && !yield(sandbox, nil) {
 				return
 			}
 		}
 	}
+}
+
+// hasForgotten reports whether a job ended so long ago that the cache no longer has it.
+// A list then costs no read of the job: a scheduler that does not know of the end yet
+// inspects the sandbox.
+func (d *Driver) hasForgotten(job *api.JobListStub) bool {
+	s, current := d.cache.get(job.ID)
+	return current && !s.known && job.Status == "dead"
 }
 
 // Instances counts the sandboxes that may run, of all instances, by the instance ID
@@ -192,8 +215,11 @@ func (d *Driver) listAllJobs(ctx context.Context, index *uint64) iter.Seq2[*api.
 
 // isOurs reports whether a job with Bivouac's prefix belongs to this instance. It
 // logs a job that names no instance, and one that names this instance but is
-// foreign.
+// foreign. It does not log the job of the node helpers.
 func (d *Driver) isOurs(job *api.JobListStub) bool {
+	if job.ID == nodeapi.Service {
+		return false
+	}
 	why := d.foreign(job.ID, job.Meta)
 	if claimed := job.Meta[jobs.MetaInstance]; why != "" && (claimed == "" || d.instance.owns(claimed)) {
 		d.logger.Warn("nomad_job_skipped", "job_id", job.ID, "reason", why)

@@ -107,6 +107,9 @@ func message(e *api.TaskEvent) string {
 // told describes an event in words.
 func told(e *api.TaskEvent) string {
 	text := strings.ToLower(e.Type)
+	if e.Type == api.TaskTerminated {
+		return text + ": " + exitOf(e)
+	}
 	if message := message(e); message != "" {
 		text += ": " + message
 	}
@@ -127,37 +130,28 @@ func causeOf(exit, before *api.TaskEvent) string {
 	return ", after " + told(before)
 }
 
-// waitsFor returns what Nomad still has to do before all tasks of the sandbox run.
-// It returns "" if nothing is known.
-func waitsFor(s state) string {
+// progress returns what Nomad and the tasks of a starting sandbox are doing. It returns
+// "" if nothing is known.
+func progress(s state) string {
 	alloc := s.sandboxAlloc()
-	if alloc == nil {
-		if s.pendingEval() {
-			return "Nomad has not placed it yet (the evaluation of its job is pending)"
-		}
+	switch {
+	case alloc == nil && s.pendingEval():
+		return "Nomad has not placed it yet (the evaluation of its job is pending)"
+	case alloc == nil:
 		return ""
+	case len(alloc.TaskStates) == 0:
+		return "node " + nodeName(alloc) + " has not started it yet"
 	}
 	var tasks []string
-	waiting := len(alloc.TaskStates) == 0
 	for _, name := range slices.Sorted(maps.Keys(alloc.TaskStates)) {
 		task := alloc.TaskStates[name]
 		text := fmt.Sprintf("task %q is %s", name, task.State)
-		if task.State == taskPending {
-			waiting = true
-			if n := len(task.Events); n > 0 {
-				text += " (" + told(task.Events[n-1]) + ")"
-			}
+		if n := len(task.Events); n > 0 {
+			text += " (" + told(task.Events[n-1]) + ")"
 		}
 		tasks = append(tasks, text)
 	}
-	switch {
-	case !waiting:
-		return ""
-	case len(tasks) == 0:
-		return "node " + nodeName(alloc) + " has not started it yet"
-	default:
-		return "in Nomad " + strings.Join(tasks, ", ")
-	}
+	return "in Nomad " + strings.Join(tasks, ", ")
 }
 
 // exitOf describes how a task's process ended.
@@ -183,22 +177,28 @@ func whyUnplaced(eval *api.Evaluation) string {
 		if m.NodesEvaluated == 0 && m.NodesExhausted == 0 {
 			reasons = append(reasons, fmt.Sprintf("no eligible node in the job's datacenters and node pool %q", cmp.Or(m.NodePool, "default")))
 		}
-		for _, constraint := range slices.Sorted(maps.Keys(m.ConstraintFiltered)) {
-			reasons = append(reasons, fmt.Sprintf("%s rules out %s", constraint, nodes(m.ConstraintFiltered[constraint])))
-		}
-		for _, class := range slices.Sorted(maps.Keys(m.ClassFiltered)) {
-			if len(m.ConstraintFiltered) == 0 {
-				reasons = append(reasons, fmt.Sprintf("class %s rules out %s", class, nodes(m.ClassFiltered[class])))
-			}
-		}
-		for _, dimension := range slices.Sorted(maps.Keys(m.DimensionExhausted)) {
-			reasons = append(reasons, fmt.Sprintf("%s exhausted on %s", dimension, nodes(m.DimensionExhausted[dimension])))
-		}
-		if len(m.QuotaExhausted) > 0 {
-			reasons = append(reasons, "quota exhausted: "+strings.Join(m.QuotaExhausted, ", "))
-		}
+		reasons = append(reasons, ruledOut(m)...)
 	}
 	return cmp.Or(strings.Join(reasons, "; "), eval.StatusDescription, "Nomad gives no reason")
+}
+
+// ruledOut returns which nodes could not take the sandbox, and why.
+func ruledOut(m *api.AllocationMetric) (reasons []string) {
+	for _, constraint := range slices.Sorted(maps.Keys(m.ConstraintFiltered)) {
+		reasons = append(reasons, fmt.Sprintf("%s rules out %s", constraint, nodes(m.ConstraintFiltered[constraint])))
+	}
+	for _, class := range slices.Sorted(maps.Keys(m.ClassFiltered)) {
+		if len(m.ConstraintFiltered) == 0 {
+			reasons = append(reasons, fmt.Sprintf("class %s rules out %s", class, nodes(m.ClassFiltered[class])))
+		}
+	}
+	for _, dimension := range slices.Sorted(maps.Keys(m.DimensionExhausted)) {
+		reasons = append(reasons, fmt.Sprintf("%s exhausted on %s", dimension, nodes(m.DimensionExhausted[dimension])))
+	}
+	if len(m.QuotaExhausted) > 0 {
+		reasons = append(reasons, "quota exhausted: "+strings.Join(m.QuotaExhausted, ", "))
+	}
+	return reasons
 }
 
 func nodes(n int) string {

@@ -23,9 +23,11 @@ const (
 	// connection; the next request then opens another.
 	askLimit  = 10 * time.Second
 	tellLimit = 30 * time.Second
-	// maxRequests bounds the concurrent requests, without the event stream. By
-	// default Nomad accepts 100 connections from one address, and several replicas
-	// may share an address.
+	// maxRequests bounds the concurrent requests, without the event stream, the question
+	// where the helpers are, the checks of Health, the maxLooks questions about tasks and
+	// the reads of logs. By default Nomad accepts 100 connections from one address: these
+	// 32, one stream, one for the helpers, one check, 8 questions and 16 logs are 59 of them. The rest is for commands in sandboxes, and for
+	// other programs at this address.
 	maxRequests = 32
 )
 
@@ -48,7 +50,7 @@ func (clientToken) Newer(string) (string, bool) { return "", false }
 type limits struct {
 	operation string        // their name for Config.Observe
 	places    chan struct{} // one token for each running request; nil: their caller bounds them
-	time      time.Duration
+	time      time.Duration // 0: a stream, which Config.Observe does not get
 }
 
 // ask makes a read request with default consistency, so the leader answers.
@@ -117,6 +119,9 @@ func (d *Driver) limited(ctx context.Context, limits limits, request func(contex
 			return ctx.Err()
 		}
 	}
+	if limits.time == 0 {
+		return request(ctx)
+	}
 	ctx, cancel := context.WithTimeout(ctx, limits.time)
 	defer cancel()
 	began := time.Now()
@@ -125,12 +130,29 @@ func (d *Driver) limited(ctx context.Context, limits limits, request func(contex
 	return err
 }
 
+// refusal is an answer of Nomad that is an error: an [api.UnexpectedResponseError], or an
+// *upgradeError.
+type refusal interface {
+	error
+	StatusCode() int
+	Body() string
+	HasBody() bool
+}
+
 // statusOf returns the HTTP status in Nomad's error, or 0 if err is not one.
 func statusOf(err error) int {
-	if refusal, ok := errors.AsType[api.UnexpectedResponseError](err); ok {
-		return refusal.StatusCode()
+	if refused, ok := errors.AsType[refusal](err); ok {
+		return refused.StatusCode()
 	}
 	return 0
+}
+
+// bodyOf returns the text of Nomad's error, or "" if err is not one.
+func bodyOf(err error) string {
+	if refused, ok := errors.AsType[refusal](err); ok {
+		return refused.Body()
+	}
+	return ""
 }
 
 // isDenied reports whether Nomad denied a request: it does not know the token, the
@@ -140,17 +162,13 @@ func isDenied(err error) bool {
 	if errors.Is(err, runtime.ErrPermission) {
 		return true
 	}
-	refusal, ok := errors.AsType[api.UnexpectedResponseError](err)
-	if !ok {
-		return false
-	}
-	switch refusal.StatusCode() {
+	switch statusOf(err) {
 	case http.StatusUnauthorized, http.StatusForbidden:
 		return true
 	case http.StatusInternalServerError:
 		// The Task API's answer to the token of an allocation that has ended. It checks
 		// the token before anything else.
-		return strings.HasPrefix(refusal.Body(), "Server error authenticating request")
+		return strings.HasPrefix(bodyOf(err), "Server error authenticating request")
 	default:
 		return false
 	}
@@ -160,26 +178,20 @@ func isNotFound(err error) bool { return statusOf(err) == http.StatusNotFound }
 
 // isTaken reports whether a registration was refused because the job ID is in use.
 func isTaken(err error) bool {
-	refusal, ok := errors.AsType[api.UnexpectedResponseError](err)
-	return ok && strings.Contains(refusal.Body(), "Enforcing job modify index")
+	return strings.Contains(bodyOf(err), "Enforcing job modify index")
 }
 
 // hasNoNamespace reports whether a registration was refused because its namespace
 // does not exist. That is not a fault of the job.
 func hasNoNamespace(err error) bool {
-	refusal, ok := errors.AsType[api.UnexpectedResponseError](err)
-	return ok && strings.Contains(refusal.Body(), "is in nonexistent namespace")
+	return strings.Contains(bodyOf(err), "is in nonexistent namespace")
 }
 
 // isRejected reports whether Nomad found a job invalid. Nomad has no status for
 // that, but always lists the errors in the same form.
 func isRejected(err error) bool {
-	refusal, ok := errors.AsType[api.UnexpectedResponseError](err)
-	if !ok {
-		return false
-	}
-	body := refusal.Body()
-	return refusal.StatusCode() == http.StatusBadRequest ||
+	body := bodyOf(err)
+	return statusOf(err) == http.StatusBadRequest ||
 		strings.Contains(body, " error occurred:") || strings.Contains(body, " errors occurred:")
 }
 
@@ -194,8 +206,8 @@ func failed(ctx context.Context, doing string, err error) error {
 	if isDenied(err) {
 		kind = runtime.ErrPermission
 	}
-	if refusal, ok := errors.AsType[api.UnexpectedResponseError](err); ok && refusal.HasBody() {
-		err = fmt.Errorf("answer %d: %s", refusal.StatusCode(), strings.Join(strings.Fields(refusal.Body()), " "))
+	if refused, ok := errors.AsType[refusal](err); ok && refused.HasBody() {
+		err = fmt.Errorf("answer %d: %s", refused.StatusCode(), strings.Join(strings.Fields(refused.Body()), " "))
 	}
 	return fmt.Errorf("nomad: %s: %w: %w", doing, kind, err)
 }

@@ -39,7 +39,7 @@ func stateWith(alloc *api.AllocationListStub, mainTasks string) state {
 
 func testDriver() *Driver {
 	ours := &instance{id: "test"}
-	return &Driver{instance: ours, template: &jobs.Template{}, cache: newCache(ours), ownStops: newRecent(), logger: hclog.NewNullLogger()}
+	return &Driver{instance: ours, template: &jobs.Template{}, cache: newCache(ours), ownStops: newRecent[struct{}](maxRecent), logger: hclog.NewNullLogger()}
 }
 
 func TestRun(t *testing.T) {

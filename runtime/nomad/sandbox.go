@@ -20,9 +20,11 @@ func (d *Driver) sandbox(s state) (sandbox runtime.Sandbox, ok bool) {
 	sandbox = runtime.Sandbox{
 		SessionID: s.job.Meta[jobs.MetaSessionID],
 		ChatID:    s.job.Meta[jobs.MetaChatID],
+		Pool:      s.job.Meta[jobs.MetaPool],
 		State:     runtime.StateStarting,
 	}
-	if spec, ok := jobs.SpecOf(s.job.Meta); ok {
+	// The job does not show what a spare was claimed for, and when.
+	if spec, ok := jobs.SpecOf(s.job.Meta); ok && spec.Pool == "" {
 		sandbox.AgentID, sandbox.VolumeHostPath = spec.AgentID, spec.VolumeHostPath
 		sandbox.CreatedAt, sandbox.ExpiresAt = spec.CreatedAt, spec.ExpiresAt
 		sandbox.Owner, sandbox.Labels = spec.Owner, spec.Labels
@@ -50,10 +52,8 @@ func (d *Driver) stateOf(s state, alloc *api.AllocationListStub) (runtime.State,
 		return runtime.StateLost, d.whyEnded(s, alloc) + "; Nomad started it again, which is being stopped"
 	case hasEnded(alloc):
 		return runtime.StateDead, d.whyEnded(s, alloc)
-	case alloc.ClientStatus == api.AllocClientStatusLost:
-		return runtime.StateLost, "node " + nodeName(alloc) + " is lost: the sandbox may still run"
-	case alloc.ClientStatus == api.AllocClientStatusUnknown:
-		return runtime.StateLost, "node " + nodeName(alloc) + " is disconnected: the sandbox may still run"
+	case isOutOfReach(alloc):
+		return runtime.StateLost, unreachable(alloc)
 	case over != "":
 		return runtime.StateLost, over + "; what still runs is being stopped"
 	case s.job.Stop || alloc.DesiredStatus != api.AllocDesiredStatusRun:
@@ -63,6 +63,20 @@ func (d *Driver) stateOf(s state, alloc *api.AllocationListStub) (runtime.State,
 	default:
 		return runtime.StateStarting, ""
 	}
+}
+
+// isOutOfReach reports whether Nomad cannot reach the allocation's node.
+func isOutOfReach(alloc *api.AllocationListStub) bool {
+	return alloc.ClientStatus == api.AllocClientStatusLost || alloc.ClientStatus == api.AllocClientStatusUnknown
+}
+
+// unreachable says that Nomad cannot reach the allocation's node.
+func unreachable(alloc *api.AllocationListStub) string {
+	what := "lost"
+	if alloc.ClientStatus == api.AllocClientStatusUnknown {
+		what = "disconnected"
+	}
+	return "node " + nodeName(alloc) + " is " + what + ": the sandbox may still run"
 }
 
 func nodeName(alloc *api.AllocationListStub) string {

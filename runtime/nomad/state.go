@@ -23,6 +23,9 @@ type state struct {
 	allocs []*api.AllocationListStub
 	evals  map[string]*api.Evaluation
 	ready  string // ID of the allocation whose endpoint has answered
+	// ID of the allocation that its Nomad client has removed, which it may not have
+	// reported yet
+	collected string
 }
 
 // jobFields are the fields of a job that the driver uses. Events, lists and the job
@@ -91,15 +94,15 @@ func (s state) withJob(job jobFields) (state, bool) {
 
 func (s state) withAlloc(alloc *api.AllocationListStub) (state, bool) {
 	i := slices.IndexFunc(s.allocs, func(a *api.AllocationListStub) bool { return a.ID == alloc.ID })
-	allocs := slices.Clone(s.allocs)
+	allocs, news := slices.Clone(s.allocs), true
 	switch {
 	case i < 0:
 		allocs = append(allocs, alloc)
 	case allocs[i].ModifyIndex > alloc.ModifyIndex:
 		return s, false
-	case allocs[i].ModifyIndex == alloc.ModifyIndex && (alloc.AllocatedResources == nil || allocs[i].AllocatedResources != nil):
-		return s, false
 	default:
+		// The same version may have the events of its tasks, which pack leaves out.
+		news = allocs[i].ModifyIndex < alloc.ModifyIndex || allocs[i].AllocatedResources == nil && alloc.AllocatedResources != nil
 		if alloc.AllocatedResources == nil { // some lists leave them out; they never change
 			alloc.AllocatedResources = allocs[i].AllocatedResources
 		}
@@ -109,7 +112,7 @@ func (s state) withAlloc(alloc *api.AllocationListStub) (state, bool) {
 		return cmp.Or(cmp.Compare(a.CreateIndex, b.CreateIndex), cmp.Compare(a.ID, b.ID))
 	})
 	s.allocs = allocs
-	return s, true
+	return s, news
 }
 
 // maxEvals bounds how many evaluations of a job are kept.
@@ -143,8 +146,19 @@ func (s state) sandboxAlloc() *api.AllocationListStub {
 	return s.allocs[0]
 }
 
-// allEnded reports whether the Nomad client of each allocation has reported its end.
-func (s state) allEnded() bool { return !slices.ContainsFunc(s.allocs, isLive) }
+// allEnded reports whether all allocations have ended.
+func (s state) allEnded() bool {
+	return !slices.ContainsFunc(s.allocs, func(alloc *api.AllocationListStub) bool { return !s.ended(alloc) })
+}
+
+// isOver reports whether the sandbox has ended, or was stopped before it began.
+func (s state) isOver() bool { return (s.job.Stop || len(s.allocs) > 0) && s.allEnded() }
+
+// ended reports whether an allocation's Nomad client has said that it ended: in a report,
+// or by removing it.
+func (s state) ended(alloc *api.AllocationListStub) bool {
+	return hasEnded(alloc) || alloc.ID == s.collected
+}
 
 func isLive(alloc *api.AllocationListStub) bool { return !hasEnded(alloc) }
 

@@ -36,6 +36,10 @@ func (d *Driver) Stop(ctx context.Context, sessionID string) error {
 
 // Delete implements [runtime.Driver]. It stops the job and then purges it.
 //
+// If the Nomad client has reported nothing of the sandbox yet, Delete does not wait for
+// the report of its end, which comes up to a second later: it has the client remove the
+// allocation. If the client does not do that, Delete waits as Stop does.
+//
 // Delete leaves a tombstone in place, because a late registration may still arrive.
 // The job of a sandbox needs no tombstone: Create makes only one registration, and
 // that has arrived. The driver remembers for a while that it deleted the job. If
@@ -50,7 +54,7 @@ func (d *Driver) Delete(ctx context.Context, sessionID string) error {
 			return err
 		}
 	}
-	s, err := d.stop(ctx, sessionID)
+	s, err := d.stopAndCollect(ctx, sessionID)
 	if err != nil {
 		return err
 	}
@@ -67,7 +71,7 @@ func (d *Driver) Delete(ctx context.Context, sessionID string) error {
 			return failed(ctx, "purge job "+jobID, err)
 		}
 	}
-	d.cache.purged.add(jobID)
+	d.cache.purged.add(jobID, struct{}{})
 	d.cache.forget(jobID)
 	return nil
 }
@@ -178,7 +182,7 @@ func (d *Driver) stopStep(ctx context.Context, sessionID, jobID string) (state, 
 // deregister asks Nomad to stop the job. It never returns nil, because the result
 // has to be read.
 func (d *Driver) deregister(ctx context.Context, sessionID, jobID string) error {
-	d.ownStops.add(sessionID)
+	d.ownStops.add(sessionID, struct{}{})
 	err := d.tell(ctx, func(opts *api.WriteOptions) error {
 		_, _, err := d.client.Jobs().Deregister(jobID, false, opts) // safeguard: stop before purge
 		return err
@@ -207,7 +211,7 @@ func (d *Driver) running(ctx context.Context, s state) error {
 	var what []string
 	outOfReach := true
 	for _, alloc := range s.allocs {
-		if hasEnded(alloc) {
+		if s.ended(alloc) {
 			continue
 		}
 		gone, err := d.isNodeGone(ctx, alloc)
@@ -219,7 +223,7 @@ func (d *Driver) running(ctx context.Context, s state) error {
 		}
 		why := stillRuns(s.job, alloc)
 		if isOutOfReach(alloc) {
-			_, why = d.stateOf(s, alloc)
+			why = unreachable(alloc)
 		} else {
 			outOfReach = false
 		}
@@ -233,11 +237,6 @@ func (d *Driver) running(ctx context.Context, s state) error {
 	default:
 		return fmt.Errorf("%w: %s", runtime.ErrNotStopped, why)
 	}
-}
-
-// isOutOfReach reports whether Nomad cannot reach the allocation's node.
-func isOutOfReach(alloc *api.AllocationListStub) bool {
-	return alloc.ClientStatus == api.AllocClientStatusLost || alloc.ClientStatus == api.AllocClientStatusUnknown
 }
 
 // isNodeGone reports whether an operator removed a lost allocation's node.

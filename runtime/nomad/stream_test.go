@@ -142,6 +142,21 @@ func TestCreate_tells_why_although_the_event_stream_breaks(t *testing.T) {
 	}
 }
 
+// TestCreate_reads_a_job_that_it_has_not_heard_of covers a stream that begins between the
+// registration of the job and its allocation.
+func TestCreate_reads_a_job_that_it_has_not_heard_of(t *testing.T) {
+	t.Parallel()
+	p := newProxy(t)
+	r := openThrough(t, p, rawExec(t, nil))
+	spec := newSpec(t, r)
+	p.setEvents(func(piece []byte) bool {
+		return bytes.Contains(piece, []byte(spec.SessionID)) && bytes.Contains(piece, []byte(`"Topic":"Job"`))
+	})
+	sandbox, err := r.Create(patiently(t), spec, ignore)
+	must.NoError(t, err)
+	must.Eq(t, spec.ChatID, sandbox.ChatID)
+}
+
 // TestStop_does_not_wait_for_events checks that a stream that is open but
 // delivers nothing does not delay Stop, which relies on Nomad's answers to its
 // own requests.

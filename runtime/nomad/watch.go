@@ -16,29 +16,32 @@ import (
 func (d *Driver) Watch(ctx context.Context, changed func(runtime.Sandbox)) error {
 	f, done := d.cache.subscribe()
 	defer done()
-	last := make(map[string]runtime.Sandbox)
+	reported := make(map[string]runtime.State) // by job ID, of those in trouble
 	for {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-f.C:
 		}
-		for _, jobID := range f.take() {
-			s, _ := d.cache.get(jobID)
-			before, seen := last[jobID]
+		for _, c := range f.take() {
+			s, _ := d.cache.get(c.jobID)
 			sandbox, ok := d.sandbox(s)
-			switch {
-			case !ok && !seen:
-				continue
-			case !ok: // purged, or long dead and no longer in memory
-				delete(last, jobID)
-				if sandbox = before; before.State != runtime.StateDead {
+			removed := !ok && c.removed != nil // purged, or long dead and no longer in memory
+			if removed {
+				if sandbox, ok = d.sandbox(*c.removed); sandbox.State != runtime.StateDead {
 					sandbox.State, sandbox.Reason = runtime.StateLost, "its job is no longer in Nomad"
 				}
-			default:
-				last[jobID] = sandbox
 			}
-			if trouble(sandbox) != trouble(before) {
+			if !ok {
+				continue
+			}
+			before, now := reported[c.jobID], trouble(sandbox)
+			if now == "" || removed {
+				delete(reported, c.jobID)
+			} else {
+				reported[c.jobID] = now
+			}
+			if now != before {
 				changed(sandbox)
 			}
 		}
@@ -66,7 +69,8 @@ func (d *Driver) guard(ctx context.Context) {
 			return
 		case <-f.C:
 		}
-		for _, jobID := range f.take() {
+		for _, c := range f.take() {
+			jobID := c.jobID
 			s, _ := d.cache.get(jobID)
 			why := surplus(s)
 			if why == "" || d.notForeign(s) != nil {
@@ -79,7 +83,7 @@ func (d *Driver) guard(ctx context.Context) {
 			})
 			if err != nil && ctx.Err() == nil {
 				d.logger.Warn("nomad_surplus_stop_failed", "job_id", jobID, "error", err)
-				f.add(jobID)
+				f.add(jobID, nil)
 				_ = backoff.Sleep(ctx, backoff.Jitter(time.Second))
 			}
 		}

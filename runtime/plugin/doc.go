@@ -9,7 +9,8 @@
 //
 // Package runtime says what a driver must do. Optional abilities are declared
 // by implementing their interfaces: [runtime.Configurer], [runtime.Watcher],
-// [runtime.HealthChecker], [runtime.LogReader].
+// [runtime.HealthChecker], [runtime.LogReader], [runtime.Execer],
+// [runtime.Explainer], [runtime.Claimer].
 //
 // If the record of a plugin's sandbox is lost, for example because the store was
 // restored from an old snapshot, Bivouac cannot write it again. A plugin does not
@@ -84,10 +85,12 @@
 // The plugin serves over that one listener:
 //
 //   - bivouac.runtime.v1.DriverService, as in proto/v1/runtime.proto. Calls are
-//     concurrent. A server needs room for 128 Creates of each replica that calls it,
+//     concurrent. A server needs room for 128 Creates and Claims of each replica that
+//     calls it,
 //     for up to about 1,024 Inspects, for one Watch and one StreamStdio, which last as
-//     long as the process, and for Stops and Deletes. Deadline (header grpc-timeout)
-//     and cancellation of a call are gRPC's.
+//     long as the process, for Stops and Deletes, and for as many Execs and Logs as the
+//     host allows, which last as long as their callers like. Deadline (header
+//     grpc-timeout) and cancellation of a call are gRPC's.
 //   - grpc.health.v1.Health: Check with service "plugin" answers SERVING. It must not
 //     wait behind other calls. Otherwise the host takes a busy plugin for hung.
 //   - plugin.GRPCController: "rpc Shutdown(Empty) returns (Empty)", where Empty
@@ -104,24 +107,101 @@
 // A message is at most 1 MiB in both directions, and a call's headers and trailers
 // are at most 64 KiB. List is a stream, so it can return many sandboxes.
 //
+// # Logs
+//
+// The ability "logs" is to read one stream of a sandbox's output, from an offset. The
+// plugin sends pieces of at most 64 KiB, each with the offset of its first byte, and
+// ends the call without an error when there is no more, or with follow when the sandbox
+// has ended. A plugin that does not know the request's stream and offset sends both
+// streams from the beginning and leaves the offsets unset. The host then drops what it
+// did not ask for. It reads the output twice if it asked for an offset.
+//
+// # Exec
+//
+// The ability "exec" is to run a command in a running sandbox. The call is a stream in
+// both directions. The host sends the start, then pieces of the input of at most 64 KiB,
+// the end of the input, and new sizes of the terminal. A size waits behind the input
+// before it. The plugin sends pieces of the output, and last the exit code. Neither
+// side may buffer more than a few pieces: the plugin reads from the call only when the
+// command has taken the input before, and from the command only when the last piece of
+// output has been sent. A failure that is known before the command runs, such as a
+// missing file, is a status: INVALID_ARGUMENT.
+//
+// When the call is cancelled, when its deadline passes or when its connection breaks,
+// the plugin kills the command with SIGKILL, and its children. The host cancels the call
+// when its own caller is gone. If the host dies, the connection breaks.
+//
+// If the plugin dies, the command must die too. Nothing that runs in the plugin can see to
+// that, so it takes something outside that notices: a helper that holds the other end of a
+// pipe, as in the examples plugin-docker and plugin-python, or an engine that kills a
+// command whose connection breaks. The helper must be in its own session (setsid), because
+// the host kills the plugin's process group. A command can escape: a child that hides from
+// what the plugin looks for, such as a mark in its environment, is only found by what ends
+// the whole sandbox. A plugin that cannot kill a command, for example because its engine
+// runs on another machine, must not run it.
+//
+// If the command ends by itself, the plugin answers at once, even if a child in the
+// background still has the output open. Such children belong to the sandbox: Stop ends
+// them.
+//
+// # Explain
+//
+// The ability "explain" is to tell in words what happened to a sandbox, such as "container
+// ended: exit code 137, out of memory". It answers within 10 seconds.
+//
+// # Claim
+//
+// The ability "claim" is to start sandboxes before a chat needs them. Such a sandbox is a
+// spare. The host makes it with Create, from a spec with a session ID and a pool, and
+// without a chat, an AI agent and a volume. Its environment has BIVOUAC_SESSION_FILE
+// instead of BIVOUAC_CHAT_ID and BIVOUAC_AGENT_ID: the path of a file that does not exist
+// yet. Inspect and List report it with its pool, and all other calls treat it like any
+// sandbox. A plugin without the ability never gets a spec with a pool.
+//
+// Claim gives a spare to a chat. The request has the spec of the chat, with the session
+// ID and the access token of the spare. The plugin makes the volume the workspace of the
+// running sandbox, and writes the session file, a JSON object:
+//
+//	{"session_id": "…", "chat_id": "…", "agent_id": "…"}
+//
+// It answers with the sandbox and the chat ID once the sandbox answers. The host waits 5
+// seconds at most. After any error it deletes the sandbox and starts another one for the
+// chat.
+//
+// A spare is for one chat. A repeated Claim with the same spec returns the same sandbox,
+// and one with another spec is ALREADY_EXISTS, also if the plugin was killed in the first
+// one. So the plugin must write down whom the spare is for before it binds the volume, in
+// one step that fails if somebody else was first. A spare that was stopped, or a sandbox
+// that is no spare, is ALREADY_EXISTS too. A spare that has ended by itself is ABORTED.
+//
+// After a Claim the plugin may report the chat of the sandbox in Inspect and List. If it
+// cannot change what it has recorded, it reports the spare as before: with its pool and
+// without a chat.
+//
+// A plugin that declares "claim" and "configure" is asked for its Info once more after
+// Configure, because the variant may depend on the configuration. The host asks each
+// process anew. It ends spares of another variant, and makes new ones.
+//
 // # Limits of answers
 //
 // The host treats an answer that breaks one of these limits as ErrUnavailable:
 //
 //   - a List has at most 250,000 sandboxes, and a Create's answer at most 64
 //     messages, including the sandbox;
-//   - a Create's sandbox has a container ID, an endpoint, the chat ID of the spec
-//     and the state running;
+//   - a sandbox that was created or claimed has a container ID, an endpoint, the chat
+//     ID of the spec and the state running; one that was created has the spec's pool;
 //   - IDs are at most 256 bytes without control characters;
 //   - an endpoint's IP is an address as text, not unspecified (0.0.0.0), not
 //     multicast and without a zone, and its port is 1 to 65535;
-//   - Info has a version of at most 64 bytes, at most 64 abilities, of which
-//     unknown ones are passed over, and a configuration schema of at most 256
-//     KiB;
+//   - Info has a version of at most 64 bytes, a variant of at most 64 bytes of
+//     printable ASCII, at most 64 abilities, of which unknown ones are passed over, and
+//     a configuration schema of at most 256 KiB;
 //   - a container is one session's: one that is running and known as that of
-//     another session is refused.
+//     another session is refused;
+//   - an Exec ends with an exit code or a status.
 //
-// The host keeps 4 KiB of a sandbox's reason, and 8 KiB of an error's text.
+// The host keeps 4 KiB of a sandbox's reason, 8 KiB of an error's text, and of an
+// Explain the last 100 happenings with 4 KiB of text each.
 //
 // # Errors
 //
@@ -134,6 +214,7 @@
 //	ABORTED              runtime.ErrNotReady
 //	OUT_OF_RANGE         runtime.ErrNotStopped
 //	INVALID_ARGUMENT     runtime.ErrInvalid
+//	DATA_LOSS            runtime.ErrLogsDisabled
 //	UNAVAILABLE          runtime.ErrUnavailable
 //
 // Any other code means ErrUnavailable too, unless it reports that the host's own
@@ -152,7 +233,8 @@
 // # Life cycle
 //
 // The host calls Check of the health service, Info, and Configure where the
-// plugin declares it, in this order, and nothing else before they succeeded.
+// plugin declares it, in this order, and nothing else before they succeeded. If the
+// plugin also declares "claim", Info follows once more.
 // From the start of the process to that point a plugin has 30 seconds. A
 // Configure that fails with INVALID_ARGUMENT says what is wrong with the
 // configuration.

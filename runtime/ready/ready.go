@@ -11,6 +11,7 @@ package ready
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -18,6 +19,8 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"strings"
+	"syscall"
 	"time"
 
 	"github.com/bivouac/bivouac/runtime"
@@ -28,6 +31,7 @@ const (
 	maxPause = 50 * time.Millisecond // longest pause
 	lateness = 32                    // a pause is 1/32 of the time waited so far, so a caller loses 3 % at most
 	maxBody  = 4 << 10               // bytes of a response body to look at
+	maxQuote = 200                   // bytes of a response body in an error
 
 	// One try, from connect to the last byte, may take a quarter of the time
 	// waited so far, within these limits. A packet that is sent before a container's
@@ -96,13 +100,13 @@ func (c Check) Validate() error {
 //
 // When ctx's deadline passes, the error wraps [runtime.ErrNotReady],
 // [context.DeadlineExceeded] and the last error. When ctx is cancelled, it wraps
-// ctx's error.
+// ctx's error. In both cases [LastTry] returns the last error.
 func (c Check) Wait(ctx context.Context, endpoint runtime.Endpoint, sessionID string) error {
 	if err := c.check(endpoint, sessionID); err != nil {
 		return err
 	}
 
-	last := errors.New("no try has finished")
+	var last error // of the last try that finished
 	for began := time.Now(); ; {
 		if ctx.Err() == nil {
 			err := c.try(ctx, clamp(time.Since(began)/tryShare, minTry, maxTry), endpoint, sessionID)
@@ -132,9 +136,30 @@ func ending(ctx context.Context) bool {
 
 func ended(ctx context.Context, endpoint runtime.Endpoint, last error) error {
 	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-		return fmt.Errorf("%w: %s did not answer: %w: %w", runtime.ErrNotReady, endpoint.AddrPort(), ctx.Err(), last)
+		shown := cmp.Or(last, errNoTry)
+		return &waitError{fmt.Errorf("%w: %s did not answer: %w: %w", runtime.ErrNotReady, endpoint.AddrPort(), ctx.Err(), shown), last}
 	}
-	return fmt.Errorf("wait for %s: %w", endpoint.AddrPort(), ctx.Err())
+	return &waitError{fmt.Errorf("wait for %s: %w", endpoint.AddrPort(), ctx.Err()), last}
+}
+
+var errNoTry = errors.New("no try has finished")
+
+// waitError is the error of a Wait that ended with its context.
+type waitError struct {
+	error
+	last error
+}
+
+func (e *waitError) Unwrap() error { return e.error }
+
+// LastTry returns the error of the last try from an error of [Check.Wait]: the error of
+// a connection, or the status and the beginning of the body. It returns nil if no try
+// has finished or if err is another error.
+func LastTry(err error) error {
+	if wait, ok := errors.AsType[*waitError](err); ok {
+		return wait.last
+	}
+	return nil
 }
 
 func clamp(d, lowest, highest time.Duration) time.Duration { return min(max(d, lowest), highest) }
@@ -226,8 +251,13 @@ func (c Check) get(ctx context.Context, endpoint runtime.Endpoint, sessionID str
 	// environment's proxy.
 	transport := &http.Transport{DialContext: c.Dial, DisableKeepAlives: true, MaxResponseHeaderBytes: 64 << 10}
 	resp, err := transport.RoundTrip(req)
+	// The third is net/http's, which has no value for it: the connection was closed before
+	// the request was sent.
+	if errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) || err != nil && strings.Contains(err.Error(), "server closed idle connection") {
+		err = fmt.Errorf("the connection was closed without an answer: %w", err)
+	}
 	if err != nil {
-		return err
+		return fmt.Errorf("GET %s: %w", c.HTTPPath, err)
 	}
 	body, err := io.ReadAll(io.LimitReader(resp.Body, maxBody))
 	if closeErr := resp.Body.Close(); err == nil {
@@ -237,9 +267,19 @@ func (c Check) get(ctx context.Context, endpoint runtime.Endpoint, sessionID str
 	case err != nil:
 		return fmt.Errorf("GET %s: %w", c.HTTPPath, err)
 	case resp.StatusCode < 200 || resp.StatusCode > 299:
-		return fmt.Errorf("GET %s: %s", c.HTTPPath, resp.Status)
+		return fmt.Errorf("GET %s: %s%s", c.HTTPPath, resp.Status, quote(body))
 	case c.WantSessionID && !bytes.Contains(body, []byte(sessionID)):
-		return fmt.Errorf("GET %s: the response does not contain the session ID: another process has this port", c.HTTPPath)
+		return fmt.Errorf("GET %s: the response does not contain the session ID: another process has this port%s", c.HTTPPath, quote(body))
 	}
 	return nil
+}
+
+// quote returns the beginning of a response body for an error, in quotes and without
+// control characters.
+func quote(body []byte) string {
+	text := strings.TrimSpace(string(body[:min(len(body), maxQuote)]))
+	if text == "" {
+		return ""
+	}
+	return fmt.Sprintf(": %q", text)
 }

@@ -2,6 +2,7 @@ package ready_test
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -80,11 +81,11 @@ func TestWait_refuses_until_the_deadline(t *testing.T) {
 	}{
 		{"a closed port", ready.Check{}, nil, "refused"},
 		{"a closed port, for http", withID, nil, "refused"},
-		{"an error status", ready.Check{HTTPPath: "/healthz"}, answer(503, sessionID), "503"},
+		{"an error status", ready.Check{HTTPPath: "/healthz"}, answer(503, "no \x1b[31mdatabase\n"), `GET /healthz: 503 Service Unavailable: "no \x1b[31mdatabase"`},
 		{"a redirect", withID, func(w http.ResponseWriter, r *http.Request) {
 			http.Redirect(w, r, "/elsewhere", http.StatusFound)
 		}, "302"},
-		{"a foreign process", withID, answer(200, "welcome"), "session ID"},
+		{"a foreign process", withID, answer(200, "welcome"), `another process has this port: "welcome"`},
 		{"a process that echoes the request", withID, func(w http.ResponseWriter, r *http.Request) {
 			_ = r.Write(w)
 		}, "session ID"},
@@ -103,8 +104,14 @@ func TestWait_refuses_until_the_deadline(t *testing.T) {
 			must.ErrorIs(t, err, runtime.ErrNotReady)
 			must.ErrorIs(t, err, context.DeadlineExceeded)
 			must.ErrorContains(t, err, tc.cause)
+			must.ErrorContains(t, ready.LastTry(fmt.Errorf("create: %w", err)), tc.cause)
 		})
 	}
+}
+
+func TestWait_quotes_only_the_beginning_of_a_body(t *testing.T) {
+	err := ready.Check{HTTPPath: "/"}.Once(t.Context(), serve(t, answer(500, strings.Repeat("x", 4<<10))), sessionID)
+	must.EqError(t, err, `GET /: 500 Internal Server Error: "`+strings.Repeat("x", 200)+`"`)
 }
 
 // behind is a port whose connections are dealt with by handle, one after another.
@@ -203,13 +210,17 @@ func TestWait_tries_again_until_the_sandbox_is_up(t *testing.T) {
 
 func TestWait_returns_the_context_error_when_cancelled(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
+	var tries atomic.Int32
 	endpoint := serve(t, func(w http.ResponseWriter, _ *http.Request) {
-		cancel()
+		if tries.Add(1) > 1 {
+			cancel() // cuts this try short, so the first one is the last that finished
+		}
 		w.WriteHeader(http.StatusServiceUnavailable)
 	})
 	err := ready.Check{HTTPPath: "/"}.Wait(ctx, endpoint, sessionID)
 	must.ErrorIs(t, err, context.Canceled)
 	must.False(t, strings.Contains(err.Error(), runtime.ErrNotReady.Error()))
+	must.EqError(t, ready.LastTry(err), "GET /: 503 Service Unavailable")
 }
 
 func TestWait_refuses_what_can_never_be_answered(t *testing.T) {

@@ -18,7 +18,13 @@ namespace "sandboxes" {
   capabilities = [
     "list-jobs",  # to find the sandboxes
     "read-job",   # to follow them: this includes their allocations, evaluations and events
-    "submit-job", # to start, stop and purge them
+    "submit-job", # to start, stop and purge them, and to remove the rest of one from its node
+    "read-logs",  # to read what they print, and to see when a container has started
+
+    # To run commands in sandboxes. Without these "bivouac session exec" fails, and nothing
+    # else changes.
+    "alloc-exec",
+    "alloc-node-exec", # of raw_exec, which has no isolation
   ]
 }
 
@@ -29,6 +35,13 @@ node {
 }
 
 # The following is optional.
+#
+# With pools, Bivouac asks Nomad where the node helpers are. If their job is in a namespace
+# of its own, which helper_namespace names:
+#
+#   namespace "bivouac-node" {
+#     capabilities = ["read-job"]
+#   }
 #
 # With this, Bivouac's health also tells that the eval broker is paused:
 #

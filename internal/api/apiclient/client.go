@@ -154,6 +154,8 @@ const MaxPerPage = 1000
 // ListInput selects a page of sessions.
 type ListInput struct {
 	AgentID   string // empty: the sessions of all AI agents
+	State     string // empty: any
+	Text      string // in any case, in the chat ID, agent ID, labels or reason; empty: any
 	PerPage   int    // at most MaxPerPage; 0: the server's default, 100
 	NextToken string // from the page before; empty: the first page
 	Block     Block
@@ -164,6 +166,12 @@ func (c *Client) List(ctx context.Context, in ListInput) (wire.ListAnswer, uint6
 	q := in.Block.query()
 	if in.AgentID != "" {
 		q.Set("agent_id", in.AgentID)
+	}
+	if in.State != "" {
+		q.Set("state", in.State)
+	}
+	if in.Text != "" {
+		q.Set("text", in.Text)
 	}
 	if in.PerPage != 0 {
 		q.Set("per_page", strconv.Itoa(in.PerPage))
@@ -199,6 +207,13 @@ func (c *Client) Delete(ctx context.Context, chatID uuid.UUID) (wire.DeleteAnswe
 func (c *Client) Cleanup(ctx context.Context) (wire.CleanupAnswer, error) {
 	var out wire.CleanupAnswer
 	_, err := c.call(ctx, request{method: http.MethodPost, path: "/v1/cleanup"}, &out)
+	return out, err
+}
+
+// Pools returns all pools of spares, by name.
+func (c *Client) Pools(ctx context.Context) (wire.PoolsAnswer, error) {
+	var out wire.PoolsAnswer
+	_, err := c.call(ctx, request{method: http.MethodGet, path: "/v1/pools"}, &out)
 	return out, err
 }
 
@@ -260,19 +275,47 @@ type request struct {
 // call sends one request and decodes a successful response into out. It returns the
 // response's index, or 0 if it has none.
 func (c *Client) call(ctx context.Context, in request, out any) (uint64, error) {
+	res, err := c.send(ctx, in)
+	index := indexOf(res)
+	if err != nil {
+		return index, err
+	}
+	defer res.Body.Close()
+	text, err := io.ReadAll(io.LimitReader(res.Body, maxAnswer))
+	if err != nil {
+		return 0, unanswered(ctx, fmt.Errorf("read the server's answer: %w", err))
+	}
+	if err := json.Unmarshal(text, out); err != nil {
+		return 0, unexpected(err)
+	}
+	return index, nil
+}
+
+// indexOf returns the index in a response's header, or 0 if there is none.
+func indexOf(res *http.Response) uint64 {
+	if res == nil {
+		return 0
+	}
+	index, _ := strconv.ParseUint(res.Header.Get(wire.HeaderIndex), 10, 64)
+	return index
+}
+
+// send sends one request and returns its response if that is a success. The caller closes
+// its body. With an *Error it also returns the response, whose body is closed.
+func (c *Client) send(ctx context.Context, in request) (*http.Response, error) {
 	u := *c.base
 	u.Path, u.RawQuery = in.path, in.query.Encode()
 	var body io.Reader
 	if in.body != nil {
 		text, err := json.Marshal(in.body)
 		if err != nil {
-			return 0, fmt.Errorf("encode the request: %w", err)
+			return nil, fmt.Errorf("encode the request: %w", err)
 		}
 		body = bytes.NewReader(text)
 	}
 	req, err := http.NewRequestWithContext(ctx, in.method, u.String(), body)
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 	if in.header != nil {
 		req.Header = in.header
@@ -286,21 +329,17 @@ func (c *Client) call(ctx context.Context, in request, out any) (uint64, error) 
 
 	res, err := c.http.Do(req)
 	if err != nil {
-		return 0, unanswered(ctx, err) // err contains the method and the URL
+		return nil, unanswered(ctx, err) // err contains the method and the URL
+	}
+	if res.StatusCode == http.StatusOK || res.StatusCode == http.StatusCreated {
+		return res, nil
 	}
 	defer res.Body.Close()
 	text, err := io.ReadAll(io.LimitReader(res.Body, maxAnswer))
 	if err != nil {
-		return 0, unanswered(ctx, fmt.Errorf("read the server's answer: %w", err))
+		return nil, unanswered(ctx, fmt.Errorf("read the server's answer: %w", err))
 	}
-	index, _ := strconv.ParseUint(res.Header.Get(wire.HeaderIndex), 10, 64) // 0 if there is none
-	if res.StatusCode != http.StatusOK && res.StatusCode != http.StatusCreated {
-		return index, errorOf(res, text)
-	}
-	if err := json.Unmarshal(text, out); err != nil {
-		return 0, unexpected(err)
-	}
-	return index, nil
+	return res, errorOf(res, text)
 }
 
 // unanswered adds ErrUnreachable to the error of a request without a response, unless the

@@ -102,11 +102,11 @@ func TestCreate(t *testing.T) {
 
 func TestGet(t *testing.T) {
 	token := strings.Repeat("5e", 32)
-	a := &agent{status: 200, header: map[string]string{wire.HeaderIndex: "42"}, body: wire.GetAnswer{Session: session, AccessToken: token}}
+	a := &agent{status: 200, header: map[string]string{wire.HeaderIndex: "42"}, body: wire.GetAnswer{Session: session, Capabilities: []string{"read"}, AccessToken: token}}
 	client := start(t, a)
 	got, index, err := client.Get(t.Context(), chat, apiclient.Block{})
 	must.NoError(t, err)
-	must.Eq(t, wire.GetAnswer{Session: session, AccessToken: token}, got)
+	must.Eq(t, wire.GetAnswer{Session: session, Capabilities: []string{"read"}, AccessToken: token}, got)
 	must.Eq(t, 42, index)
 	must.Eq(t, "GET "+sessionPath, a.request)
 

@@ -117,3 +117,28 @@ func FuzzParse(f *testing.F) {
 		}
 	})
 }
+
+func TestParseLists(t *testing.T) {
+	for text, want := range map[string][]string{
+		`{"l":[]}`:                {},
+		`{"l":["a","","\u00e4"]}`: {"a", "", "ä"},
+		`{"l":null}`:              nil,
+		`{}`:                      nil,
+	} {
+		_, _, lists, err := jsonfields.ParseLists(text, nil, nil, []string{"l"})
+		must.NoError(t, err)
+		must.Eq(t, want, lists["l"])
+	}
+	for text, says := range map[string]string{
+		`{"l":"a"}`:            "l is not a list",
+		`{"l":{"a":"b"}}`:      "l is not a list",
+		`{"l":["a",1]}`:        "l.1 is not a string",
+		`{"l":["a",["b"]]}`:    "l.1 is not a string",
+		`{"l":["a","\ud800"]}`: "l.1 is not Unicode text",
+		`{"l":["a"`:            "not JSON",
+		`{"l":["a"],"l":[]}`:   "duplicate field l",
+	} {
+		_, _, _, err := jsonfields.ParseLists(text, nil, nil, []string{"l"})
+		must.ErrorContains(t, err, says)
+	}
+}

@@ -45,11 +45,16 @@ const (
 	CodeConflict                  Code = "conflict"                    // 409
 	CodeExpired                   Code = "expired"                     // 409
 	CodeNotRunning                Code = "not_running"                 // 409
+	CodeLogsDisabled              Code = "logs_disabled"               // 409: the sandbox keeps no logs
+	CodeIndexTooOld               Code = "index_too_old"               // 410: events after this index are no longer kept
+	CodeNotAcceptable             Code = "not_acceptable"              // 406
 	CodeUnsupportedMediaType      Code = "unsupported_media_type"      // 415
+	CodeUpgradeRequired           Code = "upgrade_required"            // 426: the path is a websocket
 	CodeBusy                      Code = "busy"                        // 429
 	CodeQuotaExceeded             Code = "quota_exceeded"              // 429: there are as many sessions as there may be
 	CodeInternal                  Code = "internal"                    // 500
 	CodeDamagedRecord             Code = "damaged_record"              // 500
+	CodeUnsupported               Code = "unsupported"                 // 501: the session's runtime cannot do this
 	CodeNewerRecord               Code = "newer_record"                // 503: only a newer replica may read the chat's record
 	CodeUnhealthy                 Code = "unhealthy"                   // 503
 	CodeShuttingDown              Code = "shutting_down"               // 503
@@ -96,6 +101,7 @@ type Session struct {
 	Reason         string            `json:"reason"` // why it is dead or lost, or what its stop waits for; else empty
 	Owner          string            `json:"owner"`  // name of the caller that created it
 	Labels         map[string]string `json:"labels"` // set by the create; never null
+	Warm           bool              `json:"warm"`   // the sandbox was a spare of a pool
 }
 
 // CreateRequest is the body of a create.
@@ -120,8 +126,9 @@ type SessionAnswer struct {
 
 // GetAnswer is one session.
 type GetAnswer struct {
-	Session     Session `json:"session"`
-	AccessToken string  `json:"access_token,omitempty"` // see CreateAnswer
+	Session      Session  `json:"session"`
+	Capabilities []string `json:"capabilities"`           // what the caller may do with the session
+	AccessToken  string   `json:"access_token,omitempty"` // see CreateAnswer
 }
 
 // CreateAnswer is the result of a create: "created", "replaced" or "reused".
@@ -139,6 +146,27 @@ type CreateAnswer struct {
 type ListAnswer struct {
 	Sessions  []Session `json:"sessions"`
 	NextToken string    `json:"next_token"` // empty on the last page
+}
+
+// CountsAnswer is the number of sessions by state. It has all states.
+type CountsAnswer struct {
+	Counts    map[string]int `json:"counts"`
+	CountedAt time.Time      `json:"counted_at"` // by the clock of the server's machine
+}
+
+// PoolsAnswer is all pools, by name.
+type PoolsAnswer struct {
+	Pools []Pool `json:"pools"`
+}
+
+// Pool is a pool of spares and how many of them there are in each state.
+type Pool struct {
+	Name     string `json:"name"`
+	Runtime  string `json:"runtime"`
+	Size     int    `json:"size"`  // 0 if the server has no such pool any more
+	Ready    int    `json:"ready"` // a create may take these
+	Starting int    `json:"starting"`
+	Ending   int    `json:"ending"`
 }
 
 // DeleteAnswer is the result of a delete: "deleted" or "not_found".
@@ -219,6 +247,15 @@ type SelfAnswer struct {
 	Instance string    `json:"instance"` // the ID of the instance, empty while it is not known
 	Config   any       `json:"config"`   // a JSON object, without secrets
 	Runtimes []Runtime `json:"runtimes"`
+	Replicas []Replica `json:"replicas,omitzero"` // that run, this one included; absent if the store cannot be asked
+}
+
+// Replica is a replica that runs.
+type Replica struct {
+	Name      string    `json:"name"` // of its machine
+	Version   string    `json:"version"`
+	Addresses []string  `json:"addresses"` // that its API listens on
+	StartedAt time.Time `json:"started_at"`
 }
 
 // Runtime is a runtime driver of a replica.

@@ -67,6 +67,7 @@ func TestLeastPolicy(t *testing.T) {
 	}
 	storetest.Stores(t, open)
 	storetest.Locks(t, open)
+	storetest.Changes(t, open)
 }
 
 // TestTokenIsReplacedWhileLocksAreHeld deletes a replica's token and writes a new one to
@@ -127,6 +128,7 @@ func TestHealthTellsWhatTheTokenMayNotDo(t *testing.T) {
 		{"read only", token(`key_prefix "acl/" { policy = "read" }` + session), []string{"lacks permission 'key:write' on \"acl/v1/probe\""}},
 		{"another prefix", token(`key_prefix "bivouac/" { policy = "write" }` + session), []string{"lacks permission 'key:write' on \"acl/v1/probe\""}},
 		{"some folders", token(`key_prefix "acl/" { policy = "write" } key_prefix "acl/v1/flight/" { policy = "deny" }` + session), []string{"lacks permission 'key:write' on \"acl/v1/flight/probe\""}},
+		{"no events", token(`key_prefix "acl/" { policy = "write" } key_prefix "acl/v1/events/" { policy = "read" }` + session), []string{"lacks permission 'key:write' on \"acl/v1/events/probe\""}},
 		{"no session", token(`key_prefix "acl/" { policy = "write" }`), []string{"no Consul session", "lacks permission 'session:write'"}},
 		{"no such token", uuid.NewString(), []string{"ACL not found"}},
 	} {

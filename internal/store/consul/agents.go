@@ -15,11 +15,13 @@ import (
 // are hashes of the agents' IDs.
 type agentNames struct {
 	mu    sync.Mutex
-	known map[string]string // agent ID by folder
+	known map[string]string // agent ID by the key of the folder
 }
 
-// CountAgents implements [scheduler.Store]. It lists the keys of the agents' index, and
-// reads one record of each AI agent that it does not know yet.
+// CountAgents implements [scheduler.Store]. With the empty prefix it lists the keys of all
+// records, some thousand at a time. Otherwise it lists the agents' index: in one request if
+// that has few entries, else the AI agents, and then the parts of the index with an AI
+// agent that has the prefix. It reads one record of each AI agent that it does not know yet.
 func (s *Store) CountAgents(ctx context.Context, prefix string) (int, error) {
 	count, err := s.countAgents(ctx, prefix)
 	if err != nil {
@@ -32,43 +34,91 @@ func (s *Store) countAgents(ctx context.Context, prefix string) (int, error) {
 	if err := s.identity.stands(ctx); err != nil {
 		return 0, err
 	}
-	keys, _, err := s.list(ctx, s.keys.agents(), "", scheduler.Block{})
-	if err != nil || prefix == "" {
-		return len(keys), err
+	if prefix == "" {
+		return s.countRecords(ctx)
 	}
-	folders := map[string][]string{}
-	for _, key := range keys {
-		folder, _, _ := strings.Cut(strings.TrimPrefix(key, s.keys.agents()), "/")
-		folders[folder] = append(folders[folder], key)
-	}
-	names, err := s.nameAgents(ctx, folders)
+	parts, err := s.agentParts(ctx, prefix)
 	if err != nil {
 		return 0, err
 	}
 	count := 0
-	for folder, entries := range folders {
-		if name, ok := names[folder]; ok && strings.HasPrefix(name, prefix) {
-			count += len(entries)
+	for _, part := range parts {
+		keys, _, err := s.list(ctx, part, "", scheduler.Block{})
+		if err != nil {
+			return 0, err
+		}
+		folders := map[string][]string{}
+		for _, key := range keys {
+			folder := key[:strings.LastIndexByte(key, '/')+1]
+			folders[folder] = append(folders[folder], key)
+		}
+		names, err := s.nameAgents(ctx, folders)
+		if err != nil {
+			return 0, err
+		}
+		if part == s.keys.agents() { // these are all
+			s.agents.mu.Lock()
+			s.agents.known = maps.Clone(names)
+			s.agents.mu.Unlock()
+		}
+		for folder, entries := range folders {
+			if name, ok := names[folder]; ok && strings.HasPrefix(name, prefix) {
+				count += len(entries)
+			}
 		}
 	}
 	return count, nil
 }
 
+// listedAtOnce is about how many index entries are listed in one request at most.
+const listedAtOnce = 65_536
+
+// agentParts returns the prefixes of the parts of the agents' index in which an AI agent
+// with the prefix may have entries. A part is the whole index if that is small, and
+// otherwise has the AI agents whose hashes begin with the same two digits.
+func (s *Store) agentParts(ctx context.Context, prefix string) ([]string, error) {
+	sample, _, err := s.list(ctx, s.keys.shard(0), "", scheduler.Block{})
+	if err != nil {
+		return nil, err
+	}
+	if len(sample)*scheduler.Shards <= listedAtOnce {
+		return []string{s.keys.agents()}, nil
+	}
+	folders, _, err := s.list(ctx, s.keys.agents(), "/", scheduler.Block{})
+	if err != nil {
+		return nil, err
+	}
+	s.agents.mu.Lock()
+	defer s.agents.mu.Unlock()
+	known := make(map[string]string, len(folders)) // not those of folders that are empty now
+	var parts []string
+	for _, folder := range folders {
+		name, ok := s.agents.known[folder]
+		if ok {
+			known[folder] = name
+		}
+		if !ok || strings.HasPrefix(name, prefix) {
+			parts = append(parts, folder[:min(len(s.keys.agents())+2, len(folder))])
+		}
+	}
+	s.agents.known = known
+	return slices.Compact(parts), nil // the folders are in order
+}
+
 // nameAgents returns the AI agent of each folder. A folder whose records have gone
 // meanwhile has none.
 func (s *Store) nameAgents(ctx context.Context, folders map[string][]string) (map[string]string, error) {
-	s.agents.mu.Lock()
-	known := maps.Clone(s.agents.known)
-	s.agents.mu.Unlock()
 	names := make(map[string]string, len(folders))
 	unnamed := map[string][]string{}
+	s.agents.mu.Lock()
 	for folder, entries := range folders {
-		if name, ok := known[folder]; ok {
+		if name, ok := s.agents.known[folder]; ok {
 			names[folder] = name
 		} else {
 			unnamed[folder] = entries
 		}
 	}
+	s.agents.mu.Unlock()
 	// One record of each folder suffices, unless it has gone or cannot be read.
 	for len(unnamed) > 0 {
 		var next []string
@@ -84,7 +134,7 @@ func (s *Store) nameAgents(ctx context.Context, folders map[string][]string) (ma
 				return nil, err
 			}
 			for _, session := range sessions {
-				folder := strings.Trim(strings.TrimPrefix(s.keys.agent(session.AgentID), s.keys.agents()), "/")
+				folder := s.keys.agent(session.AgentID)
 				names[folder] = session.AgentID
 				delete(unnamed, folder)
 			}
@@ -92,6 +142,9 @@ func (s *Store) nameAgents(ctx context.Context, folders map[string][]string) (ma
 	}
 	s.agents.mu.Lock()
 	defer s.agents.mu.Unlock()
-	s.agents.known = names // not those of folders that are empty now
+	if s.agents.known == nil {
+		s.agents.known = make(map[string]string, len(names))
+	}
+	maps.Copy(s.agents.known, names)
 	return names, nil
 }

@@ -14,6 +14,9 @@
 // Nomad do not return their time, so it cannot be used. No decision about who may act
 // depends on a clock.
 //
+// What happens to sessions is stored in the transaction of the record, too. All replicas
+// read it in the same order; see changeLog.
+//
 // The package does not know what a record is for, or what a sandbox is.
 package consul
 
@@ -23,6 +26,7 @@ import (
 	"fmt"
 	"net"
 	"strings"
+	"time"
 
 	"github.com/hashicorp/consul/api"
 	"github.com/hashicorp/go-hclog"
@@ -53,7 +57,12 @@ type Config struct {
 	Prefix   string // KV prefix of all keys; empty means DefaultPrefix
 	Instance string // the configured name of this Bivouac instance; see [Identity]
 	Name     string // name of the replica's machine, shown on its Consul session
-	Logger   hclog.Logger
+	Version  string // of the replica
+	// Addresses are those that the replica's API listens on.
+	Addresses []string
+	Logger    hclog.Logger
+	// Retention is how long changes are kept. Empty fields mean the default.
+	Retention scheduler.Retention
 
 	// Namespace and Partition are those of the client. Consul Enterprise wants them in
 	// each operation of a transaction too. Empty means those of the token.
@@ -83,6 +92,7 @@ type Store struct {
 	identity *identity
 	clock    *Clock // nil: nobody waits for the time
 	session  *sessionKeeper
+	changes  *changeLog
 	buckets  buckets
 	agents   agentNames
 	access   access
@@ -109,7 +119,8 @@ func New(client *api.Client, config Config) (*Store, error) {
 		namespace: config.Namespace, partition: config.Partition,
 	}
 	s.identity = newIdentity(s, config)
-	s.session = newKeeper(s, config.Name)
+	s.session = newKeeper(s, Replica{config.Name, config.Version, config.Addresses, time.Now().Round(0).UTC()})
+	s.changes = newChangeLog(s, config.Retention)
 	return s, nil
 }
 
@@ -155,7 +166,7 @@ func NewClient(config *api.Config, token *credentials.Token, observers ...Observ
 }
 
 // Run reads the identity of the store, or writes one, and follows it. It also keeps
-// this replica's Consul session, which every lock needs. When ctx ends, Run waits a
+// this replica's Consul session, which every lock needs, and drops old changes. When ctx ends, Run waits a
 // few seconds until all locks are released, destroys the session and returns nil. It
 // returns an error if the records belong to another Bivouac instance.
 func (s *Store) Run(ctx context.Context) error {
@@ -165,6 +176,12 @@ func (s *Store) Run(ctx context.Context) error {
 	g.Go(func() error {
 		if own, err := s.Identity(ctx); err == nil { // else ctx has ended
 			s.session.run(ctx, own.Instance)
+		}
+		return nil
+	})
+	g.Go(func() error {
+		if _, err := s.Identity(ctx); err == nil {
+			s.changes.run(ctx)
 		}
 		return nil
 	})

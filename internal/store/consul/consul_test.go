@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 
@@ -15,6 +16,7 @@ import (
 	"github.com/bivouac/bivouac/internal/credentials"
 	"github.com/bivouac/bivouac/internal/test/stack"
 	"github.com/bivouac/bivouac/internal/test/storetest"
+	"github.com/bivouac/bivouac/scheduler"
 )
 
 func TestMain(m *testing.M) { os.Exit(stack.Main(m)) }
@@ -27,12 +29,21 @@ func TestLockContract(t *testing.T) {
 	storetest.Locks(t, func(t *testing.T) storetest.Cluster { return open(t) })
 }
 
+func TestChangesContract(t *testing.T) {
+	storetest.Changes(t, func(t *testing.T) storetest.Cluster { return open(t) })
+}
+
+func TestSparesContract(t *testing.T) {
+	storetest.Spares(t, func(t *testing.T) storetest.Cluster { return open(t) })
+}
+
 // cluster is a set of replicas with the same prefix in a real Consul.
 type cluster struct {
 	client *api.Client
 	addr   string
 	prefix string
 	token  *credentials.Token // of the replicas; nil: none
+	keep   scheduler.Retention
 }
 
 func open(t *testing.T) *cluster {
@@ -42,6 +53,8 @@ func open(t *testing.T) *cluster {
 	must.NoError(t, err)
 	return &cluster{client: client, addr: c.Addr(), prefix: prefix}
 }
+
+func (c *cluster) Retain(retention scheduler.Retention) { c.keep = retention }
 
 func (c *cluster) keys(t *testing.T) keyspace {
 	t.Helper()
@@ -66,7 +79,7 @@ func (c *cluster) join(t *testing.T, addr string) *replica {
 // joinWith adds a replica that waits for the clock, unless that is nil.
 func (c *cluster) joinWith(t *testing.T, client *api.Client, clock *Clock) *replica {
 	t.Helper()
-	store, err := New(client, Config{Prefix: c.prefix, Instance: "test", Name: t.Name(), Logger: hclog.NewNullLogger(), Clock: clock})
+	store, err := New(client, Config{Prefix: c.prefix, Instance: "test", Name: t.Name(), Logger: hclog.NewNullLogger(), Clock: clock, Retention: c.keep})
 	must.NoError(t, err)
 	r := &replica{Store: store, direct: c.client}
 	ctx, stop := context.WithCancel(context.WithoutCancel(t.Context()))
@@ -106,7 +119,8 @@ func (c *cluster) MustBeEmpty(t *testing.T) {
 	})
 }
 
-// waitForKeys waits until right accepts the keys, without the identity.
+// waitForKeys waits until right accepts the keys, without the identity, the changes and the
+// replicas.
 func (c *cluster) waitForKeys(t *testing.T, right func(keys []string) bool) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
@@ -115,7 +129,10 @@ func (c *cluster) waitForKeys(t *testing.T, right func(keys []string) bool) {
 	for {
 		keys, meta, err := c.client.KV().Keys(c.prefix, "", (&api.QueryOptions{WaitIndex: index}).WithContext(ctx))
 		must.NoError(t, err, must.Sprintf("these keys are left: %q", keys))
-		keys = slices.DeleteFunc(keys, func(key string) bool { return key == c.keys(t).identity() })
+		own := c.keys(t)
+		keys = slices.DeleteFunc(keys, func(key string) bool {
+			return key == own.identity() || strings.HasPrefix(key, own.events()) || strings.HasPrefix(key, own.replicas())
+		})
 		if right(keys) {
 			return
 		}

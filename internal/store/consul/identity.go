@@ -75,12 +75,6 @@ func isNamed(instance, name string) bool {
 // It ends the replica.
 var errOtherBivouac = errors.New("the records belong to another Bivouac")
 
-// movedError is returned by a transaction when the identity's key does not have the
-// expected index.
-type movedError struct{ index uint64 }
-
-func (e *movedError) Error() string { return fmt.Sprintf("the identity is not at index %d", e.index) }
-
 // identityWait is how long one read of the identity waits for a change. The wait does
 // not end early if Consul's index goes back because Consul lost its data.
 const identityWait = 10 * time.Second

@@ -16,7 +16,7 @@ import (
 )
 
 const (
-	// relist is how often all minutes in the expiry index are listed.
+	// relist is how often all minutes of the past in the expiry index are listed.
 	relist = 5 * time.Minute
 	// lookBack is how far back minutes are read even if they were empty before: a
 	// replica whose clock is behind may still write there.
@@ -31,18 +31,66 @@ type buckets struct {
 	mu     sync.Mutex
 	known  map[string]struct{}
 	listed time.Time
+	looked time.Time // the time up to which minutes were read last, by the replicas' clock
 }
 
-// Count implements [scheduler.Store]. It reads keys only.
+// Count implements [scheduler.Store]. It reads the keys of records, and the index of those
+// in flight.
 func (s *Store) Count(ctx context.Context) (int, error) {
-	if err := s.identity.stands(ctx); err != nil {
-		return 0, fmt.Errorf("consul: count: %w", err)
-	}
-	keys, _, err := s.list(ctx, s.keys.expiry(), "", scheduler.Block{})
+	count, err := s.count(ctx)
 	if err != nil {
 		return 0, fmt.Errorf("consul: count: %w", err)
 	}
-	return len(keys), nil
+	return count, nil
+}
+
+func (s *Store) count(ctx context.Context) (int, error) {
+	if err := s.identity.stands(ctx); err != nil {
+		return 0, err
+	}
+	inFlight, err := s.retryTxn(ctx, &api.KVTxnOp{Verb: api.KVGetTree, Key: s.keys.flight()})
+	if err != nil {
+		return 0, err
+	}
+	count, err := s.countRecords(ctx)
+	for _, pair := range inFlight {
+		if string(pair.Value) == string(scheduler.StateCreating) {
+			count--
+		}
+	}
+	return max(count, 0), err
+}
+
+// countRecords counts the keys of records. It lists about as many keys at a time as Scan
+// reads records, so that no request takes long.
+func (s *Store) countRecords(ctx context.Context) (int, error) {
+	first, _, err := s.list(ctx, s.keys.shard(0), "", scheduler.Block{})
+	if err != nil {
+		return 0, err
+	}
+	const hexDigits = "0123456789abcdef"
+	var parts []string
+	switch n := len(first); {
+	case n*scheduler.Shards <= scanned:
+		parts = []string{s.keys.records()}
+	case n*len(hexDigits) <= scanned:
+		for _, digit := range hexDigits { // the first one of a shard's name
+			parts = append(parts, s.keys.records()+string(digit))
+		}
+	default:
+		for shard := range scheduler.Shards {
+			parts = append(parts, s.keys.shard(shard))
+		}
+	}
+	count := 0
+	for _, part := range parts {
+		keys, _, err := s.list(ctx, part, "", scheduler.Block{})
+		if err != nil {
+			return 0, err
+		}
+		count += len(keys)
+	}
+	return count, nil
 }
 
 // InFlight implements [scheduler.Store].
@@ -69,8 +117,8 @@ func (s *Store) InFlight(ctx context.Context) ([]scheduler.Session, error) {
 // transaction, which reads the minutes of lookBack with at most the entries that
 // expire within the current minute. It makes one more for every 16 further minutes
 // with expired entries, and one for every 64 sessions that it returns. Every 5
-// minutes it also lists the names of all minutes, for which Consul reads all keys of
-// the index.
+// minutes it also lists the names of all earlier minutes with entries, in some 40
+// requests, for which Consul reads the entries of those minutes only.
 func (s *Store) Expired(ctx context.Context, now time.Time, limit int) ([]scheduler.Session, error) {
 	expired, err := s.expired(ctx, now, limit)
 	if err != nil {
@@ -83,7 +131,7 @@ func (s *Store) expired(ctx context.Context, now time.Time, limit int) ([]schedu
 	if err := s.identity.stands(ctx); err != nil {
 		return nil, err
 	}
-	if err := s.listBuckets(ctx); err != nil {
+	if err := s.listBuckets(ctx, now); err != nil {
 		return nil, err
 	}
 	var expired []scheduler.Session
@@ -113,28 +161,43 @@ func (s *Store) expired(ctx context.Context, now time.Time, limit int) ([]schedu
 	return expired, nil
 }
 
-// listBuckets lists the minutes in the expiry index, if that is due.
-func (s *Store) listBuckets(ctx context.Context) error {
+// listBuckets lists the minutes in the expiry index that are due at now, if it is time to.
+// To list all minutes, Consul would read all entries.
+func (s *Store) listBuckets(ctx context.Context, now time.Time) error {
 	s.buckets.mu.Lock()
-	due := s.buckets.known == nil || time.Since(s.buckets.listed) >= relist
+	due := s.buckets.known == nil || time.Since(s.buckets.listed) >= relist ||
+		now.Sub(s.buckets.looked) > lookBack // such as after the machine slept
 	s.buckets.mu.Unlock()
 	if !due {
 		return nil
 	}
 	began := time.Now()
-	prefix := s.keys.expiry()
-	folders, _, err := s.list(ctx, prefix, "/", scheduler.Block{})
-	if err != nil {
-		return err
+	known := make(map[string]struct{})
+	for _, part := range upTo(bucketOf(now)) {
+		folders, _, err := s.list(ctx, s.keys.expiry()+part, "/", scheduler.Block{})
+		if err != nil {
+			return err
+		}
+		for _, folder := range folders {
+			known[strings.TrimSuffix(strings.TrimPrefix(folder, s.keys.expiry()), "/")] = struct{}{}
+		}
 	}
 	s.buckets.mu.Lock()
 	defer s.buckets.mu.Unlock()
-	s.buckets.known = make(map[string]struct{}, len(folders))
-	for _, folder := range folders {
-		s.buckets.known[strings.TrimSuffix(strings.TrimPrefix(folder, prefix), "/")] = struct{}{}
-	}
-	s.buckets.listed = began
+	s.buckets.known, s.buckets.listed = known, began
 	return nil
+}
+
+// upTo returns prefixes that the names of a minute and of all earlier ones have, and no
+// name of a later one.
+func upTo(bucket string) []string {
+	prefixes := []string{bucket}
+	for i := range len(bucket) {
+		for digit := byte('0'); digit < bucket[i]; digit++ {
+			prefixes = append(prefixes, bucket[:i]+string(digit))
+		}
+	}
+	return prefixes
 }
 
 // dueBuckets returns the minutes to read, the earliest first. It marks those within
@@ -143,6 +206,7 @@ func (s *Store) listBuckets(ctx context.Context) error {
 func (s *Store) dueBuckets(now time.Time) []string {
 	s.buckets.mu.Lock()
 	defer s.buckets.mu.Unlock()
+	s.buckets.looked = now
 	for t := now.Add(-lookBack); !t.After(now); t = t.Add(time.Minute) {
 		s.buckets.known[bucketOf(t)] = struct{}{}
 	}

@@ -2,6 +2,10 @@ package consul
 
 import (
 	"bytes"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -216,19 +220,53 @@ func TestLookingForTheExpiredCostsWhatExpired(t *testing.T) {
 		must.NoError(t, err)
 		return len(sessions)
 	}
+	// requests returns how many requests listed minutes, and how many others there were.
+	requests := func() (lists, others int) {
+		for _, kind := range p.kinds() {
+			if kind == "keys" {
+				lists++
+			} else {
+				others++
+			}
+		}
+		return lists, others
+	}
 	_ = p.kinds()
 	must.Eq(t, 0, expired(now, 100))
-	must.Eq(t, []string{"keys", "read txn"}, p.kinds())
+	lists, others := requests()
+	must.Between(t, 1, lists, 12*9)
+	must.Eq(t, 1, others)
+	must.MapEmpty(t, later(proxied.buckets.known, now), must.Sprint("minutes of the future are not listed"))
 	must.Eq(t, 0, expired(now, 100))
 	must.Eq(t, []string{"read txn"}, p.kinds())
 
 	must.Eq(t, 5, expired(now.Add(5*time.Minute), 100))
 	must.Eq(t, []string{"read txn", "read txn"}, p.kinds()) // one for the minutes and one for the records
-	must.Eq(t, 5, expired(now.Add(time.Hour), 5))
-	must.LessEq(t, 2, len(p.kinds()))
+	must.Eq(t, 5, expired(now.Add(time.Hour), 5))           // a jump
+	_, others = requests()
+	must.LessEq(t, 2, others)
 	must.Eq(t, 60, expired(now.Add(time.Hour), 100))
 	must.LessEq(t, 5+5, len(p.kinds()))
 	must.Eq(t, 60, expired(now.Add(48*time.Hour), 100)) // after a long time
+}
+
+// later returns the minutes after a time.
+func later(minutes map[string]struct{}, now time.Time) map[string]struct{} {
+	minutes = maps.Clone(minutes)
+	maps.DeleteFunc(minutes, func(minute string, _ struct{}) bool { return minute <= bucketOf(now) })
+	return minutes
+}
+
+func TestMinutesOfThePastAreThoseUpToNow(t *testing.T) {
+	now := time.Date(2026, 10, 9, 23, 5, 0, 0, time.UTC)
+	prefixes := upTo(bucketOf(now))
+	for ago, want := range map[time.Duration]bool{
+		0: true, time.Minute: true, 6 * time.Minute: true, 24 * time.Hour: true, 400 * 24 * time.Hour: true, 20_000 * 24 * time.Hour: true,
+		-time.Minute: false, -10 * time.Minute: false, -time.Hour: false, -24 * time.Hour: false, -400 * 24 * time.Hour: false,
+	} {
+		covers := func(prefix string) bool { return strings.HasPrefix(bucketOf(now.Add(-ago)), prefix) }
+		must.Eq(t, want, slices.ContainsFunc(prefixes, covers), must.Sprint(ago))
+	}
 }
 
 // TestClocksMayBeApart covers a replica whose clock is behind, so that it
@@ -282,5 +320,55 @@ func TestNoListIsLoadedWhole(t *testing.T) {
 	must.NoError(t, err)
 	must.Len(t, 2, page.Sessions)
 	must.NotEq(t, "", page.NextToken)
-	must.LessEq(t, shards/4, p.trees())
+	must.LessEq(t, scheduler.Shards/4, p.trees())
+}
+
+// TestManyRecordsAreCountedInParts covers counts of stores of different sizes. The keys of
+// the first shard say how large a store is.
+func TestManyRecordsAreCountedInParts(t *testing.T) {
+	for _, tc := range []struct {
+		inFirstShard int
+		most         int // requests that list keys, for all records
+	}{{1, 2}, {20, 1 + 16}, {300, 1 + scheduler.Shards}} {
+		t.Run(strconv.Itoa(tc.inFirstShard), func(t *testing.T) {
+			c, direct, proxied, p := behindProxy(t)
+			for _, agent := range []string{"agent-1", "agent-1", "agent-2"} {
+				session := freshSession()
+				for shardOf(session.ChatID) == 0 {
+					session.ChatID = uuid.New()
+				}
+				session.AgentID = agent
+				put(t, direct, session)
+			}
+			creating := freshSession()
+			creating.AgentID, creating.State = "agent-3", scheduler.StateCreating
+			for shardOf(creating.ChatID) == 0 {
+				creating.ChatID = uuid.New()
+			}
+			put(t, direct, creating)
+			for chunk := range slices.Chunk(make([]struct{}, tc.inFirstShard), 100) {
+				var ops api.TxnOps
+				for range chunk {
+					ops = append(ops, &api.TxnOp{KV: &api.KVTxnOp{Verb: api.KVSet, Key: direct.keys.shard(0) + uuid.NewString()}})
+				}
+				ok, _, _, err := c.client.Txn().Txn(ops, nil)
+				must.NoError(t, err)
+				must.True(t, ok)
+			}
+
+			_ = p.kinds()
+			sessions, err := proxied.Count(t.Context())
+			must.NoError(t, err)
+			must.Eq(t, tc.inFirstShard+3, sessions, must.Sprint("without the one that is being created"))
+			must.LessEq(t, tc.most+1, len(p.kinds()))
+			all, err := proxied.CountAgents(t.Context(), "")
+			must.NoError(t, err)
+			must.Eq(t, tc.inFirstShard+4, all)
+			for range 2 { // the second time the AI agents are known
+				of, err := proxied.CountAgents(t.Context(), "agent-1")
+				must.NoError(t, err)
+				must.Eq(t, 2, of)
+			}
+		})
+	}
 }

@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"regexp"
+	"strconv"
 	"strings"
 	"time"
 
@@ -13,10 +14,6 @@ import (
 
 	"github.com/bivouac/bivouac/scheduler"
 )
-
-// shards is the number of folders that the records are spread over, so that a part of
-// them can be read at a time. Consul has no paging.
-const shards = 256
 
 // keyspace is the prefix of all keys. It includes the version and ends in "/". These
 // are the keys below it:
@@ -26,7 +23,13 @@ const shards = 256
 //	agents/<agent hash>/<chat_id>    index of all records
 //	expiry/<minute>/<chat_id>        index of all records but those being created
 //	flight/<chat_id>                 index of records being created or stopped
+//	warm/<session_id>/<chat_id>      index of records whose sandbox was a spare
+//	spares/<session_id>              a spare
 //	changed                          written with every record
+//	events/<segment>/<write_id>      the changes of one transaction, see [changeLog]
+//	events/head                      which segments there are
+//	events/changed                   written with all changes
+//	replicas/<consul_session>        a running replica; exists as long as its Consul session
 //	clock                            the time that the replicas agree on
 //	identity                         the Bivouac instance that all of this belongs to
 type keyspace string
@@ -63,7 +66,7 @@ func (k keyspace) records() string { return string(k) + "sessions/" }
 // The first one is for all keys that are in no folder.
 func (k keyspace) folders() []string {
 	root := string(k)
-	return []string{root, k.records(), root + "locks/", k.agents(), k.expiry(), k.flight()}
+	return []string{root, k.records(), root + "locks/", k.agents(), k.expiry(), k.flight(), k.warm(), k.spares(), k.events(), k.replicas()}
 }
 
 func (k keyspace) shard(n int) string { return fmt.Sprintf("%s%02x/", k.records(), n) }
@@ -81,13 +84,40 @@ func (k keyspace) bucket(bucket string) string { return k.expiry() + bucket + "/
 
 func (k keyspace) flight() string { return string(k) + "flight/" }
 
+func (k keyspace) warm() string { return string(k) + "warm/" }
+
+func (k keyspace) warmSession(sessionID uuid.UUID) string { return k.warm() + sessionID.String() + "/" }
+
+func (k keyspace) spares() string { return string(k) + "spares/" }
+
+func (k keyspace) spare(sessionID uuid.UUID) string { return k.spares() + sessionID.String() }
+
 func (k keyspace) changed() string { return string(k) + "changed" }
+
+func (k keyspace) events() string { return string(k) + "events/" }
+
+func (k keyspace) eventsHead() string { return k.events() + "head" }
+
+func (k keyspace) eventsChanged() string { return k.events() + "changed" }
+
+func (k keyspace) segment(n uint64) string { return k.events() + strconv.FormatUint(n, 10) + "/" }
+
+// segmentOf returns the number of the segment that a key is in.
+func (k keyspace) segmentOf(key string) uint64 {
+	name, _, _ := strings.Cut(strings.TrimPrefix(key, k.events()), "/")
+	n, _ := strconv.ParseUint(name, 10, 64) // only keys below a segment are asked for
+	return n
+}
+
+func (k keyspace) replicas() string { return string(k) + "replicas/" }
 
 func (k keyspace) clock() string { return string(k) + "clock" }
 
 func (k keyspace) identity() string { return string(k) + "identity" }
 
-// shardOf returns a chat's shard. It spreads any kind of UUIDs evenly.
+// shardOf returns a chat's shard, which is one of [scheduler.Shards] folders. Consul has
+// no paging, so this lets a part of the records be read at a time. It spreads any kind of
+// UUIDs evenly.
 func shardOf(chatID uuid.UUID) int {
 	return int(sha256.Sum256([]byte(chatID.String()))[0])
 }
@@ -109,6 +139,9 @@ func (k keyspace) index(s *scheduler.Session, writeID string) map[string]string 
 	}
 	if !s.Settled() {
 		entries[k.flight()+chat] = string(s.State)
+	}
+	if s.Warm {
+		entries[k.warmSession(s.SessionID)+chat] = ""
 	}
 	return entries
 }

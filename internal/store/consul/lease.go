@@ -52,6 +52,8 @@ type write struct {
 	next  *scheduler.Session // the session as a read returns it; nil removes the record
 	value []byte
 	then  scheduler.Then
+	note  note             // its changes
+	spare *scheduler.Spare // whose record it removes; may be nil
 }
 
 // Session implements [scheduler.Lease].
@@ -73,14 +75,29 @@ func (l *Lease) Lost() <-chan struct{} {
 }
 
 // Write implements [scheduler.Lease].
-func (l *Lease) Write(ctx context.Context, next *scheduler.Session, then scheduler.Then) error {
-	w := &write{id: rand.Text(), then: then}
+func (l *Lease) Write(ctx context.Context, next *scheduler.Session, then scheduler.Then, changes ...scheduler.Change) error {
+	return l.begin(ctx, &write{id: rand.Text(), then: then}, next, changes)
+}
+
+// Claim implements [scheduler.Lease].
+func (l *Lease) Claim(ctx context.Context, next *scheduler.Session, spare scheduler.Spare, changes ...scheduler.Change) error {
+	return l.begin(ctx, &write{id: rand.Text(), then: scheduler.Keep, spare: &spare}, next, changes)
+}
+
+// begin completes w and sends it.
+func (l *Lease) begin(ctx context.Context, w *write, next *scheduler.Session, changes []scheduler.Change) error {
 	err := ctx.Err()
 	if err == nil && next != nil {
 		err = l.encode(w, *next)
 	}
 	if err == nil {
-		err = l.write(ctx, w)
+		w.note, err = newNote(w.id, changes)
+	}
+	if err == nil && w.note.value != nil {
+		err = l.store.changes.moved(ctx, 0)
+	}
+	if err == nil {
+		err = l.write(ctx, w) // safeguard: one step for a record and its changes
 	}
 	if err != nil {
 		return fmt.Errorf("consul: write chat %s: %w", l.chatID, err)
@@ -107,26 +124,29 @@ func (l *Lease) encode(w *write, next scheduler.Session) (err error) {
 // write sends w. If the answer is lost, it finds out whether w was applied.
 func (l *Lease) write(ctx context.Context, w *write) error {
 	pause := backoff.Backoff{Min: 50 * time.Millisecond, Max: time.Second}
-	for tries := 1; ; tries++ {
+	for tries, moves := 1, 0; ; tries++ {
 		if !l.hold.holds(l) {
 			return l.outOfHold()
 		}
 		pairs, err := l.try(ctx, w)
-		if moved, ok := errors.AsType[*movedError](err); ok {
-			if err := l.store.identity.moved(ctx, moved.index); err != nil {
+		if moved, ok := errors.AsType[*movedError](err); ok && moves < maxMoves {
+			if err := l.store.follow(ctx, moved); err != nil {
 				return err // this try wrote nothing; whether an earlier one did is not known
 			}
+			tries, moves = tries-1, moves+1
 			continue
 		}
 		switch {
 		case err == nil:
 			return l.adopt(w, pairs)
+		case errors.Is(err, scheduler.ErrSpareTaken) && len(l.unknownWrites) == 0:
+			return err
 		case errors.Is(err, errRolledBack) && len(l.unknownWrites) == 0:
 			l.lose()
 			return fmt.Errorf("%w: %w", scheduler.ErrLockLost, err)
-		case isBusy(err): // for too long
+		case isBusy(err), isMoved(err): // for too long
 			return fmt.Errorf("%w: %s", scheduler.ErrUnavailable, err.Error())
-		case !errors.Is(err, errRolledBack) && !slices.Contains(l.unknownWrites, w):
+		case !isRefused(err) && !slices.Contains(l.unknownWrites, w):
 			l.unknownWrites = append(l.unknownWrites, w)
 		}
 
@@ -136,11 +156,18 @@ func (l *Lease) write(ctx context.Context, w *write) error {
 			return settleErr
 		case applied == w:
 			return nil
+		case errors.Is(err, scheduler.ErrSpareTaken):
+			return err // a try whose outcome was unknown cannot be applied any more either
 		case tries >= maxWrites || ctx.Err() != nil:
 			return fmt.Errorf("%w: not written after %d tries: %s", scheduler.ErrUnavailable, tries, err.Error())
 		}
 		_ = backoff.Sleep(ctx, pause.Next())
 	}
+}
+
+// isRefused reports whether a transaction is known to have changed nothing.
+func isRefused(err error) bool {
+	return errors.Is(err, errRolledBack) || errors.Is(err, scheduler.ErrSpareTaken)
 }
 
 // outOfHold returns the error of a write that is no longer sent. It is ErrLockLost,
@@ -167,7 +194,8 @@ func (l *Lease) try(ctx context.Context, w *write) ([]*api.KVPair, error) {
 }
 
 // ops returns the operations of w. They check the lock and the identity, compare and
-// set the record, set its index entries, and delete those that it no longer has.
+// set the record, set its index entries, delete those that it no longer has, remove the spare,
+// and store the changes.
 func (l *Lease) ops(w *write) []*api.KVTxnOp {
 	keys := l.store.keys
 	ops := []*api.KVTxnOp{{Verb: api.KVCheckIndex, Key: keys.lock(l.chatID), Index: l.lockIndex}} // safeguard: fence
@@ -177,6 +205,12 @@ func (l *Lease) ops(w *write) []*api.KVTxnOp {
 		ops = append(ops, &api.KVTxnOp{Verb: api.KVCAS, Key: keys.record(l.chatID), Index: l.index, Value: w.value}) // safeguard: fence
 	case l.index != 0:
 		ops = append(ops, &api.KVTxnOp{Verb: api.KVDeleteCAS, Key: keys.record(l.chatID), Index: l.index}) // safeguard: fence
+	}
+	if w.spare != nil {
+		key := keys.spare(w.spare.SessionID)
+		// Consul lets a delete-cas of a key that is gone pass.
+		ops = append(ops, &api.KVTxnOp{Verb: api.KVCheckIndex, Key: key, Index: w.spare.Version}) // safeguard: check of the spare with the intent
+		ops = append(ops, &api.KVTxnOp{Verb: api.KVDelete, Key: key})                             // safeguard: spare removed with the intent
 	}
 	before, after := keys.index(l.session, ""), keys.index(w.next, w.id)
 	for key := range before {
@@ -190,6 +224,7 @@ func (l *Lease) ops(w *write) []*api.KVTxnOp {
 	if w.next != nil || l.index != 0 {
 		ops = append(ops, &api.KVTxnOp{Verb: api.KVSet, Key: keys.changed(), Value: []byte(w.id)})
 	}
+	ops = append(ops, l.store.changes.ops(&w.note)...) // safeguard: changes in the transaction of their record
 	if w.then == scheduler.Release {
 		ops = append(ops, &api.KVTxnOp{Verb: api.KVDeleteCAS, Key: keys.lock(l.chatID), Index: l.lockIndex}) // safeguard: fence
 	}
@@ -224,9 +259,13 @@ func (l *Lease) applied(w *write, index uint64) {
 func (l *Lease) settle(ctx context.Context) (*write, error) {
 	ctx = context.WithoutCancel(ctx)
 	lockKey, recordKey := l.store.keys.lock(l.chatID), l.store.keys.record(l.chatID)
-	pairs, err := l.store.retryTxn(ctx,
-		&api.KVTxnOp{Verb: api.KVGetOrEmpty, Key: lockKey},
-		&api.KVTxnOp{Verb: api.KVGetOrEmpty, Key: recordKey})
+	ops := []*api.KVTxnOp{{Verb: api.KVGetOrEmpty, Key: lockKey}, {Verb: api.KVGetOrEmpty, Key: recordKey}}
+	for _, w := range l.unknownWrites {
+		for _, key := range w.note.tried {
+			ops = append(ops, &api.KVTxnOp{Verb: api.KVGetOrEmpty, Key: key})
+		}
+	}
+	pairs, err := l.store.retryTxn(ctx, ops...)
 	if err != nil {
 		return nil, fmt.Errorf("the outcome of a write is unknown: %w", err)
 	}
@@ -244,7 +283,8 @@ func (l *Lease) settle(ctx context.Context) (*write, error) {
 	}
 	for _, w := range l.unknownWrites {
 		gone := w.next == nil && l.index != 0 && stands.ModifyIndex == 0
-		if gone || w.next != nil && w.id == writeID {
+		noted := w.next == nil && l.index == 0 && w.note.isIn(pairs) // it has no record that could show it
+		if gone || noted || w.next != nil && w.id == writeID {
 			l.applied(w, stands.ModifyIndex)
 			return w, nil
 		}

@@ -61,7 +61,7 @@ func (s *Store) lockKey(ctx context.Context, chatID uuid.UUID, wait time.Duratio
 		}
 		lease, refused := s.tryLock(ctx, hold, chatID, read)
 		if moved, ok := errors.AsType[*movedError](refused); ok {
-			if err := s.identity.moved(ctx, moved.index); err != nil {
+			if err := s.follow(ctx, moved); err != nil {
 				return nil, err
 			}
 			continue

@@ -30,7 +30,7 @@ func answerAfter(status int) fault {
 
 // request is a request that reached a proxy, described by what it does.
 type request struct {
-	kind     string // "get", "keys", "lock", "write", "release", "read txn", "session", "identity"
+	kind     string // "get", "keys", "lock", "write", "release", "read txn", "session", "identity", or see changesKind
 	blocking bool
 	trees    int // how many shards or minutes it reads
 }
@@ -72,8 +72,10 @@ func classifyRequest(r *http.Request, body string) request {
 			kind = "keys"
 		}
 		return request{kind: kind, blocking: query.Has("index")}
-	case r.URL.Path != "/v1/txn":
+	case r.URL.Path != "/v1/txn", strings.Contains(body, `/v1/replicas/`) && !strings.Contains(body, `/v1/locks/`):
 		return request{kind: "session"}
+	case strings.Contains(body, `/v1/events/head"`) && !strings.Contains(body, `/v1/locks/`):
+		return request{kind: changesKind(body)}
 	case strings.Contains(body, `"`+string(api.KVLock)+`"`):
 		return request{kind: "lock"}
 	case strings.Contains(body, `"`+string(api.KVCheckIndex)+`"`):
@@ -82,6 +84,20 @@ func classifyRequest(r *http.Request, body string) request {
 		return request{kind: "release"}
 	default:
 		return request{kind: "read txn", trees: strings.Count(body, `"`+string(api.KVGetTree)+`"`)}
+	}
+}
+
+// changesKind returns what a transaction does that has to do with changes only.
+func changesKind(body string) string {
+	switch {
+	case strings.Contains(body, `"`+string(api.KVCAS)+`"`), strings.Contains(body, `"`+string(api.KVDeleteTree)+`"`):
+		return "tidy"
+	case strings.Contains(body, `"`+string(api.KVCheckIndex)+`"`):
+		return "note"
+	case strings.Contains(body, `/v1/events/changed"`):
+		return "read changes"
+	default:
+		return "upkeep" // reads the head
 	}
 }
 
@@ -136,7 +152,8 @@ func (p *proxy) kinds() []string {
 	defer p.mu.Unlock()
 	var kinds []string
 	for _, r := range p.seen {
-		if r.kind == "session" || r.kind == "identity" {
+		switch r.kind {
+		case "session", "identity", "tidy", "upkeep": // they belong to no operation
 			continue
 		}
 		if r.blocking {

@@ -111,22 +111,14 @@ func (s *Store) listAll(ctx context.Context, query scheduler.Query, enough int) 
 	if after != uuid.Nil {
 		shard, lastKey = shardOf(after), s.keys.record(after)
 	}
-	read, seen := 0, 0
-	for shard < shards && len(page.Sessions) < enough {
-		batch := 1
-		if read > 0 {
-			missing := enough - len(page.Sessions)
-			batch = min(1+missing*read/(seen+1), maxOps, shards-shard)
-		}
-		ops := make([]*api.KVTxnOp, batch)
-		for i := range ops {
-			ops[i] = &api.KVTxnOp{Verb: api.KVGetTree, Key: s.keys.shard(shard + i)}
-		}
-		pairs, err := s.retryTxn(ctx, ops...)
+	var found, read density // what the query includes, and all records
+	for shard < scheduler.Shards && len(page.Sessions) < enough {
+		batch := min(found.batch(shard, enough-len(page.Sessions)), read.batch(shard, scanned))
+		pairs, err := s.readShards(ctx, shard, batch)
 		if err != nil {
 			return scheduler.Page{}, err
 		}
-		shard, read = shard+batch, read+batch
+		shard += batch
 		for _, pair := range pairs {
 			if pair.Key > lastKey && len(page.Sessions) < enough {
 				session, err := s.understand(pair)
@@ -139,9 +131,62 @@ func (s *Store) listAll(ctx context.Context, query scheduler.Query, enough int) 
 				}
 			}
 		}
-		seen = len(page.Sessions) + len(page.Damaged)
+		found = density{found.shards + batch, len(page.Sessions) + len(page.Damaged)}
+		read = density{read.shards + batch, read.records + len(pairs)}
 	}
 	return page, nil
+}
+
+// density is how many records of a kind some shards had.
+type density struct{ shards, records int }
+
+// batch returns how many shards to read next, from one shard on, to find some records.
+// At first it is one.
+func (d density) batch(shard, records int) int {
+	if d.shards == 0 {
+		return 1
+	}
+	return min(1+records*d.shards/(d.records+1), maxOps, scheduler.Shards-shard)
+}
+
+// readShards reads the records of a number of shards in one transaction.
+func (s *Store) readShards(ctx context.Context, first, number int) ([]*api.KVPair, error) {
+	ops := make([]*api.KVTxnOp, number)
+	for i := range ops {
+		ops[i] = &api.KVTxnOp{Verb: api.KVGetTree, Key: s.keys.shard(first + i)}
+	}
+	return s.retryTxn(ctx, ops...)
+}
+
+// scanned is about how many records are read at a time at most.
+const scanned = 4096
+
+// Scan implements [scheduler.Store]. It makes at most two requests.
+func (s *Store) Scan(ctx context.Context, shard int) (part scheduler.Part, next int, err error) {
+	if err := s.identity.stands(ctx); err != nil {
+		return scheduler.Part{}, 0, fmt.Errorf("consul: scan: %w", err)
+	}
+	var seen density
+	for range 2 { // the first shard says how many records to expect in the others
+		batch := seen.batch(shard, scanned-seen.records)
+		if seen.records >= scanned || batch < 1 {
+			break
+		}
+		pairs, err := s.readShards(ctx, shard, batch)
+		if err != nil {
+			return scheduler.Part{}, 0, fmt.Errorf("consul: scan: %w", err)
+		}
+		for _, pair := range pairs {
+			session, err := s.understand(pair)
+			if err != nil {
+				part.Damaged = s.appendDamaged(part.Damaged, pair, err)
+				continue
+			}
+			part.Sessions = append(part.Sessions, *session)
+		}
+		shard, seen = shard+batch, density{seen.shards + batch, seen.records + len(pairs)}
+	}
+	return part, shard, nil
 }
 
 // listAgent reads the keys of the AI agent's index, and then the records of the page.
@@ -165,14 +210,21 @@ func (s *Store) listAgent(ctx context.Context, query scheduler.Query, enough int
 
 	page := scheduler.Page{Index: index}
 	for len(keys) > 0 && len(page.Sessions) < enough {
-		chunk := keys[:min(len(keys), maxOps, enough-len(page.Sessions))]
+		missing := enough - len(page.Sessions)
+		if query.Include != nil {
+			missing = maxOps // it may include few of them
+		}
+		chunk := keys[:min(len(keys), maxOps, missing)]
 		keys = keys[len(chunk):]
 		sessions, err := s.indexed(ctx, chunk)
 		if err != nil {
 			return scheduler.Page{}, err
 		}
 		for _, session := range sessions {
-			if session.AgentID == query.AgentID { // otherwise only the hash is the same
+			if session.AgentID != query.AgentID { // only the hash is the same
+				continue
+			}
+			if query.Include == nil || query.Include(session) {
 				page.Sessions = append(page.Sessions, session)
 			}
 		}

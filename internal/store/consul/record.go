@@ -29,9 +29,13 @@ import (
 // Version 1 had no min_reader, owner, labels and access_token. Replicas of that
 // time read nothing but version 1. A record of version 1 becomes one of
 // recordVersion with its next write.
+//
+// Version 2 had no warm. Replicas of that time would take the sandbox of a warm session
+// for that of another chat.
 const (
-	recordVersion = 2
+	recordVersion = 3
 	minReader     = 2
+	minWarmReader = 3
 )
 
 // record is a session as it is stored in Consul. Empty fields must not be omitted: a
@@ -54,6 +58,7 @@ type record struct {
 	Owner          string            `json:"owner"`
 	Labels         map[string]string `json:"labels"`
 	AccessToken    string            `json:"access_token"`
+	Warm           bool              `json:"warm"`
 }
 
 // encodeRecord returns the value of a session's record, and the session as a reader
@@ -66,9 +71,13 @@ func encodeRecord(s scheduler.Session, writeID string, newer *newerPart) ([]byte
 	if err := checkSession(s); err != nil {
 		return nil, nil, fmt.Errorf("%w: %w", scheduler.ErrInvalid, err)
 	}
+	reader := minReader
+	if s.Warm {
+		reader = minWarmReader
+	}
 	value, err := newer.addTo(record{
 		Version:        recordVersion,
-		MinReader:      minReader,
+		MinReader:      reader,
 		Write:          writeID,
 		SessionID:      s.SessionID,
 		ChatID:         s.ChatID,
@@ -84,6 +93,7 @@ func encodeRecord(s scheduler.Session, writeID string, newer *newerPart) ([]byte
 		Owner:          s.Owner,
 		Labels:         s.Labels,
 		AccessToken:    string(s.AccessToken),
+		Warm:           s.Warm,
 	})
 	if err != nil {
 		return nil, nil, fmt.Errorf("%w: %w", scheduler.ErrInvalid, err)
@@ -121,6 +131,7 @@ func (r record) session() scheduler.Session {
 		Reason:         r.Reason,
 		Owner:          r.Owner,
 		AccessToken:    runtime.Secret(r.AccessToken),
+		Warm:           r.Warm,
 	}
 	if r.Version == 1 {
 		s.Owner = scheduler.DefaultOwner

@@ -118,9 +118,9 @@ func FuzzDecodeRecord(f *testing.F) {
 	value, _, err := encodeRecord(testSession(), "write-1", nil)
 	must.NoError(f, err)
 	f.Add(value)
-	f.Add([]byte(strings.Replace(string(value), `"v":2,"min_reader":2`, `"v":3,"min_reader":3`, 1)))
-	f.Add([]byte(strings.Replace(string(value), `"v":2,"min_reader":2`, `"v":3,"min_reader":2,"new":{"a":[1e400]},"Agent_ID":"x"`, 1)))
-	f.Add([]byte(strings.Replace(string(value), `"v":2,"min_reader":2`, `"v":1`, 1)))
+	f.Add([]byte(strings.Replace(string(value), `"v":3,"min_reader":2`, `"v":4,"min_reader":4`, 1)))
+	f.Add([]byte(strings.Replace(string(value), `"v":3,"min_reader":2`, `"v":4,"min_reader":2,"new":{"a":[1e400]},"Agent_ID":"x"`, 1)))
+	f.Add([]byte(strings.Replace(string(value), `"v":3,"min_reader":2`, `"v":1`, 1)))
 	f.Add([]byte(`{"v":1}`))
 	f.Add(value[:40])
 	f.Fuzz(func(t *testing.T, value []byte) {
@@ -160,10 +160,10 @@ func names(prefix string, o object) []string {
 }
 
 func TestRecord(t *testing.T) {
-	const newer = `"v":3,"min_reader":2,"seen":{"by":["a",1e400],"at":12345678901234567890},"Agent_ID":"agent-1",`
+	const newer = `"v":4,"min_reader":2,"seen":{"by":["a",1e400],"at":12345678901234567890},"Agent_ID":"agent-1",`
 	value, _, err := encodeRecord(testSession(), "write-1", nil)
 	must.NoError(t, err)
-	tomorrow := strings.Replace(string(value), `"v":2,"min_reader":2,`, newer, 1)
+	tomorrow := strings.Replace(string(value), `"v":3,"min_reader":2,`, newer, 1)
 	tomorrow = strings.Replace(tomorrow, `"port":`, `"tls":{"name":"x"},"port":`, 1)
 
 	t.Run("keeps_what_a_newer_version_wrote", func(t *testing.T) {
@@ -177,7 +177,7 @@ func TestRecord(t *testing.T) {
 
 		var text map[string]json.RawMessage
 		must.NoError(t, json.Unmarshal(value, &text))
-		must.Eq(t, "3", string(text["v"]))
+		must.Eq(t, "4", string(text["v"]))
 		must.Eq(t, "2", string(text["min_reader"]))
 		must.Eq(t, `{"by":["a",1e400],"at":12345678901234567890}`, string(text["seen"]))
 		must.Eq(t, `{"ip":"","port":7,"tls":{"name":"x"}}`, string(text["endpoint"]))
@@ -187,10 +187,10 @@ func TestRecord(t *testing.T) {
 		must.Eq(t, "write-2", writeID)
 	})
 	t.Run("of_a_version_that_may_not_be_read_is_not_damaged", func(t *testing.T) {
-		_, _, err := decodeRecord("some/key", testChat, []byte(strings.Replace(tomorrow, `"min_reader":2`, `"min_reader":3`, 1)))
+		_, _, err := decodeRecord("some/key", testChat, []byte(strings.Replace(tomorrow, `"min_reader":2`, `"min_reader":4`, 1)))
 		must.ErrorIs(t, err, scheduler.ErrNewerRecord)
 		must.False(t, errors.Is(err, scheduler.ErrDamaged))
-		must.ErrorContains(t, err, "some/key: record of a newer version: min_reader is 3, this replica reads up to version 2")
+		must.ErrorContains(t, err, "some/key: record of a newer version: min_reader is 4, this replica reads up to version 3")
 	})
 	t.Run("of_a_version_that_may_not_be_read_need_hold_nothing_else", func(t *testing.T) {
 		_, _, err := decodeRecord("some/key", testChat, []byte(`{"v":9,"min_reader":8,"agent_id":{}}`))
@@ -207,3 +207,17 @@ func TestRecord(t *testing.T) {
 
 // recordOfVersion1 is testSession as encoded by Bivouac before version 2.
 const recordOfVersion1 = `{"v":1,"write":"write-1","session_id":"0b8f4a52-5a80-4a0f-9a5e-6f7d3f9f1c22","chat_id":"6f1c2f2e-9d0b-4a51-8a6c-0e2b6c9a7d11","agent_id":"agent-1","volume_host_path":"/srv/volume","runtime":"nomad","container_id":"","endpoint":{"ip":"","port":0},"created_at":"2031-03-05T14:07:30.000000005Z","expires_at":"2031-03-05T14:37:30.000000005Z","state":"running","reason":""}`
+
+// An older version would take the sandbox of a warm session for that of another chat.
+func TestRecord_of_a_warm_session_is_not_for_older_versions(t *testing.T) {
+	session := testSession()
+	for warm, reader := range map[bool]string{false: `"min_reader":2,`, true: `"min_reader":3,`} {
+		session.Warm = warm
+		value, _, err := encodeRecord(session, "write-1", nil)
+		must.NoError(t, err)
+		must.StrContains(t, string(value), reader)
+		decoded, _, err := decodeRecord("some/key", testChat, value)
+		must.NoError(t, err)
+		must.Eq(t, session, *decoded)
+	}
+}

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/url"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -41,7 +42,8 @@ var errRolledBack = errors.New("transaction rolled back")
 
 // retry makes a request, repeatedly if it fails. The request must be a read, or a write
 // that has no further effect the second time. The error is ctx's, wraps
-// [scheduler.ErrUnavailable], or is errRolledBack or a movedError.
+// [scheduler.ErrUnavailable] or [scheduler.ErrSpareTaken], or is errRolledBack or a
+// movedError.
 func retry[T any](ctx context.Context, request func(context.Context) (T, error)) (T, error) {
 	return retryFor(ctx, requestTimeout, request)
 }
@@ -66,7 +68,7 @@ func retryFor[T any](ctx context.Context, limit time.Duration, request func(cont
 
 // passing reports whether a failed request may succeed if it is repeated.
 func passing(err error) bool {
-	if errors.Is(err, errRolledBack) || isMoved(err) {
+	if isRefused(err) || isMoved(err) {
 		return false
 	}
 	if status, ok := errors.AsType[api.StatusError](err); ok {
@@ -161,7 +163,7 @@ func classify(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
-	if errors.Is(err, errRolledBack) || isMoved(err) || errors.Is(err, scheduler.ErrUnavailable) {
+	if isRefused(err) || isMoved(err) || errors.Is(err, scheduler.ErrUnavailable) {
 		return err
 	}
 	return unavailable("", err)
@@ -327,8 +329,8 @@ func (s *Store) list(ctx context.Context, prefix, separator string, block schedu
 	})
 }
 
-// txn tries a transaction once. After an error other than errRolledBack and a movedError
-// it is not known whether the transaction was applied.
+// txn tries a transaction once. It returns ErrSpareTaken if only the record of a spare is
+// not as expected. After an error other than that, errRolledBack and a movedError it is not known whether the transaction was applied.
 func (s *Store) txn(ctx context.Context, ops ...*api.KVTxnOp) ([]*api.KVPair, error) {
 	all := make(api.TxnOps, len(ops))
 	for i, op := range ops {
@@ -347,12 +349,18 @@ func (s *Store) txn(ctx context.Context, ops ...*api.KVTxnOp) ([]*api.KVPair, er
 			}
 			reasons = append(reasons, e.What)
 		}
-		for _, e := range response.Errors {
-			if op := ops[e.OpIndex]; op.Verb == api.KVCheckIndex && op.Key == s.keys.identity() {
-				return nil, &movedError{op.Index}
+		for _, key := range []string{s.keys.identity(), s.keys.eventsHead()} {
+			for _, e := range response.Errors {
+				if op := ops[e.OpIndex]; op.Verb == api.KVCheckIndex && op.Key == key {
+					return nil, &movedError{key, op.Index}
+				}
 			}
 		}
-		return nil, fmt.Errorf("%w: %s", errRolledBack, strings.Join(reasons, "; "))
+		refused := errRolledBack
+		if !slices.ContainsFunc(response.Errors, func(e *api.TxnError) bool { return !strings.HasPrefix(ops[e.OpIndex].Key, s.keys.spares()) }) {
+			refused = scheduler.ErrSpareTaken
+		}
+		return nil, fmt.Errorf("%w: %s", refused, strings.Join(reasons, "; "))
 	}
 	pairs := make([]*api.KVPair, 0, len(response.Results))
 	for _, result := range response.Results {
@@ -361,6 +369,44 @@ func (s *Store) txn(ctx context.Context, ops ...*api.KVTxnOp) ([]*api.KVPair, er
 		}
 	}
 	return pairs, nil
+}
+
+// movedError is returned by a transaction that checks the identity or the head of the
+// changes if that key does not have the expected index. The transaction changed nothing.
+type movedError struct {
+	key   string
+	index uint64
+}
+
+func (e *movedError) Error() string { return fmt.Sprintf("%s is not at index %d", e.key, e.index) }
+
+// maxMoves bounds the tries of a transaction whose checks fail with a movedError.
+const maxMoves = 16
+
+// follow returns nil once it is known what moved to, so that it makes sense to try again.
+func (s *Store) follow(ctx context.Context, moved *movedError) error {
+	if moved.key == s.keys.identity() {
+		return s.identity.moved(ctx, moved.index)
+	}
+	return s.changes.moved(ctx, moved.index)
+}
+
+// followTxn makes a transaction that may be repeated, and makes it again if what it checks
+// has moved. ops returns the operations for each try.
+func (s *Store) followTxn(ctx context.Context, ops func() []*api.KVTxnOp) ([]*api.KVPair, error) {
+	for moves := 0; ; moves++ {
+		pairs, err := s.retryTxn(ctx, ops()...)
+		moved, ok := errors.AsType[*movedError](err)
+		switch {
+		case !ok:
+			return pairs, err
+		case moves == maxMoves:
+			return nil, unavailable("", err)
+		}
+		if err := s.follow(ctx, moved); err != nil {
+			return nil, err
+		}
+	}
 }
 
 func isMoved(err error) bool {

@@ -35,7 +35,7 @@ const (
 // sessionKeeper keeps this replica's Consul session, and creates a new one when it ends.
 type sessionKeeper struct {
 	store *Store
-	name  string
+	self  Replica
 	wake  chan struct{} // requests a renewal now
 
 	mu      sync.Mutex
@@ -44,8 +44,8 @@ type sessionKeeper struct {
 	changed broadcast.Cond
 }
 
-func newKeeper(store *Store, name string) *sessionKeeper {
-	k := &sessionKeeper{store: store, name: name, wake: make(chan struct{}, 1)}
+func newKeeper(store *Store, self Replica) *sessionKeeper {
+	k := &sessionKeeper{store: store, self: self, wake: make(chan struct{}, 1)}
 	k.changed.L = &k.mu
 	return k
 }
@@ -144,7 +144,7 @@ func (k *sessionKeeper) create(ctx context.Context, instance string) (*heldSessi
 	defer cancel()
 	began := time.Now()
 	id, _, err := k.store.client.Session().CreateNoChecks(&api.SessionEntry{
-		Name:      "bivouac " + instance + " on " + k.name,
+		Name:      "bivouac " + instance + " on " + k.self.Name,
 		TTL:       sessionTTL.String(),
 		LockDelay: time.Nanosecond, // the client makes this 1 ms
 		Behavior:  api.SessionBehaviorDelete,
@@ -165,6 +165,7 @@ func (k *sessionKeeper) keep(ctx context.Context, h *heldSession) {
 	var limit <-chan time.Time
 	next := time.NewTimer(renewInterval)
 	defer next.Stop()
+	registered := k.register(renewing, h, 0)
 	for {
 		select { // check this first: nothing is left to renew the session for
 		case <-drained:
@@ -194,6 +195,7 @@ func (k *sessionKeeper) keep(ctx context.Context, h *heldSession) {
 			k.store.log.Warn("consul_session_lost", "session", h.session)
 			return
 		case err == nil:
+			registered = k.register(renewing, h, registered)
 			next.Reset(renewInterval)
 		case h.over():
 			k.store.log.Warn("consul_session_not_renewed", "session", h.session, "error", err)

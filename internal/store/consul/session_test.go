@@ -8,7 +8,9 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/hashicorp/consul/api"
+	"github.com/hashicorp/go-hclog"
 	"github.com/shoenig/test/must"
+	"github.com/shoenig/test/wait"
 
 	"github.com/bivouac/bivouac/internal/test/faultproxy"
 	"github.com/bivouac/bivouac/scheduler"
@@ -107,10 +109,13 @@ func TestRequestsPerOperation(t *testing.T) {
 	session := freshSession()
 	renewed := session
 	renewed.ExpiresAt = session.ExpiresAt.Add(time.Hour)
+	noteChange(t, proxied, "the head is known")
 	_ = p.kinds()
 
 	lease := lock(t, proxied, session.ChatID)
 	must.Eq(t, []string{"lock"}, p.kinds())
+	must.NoError(t, lease.Write(t.Context(), &session, scheduler.Keep, changeOf(session, "1"), changeOf(session, "2")))
+	must.Eq(t, []string{"write"}, p.kinds())
 	must.NoError(t, lease.Write(t.Context(), &session, scheduler.Keep))
 	must.Eq(t, []string{"write"}, p.kinds())
 	must.NoError(t, lease.Write(t.Context(), &renewed, scheduler.Release))
@@ -210,4 +215,52 @@ func TestBlockingReadsAreBounded(t *testing.T) {
 	must.Nil(t, read(t, r, chatID)) // a read that does not block is always allowed
 	stop()
 	reads.Wait()
+}
+
+func TestReplicas(t *testing.T) {
+	t.Parallel()
+	c := open(t)
+	names := func(store *Store) []string {
+		t.Helper()
+		replicas, err := store.Replicas(t.Context())
+		must.NoError(t, err)
+		var names []string
+		for _, r := range replicas {
+			must.Eq(t, "1.2.3", r.Version)
+			must.Eq(t, []string{"10.0.0.1:4747"}, r.Addresses)
+			must.Positive(t, r.StartedAt.Unix())
+			names = append(names, r.Name)
+		}
+		return names
+	}
+	// run runs a replica until leave is called.
+	run := func(name string) (store *Store, leave func()) {
+		store, err := New(c.client, Config{
+			Prefix: c.prefix, Instance: "test", Name: name, Version: "1.2.3", Addresses: []string{"10.0.0.1:4747"}, Logger: hclog.NewNullLogger(),
+		})
+		must.NoError(t, err)
+		ctx, stop := context.WithCancel(t.Context())
+		var running sync.WaitGroup
+		running.Go(func() { _ = store.Run(ctx) })
+		return store, func() { stop(); running.Wait() }
+	}
+	first, leaveFirst := run("first")
+	must.Wait(t, wait.InitialSuccess(wait.BoolFunc(func() bool { return len(names(first)) == 1 }), wait.Timeout(patience), wait.Gap(10*time.Millisecond)))
+	second, leaveSecond := run("second")
+	defer leaveSecond()
+	must.Wait(t, wait.InitialSuccess(wait.BoolFunc(func() bool { return len(names(second)) == 2 }), wait.Timeout(patience), wait.Gap(10*time.Millisecond)))
+	must.Eq(t, []string{"first", "second"}, names(first))
+
+	c.set(t, first.keys.replicas()+"by-hand", `{"name":"x"}`)
+	leaveFirst()
+	must.Eq(t, []string{"second"}, names(second))
+
+	// A replica whose Consul session was lost is there again with the next one.
+	hold, err := second.session.current(t.Context())
+	must.NoError(t, err)
+	_, err = c.client.Session().Destroy(hold.session, nil)
+	must.NoError(t, err)
+	must.SliceEmpty(t, names(second))
+	second.session.look()
+	must.Wait(t, wait.InitialSuccess(wait.BoolFunc(func() bool { return len(names(second)) == 1 }), wait.Timeout(patience), wait.Gap(10*time.Millisecond)))
 }

@@ -31,7 +31,13 @@ type upgrade struct {
 func newUpgrade(t *testing.T) *upgrade {
 	t.Helper()
 	c := open(t)
-	u := &upgrade{cluster: c, store: c.join(t, c.addr), driver: fakeruntime.New("fake")}
+	return schedule(t, c, c.join(t, c.addr))
+}
+
+// schedule returns a scheduler over a replica's store.
+func schedule(t *testing.T, c *cluster, store *replica) *upgrade {
+	t.Helper()
+	u := &upgrade{cluster: c, store: store, driver: fakeruntime.New("fake")}
 	var err error
 	u.Scheduler, err = scheduler.New(scheduler.Config{
 		Store: u.store, Locker: u.store,
@@ -95,9 +101,9 @@ func version1(fields map[string]any) {
 	delete(fields, "access_token")
 }
 
-// version3 turns a record into one of a version 3 that this version may read.
-func version3(fields map[string]any) {
-	fields["v"] = 3
+// version4 turns a record into one of a version 4 that this version may read.
+func version4(fields map[string]any) {
+	fields["v"] = 4
 	fields["tenant"] = map[string]any{"id": "t-1", "quota": map[string]any{"cpu": 4.0}}
 	fields["endpoint"].(map[string]any)["tls"] = map[string]any{"name": "sandbox.internal"}
 }
@@ -115,9 +121,9 @@ func TestRecordOfAnotherVersion(t *testing.T) {
 		tenant    any
 		tls       any
 	}{
-		"an_older_one": {write: version1, rewritten: 2, owner: scheduler.DefaultOwner},
+		"an_older_one": {write: version1, rewritten: 3, owner: scheduler.DefaultOwner},
 		"a_newer_one": {
-			write: version3, rewritten: 3,
+			write: version4, rewritten: 4,
 			labels: map[string]string{"ticket": "4711"}, owner: scheduler.DefaultOwner, hasToken: true,
 			tenant: map[string]any{"id": "t-1", "quota": map[string]any{"cpu": 4.0}}, tls: map[string]any{"name": "sandbox.internal"},
 		},
@@ -183,12 +189,12 @@ func TestRecordOfAnotherVersion(t *testing.T) {
 					must.Eq(t, session, renewed)
 				}
 				// A newer version continues from what this one wrote.
-				u.rewrite(t, session.ChatID, func(fields map[string]any) { fields["v"], fields["tenant"] = 4, "moved" })
+				u.rewrite(t, session.ChatID, func(fields map[string]any) { fields["v"], fields["tenant"] = 5, "moved" })
 				u.later.Add(int64(time.Minute))
 				_, err := u.Renew(t.Context(), session.ChatID, 3*time.Hour)
 				must.NoError(t, err)
 				must.Eq(t, "moved", u.fields(t, session.ChatID)["tenant"].(string))
-				must.Eq(t, 4.0, u.fields(t, session.ChatID)["v"].(float64))
+				must.Eq(t, 5.0, u.fields(t, session.ChatID)["v"].(float64))
 			})
 			t.Run("is_cleaned_up", func(t *testing.T) {
 				session := u.written(t, version.write)
@@ -234,12 +240,12 @@ func TestRecordOfAnotherVersion(t *testing.T) {
 func TestRecordThatOnlyANewerVersionMayRead(t *testing.T) {
 	u := newUpgrade(t)
 	session := u.written(t, func(fields map[string]any) {
-		version3(fields)
-		fields["min_reader"] = 3
+		version4(fields)
+		fields["min_reader"] = 4
 		fields["agent_id"] = map[string]any{"of": "another form"}
 	})
 	inFlight := u.written(t, func(fields map[string]any) {
-		fields["v"], fields["min_reader"], fields["state"] = 3, 3, "resting"
+		fields["v"], fields["min_reader"], fields["state"] = 4, 4, "resting"
 	})
 	u.cluster.set(t, u.store.keys.flight()+inFlight.ChatID.String(), "stopping")
 	before := u.value(t, session.ChatID)

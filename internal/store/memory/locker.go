@@ -89,14 +89,22 @@ func (l *lease) Session() *scheduler.Session {
 func (l *lease) Lost() <-chan struct{} { return l.lost }
 
 // Write implements [scheduler.Lease].
-func (l *lease) Write(ctx context.Context, next *scheduler.Session, then scheduler.Then) error {
-	if err := l.write(ctx, next, then); err != nil {
+func (l *lease) Write(ctx context.Context, next *scheduler.Session, then scheduler.Then, changes ...scheduler.Change) error {
+	if err := l.write(ctx, next, then, nil, changes); err != nil {
 		return fmt.Errorf("memory: write chat %s: %w", l.chatID, err)
 	}
 	return nil
 }
 
-func (l *lease) write(ctx context.Context, next *scheduler.Session, then scheduler.Then) error {
+// Claim implements [scheduler.Lease].
+func (l *lease) Claim(ctx context.Context, next *scheduler.Session, spare scheduler.Spare, changes ...scheduler.Change) error {
+	if err := l.write(ctx, next, scheduler.Keep, &spare, changes); err != nil {
+		return fmt.Errorf("memory: claim spare %s for chat %s: %w", spare.SessionID, l.chatID, err)
+	}
+	return nil
+}
+
+func (l *lease) write(ctx context.Context, next *scheduler.Session, then scheduler.Then, spare *scheduler.Spare, changes []scheduler.Change) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
@@ -116,9 +124,21 @@ func (l *lease) write(ctx context.Context, next *scheduler.Session, then schedul
 	if _, held := l.locker.leases[l]; !held {
 		return scheduler.ErrLockLost
 	}
-	if _, stands := store.records[l.chatID]; next != nil || stands {
-		store.put(l.chatID, next)
+	if spare != nil {
+		if stands, ok := store.spares[spare.SessionID]; !ok || stands.Version != spare.Version {
+			return scheduler.ErrSpareTaken
+		}
+		delete(store.spares, spare.SessionID)
+		defer func() { store.sparesIndex = store.index }()
 	}
+	switch _, stands := store.records[l.chatID]; {
+	case next != nil || stands:
+		store.put(l.chatID, next)
+	case len(changes) > 0:
+		store.index++
+	}
+	store.keep(changes...)
+	store.changed.Broadcast()
 	l.session = next
 	if then == scheduler.Release {
 		l.drop()

@@ -17,6 +17,10 @@ func TestStoreContract(t *testing.T) { storetest.Stores(t, open) }
 
 func TestLockContract(t *testing.T) { storetest.Locks(t, open) }
 
+func TestChangesContract(t *testing.T) { storetest.Changes(t, open) }
+
+func TestSparesContract(t *testing.T) { storetest.Spares(t, open) }
+
 // cluster is a store with several lockers over it.
 type cluster struct {
 	store   *Store
@@ -41,6 +45,8 @@ func (c *cluster) BreakLock(_ *testing.T, chatID uuid.UUID) {
 	}
 }
 
+func (c *cluster) Retain(retention scheduler.Retention) { c.store.Retain(retention) }
+
 func (c *cluster) Damage(_ *testing.T, chatID uuid.UUID) { c.store.Damage(chatID) }
 
 func (c *cluster) Outdate(_ *testing.T, chatID uuid.UUID) { c.store.Outdate(chatID) }
@@ -48,6 +54,7 @@ func (c *cluster) Outdate(_ *testing.T, chatID uuid.UUID) { c.store.Outdate(chat
 func (c *cluster) MustBeEmpty(t *testing.T) {
 	t.Helper()
 	must.MapEmpty(t, c.store.records)
+	must.MapEmpty(t, c.store.spares)
 	for _, locker := range c.lockers {
 		must.MapEmpty(t, locker.leases)
 	}

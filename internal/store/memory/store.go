@@ -9,6 +9,7 @@
 package memory
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"encoding/base64"
@@ -36,7 +37,14 @@ type Store struct {
 	records map[uuid.UUID]record
 	index   uint64 // of the last change
 	removed uint64 // index of the last removal, the index of reads that find nothing
-	changed broadcast.Cond
+
+	spares      map[uuid.UUID]scheduler.Spare // by session ID
+	sparesIndex uint64                        // of the last change of a spare
+
+	changes   []scheduler.Change
+	dropped   uint64 // index of the last change that is no longer kept
+	retention scheduler.Retention
+	changed   broadcast.Cond // a record changed, or a change was stored
 }
 
 type record struct {
@@ -51,6 +59,11 @@ func NewStore() *Store {
 		records: make(map[uuid.UUID]record),
 		index:   1, // an index is never 0
 		removed: 1,
+
+		spares:      make(map[uuid.UUID]scheduler.Spare),
+		sparesIndex: 1,
+
+		retention: scheduler.Retention{}.OrDefault(),
 	}
 	s.changed.L = &s.mu
 	return s
@@ -118,10 +131,10 @@ func (s *Store) List(ctx context.Context, query scheduler.Query) (scheduler.Page
 				return false
 			}
 			index = max(index, r.index)
-			if query.Include != nil && !query.Include(r.session) {
+			if query.NextToken != "" && compareIDs(r.session.ChatID, after) <= 0 {
 				return false
 			}
-			return r.session.ChatID.String() > after
+			return query.Include == nil || query.Include(r.session)
 		})
 		return index
 	})
@@ -135,6 +148,23 @@ func (s *Store) List(ctx context.Context, query scheduler.Query) (scheduler.Page
 	}
 	page.Index = index
 	return page, nil
+}
+
+// Scan implements [scheduler.Store]. It returns everything at once.
+func (s *Store) Scan(ctx context.Context, _ int) (part scheduler.Part, next int, err error) {
+	if _, err := s.read(ctx, scheduler.Block{}, func() uint64 {
+		part.Sessions = s.selectWhere(func(record) bool { return true })
+		for chatID, r := range s.records {
+			if r.unread != nil {
+				part.Damaged = append(part.Damaged, scheduler.DamagedRecord{ChatID: chatID, Err: r.unread})
+			}
+		}
+		return s.index
+	}); err != nil {
+		return scheduler.Part{}, 0, fmt.Errorf("memory: scan: %w", err)
+	}
+	slices.SortFunc(part.Sessions, byChat)
+	return part, scheduler.Shards, nil
 }
 
 // Expired implements [scheduler.Store].
@@ -231,7 +261,8 @@ func (s *Store) selectWhere(match func(record) bool) []scheduler.Session {
 	return selected
 }
 
-// put replaces a chat's record, or removes it if next is nil. The caller holds mu.
+// put replaces a chat's record, or removes it if next is nil. The caller holds mu, and
+// broadcasts afterwards.
 func (s *Store) put(chatID uuid.UUID, next *scheduler.Session) {
 	before, stood := s.records[chatID]
 	s.index++
@@ -244,27 +275,26 @@ func (s *Store) put(chatID uuid.UUID, next *scheduler.Session) {
 	if next == nil || stood && before.session.AgentID != next.AgentID {
 		s.removed = s.index
 	}
-	s.changed.Broadcast()
 }
 
-func byChat(a, b scheduler.Session) int {
-	return strings.Compare(a.ChatID.String(), b.ChatID.String())
-}
+func byChat(a, b scheduler.Session) int { return compareIDs(a.ChatID, b.ChatID) }
+
+func compareIDs(a, b uuid.UUID) int { return bytes.Compare(a[:], b[:]) }
 
 // token encodes the last chat of a page.
 func token(last uuid.UUID) string { return base64.RawURLEncoding.EncodeToString(last[:]) }
 
-func parseToken(token string) (after string, err error) {
+func parseToken(token string) (after uuid.UUID, err error) {
 	if token == "" {
-		return "", nil
+		return uuid.Nil, nil
 	}
 	raw, err := base64.RawURLEncoding.DecodeString(token)
 	if err != nil {
-		return "", fmt.Errorf("%w: next_token", scheduler.ErrInvalid)
+		return uuid.Nil, fmt.Errorf("%w: next_token", scheduler.ErrInvalid)
 	}
 	last, err := uuid.FromBytes(raw)
 	if err != nil {
-		return "", fmt.Errorf("%w: next_token", scheduler.ErrInvalid)
+		return uuid.Nil, fmt.Errorf("%w: next_token", scheduler.ErrInvalid)
 	}
-	return last.String(), nil
+	return last, nil
 }

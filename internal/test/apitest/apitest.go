@@ -67,9 +67,9 @@ func newRecorder(t testing.TB, base http.RoundTripper, openAPI []byte) *Recorder
 		// Headers of HTTP and tracing are not part of the description.
 		config.WithStrictIgnoredHeadersExtra("X-Content-Type-Options", "X-Request-Id",
 			"Host", "Origin", "Sec-Fetch-Site", "Traceparent", "Tracestate"),
-		// The description leaves these names open: health checks, labels, a
+		// The description leaves these names open: health checks, labels, variables, a
 		// server's configuration, and the description itself.
-		config.WithStrictIgnorePaths("$.body.checks.*", "$.body.**.labels.*", "$.body.labels.*", "$.body.config.*", "$.body.info", "$.body.paths",
+		config.WithStrictIgnorePaths("$.body.checks.*", "$.body.**.labels.*", "$.body.labels.*", "$.body.env.*", "$.body.config.*", "$.body.info", "$.body.paths",
 			"$.body.servers", "$.body.security", "$.body.tags", "$.body.components"),
 	}
 	v, errs := validator.NewValidator(document, strict...)
@@ -160,8 +160,11 @@ func (r *Recorder) check(req *http.Request, res *http.Response, body []byte) []s
 		return append(found, r.checkOutside(res, body)...)
 	}
 	r.seen[fmt.Sprintf("%s %s %d", req.Method, path, res.StatusCode)] = true
-	_, errs = r.validator.ValidateHttpResponse(req, res)
-	found = append(found, texts(errs)...)
+	for _, part := range parts(res, body) {
+		res.Body = io.NopCloser(bytes.NewReader(part))
+		_, errs = r.validator.ValidateHttpResponse(req, res)
+		found = append(found, texts(errs)...)
+	}
 	if res.StatusCode < http.StatusBadRequest {
 		_, errs = r.validator.ValidateHttpRequestSync(req)
 		for _, text := range texts(errs) {
@@ -169,6 +172,15 @@ func (r *Recorder) check(req *http.Request, res *http.Response, body []byte) []s
 		}
 	}
 	return found
+}
+
+// parts returns the bodies that the schema of an answer describes: the body, or each line
+// of it if it is JSON in lines.
+func parts(res *http.Response, body []byte) [][]byte {
+	if res.Header.Get("Content-Type") != wire.TypeFrames {
+		return [][]byte{body}
+	}
+	return slices.Collect(bytes.Lines(body))
 }
 
 // checkOutside checks an answer for a path or method that the document does not

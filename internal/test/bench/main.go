@@ -47,10 +47,15 @@ func run() (err error) {
 	parts := []part{
 		{"one caller, raw_exec", true, func(ctx context.Context) (report, error) { return w.latency(ctx, "raw_exec", *rounds) }},
 		{"one caller, docker", true, func(ctx context.Context) (report, error) { return w.latency(ctx, "docker", *rounds) }},
+		{"warm starts", true, func(ctx context.Context) (report, error) { return w.warmStarts(ctx, *rounds) }},
 		{"many callers", true, w.throughput},
 		{"records standing", true, func(ctx context.Context) (report, error) { return w.standing(ctx, *rounds, *standing) }},
 		{"requests", true, w.requests},
+		{"logs", true, func(ctx context.Context) (report, error) { return w.logs(ctx, *rounds) }},
 		{"callers", true, func(ctx context.Context) (report, error) { return w.callers(ctx, *rounds) }},
+		{"exec", true, func(ctx context.Context) (report, error) { return w.exec(ctx, *rounds) }},
+		{"reading logs", true, func(ctx context.Context) (report, error) { return w.readLogs(ctx, *rounds) }},
+		{"events", true, func(ctx context.Context) (report, error) { return w.events(ctx, *rounds) }},
 		{"plugin", false, func(ctx context.Context) (report, error) { return w.plugin(ctx, *rounds) }},
 	}
 	parts = slices.DeleteFunc(parts, func(p part) bool { return !wanted.MatchString(p.name) })
@@ -102,6 +107,8 @@ type world struct {
 	image  string // empty if no Docker engine answers
 	consul *stack.Consul
 	nomad  *stack.Nomad
+
+	helpers *stack.Helpers // nil until they are needed
 }
 
 // manyConns is how many connections the servers accept from this machine,
@@ -138,6 +145,11 @@ func (w *world) stop() error {
 	}
 	if w.consul != nil {
 		if err := w.consul.Stop(); first == nil {
+			first = err
+		}
+	}
+	if w.helpers != nil {
+		if err := w.helpers.Stop(); first == nil {
 			first = err
 		}
 	}

@@ -71,8 +71,14 @@ func (w *world) startReplica(ctx context.Context, c replicaConfig) (*replica, er
 }
 
 func (r *replica) create(ctx context.Context, chat uuid.UUID) error {
-	_, err := r.api.Create(ctx, chat, apiclient.CreateInput{AgentID: "bench", VolumeHostPath: r.volume})
+	_, err := r.createContainer(ctx, chat)
 	return err
+}
+
+// createContainer is like create. It also returns the ID of the chat's container.
+func (r *replica) createContainer(ctx context.Context, chat uuid.UUID) (string, error) {
+	answer, err := r.api.Create(ctx, chat, apiclient.CreateInput{AgentID: "bench", VolumeHostPath: r.volume})
+	return answer.Session.ContainerID, err
 }
 
 func (r *replica) delete(ctx context.Context, chat uuid.UUID) error {

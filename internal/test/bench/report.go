@@ -22,6 +22,11 @@ type row struct {
 	Count float64            `json:"count,omitempty"` // in Unit
 	Unit  string             `json:"unit,omitempty"`
 	Ratio map[string]float64 `json:"ratio,omitempty"` // ratio of this row to another, by p50 or count
+	// Target is what the ratio to another row should be: at most that for times, at least
+	// that for rates.
+	Target map[string]float64 `json:"target,omitempty"`
+	// Limit is what a percentile or the count should be at most, by its column.
+	Limit map[string]float64 `json:"limit,omitempty"`
 }
 
 type report []row
@@ -58,6 +63,47 @@ func (r *row) against(others ...row) {
 	}
 }
 
+// aim sets the target of the ratio to another row.
+func (r *row) aim(other string, target float64) {
+	if r.Target == nil {
+		r.Target = make(map[string]float64)
+	}
+	r.Target[other] = target
+}
+
+// limits describes the row's limits.
+func (r row) limits() []string {
+	var texts []string
+	for _, column := range slices.Sorted(maps.Keys(r.Limit)) {
+		limit := r.Limit[column]
+		text := fmt.Sprintf("(target: %s at most %g", column, limit)
+		if map[string]float64{"P50": r.P50, "P90": r.P90, "P99": r.P99, "COUNT": r.Count}[column] > limit {
+			text += ", missed"
+		}
+		texts = append(texts, text+")")
+	}
+	return texts
+}
+
+// ratioTo describes the ratio to another row, and its target if there is one.
+func (r row) ratioTo(other string) string {
+	ratio := r.Ratio[other]
+	text := fmt.Sprintf("%.2f × %s", ratio, other)
+	target, ok := r.Target[other]
+	if !ok {
+		return text
+	}
+	bound, missed := "at most", ratio > target
+	if r.P50 == 0 {
+		bound, missed = "at least", ratio < target
+	}
+	text += fmt.Sprintf(" (target: %s %.2f", bound, target)
+	if missed {
+		text += ", missed"
+	}
+	return text + ")"
+}
+
 func (r report) print(out io.Writer) error {
 	var lines strings.Builder
 	w := tabwriter.NewWriter(&lines, 0, 0, 2, ' ', 0)
@@ -70,10 +116,10 @@ func (r report) print(out io.Writer) error {
 		names := slices.Sorted(maps.Keys(row.Ratio))
 		ratios := make([]string, len(names))
 		for i, name := range names {
-			ratios[i] = fmt.Sprintf("%.2f × %s", row.Ratio[name], name)
+			ratios[i] = row.ratioTo(name)
 		}
 		_, _ = fmt.Fprintf(w, "%s\t%s\t%d\t%s\t%s\t%s\t%s\t%s\n", row.Part, row.What, row.N,
-			ms(row.P50), ms(row.P90), ms(row.P99), count, strings.Join(ratios, ", "))
+			ms(row.P50), ms(row.P90), ms(row.P99), count, strings.Join(append(ratios, row.limits()...), ", "))
 	}
 	if err := w.Flush(); err != nil {
 		return err

@@ -48,9 +48,7 @@ func newCounter(target string) (*counter, error) {
 
 // take returns how many requests since the last call contained one of the IDs.
 func (c *counter) take(ids ...string) (reads, writes int) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for _, s := range c.seen {
+	for _, s := range c.requests() {
 		for _, id := range ids {
 			if strings.Contains(s.text, id) {
 				if s.write {
@@ -62,8 +60,16 @@ func (c *counter) take(ids ...string) (reads, writes int) {
 			}
 		}
 	}
-	c.seen = nil
 	return reads, writes
+}
+
+// requests returns the requests since the last call.
+func (c *counter) requests() []seen {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	all := c.seen
+	c.seen = nil
+	return all
 }
 
 // requests counts the requests to Consul and Nomad of one create, reuse and

@@ -10,9 +10,9 @@ import (
 )
 
 // levels sets the number of callers and how many sandboxes each creates in one
-// turn. It is enough to keep many callers busy and little enough to take a
-// minute.
-var levels = []struct{ callers, perCaller int }{{1, 10}, {8, 4}, {32, 2}}
+// turn. It is enough to keep many callers busy and little enough to take a few
+// minutes. A replica starts at most 128 sandboxes at a time.
+var levels = []struct{ callers, perCaller int }{{1, 10}, {8, 4}, {32, 2}, {128, 1}}
 
 // way is one way to create and remove sandboxes.
 type way struct {

@@ -17,7 +17,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"testing"
 	"time"
 
 	"github.com/shoenig/test/must"
@@ -38,17 +37,17 @@ type Pair struct {
 }
 
 // NewCA returns a new CA.
-func NewCA(tb testing.TB) *CA {
-	tb.Helper()
+func NewCA(t must.T) *CA {
+	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	must.NoError(tb, err)
+	must.NoError(t, err)
 	template := newTemplate("Test CA", 24*time.Hour)
 	template.IsCA, template.BasicConstraintsValid = true, true
 	template.KeyUsage = x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature
 	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	must.NoError(tb, err)
+	must.NoError(t, err)
 	certificate, err := x509.ParseCertificate(der)
-	must.NoError(tb, err)
+	must.NoError(t, err)
 	return &CA{PEM: encode("CERTIFICATE", der), certificate: certificate, key: key}
 }
 
@@ -62,17 +61,17 @@ func (ca *CA) With(other *CA) *CA {
 
 // Issue returns a certificate for names, which are DNS names or IP addresses. The first
 // one is also its common name.
-func (ca *CA) Issue(tb testing.TB, names ...string) Pair {
-	tb.Helper()
-	return ca.IssueFor(tb, 48*time.Hour, names...)
+func (ca *CA) Issue(t must.T, names ...string) Pair {
+	t.Helper()
+	return ca.IssueFor(t, 48*time.Hour, names...)
 }
 
 // IssueFor is like Issue, for a certificate that is valid for a given time from now. If that
 // is negative, it has expired.
-func (ca *CA) IssueFor(tb testing.TB, life time.Duration, names ...string) Pair {
-	tb.Helper()
+func (ca *CA) IssueFor(t must.T, life time.Duration, names ...string) Pair {
+	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	must.NoError(tb, err)
+	must.NoError(t, err)
 	template := newTemplate(names[0], life)
 	template.KeyUsage = x509.KeyUsageDigitalSignature
 	template.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}
@@ -84,20 +83,20 @@ func (ca *CA) IssueFor(tb testing.TB, life time.Duration, names ...string) Pair 
 		}
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, ca.certificate, key.Public(), ca.key)
-	must.NoError(tb, err)
+	must.NoError(t, err)
 	private, err := x509.MarshalPKCS8PrivateKey(key)
-	must.NoError(tb, err)
+	must.NoError(t, err)
 	return Pair{Certificate: encode("CERTIFICATE", der), Key: encode("PRIVATE KEY", private)}
 }
 
 // Write writes the files ca.pem, cert.pem and key.pem in dir. Each is replaced at once by
 // a rename.
-func Write(tb testing.TB, dir string, ca *CA, pair Pair) (caFile, certFile, keyFile string) {
-	tb.Helper()
+func Write(t must.T, dir string, ca *CA, pair Pair) (caFile, certFile, keyFile string) {
+	t.Helper()
 	replace := func(name string, text []byte) string {
 		path := filepath.Join(dir, name)
-		must.NoError(tb, os.WriteFile(path+".new", text, 0o600))
-		must.NoError(tb, os.Rename(path+".new", path))
+		must.NoError(t, os.WriteFile(path+".new", text, 0o600))
+		must.NoError(t, os.Rename(path+".new", path))
 		return path
 	}
 	return replace("ca.pem", ca.PEM), replace("cert.pem", pair.Certificate), replace("key.pem", pair.Key)

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"fmt"
 	"os"
 	"slices"
@@ -24,6 +25,12 @@ type census struct {
 	chats map[uuid.UUID]bool // the chats of this run
 	log   *timeline
 	told  *ledger
+	// nomad is the directory of a Nomad of this run alone. All its sandboxes count, too.
+	// Empty: there is none, and no spare counts.
+	nomad string
+	// unrecorded are sessions whose record a fault deleted and that no runtime can tell the
+	// chat of. Their chats may get another sandbox.
+	unrecorded sync.Map // of uuid.UUID
 
 	scans atomic.Int64
 	pause atomic.Int64 // the longest between two scans, in ns
@@ -34,6 +41,7 @@ type census struct {
 	mu   sync.Mutex
 	live map[uuid.UUID]*sandbox // by allocation
 	seen map[uuid.UUID]bool     // all allocations ever
+	cold int                    // those of them that were started for their chat
 }
 
 // process is a process of this machine, of a sandbox or not.
@@ -45,10 +53,11 @@ type process struct {
 // sandbox is one allocation with its processes. A session has one sandbox;
 // another allocation of the same session counts as a second sandbox.
 type sandbox struct {
-	session, chat uuid.UUID
+	session, chat uuid.UUID // a spare has no chat
 	alloc         uuid.UUID
 	node          string // "client-0"
 	pids          []int
+	file          string // of a spare: the file with its chat, which appears at the claim
 }
 
 func newCensus(chats []uuid.UUID, log *timeline, told *ledger) *census {
@@ -113,9 +122,10 @@ func (c *census) scan() {
 		if !isAlive(pid) {
 			continue
 		}
+		c.readChat(p.sandbox)
 		s := live[p.sandbox.alloc]
 		if s == nil {
-			s = &sandbox{session: p.sandbox.session, chat: p.sandbox.chat, alloc: p.sandbox.alloc, node: p.sandbox.node}
+			s = &sandbox{session: p.sandbox.session, chat: p.sandbox.chat, alloc: p.sandbox.alloc, node: p.sandbox.node, file: p.sandbox.file}
 			live[s.alloc] = s
 		}
 		s.pids = append(s.pids, pid)
@@ -130,7 +140,10 @@ func (c *census) compare(live map[uuid.UUID]*sandbox, began time.Time) {
 	c.mu.Lock()
 	before := c.live
 	c.live = live
-	for id := range live {
+	for id, s := range live {
+		if !c.seen[id] && s.file == "" {
+			c.cold++
+		}
 		c.seen[id] = true
 	}
 	c.mu.Unlock()
@@ -141,7 +154,9 @@ func (c *census) compare(live map[uuid.UUID]*sandbox, began time.Time) {
 			c.told.runs(s)
 		}
 		c.told.alive(s, began)
-		byChat[s.chat] = append(byChat[s.chat], s)
+		if _, lacks := c.unrecorded.Load(s.session); s.chat != uuid.Nil && !lacks {
+			byChat[s.chat] = append(byChat[s.chat], s)
+		}
 	}
 	for id, s := range before {
 		if live[id] == nil {
@@ -189,7 +204,7 @@ func (c *census) look(pid int) *sandbox {
 	if err != nil || !bytes.Contains(environ, []byte("BIVOUAC_SESSION_ID=")) {
 		return nil // most belong to others or are gone
 	}
-	s := &sandbox{}
+	s, folder := &sandbox{}, ""
 	for kv := range bytes.SplitSeq(environ, []byte{0}) {
 		name, value, _ := strings.Cut(string(kv), "=")
 		switch name {
@@ -199,17 +214,39 @@ func (c *census) look(pid int) *sandbox {
 			s.chat, err = uuid.Parse(value)
 		case "NOMAD_ALLOC_ID":
 			s.alloc, err = uuid.Parse(value)
+		case "BIVOUAC_SESSION_FILE":
+			s.file = value
 		case "NOMAD_ALLOC_DIR":
-			s.node = nodeIn(value)
+			s.node, folder = nodeIn(value), value
 		}
 		if err != nil {
 			return nil
 		}
 	}
-	if !c.chats[s.chat] {
+	if !c.chats[s.chat] && (c.nomad == "" || !strings.HasPrefix(folder, c.nomad+"/")) {
 		return nil
 	}
 	return s
+}
+
+// readChat reads the chat of a spare, if it has been claimed.
+func (c *census) readChat(s *sandbox) {
+	if s.file == "" {
+		return
+	}
+	text, err := os.ReadFile(s.file) // raw_exec: the sandbox sees the files of this machine
+	if err != nil {
+		return // it has not been claimed
+	}
+	var session struct {
+		ChatID uuid.UUID `json:"chat_id"`
+	}
+	if json.Unmarshal(text, &session) != nil || session.ChatID == s.chat {
+		return
+	}
+	s.chat = session.ChatID
+	c.log.note("process chat %s session %s was a spare until now", s.chat, s.session)
+	c.told.claimed(s)
 }
 
 // nodeIn finds the agent's name in a path below its directory.
@@ -254,6 +291,13 @@ func (c *census) running() map[uuid.UUID]*sandbox {
 		bySession[s.session] = s
 	}
 	return bySession
+}
+
+// spared returns how many sandboxes were started as spares.
+func (c *census) spared() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.seen) - c.cold
 }
 
 func (c *census) total() int {

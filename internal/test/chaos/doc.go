@@ -7,13 +7,24 @@
 // all replicas, while faults come at random. The command compares the answers
 // to callers with what really runs: it counts the processes of sandboxes in
 // /proc, whatever any record says. At intervals the faults stop, and everything
-// that was broken must settle within a limit.
+// that was broken must settle within a limit. A reader at each replica follows
+// the events through all faults. It must get each change of which callers were
+// told, and no other, once and in order.
 //
 // A full run provokes each fault at least 20 times. Trouble of the suite itself
 // ends the run and is reported differently from a violation.
 //
 // Faults, callers and pauses are drawn from a seed. Because the processes are
 // real, the same seed repeats the draws but not the run.
+//
+// The replicas have a pool of spares, and each node has a helper, which gives a
+// spare the volume of a chat. So some creates claim a spare and others start a
+// sandbox. Faults kill and pause the helpers, kill and pause all spares, kill
+// the leader while it fills the pool, and change the pool's size and the job
+// template on one replica after the other. No spare may go to two chats, none
+// may be left over, and no create may return one that does not answer. A claimed
+// spare has its chat in its session file, not in its environment. This needs
+// root. Without it there is no pool.
 //
 // Each replica reaches Consul and Nomad through a proxy. The proxy can hold
 // back requests and answers, lose them or deliver them late. A node is cut off
@@ -26,7 +37,8 @@
 //
 //   - A sandbox's task is restarted inside its allocation. The session must
 //     then be dead, and the second run must end.
-//   - A record is deleted. The sandbox must live and be adopted.
+//   - A record is deleted. The sandbox must live and be adopted. One that was a
+//     spare must end, because nothing else says whose it is.
 //   - The clock key is set a day ahead. No session may expire early.
 //
 // A second Bivouac of the same name runs beside the first one, with another

@@ -24,7 +24,7 @@ var errMissed = errors.New("it hit nothing")
 
 // lane is a list of faults that come one after the other, in parallel with the
 // other lanes. The pauses are chosen so that a full run has each fault 20 times
-// in little more than half an hour, and so that most of the time not everything
+// in some 40 minutes, and so that most of the time not everything
 // is broken.
 type lane struct {
 	faults   []fault
@@ -60,6 +60,9 @@ func (w *world) lanes() []lane {
 		{w.nomadClientFaults(), 3 * time.Second, 9 * time.Second},
 		{w.sandboxFaults(), 5 * time.Second, 14 * time.Second},
 		{w.storeFaults(), 10 * time.Second, 30 * time.Second},
+	}
+	if w.pools != nil {
+		lanes = append(lanes, lane{w.poolFaults(), 5 * time.Second, 12 * time.Second})
 	}
 	for _, r := range w.replicas {
 		lanes = append(lanes, lane{w.replicaFaults(r), 2 * time.Second, 7 * time.Second})

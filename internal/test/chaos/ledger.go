@@ -30,9 +30,11 @@ type ledger struct {
 	deletions map[uuid.UUID][]*deletion
 	hazards   []hazard
 	suspects  []suspect
-	confirmed map[string]bool // what has already been reported
-	ends      map[cause]int   // why sandboxes ended that callers knew
-	latest    time.Duration   // longest time between an unanswered delete and the end that only it explains
+	given     map[uuid.UUID]uuid.UUID // the chats of sessions, reported or found in a session file
+	mute      map[uuid.UUID]span      // when spares did not answer
+	confirmed map[string]bool         // what has already been reported
+	ends      map[cause]int           // why sandboxes ended that callers knew
+	latest    time.Duration           // longest time between an unanswered delete and the end that only it explains
 }
 
 // cause is a reason why a session may have ended.
@@ -96,6 +98,13 @@ type hazard struct {
 	at   time.Time
 }
 
+// span is a time with a beginning and an end. A zero end means that it has not ended.
+type span struct{ from, until time.Time }
+
+func (s span) covers(start, end time.Time) bool {
+	return !s.from.IsZero() && !start.Before(s.from) && (s.until.IsZero() || !end.After(s.until))
+}
+
 // suspect is something that is a violation unless it had a cause. The cause may
 // only become known later.
 type suspect struct {
@@ -112,6 +121,7 @@ func newLedger(log *timeline) *ledger {
 		log: log, chats: make(map[uuid.UUID][]*told), sessions: make(map[uuid.UUID]*told),
 		nodes: make(map[uuid.UUID]string), running: make(map[uuid.UUID]*sandbox), doomed: make(map[uuid.UUID]time.Time),
 		restarted: make(map[uuid.UUID]*restart), lacking: make(map[uuid.UUID]time.Time), lacked: make(map[string]bool),
+		given: make(map[uuid.UUID]uuid.UUID), mute: make(map[uuid.UUID]span),
 		deletions: make(map[uuid.UUID][]*deletion), confirmed: make(map[string]bool), ends: make(map[cause]int),
 	}
 }
@@ -137,6 +147,10 @@ func (l *ledger) saw(a answer) {
 		}
 		l.sessions[s.SessionID] = t
 		l.chats[s.ChatID] = append(l.chats[s.ChatID], t)
+	}
+	l.give(s.SessionID, s.ChatID, a.op)
+	if a.made && l.mute[s.SessionID].covers(a.start, a.end) {
+		l.report(silentSpare, t, "%s got the spare of session %s, which answered nobody in the meantime", a.op, s.SessionID)
 	}
 	switch {
 	case t.made && a.made:
@@ -164,6 +178,42 @@ func (l *ledger) saw(a answer) {
 		l.wrong(t, "%s tells of session %s in state %q", a.op, s.SessionID, s.State)
 	}
 	l.missing(a.start, a.end, s.ChatID, s.SessionID, a.op+" tells of session "+s.SessionID.String())
+}
+
+// give records that a session belongs to a chat, which never changes.
+func (l *ledger) give(session, chat uuid.UUID, source string) {
+	first, known := l.given[session]
+	if !known {
+		l.given[session] = chat
+		return
+	}
+	if key := string(twice) + session.String(); first != chat && !l.confirmed[key] {
+		l.confirmed[key] = true
+		l.log.violation(twice, session.String(), "%s: session %s belongs to chat %s, and before to chat %s", source, session, chat, first)
+	}
+}
+
+// claimed records that the session file of a spare names a chat.
+func (l *ledger) claimed(s *sandbox) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.give(s.session, s.chat, "its session file")
+}
+
+// mutes records that a spare does not answer from now on.
+func (l *ledger) mutes(session uuid.UUID) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.mute[session] = span{from: time.Now()}
+}
+
+// unmutes records that a spare may answer again.
+func (l *ledger) unmutes(session uuid.UUID) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if m, ok := l.mute[session]; ok {
+		l.mute[session] = span{m.from, time.Now()}
+	}
 }
 
 // sawNone records an answer that reports no session for the chat.
@@ -336,7 +386,11 @@ func (l *ledger) silent(a answer, at time.Time, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	t := l.sessions[a.session.SessionID]
-	l.suspects = append(l.suspects, suspect{wrong, t, l.instant(at), fmt.Sprintf("%s told of session %s, and its sandbox does not answer: %v", a.op, t.session, err), false})
+	kind := wrong
+	if a.made && a.session.Warm {
+		kind = silentSpare
+	}
+	l.suspects = append(l.suspects, suspect{kind, t, l.instant(at), fmt.Sprintf("%s told of session %s, and its sandbox does not answer: %v", a.op, t.session, err), false})
 }
 
 // judge decides on the suspects.

@@ -136,6 +136,26 @@ func TestLedgerFindsWhatMustNotBe(t *testing.T) {
 			late := 6 + restartLimit.Seconds()
 			l.saw(answer{start: at(late), end: at(late), op: "create", session: told(session, time.Minute, "running")})
 		}, 1},
+		{"its session file names another chat", func(l *ledger) {
+			l.claimed(&sandbox{session: session, chat: other})
+			l.claimed(&sandbox{session: session, chat: other})
+		}, 1},
+		{"its session file names its chat", func(l *ledger) { l.claimed(here) }, 0},
+		{"a create gets a spare that does not answer", func(l *ledger) {
+			l.sessions[session].made = false
+			l.mute[session] = span{from: at(5)}
+			l.saw(answer{start: at(6), end: at(7), op: "create", made: true, session: told(session, time.Hour, "running")})
+		}, 1},
+		{"a create gets a spare that answers again", func(l *ledger) {
+			l.sessions[session].made = false
+			l.mute[session] = span{at(5), at(8)}
+			l.saw(answer{start: at(6), end: at(9), op: "create", made: true, session: told(session, time.Hour, "running")})
+		}, 0},
+		{"a create began before its spare stopped answering", func(l *ledger) {
+			l.sessions[session].made = false
+			l.mute[session] = span{from: at(5)}
+			l.saw(answer{start: at(4), end: at(7), op: "create", made: true, session: told(session, time.Hour, "running")})
+		}, 0},
 		{"a get finds none after its record was deleted", func(l *ledger) {
 			l.loses(chat)
 			l.sawNone(at(5), at(6), chat, "get")
@@ -216,4 +236,32 @@ func TestSandboxEndsWhenItIsSeenToBeGone(t *testing.T) {
 	l.judge()
 	must.Eq(t, 0, log.violations(), must.Sprint(log.worst()))
 	must.NoError(t, log.close())
+}
+
+// TestPoolProblems shows what counts as a spare that is left over.
+func TestPoolProblems(t *testing.T) {
+	a, b, c := uuid.New(), uuid.New(), uuid.New()
+	ready := record{State: "ready"}
+	spare, claimed := &sandbox{file: "session.json"}, &sandbox{file: "session.json", chat: uuid.New()}
+	for _, test := range []struct {
+		name    string
+		spares  map[uuid.UUID]record
+		running map[uuid.UUID]*sandbox
+		leaked  int
+		lacking bool
+	}{
+		{"a full pool", map[uuid.UUID]record{a: ready, b: ready}, map[uuid.UUID]*sandbox{a: spare, b: spare, c: claimed}, 0, false},
+		{"a pool with too few", map[uuid.UUID]record{a: ready}, map[uuid.UUID]*sandbox{a: spare}, 0, true},
+		{"a pool with too many", map[uuid.UUID]record{a: ready, b: ready, c: ready}, map[uuid.UUID]*sandbox{a: spare, b: spare, c: spare}, 1, false},
+		{"a spare without a record", map[uuid.UUID]record{a: ready, b: ready}, map[uuid.UUID]*sandbox{a: spare, b: spare, c: spare}, 1, false},
+		{"a record without a spare", map[uuid.UUID]record{a: ready, b: ready, c: ready}, map[uuid.UUID]*sandbox{a: spare, b: spare}, 1, false},
+		{"a spare that nobody ends", map[uuid.UUID]record{a: ready, b: {State: "ending"}}, map[uuid.UUID]*sandbox{a: spare, b: spare}, 1, true},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			w := &world{pools: &pools{now: pooling{size: 2}}}
+			leaked, lacking := w.poolProblems(test.spares, test.running)
+			must.Len(t, test.leaked, leaked)
+			must.Eq(t, test.lacking, lacking != "")
+		})
+	}
 }

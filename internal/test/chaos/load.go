@@ -25,10 +25,12 @@ type load struct {
 	volume   string
 	told     *ledger
 	log      *timeline
+	requests requests
 
 	inFlight atomic.Int32
 	asked    atomic.Int64
 	made     atomic.Int64 // creates that made a session
+	warm     atomic.Int64 // those that got a spare
 	reused   atomic.Int64
 	deleted  atomic.Int64
 	renewed  atomic.Int64
@@ -179,25 +181,27 @@ func codeOf(err error) wire.Code {
 func (l *load) create(ctx context.Context, r *replica, chat uuid.UUID, in apiclient.CreateInput, limit time.Duration) error {
 	op := "create chat " + chat.String() + " on " + r.name
 	return l.call(ctx, r, true, limit, "create chat "+chat.String()+" for "+in.AgentID, func(ctx context.Context) (string, error) {
+		ctx, tell := l.requests.ask(ctx, "create", chat)
 		start := time.Now()
 		res, err := r.api.Create(ctx, chat, in)
 		end := time.Now()
 		if err == nil {
+			tell(res.Result, chat, res.Session.SessionID)
 			l.serve(true)
 			if res.Session.AgentID != in.AgentID {
 				l.log.violation(wrong, chat.String(), "%s for %s is answered with a session of %s", op, in.AgentID, res.Session.AgentID)
 			}
 			a := answer{start, end, op + " (" + res.Result + ")", res.Result != "reused", res.Session}
 			l.told.saw(a)
-			if a.made {
-				l.made.Add(1)
-			} else {
+			if !a.made {
 				l.reused.Add(1)
+			} else if l.made.Add(1); res.Session.Warm {
+				l.warm.Add(1)
 			}
 			if err := l.knock(res.Session); err != nil {
 				l.told.silent(a, time.Now(), err)
 			}
-			return res.Result + " session " + res.Session.SessionID.String(), nil
+			return fmt.Sprintf("%s session %s, warm %t", res.Result, res.Session.SessionID, res.Session.Warm), nil
 		}
 		if e, ok := errors.AsType[*apiclient.Error](err); ok && e.Code == wire.CodeConflict && e.Session != nil {
 			l.serve(true)
@@ -235,6 +239,7 @@ func (l *load) renew(ctx context.Context, r *replica, chat uuid.UUID, ttl, limit
 	return l.call(ctx, r, true, limit, "renew chat "+chat.String(), func(ctx context.Context) (string, error) {
 		start := time.Now()
 		op := "renew chat " + chat.String() + " on " + r.name
+		ctx, _ = l.requests.ask(ctx, "renew", chat) // the answer does not tell whether it changed anything
 		session, err := r.api.Renew(ctx, chat, ttl)
 		switch {
 		case err == nil:
@@ -250,6 +255,7 @@ func (l *load) renew(ctx context.Context, r *replica, chat uuid.UUID, ttl, limit
 func (l *load) delete(ctx context.Context, r *replica, chat uuid.UUID, limit time.Duration) error {
 	return l.call(ctx, r, true, limit, "delete chat "+chat.String(), func(ctx context.Context) (string, error) {
 		start := time.Now()
+		ctx, tell := l.requests.ask(ctx, "delete", chat)
 		done := l.told.deleting(chat)
 		res, err := r.api.Delete(ctx, chat)
 		done(err == nil, res.SessionID)
@@ -257,6 +263,7 @@ func (l *load) delete(ctx context.Context, r *replica, chat uuid.UUID, limit tim
 			return "", err
 		}
 		if res.Result == "deleted" {
+			tell("deleted", chat, res.SessionID)
 			l.deleted.Add(1)
 			return "deleted session " + res.SessionID.String(), nil
 		}
@@ -267,8 +274,10 @@ func (l *load) delete(ctx context.Context, r *replica, chat uuid.UUID, limit tim
 
 func (l *load) cleanup(ctx context.Context, r *replica, limit time.Duration) error {
 	return l.call(ctx, r, true, limit, "cleanup", func(ctx context.Context) (string, error) {
+		ctx, tell := l.requests.ask(ctx, "cleanup", uuid.Nil)
 		res, err := r.api.Cleanup(ctx)
 		for _, s := range res.Cleaned {
+			tell("expired", s.ChatID, s.SessionID)
 			l.told.cleaned(s)
 		}
 		return fmt.Sprintf("cleaned %d, failed %d", len(res.Cleaned), res.ErrorCount), err

@@ -20,12 +20,17 @@ type replica struct {
 	*stack.Bivouac
 	name   string
 	api    *apiclient.Client
+	token  string // of all callers
 	consul *proxy
 	nomad  *proxy
 	busy   atomic.Int32 // requests in progress that change something
 
 	clock time.Duration // how far the machine's clock is ahead, from the next start on
 	env   []string
+
+	pools   *pools  // nil: it has none
+	pooling pooling // what it was last started with
+	file    string  // that has it
 }
 
 func newReplica(dir, name, binary string, consul, nomad *proxy, flags []string) (*replica, error) {
@@ -34,7 +39,7 @@ func newReplica(dir, name, binary string, consul, nomad *proxy, flags []string) 
 		return nil, err
 	}
 	addr := fmt.Sprintf("127.0.0.1:%d", port)
-	api, err := apiclient.New(addr, &http.Transport{MaxIdleConnsPerHost: 64})
+	api, err := apiclient.New(addr, identified{&http.Transport{MaxIdleConnsPerHost: 64}})
 	if err != nil {
 		return nil, err
 	}
@@ -46,7 +51,7 @@ func newReplica(dir, name, binary string, consul, nomad *proxy, flags []string) 
 	}
 	server, err := stack.NewBivouac(name, binary, addr, filepath.Join(dir, name+".log"), nil, append(flags, "-config="+callers)...)
 	return &replica{
-		Bivouac: server, name: name, api: api.WithToken(token), consul: consul, nomad: nomad,
+		Bivouac: server, name: name, api: api.WithToken(token), token: token, consul: consul, nomad: nomad,
 		env: append(os.Environ(), "CONSUL_HTTP_ADDR="+consul.Addr(), "NOMAD_ADDR=http://"+nomad.Addr()),
 	}, err
 }
@@ -74,12 +79,25 @@ func replicaPort() (int, error) {
 }
 
 // start starts the process and waits until it reports that it is ready.
-func (r *replica) start(ctx context.Context) error {
+func (r *replica) start(ctx context.Context) (err error) {
+	if r.pools != nil {
+		if r.pooling, err = r.pools.write(r.file); err != nil {
+			return err
+		}
+	}
 	r.Env = append(slices.Clone(r.env), "BIVOUAC_CLOCK_OFFSET="+r.clock.String())
 	if err := r.Start(); err != nil {
 		return err
 	}
 	return r.WaitReady(ctx)
+}
+
+// restart asks the process to stop, and starts it again.
+func (r *replica) restart(ctx context.Context, log *timeline) error {
+	if err := r.Stop(); err != nil {
+		log.violation(wrong, r.name, "%v", err)
+	}
+	return r.start(ctx)
 }
 
 func (r *replica) close() error {

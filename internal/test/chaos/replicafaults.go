@@ -54,7 +54,7 @@ func (w *world) replicaFaults(r *replica) []fault {
 		})
 	}
 	lossy := trouble{loseReply: 0.25, loseRequest: 0.1, late: 0.15}
-	return []fault{
+	faults := []fault{
 		suffers("replica killed", 15*time.Second, func(ctx context.Context) error { return w.killAndStart(ctx, r) }),
 		suffers("replica killed, back with its clock off", 15*time.Second, func(ctx context.Context) error {
 			r.clock = w.between(-farOff, farOff)
@@ -65,14 +65,11 @@ func (w *world) replicaFaults(r *replica) []fault {
 			return w.pauseReplica(ctx, r, w.between(time.Second, sessionTTL-time.Second))
 		}),
 		holderPaused("register", r.consul, recorded("creating"), w.recreate),
-		holderPaused("the last write", r.nomad, jobSent, w.recreate),
+		holderPaused("the last write", r.nomad, startSent, w.recreate),
 		holderPaused("a stop", r.consul, recorded("stopping"), w.createAndDelete),
 		suffers("replica told to stop", 20*time.Second, func(ctx context.Context) error {
 			r.awaitBusy(ctx)
-			if err := r.Stop(); err != nil {
-				w.log.violation(wrong, r.name, "%v", err)
-			}
-			return r.start(ctx)
+			return r.restart(ctx, w.log)
 		}),
 		troubled("replica cut off from Consul", r.consul, trouble{cut: true}, 12*time.Second, 22*time.Second),
 		troubled("replica cut off from Nomad", r.nomad, trouble{cut: true}, 5*time.Second, 14*time.Second),
@@ -81,6 +78,22 @@ func (w *world) replicaFaults(r *replica) []fault {
 		troubled("429 from Consul", r.consul, trouble{refuse: 0.7}, 4*time.Second, 7*time.Second),
 		troubled("429 from Nomad", r.nomad, trouble{refuse: 0.7}, 4*time.Second, 7*time.Second),
 	}
+	if w.pools == nil {
+		return faults
+	}
+	return append(faults,
+		suffers("replica killed while it fills the pool", 25*time.Second, func(ctx context.Context) error {
+			return w.killFilling(ctx, r)
+		}),
+		suffers("pool resized on one replica", 20*time.Second, func(ctx context.Context) error {
+			return w.reconfigure(ctx, r, func(p *pooling) {
+				p.size = leastSpares + (p.size-leastSpares+1+w.below(mostSpares-leastSpares))%(mostSpares-leastSpares+1)
+			})
+		}),
+		suffers("job template changed on one replica", 20*time.Second, func(ctx context.Context) error {
+			return w.reconfigure(ctx, r, func(p *pooling) { p.memory++ })
+		}),
+	)
 }
 
 // recovered returns err. If the replica ended by itself, it records a violation
@@ -190,6 +203,12 @@ type moment func(r *http.Request, body []byte) bool
 // jobSent is the moment when Nomad has received a job.
 func jobSent(r *http.Request, _ []byte) bool {
 	return r.Method == http.MethodPut && r.URL.Path == "/v1/jobs"
+}
+
+// startSent is the moment when Nomad has received a job, or has answered a claim what it
+// knows about the spare's node.
+func startSent(r *http.Request, body []byte) bool {
+	return jobSent(r, body) || r.Method == http.MethodGet && strings.HasPrefix(r.URL.Path, "/v1/node/")
 }
 
 // recorded returns the moment when Consul has a session's record in the given

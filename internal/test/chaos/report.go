@@ -19,6 +19,10 @@ const (
 	leak      violation = "leak"      // something is left after everything must have settled
 	loss      violation = "loss"      // a session that callers knew ended without a cause
 	wrong     violation = "wrong"     // a wrong answer
+
+	twice       violation = "spare given twice"  // to two chats
+	spareLeak   violation = "leaked spare"       // it is left after everything must have settled
+	silentSpare violation = "spare without life" // a create got a spare that did not answer
 )
 
 // blameFor is how long after its end a fault counts as a possible cause.
@@ -126,6 +130,9 @@ func (w *world) report(took time.Duration) string {
 	}
 	row("all", &s.total)
 	_ = out.Flush() // it writes to memory
+	if w.pools != nil {
+		b.WriteString(w.poolReport(s.total.broken))
+	}
 	fmt.Fprintf(&b, "\nSeed %d, %s. %s\n", w.plan.seed, took.Round(time.Second), w.load.summary())
 	fmt.Fprintf(&b, "Sandboxes seen in /proc: %d; scans: %d, the longest pause between two %s.\n",
 		w.census.total(), w.census.scans.Load(), time.Duration(w.census.pause.Load()).Round(time.Millisecond))
@@ -136,6 +143,7 @@ func (w *world) report(took time.Duration) string {
 			len(settled), settled[len(settled)/2].Seconds(), settled[len(settled)-1].Seconds(), settleLimit, adoptLimit)
 	}
 	fmt.Fprintf(&b, "Creates served in quiet, by every replica for each chat: %d.\n", w.served.Load())
+	fmt.Fprintln(&b, w.eventsSummary())
 	fmt.Fprintf(&b, "A violation counts for each fault of the last %s before it; the last row counts each once.\n", blameFor)
 	return b.String()
 }
@@ -144,7 +152,8 @@ func (w *world) progress(round int) string {
 	s := w.log.faults
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return fmt.Sprintf("round %d settled in %.1f s: %d faults so far, %d duplicates, %d leaks, %d losses, %d wrong answers",
+	return fmt.Sprintf("round %d settled in %.1f s: %d faults so far, %d duplicates, %d leaks, %d losses, %d wrong answers; %d of %d creates warm, %d spares given twice, %d leaked, %d given that did not answer",
 		round, w.settled[len(w.settled)-1].Seconds(), s.total.times,
-		s.total.broken[duplicate], s.total.broken[leak], s.total.broken[loss], s.total.broken[wrong])
+		s.total.broken[duplicate], s.total.broken[leak], s.total.broken[loss], s.total.broken[wrong],
+		w.load.warm.Load(), w.load.made.Load(), s.total.broken[twice], s.total.broken[spareLeak], s.total.broken[silentSpare])
 }

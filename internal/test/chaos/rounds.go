@@ -53,6 +53,9 @@ func (w *world) cycles(ctx context.Context, end time.Time) error {
 		if w.serve(ctx); ctx.Err() != nil {
 			break
 		}
+		if w.checkEvents(ctx); ctx.Err() != nil {
+			break
+		}
 		fmt.Fprintf(os.Stderr, "chaos: %s\n", w.progress(round))
 	}
 	return ctx.Err()

@@ -45,10 +45,14 @@ func (w *world) settle(ctx context.Context) error {
 	if w.told.misses() {
 		limit = adoptLimit
 	}
-	var left []string
+	var now found
+	var clean time.Duration // how long spares were left
 	for {
-		left = w.leftovers(ctx)
-		if len(left) == 0 || time.Since(began) > limit || ctx.Err() != nil {
+		now = w.survey(ctx)
+		if len(now.leaked) > 0 {
+			clean = time.Since(began)
+		}
+		if len(now.left)+len(now.leaked) == 0 || time.Since(began) > limit || ctx.Err() != nil {
 			break
 		}
 		pause(ctx, 500*time.Millisecond)
@@ -56,13 +60,43 @@ func (w *world) settle(ctx context.Context) error {
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
-	w.settled = append(w.settled, time.Since(began))
-	for _, l := range left {
+	w.settled, w.cleaned = append(w.settled, time.Since(began)), append(w.cleaned, clean)
+	for _, l := range now.left {
 		w.log.violation(leak, mentioned(l), "left after %s of quiet: %s", limit, l)
 	}
+	for _, l := range now.leaked {
+		w.log.violation(spareLeak, mentioned(l), "left after %s of quiet: %s", limit, l)
+	}
+	w.awaitPool(ctx, began)
 	w.told.judge()
 	w.log.note("SETTLED after %s", time.Since(began).Round(time.Millisecond))
 	return nil
+}
+
+// fillLimit is the time within which the pool must be full again. After failed starts the
+// leader pauses for up to a minute.
+const fillLimit = 3 * time.Minute
+
+// awaitPool waits until the pool is full.
+func (w *world) awaitPool(ctx context.Context, began time.Time) {
+	if w.pools == nil {
+		return
+	}
+	for {
+		lacking := w.survey(ctx).lacking
+		took := time.Since(began)
+		switch {
+		case ctx.Err() != nil:
+			return
+		case lacking == "":
+			w.filled = append(w.filled, took)
+			return
+		case took > fillLimit:
+			w.log.violation(wrong, poolName, "after %s of quiet: %s", fillLimit, lacking)
+			return
+		}
+		pause(ctx, 500*time.Millisecond)
+	}
 }
 
 // serveLimit is how long a create may take while nothing is broken, on a
@@ -143,6 +177,14 @@ func (w *world) back(ctx context.Context) error {
 			return err
 		}
 	}
+	for _, r := range w.replicas { // an operator finishes what was begun on one replica
+		if r.pools != nil && r.pooling != r.pools.current() {
+			w.log.note("%s is configured with %+v, and the others with %+v", r.name, r.pooling, r.pools.current())
+			if err := r.restart(ctx, w.log); err != nil {
+				return err
+			}
+		}
+	}
 	return w.noteLostNodes(ctx)
 }
 
@@ -153,23 +195,32 @@ type record struct {
 	State     string    `json:"state"`
 	Reason    string    `json:"reason"`
 	ExpiresAt time.Time `json:"expires_at"`
+	Warm      bool      `json:"warm"`
 }
 
-// leftovers lists what has not settled.
-func (w *world) leftovers(ctx context.Context) []string {
-	_, left := w.survey(ctx)
-	return left
+// decode returns the record of a session or a spare.
+func decode(pair *consulapi.KVPair) (r record, err error) {
+	err = json.Unmarshal(pair.Value, &r)
+	return r, err
 }
 
-// survey returns the records by session, and what has not settled.
-func (w *world) survey(ctx context.Context) (map[uuid.UUID]record, []string) {
+// found is what the store has, compared with what runs.
+type found struct {
+	records map[uuid.UUID]record // by session
+	left    []string             // what has not settled
+	leaked  []string             // spares that must not be there
+	lacking string               // what the pool lacks to be full, or ""
+}
+
+// survey reads the store and compares it with what runs.
+func (w *world) survey(ctx context.Context) found {
 	opts := (&consulapi.QueryOptions{RequireConsistent: true}).WithContext(ctx)
 	pairs, _, err := w.kv.KV().List(prefix, opts)
 	if err != nil {
-		return nil, []string{"Consul cannot be read: " + err.Error()}
+		return found{left: []string{"Consul cannot be read: " + err.Error()}, lacking: "Consul cannot be read"}
 	}
 	var left []string
-	records := make(map[uuid.UUID]record) // by session
+	records, spares := make(map[uuid.UUID]record), make(map[uuid.UUID]record)
 	chats := make(map[string]bool)
 	var entries []string
 	own := struct{ Instance string }{}
@@ -179,12 +230,19 @@ func (w *world) survey(ctx context.Context) (map[uuid.UUID]record, []string) {
 		chat := key[strings.LastIndexByte(key, '/')+1:]
 		switch folder {
 		case "sessions":
-			var r record
-			if err := json.Unmarshal(pair.Value, &r); err != nil {
+			r, err := decode(pair)
+			if err != nil {
 				left = append(left, fmt.Sprintf("record of chat %s cannot be read: %v", chat, err))
 				continue
 			}
 			records[r.SessionID], chats[chat] = r, true
+		case "spares":
+			r, err := decode(pair)
+			if err != nil {
+				left = append(left, fmt.Sprintf("record of spare %s cannot be read: %v", chat, err))
+				continue
+			}
+			spares[r.SessionID] = r
 		case "locks":
 			if chat != uuid.Nil.String() { // the leader's
 				left = append(left, fmt.Sprintf("lock of chat %s, held by session %q", chat, pair.Session))
@@ -195,7 +253,7 @@ func (w *world) survey(ctx context.Context) (map[uuid.UUID]record, []string) {
 			if err := json.Unmarshal(pair.Value, &own); err != nil {
 				left = append(left, fmt.Sprintf("the identity cannot be read: %v", err))
 			}
-		case "agents", "expiry":
+		case "agents", "expiry", "warm":
 			entries = append(entries, key)
 		}
 	}
@@ -220,7 +278,7 @@ func (w *world) survey(ctx context.Context) (map[uuid.UUID]record, []string) {
 		}
 	}
 	for id, s := range running {
-		if slices.Contains(w.theirs, s.chat) {
+		if slices.Contains(w.theirs, s.chat) || s.spare() {
 			continue
 		}
 		if pids := w.told.secondRun(s); len(pids) > 0 {
@@ -230,28 +288,44 @@ func (w *world) survey(ctx context.Context) (map[uuid.UUID]record, []string) {
 			left = append(left, fmt.Sprintf("process without a record: chat %s session %s on %s, pids %v", s.chat, id, s.node, s.pids))
 		}
 	}
-	w.log.note("%d records, %d processes, %d keys", len(records), len(running), len(pairs))
-	left = append(left, w.liveJobs(ctx, own.Instance, records)...)
-	slices.Sort(left)
-	return records, left
+	w.log.note("%d records, %d spares, %d processes, %d keys", len(records), len(spares), len(running), len(pairs))
+	all := found{records: records}
+	all.leaked, all.lacking = w.poolProblems(spares, running)
+	jobs, spareJobs := w.liveJobs(ctx, own.Instance, records, spares)
+	all.left, all.leaked = slices.Concat(left, jobs), append(all.leaked, spareJobs...)
+	slices.Sort(all.left)
+	slices.Sort(all.leaked)
+	return all
 }
 
-// liveJobs lists the jobs without a record that run or are about to run.
-func (w *world) liveJobs(ctx context.Context, own string, records map[uuid.UUID]record) []string {
-	list, _, err := w.jobs.Jobs().ListOptions(&nomadapi.JobListOptions{Fields: &nomadapi.JobListFields{Meta: true}},
-		(&nomadapi.QueryOptions{}).WithContext(ctx))
+// liveJobs lists the jobs without a record that run or are about to run. leaked are those
+// that were started as spares.
+func (w *world) liveJobs(ctx context.Context, own string, records, spares map[uuid.UUID]record) (left, leaked []string) {
+	list, err := w.jobsWithMeta(ctx)
 	if err != nil {
-		return []string{"Nomad cannot be read: " + err.Error()}
+		return []string{"Nomad cannot be read: " + err.Error()}, nil
 	}
-	var left []string
 	for _, job := range list {
 		if job.Meta["bivouac_instance"] != own || job.Stop || job.Status == "dead" {
 			continue
 		}
 		id, err := uuid.Parse(job.Meta["session_id"])
-		if _, ok := records[id]; err != nil || !ok {
+		_, isSession := records[id]
+		_, isSpare := spares[id]
+		_, lacks := w.census.unrecorded.Load(id)
+		switch pool := job.Meta["bivouac_pool"]; {
+		case err == nil && (isSession || isSpare):
+		case pool != "" && !lacks:
+			leaked = append(leaked, fmt.Sprintf("job of a spare without a record: %s is %s, session %s", job.ID, job.Status, id))
+		default:
 			left = append(left, fmt.Sprintf("job without a record: %s is %s, chat %s", job.ID, job.Status, job.Meta["chat_id"]))
 		}
 	}
-	return left
+	return left, leaked
+}
+
+func (w *world) jobsWithMeta(ctx context.Context) ([]*nomadapi.JobListStub, error) {
+	list, _, err := w.jobs.Jobs().ListOptions(&nomadapi.JobListOptions{Fields: &nomadapi.JobListFields{Meta: true}},
+		(&nomadapi.QueryOptions{}).WithContext(ctx))
+	return list, err
 }

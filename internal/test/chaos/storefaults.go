@@ -3,7 +3,6 @@ package main
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"slices"
 	"strings"
 	"time"
@@ -14,10 +13,16 @@ import (
 
 // storeFaults returns wrong writes to Consul that an operator may make by hand.
 func (w *world) storeFaults() []fault {
-	return []fault{
+	faults := []fault{
 		{"clock key set a day ahead", 10 * time.Second, nil, w.setClock},
-		{"record deleted", 5 * time.Second, nil, w.deleteRecord},
+		{"record deleted", 5 * time.Second, nil, func(ctx context.Context) error { return w.deleteRecord(ctx, false) }},
 	}
+	if w.pools != nil {
+		faults = append(faults, fault{"record deleted, of a warm session", 5 * time.Second, nil, func(ctx context.Context) error {
+			return w.deleteRecord(ctx, true)
+		}})
+	}
+	return faults
 }
 
 // setClock sets the clock key a day ahead. No session may end because of that.
@@ -44,8 +49,9 @@ func (w *world) setClock(ctx context.Context) error {
 }
 
 // deleteRecord deletes the record of a session whose sandbox runs. The sandbox
-// must be adopted, and the chat must not get a second one.
-func (w *world) deleteRecord(ctx context.Context) error {
+// must be adopted, and the chat must not get a second one. A sandbox that was a
+// spare must end instead, because nothing but its record names its chat.
+func (w *world) deleteRecord(ctx context.Context, warm bool) error {
 	var pairs consulapi.KVPairs
 	if err := patiently(ctx, func(ctx context.Context) (err error) {
 		pairs, _, err = w.kv.KV().List(prefix+"v1/sessions/", (&consulapi.QueryOptions{RequireConsistent: true}).WithContext(ctx))
@@ -55,8 +61,8 @@ func (w *world) deleteRecord(ctx context.Context) error {
 	}
 	running := w.census.running()
 	pairs = slices.DeleteFunc(pairs, func(pair *consulapi.KVPair) bool {
-		var r record
-		return json.Unmarshal(pair.Value, &r) != nil || r.State != "running" || running[r.SessionID] == nil
+		r, err := decode(pair)
+		return err != nil || r.State != "running" || r.Warm != warm || running[r.SessionID] == nil
 	})
 	if len(pairs) == 0 {
 		return errMissed
@@ -67,7 +73,15 @@ func (w *world) deleteRecord(ctx context.Context) error {
 		return err
 	}
 	w.told.loses(chat)
-	w.log.note("delete the record of chat %s", chat)
+	r, err := decode(pair)
+	if err != nil {
+		return err
+	}
+	if warm {
+		w.told.doom(r.SessionID)
+		w.census.unrecorded.Store(r.SessionID, true)
+	}
+	w.log.note("delete the record of chat %s session %s, warm %t", chat, r.SessionID, warm)
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	done, _, err := w.kv.KV().DeleteCAS(pair, (&consulapi.WriteOptions{}).WithContext(ctx))

@@ -80,7 +80,8 @@ func (w *world) lookOn(t *testing.T) (last func() *look) {
 	looking.Go(func() {
 		for ctx.Err() == nil {
 			next := &look{began: time.Now()}
-			next.records, next.left = w.survey(ctx)
+			seen := w.survey(ctx)
+			next.records, next.left = seen.records, seen.left
 			now.Store(next)
 			pause(ctx, 200*time.Millisecond)
 		}
@@ -258,7 +259,7 @@ func (w *world) die(ctx context.Context, v *victim) error {
 // answer.
 func (w *world) ask(ctx context.Context, v *victim) (uuid.UUID, error) {
 	switch v.operation {
-	case "create", "replace":
+	case "create", "replace", claiming, claimingBad:
 		res, err := v.api.Create(ctx, v.chat, w.load.input("agent-1", time.Hour))
 		return res.Session.SessionID, err
 	case "delete", "delete nothing", settling.name:

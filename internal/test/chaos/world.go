@@ -53,14 +53,22 @@ type world struct {
 	replicas []*replica
 	chats    []uuid.UUID
 
+	pools       *pools // nil: there are none
+	nodeHelpers *stack.Helpers
+
 	neighbour *replica
 	theirs    []uuid.UUID // the neighbour's chats
 
-	told    *ledger
-	census  *census
-	load    *load
-	settled []time.Duration
-	served  atomic.Int64 // creates while nothing was broken
+	told     *ledger
+	census   *census
+	load     *load
+	readers  []*reader // of the replicas' events
+	settled  []time.Duration
+	cleaned  []time.Duration // until no spare was left over
+	filled   []time.Duration // until the pool was full again
+	served   atomic.Int64    // creates while nothing was broken
+	checked  int             // events that were compared last
+	reported map[string]bool // what was wrong with events, and was told
 
 	random   *rand.Rand
 	randomMu sync.Mutex
@@ -72,9 +80,10 @@ type world struct {
 func newWorld(ctx context.Context, dir string, log *timeline, p plan) (*world, error) {
 	w := &world{
 		plan: p, dir: dir, log: log, told: newLedger(log),
-		random:  rand.New(rand.NewPCG(p.seed, 0)),
-		out:     make(chan struct{}, replicas-1),
-		stopped: func() {},
+		random:   rand.New(rand.NewPCG(p.seed, 0)),
+		out:      make(chan struct{}, replicas-1),
+		stopped:  func() {},
+		reported: make(map[string]bool),
 	}
 	for range p.chats {
 		w.chats = append(w.chats, uuid.New())
@@ -124,24 +133,35 @@ func (w *world) start(ctx context.Context) error {
 	if w.jobs, err = w.nomad.Client(); err != nil {
 		return err
 	}
-	for i := range replicas {
-		// Each prefers another server, as Consul agents are spread over the
-		// servers.
-		near := append(append([]string(nil), servers[i:]...), servers[:i]...)
-		r, err := w.newReplica(fmt.Sprintf("replica-%d", i), binary, near, flags("5s"))
-		if err != nil {
-			return err
-		}
-		w.replicas = append(w.replicas, r)
-		if err := r.start(ctx); err != nil {
-			return err
-		}
+	if err := w.startHelpers(ctx, binary); err != nil {
+		return err
 	}
+	// The neighbour comes first: while sandboxes of another Bivouac run under its name, it
+	// asks whose they are before it begins.
 	if w.neighbour, err = w.newReplica("neighbour", binary, servers, append(flags("5s"), "-kv-prefix="+neighbourPrefix)); err != nil {
 		return err
 	}
 	if err := w.neighbour.start(ctx); err != nil {
 		return err
+	}
+	for i := range replicas {
+		// Each prefers another server, as Consul agents are spread over the
+		// servers.
+		near := append(append([]string(nil), servers[i:]...), servers[:i]...)
+		name, flags := fmt.Sprintf("replica-%d", i), flags("5s")
+		file := filepath.Join(w.dir, name+"-pool.hcl")
+		if w.pools != nil {
+			flags = append(flags, "-config="+file)
+		}
+		r, err := w.newReplica(name, binary, near, flags)
+		if err != nil {
+			return err
+		}
+		r.pools, r.file = w.pools, file
+		w.replicas = append(w.replicas, r)
+		if err := r.start(ctx); err != nil {
+			return err
+		}
 	}
 	direct, err := newProxy(servers, w.draw())
 	if err != nil {
@@ -150,6 +170,20 @@ func (w *world) start(ctx context.Context) error {
 	context.AfterFunc(ctx, direct.stop)
 	w.kv, err = consulapi.NewClient(&consulapi.Config{Address: direct.Addr()})
 	return err
+}
+
+// startHelpers runs a node helper on each client, and decides that there is a pool.
+func (w *world) startHelpers(ctx context.Context, binary string) (err error) {
+	if os.Getuid() != 0 {
+		fmt.Fprintln(os.Stderr, "chaos: there are no pools, because a node helper needs root")
+		return nil
+	}
+	if w.nodeHelpers, err = stack.StartHelpers(ctx, w.nomad, binary, w.dir); err != nil {
+		return err
+	}
+	w.pools = newPools(w.nodeHelpers.Config)
+	w.census.nomad = filepath.Dir(w.nomad.VolumeDir)
+	return nil
 }
 
 // newReplica creates a replica that reaches the servers through its own
@@ -185,6 +219,9 @@ func (w *world) stop(keep bool) error {
 	}
 	if w.nomad != nil {
 		errs = append(errs, w.nomad.Stop())
+	}
+	if w.nodeHelpers != nil {
+		errs = append(errs, w.nodeHelpers.Stop())
 	}
 	if w.consul != nil {
 		errs = append(errs, w.consul.Stop())
@@ -236,11 +273,16 @@ func copyFile(from, to string) error {
 	return errors.Join(err, out.Close(), in.Close())
 }
 
-// watch starts to count sandboxes and to follow the agreed time.
+// watch starts to count sandboxes, and to follow the agreed time and the events.
 func (w *world) watch(ctx context.Context) {
 	ctx, w.stopped = context.WithCancel(context.WithoutCancel(ctx))
 	w.counting.Go(func() { w.census.run(ctx) })
 	w.counting.Go(func() { w.told.clock.follow(ctx, w.kv.KV()) })
+	for _, r := range w.replicas {
+		reader := &reader{replica: r}
+		w.readers = append(w.readers, reader)
+		w.counting.Go(func() { reader.run(ctx) })
+	}
 }
 
 // halt stops the counting.

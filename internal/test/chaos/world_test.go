@@ -32,12 +32,12 @@ func testWorldOn(t *testing.T, nomad *stack.Nomad) *world {
 }
 
 // replica creates a replica but does not start it.
-func (w *world) replica(t *testing.T, name, cleanup string) *replica {
+func (w *world) replica(t *testing.T, name, cleanup string, more ...string) *replica {
 	consul, err := newProxy([]string{strings.TrimPrefix(w.consulAddr(t), "http://")}, 0)
 	must.NoError(t, err)
 	nomad, err := newProxy([]string{strings.TrimPrefix(w.jobs.Address(), "http://")}, 0)
 	must.NoError(t, err)
-	r, err := newReplica(w.dir, name, w.plan.binary, consul, nomad, flags(cleanup))
+	r, err := newReplica(w.dir, name, w.plan.binary, consul, nomad, append(flags(cleanup), more...))
 	must.NoError(t, err)
 	t.Cleanup(func() { must.NoError(t, r.close()) })
 	return r

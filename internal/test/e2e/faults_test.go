@@ -82,6 +82,19 @@ func TestSandboxThatDiedIsReplaced(t *testing.T) {
 		})
 		must.StrContains(t, r.get(chat).Reason, "137")
 
+		// What happened is told in Nomad's words.
+		told := call[wire.WhyAnswer](r, http.MethodGet, sessionPath(chat)+"/why", nil, http.StatusOK).Sessions[0]
+		must.Eq(t, "dead", told.State)
+		must.StrContains(t, told.Outcome, `task "sandbox" ended: exit code 137`)
+		var texts []string
+		for _, one := range told.Events {
+			texts = append(texts, one.Source+": "+one.Text)
+		}
+		text := strings.Join(texts, "\n")
+		must.StrContains(t, text, "bivouac: created by anonymous")
+		must.StrContains(t, text, "nomad: placed on node ")
+		must.StrContains(t, text, `nomad: task "sandbox": terminated: exit code 137`)
+
 		// Then it cannot be renewed, and a create replaces it.
 		refused := call[wire.ErrorAnswer](r, http.MethodPost, sessionPath(chat)+"/renew", wire.RenewRequest{}, http.StatusConflict)
 		must.Eq(t, wire.CodeNotRunning, refused.Error.Code)
@@ -122,7 +135,7 @@ func TestCreateThatCannotSucceedLeavesNothing(t *testing.T) {
 		{"no room", "raw_exec", []string{"-job-var=memory=" + huge}, http.StatusServiceUnavailable, wire.CodeNotPlaced, "memory"},
 		{"command missing", "raw_exec", []string{"-job-var=command=/does/not/exist"}, http.StatusServiceUnavailable, wire.CodeNotReady, "/does/not/exist"},
 		{"exits at once", "raw_exec", []string{"-job-var=command=/bin/false"}, http.StatusServiceUnavailable, wire.CodeNotReady, "exit"},
-		{"never answers", "raw_exec", []string{"-job-var=command=/bin/sleep", `-job-var=args=["300"]`, "-job-var=ready_timeout=2s"}, http.StatusGatewayTimeout, wire.CodeNotReady, "did not answer"},
+		{"never answers", "raw_exec", []string{"-job-var=command=/bin/sleep", `-job-var=args=["300"]`, "-job-var=ready_timeout=2s"}, http.StatusGatewayTimeout, wire.CodeNotReady, "the last readiness check: "},
 		{"job rejected", "raw_exec", []string{"-job-var=cpu=0"}, http.StatusBadRequest, wire.CodeRuntimeInvalid, "minimum CPU"},
 		{"image missing", "docker", []string{"-job-var=image=bivouac-no-such-image:dev"}, http.StatusServiceUnavailable, wire.CodeNotReady, "image"},
 	} {

@@ -72,6 +72,20 @@ func (r *replica) awaitHealthy() string {
 	return instance
 }
 
+// isListed waits until other replicas see this one.
+func (r *replica) isListed() {
+	r.t.Helper()
+	eventually(r.t, "the replica in the list of replicas", func() error {
+		self := call[wire.SelfAnswer](r, http.MethodGet, "/v1/agent/self", nil, http.StatusOK)
+		for _, other := range self.Replicas {
+			if slices.Contains(other.Addresses, r.Addr) && other.Version == self.Version {
+				return nil
+			}
+		}
+		return fmt.Errorf("there are %v", self.Replicas)
+	})
+}
+
 func TestReplicaThatIsToldOfAnotherBivouacRefusesToStart(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, "raw_exec")
@@ -148,6 +162,7 @@ func TestConsulThatLosesItsDataUnderReplicas(t *testing.T) {
 	replicas := []*replica{w.start(), w.start()}
 	instance := replicas[0].awaitHealthy()
 	must.Eq(t, instance, replicas[1].awaitHealthy())
+	replicas[0].isListed()
 	var sessions []wire.Session
 	for i := range 4 {
 		sessions = append(sessions, replicas[i%2].create(uuid.NewString(), w.body(), http.StatusCreated).Session)
@@ -174,6 +189,7 @@ func TestConsulThatLosesItsDataUnderReplicas(t *testing.T) {
 	must.Eq(t, instance, adopted.Instance)
 	for _, r := range append(replicas, third) {
 		must.Eq(t, instance, r.awaitHealthy())
+		r.isListed()
 	}
 	for _, s := range sessions {
 		must.Len(t, 1, processes(t, s))

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -22,15 +23,16 @@ import (
 
 // These tests lose, set back or edit records, with the real servers.
 
-// data returns all keys of this Bivouac, except the locks and the clock, which
-// change by themselves.
+// data returns all keys of this Bivouac, except the locks, the replicas and the clock,
+// which change by themselves, and the changes, which only a snapshot can set back.
 func (w *world) data() map[string]*consul.KVPair {
 	w.t.Helper()
 	pairs, _, err := w.consul.KV().List(w.prefix, nil)
 	must.NoError(w.t, err)
 	data := make(map[string]*consul.KVPair)
 	for _, pair := range pairs {
-		if !strings.Contains(pair.Key, "/locks/") && !strings.HasSuffix(pair.Key, "/clock") {
+		folder, _, _ := strings.Cut(strings.TrimPrefix(pair.Key, w.prefix+"v1/"), "/")
+		if !slices.Contains([]string{"locks", "replicas", "events", "clock"}, folder) {
 			data[pair.Key] = pair
 		}
 	}

@@ -54,7 +54,7 @@ func newSecured(t *testing.T) *secured {
 	must.NoError(t, err)
 	t.Cleanup(func() { must.NoError(t, c.Stop()) })
 	s.nomads, s.consuls = n, c
-	s.world = newWorldOn(t, n, c, "bivouac/", "raw_exec")
+	s.world = newWorldOn(t, n, c, "bivouac/", "raw_exec", "-job-var=logs=true")
 	_, err = s.nomad.Namespaces().Register(&nomad.Namespace{Name: "sandboxes"}, nil)
 	must.NoError(t, err)
 	s.nomad.SetNamespace("sandboxes")
@@ -172,6 +172,19 @@ func testLife(t *testing.T, s *secured) {
 	expiry, err := json.Marshal(renewed.Session.ExpiresAt)
 	must.NoError(t, err)
 	must.StrContains(t, <-woken, string(expiry))
+
+	// What it prints is read.
+	must.NoError(t, tell(t, created.Session, "/print", "one\n"))
+	eventually(t, "the log is read", func() error {
+		if text := two.readLog(chat, ""); text != "one\n" {
+			return fmt.Errorf("it is %q", text)
+		}
+		return nil
+	})
+
+	// A command runs in it.
+	ran := call[wire.ExecAnswer](two, http.MethodPost, sessionPath(chat)+"/exec", wire.ExecRequest{Command: []string{"sh", "-c", "echo hello; exit 3"}}, http.StatusOK)
+	must.Eq(t, wire.ExecAnswer{ExitCode: new(3), Stdout: "hello\n", Truncated: []string{}}, ran)
 
 	// A sandbox that dies is noticed, and replaced.
 	for _, pid := range processes(t, created.Session) {

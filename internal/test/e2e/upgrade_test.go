@@ -107,7 +107,7 @@ func TestReplicaFromBeforeRecordsCouldGrow(t *testing.T) {
 	sessions[third] = created.SessionID
 	refused(third)
 	call[wire.SessionAnswer](newer, http.MethodPost, sessionPath(first)+"/renew", wire.RenewRequest{TTL: "1h"}, http.StatusOK)
-	must.Eq(t, "2", w.recordVersion(first))
+	must.Eq(t, "3", w.recordVersion(first))
 	refused(first)
 	call[wire.SessionAnswer](older, http.MethodPost, sessionPath(second)+"/renew", wire.RenewRequest{TTL: "1h"}, http.StatusOK)
 	must.Eq(t, "1", w.recordVersion(second))

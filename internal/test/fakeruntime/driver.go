@@ -35,6 +35,8 @@ const (
 	OpList    Op = "list"
 	OpFind    Op = "find"    // FindChat
 	OpAnswers Op = "answers" // Answers
+	OpLogs    Op = "logs"
+	OpClaim   Op = "claim"
 )
 
 // Moment is the point in a call at which an [Interceptor] is called.
@@ -65,19 +67,26 @@ type Driver struct {
 	name string
 
 	mu        sync.Mutex
+	variant   string
 	intercept Interceptor
 	sandboxes map[string]*sandbox
 	ended     map[string]bool // session IDs that Stop or Delete was called for
 	created   int             // sandboxes ever started; also the source of their names
 	most      map[string]int  // by chat: the most that ever ran at the same time
 	watchers  map[chan runtime.Sandbox]struct{}
+	news      chan struct{} // closed at the next change, for followers of logs
+	exec      ExecFunc
+	execs     map[string]map[*context.CancelFunc]struct{} // running commands by session ID
 }
 
 type sandbox struct {
 	runtime.Sandbox
-	spec runtime.Spec
-	runs bool // the truth, which may differ from State while it is lost
-	hid  bool // the driver no longer knows it
+	spec  runtime.Spec
+	claim *runtime.Spec // of a claimed spare
+	runs  bool          // the truth, which may differ from State while it is lost
+	hid   bool          // the driver no longer knows it
+
+	printed map[runtime.LogStream][]byte
 }
 
 var (
@@ -85,16 +94,22 @@ var (
 	_ runtime.Watcher    = (*Driver)(nil)
 	_ runtime.ChatFinder = (*Driver)(nil)
 	_ runtime.Prober     = (*Driver)(nil)
+	_ runtime.LogReader  = (*Driver)(nil)
+	_ runtime.Execer     = (*Driver)(nil)
+	_ runtime.Claimer    = (*Driver)(nil)
 )
 
 // New returns a driver with no sandboxes.
 func New(name string) *Driver {
 	return &Driver{
 		name:      name,
+		variant:   "1",
 		sandboxes: make(map[string]*sandbox),
 		ended:     make(map[string]bool),
 		most:      make(map[string]int),
 		watchers:  make(map[chan runtime.Sandbox]struct{}),
+		news:      make(chan struct{}),
+		execs:     make(map[string]map[*context.CancelFunc]struct{}),
 	}
 }
 
@@ -121,7 +136,9 @@ func (d *Driver) tell(ctx context.Context, call Call) error {
 
 // Info implements [runtime.Driver].
 func (d *Driver) Info(context.Context) (runtime.Info, error) {
-	return runtime.Info{Name: d.name, Version: "0"}, nil
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return runtime.Info{Name: d.name, Version: "0", Variant: d.variant}, nil
 }
 
 // Create implements [runtime.Driver]. It goes through all stages. If it is made
@@ -163,28 +180,37 @@ func (d *Driver) start(spec runtime.Spec) (runtime.Sandbox, error) {
 	s := &sandbox{
 		Sandbox: runtime.Sandbox{
 			SessionID:   spec.SessionID,
-			ChatID:      spec.ChatID,
 			ContainerID: "container-" + strconv.Itoa(d.created),
 			Endpoint: runtime.Endpoint{
 				IP:   netip.AddrFrom4([4]byte{127, 0, 0, 1}),
 				Port: uint16(20000 + d.created%40000),
 			},
-			State: runtime.StateRunning,
-
-			AgentID:        spec.AgentID,
-			VolumeHostPath: spec.VolumeHostPath,
-			CreatedAt:      spec.CreatedAt,
-			ExpiresAt:      spec.ExpiresAt,
-			RegisteredAt:   spec.CreatedAt,
-			Owner:          spec.Owner,
-			Labels:         spec.Labels,
+			State:        runtime.StateRunning,
+			RegisteredAt: spec.CreatedAt,
+			Pool:         spec.Pool,
 		},
 		spec: spec,
 		runs: true,
 	}
+	s.serve(spec)
 	d.sandboxes[spec.SessionID] = s
-	d.most[spec.ChatID] = max(d.most[spec.ChatID], len(d.runningOf(spec.ChatID)))
+	d.count(spec.ChatID)
 	return s.Sandbox, nil
+}
+
+// serve makes s describe itself as the sandbox of spec.
+func (s *sandbox) serve(spec runtime.Spec) {
+	s.ChatID, s.AgentID, s.VolumeHostPath = spec.ChatID, spec.AgentID, spec.VolumeHostPath
+	s.CreatedAt, s.ExpiresAt = spec.CreatedAt, spec.ExpiresAt
+	s.Owner, s.Labels = spec.Owner, spec.Labels
+}
+
+// count counts the sandboxes of a chat that got one more; a spare has no chat. The caller
+// holds the mutex.
+func (d *Driver) count(chatID string) {
+	if chatID != "" {
+		d.most[chatID] = max(d.most[chatID], len(d.runningOf(chatID)))
+	}
 }
 
 // Stop implements [runtime.Driver].
@@ -323,6 +349,12 @@ func (d *Driver) Watch(ctx context.Context, changed func(runtime.Sandbox)) error
 
 // report sends a change to the watchers. The caller holds the mutex.
 func (d *Driver) report(s runtime.Sandbox) {
+	d.wake()
+	if s.State == runtime.StateDead {
+		for cancel := range d.execs[s.SessionID] {
+			(*cancel)()
+		}
+	}
 	for changes := range d.watchers {
 		select {
 		case changes <- s:

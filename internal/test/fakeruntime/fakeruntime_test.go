@@ -3,6 +3,7 @@ package fakeruntime_test
 import (
 	"context"
 	"errors"
+	"strings"
 	"testing"
 	"testing/synctest"
 
@@ -141,4 +142,90 @@ func TestDriver_watchersAreToldOfChanges(t *testing.T) {
 		must.ErrorIs(t, <-ended, context.Canceled)
 		must.Eq(t, []string{"lost node down", "running ", "dead stopped", "dead deleted"}, seen)
 	})
+}
+
+// newSpare returns the spec of a spare, and that of a chat that claims it.
+func newSpare() (spare, claim runtime.Spec) {
+	claim = newSpec()
+	return runtime.Spec{SessionID: claim.SessionID, Pool: "pool"}, claim
+}
+
+func TestDriver_givesASpareToOneChat(t *testing.T) {
+	d, ctx := fakeruntime.New("fake"), t.Context()
+	spare, claim := newSpare()
+	made, err := d.Create(ctx, spare, ignore)
+	must.NoError(t, err)
+	must.Eq(t, "pool", made.Pool)
+	must.Eq(t, "", made.ChatID)
+	d.Plant(runtime.Spec{SessionID: uuid.NewString(), Pool: "pool"})
+	must.Eq(t, 0, d.MostPerChat(), must.Sprint("spares are of no chat"))
+
+	want := made
+	want.ChatID, want.AgentID, want.VolumeHostPath = claim.ChatID, claim.AgentID, claim.VolumeHostPath
+	for range 2 {
+		claimed, err := d.Claim(ctx, claim)
+		must.NoError(t, err)
+		must.Eq(t, want, claimed)
+	}
+	seen, err := d.Inspect(ctx, claim.SessionID)
+	must.NoError(t, err)
+	must.Eq(t, want, seen)
+	found, err := d.FindChat(ctx, claim.ChatID, "")
+	must.NoError(t, err)
+	must.Eq(t, []runtime.Sandbox{want}, found)
+	must.Eq(t, 1, d.MostPerChat())
+
+	other := newSpec()
+	other.SessionID = claim.SessionID
+	_, err = d.Claim(ctx, other)
+	must.ErrorIs(t, err, runtime.ErrConflict)
+	must.Eq(t, 2, d.Created())
+}
+
+func TestDriver_refusesClaims(t *testing.T) {
+	for name, test := range map[string]struct {
+		spoil func(*fakeruntime.Driver, *runtime.Spec)
+		want  error
+	}{
+		"of nothing": {func(d *fakeruntime.Driver, claim *runtime.Spec) { claim.SessionID = uuid.NewString() }, runtime.ErrNotFound},
+		"of a chat's sandbox": {func(d *fakeruntime.Driver, claim *runtime.Spec) {
+			claim.SessionID = d.Plant(newSpec()).SessionID
+		}, runtime.ErrConflict},
+		"of a stopped spare": {func(d *fakeruntime.Driver, claim *runtime.Spec) {
+			must.NoError(t, d.Stop(t.Context(), claim.SessionID))
+		}, runtime.ErrConflict},
+		"of a dead spare": {func(d *fakeruntime.Driver, claim *runtime.Spec) { d.Kill(claim.SessionID, "") }, runtime.ErrNotReady},
+		"of a lost spare": {func(d *fakeruntime.Driver, claim *runtime.Spec) { d.Lose(claim.SessionID, "") }, runtime.ErrNotReady},
+		"with another access token": {func(_ *fakeruntime.Driver, claim *runtime.Spec) {
+			claim.AccessToken = runtime.Secret(strings.Repeat("a", 64))
+		}, runtime.ErrConflict},
+		"for a pool":  {func(_ *fakeruntime.Driver, claim *runtime.Spec) { *claim, _ = newSpare() }, runtime.ErrInvalid},
+		"for no chat": {func(_ *fakeruntime.Driver, claim *runtime.Spec) { claim.ChatID = "" }, runtime.ErrInvalid},
+		"when the test injects that": {func(d *fakeruntime.Driver, _ *runtime.Spec) {
+			d.Intercept(fakeruntime.Fail(fakeruntime.OpClaim, fakeruntime.Before, runtime.ErrConflict))
+		}, runtime.ErrConflict},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := fakeruntime.New("fake")
+			spare, claim := newSpare()
+			d.Plant(spare)
+			chat := claim.ChatID
+			test.spoil(d, &claim)
+			_, err := d.Claim(t.Context(), claim)
+			must.ErrorIs(t, err, test.want)
+			found, err := d.FindChat(t.Context(), chat, "")
+			must.NoError(t, err)
+			must.SliceEmpty(t, found)
+		})
+	}
+}
+
+func TestDriver_claimsAlthoughTheAnswerGetsLost(t *testing.T) {
+	d := fakeruntime.New("fake")
+	spare, claim := newSpare()
+	d.Plant(spare)
+	d.Intercept(fakeruntime.Fail(fakeruntime.OpClaim, fakeruntime.After, context.DeadlineExceeded))
+	_, err := d.Claim(t.Context(), claim)
+	must.ErrorIs(t, err, context.DeadlineExceeded)
+	must.Eq(t, claim.ChatID, d.Running()[0].ChatID)
 }

@@ -92,8 +92,9 @@ func (d *Driver) Plant(spec runtime.Spec) runtime.Sandbox {
 func (d *Driver) Forget(sessionID string) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.must(sessionID)
+	d.must(sessionID).State = runtime.StateDead
 	delete(d.sandboxes, sessionID)
+	d.wake()
 }
 
 // Hide makes the driver forget a sandbox that still runs, as a purge does that

@@ -7,7 +7,7 @@ package main
 func mutants() []mutant {
 	return []mutant{
 		{without: "fence", line: words("KVCheckIndex", "KVGetOrEmpty", "KVCAS", "KVSet", "KVDeleteCAS", "KVDelete")},
-		{without: "intent", line: instead(`err = nil`)},
+		{without: "intent", line: instead(`return nil`)},
 		// In the simulation, a registration hardly ever arrives after its
 		// session was stopped.
 		{without: "tombstone", line: instead(`return s, nil`), noticedBy: test{"./runtime/nomad", "TestStop_makes_a_late_registration_fail"}},
@@ -48,8 +48,27 @@ func mutants() []mutant {
 		{without: "standing still without an identity", line: never},
 		{without: "instance of each job", line: never},
 		{without: "doubt about what is not seen to start", line: never, noticedBy: test{"./scheduler", "TestGet_tellsWhatTheRuntimeSees"}},
+		{without: "change of an end", line: words(", s.change(ctx, what, session, session.Reason)", "")},
+		{without: "changes in the transaction of their record", line: instead(``)},
+		{without: "one step for a record and its changes", line: instead(`w.note = note{}; if err = l.write(ctx, w); err == nil { for _, c := range changes { _ = l.store.NoteChange(ctx, c) } }`)},
+		// In the simulation there are too few changes to open a segment.
+		{without: "check of the segment", line: words("KVCheckIndex", "KVGetOrEmpty"), noticedBy: test{"./internal/store/consul", "TestWriterThatIsLateWritesToTheCurrentSegment"}},
+		{without: "single storing of changes", line: instead(`_ = earlier`), noticedBy: test{"./internal/store/consul", "TestChangeIsStoredOnceWhateverHappensToARequest"}},
+		{without: "report of a gap in the changes", line: never, noticedBy: test{"./internal/store/consul", "TestChangesContract"}},
 		// In the simulation there is no audit log.
 		{without: "audit before what nobody asked for", line: never, noticedBy: test{"./scheduler", "TestAudit"}},
+		// In the simulation nobody reads events.
+		{without: "report of a gap to readers", line: never, noticedBy: test{"./scheduler", "TestEvents_tell_a_gap"}},
+		{without: "check of the spare with the intent", line: instead(``)},
+		{without: "spare removed with the intent", line: instead(``)},
+		{without: "one leader fills pools", line: instead(`err := error(nil)`)},
+		// In the simulation a sandbox may end at any time.
+		{without: "end of a spare that was claimed", line: instead(`return spare, nil`), noticedBy: test{"./scheduler", "TestPool_ends_no_spare_that_was_claimed"}},
+		{without: "no claim of a spare that does not answer", line: never},
+		// In the simulation there are no processes.
+		{without: "helper does not trust the environment of a process", line: never, noticedBy: test{"./internal/node", "TestHelperDoesNotTrustTheEnvironment"}},
+		// In the simulation a sandbox has one task.
+		{without: "client's answer for one task", line: never, noticedBy: test{"./runtime/nomad", "TestCollect"}},
 		{without: "client's last word on a lost node", line: always, noticedBy: test{"./runtime/nomad", "TestHasEnded_believes_the_client_and_not_the_servers"}},
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -34,7 +35,7 @@ import (
 	"github.com/bivouac/bivouac/runtime/ready"
 )
 
-// Plugin implements runtime.Driver, runtime.Configurer and runtime.Watcher.
+// Plugin implements runtime.Driver, runtime.Claimer, runtime.Configurer and runtime.Watcher.
 type Plugin struct {
 	dir     string
 	command []string
@@ -53,7 +54,8 @@ type record struct {
 
 // Info returns the plugin's name, version and configuration schema.
 func (p *Plugin) Info(context.Context) (runtime.Info, error) {
-	return runtime.Info{Name: "process-plugin", Version: "1", ConfigSchema: json.RawMessage(
+	variant := fmt.Sprintf("%x", sha256.Sum256([]byte(strings.Join(p.command, "\x00"))))
+	return runtime.Info{Name: "process-plugin", Version: "1", Variant: variant, ConfigSchema: json.RawMessage(
 		`{"type": "object", "required": ["dir", "command"], "properties": {"dir": {"type": "string"}, "command": {"type": "array"}}}`)}, nil
 }
 
@@ -133,7 +135,7 @@ func (p *Plugin) start(spec runtime.Spec) (record, error) {
 		}
 	case err != nil:
 		return record{}, err
-	case r.Spec.ChatID != spec.ChatID || r.Spec.AgentID != spec.AgentID || r.Spec.VolumeHostPath != spec.VolumeHostPath:
+	case r.Spec.Pool != spec.Pool || r.Spec.ChatID != spec.ChatID || r.Spec.AgentID != spec.AgentID || r.Spec.VolumeHostPath != spec.VolumeHostPath:
 		return record{}, fmt.Errorf("%w: it was created with another spec", runtime.ErrConflict)
 	case r.PID != 0:
 		return r, nil
@@ -144,10 +146,17 @@ func (p *Plugin) start(spec runtime.Spec) (record, error) {
 		return r, p.save(r)
 	}
 	cmd := exec.Command(p.command[0], p.command[1:]...) // the sandbox outlives the call
-	cmd.Dir = spec.VolumeHostPath
+	cmd.Dir = p.workspace(spec)
 	cmd.Env = append(os.Environ(), p.mark(spec.SessionID), "PORT="+strconv.Itoa(int(r.Port)), "BIVOUAC_SESSION_ID="+spec.SessionID,
-		"BIVOUAC_CHAT_ID="+spec.ChatID, "BIVOUAC_AGENT_ID="+spec.AgentID, "BIVOUAC_WORKSPACE="+spec.VolumeHostPath,
-		"BIVOUAC_ACCESS_TOKEN="+string(spec.AccessToken))
+		"BIVOUAC_WORKSPACE="+p.workspace(spec), "BIVOUAC_ACCESS_TOKEN="+string(spec.AccessToken))
+	if spec.Pool == "" {
+		cmd.Env = append(cmd.Env, "BIVOUAC_CHAT_ID="+spec.ChatID, "BIVOUAC_AGENT_ID="+spec.AgentID)
+	} else {
+		cmd.Env = append(cmd.Env, "BIVOUAC_SESSION_FILE="+p.inSpare(spec.SessionID, sessionFile))
+		if err := p.makeFolder(spec.SessionID); err != nil {
+			return record{}, err
+		}
+	}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := cmd.Start(); err != nil {
 		return record{}, fmt.Errorf("%w: %w", runtime.ErrNotReady, err)
@@ -189,6 +198,9 @@ func (p *Plugin) Stop(ctx context.Context, sessionID string) error {
 // Delete stops the sandbox and removes its record.
 func (p *Plugin) Delete(ctx context.Context, sessionID string) error {
 	if err := p.Stop(ctx, sessionID); err != nil {
+		return err
+	}
+	if err := os.RemoveAll(p.path(sessionID, spareExt)); err != nil { // without what the links lead to
 		return err
 	}
 	_ = os.Remove(p.path(sessionID, ".json.new")) // left by a plugin that was killed while it saved
@@ -243,7 +255,7 @@ func (p *Plugin) Watch(ctx context.Context, changed func(runtime.Sandbox)) error
 
 func (p *Plugin) view(r record) runtime.Sandbox {
 	view := runtime.Sandbox{
-		SessionID: r.Spec.SessionID, ChatID: r.Spec.ChatID, State: runtime.StateStarting,
+		SessionID: r.Spec.SessionID, ChatID: r.Spec.ChatID, Pool: r.Spec.Pool, State: runtime.StateStarting,
 		Endpoint: runtime.Endpoint{IP: netip.AddrFrom4([4]byte{127, 0, 0, 1}), Port: r.Port},
 		AgentID:  r.Spec.AgentID, VolumeHostPath: r.Spec.VolumeHostPath, CreatedAt: r.Spec.CreatedAt, ExpiresAt: r.Spec.ExpiresAt,
 	}

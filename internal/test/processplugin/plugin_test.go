@@ -20,9 +20,9 @@ func TestMain(m *testing.M) {
 	if os.Getenv("BIVOUAC_SESSION_ID") == "" {
 		os.Exit(m.Run())
 	}
-	if err := demosandbox.Run(context.Background(), demosandbox.FromEnv(os.Getenv)); err != nil {
-		os.Exit(1)
-	}
+	os.Exit(demosandbox.Main(os.Args[1:], func() error {
+		return demosandbox.Run(context.Background(), demosandbox.FromEnv(os.Getenv))
+	}))
 }
 
 func TestConformance(t *testing.T) {

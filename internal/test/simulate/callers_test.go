@@ -16,6 +16,7 @@ import (
 // call is a request and the answer that its caller got.
 type call struct {
 	request
+	id      string // of the request
 	caller  int
 	began   time.Duration
 	ended   time.Duration
@@ -26,6 +27,7 @@ type call struct {
 	expires time.Duration
 	ahead   time.Duration // how far the replica's time was ahead when it answered
 	skew    time.Duration // how far replicas may disagree on when the session expires
+	warm    bool          // that session's sandbox was a spare
 	open    bool          // its effect and whether it is over are unknown
 	err     error
 }
@@ -77,6 +79,9 @@ func (w *world) ask(caller int, r request, at *replica) {
 	}
 	c := call{request: r, caller: caller, began: w.now()}
 	w.mu.Lock()
+	w.requests[caller]++
+	c.id = fmt.Sprintf("%d-%d", caller, w.requests[caller])
+	ctx = scheduler.WithRequestID(ctx, c.id)
 	w.asked.happens(max(0, slices.Index(w.replicas, at))) // 0 for a replica that was replaced
 	w.mu.Unlock()
 	w.note("caller %d asks %s: %v", caller, at.name, r)
@@ -90,6 +95,7 @@ func (w *world) ask(caller int, r request, at *replica) {
 	select {
 	case c = <-answered:
 		w.checkTold(c)
+		w.checkWarm(c)
 	case <-at.died:
 		c.ended, c.told, c.open = w.now(), "nothing", true
 	}
@@ -131,15 +137,16 @@ func (w *world) carryOut(ctx context.Context, c *call, at *replica) {
 	default:
 		panic("no such request: " + c.kind)
 	}
+	// The time that the replicas agree on, as this replica knows it.
+	now := at.clock.Now()
+	c.ahead = time.Until(now)
 	switch {
 	case c.err != nil:
 		c.told = scheduler.Kind(c.err)
 		c.open = !isAnswer(c.told)
 	case c.told != "not_found":
-		c.session, c.agentOf, c.token = session.SessionID.String(), session.AgentID, string(session.AccessToken)
-		// In the time that the replicas agree on, as this replica knows it.
-		now := at.clock.Now()
-		c.ahead, c.expires = time.Until(now), w.now()+session.ExpiresAt.Sub(now)
+		c.session, c.agentOf, c.token, c.warm = session.SessionID.String(), session.AgentID, string(session.AccessToken), session.Warm
+		c.expires = w.now() + session.ExpiresAt.Sub(now)
 	}
 }
 

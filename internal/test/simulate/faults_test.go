@@ -18,6 +18,8 @@ func (w *world) provoke(n int, f fault) {
 		when := w.asked
 		if f.ofStart {
 			when = w.started
+		} else if f.ofSpare {
+			when = w.written
 		}
 		if i, ok := w.next(when); ok {
 			f.which = i
@@ -116,6 +118,16 @@ func (w *world) provoke(n int, f fault) {
 		}
 	case "clock deleted":
 		w.consul.DeleteKey(clockKey)
+	case "helper down":
+		w.hits.count(f.kind, w.helpers.fail(f.which%w.nodes, f.lasts, false))
+	case "helper hangs":
+		w.hits.count(f.kind, w.helpers.fail(f.which%w.nodes, f.lasts, true))
+	case "spare dies":
+		w.hitSpare(f, w.nomad.Kill)
+	case "spare does not answer":
+		w.hitSpare(f, w.mute)
+	case "pool changed":
+		w.changePool(n, f)
 	case "record deleted":
 		w.hits.count(f.kind, w.loseRecord(f.which))
 	case "store set back":
@@ -129,7 +141,7 @@ func (w *world) provoke(n int, f fault) {
 
 // hitProcess ends one of the processes that live, if there are any.
 func (w *world) hitProcess(f fault, hit func(nomadmodel.Process)) {
-	if alive := w.processes(); len(alive) > 0 {
+	if alive := w.sandboxes(); len(alive) > 0 {
 		p := alive[f.which%len(alive)]
 		w.died(p.Meta[jobs.MetaSessionID], f.kind)
 		w.hits.count(f.kind, true)

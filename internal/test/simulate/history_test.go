@@ -28,21 +28,27 @@ const (
 // skewLimit is how far replicas may disagree on when a session expires.
 const skewLimit = 3 * time.Second
 
-// skew returns how far replicas may disagree in this run. It is limited by what
-// callers were told and by what can move the agreed time: a tick that arrives
-// late may set the time back, and if the clock's key is lost while no replica
-// knows the time, the time continues from another machine's clock.
+// skew returns how far replicas may disagree in this run. It is limited by how far the
+// replicas' times were ahead when they answered, and by what can move the agreed time: a
+// tick that arrives late, or at a replica that is paused, may set the time back, and if the
+// clock's key is lost while no replica knows the time, the time continues from another
+// machine's clock.
 func (w *world) skew() time.Duration {
 	var limit time.Duration
 	if w.odds.Late > 0 {
 		limit += network.MaxLate
+	}
+	for _, f := range w.faults {
+		if f.kind == "pause" { // a paused replica reads a tick late
+			limit += f.lasts
+		}
 	}
 	if slices.ContainsFunc(w.faults, func(f fault) bool { return strings.HasPrefix(f.kind, "clock ") }) {
 		limit += slices.Max(w.skews) - slices.Min(w.skews)
 	}
 	var all []time.Duration
 	for _, c := range w.history {
-		if c.session != "" {
+		if !c.open { // an answer that there is no session may be the first after the time moved
 			all = append(all, c.ahead)
 		}
 	}
@@ -91,20 +97,26 @@ func (w *world) checkHistory() []int {
 	return bad
 }
 
-// operations returns the requests about a chat and the events of its sessions.
+// operations returns the requests about a chat and the events of its sessions. It leaves
+// out what changes nothing: each operation without an end doubles what the checker may have
+// to try.
 func (w *world) operations(chat int) []porcupine.Operation {
 	var ops []porcupine.Operation
-	skew := w.skew()
+	skew, told := w.skew(), map[string]bool{}
 	for _, c := range w.history {
-		if c.chat != chat {
+		if c.chat != chat || c.open && c.kind == "get" {
 			continue
 		}
+		told[c.session] = true
 		c.skew = skew
 		ops = append(ops, porcupine.Operation{
 			ClientId: c.caller, Input: c, Output: c, Call: int64(c.began), Return: int64(c.by()),
 		})
 	}
 	for _, d := range w.deaths {
+		if !told[d.sessionID] {
+			continue
+		}
 		ops = append(ops, porcupine.Operation{
 			ClientId: 1000 + len(ops), Input: isEnd{d.sessionID}, Call: int64(d.at), Return: math.MaxInt64,
 		})

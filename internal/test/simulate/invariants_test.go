@@ -39,6 +39,7 @@ type record struct {
 	ContainerID string    `json:"container_id"`
 	State       string    `json:"state"`
 	ExpiresAt   time.Time `json:"expires_at"`
+	Warm        bool      `json:"warm"`
 }
 
 // processStarted counts the live processes of each chat.
@@ -46,12 +47,17 @@ func (w *world) processStarted(p nomadmodel.Process) {
 	if isNeighbours(p.Meta) {
 		return
 	}
-	chat, session := p.Meta[jobs.MetaChatID], p.Meta[jobs.MetaSessionID]
+	session := p.Meta[jobs.MetaSessionID]
 	w.mu.Lock()
+	chat := w.chatOfLocked(p.Meta)
 	if w.cutNodes[p.NodeID] > 0 {
 		w.deaths = append(w.deaths, death{session, w.now(), "started on a node that is cut off"})
 	}
-	w.alive[chat]++
+	n := 0
+	if chat != "" && !w.astray[session] {
+		w.alive[chat]++
+		n = w.alive[chat]
+	}
 	w.living[session]++
 	w.tokens[session] = p.Env["BIVOUAC_ACCESS_TOKEN"]
 	for i := range w.nodes {
@@ -59,7 +65,6 @@ func (w *world) processStarted(p nomadmodel.Process) {
 			w.started.happens(i)
 		}
 	}
-	n := w.alive[chat]
 	w.mu.Unlock()
 	if n > 1 {
 		w.violate("%d processes of chat %s live, the last of session %s", n, chat, session)
@@ -72,8 +77,11 @@ func (w *world) processEnded(p nomadmodel.Process) {
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.alive[p.Meta[jobs.MetaChatID]]--
-	w.living[p.Meta[jobs.MetaSessionID]]--
+	session := p.Meta[jobs.MetaSessionID]
+	if chat := w.chatOfLocked(p.Meta); chat != "" && !w.astray[session] {
+		w.alive[chat]--
+	}
+	w.living[session]--
 }
 
 // checkTold compares an answer about a session's end with the truth: an unknown
@@ -131,18 +139,29 @@ func (w *world) settle() {
 	if len(w.edited) > 0 {
 		limit = adoptLimit
 	}
+	since := began // when nothing was left over; later a session may expire, and is being stopped for a while
 	for {
 		left := w.leftOver()
 		if len(left) == 0 {
+			since = w.now()
+		}
+		unfilled := w.unfilled()
+		if len(left)+len(unfilled) == 0 {
 			w.mu.Lock()
 			w.settled = w.now() - began
 			w.mu.Unlock()
 			return
 		}
-		if w.now()-began > limit {
-			for _, l := range left {
-				w.violate("%v after the last fault: %s", limit, l)
-			}
+		if w.now()-since <= limit {
+			left = nil // may still come about
+		}
+		if w.now()-began > max(limit, fillLimit) {
+			left = append(left, unfilled...)
+		}
+		for _, l := range left {
+			w.violate("%v after the last fault: %s", w.now()-began, l)
+		}
+		if len(left) > 0 {
 			return
 		}
 		wait(w.ctx, time.Second)
@@ -180,7 +199,7 @@ func (w *world) leftOver() []string {
 	}
 	for key := range keys {
 		folder, _, _ := strings.Cut(strings.TrimPrefix(key, prefix), "/")
-		if slices.Contains([]string{"agents", "expiry", "flight"}, folder) && !expected[key] && !w.isEdited(key[strings.LastIndexByte(key, '/')+1:]) {
+		if slices.Contains([]string{"agents", "expiry", "flight", "warm"}, folder) && !expected[key] && !w.isEdited(key[strings.LastIndexByte(key, '/')+1:]) {
 			left = append(left, "an index entry that no record has: "+key)
 		}
 	}
@@ -202,6 +221,9 @@ func (r record) index() []string {
 	if r.State == "creating" || r.State == "stopping" {
 		entries = append(entries, prefix+"flight/"+r.ChatID)
 	}
+	if r.Warm {
+		entries = append(entries, prefix+"warm/"+r.SessionID+"/"+r.ChatID)
+	}
 	return entries
 }
 
@@ -209,8 +231,12 @@ func (r record) index() []string {
 func (w *world) unmatched(records map[string]record) []string {
 	var left []string
 	runs := make(map[string]nomadmodel.Process)
+	spares := w.spareRecords()
 	for _, p := range w.processes() {
 		id := p.Meta[jobs.MetaSessionID]
+		if _, ok := spares[id]; ok {
+			continue
+		}
 		runs[id] = p
 		switch r, ok := records[id]; {
 		case !ok:
@@ -235,12 +261,20 @@ func (w *world) unmatched(records map[string]record) []string {
 		session := meta[jobs.MetaSessionID]
 		// If a sandbox without a record has died, its job stays until Nomad
 		// forgets it.
-		isOver := w.isEdited(meta[jobs.MetaChatID]) && w.hasDied(session)
-		if _, ok := records[session]; !ok && !isOver && !isNeighbours(meta) {
+		isOver := w.isEdited(w.chatOf(meta)) && w.hasDied(session) || w.isAstray(session)
+		_, isSpare := spares[session]
+		if _, ok := records[session]; !ok && !isSpare && !isOver && !isNeighbours(meta) {
 			left = append(left, "a job without a record: "+id)
 		}
 	}
 	return left
+}
+
+// isAstray reports whether the record of a spare or of a claimed one may have been lost.
+func (w *world) isAstray(session string) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return len(w.edited) > 0 && w.living[session] == 0
 }
 
 func (w *world) hasDied(sessionID string) bool {
@@ -271,4 +305,18 @@ func (w *world) lastLook() {
 			w.ask(caller, request{kind: "get", chat: chat, replica: i}, w.replica(i))
 		}
 	}
+}
+
+// createAgain starts the replicas again that were killed, creates the session of each chat
+// once more, and waits until the pool is full again.
+func (w *world) createAgain() {
+	for i := range w.replicas {
+		if r := w.replica(i); r.isDead() {
+			w.restart(0, i, r)
+		}
+	}
+	for chat := range w.chats {
+		w.call(1+len(w.callers), []request{{kind: "create", chat: chat, agent: "agent-1", after: time.Second}})
+	}
+	w.settle()
 }

@@ -40,7 +40,7 @@ func (w *world) addNeighbour() {
 		SessionID: uuid.NewSHA1(uuid.NameSpaceURL, []byte("neighbour")).String(), ChatID: w.chatIDs[0].String(),
 		AgentID: "agent-1", VolumeHostPath: "/volume", CreatedAt: w.began.UTC(), ExpiresAt: w.began.Add(time.Hour).UTC(),
 	}
-	job, err := w.template.Job(spec, neighbourInstance)
+	job, err := w.templates[0].Job(spec, neighbourInstance)
 	if err != nil {
 		panic(err)
 	}

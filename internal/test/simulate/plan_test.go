@@ -3,6 +3,7 @@ package simulate
 import (
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	"github.com/bivouac/bivouac/internal/test/simulate/network"
@@ -24,7 +25,10 @@ type plan struct {
 	nodes           int
 	capacity        int
 	slowNomad       bool
-	neighbour       bool // another Bivouac has a sandbox on the same Nomad
+	neighbour       bool   // another Bivouac has a sandbox on the same Nomad
+	pool            int    // size of the pool at first; 0: there is none
+	killAt          string // point at which a replica is killed; see pass
+	again           bool   // create the session of each chat once more in the end
 	ttl             time.Duration
 	cleanupInterval time.Duration
 }
@@ -59,9 +63,11 @@ type fault struct {
 	// into is the delay between the next request of a caller and the fault,
 	// which then hits the replica that was asked. 0 means that the fault waits
 	// for no request. With ofStart the fault waits for the next start of a
-	// process and hits its node.
+	// process and hits its node. With ofSpare it waits for the next write of a
+	// spare's record and hits the replica that makes it.
 	into    time.Duration
 	ofStart bool
+	ofSpare bool
 }
 
 func (f fault) String() string {
@@ -70,6 +76,8 @@ func (f fault) String() string {
 		what := "request"
 		if f.ofStart {
 			what = "start"
+		} else if f.ofSpare {
+			what = "write of a spare"
 		}
 		s += fmt.Sprintf(", %v into the next %s", f.into, what)
 	}
@@ -131,7 +139,33 @@ func newPlan(seed uint64) plan {
 	if rng.IntN(40) == 0 {
 		p.hangForLong(rng)
 	}
+	if rng.IntN(2) == 0 {
+		p.addPool(rng)
+	}
 	return p
+}
+
+// maxPool is the largest size of a pool.
+const maxPool = 6
+
+// addPool adds a pool and faults of its own. There is always room for all spares and
+// their successors.
+func (p *plan) addPool(rng *rand.Rand) {
+	p.pool = 1 + rng.IntN(maxPool)
+	p.capacity += 3 * maxPool
+	for range rng.IntN(4) {
+		f := fault{
+			at:    between(rng, 0, period),
+			lasts: between(rng, 100*time.Millisecond, 20*time.Second),
+			kind:  poolKinds[rng.IntN(len(poolKinds))],
+			which: rng.IntN(12),
+		}
+		if slices.Contains(kinds, f.kind) { // between two steps of a fill or a claim
+			f.into, f.ofSpare = 1+time.Duration(rng.ExpFloat64()*float64(10*time.Millisecond)), true
+		}
+		p.faults = append(p.faults, f)
+		p.calm = max(p.calm, f.at+f.lasts)
+	}
 }
 
 // hangForLong makes a delete meet a stop that hangs for longer than any caller
@@ -208,6 +242,12 @@ var kinds = []string{
 	"session destroyed", "lock deleted", "job stopped", "task restarted", "task restarted", "node reboots",
 	"clock set ahead", "clock set back", "clock deleted", "record deleted", "store set back", "store wiped",
 	"stop hangs", "token without rights",
+}
+
+// poolKinds lists the kinds of faults that runs with a pool have besides the others.
+var poolKinds = []string{
+	"crash", "crash", "pause", "cut consul", "cut nomad", "session destroyed",
+	"helper down", "helper hangs", "spare dies", "spare does not answer", "pool changed", "pool changed",
 }
 
 func (p plan) newFault(rng *rand.Rand) fault {

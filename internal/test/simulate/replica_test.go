@@ -29,6 +29,7 @@ type replica struct {
 	consul    *network.Link
 	nomad     *network.Link
 	store     *consul.Store
+	turns     turns
 	clock     *consul.Clock
 	scheduler *scheduler.Scheduler
 	died      chan struct{} // closed when it crashes
@@ -39,7 +40,7 @@ type replica struct {
 // start starts the i-th replica.
 func (w *world) start(i int, name string) {
 	r := &replica{name: name, host: network.NewHost(name), died: make(chan struct{})}
-	r.tokens = [2]*token{{server: w.consul, without: w.consul.WithoutRights()}, {server: w.nomad, without: w.nomad.WithoutRights()}}
+	r.tokens = [2]*token{{server: witness{w, i}, without: w.consul.WithoutRights()}, {server: w.nomad, without: w.nomad.WithoutRights()}}
 	r.consul, r.nomad = w.net.Link(r.host, r.tokens[0]), w.net.Link(r.host, r.tokens[1])
 	log := w.newLogger(name)
 	consulClient, err := consul.NewClient(&consulapi.Config{HttpClient: &http.Client{Transport: r.consul}}, nil)
@@ -50,9 +51,12 @@ func (w *world) start(i int, name string) {
 	if err != nil {
 		panic(err)
 	}
-	driver, err := nomad.New(nomad.Config{
-		Client: nomadClient, Template: w.template, Logger: log.Named("nomad"), Dial: w.dial,
-	})
+	pools := w.poolsNow()
+	config := nomad.Config{Client: nomadClient, Template: w.templates[pools.variant], Logger: log.Named("nomad"), Dial: w.dial}
+	if w.pool > 0 {
+		config.Helper = helperClient{&http.Client{Transport: w.net.Link(r.host, w.helpers)}}
+	}
+	driver, err := nomad.New(config)
 	if err != nil {
 		panic(err)
 	}
@@ -68,11 +72,12 @@ func (w *world) start(i int, name string) {
 		panic(err)
 	}
 	r.store = store
-	turns := turns{store, w.net, name}
+	r.turns = turns{store, w.net, name}
+	stepping := steppingStore{r.turns, w, r}
 	r.scheduler, err = scheduler.New(scheduler.Config{
-		Store:           turns,
-		Locker:          turns,
-		Drivers:         map[string]runtime.Driver{"nomad": driver},
+		Store:           stepping,
+		Locker:          stepping,
+		Drivers:         map[string]runtime.Driver{"nomad": steppingDriver{driver, w, r}},
 		DefaultRuntime:  "nomad",
 		TTL:             w.ttl,
 		MaxTTL:          time.Hour,
@@ -81,6 +86,7 @@ func (w *world) start(i int, name string) {
 		Meter:           metricnoop.Meter{},
 		Tracer:          tracenoop.Tracer{},
 		Now:             r.clock.Now,
+		Pools:           pools.config(),
 	})
 	if err != nil {
 		panic(err)
@@ -245,4 +251,19 @@ func (t turns) Expired(ctx context.Context, now time.Time, limit int) ([]schedul
 func (t turns) InFlight(ctx context.Context) ([]scheduler.Session, error) {
 	t.await(ctx, "looks for what is in flight")
 	return t.Store.InFlight(ctx)
+}
+
+func (t turns) Changes(ctx context.Context, after uint64, wait time.Duration) ([]scheduler.Change, error) {
+	t.await(ctx, "reads changes")
+	return t.Store.Changes(ctx, after, wait)
+}
+
+func (t turns) Spares(ctx context.Context, block scheduler.Block) ([]scheduler.Spare, uint64, error) {
+	t.await(ctx, "lists spares")
+	return t.Store.Spares(ctx, block)
+}
+
+func (t turns) NoteChange(ctx context.Context, change scheduler.Change) error {
+	t.await(ctx, "notes a change of "+change.ChatID.String())
+	return t.Store.NoteChange(ctx, change)
 }

@@ -36,11 +36,11 @@ func TestSimulations(t *testing.T) {
 		share(t, first, runs)
 		return
 	}
-	template := prepare(t)
+	templates := prepare(t)
 	sum := newTally()
 	for seed := first; seed < first+runs; seed++ {
 		t.Run(fmt.Sprintf("seed=%d", seed), func(t *testing.T) {
-			w := simulate(t, seed, template)
+			w := simulate(t, seed, templates)
 			sum.count(w)
 			if watched || len(w.violations) > 0 {
 				t.Log("what happened, line by line:\n" + strings.Join(w.lines(true), "\n"))
@@ -67,13 +67,13 @@ func TestASeedReplays(t *testing.T) {
 	if testing.Short() {
 		seeds, mayDiffer = 10, 3
 	}
-	template := prepare(t)
+	templates := prepare(t)
 	differ := 0
 	for seed := range seeds {
 		var runs [2][]string
 		for i := range runs {
 			t.Run(fmt.Sprintf("seed=%d,run=%d", 1+seed, i), func(t *testing.T) {
-				runs[i] = simulate(t, 1+seed, template).outcome()
+				runs[i] = simulate(t, 1+seed, templates).outcome()
 				must.SliceNotEmpty(t, runs[i])
 			})
 		}
@@ -96,23 +96,27 @@ func firstDifference(a, b []string) string {
 }
 
 // prepare limits the test to one processor, so that goroutines run in a fixed
-// order. It returns the job template.
-func prepare(t *testing.T) *jobs.Template {
+// order. It returns the variants of the job template.
+func prepare(t *testing.T) []*jobs.Template {
 	n := runtime.GOMAXPROCS(1)
 	t.Cleanup(func() { runtime.GOMAXPROCS(n) })
-	template, err := jobs.Parse("simulation.hcl", []byte(template), nil)
-	must.NoError(t, err)
-	return template
+	var variants []*jobs.Template
+	for variant := range 2 {
+		parsed, err := jobs.Parse("simulation.hcl", []byte(template), map[string]string{"variant": strconv.Itoa(variant)})
+		must.NoError(t, err)
+		variants = append(variants, parsed)
+	}
+	return variants
 }
 
 // simulate runs the simulation of a seed.
-func simulate(t *testing.T, seed uint64, template *jobs.Template) *world {
+func simulate(t *testing.T, seed uint64, templates []*jobs.Template) *world {
 	drawFrom(t, seed)
 	// The garbage collector's goroutines would run between those of the
 	// simulation.
 	defer debug.SetGCPercent(debug.SetGCPercent(-1))
 	var w *world
-	synctest.Test(t, func(t *testing.T) { w = run(t, newPlan(seed), template) })
+	synctest.Test(t, func(t *testing.T) { w = run(t, newPlan(seed), templates) })
 	for _, chat := range w.checkHistory() {
 		w.violations = append(w.violations, fmt.Sprintf("chat %d: no order of events explains what callers were told", chat))
 	}

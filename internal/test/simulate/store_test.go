@@ -43,6 +43,7 @@ func (w *world) loseRecord(which int) bool {
 		return false
 	}
 	w.edit(lost[strings.LastIndexByte(lost, '/')+1:])
+	w.loseTrack()
 	return true
 }
 
@@ -76,6 +77,7 @@ func (w *world) setBack(after time.Duration) bool {
 		return false
 	}
 	w.editAll()
+	w.loseTrack()
 	for _, chat := range w.chatIDs {
 		w.operate(func(ctx context.Context, r *replica) error {
 			_, err := r.scheduler.Repair(ctx, chat)
@@ -89,8 +91,12 @@ func (w *world) setBack(after time.Duration) bool {
 }
 
 // isKept reports whether a key keeps its value when the store is set back. The
-// identity is as old as the store, and locks belong to their holders.
-func isKept(key string) bool { return key == identityKey || isOf(key, "locks") }
+// identity is as old as the store, locks belong to their holders, and the keys of
+// replicas to their Consul sessions. Changes are ordered by the indexes of their keys,
+// which the model does not set back.
+func isKept(key string) bool {
+	return key == identityKey || isOf(key, "locks") || isOf(key, "replicas") || isOf(key, "events")
+}
 
 // wipe deletes everything in the store, and after a time has an operator adopt
 // the running sandboxes. It reports whether it did.
@@ -113,6 +119,10 @@ func (w *world) wipe(lasts time.Duration) bool {
 		return false
 	}
 	w.editAll()
+	w.loseTrack()
+	w.mu.Lock()
+	w.wiped = true
+	w.mu.Unlock()
 	wait(w.ctx, lasts)
 	w.operate(func(ctx context.Context, r *replica) error {
 		_, err := r.store.Adopt(ctx, own.Instance)

@@ -31,6 +31,7 @@ type tally struct {
 	Failed  []uint64
 	Told    map[string]int // requests and answers
 	Faults  map[string]int // faults that took effect
+	Changes int            // stored changes that were compared
 	Settled time.Duration  // the longest time
 	Slowest uint64         // seed of the longest time
 }
@@ -45,6 +46,7 @@ func (s *tally) count(w *world) {
 	for _, c := range w.history {
 		s.Told[c.kind+": "+c.told]++
 	}
+	s.Changes += w.changes
 	for what, n := range w.hits.times {
 		s.Faults[what] += n
 	}
@@ -58,6 +60,7 @@ func (s *tally) count(w *world) {
 
 func (s *tally) add(other *tally) {
 	s.Runs += other.Runs
+	s.Changes += other.Changes
 	s.Failed = append(s.Failed, other.Failed...)
 	for what, n := range other.Told {
 		s.Told[what] += n
@@ -97,8 +100,8 @@ func (s *tally) String() string {
 	table("fault", s.Faults)
 	table("asked: told", s.Told)
 	_ = w.Flush() // writing to a strings.Builder cannot fail
-	fmt.Fprintf(&out, "\n%d runs, %d failed %v. The longest time to settle was %v, of seed %d.\n",
-		s.Runs, len(s.Failed), s.Failed, s.Settled, s.Slowest)
+	fmt.Fprintf(&out, "\n%d runs, %d failed %v. %d changes were compared with what happened. The longest time to settle was %v, of seed %d.\n",
+		s.Runs, len(s.Failed), s.Failed, s.Changes, s.Settled, s.Slowest)
 	return out.String()
 }
 
@@ -111,7 +114,8 @@ func (s *tally) missing() []string {
 	faults := append([]string{
 		network.RequestsLost, network.RepliesLost, network.RequestsLate, network.RepliesLate,
 		network.Failed, network.Refused, network.HeldBack, stoppedByNode, besideNeighbour,
-	}, kinds...)
+		withPool, warmCreates, failedClaims, strayWarm,
+	}, slices.Concat(kinds, poolKinds)...)
 	told := []string{
 		"create: created", "create: replaced", "create: reused", "create: conflict", "create: not_placed", "create: not_ready",
 		"get: creating", "get: running", "get: stopping", "get: dead", "get: lost", "get: not_found",
@@ -168,6 +172,6 @@ func share(t *testing.T, first, runs uint64) {
 	t.Logf("%s%v on %d processors, of which it used %v", sum, time.Since(began).Round(time.Second),
 		runtime.NumCPU(), time.Duration(busy.Load()).Round(time.Second))
 	if runs >= manyRuns {
-		must.SliceEmpty(t, sum.missing(), must.Sprint("what never came about"))
+		must.Eq(t, "", strings.Join(sum.missing(), ", "), must.Sprint("what never came about"))
 	}
 }

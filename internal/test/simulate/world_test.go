@@ -22,6 +22,10 @@ const instance = "simulation"
 
 // template is a job template like users have. The model ignores what it runs.
 const template = `
+variable "variant" {
+  default = ""
+}
+
 ready {
   port    = "http"
   timeout = "12s"
@@ -41,6 +45,7 @@ job {
 
       config {
         command = "sandbox"
+        args    = [var.variant]
       }
     }
   }
@@ -50,32 +55,46 @@ job {
 // world is the state of one run.
 type world struct {
 	plan
-	template *jobs.Template
-	began    time.Time
-	ctx      context.Context // for the network and the servers; ends last
-	net      *network.Network
-	consul   *consulmodel.Server
-	nomad    *nomadmodel.Server
-	chatIDs  []uuid.UUID
+	templates []*jobs.Template // the variants
+	began     time.Time
+	ctx       context.Context // for the network and the servers; ends last
+	net       *network.Network
+	helpers   *helpers
+	consul    *consulmodel.Server
+	nomad     *nomadmodel.Server
+	chatIDs   []uuid.UUID
 
 	// remains counts the goroutines of replicas, including crashed ones. Time
 	// stops for them when the run has returned.
 	remains sync.WaitGroup
 
 	mu         sync.Mutex
-	replicas   []*replica // by number; a restarted one takes the place of the old one
-	over       bool       // start no more replicas
-	asked      *occasion  // a request to the replica of that number
-	started    *occasion  // a process start on the node of that number
+	replicas   []*replica  // by number; a restarted one takes the place of the old one
+	over       bool        // start no more replicas
+	asked      *occasion   // a request to the replica of that number
+	started    *occasion   // a process start on the node of that number
+	written    *occasion   // a write of a spare's record by the replica of that number
+	pools      poolPlan    // what a replica that starts gets
+	requests   map[int]int // how many each caller made
 	history    []call
 	deaths     []death
-	cutNodes   map[string]int    // number of faults that cut the node off, by node ID
-	edited     map[string]bool   // chats whose records were changed by hand
-	alive      map[string]int    // live processes by chat
-	living     map[string]int    // live processes by session; 0 for those that have ended
-	tokens     map[string]string // access tokens of processes that were ever started, by session
-	settled    time.Duration     // time until the run settled
+	cutNodes   map[string]int           // number of faults that cut the node off, by node ID
+	edited     map[string]bool          // chats whose records were changed by hand
+	alive      map[string]int           // live processes by chat
+	living     map[string]int           // live processes by session; 0 for those that have ended
+	bound      map[string]string        // chats whose volume a helper gave to a spare, by session
+	ordered    map[string]string        // chats for which a helper was asked to do so, by session
+	muted      map[string]time.Duration // since when spares do not answer, by session
+	astray     map[string]bool          // sessions of claimed spares that lost their records
+	tokens     map[string]string        // access tokens of processes that were ever started, by session
+	killed     bool                     // killAt was passed
+	killedAt   time.Duration
+	settledAt  time.Duration
+	settled    time.Duration // time until the run settled
 	hits       hits
+	followers  []*follower // one for each place of a replica
+	wiped      bool        // the store lost its changes
+	changes    int         // number of changes that were compared
 	violations []string
 	trace      []event
 }
@@ -88,21 +107,23 @@ type death struct {
 }
 
 // run carries out a plan in a bubble of simulated time.
-func run(t *testing.T, p plan, template *jobs.Template) *world {
+func run(t *testing.T, p plan, templates []*jobs.Template) *world {
 	ctx, cancel := context.WithCancel(t.Context())
 	w := &world{
-		plan: p, template: template, ctx: ctx, began: time.Now(),
-		asked: newOccasion(), started: newOccasion(), cutNodes: make(map[string]int), edited: make(map[string]bool), alive: make(map[string]int), living: make(map[string]int), tokens: make(map[string]string), hits: hits{times: make(map[string]int)},
+		plan: p, templates: templates, ctx: ctx, began: time.Now(),
+		requests: make(map[int]int), asked: newOccasion(), started: newOccasion(), written: newOccasion(), pools: poolPlan{size: p.pool}, cutNodes: make(map[string]int), edited: make(map[string]bool), alive: make(map[string]int), living: make(map[string]int), tokens: make(map[string]string), bound: make(map[string]string), ordered: make(map[string]string), muted: make(map[string]time.Duration), astray: make(map[string]bool), hits: hits{times: make(map[string]int)},
 	}
 	w.net = network.New(ctx, p.seed, func(host, event string) { w.note("%s: %s", host, event) })
 	w.consul = consulmodel.New(p.expire)
 	config := nomadmodel.Config{
-		Nodes: p.nodes, Capacity: p.capacity, Slow: p.slowNomad, Rand: w.net.Rand,
+		Service: helperService,
+		Nodes:   p.nodes, Capacity: p.capacity, Slow: p.slowNomad, Rand: w.net.Rand,
 		Started: w.processStarted, Ended: w.processEnded,
 		Stopped: func(p nomadmodel.Process) { w.hits.count(stoppedByNode, !isNeighbours(p.Meta)) },
 		Trace:   func(event string) { w.note("nomad: %s", event) },
 	}
 	w.nomad = nomadmodel.New(ctx, config)
+	w.helpers = newHelpers(w)
 	for i := range p.chats {
 		w.chatIDs = append(w.chatIDs, uuid.NewSHA1(uuid.NameSpaceURL, []byte(strconv.Itoa(i))))
 	}
@@ -114,6 +135,8 @@ func run(t *testing.T, p plan, template *jobs.Template) *world {
 		w.start(i, fmt.Sprintf("replica-%d", i))
 	}
 
+	w.hits.count(withPool, p.pool > 0)
+	w.follow()
 	w.net.SetOdds(p.odds)
 	var all sync.WaitGroup
 	for i, requests := range p.callers {
@@ -128,8 +151,13 @@ func run(t *testing.T, p plan, template *jobs.Template) *world {
 	})
 	all.Wait()
 	w.settle()
+	w.settledAt = w.now()
+	if p.again {
+		w.createAgain()
+	}
 	w.lastLook()
 	w.checkAnswers()
+	w.checkChanges()
 	w.checkNeighbour()
 
 	w.mu.Lock()

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"debug/elf"
 	"errors"
 	"fmt"
 	"io"
@@ -25,9 +26,10 @@ func DockerEngine(ctx context.Context) error {
 // demoImage is the name of the image that [DemoImage] makes.
 const demoImage = "bivouac-demo:dev"
 
-// DemoImage makes an image that contains only the bivouac binary of this source tree and
-// runs "bivouac demo-sandbox". It returns the image's name. It uses no registry, and keeps
-// an existing image of the same binary.
+// DemoImage makes an image that runs "bivouac demo-sandbox" of this source tree. It
+// returns the image's name. If this machine has a static busybox (Debian's
+// busybox-static), the image also has a shell and a few tools, so that commands can run in
+// it. It uses no registry, and keeps an existing image of the same files.
 func DemoImage(ctx context.Context) (name string, err error) {
 	dir, err := os.MkdirTemp("", "bivouac-image-")
 	if err != nil {
@@ -42,27 +44,85 @@ func DemoImage(ctx context.Context) (name string, err error) {
 	if err != nil {
 		return "", fmt.Errorf("stack: make %s: %w", demoImage, err)
 	}
-	return demoImage, importImage(ctx, demoImage, program)
+	files := []file{{name: "bivouac", content: program}}
+	if tools, err := toolFiles(); err == nil {
+		files = append(files, tools...)
+	}
+	return demoImage, importImage(ctx, demoImage, files)
 }
 
-// digestLabel is the label with the digest of the program in an image.
+// toolFiles returns the programs that commands in a container need, as links to this
+// machine's busybox. It returns an error if the machine has none that is static.
+func toolFiles() ([]file, error) {
+	path, err := exec.LookPath("busybox")
+	if err != nil {
+		return nil, err
+	}
+	program, err := elf.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = program.Close() }() // it was only read from
+	if libraries, err := program.ImportedLibraries(); err != nil || len(libraries) > 0 {
+		return nil, fmt.Errorf("%s is not static", path)
+	}
+	content, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	files := []file{{name: "bin/busybox", content: content}}
+	for _, tool := range []string{"sh", "cat", "env", "grep", "kill", "sleep", "stty"} {
+		files = append(files, file{name: "bin/" + tool, link: "busybox"})
+	}
+	return files, nil
+}
+
+// AddTools adds the programs that commands in a sandbox need to a folder. It returns an error
+// if this machine has no static busybox.
+func AddTools(dir string) error {
+	files, err := toolFiles()
+	if err != nil {
+		return fmt.Errorf("stack: add tools: %w", err)
+	}
+	for _, f := range files {
+		path := filepath.Join(dir, filepath.Base(f.name))
+		if f.link != "" {
+			err = os.Symlink(f.link, path)
+		} else {
+			err = os.WriteFile(path, f.content, 0o755)
+		}
+		if err != nil {
+			return fmt.Errorf("stack: add tools: %w", err)
+		}
+	}
+	return nil
+}
+
+// file is a program in an image, or a symbolic link.
+type file struct {
+	name    string
+	content []byte
+	link    string // empty: a program
+}
+
+// digestLabel is the label with the digest of the files in an image.
 const digestLabel = "bivouac.digest"
 
-// importImage makes an image with that name that runs the program, unless it exists.
-func importImage(ctx context.Context, name string, program []byte) error {
-	digest := fmt.Sprintf("%x", sha256.Sum256(program))
+// importImage makes an image with that name that runs bivouac, unless it exists.
+func importImage(ctx context.Context, name string, files []file) error {
+	layer, err := archive(files)
+	if err != nil {
+		return fmt.Errorf("stack: make %s: %w", name, err)
+	}
+	digest := fmt.Sprintf("%x", sha256.Sum256(layer))
 	// An error most likely means that there is no such image. Others show up below.
 	stands, err := docker(ctx, nil, "image", "inspect",
 		"--format={{index .Config.Labels "+strconv.Quote(digestLabel)+"}}", name)
 	if err == nil && stands == digest {
 		return nil
 	}
-	layer, err := archive("bivouac", program)
-	if err != nil {
-		return fmt.Errorf("stack: make %s: %w", name, err)
-	}
 	// An import needs no builder, a plugin that not every docker has.
-	if _, err := docker(ctx, layer, "import",
+	if _, err := docker(ctx, bytes.NewReader(layer), "import",
 		"--change=LABEL "+digestLabel+"="+digest,
 		`--change=ENTRYPOINT ["/bivouac", "demo-sandbox"]`,
 		"-", name); err != nil {
@@ -86,17 +146,24 @@ func BuildBivouac(ctx context.Context, out string, tags ...string) error {
 	return nil
 }
 
-// archive returns a tar archive with one program in it, at the top.
-func archive(name string, program []byte) (io.Reader, error) {
+// archive returns a tar archive of the files.
+func archive(files []file) ([]byte, error) {
 	var out bytes.Buffer
 	w := tar.NewWriter(&out)
-	if err := w.WriteHeader(&tar.Header{Name: name, Mode: 0o755, Size: int64(len(program))}); err != nil {
-		return nil, err
+	for _, f := range files {
+		header := &tar.Header{Name: f.name, Mode: 0o755, Size: int64(len(f.content)), Linkname: f.link}
+		if f.link != "" {
+			header.Typeflag = tar.TypeSymlink
+		}
+		if err := w.WriteHeader(header); err != nil {
+			return nil, err
+		}
+		if _, err := w.Write(f.content); err != nil {
+			return nil, err
+		}
 	}
-	if _, err := w.Write(program); err != nil {
-		return nil, err
-	}
-	return &out, w.Close()
+	err := w.Close()
+	return out.Bytes(), err
 }
 
 // docker runs the docker command and returns what it prints.

@@ -11,7 +11,7 @@ func TestImage(t *testing.T) {
 	needDocker(t)
 	ctx, name := limited(t), "bivouac-stack-test:dev"
 	image := func(program string) (id string) {
-		must.NoError(t, importImage(ctx, name, []byte(program)))
+		must.NoError(t, importImage(ctx, name, []file{{name: "bivouac", content: []byte(program)}}))
 		id, err := docker(ctx, nil, "image", "inspect", "--format={{.Id}}", name)
 		must.NoError(t, err)
 		return id

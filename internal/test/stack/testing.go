@@ -75,6 +75,19 @@ func DockerForTest(t testing.TB) (image string) {
 	return image
 }
 
+// NeedShell skips the test if the image of [DockerForTest] has no shell, because this
+// machine has no static busybox. In CI, which has one, it fails the test.
+func NeedShell(t testing.TB) {
+	t.Helper()
+	_, err := toolFiles()
+	if err != nil && os.Getenv("CI") == "" {
+		t.Skip("needs busybox-static: ", err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
 func needDocker(t testing.TB) {
 	t.Helper()
 	NeedServers(t)

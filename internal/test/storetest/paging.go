@@ -35,6 +35,17 @@ func paging(t *testing.T, open func(t *testing.T) Cluster) {
 			whole, err := listAll(t.Context(), replica, scheduler.Query{AgentID: agent, PerPage: scheduler.MaxPerPage})
 			must.NoError(rt, err)
 			must.Eq(rt, chats(whole), chats(small))
+
+			isEven := func(session scheduler.Session) bool { return session.ChatID[15]%2 == 0 }
+			even, err := listAll(t.Context(), replica, scheduler.Query{AgentID: agent, PerPage: perPage, Include: isEven})
+			must.NoError(rt, err)
+			var wantEven []scheduler.Session
+			for _, session := range whole {
+				if isEven(session) {
+					wantEven = append(wantEven, session)
+				}
+			}
+			must.Eq(rt, chats(wantEven), chats(even))
 		}
 	})
 }

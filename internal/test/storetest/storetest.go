@@ -1,5 +1,5 @@
 // Package storetest contains the contract test suites for [scheduler.Store] and
-// [scheduler.Locker]. Every implementation passes both, so results of tests
+// [scheduler.Locker]. Every implementation passes all of them, so results of tests
 // with one implementation hold for the others.
 //
 // The package must never know any implementation. What the contract cannot
@@ -24,6 +24,9 @@ import (
 type Cluster interface {
 	// Join adds a replica. It leaves when the test ends.
 	Join(t *testing.T) Replica
+
+	// Retain sets how long changes are kept. It is called before the first Join.
+	Retain(retention scheduler.Retention)
 
 	// BreakLock takes the chat's lock away from its holder without telling it.
 	BreakLock(t *testing.T, chatID uuid.UUID)

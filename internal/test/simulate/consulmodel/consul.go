@@ -34,7 +34,8 @@ type Server struct {
 	index    uint64 // of the raft log
 	kvIndex  uint64 // of the last change to any key
 	kv       map[string]*pair
-	watched  map[string]chan struct{} // by key: closed when it changes
+	removed  map[string]uint64        // index of the last removal of each key
+	watched  map[string]chan struct{} // by key, or by prefix that ends with a slash: closed when it changes
 	sessions map[string]*session
 	lastID   int
 	delays   map[string]time.Time // by key: when its lock-delay ends
@@ -60,6 +61,7 @@ func New(expire float64) *Server {
 		index:       10,
 		kvIndex:     1,
 		kv:          make(map[string]*pair),
+		removed:     make(map[string]uint64),
 		watched:     make(map[string]chan struct{}),
 		sessions:    make(map[string]*session),
 		delays:      make(map[string]time.Time),
@@ -235,6 +237,9 @@ func (s *Server) serveRead(ctx context.Context, key string, req *http.Request) *
 		if query.Has("keys") {
 			return s.listKeys(key, query.Get("separator"))
 		}
+		if query.Has("recurse") {
+			return s.getTree(key)
+		}
 		return s.getKey(key)
 	}
 	missing := false
@@ -244,7 +249,7 @@ func (s *Server) serveRead(ctx context.Context, key string, req *http.Request) *
 		if after == 0 || index > after && (!missing || resp.StatusCode != http.StatusNotFound) {
 			return resp
 		}
-		missing = missing || resp.StatusCode == http.StatusNotFound
+		missing = missing || resp.StatusCode == http.StatusNotFound && !query.Has("recurse")
 		select {
 		case <-changed:
 			continue
@@ -265,6 +270,34 @@ func (s *Server) getKey(key string) (*http.Response, uint64, <-chan struct{}) {
 		return answer(http.StatusNotFound, s.kvIndex, nil), s.kvIndex, changed
 	}
 	return answer(http.StatusOK, p.ModifyIndex, []*pair{p}), p.ModifyIndex, changed
+}
+
+// getTree reads all pairs whose keys begin with a prefix, which must end with a slash. The
+// index is that of the last change to any of them.
+func (s *Server) getTree(prefix string) (*http.Response, uint64, <-chan struct{}) {
+	if !strings.HasSuffix(prefix, "/") {
+		panic("consulmodel: no model of a prefix that does not end with a slash")
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	changed := s.watch(prefix)
+	var index uint64
+	pairs := s.below(prefix)
+	for _, p := range pairs {
+		index = max(index, p.ModifyIndex)
+	}
+	for key, removal := range s.removed {
+		if strings.HasPrefix(key, prefix) {
+			index = max(index, removal)
+		}
+	}
+	if index == 0 {
+		index = s.kvIndex
+	}
+	if len(pairs) == 0 {
+		return answer(http.StatusNotFound, index, nil), index, changed
+	}
+	return answer(http.StatusOK, index, pairs), index, changed
 }
 
 // listKeys lists the names of keys. Its channel is nil, because nothing here
@@ -318,5 +351,11 @@ func (s *Server) changedKey(key string, index uint64) {
 	if changed := s.watched[key]; changed != nil {
 		close(changed)
 		delete(s.watched, key)
+	}
+	for prefix, changed := range s.watched {
+		if strings.HasSuffix(prefix, "/") && strings.HasPrefix(key, prefix) {
+			close(changed)
+			delete(s.watched, prefix)
+		}
 	}
 }

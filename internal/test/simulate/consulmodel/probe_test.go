@@ -39,11 +39,13 @@ func TestModelAnswersAsConsulDoes(t *testing.T) {
 		"conditions":        (*probe).conditions,
 		"reads":             (*probe).reads,
 		"all or nothing":    (*probe).allOrNothing,
+		"trees":             (*probe).trees,
 		"equal values":      (*probe).equalValues,
 		"puts":              (*probe).puts,
 		"destroyed session": (*probe).destroyedSession,
 		"expired session":   (*probe).expiredSession,
 		"blocking reads":    (*probe).blockingReads,
+		"blocking lists":    (*probe).blockingLists,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -255,14 +257,69 @@ func (p *probe) reads() {
 			p.see("keys %q, error %v, an index: %t", keys, err, meta != nil && meta.LastIndex > 0)
 		}
 	}
+	for _, below := range []string{"x/", "none/"} {
+		pairs, meta, err := p.client.KV().List(p.prefix+below, &api.QueryOptions{RequireConsistent: true})
+		for _, pair := range pairs {
+			p.see("listed: %s = %q", pair.Key, pair.Value)
+		}
+		p.see("error %v, an index: %t", err, meta != nil && meta.LastIndex > 0)
+	}
 	leader, err := p.client.Status().Leader()
 	p.see("a leader: %t, error %v", leader != "", err)
+}
+
+// blockingLists checks what wakes a blocking read of a tree.
+func (p *probe) blockingLists() {
+	list := func(index uint64, wait time.Duration) (int, uint64, time.Duration) {
+		began := time.Now()
+		pairs, meta, err := p.client.KV().List(p.prefix+"t/", &api.QueryOptions{RequireConsistent: true, WaitIndex: index, WaitTime: wait})
+		if err != nil {
+			p.see("error %v", err)
+			return 0, 0, 0
+		}
+		return len(pairs), meta.LastIndex, time.Since(began)
+	}
+	const short, long = 400 * time.Millisecond, 30 * time.Second
+	during := func(what string, wait time.Duration, op *api.KVTxnOp) {
+		before, index, _ := list(0, 0)
+		done := make(chan struct{})
+		time.AfterFunc(100*time.Millisecond, func() {
+			defer close(done)
+			if _, _, _, err := p.client.Txn().Txn(api.TxnOps{{KV: op}}, nil); err != nil {
+				p.Error(err)
+			}
+		})
+		after, next, took := list(index, wait)
+		<-done
+		p.see("%s: %s pairs before, %s after, a later index %t, at once %t",
+			what, strings.Repeat("I", before), strings.Repeat("I", after), next > index, took < wait)
+	}
+	p.txn(p.set("t/a", "1"), p.set("u", "1"))
+	during("a value changes", long, p.set("t/a", "2"))
+	during("another key changes", short, p.set("u", "2"))
+	during("a key is added", long, p.set("t/b", "1"))
+	during("a key is removed", long, p.op(api.KVDelete, "t/a"))
+	during("the last key is removed", long, p.op(api.KVDelete, "t/b"))
+	during("it is empty, another key changes", short, p.set("u", "3"))
+	during("the first key is added", long, p.set("t/a", "1"))
 }
 
 func (p *probe) allOrNothing() {
 	p.txn(p.set("a", "1"))
 	p.txn(p.set("a", "2"), p.set("b", "2"), p.at(api.KVCAS, "a", 1), p.op(api.KVCheckNotExists, "b"), p.op(api.KVDelete, "a"))
 	p.txn(p.op(api.KVGetOrEmpty, "a"), p.op(api.KVGetOrEmpty, "b"))
+}
+
+// trees checks what the order of operations in a transaction means: a key that is
+// written after its tree was deleted stays.
+func (p *probe) trees() {
+	p.txn(p.set("x/1", "1"), p.set("x/2", "2"), p.set("y", "3"))
+	p.txn(p.op(api.KVCheckNotExists, "x/1"), p.op(api.KVDeleteTree, "x/"), p.set("x/3", "3"))
+	p.txn(p.op(api.KVGetTree, "x/"))
+	p.txn(p.op(api.KVCheckNotExists, "x/4"), p.op(api.KVDeleteTree, "x/"), p.set("x/3", "4"))
+	p.txn(p.op(api.KVGetTree, "x/"))
+	p.txn(p.op(api.KVDeleteTree, "none/"), p.op(api.KVDeleteTree, "x/"))
+	p.txn(p.op(api.KVGetTree, "x/"), p.op(api.KVGetOrEmpty, "y"))
 }
 
 func (p *probe) equalValues() {
@@ -369,4 +426,6 @@ func (p *probe) blockingReads() {
 	session := p.session(time.Nanosecond)
 	p.txn(p.lock("l", session, "v"))
 	during("the lock is released", "l", long, p.op(api.KVDelete, "l"))
+	p.txn(p.set("t/a", "1"))
+	during("its tree is deleted", "t/a", long, p.op(api.KVDeleteTree, "t/"))
 }

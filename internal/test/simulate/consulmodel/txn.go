@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"net/http"
+	"slices"
 	"time"
 
 	"github.com/hashicorp/consul/api"
@@ -46,7 +47,7 @@ func (s *Server) serveTxn(body []byte) *http.Response {
 	}
 
 	// Pairs are replaced and never modified, so the old map undoes everything.
-	before, beforeIndex := maps.Clone(s.kv), s.kvIndex
+	before, beforeRemoved, beforeIndex := maps.Clone(s.kv), maps.Clone(s.removed), s.kvIndex
 	watched := s.watched
 	s.watched = nil // wake nobody for a change that may be undone
 	var results []txnResult
@@ -69,12 +70,18 @@ func (s *Server) serveTxn(body []byte) *http.Response {
 	}
 	s.watched = watched
 	if len(errs) > 0 {
-		s.kv, s.kvIndex = before, beforeIndex
+		s.kv, s.removed, s.kvIndex = before, beforeRemoved, beforeIndex
 		return rolledBack(errs)
 	}
 	for _, op := range ops {
-		if s.kv[op.KV.Key] != before[op.KV.Key] {
-			s.changedKey(op.KV.Key, s.index)
+		keys := []string{op.KV.Key}
+		if op.KV.Verb == api.KVDeleteTree {
+			keys = slices.Collect(maps.Keys(before))
+		}
+		for _, key := range keys {
+			if s.kv[key] != before[key] {
+				s.changedKey(key, s.index)
+			}
 		}
 	}
 	return answer(http.StatusOK, s.index, map[string]any{"Results": results, "Errors": nil})
@@ -131,6 +138,11 @@ func (s *Server) apply(op *api.KVTxnOp) ([]*pair, error) {
 		return []*pair{s.set(next, s.index, false)}, nil
 	case api.KVDelete:
 		s.remove(op.Key, s.index)
+		return nil, nil
+	case api.KVDeleteTree:
+		for _, p := range s.below(op.Key) {
+			s.remove(p.Key, s.index)
+		}
 		return nil, nil
 	case api.KVDeleteCAS:
 		if stands != nil && stands.ModifyIndex != op.Index {
@@ -190,5 +202,6 @@ func (s *Server) remove(key string, index uint64) {
 		return
 	}
 	delete(s.kv, key)
+	s.removed[key] = index
 	s.changedKey(key, index)
 }

@@ -35,6 +35,7 @@ func TestModelAnswersAsNomadDoes(t *testing.T) {
 		"sandbox dies": (*probe).sandboxDies,
 		"restarted":    (*probe).restarted,
 		"poststop":     (*probe).poststop,
+		"collect":      (*probe).collect,
 		"missing":      (*probe).missing,
 		"events":       (*probe).events,
 	} {
@@ -217,6 +218,41 @@ func (p *probe) poststop() {
 		p.see("it ran to its end: %t", lastTask().FinishedAt.Sub(lastTask().StartedAt) > 2*time.Second)
 		p.look(*job.ID)
 	}
+}
+
+// collect has the client garbage-collect an allocation: while it runs, while its process
+// does not obey a request to end, and once it has ended, before and after the client has
+// reported that.
+func (p *probe) collect() {
+	job := p.job()
+	p.first(job)
+	p.awaitProcess(*job.ID, true)
+	allocID := p.allocs(*job.ID)[0].ID
+	try := func(id string) error {
+		_, err := p.client.Raw().Write("/v1/client/allocation/"+id+"/gc", nil, nil, nil)
+		return err
+	}
+	see := func(err error) {
+		if refusal, ok := errors.AsType[api.UnexpectedResponseError](err); ok {
+			p.see("refused with %d: %s", refusal.StatusCode(), refusal.Body())
+			return
+		}
+		p.see("collected with error %v", err)
+	}
+	see(try(allocID))
+	p.awaitClient(*job.ID, "running")
+	see(try(allocID))
+	p.deregister(*job.ID, false)
+	see(try(allocID))
+	p.await("collected", func() bool { return try(allocID) == nil })
+	p.see("processes that live: %d", len(p.living(*job.ID)))
+	see(try(allocID))
+	p.awaitClient(*job.ID, "complete")
+	p.look(*job.ID)
+
+	err := try(uuid.NewString())
+	refusal, _ := errors.AsType[api.UnexpectedResponseError](err)
+	p.see("unknown: %d", refusal.StatusCode())
 }
 
 func (p *probe) missing() {

@@ -215,10 +215,14 @@ func (s *Server) place(e *eval, j *job) *alloc {
 		JobID: e.JobID, JobType: "batch", JobVersion: j.version, TaskGroup: *group.Name,
 		DesiredStatus: api.AllocDesiredStatusRun, ClientStatus: api.AllocClientStatusPending,
 		CreateIndex: s.index, ModifyIndex: s.index,
-		AllocatedResources: &api.AllocatedResources{Shared: api.AllocatedSharedResources{
-			Ports: []api.PortMapping{{Label: "http", Value: s.lastPort, HostIP: "127.0.0.1"}},
-		}},
+		AllocatedResources: &api.AllocatedResources{
+			Tasks:  make(map[string]*api.AllocatedTaskResources),
+			Shared: api.AllocatedSharedResources{Ports: []api.PortMapping{{Label: "http", Value: s.lastPort, HostIP: "127.0.0.1"}}},
+		},
 	}}
+	for _, task := range group.Tasks {
+		a.AllocatedResources.Tasks[task.Name] = &api.AllocatedTaskResources{}
+	}
 	s.allocs[a.ID] = a
 	s.trace("allocation %s of %s placed on %s", a.ID, a.JobID, n.name)
 	s.tell(a, false)

@@ -33,6 +33,7 @@ type run struct {
 	gone    bool // it ended while its node's agent was down
 	alive   bool // whether the process really lives
 	ready   bool // its port answers
+	mute    bool // its port will not answer any more
 	over    bool // it will not run again
 	failed  bool
 	started time.Time
@@ -145,7 +146,7 @@ func (s *Server) start(r *run) {
 	s.trace("process of %s on %s starts, run %d", r.AllocID, r.node.name, r.Run)
 	s.Started(r.Process)
 	s.sync(r)
-	s.after("listen", 5*time.Millisecond, 120*time.Millisecond, func() { r.ready = r.alive })
+	s.after("listen", 5*time.Millisecond, 120*time.Millisecond, func() { r.ready = r.alive && !r.mute })
 }
 
 // stop asks the process to end, and kills it after the kill timeout.
@@ -470,6 +471,29 @@ func (s *Server) Processes() []Process {
 	}
 	slices.SortFunc(alive, func(a, b Process) int { return cmp.Compare(a.AllocID, b.AllocID) })
 	return alive
+}
+
+// Inside calls f with a process, while the model is locked. It reports whether the process
+// of the allocation lives; otherwise it does not call f.
+func (s *Server) Inside(allocID string, f func(Process)) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	r := s.clients[allocID]
+	if r == nil || !r.alive {
+		return false
+	}
+	f(r.Process)
+	return true
+}
+
+// Mute keeps a process from answering for as long as it lives, like one that is in an
+// endless loop.
+func (s *Server) Mute(allocID string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if r := s.clients[allocID]; r != nil {
+		r.mute, r.ready = true, false
+	}
 }
 
 // Answers reports whether a process answers on the port.

@@ -44,6 +44,9 @@ type Config struct {
 	// KillAtLast lets every process live until the kill timeout when it is
 	// asked to stop. Without it, a process ends at any time until then.
 	KillAtLast bool
+	// Service is the name of a service of which an instance runs on each node, on port
+	// [ServicePort] plus the number of the node. Empty: there is none.
+	Service string
 	// Started and Ended are called for each process, while the model is locked.
 	Started, Ended func(Process)
 	// Stopped is called for each process that its node stops because the node
@@ -51,6 +54,9 @@ type Config struct {
 	Stopped func(Process)
 	Trace   func(event string)
 }
+
+// ServicePort is the port of the service on the first node.
+const ServicePort = 6000
 
 // Process is the process of one sandbox on a node.
 type Process struct {

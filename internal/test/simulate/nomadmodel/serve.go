@@ -11,6 +11,7 @@ import (
 
 	"github.com/hashicorp/nomad/api"
 
+	"github.com/bivouac/bivouac/internal/backoff"
 	"github.com/bivouac/bivouac/internal/test/simulate/network"
 )
 
@@ -28,10 +29,14 @@ func (s *Server) Serve(ctx context.Context, req *http.Request, body []byte) *htt
 		return s.serveRegister(body)
 	case req.Method == http.MethodPut && path == "job" && strings.HasSuffix(of, "/evaluate"):
 		return s.serveEvaluate(strings.TrimSuffix(of, "/evaluate"))
+	case req.Method == http.MethodPut && path == "client" && strings.HasSuffix(of, "/gc"):
+		return s.serveCollect(strings.TrimSuffix(strings.TrimPrefix(of, "allocation/"), "/gc"))
 	case req.Method == http.MethodDelete && path == "job":
 		return s.serveDeregister(of, req.URL.Query().Get("purge") == "true")
 	case req.Method == http.MethodGet && path == "event":
 		return s.subscribe(ctx)
+	case req.Method == http.MethodGet && path == "service":
+		return s.serveService(ctx, of, req)
 	case req.Method == http.MethodGet:
 		s.mu.Lock()
 		defer s.mu.Unlock()
@@ -112,6 +117,51 @@ func (s *Server) serveEvaluate(id string) *http.Response {
 	return s.answer(map[string]any{"EvalID": e.ID, "EvalCreateIndex": s.index})
 }
 
+// serveCollect has a client garbage-collect an allocation. Once a task has failed, it
+// answers although a poststop task may still run, as a client that shuts down does.
+func (s *Server) serveCollect(allocID string) *http.Response {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	r := s.clients[allocID]
+	switch {
+	case s.allocs[allocID] == nil || r == nil:
+		return network.Text(http.StatusNotFound, fmt.Sprintf("Unknown allocation %q", allocID))
+	case !r.node.connected:
+		return network.Text(http.StatusNotFound, "No path to node")
+	case !r.over && !r.failed:
+		return network.Text(http.StatusInternalServerError, "No such allocation on client, or allocation not eligible for GC")
+	}
+	return s.answer(nil)
+}
+
+// serviceIndex is the index of the services, which never change.
+const serviceIndex = 5
+
+// serveService lists the instances of a service. A blocking query for a change waits until
+// its time is over.
+func (s *Server) serveService(ctx context.Context, name string, req *http.Request) *http.Response {
+	if index := req.URL.Query().Get("index"); index == strconv.Itoa(serviceIndex) {
+		limit, err := time.ParseDuration(req.URL.Query().Get("wait"))
+		if err != nil {
+			panic("nomadmodel: no model of a blocking query without a limit")
+		}
+		_ = backoff.Sleep(ctx, limit) // nobody reads the answer if ctx has ended
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	instances := []*api.ServiceRegistration{}
+	for i, n := range s.nodes {
+		if name == s.Service {
+			instances = append(instances, &api.ServiceRegistration{
+				ServiceName: name, NodeID: n.id, Address: "127.0.0.1", Port: ServicePort + i, CreateIndex: serviceIndex, ModifyIndex: serviceIndex,
+			})
+		}
+	}
+	resp := s.answer(instances)
+	resp.Header.Set("X-Nomad-Index", strconv.Itoa(serviceIndex))
+	return resp
+}
+
 func (s *Server) serveRead(path, of string, req *http.Request) *http.Response {
 	id, part, _ := strings.Cut(of, "/")
 	switch {
@@ -120,7 +170,7 @@ func (s *Server) serveRead(path, of string, req *http.Request) *http.Response {
 	case path == "node":
 		for _, n := range s.nodes {
 			if n.id == id {
-				return s.answer(map[string]any{"ID": n.id, "Name": n.name, "Status": "ready"})
+				return s.answer(map[string]any{"ID": n.id, "Name": n.name, "Status": "ready", "SchedulingEligibility": "eligible"})
 			}
 		}
 		return network.Text(http.StatusNotFound, "node not found")

@@ -69,12 +69,13 @@ func run() (err error) {
 	if err != nil {
 		return err
 	}
-	return serve(ctx, consul.Addr(), nomad.Addr(), volume, user)
+	return serve(ctx, consul.Addr(), nomad, volume, user)
 }
 
-// serve builds Bivouac and runs it with Consul and Nomad at these addresses, for sandboxes
-// with that volume. Containers run as that user.
-func serve(ctx context.Context, consul, nomad, volume, user string) error {
+// serve builds Bivouac and runs it with that Consul and Nomad, for sandboxes with that
+// volume. Containers run as that user.
+func serve(ctx context.Context, consul string, cluster *stack.Nomad, volume, user string) (err error) {
+	nomad := cluster.Addr()
 	bin, err := filepath.Abs(bivouacPath)
 	if err != nil {
 		return err
@@ -86,6 +87,11 @@ func serve(ctx context.Context, consul, nomad, volume, user string) error {
 	if err != nil {
 		return err
 	}
+	pool, removePool, err := startPool(ctx, cluster, bin, filepath.Dir(volume))
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, removePool()) }()
 	consulBin, err := stack.ConsulBinary(ctx)
 	if err != nil {
 		return err
@@ -102,7 +108,7 @@ func serve(ctx context.Context, consul, nomad, volume, user string) error {
 
 	bivouac := exec.CommandContext(ctx, bin, append([]string{
 		"agent", "-http-addr=" + addr, "-volume-root=" + filepath.Dir(volume),
-	}, template...)...)
+	}, append(pool, template...)...)...)
 	bivouac.Env = append(os.Environ(), "CONSUL_HTTP_ADDR="+consul, "NOMAD_ADDR=http://"+nomad)
 	bivouac.Stdout, bivouac.Stderr = os.Stdout, os.Stderr
 	// In its own process group. Otherwise it would get Ctrl-C twice: from the terminal and
@@ -122,7 +128,7 @@ func serve(ctx context.Context, consul, nomad, volume, user string) error {
 	err = waitHealthy(alive, addr)
 	switch {
 	case err == nil:
-		fmt.Printf(help, consul, nomad, addr, volume, consulBin, nomadBin, strings.Join(template, " "), volume)
+		fmt.Printf(help, consul, nomad, addr, volume, consulBin, nomadBin, strings.Join(template, " "), volume, addr)
 	case alive.Err() == nil:
 		err = errors.Join(err, bivouac.Cancel())
 	}
@@ -131,6 +137,37 @@ func serve(ctx context.Context, consul, nomad, volume, user string) error {
 		return errors.Join(err, errors.New("bivouac ended by itself"), end)
 	}
 	return nil // ctx has ended, and Bivouac too
+}
+
+// poolConfig is added to the configuration of the node helpers.
+const poolConfig = `
+pool "stack" {
+  runtime = "nomad"
+  size    = 2
+}
+`
+
+// startPool starts a node helper for volumes below root, and returns flags for a pool of
+// spares. It does nothing unless root runs this program. remove removes the helper's files.
+func startPool(ctx context.Context, nomad *stack.Nomad, bin, root string) (flags []string, remove func() error, err error) {
+	if os.Getuid() != 0 {
+		fmt.Println("There will be no pool of spares: a node helper needs root.")
+		return nil, func() error { return nil }, nil
+	}
+	helpers, err := stack.StartHelpers(ctx, nomad, bin, root)
+	if err != nil {
+		return nil, nil, err
+	}
+	file, err := os.CreateTemp("", "bivouac-pool-*.hcl")
+	if err == nil {
+		_, err = file.WriteString(helpers.Config + poolConfig)
+		err = errors.Join(err, file.Close())
+	}
+	if err != nil {
+		return nil, nil, errors.Join(err, helpers.Stop())
+	}
+	remove = func() error { return errors.Join(helpers.Stop(), os.Remove(file.Name())) }
+	return []string{"-config=" + file.Name()}, remove, nil
 }
 
 func startBoth(ctx context.Context) (consul *stack.Consul, nomad *stack.Nomad, err error) {
@@ -189,12 +226,13 @@ func makeVolume() (volume, user string, err error) {
 // jobTemplate returns the flags for sandboxes in containers, which run as user, if a Docker
 // engine answers. Otherwise sandboxes are plain processes.
 func jobTemplate(ctx context.Context, user string) ([]string, error) {
+	const logs = "-job-var=logs=true"
 	if err := stack.DockerEngine(ctx); err != nil {
 		fmt.Println("Sandboxes will be plain processes:", err)
-		return []string{"-job-template=raw_exec"}, nil
+		return []string{"-job-template=raw_exec", logs}, nil
 	}
 	image, err := stack.DemoImage(ctx)
-	return []string{"-job-template=docker", "-job-var=image=" + image, "-job-var=user=" + user}, err
+	return []string{"-job-template=docker", "-job-var=image=" + image, "-job-var=user=" + user, logs}, err
 }
 
 // waitHealthy waits until the server is healthy.
@@ -216,7 +254,8 @@ func waitHealthy(ctx context.Context, addr string) error {
 }
 
 // help is a format for the addresses of Consul, Nomad and Bivouac, the volume, the paths of
-// Consul and Nomad, the flags of the job template, and the volume again.
+// Consul and Nomad, the flags of the job template, the volume again, and the address of
+// Bivouac again.
 const help = `
 Bivouac runs on a real Consul and a real Nomad. In another terminal:
 
@@ -227,12 +266,14 @@ Bivouac runs on a real Consul and a real Nomad. In another terminal:
     $BIVOUAC_ADDR/v1/sessions/4b825dc6-42cb-4e8b-a6e0-0123456789ab
 
   bin/bivouac session list
+  bin/bivouac session why 4b825dc6-42cb-4e8b-a6e0-0123456789ab
+  bin/bivouac events
   %s kv get -recurse
   %s job status
 
 The first answers with the endpoint of a sandbox (%s).
 Its volume is %s, which is removed at the end.
-The others show the session, its record in Consul and its job in Nomad. Ctrl-C stops
-all of it.
+The others show the session, what happened to it, its record in Consul and its job in
+Nomad. See the sessions at http://%s/ui/ in a browser. Ctrl-C stops all of it.
 
 `

@@ -218,6 +218,9 @@ const (
 	ErrorKind_ERROR_KIND_DEADLINE_EXCEEDED ErrorKind = 9
 	// OUT_OF_RANGE: the sandbox was asked to end and still runs.
 	ErrorKind_ERROR_KIND_NOT_STOPPED ErrorKind = 10
+	// DATA_LOSS: the output of the sandbox is not kept. It is the last code that
+	// gRPC libraries do not give out by themselves.
+	ErrorKind_ERROR_KIND_LOGS_DISABLED ErrorKind = 11
 )
 
 // Enum value maps for ErrorKind.
@@ -234,6 +237,7 @@ var (
 		8:  "ERROR_KIND_CANCELED",
 		9:  "ERROR_KIND_DEADLINE_EXCEEDED",
 		10: "ERROR_KIND_NOT_STOPPED",
+		11: "ERROR_KIND_LOGS_DISABLED",
 	}
 	ErrorKind_value = map[string]int32{
 		"ERROR_KIND_UNSPECIFIED":       0,
@@ -247,6 +251,7 @@ var (
 		"ERROR_KIND_CANCELED":          8,
 		"ERROR_KIND_DEADLINE_EXCEEDED": 9,
 		"ERROR_KIND_NOT_STOPPED":       10,
+		"ERROR_KIND_LOGS_DISABLED":     11,
 	}
 )
 
@@ -319,12 +324,16 @@ type InfoResponse struct {
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// At most 64 bytes.
 	Version string `protobuf:"bytes,2,opt,name=version,proto3" json:"version,omitempty"`
-	// What the driver can do beyond the first seven calls: "configure",
-	// "health", "logs", "watch". Others are passed over.
+	// What the driver can do beyond the first seven calls: "claim", "configure",
+	// "exec", "explain", "health", "logs", "watch". Others are passed over.
 	Abilities []string `protobuf:"bytes,3,rep,name=abilities,proto3" json:"abilities,omitempty"`
 	// A JSON Schema of the configuration, for people. The host shows it and
 	// checks nothing against it.
-	ConfigSchema  string `protobuf:"bytes,4,opt,name=config_schema,json=configSchema,proto3" json:"config_schema,omitempty"`
+	ConfigSchema string `protobuf:"bytes,4,opt,name=config_schema,json=configSchema,proto3" json:"config_schema,omitempty"`
+	// What spares are made from, such as a hash of the configuration: at most 64
+	// bytes of printable ASCII. The host gives out only spares of the current
+	// variant. It is read after Configure. Ability "claim".
+	Variant       string `protobuf:"bytes,5,opt,name=variant,proto3" json:"variant,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -383,6 +392,13 @@ func (x *InfoResponse) GetAbilities() []string {
 func (x *InfoResponse) GetConfigSchema() string {
 	if x != nil {
 		return x.ConfigSchema
+	}
+	return ""
+}
+
+func (x *InfoResponse) GetVariant() string {
+	if x != nil {
+		return x.Variant
 	}
 	return ""
 }
@@ -1090,7 +1106,14 @@ type LogsRequest struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
 	SessionId string                 `protobuf:"bytes,1,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
 	// Go on with what is printed from now on.
-	Follow        bool `protobuf:"varint,2,opt,name=follow,proto3" json:"follow,omitempty"`
+	Follow bool `protobuf:"varint,2,opt,name=follow,proto3" json:"follow,omitempty"`
+	// The stream to read. Unspecified means stdout.
+	Stream OutputStream `protobuf:"varint,3,opt,name=stream,proto3,enum=bivouac.runtime.v1.OutputStream" json:"stream,omitempty"`
+	// For sandboxes with several tasks. Empty means the main one.
+	Task string `protobuf:"bytes,4,opt,name=task,proto3" json:"task,omitempty"`
+	// Where to begin, in bytes from the oldest kept byte. A negative offset counts
+	// from the end of what is kept. One out of range means its nearest end.
+	Offset        int64 `protobuf:"varint,5,opt,name=offset,proto3" json:"offset,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1139,9 +1162,31 @@ func (x *LogsRequest) GetFollow() bool {
 	return false
 }
 
+func (x *LogsRequest) GetStream() OutputStream {
+	if x != nil {
+		return x.Stream
+	}
+	return OutputStream_OUTPUT_STREAM_UNSPECIFIED
+}
+
+func (x *LogsRequest) GetTask() string {
+	if x != nil {
+		return x.Task
+	}
+	return ""
+}
+
+func (x *LogsRequest) GetOffset() int64 {
+	if x != nil {
+		return x.Offset
+	}
+	return 0
+}
+
 type LogsResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Output        *Output                `protobuf:"bytes,1,opt,name=output,proto3" json:"output,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// With its offset.
+	Output        *Output `protobuf:"bytes,1,opt,name=output,proto3" json:"output,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1189,6 +1234,8 @@ type ExecRequest struct {
 	//
 	//	*ExecRequest_Start
 	//	*ExecRequest_Stdin
+	//	*ExecRequest_StdinClose
+	//	*ExecRequest_Resize
 	Event         isExecRequest_Event `protobuf_oneof:"event"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1249,27 +1296,73 @@ func (x *ExecRequest) GetStdin() []byte {
 	return nil
 }
 
+func (x *ExecRequest) GetStdinClose() bool {
+	if x != nil {
+		if x, ok := x.Event.(*ExecRequest_StdinClose); ok {
+			return x.StdinClose
+		}
+	}
+	return false
+}
+
+func (x *ExecRequest) GetResize() *WindowSize {
+	if x != nil {
+		if x, ok := x.Event.(*ExecRequest_Resize); ok {
+			return x.Resize
+		}
+	}
+	return nil
+}
+
 type isExecRequest_Event interface {
 	isExecRequest_Event()
 }
 
 type ExecRequest_Start struct {
+	// The first message, and no other.
 	Start *ExecStart `protobuf:"bytes,1,opt,name=start,proto3,oneof"`
 }
 
 type ExecRequest_Stdin struct {
+	// The next piece of the standard input, at most 64 KiB.
 	Stdin []byte `protobuf:"bytes,2,opt,name=stdin,proto3,oneof"`
+}
+
+type ExecRequest_StdinClose struct {
+	// The standard input ends. No stdin follows. Always true.
+	StdinClose bool `protobuf:"varint,3,opt,name=stdin_close,json=stdinClose,proto3,oneof"`
+}
+
+type ExecRequest_Resize struct {
+	// The terminal has another size.
+	Resize *WindowSize `protobuf:"bytes,4,opt,name=resize,proto3,oneof"`
 }
 
 func (*ExecRequest_Start) isExecRequest_Event() {}
 
 func (*ExecRequest_Stdin) isExecRequest_Event() {}
 
+func (*ExecRequest_StdinClose) isExecRequest_Event() {}
+
+func (*ExecRequest_Resize) isExecRequest_Event() {}
+
 type ExecStart struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
 	SessionId string                 `protobuf:"bytes,1,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
 	// The command and its arguments, at least one.
-	Command       []string `protobuf:"bytes,2,rep,name=command,proto3" json:"command,omitempty"`
+	Command []string `protobuf:"bytes,2,rep,name=command,proto3" json:"command,omitempty"`
+	// Added to the sandbox's environment.
+	Env map[string]string `protobuf:"bytes,3,rep,name=env,proto3" json:"env,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// Absolute. Empty means the sandbox's.
+	Dir string `protobuf:"bytes,4,opt,name=dir,proto3" json:"dir,omitempty"`
+	// Empty means the sandbox's.
+	User string `protobuf:"bytes,5,opt,name=user,proto3" json:"user,omitempty"`
+	// For sandboxes with several tasks. Empty means the main one.
+	Task string `protobuf:"bytes,6,opt,name=task,proto3" json:"task,omitempty"`
+	// Run the command on a terminal. All its output is then stdout.
+	Tty bool `protobuf:"varint,7,opt,name=tty,proto3" json:"tty,omitempty"`
+	// Of the terminal at the start. Unset means the runtime's default.
+	Size          *WindowSize `protobuf:"bytes,8,opt,name=size,proto3" json:"size,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1318,6 +1411,101 @@ func (x *ExecStart) GetCommand() []string {
 	return nil
 }
 
+func (x *ExecStart) GetEnv() map[string]string {
+	if x != nil {
+		return x.Env
+	}
+	return nil
+}
+
+func (x *ExecStart) GetDir() string {
+	if x != nil {
+		return x.Dir
+	}
+	return ""
+}
+
+func (x *ExecStart) GetUser() string {
+	if x != nil {
+		return x.User
+	}
+	return ""
+}
+
+func (x *ExecStart) GetTask() string {
+	if x != nil {
+		return x.Task
+	}
+	return ""
+}
+
+func (x *ExecStart) GetTty() bool {
+	if x != nil {
+		return x.Tty
+	}
+	return false
+}
+
+func (x *ExecStart) GetSize() *WindowSize {
+	if x != nil {
+		return x.Size
+	}
+	return nil
+}
+
+// WindowSize is the size of a terminal in characters, each at most 65535.
+type WindowSize struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Rows          uint32                 `protobuf:"varint,1,opt,name=rows,proto3" json:"rows,omitempty"`
+	Columns       uint32                 `protobuf:"varint,2,opt,name=columns,proto3" json:"columns,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WindowSize) Reset() {
+	*x = WindowSize{}
+	mi := &file_v1_runtime_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WindowSize) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WindowSize) ProtoMessage() {}
+
+func (x *WindowSize) ProtoReflect() protoreflect.Message {
+	mi := &file_v1_runtime_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WindowSize.ProtoReflect.Descriptor instead.
+func (*WindowSize) Descriptor() ([]byte, []int) {
+	return file_v1_runtime_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *WindowSize) GetRows() uint32 {
+	if x != nil {
+		return x.Rows
+	}
+	return 0
+}
+
+func (x *WindowSize) GetColumns() uint32 {
+	if x != nil {
+		return x.Columns
+	}
+	return 0
+}
+
 type ExecResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Types that are valid to be assigned to Event:
@@ -1331,7 +1519,7 @@ type ExecResponse struct {
 
 func (x *ExecResponse) Reset() {
 	*x = ExecResponse{}
-	mi := &file_v1_runtime_proto_msgTypes[22]
+	mi := &file_v1_runtime_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1343,7 +1531,7 @@ func (x *ExecResponse) String() string {
 func (*ExecResponse) ProtoMessage() {}
 
 func (x *ExecResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_runtime_proto_msgTypes[22]
+	mi := &file_v1_runtime_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1356,7 +1544,7 @@ func (x *ExecResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecResponse.ProtoReflect.Descriptor instead.
 func (*ExecResponse) Descriptor() ([]byte, []int) {
-	return file_v1_runtime_proto_rawDescGZIP(), []int{22}
+	return file_v1_runtime_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ExecResponse) GetEvent() isExecResponse_Event {
@@ -1389,11 +1577,13 @@ type isExecResponse_Event interface {
 }
 
 type ExecResponse_Output struct {
+	// Without an offset.
 	Output *Output `protobuf:"bytes,1,opt,name=output,proto3,oneof"`
 }
 
 type ExecResponse_ExitCode struct {
-	// The command has ended. The last message.
+	// The command has ended. The last message. 128 plus the signal's number if a
+	// signal ended it.
 	ExitCode int32 `protobuf:"varint,2,opt,name=exit_code,json=exitCode,proto3,oneof"`
 }
 
@@ -1401,18 +1591,23 @@ func (*ExecResponse_Output) isExecResponse_Event() {}
 
 func (*ExecResponse_ExitCode) isExecResponse_Event() {}
 
-// Output is a piece of what was printed. It may begin and end anywhere.
+// Output is a piece of what was printed. It may begin and end anywhere. It is at
+// most 64 KiB.
 type Output struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Stream        OutputStream           `protobuf:"varint,1,opt,name=stream,proto3,enum=bivouac.runtime.v1.OutputStream" json:"stream,omitempty"`
-	Data          []byte                 `protobuf:"bytes,2,opt,name=data,proto3" json:"data,omitempty"`
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Stream OutputStream           `protobuf:"varint,1,opt,name=stream,proto3,enum=bivouac.runtime.v1.OutputStream" json:"stream,omitempty"`
+	Data   []byte                 `protobuf:"bytes,2,opt,name=data,proto3" json:"data,omitempty"`
+	// Of the first byte of data, counted as in LogsRequest. Set it even if it is 0.
+	// If it is unset, the plugin does not know the fields stream and offset of
+	// LogsRequest: the host drops what it did not ask for and counts by itself.
+	Offset        *int64 `protobuf:"varint,3,opt,name=offset,proto3,oneof" json:"offset,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Output) Reset() {
 	*x = Output{}
-	mi := &file_v1_runtime_proto_msgTypes[23]
+	mi := &file_v1_runtime_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1424,7 +1619,7 @@ func (x *Output) String() string {
 func (*Output) ProtoMessage() {}
 
 func (x *Output) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_runtime_proto_msgTypes[23]
+	mi := &file_v1_runtime_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1437,7 +1632,7 @@ func (x *Output) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Output.ProtoReflect.Descriptor instead.
 func (*Output) Descriptor() ([]byte, []int) {
-	return file_v1_runtime_proto_rawDescGZIP(), []int{23}
+	return file_v1_runtime_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Output) GetStream() OutputStream {
@@ -1454,12 +1649,254 @@ func (x *Output) GetData() []byte {
 	return nil
 }
 
+func (x *Output) GetOffset() int64 {
+	if x != nil && x.Offset != nil {
+		return *x.Offset
+	}
+	return 0
+}
+
+type ExplainRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	SessionId     string                 `protobuf:"bytes,1,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExplainRequest) Reset() {
+	*x = ExplainRequest{}
+	mi := &file_v1_runtime_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExplainRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExplainRequest) ProtoMessage() {}
+
+func (x *ExplainRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_v1_runtime_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExplainRequest.ProtoReflect.Descriptor instead.
+func (*ExplainRequest) Descriptor() ([]byte, []int) {
+	return file_v1_runtime_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *ExplainRequest) GetSessionId() string {
+	if x != nil {
+		return x.SessionId
+	}
+	return ""
+}
+
+type ExplainResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Oldest first. The host keeps the last 100.
+	Happenings    []*Happening `protobuf:"bytes,1,rep,name=happenings,proto3" json:"happenings,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExplainResponse) Reset() {
+	*x = ExplainResponse{}
+	mi := &file_v1_runtime_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExplainResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExplainResponse) ProtoMessage() {}
+
+func (x *ExplainResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_v1_runtime_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExplainResponse.ProtoReflect.Descriptor instead.
+func (*ExplainResponse) Descriptor() ([]byte, []int) {
+	return file_v1_runtime_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *ExplainResponse) GetHappenings() []*Happening {
+	if x != nil {
+		return x.Happenings
+	}
+	return nil
+}
+
+// Happening is one thing that happened to a sandbox.
+type Happening struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Unset if it is not known.
+	Time *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=time,proto3" json:"time,omitempty"`
+	// In words for a person. At most 4096 bytes.
+	Text          string `protobuf:"bytes,2,opt,name=text,proto3" json:"text,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Happening) Reset() {
+	*x = Happening{}
+	mi := &file_v1_runtime_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Happening) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Happening) ProtoMessage() {}
+
+func (x *Happening) ProtoReflect() protoreflect.Message {
+	mi := &file_v1_runtime_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Happening.ProtoReflect.Descriptor instead.
+func (*Happening) Descriptor() ([]byte, []int) {
+	return file_v1_runtime_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *Happening) GetTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Time
+	}
+	return nil
+}
+
+func (x *Happening) GetText() string {
+	if x != nil {
+		return x.Text
+	}
+	return ""
+}
+
+type ClaimRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The spare's session ID and access token, with the chat that it is for. It has
+	// no pool.
+	Spec          *Spec `protobuf:"bytes,1,opt,name=spec,proto3" json:"spec,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ClaimRequest) Reset() {
+	*x = ClaimRequest{}
+	mi := &file_v1_runtime_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ClaimRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ClaimRequest) ProtoMessage() {}
+
+func (x *ClaimRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_v1_runtime_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ClaimRequest.ProtoReflect.Descriptor instead.
+func (*ClaimRequest) Descriptor() ([]byte, []int) {
+	return file_v1_runtime_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *ClaimRequest) GetSpec() *Spec {
+	if x != nil {
+		return x.Spec
+	}
+	return nil
+}
+
+type ClaimResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The sandbox, with the chat ID of the request.
+	Sandbox       *Sandbox `protobuf:"bytes,1,opt,name=sandbox,proto3" json:"sandbox,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ClaimResponse) Reset() {
+	*x = ClaimResponse{}
+	mi := &file_v1_runtime_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ClaimResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ClaimResponse) ProtoMessage() {}
+
+func (x *ClaimResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_v1_runtime_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ClaimResponse.ProtoReflect.Descriptor instead.
+func (*ClaimResponse) Descriptor() ([]byte, []int) {
+	return file_v1_runtime_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *ClaimResponse) GetSandbox() *Sandbox {
+	if x != nil {
+		return x.Sandbox
+	}
+	return nil
+}
+
 // Spec is what a sandbox is made from.
 type Spec struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// UUID, fresh for each sandbox.
 	SessionId string `protobuf:"bytes,1,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
-	// UUID.
+	// UUID. Empty for a spare, as are agent_id and volume_host_path.
 	ChatId string `protobuf:"bytes,2,opt,name=chat_id,json=chatId,proto3" json:"chat_id,omitempty"`
 	// 1 to 256 bytes, no control characters, no "${" and "%{".
 	AgentId string `protobuf:"bytes,3,opt,name=agent_id,json=agentId,proto3" json:"agent_id,omitempty"`
@@ -1477,14 +1914,18 @@ type Spec struct {
 	// The secret of this sandbox: 64 hexadecimal digits, or empty if the session has
 	// none. The sandbox must find it in its environment as BIVOUAC_ACCESS_TOKEN. Do
 	// not log or report it.
-	AccessToken   string `protobuf:"bytes,9,opt,name=access_token,json=accessToken,proto3" json:"access_token,omitempty"`
+	AccessToken string `protobuf:"bytes,9,opt,name=access_token,json=accessToken,proto3" json:"access_token,omitempty"`
+	// Set for a spare: a sandbox that is started before a chat needs it. 1 to 64 of
+	// a-z, 0-9 and '-', not beginning with '-'. Only a plugin with the ability
+	// "claim" gets one.
+	Pool          string `protobuf:"bytes,10,opt,name=pool,proto3" json:"pool,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Spec) Reset() {
 	*x = Spec{}
-	mi := &file_v1_runtime_proto_msgTypes[24]
+	mi := &file_v1_runtime_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1496,7 +1937,7 @@ func (x *Spec) String() string {
 func (*Spec) ProtoMessage() {}
 
 func (x *Spec) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_runtime_proto_msgTypes[24]
+	mi := &file_v1_runtime_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1509,7 +1950,7 @@ func (x *Spec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Spec.ProtoReflect.Descriptor instead.
 func (*Spec) Descriptor() ([]byte, []int) {
-	return file_v1_runtime_proto_rawDescGZIP(), []int{24}
+	return file_v1_runtime_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Spec) GetSessionId() string {
@@ -1575,6 +2016,13 @@ func (x *Spec) GetAccessToken() string {
 	return ""
 }
 
+func (x *Spec) GetPool() string {
+	if x != nil {
+		return x.Pool
+	}
+	return ""
+}
+
 // Sandbox is one sandbox as its driver sees it.
 type Sandbox struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
@@ -1586,14 +2034,18 @@ type Sandbox struct {
 	Endpoint *Endpoint `protobuf:"bytes,4,opt,name=endpoint,proto3" json:"endpoint,omitempty"`
 	State    State     `protobuf:"varint,5,opt,name=state,proto3,enum=bivouac.runtime.v1.State" json:"state,omitempty"`
 	// Why it is dead or lost, in words for a person. At most 4096 bytes.
-	Reason        string `protobuf:"bytes,6,opt,name=reason,proto3" json:"reason,omitempty"`
+	Reason string `protobuf:"bytes,6,opt,name=reason,proto3" json:"reason,omitempty"`
+	// The pool of a spare, as in its Spec. A driver that cannot describe a sandbox
+	// anew keeps it when the spare is claimed, and leaves chat_id empty in all but
+	// ClaimResponse.
+	Pool          string `protobuf:"bytes,7,opt,name=pool,proto3" json:"pool,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Sandbox) Reset() {
 	*x = Sandbox{}
-	mi := &file_v1_runtime_proto_msgTypes[25]
+	mi := &file_v1_runtime_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1605,7 +2057,7 @@ func (x *Sandbox) String() string {
 func (*Sandbox) ProtoMessage() {}
 
 func (x *Sandbox) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_runtime_proto_msgTypes[25]
+	mi := &file_v1_runtime_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1618,7 +2070,7 @@ func (x *Sandbox) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Sandbox.ProtoReflect.Descriptor instead.
 func (*Sandbox) Descriptor() ([]byte, []int) {
-	return file_v1_runtime_proto_rawDescGZIP(), []int{25}
+	return file_v1_runtime_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Sandbox) GetSessionId() string {
@@ -1663,6 +2115,13 @@ func (x *Sandbox) GetReason() string {
 	return ""
 }
 
+func (x *Sandbox) GetPool() string {
+	if x != nil {
+		return x.Pool
+	}
+	return ""
+}
+
 // Endpoint is where a sandbox's port can be reached.
 type Endpoint struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1676,7 +2135,7 @@ type Endpoint struct {
 
 func (x *Endpoint) Reset() {
 	*x = Endpoint{}
-	mi := &file_v1_runtime_proto_msgTypes[26]
+	mi := &file_v1_runtime_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1688,7 +2147,7 @@ func (x *Endpoint) String() string {
 func (*Endpoint) ProtoMessage() {}
 
 func (x *Endpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_runtime_proto_msgTypes[26]
+	mi := &file_v1_runtime_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1701,7 +2160,7 @@ func (x *Endpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Endpoint.ProtoReflect.Descriptor instead.
 func (*Endpoint) Descriptor() ([]byte, []int) {
-	return file_v1_runtime_proto_rawDescGZIP(), []int{26}
+	return file_v1_runtime_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Endpoint) GetIp() string {
@@ -1730,7 +2189,7 @@ type ErrorDetail struct {
 
 func (x *ErrorDetail) Reset() {
 	*x = ErrorDetail{}
-	mi := &file_v1_runtime_proto_msgTypes[27]
+	mi := &file_v1_runtime_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1742,7 +2201,7 @@ func (x *ErrorDetail) String() string {
 func (*ErrorDetail) ProtoMessage() {}
 
 func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_runtime_proto_msgTypes[27]
+	mi := &file_v1_runtime_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1755,7 +2214,7 @@ func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ErrorDetail.ProtoReflect.Descriptor instead.
 func (*ErrorDetail) Descriptor() ([]byte, []int) {
-	return file_v1_runtime_proto_rawDescGZIP(), []int{27}
+	return file_v1_runtime_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ErrorDetail) GetKinds() []ErrorKind {
@@ -1770,12 +2229,13 @@ var File_v1_runtime_proto protoreflect.FileDescriptor
 const file_v1_runtime_proto_rawDesc = "" +
 	"\n" +
 	"\x10v1/runtime.proto\x12\x12bivouac.runtime.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\r\n" +
-	"\vInfoRequest\"\x7f\n" +
+	"\vInfoRequest\"\x99\x01\n" +
 	"\fInfoResponse\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12\x1c\n" +
 	"\tabilities\x18\x03 \x03(\tR\tabilities\x12#\n" +
-	"\rconfig_schema\x18\x04 \x01(\tR\fconfigSchema\"O\n" +
+	"\rconfig_schema\x18\x04 \x01(\tR\fconfigSchema\x12\x18\n" +
+	"\avariant\x18\x05 \x01(\tR\avariant\"O\n" +
 	"\x10ConfigureRequest\x12\x1a\n" +
 	"\binstance\x18\x01 \x01(\tR\binstance\x12\x1f\n" +
 	"\vconfig_json\x18\x02 \x01(\tR\n" +
@@ -1807,28 +2267,63 @@ const file_v1_runtime_proto_rawDesc = "" +
 	"\rWatchResponse\x125\n" +
 	"\asandbox\x18\x01 \x01(\v2\x1b.bivouac.runtime.v1.SandboxR\asandbox\"\x0f\n" +
 	"\rHealthRequest\"\x10\n" +
-	"\x0eHealthResponse\"D\n" +
+	"\x0eHealthResponse\"\xaa\x01\n" +
 	"\vLogsRequest\x12\x1d\n" +
 	"\n" +
 	"session_id\x18\x01 \x01(\tR\tsessionId\x12\x16\n" +
-	"\x06follow\x18\x02 \x01(\bR\x06follow\"B\n" +
+	"\x06follow\x18\x02 \x01(\bR\x06follow\x128\n" +
+	"\x06stream\x18\x03 \x01(\x0e2 .bivouac.runtime.v1.OutputStreamR\x06stream\x12\x12\n" +
+	"\x04task\x18\x04 \x01(\tR\x04task\x12\x16\n" +
+	"\x06offset\x18\x05 \x01(\x03R\x06offset\"B\n" +
 	"\fLogsResponse\x122\n" +
-	"\x06output\x18\x01 \x01(\v2\x1a.bivouac.runtime.v1.OutputR\x06output\"e\n" +
+	"\x06output\x18\x01 \x01(\v2\x1a.bivouac.runtime.v1.OutputR\x06output\"\xc2\x01\n" +
 	"\vExecRequest\x125\n" +
 	"\x05start\x18\x01 \x01(\v2\x1d.bivouac.runtime.v1.ExecStartH\x00R\x05start\x12\x16\n" +
-	"\x05stdin\x18\x02 \x01(\fH\x00R\x05stdinB\a\n" +
-	"\x05event\"D\n" +
+	"\x05stdin\x18\x02 \x01(\fH\x00R\x05stdin\x12!\n" +
+	"\vstdin_close\x18\x03 \x01(\bH\x00R\n" +
+	"stdinClose\x128\n" +
+	"\x06resize\x18\x04 \x01(\v2\x1e.bivouac.runtime.v1.WindowSizeH\x00R\x06resizeB\a\n" +
+	"\x05event\"\xb6\x02\n" +
 	"\tExecStart\x12\x1d\n" +
 	"\n" +
 	"session_id\x18\x01 \x01(\tR\tsessionId\x12\x18\n" +
-	"\acommand\x18\x02 \x03(\tR\acommand\"l\n" +
+	"\acommand\x18\x02 \x03(\tR\acommand\x128\n" +
+	"\x03env\x18\x03 \x03(\v2&.bivouac.runtime.v1.ExecStart.EnvEntryR\x03env\x12\x10\n" +
+	"\x03dir\x18\x04 \x01(\tR\x03dir\x12\x12\n" +
+	"\x04user\x18\x05 \x01(\tR\x04user\x12\x12\n" +
+	"\x04task\x18\x06 \x01(\tR\x04task\x12\x10\n" +
+	"\x03tty\x18\a \x01(\bR\x03tty\x122\n" +
+	"\x04size\x18\b \x01(\v2\x1e.bivouac.runtime.v1.WindowSizeR\x04size\x1a6\n" +
+	"\bEnvEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\":\n" +
+	"\n" +
+	"WindowSize\x12\x12\n" +
+	"\x04rows\x18\x01 \x01(\rR\x04rows\x12\x18\n" +
+	"\acolumns\x18\x02 \x01(\rR\acolumns\"l\n" +
 	"\fExecResponse\x124\n" +
 	"\x06output\x18\x01 \x01(\v2\x1a.bivouac.runtime.v1.OutputH\x00R\x06output\x12\x1d\n" +
 	"\texit_code\x18\x02 \x01(\x05H\x00R\bexitCodeB\a\n" +
-	"\x05event\"V\n" +
+	"\x05event\"~\n" +
 	"\x06Output\x128\n" +
 	"\x06stream\x18\x01 \x01(\x0e2 .bivouac.runtime.v1.OutputStreamR\x06stream\x12\x12\n" +
-	"\x04data\x18\x02 \x01(\fR\x04data\"\xb0\x03\n" +
+	"\x04data\x18\x02 \x01(\fR\x04data\x12\x1b\n" +
+	"\x06offset\x18\x03 \x01(\x03H\x00R\x06offset\x88\x01\x01B\t\n" +
+	"\a_offset\"/\n" +
+	"\x0eExplainRequest\x12\x1d\n" +
+	"\n" +
+	"session_id\x18\x01 \x01(\tR\tsessionId\"P\n" +
+	"\x0fExplainResponse\x12=\n" +
+	"\n" +
+	"happenings\x18\x01 \x03(\v2\x1d.bivouac.runtime.v1.HappeningR\n" +
+	"happenings\"O\n" +
+	"\tHappening\x12.\n" +
+	"\x04time\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x12\n" +
+	"\x04text\x18\x02 \x01(\tR\x04text\"<\n" +
+	"\fClaimRequest\x12,\n" +
+	"\x04spec\x18\x01 \x01(\v2\x18.bivouac.runtime.v1.SpecR\x04spec\"F\n" +
+	"\rClaimResponse\x125\n" +
+	"\asandbox\x18\x01 \x01(\v2\x1b.bivouac.runtime.v1.SandboxR\asandbox\"\xc4\x03\n" +
 	"\x04Spec\x12\x1d\n" +
 	"\n" +
 	"session_id\x18\x01 \x01(\tR\tsessionId\x12\x17\n" +
@@ -1841,10 +2336,12 @@ const file_v1_runtime_proto_rawDesc = "" +
 	"expires_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\texpiresAt\x12\x14\n" +
 	"\x05owner\x18\a \x01(\tR\x05owner\x12<\n" +
 	"\x06labels\x18\b \x03(\v2$.bivouac.runtime.v1.Spec.LabelsEntryR\x06labels\x12&\n" +
-	"\faccess_token\x18\t \x01(\tB\x03\x80\x01\x01R\vaccessToken\x1a9\n" +
+	"\faccess_token\x18\t \x01(\tB\x03\x80\x01\x01R\vaccessToken\x12\x12\n" +
+	"\x04pool\x18\n" +
+	" \x01(\tR\x04pool\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xe7\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xfb\x01\n" +
 	"\aSandbox\x12\x1d\n" +
 	"\n" +
 	"session_id\x18\x01 \x01(\tR\tsessionId\x12\x17\n" +
@@ -1852,7 +2349,8 @@ const file_v1_runtime_proto_rawDesc = "" +
 	"\fcontainer_id\x18\x03 \x01(\tR\vcontainerId\x128\n" +
 	"\bendpoint\x18\x04 \x01(\v2\x1c.bivouac.runtime.v1.EndpointR\bendpoint\x12/\n" +
 	"\x05state\x18\x05 \x01(\x0e2\x19.bivouac.runtime.v1.StateR\x05state\x12\x16\n" +
-	"\x06reason\x18\x06 \x01(\tR\x06reason\".\n" +
+	"\x06reason\x18\x06 \x01(\tR\x06reason\x12\x12\n" +
+	"\x04pool\x18\a \x01(\tR\x04pool\".\n" +
 	"\bEndpoint\x12\x0e\n" +
 	"\x02ip\x18\x01 \x01(\tR\x02ip\x12\x12\n" +
 	"\x04port\x18\x02 \x01(\rR\x04port\"B\n" +
@@ -1874,7 +2372,7 @@ const file_v1_runtime_proto_rawDesc = "" +
 	"\fOutputStream\x12\x1d\n" +
 	"\x19OUTPUT_STREAM_UNSPECIFIED\x10\x00\x12\x18\n" +
 	"\x14OUTPUT_STREAM_STDOUT\x10\x01\x12\x18\n" +
-	"\x14OUTPUT_STREAM_STDERR\x10\x02*\xb6\x02\n" +
+	"\x14OUTPUT_STREAM_STDERR\x10\x02*\xd4\x02\n" +
 	"\tErrorKind\x12\x1a\n" +
 	"\x16ERROR_KIND_UNSPECIFIED\x10\x00\x12\x19\n" +
 	"\x15ERROR_KIND_NOT_PLACED\x10\x01\x12\x18\n" +
@@ -1887,7 +2385,8 @@ const file_v1_runtime_proto_rawDesc = "" +
 	"\x13ERROR_KIND_CANCELED\x10\b\x12 \n" +
 	"\x1cERROR_KIND_DEADLINE_EXCEEDED\x10\t\x12\x1a\n" +
 	"\x16ERROR_KIND_NOT_STOPPED\x10\n" +
-	"2\x81\a\n" +
+	"\x12\x1c\n" +
+	"\x18ERROR_KIND_LOGS_DISABLED\x10\v2\xa3\b\n" +
 	"\rDriverService\x12I\n" +
 	"\x04Info\x12\x1f.bivouac.runtime.v1.InfoRequest\x1a .bivouac.runtime.v1.InfoResponse\x12X\n" +
 	"\tConfigure\x12$.bivouac.runtime.v1.ConfigureRequest\x1a%.bivouac.runtime.v1.ConfigureResponse\x12Q\n" +
@@ -1899,7 +2398,9 @@ const file_v1_runtime_proto_rawDesc = "" +
 	"\x05Watch\x12 .bivouac.runtime.v1.WatchRequest\x1a!.bivouac.runtime.v1.WatchResponse0\x01\x12O\n" +
 	"\x06Health\x12!.bivouac.runtime.v1.HealthRequest\x1a\".bivouac.runtime.v1.HealthResponse\x12K\n" +
 	"\x04Logs\x12\x1f.bivouac.runtime.v1.LogsRequest\x1a .bivouac.runtime.v1.LogsResponse0\x01\x12M\n" +
-	"\x04Exec\x12\x1f.bivouac.runtime.v1.ExecRequest\x1a .bivouac.runtime.v1.ExecResponse(\x010\x01B>Z<github.com/bivouac/bivouac/runtime/plugin/proto/v1;runtimev1b\x06proto3"
+	"\x04Exec\x12\x1f.bivouac.runtime.v1.ExecRequest\x1a .bivouac.runtime.v1.ExecResponse(\x010\x01\x12R\n" +
+	"\aExplain\x12\".bivouac.runtime.v1.ExplainRequest\x1a#.bivouac.runtime.v1.ExplainResponse\x12L\n" +
+	"\x05Claim\x12 .bivouac.runtime.v1.ClaimRequest\x1a!.bivouac.runtime.v1.ClaimResponseB>Z<github.com/bivouac/bivouac/runtime/plugin/proto/v1;runtimev1b\x06proto3"
 
 var (
 	file_v1_runtime_proto_rawDescOnce sync.Once
@@ -1914,7 +2415,7 @@ func file_v1_runtime_proto_rawDescGZIP() []byte {
 }
 
 var file_v1_runtime_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_v1_runtime_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
+var file_v1_runtime_proto_msgTypes = make([]protoimpl.MessageInfo, 36)
 var file_v1_runtime_proto_goTypes = []any{
 	(Stage)(0),                    // 0: bivouac.runtime.v1.Stage
 	(State)(0),                    // 1: bivouac.runtime.v1.State
@@ -1942,59 +2443,78 @@ var file_v1_runtime_proto_goTypes = []any{
 	(*LogsResponse)(nil),          // 23: bivouac.runtime.v1.LogsResponse
 	(*ExecRequest)(nil),           // 24: bivouac.runtime.v1.ExecRequest
 	(*ExecStart)(nil),             // 25: bivouac.runtime.v1.ExecStart
-	(*ExecResponse)(nil),          // 26: bivouac.runtime.v1.ExecResponse
-	(*Output)(nil),                // 27: bivouac.runtime.v1.Output
-	(*Spec)(nil),                  // 28: bivouac.runtime.v1.Spec
-	(*Sandbox)(nil),               // 29: bivouac.runtime.v1.Sandbox
-	(*Endpoint)(nil),              // 30: bivouac.runtime.v1.Endpoint
-	(*ErrorDetail)(nil),           // 31: bivouac.runtime.v1.ErrorDetail
-	nil,                           // 32: bivouac.runtime.v1.Spec.LabelsEntry
-	(*timestamppb.Timestamp)(nil), // 33: google.protobuf.Timestamp
+	(*WindowSize)(nil),            // 26: bivouac.runtime.v1.WindowSize
+	(*ExecResponse)(nil),          // 27: bivouac.runtime.v1.ExecResponse
+	(*Output)(nil),                // 28: bivouac.runtime.v1.Output
+	(*ExplainRequest)(nil),        // 29: bivouac.runtime.v1.ExplainRequest
+	(*ExplainResponse)(nil),       // 30: bivouac.runtime.v1.ExplainResponse
+	(*Happening)(nil),             // 31: bivouac.runtime.v1.Happening
+	(*ClaimRequest)(nil),          // 32: bivouac.runtime.v1.ClaimRequest
+	(*ClaimResponse)(nil),         // 33: bivouac.runtime.v1.ClaimResponse
+	(*Spec)(nil),                  // 34: bivouac.runtime.v1.Spec
+	(*Sandbox)(nil),               // 35: bivouac.runtime.v1.Sandbox
+	(*Endpoint)(nil),              // 36: bivouac.runtime.v1.Endpoint
+	(*ErrorDetail)(nil),           // 37: bivouac.runtime.v1.ErrorDetail
+	nil,                           // 38: bivouac.runtime.v1.ExecStart.EnvEntry
+	nil,                           // 39: bivouac.runtime.v1.Spec.LabelsEntry
+	(*timestamppb.Timestamp)(nil), // 40: google.protobuf.Timestamp
 }
 var file_v1_runtime_proto_depIdxs = []int32{
-	28, // 0: bivouac.runtime.v1.CreateRequest.spec:type_name -> bivouac.runtime.v1.Spec
+	34, // 0: bivouac.runtime.v1.CreateRequest.spec:type_name -> bivouac.runtime.v1.Spec
 	0,  // 1: bivouac.runtime.v1.CreateResponse.stage:type_name -> bivouac.runtime.v1.Stage
-	29, // 2: bivouac.runtime.v1.CreateResponse.sandbox:type_name -> bivouac.runtime.v1.Sandbox
-	29, // 3: bivouac.runtime.v1.InspectResponse.sandbox:type_name -> bivouac.runtime.v1.Sandbox
-	29, // 4: bivouac.runtime.v1.ListResponse.sandboxes:type_name -> bivouac.runtime.v1.Sandbox
-	29, // 5: bivouac.runtime.v1.WatchResponse.sandbox:type_name -> bivouac.runtime.v1.Sandbox
-	27, // 6: bivouac.runtime.v1.LogsResponse.output:type_name -> bivouac.runtime.v1.Output
-	25, // 7: bivouac.runtime.v1.ExecRequest.start:type_name -> bivouac.runtime.v1.ExecStart
-	27, // 8: bivouac.runtime.v1.ExecResponse.output:type_name -> bivouac.runtime.v1.Output
-	2,  // 9: bivouac.runtime.v1.Output.stream:type_name -> bivouac.runtime.v1.OutputStream
-	33, // 10: bivouac.runtime.v1.Spec.created_at:type_name -> google.protobuf.Timestamp
-	33, // 11: bivouac.runtime.v1.Spec.expires_at:type_name -> google.protobuf.Timestamp
-	32, // 12: bivouac.runtime.v1.Spec.labels:type_name -> bivouac.runtime.v1.Spec.LabelsEntry
-	30, // 13: bivouac.runtime.v1.Sandbox.endpoint:type_name -> bivouac.runtime.v1.Endpoint
-	1,  // 14: bivouac.runtime.v1.Sandbox.state:type_name -> bivouac.runtime.v1.State
-	3,  // 15: bivouac.runtime.v1.ErrorDetail.kinds:type_name -> bivouac.runtime.v1.ErrorKind
-	4,  // 16: bivouac.runtime.v1.DriverService.Info:input_type -> bivouac.runtime.v1.InfoRequest
-	6,  // 17: bivouac.runtime.v1.DriverService.Configure:input_type -> bivouac.runtime.v1.ConfigureRequest
-	8,  // 18: bivouac.runtime.v1.DriverService.Create:input_type -> bivouac.runtime.v1.CreateRequest
-	10, // 19: bivouac.runtime.v1.DriverService.Stop:input_type -> bivouac.runtime.v1.StopRequest
-	12, // 20: bivouac.runtime.v1.DriverService.Delete:input_type -> bivouac.runtime.v1.DeleteRequest
-	14, // 21: bivouac.runtime.v1.DriverService.Inspect:input_type -> bivouac.runtime.v1.InspectRequest
-	16, // 22: bivouac.runtime.v1.DriverService.List:input_type -> bivouac.runtime.v1.ListRequest
-	18, // 23: bivouac.runtime.v1.DriverService.Watch:input_type -> bivouac.runtime.v1.WatchRequest
-	20, // 24: bivouac.runtime.v1.DriverService.Health:input_type -> bivouac.runtime.v1.HealthRequest
-	22, // 25: bivouac.runtime.v1.DriverService.Logs:input_type -> bivouac.runtime.v1.LogsRequest
-	24, // 26: bivouac.runtime.v1.DriverService.Exec:input_type -> bivouac.runtime.v1.ExecRequest
-	5,  // 27: bivouac.runtime.v1.DriverService.Info:output_type -> bivouac.runtime.v1.InfoResponse
-	7,  // 28: bivouac.runtime.v1.DriverService.Configure:output_type -> bivouac.runtime.v1.ConfigureResponse
-	9,  // 29: bivouac.runtime.v1.DriverService.Create:output_type -> bivouac.runtime.v1.CreateResponse
-	11, // 30: bivouac.runtime.v1.DriverService.Stop:output_type -> bivouac.runtime.v1.StopResponse
-	13, // 31: bivouac.runtime.v1.DriverService.Delete:output_type -> bivouac.runtime.v1.DeleteResponse
-	15, // 32: bivouac.runtime.v1.DriverService.Inspect:output_type -> bivouac.runtime.v1.InspectResponse
-	17, // 33: bivouac.runtime.v1.DriverService.List:output_type -> bivouac.runtime.v1.ListResponse
-	19, // 34: bivouac.runtime.v1.DriverService.Watch:output_type -> bivouac.runtime.v1.WatchResponse
-	21, // 35: bivouac.runtime.v1.DriverService.Health:output_type -> bivouac.runtime.v1.HealthResponse
-	23, // 36: bivouac.runtime.v1.DriverService.Logs:output_type -> bivouac.runtime.v1.LogsResponse
-	26, // 37: bivouac.runtime.v1.DriverService.Exec:output_type -> bivouac.runtime.v1.ExecResponse
-	27, // [27:38] is the sub-list for method output_type
-	16, // [16:27] is the sub-list for method input_type
-	16, // [16:16] is the sub-list for extension type_name
-	16, // [16:16] is the sub-list for extension extendee
-	0,  // [0:16] is the sub-list for field type_name
+	35, // 2: bivouac.runtime.v1.CreateResponse.sandbox:type_name -> bivouac.runtime.v1.Sandbox
+	35, // 3: bivouac.runtime.v1.InspectResponse.sandbox:type_name -> bivouac.runtime.v1.Sandbox
+	35, // 4: bivouac.runtime.v1.ListResponse.sandboxes:type_name -> bivouac.runtime.v1.Sandbox
+	35, // 5: bivouac.runtime.v1.WatchResponse.sandbox:type_name -> bivouac.runtime.v1.Sandbox
+	2,  // 6: bivouac.runtime.v1.LogsRequest.stream:type_name -> bivouac.runtime.v1.OutputStream
+	28, // 7: bivouac.runtime.v1.LogsResponse.output:type_name -> bivouac.runtime.v1.Output
+	25, // 8: bivouac.runtime.v1.ExecRequest.start:type_name -> bivouac.runtime.v1.ExecStart
+	26, // 9: bivouac.runtime.v1.ExecRequest.resize:type_name -> bivouac.runtime.v1.WindowSize
+	38, // 10: bivouac.runtime.v1.ExecStart.env:type_name -> bivouac.runtime.v1.ExecStart.EnvEntry
+	26, // 11: bivouac.runtime.v1.ExecStart.size:type_name -> bivouac.runtime.v1.WindowSize
+	28, // 12: bivouac.runtime.v1.ExecResponse.output:type_name -> bivouac.runtime.v1.Output
+	2,  // 13: bivouac.runtime.v1.Output.stream:type_name -> bivouac.runtime.v1.OutputStream
+	31, // 14: bivouac.runtime.v1.ExplainResponse.happenings:type_name -> bivouac.runtime.v1.Happening
+	40, // 15: bivouac.runtime.v1.Happening.time:type_name -> google.protobuf.Timestamp
+	34, // 16: bivouac.runtime.v1.ClaimRequest.spec:type_name -> bivouac.runtime.v1.Spec
+	35, // 17: bivouac.runtime.v1.ClaimResponse.sandbox:type_name -> bivouac.runtime.v1.Sandbox
+	40, // 18: bivouac.runtime.v1.Spec.created_at:type_name -> google.protobuf.Timestamp
+	40, // 19: bivouac.runtime.v1.Spec.expires_at:type_name -> google.protobuf.Timestamp
+	39, // 20: bivouac.runtime.v1.Spec.labels:type_name -> bivouac.runtime.v1.Spec.LabelsEntry
+	36, // 21: bivouac.runtime.v1.Sandbox.endpoint:type_name -> bivouac.runtime.v1.Endpoint
+	1,  // 22: bivouac.runtime.v1.Sandbox.state:type_name -> bivouac.runtime.v1.State
+	3,  // 23: bivouac.runtime.v1.ErrorDetail.kinds:type_name -> bivouac.runtime.v1.ErrorKind
+	4,  // 24: bivouac.runtime.v1.DriverService.Info:input_type -> bivouac.runtime.v1.InfoRequest
+	6,  // 25: bivouac.runtime.v1.DriverService.Configure:input_type -> bivouac.runtime.v1.ConfigureRequest
+	8,  // 26: bivouac.runtime.v1.DriverService.Create:input_type -> bivouac.runtime.v1.CreateRequest
+	10, // 27: bivouac.runtime.v1.DriverService.Stop:input_type -> bivouac.runtime.v1.StopRequest
+	12, // 28: bivouac.runtime.v1.DriverService.Delete:input_type -> bivouac.runtime.v1.DeleteRequest
+	14, // 29: bivouac.runtime.v1.DriverService.Inspect:input_type -> bivouac.runtime.v1.InspectRequest
+	16, // 30: bivouac.runtime.v1.DriverService.List:input_type -> bivouac.runtime.v1.ListRequest
+	18, // 31: bivouac.runtime.v1.DriverService.Watch:input_type -> bivouac.runtime.v1.WatchRequest
+	20, // 32: bivouac.runtime.v1.DriverService.Health:input_type -> bivouac.runtime.v1.HealthRequest
+	22, // 33: bivouac.runtime.v1.DriverService.Logs:input_type -> bivouac.runtime.v1.LogsRequest
+	24, // 34: bivouac.runtime.v1.DriverService.Exec:input_type -> bivouac.runtime.v1.ExecRequest
+	29, // 35: bivouac.runtime.v1.DriverService.Explain:input_type -> bivouac.runtime.v1.ExplainRequest
+	32, // 36: bivouac.runtime.v1.DriverService.Claim:input_type -> bivouac.runtime.v1.ClaimRequest
+	5,  // 37: bivouac.runtime.v1.DriverService.Info:output_type -> bivouac.runtime.v1.InfoResponse
+	7,  // 38: bivouac.runtime.v1.DriverService.Configure:output_type -> bivouac.runtime.v1.ConfigureResponse
+	9,  // 39: bivouac.runtime.v1.DriverService.Create:output_type -> bivouac.runtime.v1.CreateResponse
+	11, // 40: bivouac.runtime.v1.DriverService.Stop:output_type -> bivouac.runtime.v1.StopResponse
+	13, // 41: bivouac.runtime.v1.DriverService.Delete:output_type -> bivouac.runtime.v1.DeleteResponse
+	15, // 42: bivouac.runtime.v1.DriverService.Inspect:output_type -> bivouac.runtime.v1.InspectResponse
+	17, // 43: bivouac.runtime.v1.DriverService.List:output_type -> bivouac.runtime.v1.ListResponse
+	19, // 44: bivouac.runtime.v1.DriverService.Watch:output_type -> bivouac.runtime.v1.WatchResponse
+	21, // 45: bivouac.runtime.v1.DriverService.Health:output_type -> bivouac.runtime.v1.HealthResponse
+	23, // 46: bivouac.runtime.v1.DriverService.Logs:output_type -> bivouac.runtime.v1.LogsResponse
+	27, // 47: bivouac.runtime.v1.DriverService.Exec:output_type -> bivouac.runtime.v1.ExecResponse
+	30, // 48: bivouac.runtime.v1.DriverService.Explain:output_type -> bivouac.runtime.v1.ExplainResponse
+	33, // 49: bivouac.runtime.v1.DriverService.Claim:output_type -> bivouac.runtime.v1.ClaimResponse
+	37, // [37:50] is the sub-list for method output_type
+	24, // [24:37] is the sub-list for method input_type
+	24, // [24:24] is the sub-list for extension type_name
+	24, // [24:24] is the sub-list for extension extendee
+	0,  // [0:24] is the sub-list for field type_name
 }
 
 func init() { file_v1_runtime_proto_init() }
@@ -2009,18 +2529,21 @@ func file_v1_runtime_proto_init() {
 	file_v1_runtime_proto_msgTypes[20].OneofWrappers = []any{
 		(*ExecRequest_Start)(nil),
 		(*ExecRequest_Stdin)(nil),
+		(*ExecRequest_StdinClose)(nil),
+		(*ExecRequest_Resize)(nil),
 	}
-	file_v1_runtime_proto_msgTypes[22].OneofWrappers = []any{
+	file_v1_runtime_proto_msgTypes[23].OneofWrappers = []any{
 		(*ExecResponse_Output)(nil),
 		(*ExecResponse_ExitCode)(nil),
 	}
+	file_v1_runtime_proto_msgTypes[24].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_v1_runtime_proto_rawDesc), len(file_v1_runtime_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   29,
+			NumMessages:   36,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -34,6 +34,8 @@ const (
 	DriverService_Health_FullMethodName    = "/bivouac.runtime.v1.DriverService/Health"
 	DriverService_Logs_FullMethodName      = "/bivouac.runtime.v1.DriverService/Logs"
 	DriverService_Exec_FullMethodName      = "/bivouac.runtime.v1.DriverService/Exec"
+	DriverService_Explain_FullMethodName   = "/bivouac.runtime.v1.DriverService/Explain"
+	DriverService_Claim_FullMethodName     = "/bivouac.runtime.v1.DriverService/Claim"
 )
 
 // DriverServiceClient is the client API for DriverService service.
@@ -46,7 +48,8 @@ const (
 //
 // A message is at most 1 MiB, in both directions.
 type DriverServiceClient interface {
-	// Info says who the driver is. It is the first call to each process.
+	// Info says who the driver is. It is the first call to each process. If the
+	// ability "claim" is declared, it comes again after Configure.
 	Info(ctx context.Context, in *InfoRequest, opts ...grpc.CallOption) (*InfoResponse, error)
 	// Configure comes once, after Info and before any other call, where the
 	// ability "configure" is declared.
@@ -70,8 +73,18 @@ type DriverServiceClient interface {
 	Health(ctx context.Context, in *HealthRequest, opts ...grpc.CallOption) (*HealthResponse, error)
 	// Logs answers with what a sandbox has printed. Ability "logs".
 	Logs(ctx context.Context, in *LogsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[LogsResponse], error)
-	// Exec is reserved. It is not called, and need not be served.
+	// Exec runs a command in a running sandbox. The host sends the start first,
+	// and the plugin sends the exit code last. When the call is cancelled or its
+	// connection breaks, the plugin kills the command and its children. Ability
+	// "exec".
 	Exec(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[ExecRequest, ExecResponse], error)
+	// Explain tells what happened to a sandbox. Ability "explain".
+	Explain(ctx context.Context, in *ExplainRequest, opts ...grpc.CallOption) (*ExplainResponse, error)
+	// Claim gives a spare to a chat: a sandbox that Create made for a pool. The
+	// sandbox gets its volume, and the call answers once the sandbox does. The host
+	// waits 5 seconds at most. After any error it deletes the sandbox. Ability
+	// "claim".
+	Claim(ctx context.Context, in *ClaimRequest, opts ...grpc.CallOption) (*ClaimResponse, error)
 }
 
 type driverServiceClient struct {
@@ -231,6 +244,26 @@ func (c *driverServiceClient) Exec(ctx context.Context, opts ...grpc.CallOption)
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type DriverService_ExecClient = grpc.BidiStreamingClient[ExecRequest, ExecResponse]
 
+func (c *driverServiceClient) Explain(ctx context.Context, in *ExplainRequest, opts ...grpc.CallOption) (*ExplainResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ExplainResponse)
+	err := c.cc.Invoke(ctx, DriverService_Explain_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *driverServiceClient) Claim(ctx context.Context, in *ClaimRequest, opts ...grpc.CallOption) (*ClaimResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ClaimResponse)
+	err := c.cc.Invoke(ctx, DriverService_Claim_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // DriverServiceServer is the server API for DriverService service.
 // All implementations must embed UnimplementedDriverServiceServer
 // for forward compatibility.
@@ -241,7 +274,8 @@ type DriverService_ExecClient = grpc.BidiStreamingClient[ExecRequest, ExecRespon
 //
 // A message is at most 1 MiB, in both directions.
 type DriverServiceServer interface {
-	// Info says who the driver is. It is the first call to each process.
+	// Info says who the driver is. It is the first call to each process. If the
+	// ability "claim" is declared, it comes again after Configure.
 	Info(context.Context, *InfoRequest) (*InfoResponse, error)
 	// Configure comes once, after Info and before any other call, where the
 	// ability "configure" is declared.
@@ -265,8 +299,18 @@ type DriverServiceServer interface {
 	Health(context.Context, *HealthRequest) (*HealthResponse, error)
 	// Logs answers with what a sandbox has printed. Ability "logs".
 	Logs(*LogsRequest, grpc.ServerStreamingServer[LogsResponse]) error
-	// Exec is reserved. It is not called, and need not be served.
+	// Exec runs a command in a running sandbox. The host sends the start first,
+	// and the plugin sends the exit code last. When the call is cancelled or its
+	// connection breaks, the plugin kills the command and its children. Ability
+	// "exec".
 	Exec(grpc.BidiStreamingServer[ExecRequest, ExecResponse]) error
+	// Explain tells what happened to a sandbox. Ability "explain".
+	Explain(context.Context, *ExplainRequest) (*ExplainResponse, error)
+	// Claim gives a spare to a chat: a sandbox that Create made for a pool. The
+	// sandbox gets its volume, and the call answers once the sandbox does. The host
+	// waits 5 seconds at most. After any error it deletes the sandbox. Ability
+	// "claim".
+	Claim(context.Context, *ClaimRequest) (*ClaimResponse, error)
 	mustEmbedUnimplementedDriverServiceServer()
 }
 
@@ -309,6 +353,12 @@ func (UnimplementedDriverServiceServer) Logs(*LogsRequest, grpc.ServerStreamingS
 }
 func (UnimplementedDriverServiceServer) Exec(grpc.BidiStreamingServer[ExecRequest, ExecResponse]) error {
 	return status.Error(codes.Unimplemented, "method Exec not implemented")
+}
+func (UnimplementedDriverServiceServer) Explain(context.Context, *ExplainRequest) (*ExplainResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Explain not implemented")
+}
+func (UnimplementedDriverServiceServer) Claim(context.Context, *ClaimRequest) (*ClaimResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Claim not implemented")
 }
 func (UnimplementedDriverServiceServer) mustEmbedUnimplementedDriverServiceServer() {}
 func (UnimplementedDriverServiceServer) testEmbeddedByValue()                       {}
@@ -490,6 +540,42 @@ func _DriverService_Exec_Handler(srv interface{}, stream grpc.ServerStream) erro
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type DriverService_ExecServer = grpc.BidiStreamingServer[ExecRequest, ExecResponse]
 
+func _DriverService_Explain_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ExplainRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(DriverServiceServer).Explain(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: DriverService_Explain_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(DriverServiceServer).Explain(ctx, req.(*ExplainRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _DriverService_Claim_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ClaimRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(DriverServiceServer).Claim(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: DriverService_Claim_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(DriverServiceServer).Claim(ctx, req.(*ClaimRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // DriverService_ServiceDesc is the grpc.ServiceDesc for DriverService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -520,6 +606,14 @@ var DriverService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Health",
 			Handler:    _DriverService_Health_Handler,
+		},
+		{
+			MethodName: "Explain",
+			Handler:    _DriverService_Explain_Handler,
+		},
+		{
+			MethodName: "Claim",
+			Handler:    _DriverService_Claim_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

@@ -1,0 +1,175 @@
+package nomad
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/hashicorp/nomad/api"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/bivouac/bivouac/jobs"
+	"github.com/bivouac/bivouac/runtime"
+)
+
+const (
+	// claimLimit is how long Claim takes at most. It is also the limit of a helper's Look.
+	claimLimit = 5 * time.Second
+	// claimStayOpen is how long a connection to a spare has to stay open. The spare's
+	// network is up, so Docker's proxy closes a connection to a spare that does not listen
+	// within milliseconds.
+	claimStayOpen = 250 * time.Millisecond
+)
+
+var errNoHelpers = fmt.Errorf("%w: no node helpers are configured", errors.ErrUnsupported)
+
+// Claim implements [runtime.Claimer]. The helper on the spare's node gives the spare its
+// volume, because Nomad cannot: it replaces the allocation if the job changes. For the same
+// reason the job, and with it Inspect and List, shows only the pool of a claimed spare.
+//
+// Meanwhile Claim makes the template's ready check once, and reads the node from Nomad: it
+// refuses a spare that does not answer, and one whose node takes no new sandboxes, because
+// its node is being drained. Claim takes 5 seconds at most.
+func (d *Driver) Claim(ctx context.Context, spec runtime.Spec) (runtime.Sandbox, error) {
+	if d.helper == nil {
+		return runtime.Sandbox{}, fmt.Errorf("nomad: claim: %w", errNoHelpers)
+	}
+	if err := spec.Validate(); err != nil {
+		return runtime.Sandbox{}, fmt.Errorf("nomad: claim: %w: %w", runtime.ErrInvalid, err)
+	}
+	if spec.Pool != "" {
+		return runtime.Sandbox{}, fmt.Errorf("nomad: claim: %w: the spec has the pool %q, and not a chat", runtime.ErrInvalid, spec.Pool)
+	}
+	limited, cancel := context.WithTimeout(ctx, claimLimit)
+	defer cancel()
+	sandbox, err := d.claim(limited, spec)
+	switch {
+	case err == nil:
+		return sandbox, nil
+	case ctx.Err() != nil:
+		return runtime.Sandbox{}, fmt.Errorf("nomad: claim: %w", ctx.Err())
+	case limited.Err() != nil:
+		return runtime.Sandbox{}, fmt.Errorf("nomad: claim session %s: %w: no answer within %v: %w", spec.SessionID, runtime.ErrUnavailable, claimLimit, err)
+	default:
+		return runtime.Sandbox{}, fmt.Errorf("nomad: claim session %s: %w", spec.SessionID, err)
+	}
+}
+
+func (d *Driver) claim(ctx context.Context, spec runtime.Spec) (runtime.Sandbox, error) {
+	jobID := jobs.ID(spec.SessionID)
+	s, err := d.look(ctx, jobID)
+	if err != nil {
+		return runtime.Sandbox{}, err
+	}
+	if _, err := d.claimable(s, spec); err != nil {
+		return runtime.Sandbox{}, err
+	}
+	alloc := s.sandboxAlloc()
+	address, err := d.helperOf(ctx, alloc)
+	if err != nil {
+		return runtime.Sandbox{}, err
+	}
+	order := d.orderOf(spec.SessionID, alloc)
+	order.ChatID, order.AgentID, order.VolumeHostPath = spec.ChatID, spec.AgentID, spec.VolumeHostPath
+	steps, stepCtx := errgroup.WithContext(ctx)
+	steps.Go(func() error { return d.checkSpare(stepCtx, spec.SessionID, alloc) })
+	steps.Go(func() error { return d.checkNode(stepCtx, alloc) })
+	steps.Go(func() error {
+		if err := d.helper.Bind(stepCtx, address, order); err != nil {
+			return fmt.Errorf("helper on node %s: %w", nodeName(alloc), err)
+		}
+		return nil
+	})
+	if err := steps.Wait(); err != nil {
+		return runtime.Sandbox{}, err
+	}
+	d.cache.setReady(jobID, alloc.ID)
+	if now, _ := d.cache.get(jobID); now.known || now.gone {
+		s = now
+	}
+	sandbox, err := d.claimable(s, spec)
+	if err != nil {
+		return runtime.Sandbox{}, err
+	}
+	sandbox.ChatID, sandbox.State = spec.ChatID, runtime.StateRunning // it has answered
+	return sandbox, nil
+}
+
+// claimable returns the spare of the spec's session, or why it cannot be claimed. Whether it
+// has been claimed is known to the helper.
+func (d *Driver) claimable(s state, spec runtime.Spec) (runtime.Sandbox, error) {
+	if err := d.notForeign(s); err != nil {
+		return runtime.Sandbox{}, err
+	}
+	sandbox, ok := d.sandbox(s)
+	switch {
+	case !ok:
+		return runtime.Sandbox{}, runtime.ErrNotFound
+	case sandbox.Pool == "":
+		return runtime.Sandbox{}, fmt.Errorf("%w: it is not a spare", runtime.ErrConflict)
+	}
+	if err := d.fit(s, runtime.Spec{SessionID: spec.SessionID, Pool: sandbox.Pool}); err != nil {
+		return runtime.Sandbox{}, err
+	}
+	switch {
+	case sandbox.ContainerID == "":
+		return runtime.Sandbox{}, fmt.Errorf("%w: it has not been placed yet", runtime.ErrNotReady)
+	case sandbox.State != runtime.StateRunning && sandbox.State != runtime.StateStarting:
+		return runtime.Sandbox{}, fmt.Errorf("%w: it is %s: %s", runtime.ErrNotReady, sandbox.State, sandbox.Reason)
+	}
+	return sandbox, nil
+}
+
+// checkSpare makes the ready check of a spare once.
+func (d *Driver) checkSpare(ctx context.Context, sessionID string, alloc *api.AllocationListStub) error {
+	settings := d.template.Ready()
+	check := settings.Check
+	check.Dial = d.dial
+	check.StayOpen = min(check.StayOpen, claimStayOpen)
+	if err := check.Once(ctx, endpointOf(alloc, settings.Port), sessionID); err != nil { // safeguard: no claim of a spare that does not answer
+		return fmt.Errorf("%w: %w", runtime.ErrNotReady, err)
+	}
+	return nil
+}
+
+// checkNode refuses a spare on a node that takes no new sandboxes. If the node is drained,
+// Nomad lets a batch job run on, for an hour by default, and the spare would end then.
+func (d *Driver) checkNode(ctx context.Context, alloc *api.AllocationListStub) error {
+	var node *api.Node
+	err := d.ask(ctx, func(opts *api.QueryOptions) (err error) {
+		node, _, err = d.client.Nodes().Info(alloc.NodeID, opts)
+		return err
+	})
+	if err != nil {
+		return failed(ctx, "read node "+alloc.NodeID, err)
+	}
+	if node.Drain || node.SchedulingEligibility == api.NodeSchedulingIneligible {
+		return fmt.Errorf("%w: node %s takes no new sandboxes: it is %s", runtime.ErrNotReady, nodeName(alloc), drainWord(node))
+	}
+	return nil
+}
+
+func drainWord(node *api.Node) string {
+	if node.Drain {
+		return "being drained"
+	}
+	return "not eligible"
+}
+
+// prepareClaim lets the helper find a spare that has become ready.
+func (d *Driver) prepareClaim(ctx context.Context, sessionID string, alloc *api.AllocationListStub) error {
+	address, err := d.helperOf(ctx, alloc)
+	if err != nil {
+		return err
+	}
+	limited, cancel := context.WithTimeout(ctx, claimLimit)
+	defer cancel()
+	if err := d.helper.Look(limited, address, d.orderOf(sessionID, alloc)); err != nil {
+		if ctx.Err() == nil && limited.Err() != nil {
+			err = fmt.Errorf("%w: no answer within %v", runtime.ErrUnavailable, claimLimit)
+		}
+		return fmt.Errorf("nomad: helper on node %s: %w", nodeName(alloc), err)
+	}
+	return nil
+}

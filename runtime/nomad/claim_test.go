@@ -1,0 +1,318 @@
+package nomad
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"path"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/hashicorp/nomad/api"
+	"github.com/shoenig/test/must"
+
+	"github.com/bivouac/bivouac/internal/node/nodeapi"
+	"github.com/bivouac/bivouac/jobs"
+	"github.com/bivouac/bivouac/runtime"
+)
+
+const (
+	spareID = "0c7a4f9e-6a53-4b4c-9f0c-3b2f5d1e8a77"
+	chatID  = "5f0e3b0e-1f1b-4a43-8a0e-6a7c2f9f5f11"
+)
+
+// fakeHelper remembers its orders. A spare can be bound once.
+type fakeHelper struct {
+	refuse error // returned by Bind
+	hang   bool  // Bind waits until its context ends
+
+	mu     sync.Mutex
+	orders []string
+	bound  map[string]nodeapi.Order
+}
+
+func (h *fakeHelper) Look(_ context.Context, address string, order nodeapi.Order) error {
+	h.note("look", address, order)
+	return nil
+}
+
+func (h *fakeHelper) Bind(ctx context.Context, address string, order nodeapi.Order) error {
+	h.note("bind", address, order)
+	if h.hang {
+		<-ctx.Done()
+		return ctx.Err()
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if bound, ok := h.bound[order.SessionID]; ok && bound != order {
+		return fmt.Errorf("%w: bound to chat %s", runtime.ErrConflict, bound.ChatID)
+	}
+	if h.refuse == nil {
+		if h.bound == nil {
+			h.bound = make(map[string]nodeapi.Order)
+		}
+		h.bound[order.SessionID] = order
+	}
+	return h.refuse
+}
+
+func (h *fakeHelper) note(what, address string, order nodeapi.Order) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.orders = append(h.orders, fmt.Sprintf("%s at %s: %+v", what, address, order))
+}
+
+// world is a Nomad with one node that has a helper, and a spare that answers.
+type world struct {
+	*Driver
+	helper  *fakeHelper
+	node    api.Node
+	helpers []api.ServiceRegistration
+	answer  string // of the spare
+	job     jobFields
+	spare   *api.AllocationListStub
+}
+
+func newWorld(t *testing.T) *world {
+	t.Helper()
+	w := &world{helper: &fakeHelper{}, answer: spareID, node: api.Node{SchedulingEligibility: api.NodeSchedulingEligible}}
+	w.helpers = []api.ServiceRegistration{
+		{NodeID: "node-1", Address: "10.0.0.1", Port: 4748, CreateIndex: 7},
+		{NodeID: "node-1", Address: "10.0.0.1", Port: 4000, CreateIndex: 5}, // of the helper before
+		{NodeID: "node-2", Address: "fd00::2", Port: 4748},
+	}
+	nomad := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		var body any
+		switch r.URL.Path {
+		case "/v1/node/node-1", "/v1/node/node-3":
+			body = w.node
+		case "/v1/service/bivouac-node":
+			body = w.helpers
+		case "/v1/job/" + jobs.ID(spareID):
+			body = w.job
+		case "/v1/job/" + jobs.ID(spareID) + "/allocations":
+			body = []*api.AllocationListStub{w.spare}
+		case "/v1/job/" + jobs.ID(chatID) + "/allocations":
+			body = []*api.AllocationListStub{}
+		default:
+			http.Error(rw, "there is no "+r.URL.Path, http.StatusNotFound)
+			return
+		}
+		must.NoError(t, json.NewEncoder(rw).Encode(body))
+	}))
+	t.Cleanup(nomad.Close)
+	sandbox := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, _ *http.Request) { _, _ = fmt.Fprintln(rw, w.answer) }))
+	t.Cleanup(sandbox.Close)
+	addr := netip.MustParseAddrPort(strings.TrimPrefix(sandbox.URL, "http://"))
+	client, err := api.NewClient(&api.Config{Address: nomad.URL})
+	must.NoError(t, err)
+	template, err := jobs.Load("docker", nil)
+	must.NoError(t, err)
+	w.Driver, err = New(Config{Client: client, Template: template, Instance: "test", Helper: w.helper, Logger: hclog.NewNullLogger()})
+	must.NoError(t, err)
+	w.cache.setCurrent(true)
+	w.spare = &api.AllocationListStub{
+		ID: "alloc-1", JobID: jobs.ID(spareID), NodeID: "node-1", NodeName: "first",
+		DesiredStatus: api.AllocDesiredStatusRun, ClientStatus: api.AllocClientStatusRunning,
+		TaskStates: map[string]*api.TaskState{"sandbox": {State: taskRunning, StartedAt: time.Now()}},
+		AllocatedResources: &api.AllocatedResources{Shared: api.AllocatedSharedResources{
+			Ports: []api.PortMapping{{Label: "http", HostIP: addr.Addr().String(), Value: int(addr.Port())}},
+		}},
+	}
+	return w
+}
+
+// register puts a job with one allocation into the cache, as events do.
+func (w *world) register(t *testing.T, spec runtime.Spec, change func(*jobFields)) {
+	t.Helper()
+	job, err := w.template.Job(spec, "test")
+	must.NoError(t, err)
+	fields := jobFieldsOf(job)
+	fields.CreateIndex, fields.ModifyIndex, fields.JobModifyIndex = 1, 1, 1
+	if change != nil {
+		change(&fields)
+	}
+	w.job = fields
+	w.cache.updateJob(fields)
+	w.cache.updateAlloc(w.spare)
+}
+
+func ofPool() runtime.Spec {
+	now := time.Now()
+	return runtime.Spec{SessionID: spareID, Pool: "small", CreatedAt: now, ExpiresAt: now.Add(time.Hour)}
+}
+
+func claimOf(chatID string) runtime.Spec {
+	spec := ofPool()
+	spec.Pool, spec.ChatID, spec.AgentID, spec.VolumeHostPath = "", chatID, "agent-1", "/srv/volumes/one"
+	return spec
+}
+
+func TestClaim(t *testing.T) {
+	t.Run("lets_the_helper_on_the_node_bind_the_volume", func(t *testing.T) {
+		w := newWorld(t)
+		w.register(t, ofPool(), nil)
+		sandbox, err := w.Claim(t.Context(), claimOf(chatID))
+		must.NoError(t, err)
+		must.Eq(t, runtime.Sandbox{
+			SessionID: spareID, ChatID: chatID, Pool: "small", ContainerID: "alloc-1", State: runtime.StateRunning,
+			Endpoint: endpointOf(w.spare, "http"),
+		}, sandbox)
+		must.Eq(t, []string{fmt.Sprintf("bind at 10.0.0.1:4748: %+v", nodeapi.Order{
+			SessionID: spareID, ChatID: chatID, AgentID: "agent-1", VolumeHostPath: "/srv/volumes/one",
+			AllocID: "alloc-1", Task: "sandbox", TaskDriver: "docker", Target: "/workspace",
+		})}, w.helper.orders)
+	})
+	t.Run("may_be_repeated_with_the_same_spec_only", func(t *testing.T) {
+		w := newWorld(t)
+		w.register(t, ofPool(), nil)
+		first, err := w.Claim(t.Context(), claimOf(chatID))
+		must.NoError(t, err)
+		again, err := w.Claim(t.Context(), claimOf(chatID))
+		must.NoError(t, err)
+		must.Eq(t, first, again)
+		_, err = w.Claim(t.Context(), claimOf("00000000-0000-4000-8000-000000000001"))
+		must.ErrorIs(t, err, runtime.ErrConflict)
+	})
+	t.Run("leaves_the_sandbox_as_its_job_describes_it", func(t *testing.T) {
+		w := newWorld(t)
+		w.register(t, ofPool(), nil)
+		_, err := w.Claim(t.Context(), claimOf(chatID))
+		must.NoError(t, err)
+		sandbox, err := w.Inspect(t.Context(), spareID)
+		must.NoError(t, err)
+		must.Eq(t, "small", sandbox.Pool)
+		must.Eq(t, "", sandbox.ChatID)
+		must.True(t, sandbox.CreatedAt.IsZero() && sandbox.ExpiresAt.IsZero())
+		found, err := w.FindChat(t.Context(), chatID, "")
+		must.NoError(t, err)
+		must.SliceEmpty(t, found)
+	})
+	t.Run("takes_a_spare_that_another_replica_made_and_whose_start_Nomad_has_not_reported", func(t *testing.T) {
+		w := newWorld(t)
+		w.spare.ClientStatus, w.spare.TaskStates = api.AllocClientStatusPending, nil
+		w.register(t, ofPool(), nil)
+		sandbox, err := w.Claim(t.Context(), claimOf(chatID))
+		must.NoError(t, err)
+		must.Eq(t, runtime.StateRunning, sandbox.State)
+	})
+	for name, c := range map[string]struct {
+		change func(*world, *jobFields)
+		spec   runtime.Spec // zero: that of a chat
+		want   error
+		says   string
+		asks   bool // the helper is asked meanwhile
+	}{
+		"an_unknown_spare":                 {spec: func() runtime.Spec { s := claimOf(chatID); s.SessionID = chatID; return s }(), want: runtime.ErrNotFound},
+		"the_spec_of_a_spare":              {spec: ofPool(), want: runtime.ErrInvalid, says: `the pool "small"`},
+		"a_wrong_spec":                     {spec: claimOf("x"), want: runtime.ErrInvalid, says: "chat ID"},
+		"a_sandbox_that_is_no_spare":       {change: func(_ *world, j *jobFields) { delete(j.Meta, jobs.MetaPool) }, want: runtime.ErrConflict, says: "not a spare"},
+		"a_spare_of_another_instance":      {change: func(_ *world, j *jobFields) { j.Meta[jobs.MetaInstance] = "other" }, want: runtime.ErrConflict, says: `instance "other"`},
+		"a_stopped_spare":                  {change: func(_ *world, j *jobFields) { j.Stop = true }, want: runtime.ErrConflict, says: "it was stopped"},
+		"a_spare_that_was_registered_anew": {change: func(_ *world, j *jobFields) { j.JobModifyIndex, j.ModifyIndex = 2, 2 }, want: runtime.ErrConflict, says: "registered again"},
+		"a_spare_with_an_edited_pool":      {change: func(_ *world, j *jobFields) { j.Meta[jobs.MetaPool] = "large" }, want: runtime.ErrConflict, says: "another spec"},
+		"a_spare_that_has_ended": {change: func(w *world, _ *jobFields) {
+			w.spare.ClientStatus = api.AllocClientStatusFailed
+			w.spare.TaskStates["sandbox"].State = taskDead
+		}, want: runtime.ErrNotReady, says: "it is dead"},
+		"a_spare_that_Nomad_ends": {change: func(w *world, _ *jobFields) {
+			w.spare.DesiredStatus = api.AllocDesiredStatusStop
+		}, want: runtime.ErrNotReady, says: "it is lost: being stopped"},
+		"a_spare_on_a_lost_node": {change: func(w *world, _ *jobFields) {
+			w.spare.ClientStatus = api.AllocClientStatusUnknown
+		}, want: runtime.ErrNotReady, says: "node first is disconnected"},
+		"a_spare_on_a_node_that_is_drained": {change: func(w *world, _ *jobFields) { w.node.Drain = true },
+			want: runtime.ErrNotReady, says: "being drained", asks: true},
+		"a_spare_on_a_node_that_is_not_eligible": {change: func(w *world, _ *jobFields) { w.node.SchedulingEligibility = api.NodeSchedulingIneligible },
+			want: runtime.ErrNotReady, says: "not eligible", asks: true},
+		"a_spare_that_does_not_answer": {change: func(w *world, _ *jobFields) { w.answer = "another one" },
+			want: runtime.ErrNotReady, asks: true},
+		"a_spare_on_a_node_without_helper": {change: func(w *world, _ *jobFields) { w.spare.NodeID = "node-3" },
+			want: runtime.ErrNotPlaced, says: "node first runs no helper (bivouac node)"},
+		"what_the_helper_refuses": {change: func(w *world, _ *jobFields) { w.helper.refuse = fmt.Errorf("%w: no such folder", runtime.ErrInvalid) },
+			want: runtime.ErrInvalid, says: "helper on node first: invalid for this runtime: no such folder", asks: true},
+	} {
+		t.Run("refuses_"+name, func(t *testing.T) {
+			w := newWorld(t)
+			w.register(t, ofPool(), func(j *jobFields) {
+				if c.change != nil {
+					c.change(w, j)
+				}
+			})
+			if c.spec.SessionID == "" {
+				c.spec = claimOf(chatID)
+			}
+			_, err := w.Claim(t.Context(), c.spec)
+			must.ErrorIs(t, err, c.want)
+			must.ErrorContains(t, err, c.says)
+			if !c.asks {
+				must.SliceEmpty(t, w.helper.orders)
+			}
+			t.Log(err)
+		})
+	}
+	t.Run("gives_up_a_helper_that_does_not_answer", func(t *testing.T) {
+		w := newWorld(t)
+		w.helper.hang = true
+		w.register(t, ofPool(), nil)
+		began := time.Now()
+		_, err := w.Claim(t.Context(), claimOf(chatID))
+		must.ErrorIs(t, err, runtime.ErrUnavailable)
+		must.ErrorContains(t, err, "no answer within 5s")
+		must.Less(t, 10*time.Second, time.Since(began))
+	})
+	t.Run("ends_with_its_context", func(t *testing.T) {
+		w := newWorld(t)
+		w.helper.hang = true
+		w.register(t, ofPool(), nil)
+		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+		defer cancel()
+		_, err := w.Claim(ctx, claimOf(chatID))
+		must.ErrorIs(t, err, context.DeadlineExceeded)
+		must.False(t, errors.Is(err, runtime.ErrUnavailable))
+	})
+	t.Run("is_unsupported_without_helpers", func(t *testing.T) {
+		w := newWorld(t)
+		d, err := New(Config{Client: w.client, Template: w.template, Instance: "test", Logger: hclog.NewNullLogger()})
+		must.NoError(t, err)
+		_, err = d.Claim(t.Context(), claimOf(chatID))
+		must.ErrorIs(t, err, errors.ErrUnsupported)
+		_, err = d.Create(t.Context(), ofPool(), func(runtime.Stage) {})
+		must.ErrorIs(t, err, errors.ErrUnsupported)
+		info, err := d.Info(t.Context())
+		must.NoError(t, err)
+		must.Eq(t, "", info.Variant)
+	})
+}
+
+// The helper would refuse an order that does not fit its own rules.
+func TestOrder_is_one_that_a_helper_accepts(t *testing.T) {
+	for name, variables := range map[string]map[string]string{"docker": nil, "exec": {"command": "/bin/true"}, "raw_exec": nil} {
+		template, err := jobs.Load(name, variables)
+		must.NoError(t, err)
+		d := &Driver{template: template}
+		must.NoError(t, d.orderOf(spareID, &api.AllocationListStub{ID: chatID}).ValidateLook())
+		job, err := template.Job(ofPool(), "test")
+		must.NoError(t, err)
+		folder := nodeapi.SessionDir
+		if name == nodeapi.RawExec {
+			folder = path.Join(nodeapi.SandboxesDir, spareID)
+		}
+		must.Eq(t, path.Join(folder, nodeapi.SessionFile), job.TaskGroups[0].Tasks[0].Env[jobs.SessionFileEnv])
+	}
+}
+
+func TestInfo_names_the_variant_of_spares(t *testing.T) {
+	w := newWorld(t)
+	info, err := w.Info(t.Context())
+	must.NoError(t, err)
+	must.Eq(t, w.template.Variant(), info.Variant)
+	must.NotEq(t, "", info.Variant)
+}
