@@ -90,12 +90,16 @@ test: ## Run the tests that need no servers, in a few minutes
 	@echo "NOT RUN: tests on real Nomad, Consul and Docker, plugin examples, the longer simulation, chaos. Run all with: make test-all"
 
 # The tests of the main module also build and verify the modules in examples. Tests
-# on real servers mostly wait, so more of them run at a time than there are CPUs.
+# on real servers mostly wait, so more of them run at a time than there are CPUs. Of at
+# most 10 that fail, each runs once more; bin/failed-once.txt tells which, and how often.
 .PHONY: test-all
 test-all: servers ## Run everything on real servers; with CI=true no test may be skipped
+	@mkdir -p bin && rm -f bin/failed-once.txt
 	$(call tool,gotestsum) --format standard-quiet \
 		--post-run-command $(CURDIR)/internal/test/tools/gotestsum/no-skips.sh \
-		-- -race -timeout 20m -parallel 4 $(if $(CI),-count=1) ./...
+		--rerun-fails=1 --rerun-fails-run-root-test --rerun-fails-abort-on-data-race --rerun-fails-report bin/failed-once.txt \
+		--packages ./... -- -race -timeout 20m -parallel 4 $(if $(CI),-count=1)
+	@[ ! -e bin/failed-once.txt ] || { echo "Failed once, passed when run again:"; cat bin/failed-once.txt; }
 	$(MAKE) --no-print-directory simulate RUNS=2000
 	$(MAKE) --no-print-directory chaos DURATION=3m
 

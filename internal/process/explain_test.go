@@ -44,7 +44,7 @@ func TestExplain(t *testing.T) {
 		explains(t, d, spec.SessionID, all...)
 	})
 	t.Run("a sandbox that has to be killed", func(t *testing.T) {
-		d := openDriver(t, t.TempDir(), "/bin/sh", "-c", `trap "" TERM; `+os.Args[0]+` & while true; do sleep 1; done`)
+		d := openDriver(t, t.TempDir(), "/bin/sh", "-c", `exec 2>/dev/null; trap "" TERM; `+os.Args[0]+` & while true; do sleep 1; done`)
 		d.grace = 50 * time.Millisecond
 		spec := newSpec(t, d)
 		_, err := d.Create(t.Context(), spec, ignore)

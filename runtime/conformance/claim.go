@@ -181,10 +181,10 @@ func refusesASecondChat(f *fixture) {
 		change(&other)
 		_, err := f.claim(other)
 		f.isError(err, runtime.ErrConflict, "Claim with another "+name)
-	}
-	f.shows(s, sandbox)
-	if f.harness.Demo {
-		f.wasToldTruth(s.claim, sandbox)
+		f.shows(s, sandbox)
+		if f.harness.Demo {
+			f.wasToldTruth(s.claim, sandbox)
+		}
 	}
 }
 

@@ -30,6 +30,9 @@ const (
 	killLimit = 800 * time.Millisecond
 	// doneLimit is how long Exec waits until the guard knows that the command has ended.
 	doneLimit = 5 * time.Second
+	// endLimit is how long Exec waits, after it has lost a command, for the report that the
+	// sandbox has ended. Nomad's clients report every 200 ms.
+	endLimit = 2 * time.Second
 	// keepAlive is how often a connection gets a message, as Nomad's own client does it.
 	keepAlive = 10 * time.Second
 )
@@ -117,6 +120,15 @@ func (d *Driver) Exec(ctx context.Context, sessionID string, command runtime.Com
 		return 0, fmt.Errorf("nomad: exec: %w", context.Cause(whileRunning))
 	case errors.Is(err, runtime.ErrInvalid):
 		return 0, fmt.Errorf("nomad: exec: %w", err)
+	case isDenied(err):
+		return 0, failed(ctx, "exec", err)
+	}
+	// The connections break before Nomad reports the end of the sandbox.
+	reported, stop := context.WithTimeout(whileRunning, endLimit)
+	defer stop()
+	<-reported.Done()
+	if whileRunning.Err() != nil && ctx.Err() == nil {
+		return 0, fmt.Errorf("nomad: exec: %w", context.Cause(whileRunning))
 	}
 	return 0, failed(ctx, "exec", err)
 }

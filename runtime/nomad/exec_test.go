@@ -41,6 +41,26 @@ func testExec(t *testing.T, template *jobs.Template) {
 	exectest.Run(t, exectest.Harness{Driver: r, SessionID: newSandbox(t), MostExecs: 16, Output: 24, NewSandbox: newSandbox})
 }
 
+// TestExec_refuses_a_task_that_only_Nomad_knows_to_be_missing asks for another task than the
+// caller: until Nomad has reported the tasks of a sandbox, the driver cannot know them.
+func TestExec_refuses_a_task_that_only_Nomad_knows_to_be_missing(t *testing.T) {
+	t.Parallel()
+	p := newProxy(t)
+	r := openThrough(t, p, rawExec(t, nil))
+	sandbox, err := r.Create(patiently(t), newSpec(t, r), ignore)
+	must.NoError(t, err)
+	p.setFault(func(_ http.ResponseWriter, req *http.Request, _ http.Handler) bool {
+		if query := req.URL.Query(); query.Has("task") {
+			query.Set("task", "no-such-task")
+			req.URL.RawQuery = query.Encode()
+		}
+		return false
+	})
+	_, err = r.Exec(patiently(t), sandbox.SessionID, runtime.Command{Args: []string{"true"}}, runtime.Streams{})
+	must.ErrorIs(t, err, runtime.ErrInvalid)
+	must.ErrorContains(t, err, "no such task")
+}
+
 // TestExec_runs_a_command_once_although_Nomad_says_too_early_that_it_ended imitates Nomad's
 // docker driver: it takes a process that Docker is about to start for one that has ended. The
 // process starts nevertheless, without a connection.

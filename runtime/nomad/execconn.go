@@ -144,6 +144,8 @@ func reasonOf(err error) error {
 		return fmt.Errorf("%w: %s (exec needs alloc-exec, and for raw_exec also alloc-node-exec)", runtime.ErrPermission, reason)
 	case strings.HasSuffix(reason, "not started yet."), strings.HasSuffix(reason, "is not running."):
 		return fmt.Errorf("%w: %s", errNotStarted, reason)
+	case strings.HasSuffix(reason, "task not found"), strings.Contains(reason, "unknown task name "):
+		return fmt.Errorf("%w: the sandbox has no such task: %s", runtime.ErrInvalid, reason)
 	case strings.Contains(reason, "failed to start command: "):
 		return fmt.Errorf("%w: the sandbox needs sh, env and grep to run commands: %s", runtime.ErrInvalid, reason)
 	default:
