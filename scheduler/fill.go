@@ -27,6 +27,10 @@ const (
 	fillAtATime = 4
 	fillRate    = 10
 
+	// refillDelay is how long after its first spare was taken a full pool is refilled, so that
+	// no start slows the creates that come at once.
+	refillDelay = 500 * time.Millisecond
+
 	// The shortest and the longest pause after failed starts of spares.
 	minFillPause = time.Second
 	maxFillPause = time.Minute
@@ -146,6 +150,7 @@ type filler struct {
 type poolFiller struct {
 	Pool
 	variant string // as last read
+	full    bool   // when last looked at
 
 	pause     backoff.Backoff // guarded by the filler's mu, like notBefore
 	notBefore time.Time
@@ -185,6 +190,11 @@ func (f *filler) pass(ctx context.Context) (again time.Duration, err error) {
 	}
 	f.endAll(ctx, ends, known)
 	for name, pool := range f.pools {
+		isFull := have[name] >= pool.Size
+		if pool.full && !isFull {
+			f.delayRefill(pool)
+		}
+		pool.full = isFull
 		for ; have[name] < pool.Size && pool.variant != ""; have[name]++ {
 			if wait := f.untilStart(pool); wait > 0 {
 				again = min(again, wait)
@@ -366,6 +376,13 @@ func (f *filler) pace(pool *poolFiller, err error) {
 	} else {
 		pool.notBefore = time.Now().Add(pool.pause.Next())
 	}
+}
+
+// delayRefill has the next start of a pool that was full wait.
+func (f *filler) delayRefill(pool *poolFiller) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	pool.notBefore = time.Now().Add(refillDelay)
 }
 
 // end ends a spare that is no longer wanted.

@@ -136,21 +136,24 @@ func (d *Driver) checkSpare(ctx context.Context, sessionID string, alloc *api.Al
 // checkNode refuses a spare on a node that takes no new sandboxes. If the node is drained,
 // Nomad lets a batch job run on, for an hour by default, and the spare would end then.
 func (d *Driver) checkNode(ctx context.Context, alloc *api.AllocationListStub) error {
-	var node *api.Node
+	var nodes []*api.NodeListStub // much shorter than the node
 	err := d.ask(ctx, func(opts *api.QueryOptions) (err error) {
-		node, _, err = d.client.Nodes().Info(alloc.NodeID, opts)
+		opts.Prefix = alloc.NodeID
+		nodes, _, err = d.client.Nodes().List(opts)
 		return err
 	})
-	if err != nil {
+	switch {
+	case err != nil:
 		return failed(ctx, "read node "+alloc.NodeID, err)
-	}
-	if node.Drain || node.SchedulingEligibility == api.NodeSchedulingIneligible {
-		return fmt.Errorf("%w: node %s takes no new sandboxes: it is %s", runtime.ErrNotReady, nodeName(alloc), drainWord(node))
+	case len(nodes) == 0:
+		return fmt.Errorf("%w: Nomad does not know node %s any more", runtime.ErrNotReady, nodeName(alloc))
+	case nodes[0].Drain || nodes[0].SchedulingEligibility == api.NodeSchedulingIneligible:
+		return fmt.Errorf("%w: node %s takes no new sandboxes: it is %s", runtime.ErrNotReady, nodeName(alloc), drainWord(nodes[0]))
 	}
 	return nil
 }
 
-func drainWord(node *api.Node) string {
+func drainWord(node *api.NodeListStub) string {
 	if node.Drain {
 		return "being drained"
 	}

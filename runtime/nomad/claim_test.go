@@ -72,17 +72,18 @@ func (h *fakeHelper) note(what, address string, order nodeapi.Order) {
 // world is a Nomad with one node that has a helper, and a spare that answers.
 type world struct {
 	*Driver
-	helper  *fakeHelper
-	node    api.Node
-	helpers []api.ServiceRegistration
-	answer  string // of the spare
-	job     jobFields
-	spare   *api.AllocationListStub
+	helper   *fakeHelper
+	node     api.NodeListStub
+	goneNode string // which Nomad does not know any more
+	helpers  []api.ServiceRegistration
+	answer   string // of the spare
+	job      jobFields
+	spare    *api.AllocationListStub
 }
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
-	w := &world{helper: &fakeHelper{}, answer: spareID, node: api.Node{SchedulingEligibility: api.NodeSchedulingEligible}}
+	w := &world{helper: &fakeHelper{}, answer: spareID, node: api.NodeListStub{SchedulingEligibility: api.NodeSchedulingEligible}}
 	w.helpers = []api.ServiceRegistration{
 		{NodeID: "node-1", Address: "10.0.0.1", Port: 4748, CreateIndex: 7},
 		{NodeID: "node-1", Address: "10.0.0.1", Port: 4000, CreateIndex: 5}, // of the helper before
@@ -91,8 +92,11 @@ func newWorld(t *testing.T) *world {
 	nomad := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 		var body any
 		switch r.URL.Path {
-		case "/v1/node/node-1", "/v1/node/node-3":
-			body = w.node
+		case "/v1/nodes":
+			body = []api.NodeListStub{}
+			if r.URL.Query().Get("prefix") != w.goneNode {
+				body = []api.NodeListStub{w.node}
+			}
 		case "/v1/service/bivouac-node":
 			body = w.helpers
 		case "/v1/job/" + jobs.ID(spareID):
@@ -232,6 +236,8 @@ func TestClaim(t *testing.T) {
 			want: runtime.ErrNotReady, says: "being drained", asks: true},
 		"a_spare_on_a_node_that_is_not_eligible": {change: func(w *world, _ *jobFields) { w.node.SchedulingEligibility = api.NodeSchedulingIneligible },
 			want: runtime.ErrNotReady, says: "not eligible", asks: true},
+		"a_spare_on_a_node_that_Nomad_has_forgotten": {change: func(w *world, _ *jobFields) { w.goneNode = w.spare.NodeID },
+			want: runtime.ErrNotReady, says: "Nomad does not know node first any more", asks: true},
 		"a_spare_that_does_not_answer": {change: func(w *world, _ *jobFields) { w.answer = "another one" },
 			want: runtime.ErrNotReady, asks: true},
 		"a_spare_on_a_node_without_helper": {change: func(w *world, _ *jobFields) { w.spare.NodeID = "node-3" },

@@ -208,7 +208,7 @@ func jobSent(r *http.Request, _ []byte) bool {
 // startSent is the moment when Nomad has received a job, or has answered a claim what it
 // knows about the spare's node.
 func startSent(r *http.Request, body []byte) bool {
-	return jobSent(r, body) || r.Method == http.MethodGet && strings.HasPrefix(r.URL.Path, "/v1/node/")
+	return jobSent(r, body) || r.Method == http.MethodGet && r.URL.Path == "/v1/nodes"
 }
 
 // recorded returns the moment when Consul has a session's record in the given
