@@ -101,7 +101,7 @@ func (s *Scheduler) fillPools(ctx context.Context, leading Lease) error {
 	defer s.filling.reset(nil)
 	f := &filler{
 		s:     s,
-		rate:  rate.NewLimiter(fillRate, fillAtATime),
+		rate:  rate.NewLimiter(fillRate, 1),
 		mine:  map[uuid.UUID]string{},
 		later: map[uuid.UUID]time.Time{},
 		pools: map[string]*poolFiller{},

@@ -122,7 +122,7 @@ func TestThePasswordInConsulsAddressIsToldToNobody(t *testing.T) {
 }
 
 func TestConnectionsLeaveFilesToTheProcess(t *testing.T) {
-	for files, want := range map[uint64]int{64: 32, 256: 128, 1024: 624, 4000: 3600, 1 << 20: 4096} {
+	for files, want := range map[uint64]int{64: 32, 256: 128, 1024: 524, 4000: 3500, 1 << 20: 4096} {
 		must.Eq(t, want, connectionsFor(files), must.Sprint(files))
 	}
 }

@@ -7,9 +7,9 @@ import (
 
 const (
 	// ownFiles is the number of open files reserved for this process: 160 connections to
-	// Consul, 33 to Nomad, one for each of 128 sandboxes whose readiness is being checked,
-	// and some for plugins and the log.
-	ownFiles = 400
+	// Consul, 92 to Nomad, one for each of 128 sandboxes whose readiness is being checked,
+	// and some for node helpers, plugins and logs.
+	ownFiles = 500
 	// mostConnections bounds the memory for request bodies, at 64 KiB each.
 	mostConnections = 4096
 )

@@ -140,8 +140,8 @@ func (c *Config) keys() []key {
 func (c *Config) blocks() map[string][]key {
 	blocks := map[string][]key{
 		"events": {
-			{name: "retention", target: &c.Events.Age, usage: "`DURATION` for which events are kept. All replicas should have the same settings."},
-			{name: "max", target: &c.Events.Max, usage: "`NUMBER` of events that are kept; older ones are dropped, up to 64 at a time."},
+			{name: "retention", target: &c.Events.Age, usage: "`DURATION` for which events are kept, at least a minute. All replicas should have the same settings."},
+			{name: "max", target: &c.Events.Max, usage: "`NUMBER` of events that are kept, from 1,000 to 100,000; older ones are dropped, up to 64 at a time."},
 		},
 		"consul": {
 			{name: "address", target: &c.Consul.Address, usage: "`HOST:PORT` or URL of Consul: http, https, or unix:///PATH of a socket. (default from CONSUL_HTTP_ADDR)"},

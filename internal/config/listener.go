@@ -60,11 +60,11 @@ func (c *Config) listenerBlocks() map[string][]key {
 			{name: "cert_file", target: &c.TLS.CertFile, usage: "PEM `FILE` of the certificate, with its intermediate certificates. Read again when it changes, as are the other files."},
 			{name: "key_file", target: &c.TLS.KeyFile, usage: "PEM `FILE` of the certificate's key."},
 			{name: "client_ca_file", target: &c.TLS.ClientCAFile, usage: "PEM `FILE` of the CAs of client certificates."},
-			{name: "verify_client", target: &c.TLS.VerifyClient, usage: "Whether callers need a client certificate, except at /v1/agent/live, /v1/agent/health and /v1/openapi.json."},
+			{name: "verify_client", target: &c.TLS.VerifyClient, usage: "Whether callers need a client certificate, except at /v1/agent/live, /v1/agent/health, /v1/openapi.json and /ui/."},
 			{name: "min_version", target: &c.TLS.MinVersion, usage: "Lowest version of TLS: tls12 or tls13."},
 		},
 		"unix_sockets": {
-			{name: "mode", target: &c.UnixSockets.Mode, usage: "Permissions in octal. Who may write to a socket may connect."},
+			{name: "mode", target: &c.UnixSockets.Mode, usage: "Permissions in octal. Anyone who may write to a socket may connect."},
 			{name: "user", target: &c.UnixSockets.User, usage: "Name or ID of the owner. (default the user of the server)"},
 			{name: "group", target: &c.UnixSockets.Group, usage: "Name or ID of the group. (default the group of the server)"},
 		},

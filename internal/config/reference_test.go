@@ -47,7 +47,7 @@ func TestReferenceIsGenerated(t *testing.T) {
 		{"token \"NAME\"", "A caller with a static token. `bivouac token new NAME` makes one.", tokenKeys(new(Token))},
 		{"jwt \"NAME\"", "Callers with signed tokens (JWT) of one issuer. If several blocks may accept a token, the first one that does decides.", jwtKeys(new(defaultJWT()))},
 		{"audit \"NAME\"", "Writes who did what to a file, as JSON lines. [AUDIT.md](../../examples/deploy/AUDIT.md) describes the lines.", auditKeys(new(newAudit("NAME")))},
-		{"pool \"NAME\"", "Keeps sandboxes started, so that a create need not wait for a start. [PRODUCTION.md](../../examples/deploy/PRODUCTION.md#warm-pools) says what they cost.", poolKeys(new(scheduler.Pool))},
+		{"pool \"NAME\"", "Keeps sandboxes started, so that a create need not wait for a start. [PRODUCTION.md](../../examples/deploy/PRODUCTION.md#13-keep-warm-pools) says what they cost.", poolKeys(new(scheduler.Pool))},
 		{"plugin \"NAME\"", "Makes the plugin a runtime of that name. A block `config` inside it is passed to the plugin.", pluginKeys(new(pluginhost.Plugin))},
 	} {
 		fmt.Fprintf(&text, "\n## Block `%s`\n\n", block.name)

@@ -70,24 +70,36 @@ func (r *run) part(name string, measure func() ([]row, error)) error {
 	return nil
 }
 
-// bySide is what was measured on each side.
-type bySide map[*side][]time.Duration
+// bySide is how long each call took on each side, and how many requests the replica sent to
+// Consul meanwhile.
+type bySide struct {
+	took     map[*side][]time.Duration
+	requests map[*side][]int64 // empty: not counted
+}
+
+func newBySide() bySide {
+	return bySide{took: make(map[*side][]time.Duration), requests: make(map[*side][]int64)}
+}
 
 // inTurns makes the same call on each side.
-func (r *run) inTurns(took bySide, call func(*side) error) error {
+func (r *run) inTurns(by bySide, call func(*side) error) error {
 	for _, s := range []*side{r.few, r.many} {
-		began := time.Now()
+		began, before := time.Now(), s.passes.requests.Load()
 		if err := call(s); err != nil {
 			return fmt.Errorf("%s: %w", s.prefix, err)
 		}
-		took[s] = append(took[s], time.Since(began))
+		by.took[s] = append(by.took[s], time.Since(began))
+		by.requests[s] = append(by.requests[s], s.passes.requests.Load()-before)
 	}
 	return nil
 }
 
 // row returns a row with the times of both sides.
-func (r *run) row(what string, took bySide, aim *aim) row {
-	return row{what: what, unit: "ms", few: percentile(took[r.few], 50), many: percentile(took[r.many], 50), aim: aim}
+func (r *run) row(what string, by bySide, aim *aim) row {
+	return row{
+		what: what, unit: "ms", few: percentile(by.took[r.few], 50), many: percentile(by.took[r.many], 50), aim: aim,
+		requests: median(by.requests[r.many]),
+	}
 }
 
 // quiet shows how long writes take while no replica runs.
@@ -117,7 +129,10 @@ func (r *run) start(ctx context.Context, dir, binary string, few, many int) (row
 	if r.many, err = startSide(ctx, dir, binary, r.consul, manyPrefix, many); err != nil {
 		return nil, err
 	}
-	return []row{{what: "start of a replica until it serves", unit: "ms", few: ms(r.few.started), many: ms(r.many.started)}}, nil
+	return []row{{
+		what: "start of a replica until it serves", unit: "ms", few: ms(r.few.started), many: ms(r.many.started),
+		requests: r.many.startRequests,
+	}}, nil
 }
 
 // reconcile waits for a full pass of both leaders, while nothing else happens.
@@ -162,10 +177,10 @@ func (s *side) create(ctx context.Context, chat uuid.UUID, ttl time.Duration) er
 
 // creates measures creates, reuses and deletes.
 func (r *run) creates(ctx context.Context) ([]row, error) {
-	creates, reuses, deletes := bySide{}, bySide{}, bySide{}
+	creates, reuses, deletes := newBySide(), newBySide(), newBySide()
 	for round := range rounds + 1 {
 		if round == 1 { // the first round is a warm-up
-			creates, reuses, deletes = bySide{}, bySide{}, bySide{}
+			creates, reuses, deletes = newBySide(), newBySide(), newBySide()
 		}
 		chat := uuid.New()
 		if err := r.inTurns(creates, func(s *side) error { return s.create(ctx, chat, 0) }); err != nil {
@@ -189,7 +204,7 @@ func (r *run) creates(ctx context.Context) ([]row, error) {
 
 // cleanup measures a pass that finds a number of expired sessions.
 func (r *run) cleanup(ctx context.Context, expired, rounds int) ([]row, error) {
-	took := bySide{}
+	took := newBySide()
 	for range rounds {
 		if err := r.expire(ctx, expired); err != nil {
 			return nil, err
@@ -228,7 +243,7 @@ func (r *run) expire(ctx context.Context, n int) error {
 
 // get measures a request that is made again and again. The first one may cost more.
 func (r *run) get(ctx context.Context, what, path string, times int, pause time.Duration) ([]row, error) {
-	first, later := bySide{}, bySide{}
+	first, later := newBySide(), newBySide()
 	call := func(s *side) error { return fetch(ctx, s.server.Addr, path) }
 	if err := r.inTurns(first, call); err != nil {
 		return nil, err
@@ -263,7 +278,7 @@ func fetch(ctx context.Context, addr, path string) error {
 
 // pages measures the pages of a list.
 func (r *run) pages(ctx context.Context) ([]row, error) {
-	took := bySide{}
+	took := newBySide()
 	tokens := map[*side]string{}
 	for range pages {
 		err := r.inTurns(took, func(s *side) error {
@@ -280,13 +295,13 @@ func (r *run) pages(ctx context.Context) ([]row, error) {
 
 // events measures how long after it was stored a reader gets an event.
 func (r *run) events(ctx context.Context) ([]row, error) {
-	late := bySide{}
+	late := newBySide()
 	for _, s := range []*side{r.few, r.many} {
 		took, err := s.events(ctx)
 		if err != nil {
 			return nil, err
 		}
-		late[s] = took
+		late.took[s] = took
 	}
 	return []row{r.row("event from its write to a reader, p50", late, nil)}, nil
 }
@@ -362,7 +377,7 @@ func (r *run) reads(ctx context.Context) ([]row, error) {
 	}
 	took := make([]bySide, len(calls))
 	for i := range took {
-		took[i] = bySide{}
+		took[i] = newBySide()
 	}
 	for _, s := range []*side{r.few, r.many} {
 		err := withStore(ctx, r.consul, s.prefix, func(ctx context.Context, store *consul.Store) error {
@@ -371,7 +386,7 @@ func (r *run) reads(ctx context.Context) ([]row, error) {
 				if err := c.call(ctx, store); err != nil {
 					return fmt.Errorf("%s: %w", c.what, err)
 				}
-				took[i][s] = append(took[i][s], time.Since(began))
+				took[i].took[s] = append(took[i].took[s], time.Since(began))
 			}
 			return nil
 		})

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strconv"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -14,6 +15,7 @@ type row struct {
 	what, unit string
 	few, many  float64
 	aim        *aim          // nil: there is no target
+	requests   int64         // of the replica with many sessions to Consul, at p50; 0: none, or not counted
 	longest    time.Duration // of the probe's writes meanwhile; 0: not measured
 }
 
@@ -49,19 +51,22 @@ func (r row) verdict() string {
 func printRows(out io.Writer, few, many int, rows []row) error {
 	var lines strings.Builder
 	w := tabwriter.NewWriter(&lines, 0, 0, 2, ' ', 0)
-	_, _ = fmt.Fprintf(w, "WHAT\tUNIT\t%d\t%d\tRATIO\tTARGET\t\tSLOWEST WRITE MEANWHILE\n", few, many)
+	_, _ = fmt.Fprintf(w, "WHAT\tUNIT\t%d\t%d\tRATIO\tTARGET\t\tCONSUL REQUESTS\tSLOWEST WRITE MEANWHILE\n", few, many)
 	for _, r := range rows {
-		ratio, target, longest := "", "", ""
+		ratio, target, requests, longest := "", "", "", ""
 		if r.few > 0 {
 			ratio = fmt.Sprintf("%.2f", r.many/r.few)
 		}
 		if r.aim != nil {
 			target = r.aim.String()
 		}
+		if r.requests > 0 {
+			requests = strconv.FormatInt(r.requests, 10)
+		}
 		if r.longest > 0 {
 			longest = fmt.Sprintf("%.1f ms", ms(r.longest))
 		}
-		_, _ = fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", r.what, r.unit, number(r.few), number(r.many), ratio, target, r.verdict(), longest)
+		_, _ = fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", r.what, r.unit, number(r.few), number(r.many), ratio, target, r.verdict(), requests, longest)
 	}
 	if err := w.Flush(); err != nil {
 		return err
@@ -88,6 +93,15 @@ func number(v float64) string {
 func ms(d time.Duration) float64 { return float64(d.Nanoseconds()) / 1e6 }
 
 const mb = 1 << 20
+
+// median returns the median of numbers, or 0 if there are none. It sorts them.
+func median(numbers []int64) int64 {
+	if len(numbers) == 0 {
+		return 0
+	}
+	slices.Sort(numbers)
+	return numbers[len(numbers)/2]
+}
 
 // percentile returns a percentile of durations in milliseconds, by the nearest-rank
 // method. It sorts them.

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/consul/api"
@@ -20,14 +21,15 @@ import (
 
 // side is a replica with its records, and a proxy between it and Consul.
 type side struct {
-	prefix  string
-	records int
-	proxy   *faultproxy.Proxy
-	passes  *passes
-	server  *stack.Bivouac
-	api     *apiclient.Client
-	volume  string
-	started time.Duration // from its start until it served
+	prefix        string
+	records       int
+	proxy         *faultproxy.Proxy
+	passes        *passes
+	server        *stack.Bivouac
+	api           *apiclient.Client
+	volume        string
+	started       time.Duration // from its start until it served
+	startRequests int64         // to Consul meanwhile
 }
 
 // startSide starts a replica on the records of a prefix, and waits until it serves. It
@@ -62,7 +64,7 @@ func startSide(ctx context.Context, dir, binary, consul, prefix string, records 
 	if err := s.server.WaitReady(ctx); err != nil {
 		return nil, errors.Join(err, s.stop())
 	}
-	s.started = time.Since(began)
+	s.started, s.startRequests = time.Since(began), s.passes.requests.Load()
 	return s, nil
 }
 
@@ -98,8 +100,11 @@ func (s *side) memory() (replica, plugin memory, err error) {
 	return replica, plugin, err
 }
 
-// passes watches the requests of a replica for passes that read all records.
+// passes counts the requests of a replica to Consul, and watches them for passes that read
+// all records.
 type passes struct {
+	requests atomic.Int64
+
 	first, last string // what requests for the first and the last shard contain
 	done        chan onePass
 
@@ -126,6 +131,7 @@ func newPasses(prefix string) *passes {
 
 // handle is a [faultproxy.Handler].
 func (p *passes) handle(w http.ResponseWriter, r *http.Request, server http.Handler) {
+	p.requests.Add(1)
 	if !strings.HasSuffix(r.URL.Path, "/txn") {
 		server.ServeHTTP(w, r)
 		return
