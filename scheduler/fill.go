@@ -119,10 +119,10 @@ func (s *Scheduler) fillPools(ctx context.Context, leading Lease) error {
 		again := interval
 		err := write(ctx, leading, nil, Keep) // safeguard: one leader fills pools
 		if err == nil {
-			again, err = f.pass(ctx)
+			again, err = f.pass(ctx, interval)
 		}
 		s.logFailure(ctx, &outage, "fill_failed", err)
-		waiting, cancel := context.WithTimeout(ctx, min(interval, again))
+		waiting, cancel := context.WithTimeout(ctx, again)
 		select {
 		case <-waiting.Done():
 		case <-s.filling.woken:
@@ -151,15 +151,16 @@ type poolFiller struct {
 	Pool
 	variant string // as last read
 	full    bool   // when last looked at
+	silent  bool   // its runtime does not answer, and is asked no more in this pass
 
 	pause     backoff.Backoff // guarded by the filler's mu, like notBefore
 	notBefore time.Time
 }
 
 // pass compares the spares with the pools, and begins to start what is missing and to
-// end what is too much. It returns when to look again at the latest.
-func (f *filler) pass(ctx context.Context) (again time.Duration, err error) {
-	again = fillInterval
+// end what is too much. It returns when to look again: after interval, or earlier.
+func (f *filler) pass(ctx context.Context, interval time.Duration) (again time.Duration, err error) {
+	again = interval
 	// What it works on is read before the records. So a spare that becomes ready in between
 	// counts once, and one that is being ended never counts.
 	mine := f.working()
@@ -169,9 +170,9 @@ func (f *filler) pass(ctx context.Context) (again time.Duration, err error) {
 	}
 	var failed []error
 	for _, pool := range f.pools {
-		if err := f.readVariant(ctx, pool); err != nil {
-			failed = append(failed, err)
-		}
+		err := f.readVariant(ctx, pool)
+		pool.silent = err != nil
+		failed = append(failed, err)
 	}
 	have := map[string]int{}
 	for _, pool := range mine {
@@ -235,6 +236,8 @@ func (f *filler) whyEnd(ctx context.Context, spare Spare, have int) string {
 		return "sandboxes of its pool are now started in another way"
 	case have >= pool.Size:
 		return "its pool has enough"
+	case pool.silent:
+		return ""
 	}
 	limited, cancel := context.WithTimeout(ctx, claimLimit)
 	defer cancel()
@@ -243,6 +246,7 @@ func (f *filler) whyEnd(ctx context.Context, spare Spare, have int) string {
 	case errors.Is(err, runtime.ErrNotFound), errors.Is(err, runtime.ErrConflict):
 		return hidingToken(err, spare.AccessToken).Error()
 	case err != nil:
+		pool.silent = limited.Err() != nil
 		return ""
 	case sandbox.State != runtime.StateRunning:
 		return strings.TrimSuffix(fmt.Sprintf("it is %s: %s", sandbox.State, sandbox.Reason), ": ")
@@ -378,11 +382,14 @@ func (f *filler) pace(pool *poolFiller, err error) {
 	}
 }
 
-// delayRefill has the next start of a pool that was full wait.
+// delayRefill has the next start of a pool that was full wait, unless it waits longer because
+// one has failed.
 func (f *filler) delayRefill(pool *poolFiller) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	pool.notBefore = time.Now().Add(refillDelay)
+	if at := time.Now().Add(refillDelay); at.After(pool.notBefore) {
+		pool.notBefore = at
+	}
 }
 
 // end ends a spare that is no longer wanted.

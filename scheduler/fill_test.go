@@ -260,6 +260,105 @@ func TestPool_that_is_no_longer_configured_is_emptied(t *testing.T) {
 	})
 }
 
+// A start that is under way makes a pool look full. Its failure must not end the pause.
+func TestPool_whose_starts_fail_late_pauses(t *testing.T) {
+	for _, size := range []int{1, 3} {
+		inBubbleWith(t, pooled(size), func(t *testing.T, w *world) {
+			var tries atomic.Int32
+			w.driver.Intercept(func(_ context.Context, call fakeruntime.Call) error {
+				if call.Op == fakeruntime.OpCreate && call.Moment == fakeruntime.Before && int(tries.Add(1)) >= size {
+					pass(2 * time.Second)
+					return fmt.Errorf("%w: no room", runtime.ErrNotPlaced)
+				}
+				return nil
+			})
+			defer run(t, w.Scheduler)()
+			pass(time.Hour)
+			must.Eq(t, size-1, len(w.spares()))
+			must.LessEq(t, 100, tries.Load(), must.Sprint("it pauses"))
+			must.Greater(t, 50, tries.Load(), must.Sprint("it goes on trying"))
+		})
+	}
+}
+
+// readsSpares counts the reads of all spares that do not wait for a change.
+type readsSpares struct {
+	scheduler.Store
+	n *atomic.Int32
+}
+
+func (r readsSpares) Spares(ctx context.Context, block scheduler.Block) ([]scheduler.Spare, uint64, error) {
+	if block == (scheduler.Block{}) {
+		r.n.Add(1)
+	}
+	return r.Store.Spares(ctx, block)
+}
+
+func TestPool_that_is_not_there_is_looked_for_once_a_minute(t *testing.T) {
+	var reads atomic.Int32
+	inBubbleWith(t, func(c *scheduler.Config) { c.Store = readsSpares{c.Store, &reads} }, func(t *testing.T, w *world) {
+		defer run(t, w.Scheduler)()
+		pass(time.Minute)
+		reads.Store(0)
+		pass(10 * time.Minute)
+		must.Between(t, 10, reads.Load(), 25, must.Sprint("the filler and the comparison read them once a minute"))
+	})
+}
+
+// Spares without a record are ended beside each other: one whose end hangs delays no other.
+func TestPool_ends_strays_beside_one_that_hangs(t *testing.T) {
+	inBubbleWith(t, pooled(1), func(t *testing.T, w *world) {
+		const strays = 20
+		hung := uuid.NewString()
+		for i := range strays {
+			id := uuid.NewString()
+			if i == strays/2 {
+				id = hung
+			}
+			w.driver.Plant(runtime.Spec{SessionID: id, Pool: "p", CreatedAt: time.Now()})
+		}
+		w.driver.Intercept(func(ctx context.Context, call fakeruntime.Call) error {
+			if call.Op == fakeruntime.OpDelete && call.SessionID == hung {
+				<-ctx.Done()
+				return ctx.Err()
+			}
+			return nil
+		})
+		defer run(t, w.Scheduler)()
+		pass(100 * time.Second)
+		must.Eq(t, 1+1, w.runningSpares()) // that of the pool, and the one that hangs
+	})
+}
+
+// A runtime that hangs costs a pass one question, and does not keep another pool empty.
+func TestPool_is_filled_beside_one_whose_runtime_hangs(t *testing.T) {
+	var hanging *fakeruntime.Driver
+	twoPools := func(c *scheduler.Config) {
+		pooled(2)(c)
+		hanging = fakeruntime.New("hangs")
+		c.Drivers = map[string]runtime.Driver{"fake": c.Drivers["fake"], "hangs": hanging}
+		c.Pools = append(c.Pools, scheduler.Pool{Name: "q", Runtime: "hangs", Size: 20})
+	}
+	inBubbleWith(t, twoPools, func(t *testing.T, w *world) {
+		defer run(t, w.Scheduler)()
+		pass(10 * time.Second)
+		must.Eq(t, ready(22), w.spares())
+		hanging.Intercept(func(ctx context.Context, call fakeruntime.Call) error {
+			if call.Op == fakeruntime.OpInspect {
+				<-ctx.Done()
+				return ctx.Err()
+			}
+			return nil
+		})
+		for _, chat := range []uuid.UUID{chatA, chatB} {
+			_, err := w.Create(t.Context(), createOf(chat))
+			must.NoError(t, err)
+		}
+		pass(20 * time.Second)
+		must.Eq(t, ready(22), w.spares())
+	})
+}
+
 func TestPool_that_cannot_be_filled(t *testing.T) {
 	inBubbleWith(t, pooled(2), func(t *testing.T, w *world) {
 		var tries atomic.Int32

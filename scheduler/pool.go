@@ -115,6 +115,10 @@ type spares struct {
 	taken map[uuid.UUID]bool
 }
 
+// followWait is how long one read of all spares waits for a change. The wait does not end
+// early if Consul's index goes back.
+const followWait = 10 * time.Second
+
 // followPause is how long a replica waits between two reads of all spares, so that many
 // claims in a row do not make it read them as many times.
 const followPause = 50 * time.Millisecond
@@ -124,7 +128,7 @@ const followPause = 50 * time.Millisecond
 func (s *Scheduler) followSpares(ctx context.Context) error {
 	var index uint64
 	for {
-		known, next, err := s.Store.Spares(ctx, Block{Index: index})
+		known, next, err := s.Store.Spares(ctx, Block{Index: index, Wait: followWait})
 		if err != nil {
 			return fmt.Errorf("read spares: %w", err)
 		}

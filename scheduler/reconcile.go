@@ -307,7 +307,8 @@ type Orphan struct {
 func (s *Scheduler) resolveAll(ctx context.Context, orphans []found, wait time.Duration) (adopted []Session, left []Orphan) {
 	byChat := make(map[string][]found)
 	for _, orphan := range orphans {
-		byChat[orphan.ChatID] = append(byChat[orphan.ChatID], orphan)
+		key := cmp.Or(orphan.ChatID, orphan.SessionID) // a spare has no chat
+		byChat[key] = append(byChat[key], orphan)
 	}
 	var mu sync.Mutex // guards the results
 	g := newSettlers()

@@ -126,7 +126,10 @@ func (s *Scheduler) endStraySpare(ctx context.Context, stray found) (stopped str
 	}
 	if chatID != uuid.Nil { // the store's index names it; the record may be gone
 		session, _, err := s.Store.Get(ctx, chatID, Block{})
-		if err != nil || session != nil && session.SessionID == sessionID {
+		switch {
+		case errors.Is(err, ErrNewerRecord): // a newer replica looks after the chat
+			return "", nil
+		case err != nil || session != nil && session.SessionID == sessionID:
 			return "", err
 		}
 	}

@@ -243,6 +243,15 @@ func TestBind_rawExec(t *testing.T) {
 		sweeper := b.binder()
 		sweeper.sweep(t.Context())
 		must.DirExists(t, folder)
+
+		child := filepath.Join(s.group, "of-the-sandbox")
+		must.NoError(t, os.Mkdir(child, 0o755))
+		s.moveTo(child)
+		sweeper.sweep(t.Context())
+		must.DirExists(t, folder)
+		s.moveTo(s.group)
+		must.NoError(t, os.Remove(child))
+
 		s.end()
 		sweeper.sweep(t.Context())
 		must.DirNotExists(t, folder)
@@ -250,6 +259,24 @@ func TestBind_rawExec(t *testing.T) {
 		left, err := sweeper.records.allocations()
 		must.NoError(t, err)
 		must.Len(t, 0, left)
+	})
+
+	t.Run("what the sandbox put beside its volume stays, and nothing else", func(t *testing.T) {
+		s := b.newSandbox(nodeapi.RawExec)
+		order := b.bindOrder(s)
+		must.NoError(t, b.client.Bind(t.Context(), b.address, order))
+		folder := filepath.Join(b.config.Links, order.SessionID)
+		must.NoError(t, os.WriteFile(filepath.Join(folder, "mine"), nil, 0o600))
+		s.end()
+		sweeper := b.binder()
+		sweeper.sweep(t.Context())
+		left, err := sweeper.records.allocations()
+		must.NoError(t, err)
+		must.Len(t, 0, left)
+		entries, err := os.ReadDir(folder)
+		must.NoError(t, err)
+		must.Len(t, 1, entries)
+		must.FileExists(t, filepath.Join(order.VolumeHostPath, "name"))
 	})
 }
 

@@ -344,8 +344,16 @@ func (b *binder) sweepOne(ctx context.Context, allocID string) error {
 	if !errors.Is(err, runtime.ErrNotFound) {
 		return err
 	}
+	if order.TaskDriver != nodeapi.Docker {
+		// Its processes may all be in cgroups that the sandbox made below Nomad's.
+		if folders, _ := cgroupFolders(b.cgroups, allocID, order.Task); anyExists(folders) {
+			return nil
+		}
+	}
+	// What a sandbox of root has put into the folder stays until the node is rebooted. The
+	// record goes nevertheless, so that this is tried once.
 	if err := b.links.remove(order.SessionID); err != nil {
-		return err
+		b.log.Warn("folder_left", "session_id", order.SessionID, "alloc_id", allocID, "error", err)
 	}
 	b.log.Info("sandbox_ended", "session_id", order.SessionID, "alloc_id", allocID)
 	return b.records.remove(allocID)

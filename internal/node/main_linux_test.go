@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -125,6 +126,7 @@ type sandbox struct {
 	t     testing.TB
 	order nodeapi.Order
 	id    string // of the container
+	group string // folder of its cgroup
 	pid   int
 	cmd   *exec.Cmd
 	in    io.WriteCloser
@@ -163,13 +165,18 @@ func cgroupFor(t testing.TB, name string) (folder string) {
 		}
 	}
 	must.NoError(t, os.MkdirAll(folder, 0o755))
-	t.Cleanup(func() { must.NoError(t, os.Remove(folder)) })
+	t.Cleanup(func() {
+		if err := os.Remove(folder); !errors.Is(err, fs.ErrNotExist) {
+			must.NoError(t, err)
+		}
+	})
 	return folder
 }
 
 func (s *sandbox) start(cgroup string, env ...string) {
 	s.t.Helper()
 	root := s.t.TempDir()
+	s.group = cgroup
 	s.cmd = exec.Command(os.Args[0])
 	s.cmd.Env = append(append(os.Environ(), sandboxEnv+"="+root), env...)
 	s.cmd.Stderr = os.Stderr
@@ -184,7 +191,7 @@ func (s *sandbox) start(cgroup string, env ...string) {
 	must.NoError(s.t, s.cmd.Start())
 	s.pid = s.cmd.Process.Pid
 	s.t.Cleanup(s.end)
-	must.NoError(s.t, os.WriteFile(filepath.Join(cgroup, "cgroup.procs"), []byte(strconv.Itoa(s.pid)), 0))
+	s.moveTo(cgroup)
 	must.Eq(s.t, "ready", s.ask("start"))
 }
 
@@ -197,10 +204,17 @@ func (s *sandbox) ask(words ...string) string {
 	return s.out.Text()
 }
 
-// end kills the sandbox and waits for its end.
+// moveTo moves the sandbox to another cgroup.
+func (s *sandbox) moveTo(cgroup string) {
+	s.t.Helper()
+	must.NoError(s.t, os.WriteFile(filepath.Join(cgroup, "cgroup.procs"), []byte(strconv.Itoa(s.pid)), 0))
+}
+
+// end kills the sandbox, waits for its end and removes its cgroup, as Nomad does.
 func (s *sandbox) end() {
 	_ = s.cmd.Process.Kill() // it has ended already
 	_ = s.cmd.Wait()         // killed
+	_ = os.Remove(s.group)   // removed
 }
 
 // fakeDocker is a Docker engine that knows the sandboxes of a test.

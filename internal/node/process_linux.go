@@ -194,6 +194,14 @@ func cgroupFolders(root, allocID, task string) (folders, names []string) {
 	}, []string{name, scope}
 }
 
+// anyExists reports whether one of the folders exists, or may exist.
+func anyExists(folders []string) bool {
+	return slices.ContainsFunc(folders, func(folder string) bool {
+		_, err := os.Stat(folder)
+		return !errors.Is(err, os.ErrNotExist)
+	})
+}
+
 // processesIn returns the IDs of the processes in the first cgroup that exists.
 func processesIn(folders []string) ([]int, error) {
 	for _, folder := range folders {

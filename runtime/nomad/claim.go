@@ -58,6 +58,8 @@ func (d *Driver) Claim(ctx context.Context, spec runtime.Spec) (runtime.Sandbox,
 
 func (d *Driver) claim(ctx context.Context, spec runtime.Spec) (runtime.Sandbox, error) {
 	jobID := jobs.ID(spec.SessionID)
+	_, done := d.cache.await(jobID) // so that the cache tells if the job goes meanwhile
+	defer done()
 	s, err := d.look(ctx, jobID)
 	if err != nil {
 		return runtime.Sandbox{}, err

@@ -42,33 +42,36 @@ const (
 const markName = "BIVOUAC_EXEC"
 
 // wrapper runs the command. Its arguments are the PID of the guard, the folder or "", the
-// size of the terminal for stty or "", what begins its lines, and the command. Its environment
-// already has the mark, so the guard finds the wrapper too.
+// size of the terminal for stty or "", what begins its lines, the PATH of the command or "" for
+// that of the sandbox, the program, and the arguments for env: the variables of the command and
+// the command. Its own environment is that of the sandbox, so that it finds its tools, with the
+// mark, so that the guard finds it too.
 //
 // On stderr it writes a line with its PID, or why the command cannot run. The command
 // begins when the guard sends it SIGUSR1. When the command has ended it writes a line with
 // the exit code to each output. Then it stays until the guard kills it. Nomad tells the end
 // of a process itself, but its docker driver drops output that it has not read by then, and
 // its other drivers wait for the end of the input.
-const wrapper = `unset bivouac_line
+const wrapper = `unset bivouac_line bivouac_env bivouac_wait bivouac_go bivouac_code
 bivouac_line=$4
 bivouac_tell() { echo "$bivouac_line$*" >&9; }
 exec 9>&2 2>/dev/null
 kill -0 "$1" || { bivouac_tell ` + wordLost + `; exit 126; }
 [ -z "$2" ] || cd "$2" || { bivouac_tell ` + wordNoFolder + `; exit 126; }
 [ -z "$3" ] || stty $3
-shift 4
-command -v "$1" >/dev/null || { bivouac_tell ` + wordNoProgram + `; exit 127; }
+bivouac_env=$(command -v env)
+(PATH=${5:-$PATH}; command -v "$6" >/dev/null) || { bivouac_tell ` + wordNoProgram + `; exit 127; }
+shift 6
 trap : HUP INT QUIT TERM
-sleep 10 & wait=$!
-trap 'go=1; kill $wait' USR1
+sleep 10 & bivouac_wait=$!
+trap 'bivouac_go=1; kill $bivouac_wait' USR1
 bivouac_tell ` + wordBegin + ` $$
-wait $wait
-[ "$go" ] || exit 126
-(exec "$@") 2>&9 9>&-
-code=$?
-bivouac_tell ` + wordEnd + ` $code
-bivouac_tell ` + wordEnd + ` $code 9>&1
+wait $bivouac_wait
+[ "$bivouac_go" ] || exit 126
+(exec "$bivouac_env" "$@") 2>&9 9>&-
+bivouac_code=$?
+bivouac_tell ` + wordEnd + ` $bivouac_code
+bivouac_tell ` + wordEnd + ` $bivouac_code 9>&1
 exec sleep 600`
 
 // What the wrapper tells.
@@ -83,7 +86,7 @@ const (
 	maxTold = 64
 )
 
-// Exec implements [runtime.Execer]. It needs sh, env and grep in the sandbox, and stty
+// Exec implements [runtime.Execer]. It needs sh, env, grep and sleep in the sandbox, and stty
 // if its sh has no "read -t". User is not supported: Nomad runs commands as the user of
 // the task. Nomad's client logs commands with their arguments and Env.
 //
@@ -253,16 +256,21 @@ func (d *Driver) tryExec(ctx context.Context, task task, command runtime.Command
 // wrapped returns the arguments that run a command under its guard. line begins each line of
 // the wrapper.
 func wrapped(command runtime.Command, guard *execGuard, line string) []string {
-	args := []string{"env"}
-	for _, name := range slices.Sorted(maps.Keys(command.Env)) {
-		args = append(args, name+"="+command.Env[name])
-	}
-	args = append(args, guard.mark) // the last one counts
 	size := ""
 	if command.TTY && command.Size != (runtime.WindowSize{}) {
 		size = fmt.Sprintf("rows %d cols %d", command.Size.Rows, command.Size.Columns)
 	}
-	args = append(args, "sh", "-c", wrapper, "sh", guard.pid, command.Dir, size, line)
+	args := []string{
+		"env", guard.mark, "sh", "-c", wrapper, "sh",
+		guard.pid, command.Dir, size, line, command.Env["PATH"], command.Args[0],
+	}
+	for _, name := range slices.Sorted(maps.Keys(command.Env)) {
+		args = append(args, name+"="+command.Env[name])
+	}
+	args = append(args, guard.mark)             // the last one counts
+	if strings.Contains(command.Args[0], "=") { // env takes it for a variable
+		args = append(args, "sh", "-c", `exec "$@"`, "sh")
+	}
 	return append(args, command.Args...)
 }
 
@@ -354,6 +362,9 @@ func attend(ctx context.Context, conn *execConn, guard *execGuard, begun <-chan 
 		case <-alive.C:
 			err = conn.send(ctx, api.ExecStreamingInput{})
 		}
+		if errors.Is(err, errInputWaits) {
+			err = nil
+		}
 		if err != nil {
 			return err
 		}
@@ -371,14 +382,14 @@ func sendInput(ctx context.Context, conn *execConn, stdin io.Reader) {
 	chunk := make([]byte, inputChunk)
 	for stdin != nil {
 		n, err := stdin.Read(chunk)
-		if n > 0 && conn.send(ctx, api.ExecStreamingInput{Stdin: &api.ExecStreamingIOOperation{Data: chunk[:n]}}) != nil {
+		if n > 0 && conn.input(ctx, api.ExecStreamingIOOperation{Data: chunk[:n]}) != nil {
 			return
 		}
 		if err != nil {
 			break
 		}
 	}
-	_ = conn.send(ctx, api.ExecStreamingInput{Stdin: &api.ExecStreamingIOOperation{Close: true}})
+	_ = conn.input(ctx, api.ExecStreamingIOOperation{Close: true})
 }
 
 // telling is what the wrapper has told.

@@ -2,6 +2,7 @@ package nomad_test
 
 import (
 	"bytes"
+	"fmt"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -59,6 +60,22 @@ func TestExec_refuses_a_task_that_only_Nomad_knows_to_be_missing(t *testing.T) {
 	_, err = r.Exec(patiently(t), sandbox.SessionID, runtime.Command{Args: []string{"true"}}, runtime.Streams{})
 	must.ErrorIs(t, err, runtime.ErrInvalid)
 	must.ErrorContains(t, err, "no such task")
+}
+
+// TestExec_waits_for_a_command_that_does_not_read_its_input sends more than fits between the
+// driver and the command, which begins to read later than any other message may take.
+func TestExec_waits_for_a_command_that_does_not_read_its_input(t *testing.T) {
+	t.Parallel()
+	r := openShared(t, rawExec(t, nil))
+	sandbox, err := r.Create(patiently(t), newSpec(t, r), ignore)
+	must.NoError(t, err)
+	const size = 32 << 20
+	var stdout bytes.Buffer
+	code, err := r.Exec(patiently(t), sandbox.SessionID, runtime.Command{Args: []string{"sh", "-c", "sleep 35; wc -c"}},
+		runtime.Streams{Stdin: strings.NewReader(strings.Repeat("x", size)), Stdout: &stdout})
+	must.NoError(t, err)
+	must.EqOp(t, 0, code)
+	must.EqOp(t, fmt.Sprintln(size), stdout.String())
 }
 
 // TestExec_runs_a_command_once_although_Nomad_says_too_early_that_it_ended imitates Nomad's

@@ -22,13 +22,23 @@ const (
 	// maxFrame bounds a message of Nomad, in bytes. Nomad reads output in pieces of some
 	// kilobytes.
 	maxFrame = 1 << 20
-	// sendLimit is how long a message may take to be written. Nomad takes no input while
-	// the command does not read its own.
-	sendLimit = 30 * time.Second
+	// sendLimit is how long a message may take to be written that is not input, and
+	// inputPatience how long it waits for input to be written.
+	sendLimit     = 30 * time.Second
+	inputPatience = time.Second
 )
 
 // execConn is a connection to a process that Nomad runs in a task.
-type execConn struct{ ws *websocket.Conn }
+type execConn struct {
+	ws *websocket.Conn
+	// turn holds a token while a message is written. Input may take long: Nomad reads nothing
+	// while the process does not read its input.
+	turn chan struct{}
+}
+
+// errInputWaits is returned for a message that would have to wait for the process to read
+// its input.
+var errInputWaits = errors.New("the command does not read its input")
 
 // openExec runs a program in a task.
 func (d *Driver) openExec(ctx context.Context, task task, args []string, tty bool) (*execConn, error) {
@@ -76,7 +86,7 @@ func (d *Driver) dialExec(ctx context.Context, task task, args []string, tty boo
 		return nil, err
 	}
 	ws.SetReadLimit(maxFrame)
-	return &execConn{ws}, nil
+	return &execConn{ws: ws, turn: make(chan struct{}, 1)}, nil
 }
 
 // rawTransport sends requests with the HTTP client of an API client.
@@ -98,14 +108,37 @@ func (e *upgradeError) StatusCode() int { return e.status }
 func (e *upgradeError) Body() string    { return e.body }
 func (e *upgradeError) HasBody() bool   { return e.body != "" }
 
-// send sends one message.
+// send sends one message, unless it would have to wait for input.
 func (c *execConn) send(ctx context.Context, in api.ExecStreamingInput) error {
+	patience := time.NewTimer(inputPatience)
+	defer patience.Stop()
+	select {
+	case c.turn <- struct{}{}:
+		defer func() { <-c.turn }()
+	case <-patience.C:
+		return errInputWaits
+	}
+	ctx, cancel := context.WithTimeout(ctx, sendLimit)
+	defer cancel()
+	return c.write(ctx, in)
+}
+
+// input sends input to the process. That takes as long as the process does not read it.
+func (c *execConn) input(ctx context.Context, data api.ExecStreamingIOOperation) error {
+	select {
+	case c.turn <- struct{}{}:
+		defer func() { <-c.turn }()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	return c.write(ctx, api.ExecStreamingInput{Stdin: &data})
+}
+
+func (c *execConn) write(ctx context.Context, in api.ExecStreamingInput) error {
 	text, err := json.Marshal(in)
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, sendLimit)
-	defer cancel()
 	return c.ws.Write(ctx, websocket.MessageText, text)
 }
 
@@ -147,7 +180,7 @@ func reasonOf(err error) error {
 	case strings.HasSuffix(reason, "task not found"), strings.Contains(reason, "unknown task name "):
 		return fmt.Errorf("%w: the sandbox has no such task: %s", runtime.ErrInvalid, reason)
 	case strings.Contains(reason, "failed to start command: "):
-		return fmt.Errorf("%w: the sandbox needs sh, env and grep to run commands: %s", runtime.ErrInvalid, reason)
+		return fmt.Errorf("%w: the sandbox needs sh, env, grep and sleep to run commands: %s", runtime.ErrInvalid, reason)
 	default:
 		return fmt.Errorf("the connection was ended: %s", reason)
 	}

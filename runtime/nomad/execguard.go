@@ -30,7 +30,7 @@ import (
 // Nomad kills that process, but not always the children of the command.
 const guardScript = `trap "" HUP
 guard() {
-for tool in env grep; do command -v $tool >/dev/null || { echo "$tool: not found"; exit 1; }; done
+for tool in env grep sleep; do command -v $tool >/dev/null || { echo "$tool: not found"; exit 1; }; done
 [ -r /proc/self/environ ] || { echo "it has no /proc"; exit 1; }
 limit="-t 5"
 if ! (read -r $limit line </dev/null || [ $? = 1 ]) 2>/dev/null; then
@@ -94,7 +94,8 @@ type execGuard struct {
 
 	wrapper string // PID of the command's wrapper, once it is known
 
-	heard   atomic.Int64 // when the guard answered last, in ns since the start of the process
+	opened  time.Time
+	heard   atomic.Int64 // when the guard answered last, in ns after it was opened
 	cancel  context.CancelFunc
 	workers sync.WaitGroup
 	rest    string // a line that is not complete
@@ -109,7 +110,7 @@ func (d *Driver) openGuard(ctx context.Context, task task) (*execGuard, error) {
 		if err != nil {
 			return err
 		}
-		g := &execGuard{conn: conn, mark: mark, gone: make(chan struct{})}
+		g := &execGuard{conn: conn, mark: mark, gone: make(chan struct{}), opened: time.Now()}
 		if err := g.awaitReady(ctx); err != nil {
 			conn.close()
 			return err
@@ -122,7 +123,7 @@ func (d *Driver) openGuard(ctx context.Context, task task) (*execGuard, error) {
 	}
 	// It lasts until finish, which begins when the caller's ctx has ended.
 	ctx, opened.cancel = context.WithCancel(context.WithoutCancel(ctx))
-	opened.heard.Store(time.Now().UnixNano())
+	opened.heard.Store(int64(time.Since(opened.opened)))
 	opened.workers.Go(func() { opened.listen(ctx) })
 	opened.workers.Go(func() { opened.beat(ctx) })
 	return opened, nil
@@ -131,6 +132,7 @@ func (d *Driver) openGuard(ctx context.Context, task task) (*execGuard, error) {
 // awaitReady reads the first line of the guard.
 func (g *execGuard) awaitReady(ctx context.Context) error {
 	var said []string
+	length := 0
 	for {
 		lines, exit, err := g.read(ctx)
 		if err != nil {
@@ -142,8 +144,11 @@ func (g *execGuard) awaitReady(ctx context.Context) error {
 				return nil
 			}
 			said = append(said, line)
+			length += len(line)
 		}
 		switch {
+		case length > maxGuardLine:
+			return fmt.Errorf("%w: the sandbox's sh prints something else than the script that guards commands", runtime.ErrInvalid)
 		case exit == nil:
 		case exit.ExitCode == 0:
 			// A guard that cannot work ends with an error. With docker Nomad sometimes
@@ -151,7 +156,7 @@ func (g *execGuard) awaitReady(ctx context.Context) error {
 			// gets no lines.
 			return fmt.Errorf("%w: the guard ended before it was ready", errNotStarted)
 		default:
-			return fmt.Errorf("%w: the sandbox needs sh, env and grep (and stty, if its sh has no read -t) to run commands: %s",
+			return fmt.Errorf("%w: the sandbox needs sh, env, grep and sleep (and stty, if its sh has no read -t) to run commands: %s",
 				runtime.ErrInvalid, strings.Join(append(said, g.rest), " "))
 		}
 	}
@@ -186,7 +191,7 @@ func (g *execGuard) listen(ctx context.Context) {
 		if err != nil || exit != nil {
 			return
 		}
-		g.heard.Store(time.Now().UnixNano())
+		g.heard.Store(int64(time.Since(g.opened)))
 		for _, line := range lines {
 			if line == answerBye || line == answerKilled {
 				return
@@ -206,7 +211,7 @@ func (g *execGuard) beat(ctx context.Context) {
 			return
 		case <-beats.C:
 		}
-		silent := time.Since(time.Unix(0, g.heard.Load()))
+		silent := time.Since(g.opened) - time.Duration(g.heard.Load())
 		if silent > maxGuardSilence || g.say(ctx, wordBeat) != nil {
 			g.cancel() // which ends listen
 			return

@@ -118,8 +118,18 @@ func (h Harness) surroundings(t *testing.T) {
 	command.Dir = "/proc"
 	must.Eq(t, Result{Stdout: "a b-\"'$x-" + h.SessionID + "\n/proc\n"}, h.run(patiently(t), command, nil))
 
+	// The variables are those of the command alone, and not of what starts it.
+	command = runtime.Command{Args: []string{"/bin/sh", "-c", `echo "$PATH $go $wait"`}}
+	command.Env = map[string]string{"PATH": "/nowhere", "go": "a", "wait": "b"}
+	must.Eq(t, Result{Stdout: "/nowhere a b\n"}, h.run(patiently(t), command, nil))
+
+	// A name with an equals sign is no variable.
+	got := h.run(patiently(t), script(`f="$BIVOUAC_WORKSPACE/a=b"; printf '#!/bin/sh\necho "ran $1"\n' >"$f"; chmod +x "$f"; echo "$f"`), nil)
+	must.NoError(t, got.Err)
+	must.Eq(t, Result{Stdout: "ran x\n"}, h.run(patiently(t), runtime.Command{Args: []string{strings.TrimSpace(got.Stdout), "x"}}, nil))
+
 	// Whatever a driver adds, the whole environment can be printed in one line.
-	got := h.run(patiently(t), script(`echo $(env) end`), nil)
+	got = h.run(patiently(t), script(`echo $(env) end`), nil)
 	must.NoError(t, got.Err)
 	must.StrHasSuffix(t, " end\n", got.Stdout)
 	must.StrContains(t, got.Stdout, "BIVOUAC_SESSION_ID="+h.SessionID)
