@@ -266,6 +266,21 @@ func (p *probe) missing() {
 	_, _, err = p.client.Nodes().Info(uuid.NewString(), nil)
 	refusal, _ = errors.AsType[api.UnexpectedResponseError](err)
 	p.see("node: %d", refusal.StatusCode())
+	p.nodes(uuid.NewString())
+	p.nodes("")
+}
+
+// nodes lists the nodes whose IDs begin with a prefix.
+func (p *probe) nodes(prefix string) {
+	nodes, _, err := p.client.Nodes().List(&api.QueryOptions{Prefix: prefix})
+	if err != nil {
+		p.see("nodes: %v", err)
+		return
+	}
+	for _, n := range nodes {
+		p.see("nodes: %s %s drain=%t", n.Status, n.SchedulingEligibility, n.Drain)
+	}
+	p.see("nodes: %d", len(nodes))
 }
 
 // events follows the event stream while a job runs and is purged.

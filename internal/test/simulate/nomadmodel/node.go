@@ -509,3 +509,8 @@ func (s *Server) Answers(port int) bool {
 }
 
 var _ network.Server = (*Server)(nil)
+
+// stub returns what a list of nodes tells of the node.
+func (n *node) stub() api.NodeListStub {
+	return api.NodeListStub{ID: n.id, Name: n.name, Status: "ready", SchedulingEligibility: api.NodeSchedulingEligible}
+}

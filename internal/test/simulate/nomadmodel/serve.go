@@ -170,10 +170,18 @@ func (s *Server) serveRead(path, of string, req *http.Request) *http.Response {
 	case path == "node":
 		for _, n := range s.nodes {
 			if n.id == id {
-				return s.answer(map[string]any{"ID": n.id, "Name": n.name, "Status": "ready", "SchedulingEligibility": "eligible"})
+				return s.answer(n.stub())
 			}
 		}
 		return network.Text(http.StatusNotFound, "node not found")
+	case path == "nodes":
+		stubs := []api.NodeListStub{}
+		for _, n := range s.nodes {
+			if strings.HasPrefix(n.id, req.URL.Query().Get("prefix")) {
+				stubs = append(stubs, n.stub())
+			}
+		}
+		return s.answer(stubs)
 	case path == "jobs":
 		stubs := []*api.JobListStub{}
 		for _, j := range sortedByID(s.jobs) {
