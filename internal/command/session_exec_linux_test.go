@@ -37,14 +37,17 @@ func startDev(t *testing.T) devServer {
 	t.Helper()
 	port, err := stack.FreePort(0)
 	must.NoError(t, err)
-	addr, home := fmt.Sprintf("127.0.0.1:%d", port), t.TempDir()
-	s := devServer{exec.CommandContext(t.Context(), "bivouac", "agent", "-dev", "-http-addr="+addr), "http://" + addr, uuid.NewString()}
+	addr := fmt.Sprintf("127.0.0.1:%d", port)
+	home, err := os.MkdirTemp("", "bivouac-test-")
+	must.NoError(t, err)
+	s := devServer{exec.Command("bivouac", "agent", "-dev", "-http-addr="+addr), "http://" + addr, uuid.NewString()}
 	s.Env = append(os.Environ(), "HOME="+home, "XDG_CACHE_HOME="+home)
-	s.Cancel = func() error { return s.Process.Signal(syscall.SIGTERM) }
 	must.NoError(t, s.Start())
 	t.Cleanup(func() {
 		_ = s.Process.Signal(syscall.SIGTERM) // it may have been killed
 		_ = s.Wait()
+		// What a killed server left is ended by its helper, which locks a file there.
+		must.Wait(t, wait.InitialSuccess(wait.Timeout(exectest.Patience), wait.ErrorFunc(func() error { return os.RemoveAll(home) })))
 	})
 	must.Wait(t, wait.InitialSuccess(wait.Timeout(exectest.Patience), wait.ErrorFunc(func() error {
 		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, s.url+"/v1/agent/health", nil)
