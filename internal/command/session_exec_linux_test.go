@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"sync"
 	"syscall"
@@ -37,9 +38,7 @@ func startDev(t *testing.T) devServer {
 	t.Helper()
 	port, err := stack.FreePort(0)
 	must.NoError(t, err)
-	addr := fmt.Sprintf("127.0.0.1:%d", port)
-	home, err := os.MkdirTemp("", "bivouac-test-")
-	must.NoError(t, err)
+	addr, home := fmt.Sprintf("127.0.0.1:%d", port), t.TempDir()
 	s := devServer{exec.Command("bivouac", "agent", "-dev", "-http-addr="+addr), "http://" + addr, uuid.NewString()}
 	s.Env = append(os.Environ(), "HOME="+home, "XDG_CACHE_HOME="+home)
 	must.NoError(t, s.Start())
@@ -47,7 +46,7 @@ func startDev(t *testing.T) devServer {
 		_ = s.Process.Signal(syscall.SIGTERM) // it may have been killed
 		_ = s.Wait()
 		// What a killed server left is ended by its helper, which locks a file there.
-		must.Wait(t, wait.InitialSuccess(wait.Timeout(exectest.Patience), wait.ErrorFunc(func() error { return os.RemoveAll(home) })))
+		must.Wait(t, wait.InitialSuccess(wait.Timeout(exectest.Patience), wait.ErrorFunc(func() error { return os.RemoveAll(filepath.Join(home, "bivouac")) })))
 	})
 	must.Wait(t, wait.InitialSuccess(wait.Timeout(exectest.Patience), wait.ErrorFunc(func() error {
 		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, s.url+"/v1/agent/health", nil)
