@@ -17,6 +17,7 @@ import http.client
 import json
 import os
 import pathlib
+import random
 import selectors
 import shutil
 import signal
@@ -125,6 +126,10 @@ def not_found(message):
 
 def conflict(message):
     return Failure(grpc.StatusCode.ALREADY_EXISTS, message)
+
+
+def not_placed(message):
+    return Failure(grpc.StatusCode.FAILED_PRECONDITION, message)
 
 
 def not_ready(message):
@@ -319,6 +324,7 @@ class Driver:
             if not str(config.get(key, "/")).startswith("/"):
                 raise invalid(f"{key} must begin with /")
         self.ready_path = config.get("ready_path")
+        self.ports = Ports()
         self.deleted_life = 0 if os.environ.get("BIVOUAC_DROP_MARKS") == "1" else DELETED_LIFE
         self.folder = pathlib.Path(config.get("state_dir", "/var/tmp/bivouac-python"), request.instance)
         try:
@@ -363,7 +369,7 @@ class Driver:
                 return record
             if not context.is_active():
                 raise not_ready("the host has given up")
-            record = {"spec": wanted, "port": free_port(), "mark": "BIVOUAC_SANDBOX=" + uuid.uuid4().hex, "begun": time.time()}
+            record = {"spec": wanted, "port": self.ports.free(), "mark": "BIVOUAC_SANDBOX=" + uuid.uuid4().hex, "begun": time.time()}
             self.save(spec.session_id, record)
             with open(self.log(spec.session_id, STDOUT), "ab") as output:
                 process = subprocess.Popen(
@@ -694,10 +700,24 @@ def check_own(folder):
         raise invalid(f"state_dir: {folder} must be a directory that only this user can write to")
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+class Ports:
+    """The ports of sandboxes. They are below those that Linux gives to clients and those that Nomad assigns."""
+
+    FIRST, LAST = 10000, 19999
+
+    def __init__(self):
+        self.lock = threading.Lock()
+        self.next = random.randint(self.FIRST, self.LAST)
+
+    def free(self):
+        """Returns a port on which nobody listens. Two calls at a time never return the same one."""
+        with self.lock:
+            for _ in range(self.FIRST, self.LAST + 1):
+                port, self.next = self.next, self.next + 1 if self.next < self.LAST else self.FIRST
+                with contextlib.suppress(OSError), socket.socket() as probe:
+                    probe.bind(("127.0.0.1", port))
+                    return port
+        raise not_placed(f"no port from {self.FIRST} to {self.LAST} is free")
 
 
 def stat(pid):
