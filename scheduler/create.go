@@ -263,7 +263,9 @@ func (s *Scheduler) createOrReplace(ctx context.Context, cmd CreateCommand, allo
 		return event, fmt.Errorf("create: write the intent: %w", err)
 	}
 	if err := s.start(ctx, lease, driver, &next, cmd.Progress); err != nil {
-		s.abandon(ctx, driver.Delete, lease, next, err)
+		if _, inDoubt := errors.AsType[inDoubtError](err); !inDoubt {
+			s.abandon(ctx, driver.Delete, lease, next, err)
+		}
 		return event, fmt.Errorf("create: %w", err)
 	}
 	// The TTL counts from when the sandbox is ready. Otherwise a session whose start
@@ -332,6 +334,12 @@ func (s *Scheduler) start(ctx context.Context, lease Lease, driver runtime.Drive
 	return nil
 }
 
+// inDoubtError is the error of a create of which it is not known which of two intents is
+// recorded: that with the spare, or that without. SettleInFlight undoes the one that is.
+type inDoubtError struct{ error }
+
+func (e inDoubtError) Unwrap() error { return e.error }
+
 // startOrClaim returns the sandbox of the intent. If its spare cannot be claimed, it
 // changes the intent and starts a sandbox.
 func (s *Scheduler) startOrClaim(ctx context.Context, lease Lease, driver runtime.Driver, intent *Session, progress func(runtime.Stage)) (runtime.Sandbox, error) {
@@ -342,7 +350,7 @@ func (s *Scheduler) startOrClaim(ctx context.Context, lease Lease, driver runtim
 			return sandbox, nil
 		}
 		if err := s.goCold(ctx, lease, driver, intent, err); err != nil {
-			return runtime.Sandbox{}, err
+			return runtime.Sandbox{}, inDoubtError{err}
 		}
 	}
 	sandbox, err := driver.Create(ctx, intent.spec(), progress)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 	"testing"
@@ -206,6 +207,69 @@ func TestCreate_starts_cold_if_the_claim_fails(t *testing.T) {
 					types = append(types, string(change.Type))
 				}
 				must.Eq(t, []string{"spare_ready", "created", "start_failed", "created", "ready"}, types)
+			})
+		})
+	}
+}
+
+// loseAnswer is a locker whose leases lose the answer to the intent of a cold create.
+type loseAnswer struct {
+	scheduler.Locker
+	applied bool // whether the write was made nevertheless
+}
+
+func (l loseAnswer) Lock(ctx context.Context, chatID uuid.UUID, wait time.Duration) (scheduler.Lease, error) {
+	lease, err := l.Locker.Lock(ctx, chatID, wait)
+	return losingLease{lease, l.applied}, err
+}
+
+type losingLease struct {
+	scheduler.Lease
+	applied bool
+}
+
+func (l losingLease) Write(ctx context.Context, next *scheduler.Session, then scheduler.Then, changes ...scheduler.Change) error {
+	if next == nil || next.Warm || next.State != scheduler.StateCreating {
+		return l.Lease.Write(ctx, next, then, changes...)
+	}
+	if l.applied {
+		if err := l.Lease.Write(ctx, next, then, changes...); err != nil {
+			return err
+		}
+	}
+	return scheduler.ErrUnavailable
+}
+
+func TestCreate_that_cannot_record_its_cold_start_tells_of_recorded_sessions_only(t *testing.T) {
+	for _, applied := range []bool{false, true} {
+		t.Run(fmt.Sprint("the write was applied: ", applied), func(t *testing.T) {
+			losing := func(c *scheduler.Config) {
+				pooled(1)(c)
+				c.Locker = loseAnswer{c.Locker, applied}
+			}
+			inBubbleWith(t, losing, func(t *testing.T, w *world) {
+				defer run(t, w.Scheduler)()
+				pass(time.Second)
+				w.driver.Intercept(fakeruntime.Fail(fakeruntime.OpClaim, fakeruntime.Before, runtime.ErrNotReady))
+				_, err := w.Create(t.Context(), createA)
+				must.ErrorIs(t, err, scheduler.ErrUnavailable)
+				pass(time.Minute)
+				_, _, err = w.Get(t.Context(), chatA, scheduler.Block{})
+				must.ErrorIs(t, err, scheduler.ErrNotFound)
+
+				changes, err := w.store.Changes(t.Context(), 0, 0)
+				must.NoError(t, err)
+				told := map[uuid.UUID]string{}
+				for _, change := range changes {
+					if change.ChatID == chatA {
+						told[change.SessionID] += string(change.Type) + " "
+					}
+				}
+				want := []string{"created settled "}
+				if applied {
+					want = append(want, "created start_failed ")
+				}
+				must.Eq(t, want, slices.Sorted(maps.Values(told)))
 			})
 		})
 	}
