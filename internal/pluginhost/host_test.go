@@ -495,7 +495,7 @@ func TestAnswers_ThatCannotBeAreErrorsThatNameThePlugin(t *testing.T) {
 	for _, last = range driver.List(t.Context()) {
 	}
 	must.ErrorIs(t, last, runtime.ErrUnavailable)
-	must.ErrorContains(t, last, "more than 250000 sandboxes")
+	must.ErrorContains(t, last, "more than 1500000 sandboxes")
 	must.Eq(t, 0, host.Status()[0].Restarts)
 }
 

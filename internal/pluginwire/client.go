@@ -24,7 +24,7 @@ const (
 	// starting another sandbox takes no longer.
 	claimLimit = 5 * time.Second
 	// maxSandboxes bounds the number of sandboxes in a list.
-	maxSandboxes = 250_000
+	maxSandboxes = 1_500_000
 	// maxStages bounds the number of stages that a Create may report before its
 	// sandbox.
 	maxStages = 64
@@ -175,7 +175,7 @@ func (c *Client) Inspect(ctx context.Context, sessionID string) (runtime.Sandbox
 	return sandboxFromProto(answer.GetSandbox(), sessionID)
 }
 
-// List ends with an error after 250,000 sandboxes, or if the plugin sends nothing for
+// List ends with an error after 1,500,000 sandboxes, or if the plugin sends nothing for
 // 12 seconds.
 func (c *Client) List(ctx context.Context) iter.Seq2[runtime.Sandbox, error] {
 	return func(yield func(runtime.Sandbox, error) bool) {

@@ -186,7 +186,7 @@
 //
 // The host treats an answer that breaks one of these limits as ErrUnavailable:
 //
-//   - a List has at most 250,000 sandboxes, and a Create's answer at most 64
+//   - a List has at most 1,500,000 sandboxes, and a Create's answer at most 64
 //     messages, including the sandbox;
 //   - a sandbox that was created or claimed has a container ID, an endpoint, the chat
 //     ID of the spec and the state running; one that was created has the spec's pool;
