@@ -133,7 +133,7 @@ bench: ## Measure Bivouac beside raw Nomad and docker; also written to bin/bench
 	@mkdir -p bin
 	go run ./internal/test/bench -json=bin/bench.json
 
-# It needs some 12 GB of memory and half an hour on a quiet machine. RECORDS= is how many.
+# It needs some 17 GB of memory and ten minutes on a quiet machine. RECORDS= is how many.
 .PHONY: million
 million: ## Measure Bivouac with a million sessions in a real Consul
 	@mkdir -p bin

@@ -101,7 +101,7 @@ func (r *run) measureAll(ctx context.Context, dir, binary string, records int) (
 		measure func() ([]row, error)
 	}{
 		{"Consul filled", func() ([]row, error) { return r.consulMemory("filled") }},
-		{"writes", func() ([]row, error) { return r.quiet(ctx) }},
+		{"writes", func() ([]row, error) { return r.quiet(ctx, records) }},
 		{"start", func() ([]row, error) { return r.start(ctx, dir, binary, fewRecords, records) }},
 		{"memory at the start", func() ([]row, error) { return r.memory("started") }},
 		{"reconcile pass", func() ([]row, error) { return r.reconcile(ctx) }},

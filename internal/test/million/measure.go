@@ -102,12 +102,13 @@ func (r *run) row(what string, by bySide, aim *aim) row {
 	}
 }
 
-// quiet shows how long writes take while no replica runs.
-func (r *run) quiet(ctx context.Context) ([]row, error) {
+// quiet shows how long writes take while no replica runs, for as long as a full pass takes:
+// Consul collects garbage and makes snapshots, too.
+func (r *run) quiet(ctx context.Context, records int) ([]row, error) {
 	if _, err := r.probe.take(); err != nil {
 		return nil, err
 	}
-	if err := backoff.Sleep(ctx, 10*time.Second); err != nil {
+	if err := backoff.Sleep(ctx, 10*time.Second+time.Duration(records)*2*time.Minute/1_000_000); err != nil {
 		return nil, err
 	}
 	writes, err := r.probe.take()

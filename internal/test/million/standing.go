@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"math"
 	"net"
 	"net/http"
 	"runtime"
@@ -260,11 +259,13 @@ func nomadHeap(ctx context.Context, records int) (bytes int64, err error) {
 		return 0, ctx.Err()
 	}
 	after := heap()
-	for last := int64(math.MaxInt64); after < last-last/100 && err == nil; last, after = after, heap() { // it is still at work on the last events
-		err = backoff.Sleep(ctx, 200*time.Millisecond)
-	}
-	if err != nil {
-		return 0, err
+	for same := 0; same < 10; same++ { // until then it is still at work on the last events
+		if err := backoff.Sleep(ctx, 200*time.Millisecond); err != nil {
+			return 0, err
+		}
+		if now := heap(); now < after-after/100 {
+			after, same = now, 0
+		}
 	}
 	_, err = driver.Inspect(ctx, sandboxOf(0).SessionID) // it still has them
 	return after - before, err
