@@ -276,7 +276,7 @@ func (*liar) Inspect(_ context.Context, req *runtimev1.InspectRequest) (*runtime
 func (*liar) List(_ *runtimev1.ListRequest, stream grpc.ServerStreamingServer[runtimev1.ListResponse]) error {
 	one := &runtimev1.Sandbox{SessionId: "s", ContainerId: "c", State: runtimev1.State_STATE_RUNNING}
 	batch := &runtimev1.ListResponse{Sandboxes: slices.Repeat([]*runtimev1.Sandbox{one}, 1000)}
-	for range 1000 {
+	for range 2000 {
 		if err := stream.Send(batch); err != nil {
 			return err
 		}
