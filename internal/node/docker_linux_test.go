@@ -12,7 +12,6 @@ import (
 	"strconv"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/google/uuid"
 	"github.com/shoenig/test/must"
@@ -183,26 +182,9 @@ func BenchmarkBind_inDocker(b *testing.B) {
 	defer ns.Close() //nolint:errcheck // it was only entered
 	order := c.order
 	order.ChatID, order.AgentID, order.VolumeHostPath = uuid.NewString(), "agent", bench.newVolume()
-	var took []time.Duration
-	for b.Loop() {
-		b.StopTimer()
-		must.NoError(b, bench.client.Look(b.Context(), bench.address, c.order))
-		b.StartTimer()
-		started := time.Now()
-		must.NoError(b, bench.client.Bind(b.Context(), bench.address, order))
-		took = append(took, time.Since(started))
-		b.StopTimer()
+	bench.measureBinds(b, order, func() {
 		must.NoError(b, inNamespace(ns, func() error {
 			return errors.Join(unix.Unmount("/workspace", 0), unix.Unmount(nodeapi.SessionDir, 0))
 		}))
-		must.NoError(b, os.Remove(filepath.Join(bench.config.Records, order.AllocID+recordSuffix)))
-		b.StartTimer()
-	}
-	report(b, took)
-}
-
-func report(b *testing.B, took []time.Duration) {
-	slices.Sort(took)
-	b.ReportMetric(float64(took[len(took)/2].Microseconds()), "p50-µs")
-	b.ReportMetric(float64(took[len(took)*99/100].Microseconds()), "p99-µs")
+	})
 }

@@ -62,14 +62,7 @@ func (d *Driver) makeSpareFolder(sb *sandbox) error {
 // started in the workspace has to change to it once more.
 func (d *Driver) Claim(ctx context.Context, spec runtime.Spec) (runtime.Sandbox, error) {
 	sb, err := d.claim(ctx, spec)
-	if err != nil {
-		return runtime.Sandbox{}, fmt.Errorf("process: claim %s: %w", spec.SessionID, err)
-	}
-	claimed := sb.view()
-	if claimed.State != runtime.StateRunning { // it ended just after it had answered
-		return runtime.Sandbox{}, fmt.Errorf("process: claim %s: %w: it is %s: %s", spec.SessionID, runtime.ErrNotReady, claimed.State, claimed.Reason)
-	}
-	return claimed, nil
+	return handOut("claim", spec, sb, err)
 }
 
 func (d *Driver) claim(ctx context.Context, spec runtime.Spec) (*sandbox, error) {

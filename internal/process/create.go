@@ -17,14 +17,19 @@ import (
 // Create starts the sandbox and waits until it answers.
 func (d *Driver) Create(ctx context.Context, spec runtime.Spec, progress func(runtime.Stage)) (runtime.Sandbox, error) {
 	sb, err := d.create(ctx, spec, progress)
+	return handOut("create", spec, sb, err)
+}
+
+// handOut returns a sandbox that has answered, or why an operation has none to return.
+func handOut(operation string, spec runtime.Spec, sb *sandbox, err error) (runtime.Sandbox, error) {
 	if err != nil {
-		return runtime.Sandbox{}, fmt.Errorf("process: create %s: %w", spec.SessionID, err)
+		return runtime.Sandbox{}, fmt.Errorf("process: %s %s: %w", operation, spec.SessionID, err)
 	}
-	made := sb.view()
-	if made.State != runtime.StateRunning { // it ended just after it had answered
-		return runtime.Sandbox{}, fmt.Errorf("process: create %s: %w: it is %s: %s", spec.SessionID, runtime.ErrNotReady, made.State, made.Reason)
+	now := sb.view()
+	if now.State != runtime.StateRunning { // it ended just after it had answered
+		return runtime.Sandbox{}, fmt.Errorf("process: %s %s: %w: it is %s: %s", operation, spec.SessionID, runtime.ErrNotReady, now.State, now.Reason)
 	}
-	return made, nil
+	return now, nil
 }
 
 func (d *Driver) create(ctx context.Context, spec runtime.Spec, progress func(runtime.Stage)) (*sandbox, error) {

@@ -1,6 +1,7 @@
 package nomad
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/coder/websocket"
 	"github.com/hashicorp/nomad/api"
+	"golang.org/x/sync/semaphore"
 
 	"github.com/bivouac/bivouac/runtime"
 )
@@ -31,9 +33,9 @@ const (
 // execConn is a connection to a process that Nomad runs in a task.
 type execConn struct {
 	ws *websocket.Conn
-	// turn holds a token while a message is written. Input may take long: Nomad reads nothing
+	// turn is taken while a message is written. Input may take long: Nomad reads nothing
 	// while the process does not read its input.
-	turn chan struct{}
+	turn *semaphore.Weighted
 }
 
 // errInputWaits is returned for a message that would have to wait for the process to read
@@ -86,7 +88,7 @@ func (d *Driver) dialExec(ctx context.Context, task task, args []string, tty boo
 		return nil, err
 	}
 	ws.SetReadLimit(maxFrame)
-	return &execConn{ws: ws, turn: make(chan struct{}, 1)}, nil
+	return &execConn{ws: ws, turn: semaphore.NewWeighted(1)}, nil
 }
 
 // rawTransport sends requests with the HTTP client of an API client.
@@ -110,14 +112,12 @@ func (e *upgradeError) HasBody() bool   { return e.body != "" }
 
 // send sends one message, unless it would have to wait for input.
 func (c *execConn) send(ctx context.Context, in api.ExecStreamingInput) error {
-	patience := time.NewTimer(inputPatience)
-	defer patience.Stop()
-	select {
-	case c.turn <- struct{}{}:
-		defer func() { <-c.turn }()
-	case <-patience.C:
-		return errInputWaits
+	patient, stop := context.WithTimeout(ctx, inputPatience)
+	defer stop()
+	if c.turn.Acquire(patient, 1) != nil {
+		return cmp.Or(ctx.Err(), errInputWaits)
 	}
+	defer c.turn.Release(1)
 	ctx, cancel := context.WithTimeout(ctx, sendLimit)
 	defer cancel()
 	return c.write(ctx, in)
@@ -125,12 +125,10 @@ func (c *execConn) send(ctx context.Context, in api.ExecStreamingInput) error {
 
 // input sends input to the process. That takes as long as the process does not read it.
 func (c *execConn) input(ctx context.Context, data api.ExecStreamingIOOperation) error {
-	select {
-	case c.turn <- struct{}{}:
-		defer func() { <-c.turn }()
-	case <-ctx.Done():
-		return ctx.Err()
+	if err := c.turn.Acquire(ctx, 1); err != nil {
+		return err
 	}
+	defer c.turn.Release(1)
 	return c.write(ctx, api.ExecStreamingInput{Stdin: &data})
 }
 

@@ -21,27 +21,35 @@ import (
 // to a container whose network is not up yet delays the start by a second.
 func TestCreate_checks_a_container_once_it_has_started(t *testing.T) {
 	t.Parallel()
+	withEachCheck(t, func(t *testing.T, template *jobs.Template) {
+		client, err := stack.NomadForTest(t).Client()
+		must.NoError(t, err)
+		var state string // when the check first connects
+		var once sync.Once
+		driver, err := nomad.New(nomad.Config{
+			Client: client, Template: template, Logger: testLogger(t), Instance: "test-" + uuid.NewString(),
+			Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
+				once.Do(func() { state = containerAt(t.Context(), address) }) // a try's time may be up before docker answers
+				return new(net.Dialer).DialContext(ctx, network, address)
+			},
+		})
+		must.NoError(t, err)
+		run(t, driver)
+		_, err = driver.Create(patiently(t), newSpec(t, replica{Driver: driver}), ignore)
+		must.NoError(t, err)
+		must.Eq(t, "running", state)
+	})
+}
+
+// withEachCheck runs a test with the docker template and each kind of readiness check.
+func withEachCheck(t *testing.T, test func(*testing.T, *jobs.Template)) {
+	t.Helper()
 	image := stack.DockerForTest(t)
 	for _, check := range []string{"http", "tcp"} {
 		t.Run(check, func(t *testing.T) {
 			template, err := jobs.Load("docker", map[string]string{"image": image, "ready_type": check})
 			must.NoError(t, err)
-			client, err := stack.NomadForTest(t).Client()
-			must.NoError(t, err)
-			var state string // when the check first connects
-			var once sync.Once
-			driver, err := nomad.New(nomad.Config{
-				Client: client, Template: template, Logger: testLogger(t), Instance: "test-" + uuid.NewString(),
-				Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
-					once.Do(func() { state = containerAt(t.Context(), address) }) // a try's time may be up before docker answers
-					return new(net.Dialer).DialContext(ctx, network, address)
-				},
-			})
-			must.NoError(t, err)
-			run(t, driver)
-			_, err = driver.Create(patiently(t), newSpec(t, replica{Driver: driver}), ignore)
-			must.NoError(t, err)
-			must.Eq(t, "running", state)
+			test(t, template)
 		})
 	}
 }
@@ -63,22 +71,17 @@ func containerAt(ctx context.Context, address string) string {
 // TestCreate_needs_no_client_that_tells covers a token that may not read logs.
 func TestCreate_needs_no_client_that_tells(t *testing.T) {
 	t.Parallel()
-	image := stack.DockerForTest(t)
-	for _, check := range []string{"http", "tcp"} {
-		t.Run(check, func(t *testing.T) {
-			template, err := jobs.Load("docker", map[string]string{"image": image, "ready_type": check})
-			must.NoError(t, err)
-			p := newProxy(t)
-			p.setFault(func(w http.ResponseWriter, r *http.Request, _ http.Handler) bool {
-				if !strings.HasPrefix(r.URL.Path, "/v1/client/") {
-					return false
-				}
-				http.Error(w, "Permission denied", http.StatusForbidden)
-				return true
-			})
-			r := openThrough(t, p, template)
-			_, err = r.Create(patiently(t), newSpec(t, r), ignore)
-			must.NoError(t, err)
+	withEachCheck(t, func(t *testing.T, template *jobs.Template) {
+		p := newProxy(t)
+		p.setFault(func(w http.ResponseWriter, r *http.Request, _ http.Handler) bool {
+			if !strings.HasPrefix(r.URL.Path, "/v1/client/") {
+				return false
+			}
+			http.Error(w, "Permission denied", http.StatusForbidden)
+			return true
 		})
-	}
+		r := openThrough(t, p, template)
+		_, err := r.Create(patiently(t), newSpec(t, r), ignore)
+		must.NoError(t, err)
+	})
 }

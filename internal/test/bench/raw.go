@@ -129,6 +129,12 @@ func (r *rawNomad) register(ctx context.Context, id string, done func(*api.Alloc
 
 // untilAnswers registers a job and returns when its port answers.
 func (r *rawNomad) untilAnswers(ctx context.Context, id string) error {
+	return r.untilAnswersAfter(ctx, id, func(*api.Allocation) error { return nil })
+}
+
+// untilAnswersAfter is like untilAnswers, but first connects once await has returned, which
+// gets the allocation with its port.
+func (r *rawNomad) untilAnswersAfter(ctx context.Context, id string, await func(*api.Allocation) error) error {
 	return r.register(ctx, id, func(alloc *api.Allocation) (bool, error) {
 		if alloc.AllocatedResources == nil || len(alloc.AllocatedResources.Shared.Ports) == 0 {
 			return false, nil
@@ -136,6 +142,9 @@ func (r *rawNomad) untilAnswers(ctx context.Context, id string) error {
 		port := alloc.AllocatedResources.Shared.Ports[0]
 		ip, err := netip.ParseAddr(port.HostIP)
 		if err != nil {
+			return false, err
+		}
+		if err := await(alloc); err != nil {
 			return false, err
 		}
 		return true, r.template.Ready().Check.Wait(ctx, runtime.Endpoint{IP: ip, Port: uint16(port.Value)}, id)

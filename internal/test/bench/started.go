@@ -4,15 +4,12 @@ import (
 	"bufio"
 	"context"
 	"fmt"
-	"net/netip"
 	"os/exec"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/hashicorp/nomad/api"
-
-	"github.com/bivouac/bivouac/runtime"
 )
 
 // containerStarts tells when Docker starts containers, by the UUID at the end of their
@@ -98,20 +95,12 @@ func (c *containerStarts) times(ctx context.Context, uuid string) (created, star
 // untilAnswersAtBest is like untilAnswers, but first connects when the container has
 // started. No caller of Nomad's API can know a better moment.
 func (r *rawNomad) untilAnswersAtBest(ctx context.Context, id string, starts *containerStarts) error {
-	return r.register(ctx, id, func(alloc *api.Allocation) (bool, error) {
-		if alloc.AllocatedResources == nil || len(alloc.AllocatedResources.Shared.Ports) == 0 {
-			return false, nil
-		}
-		port := alloc.AllocatedResources.Shared.Ports[0]
-		ip, err := netip.ParseAddr(port.HostIP)
-		if err != nil {
-			return false, err
-		}
+	return r.untilAnswersAfter(ctx, id, func(alloc *api.Allocation) error {
 		select {
 		case <-starts.of(alloc.ID).done:
+			return nil
 		case <-ctx.Done():
-			return false, ctx.Err()
+			return ctx.Err()
 		}
-		return true, r.template.Ready().Check.Wait(ctx, runtime.Endpoint{IP: ip, Port: uint16(port.Value)}, id)
 	})
 }
