@@ -10,11 +10,12 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 
 	"github.com/google/uuid"
+
+	"github.com/bivouac/bivouac/internal/test/stack"
 )
 
 const (
@@ -135,24 +136,12 @@ func (w *world) poolProblems(spares map[uuid.UUID]record, running map[uuid.UUID]
 
 // helpers returns the process IDs of the node helpers of this run.
 func (w *world) helpers() ([]int, error) {
-	entries, err := os.ReadDir("/proc")
-	if err != nil {
-		return nil, err
-	}
+	all, err := stack.ProcessesWith("NOMAD_JOB_NAME=" + helperJob)
 	own := []byte("NOMAD_ALLOC_DIR=" + filepath.Dir(w.nomad.VolumeDir) + "/")
-	var all []int
-	for _, entry := range entries {
-		pid, err := strconv.Atoi(entry.Name())
-		if err != nil {
-			continue
-		}
-		environ, err := os.ReadFile("/proc/" + entry.Name() + "/environ")
-		if err != nil || !bytes.Contains(environ, []byte("NOMAD_JOB_NAME="+helperJob+"\x00")) || !bytes.Contains(environ, own) {
-			continue // most are other programs, or are gone
-		}
-		all = append(all, pid)
-	}
-	return all, nil
+	return slices.DeleteFunc(all, func(pid int) bool {
+		environ, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid))
+		return err != nil || !bytes.Contains(environ, own) // it is another run's, or has gone
+	}), err
 }
 
 // helperJob is the name of the job that runs the node helpers.

@@ -3,7 +3,6 @@ package main
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -354,17 +353,10 @@ func (w *world) killSpares(ctx context.Context, c *poolCase, n int) error {
 	return errors.New("its pool was not filled")
 }
 
-// pooled is what the store has of a case.
-type pooled struct {
-	records  map[uuid.UUID]record // by session
-	spares   map[uuid.UUID]string // their states, by session
-	left     []string             // what has not settled
-	instance string
-}
-
-func (p pooled) ready() (all []uuid.UUID) {
-	for id, state := range p.spares {
-		if state == "ready" {
+// ready returns the sessions of spares that are ready.
+func (s stored) ready() (all []uuid.UUID) {
+	for id, spare := range s.spares {
+		if spare.State == "ready" {
 			all = append(all, id)
 		}
 	}
@@ -372,45 +364,16 @@ func (p pooled) ready() (all []uuid.UUID) {
 }
 
 // has reports whether a record or a spare names a session.
-func (p pooled) has(id uuid.UUID) bool {
-	_, record := p.records[id]
-	_, spare := p.spares[id]
+func (s stored) has(id uuid.UUID) bool {
+	_, record := s.records[id]
+	_, spare := s.spares[id]
 	return record || spare
 }
 
 // readPool reads the keys of a case.
-func (w *world) readPool(ctx context.Context, c *poolCase) (p pooled, err error) {
-	opts := (&consulapi.QueryOptions{RequireConsistent: true}).WithContext(ctx)
-	pairs, _, err := w.kv.KV().List(c.prefix, opts)
-	if err != nil {
-		return p, err
-	}
-	p.records, p.spares = map[uuid.UUID]record{}, map[uuid.UUID]string{}
-	for _, pair := range pairs {
-		key := strings.TrimPrefix(pair.Key, c.prefix+"v1/")
-		folder, _, _ := strings.Cut(key, "/")
-		switch folder {
-		case "sessions":
-			r, decodeErr := decode(pair)
-			err = errors.Join(err, decodeErr)
-			p.records[r.SessionID] = r
-		case "spares":
-			r, decodeErr := decode(pair)
-			err = errors.Join(err, decodeErr)
-			p.spares[r.SessionID] = r.State
-		case "identity":
-			var own struct{ Instance string }
-			err = errors.Join(err, json.Unmarshal(pair.Value, &own))
-			p.instance = own.Instance
-		case "locks":
-			if !strings.HasSuffix(key, uuid.Nil.String()) { // the leader's
-				p.left = append(p.left, "locked: "+key)
-			}
-		case "flight":
-			p.left = append(p.left, "in flight: "+key)
-		}
-	}
-	return p, err
+func (w *world) readPool(ctx context.Context, c *poolCase) (stored, error) {
+	s, err := w.readStore(ctx, c.prefix)
+	return s, errors.Join(append(s.damaged, err)...)
 }
 
 // awaitCase waits until what the victims left is settled and the pool is full again, or
@@ -450,9 +413,9 @@ func (w *world) awaitCase(ctx context.Context, c *poolCase) {
 }
 
 // poolUnsettled returns what is wrong with the pool of a case, or "".
-func (w *world) poolUnsettled(ctx context.Context, c *poolCase, p pooled, running map[uuid.UUID]*sandbox) string {
+func (w *world) poolUnsettled(ctx context.Context, c *poolCase, p stored, running map[uuid.UUID]*sandbox) string {
 	if len(p.spares) != c.size || len(p.ready()) != c.size {
-		return fmt.Sprintf("the pool has %v", p.spares)
+		return fmt.Sprintf("the pool has %d spares, and %d are ready", len(p.spares), len(p.ready()))
 	}
 	for _, id := range p.ready() {
 		if running[id] == nil {

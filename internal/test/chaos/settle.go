@@ -198,6 +198,66 @@ type record struct {
 	Warm      bool      `json:"warm"`
 }
 
+// stored is what Consul has below a prefix.
+type stored struct {
+	records, spares map[uuid.UUID]record // by session
+	chats           map[string]bool      // those with a record
+	entries         []string             // keys of indexes
+	instance        string
+	left            []string // what has not settled
+	damaged         []error  // what cannot be read
+	keys            int
+}
+
+// readStore reads all keys below a prefix.
+func (w *world) readStore(ctx context.Context, prefix string) (stored, error) {
+	s := stored{records: make(map[uuid.UUID]record), spares: make(map[uuid.UUID]record), chats: make(map[string]bool)}
+	pairs, _, err := w.kv.KV().List(prefix, (&consulapi.QueryOptions{RequireConsistent: true}).WithContext(ctx))
+	if err != nil {
+		return s, err
+	}
+	s.keys = len(pairs)
+	for _, pair := range pairs {
+		key := strings.TrimPrefix(pair.Key, prefix+"v1/")
+		folder, _, _ := strings.Cut(key, "/")
+		name := key[strings.LastIndexByte(key, '/')+1:] // mostly a chat's ID
+		switch folder {
+		case "sessions":
+			if r, ok := s.read(pair, "record of chat "+name); ok {
+				s.records[r.SessionID], s.chats[name] = r, true
+			}
+		case "spares":
+			if r, ok := s.read(pair, "record of spare "+name); ok {
+				s.spares[r.SessionID] = r
+			}
+		case "locks":
+			if name != uuid.Nil.String() { // the leader's
+				s.left = append(s.left, fmt.Sprintf("lock of chat %s, held by session %q", name, pair.Session))
+			}
+		case "flight":
+			s.left = append(s.left, "in flight: chat "+name)
+		case "identity":
+			var own struct{ Instance string }
+			if err := json.Unmarshal(pair.Value, &own); err != nil {
+				s.damaged = append(s.damaged, fmt.Errorf("the identity cannot be read: %w", err))
+			}
+			s.instance = own.Instance
+		case "agents", "expiry", "warm":
+			s.entries = append(s.entries, key)
+		}
+	}
+	return s, nil
+}
+
+// read returns the record of a session or a spare, if it can be read.
+func (s *stored) read(pair *consulapi.KVPair, what string) (record, bool) {
+	r, err := decode(pair)
+	if err != nil {
+		s.damaged = append(s.damaged, fmt.Errorf("%s cannot be read: %w", what, err))
+	}
+	return r, err == nil
+}
+
 // decode returns the record of a session or a spare.
 func decode(pair *consulapi.KVPair) (r record, err error) {
 	err = json.Unmarshal(pair.Value, &r)
@@ -214,52 +274,17 @@ type found struct {
 
 // survey reads the store and compares it with what runs.
 func (w *world) survey(ctx context.Context) found {
-	opts := (&consulapi.QueryOptions{RequireConsistent: true}).WithContext(ctx)
-	pairs, _, err := w.kv.KV().List(prefix, opts)
+	store, err := w.readStore(ctx, prefix)
 	if err != nil {
 		return found{left: []string{"Consul cannot be read: " + err.Error()}, lacking: "Consul cannot be read"}
 	}
-	var left []string
-	records, spares := make(map[uuid.UUID]record), make(map[uuid.UUID]record)
-	chats := make(map[string]bool)
-	var entries []string
-	own := struct{ Instance string }{}
-	for _, pair := range pairs {
-		key := strings.TrimPrefix(pair.Key, prefix+"v1/")
-		folder, _, _ := strings.Cut(key, "/")
-		chat := key[strings.LastIndexByte(key, '/')+1:]
-		switch folder {
-		case "sessions":
-			r, err := decode(pair)
-			if err != nil {
-				left = append(left, fmt.Sprintf("record of chat %s cannot be read: %v", chat, err))
-				continue
-			}
-			records[r.SessionID], chats[chat] = r, true
-		case "spares":
-			r, err := decode(pair)
-			if err != nil {
-				left = append(left, fmt.Sprintf("record of spare %s cannot be read: %v", chat, err))
-				continue
-			}
-			spares[r.SessionID] = r
-		case "locks":
-			if chat != uuid.Nil.String() { // the leader's
-				left = append(left, fmt.Sprintf("lock of chat %s, held by session %q", chat, pair.Session))
-			}
-		case "flight":
-			left = append(left, "in flight: chat "+chat)
-		case "identity":
-			if err := json.Unmarshal(pair.Value, &own); err != nil {
-				left = append(left, fmt.Sprintf("the identity cannot be read: %v", err))
-			}
-		case "agents", "expiry", "warm":
-			entries = append(entries, key)
-		}
+	records, spares, left := store.records, store.spares, store.left
+	for _, err := range store.damaged {
+		left = append(left, err.Error())
 	}
-	for _, key := range entries {
+	for _, key := range store.entries {
 		// Entries of a deleted record are removed when they are due.
-		if chat := key[strings.LastIndexByte(key, '/')+1:]; !chats[chat] && !w.told.missed(chat) {
+		if chat := key[strings.LastIndexByte(key, '/')+1:]; !store.chats[chat] && !w.told.missed(chat) {
 			left = append(left, "index entry without a record: "+key)
 		}
 	}
@@ -288,10 +313,10 @@ func (w *world) survey(ctx context.Context) found {
 			left = append(left, fmt.Sprintf("process without a record: chat %s session %s on %s, pids %v", s.chat, id, s.node, s.pids))
 		}
 	}
-	w.log.note("%d records, %d spares, %d processes, %d keys", len(records), len(spares), len(running), len(pairs))
+	w.log.note("%d records, %d spares, %d processes, %d keys", len(records), len(spares), len(running), store.keys)
 	all := found{records: records}
 	all.leaked, all.lacking = w.poolProblems(spares, running)
-	jobs, spareJobs := w.liveJobs(ctx, own.Instance, records, spares)
+	jobs, spareJobs := w.liveJobs(ctx, store.instance, records, spares)
 	all.left, all.leaked = slices.Concat(left, jobs), append(all.leaked, spareJobs...)
 	slices.Sort(all.left)
 	slices.Sort(all.leaked)
