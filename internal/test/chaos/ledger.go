@@ -150,7 +150,7 @@ func (l *ledger) saw(a answer) {
 	}
 	l.give(s.SessionID, s.ChatID, a.op)
 	if a.made && l.mute[s.SessionID].covers(a.start, a.end) {
-		l.report(silentSpare, t, "%s got the spare of session %s, which answered nobody in the meantime", a.op, s.SessionID)
+		l.report(time.Now(), silentSpare, t, "%s got the spare of session %s, which answered nobody in the meantime", a.op, s.SessionID)
 	}
 	switch {
 	case t.made && a.made:
@@ -409,7 +409,7 @@ func (l *ledger) judge() {
 			l.ends[cause]++
 		}
 		if cause == noCause {
-			l.report(s.kind, s.told, "%s, for no reason (chat %s, told to expire at %s)", s.text, s.told.chat, s.told.expires.Format(time.TimeOnly))
+			l.report(s.when.at, s.kind, s.told, "%s, for no reason (chat %s, told to expire at %s)", s.text, s.told.chat, s.told.expires.Format(time.TimeOnly))
 		}
 	}
 	l.suspects = nil
@@ -490,13 +490,15 @@ func (l *ledger) howTheyEnded() string {
 		strings.Join(parts, ", "), l.latest.Seconds(), lateLimit)
 }
 
-func (l *ledger) wrong(t *told, format string, args ...any) { l.report(wrong, t, format, args...) }
+func (l *ledger) wrong(t *told, format string, args ...any) {
+	l.report(time.Now(), wrong, t, format, args...)
+}
 
-// report reports a violation, each kind once per session.
-func (l *ledger) report(kind violation, t *told, format string, args ...any) {
+// report reports a violation that was seen at the given time, each kind once per session.
+func (l *ledger) report(at time.Time, kind violation, t *told, format string, args ...any) {
 	key := string(kind) + t.session.String()
 	if !l.confirmed[key] {
 		l.confirmed[key] = true
-		l.log.violation(kind, t.chat.String(), format, args...)
+		l.log.violationAt(at, kind, t.chat.String(), format, args...)
 	}
 }

@@ -16,14 +16,20 @@ type timeline struct {
 
 	mu     sync.Mutex
 	out    *bufio.Writer
-	recent []string // the latest entries
+	recent []entry  // the latest entries
 	broken []string // the violations, each with the entries before it
 	faults *scores
 }
 
+// entry is a line of the log.
+type entry struct {
+	at   time.Time
+	text string
+}
+
 const (
 	maxRecent = 4000 // entries that are searched for the past of a violation
-	maxPast   = 25   // number of them that are printed
+	maxPast   = 30   // number of them that are printed
 	maxBroken = 10   // number of violations that are printed
 )
 
@@ -42,10 +48,11 @@ func (t *timeline) note(format string, args ...any) {
 }
 
 func (t *timeline) add(text string) {
-	line := time.Now().UTC().Format("15:04:05.000") + " " + text
-	t.recent = append(t.recent, line)
+	now := time.Now()
+	line := now.UTC().Format("15:04:05.000") + " " + text
+	t.recent = append(t.recent, entry{now, line})
 	if len(t.recent) > 2*maxRecent {
-		t.recent = append([]string(nil), t.recent[maxRecent:]...)
+		t.recent = append([]entry(nil), t.recent[maxRecent:]...)
 	}
 	_, _ = fmt.Fprintln(t.out, line) // close returns the error
 }
@@ -53,15 +60,20 @@ func (t *timeline) add(text string) {
 // violation records a violation. about names a chat, a session or a part; the
 // entries that mention it, and faults, are printed as its past.
 func (t *timeline) violation(kind violation, about, format string, args ...any) {
+	t.violationAt(time.Now(), kind, about, format, args...)
+}
+
+// violationAt records a violation that was seen at an earlier time and is certain only now.
+func (t *timeline) violationAt(at time.Time, kind violation, about, format string, args ...any) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	text := fmt.Sprintf("VIOLATION %s: ", kind) + fmt.Sprintf(format, args...)
 	t.add(text)
 	t.faults.blame(kind)
 	var past []string
-	for _, line := range t.recent {
-		if strings.Contains(line, about) || strings.Contains(line, "FAULT") {
-			past = append(past, line)
+	for _, e := range t.recent {
+		if !e.at.After(at) && (strings.Contains(e.text, about) || strings.Contains(e.text, "FAULT")) {
+			past = append(past, e.text)
 		}
 	}
 	past = past[max(0, len(past)-maxPast):]
