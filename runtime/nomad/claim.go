@@ -1,6 +1,7 @@
 package nomad
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -136,7 +137,9 @@ func (d *Driver) checkSpare(ctx context.Context, sessionID string, alloc *api.Al
 }
 
 // checkNode refuses a spare on a node that takes no new sandboxes. If the node is drained,
-// Nomad lets a batch job run on, for an hour by default, and the spare would end then.
+// Nomad lets a batch job run on, for an hour by default, and the spare would end then. If it
+// has just missed its heartbeat, the spare ends when the node is back, and until then it
+// answers.
 func (d *Driver) checkNode(ctx context.Context, alloc *api.AllocationListStub) error {
 	var nodes []*api.NodeListStub // much shorter than the node
 	err := d.ask(ctx, func(opts *api.QueryOptions) (err error) {
@@ -149,17 +152,24 @@ func (d *Driver) checkNode(ctx context.Context, alloc *api.AllocationListStub) e
 		return failed(ctx, "read node "+alloc.NodeID, err)
 	case len(nodes) == 0:
 		return fmt.Errorf("%w: Nomad does not know node %s any more", runtime.ErrNotReady, nodeName(alloc))
-	case nodes[0].Drain || nodes[0].SchedulingEligibility == api.NodeSchedulingIneligible:
-		return fmt.Errorf("%w: node %s takes no new sandboxes: it is %s", runtime.ErrNotReady, nodeName(alloc), drainWord(nodes[0]))
+	}
+	if why := whyNotEligible(nodes[0]); why != "" {
+		return fmt.Errorf("%w: node %s takes no new sandboxes: it is %s", runtime.ErrNotReady, nodeName(alloc), why)
 	}
 	return nil
 }
 
-func drainWord(node *api.NodeListStub) string {
-	if node.Drain {
+// whyNotEligible returns why a node takes no new sandboxes, or "" if it does.
+func whyNotEligible(node *api.NodeListStub) string {
+	switch {
+	case node.Drain:
 		return "being drained"
+	case node.SchedulingEligibility == api.NodeSchedulingIneligible:
+		return "not eligible"
+	case node.Status != api.NodeStatusReady:
+		return cmp.Or(node.Status, "in an unknown state")
 	}
-	return "not eligible"
+	return ""
 }
 
 // prepareClaim lets the helper find a spare that has become ready.

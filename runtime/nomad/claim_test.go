@@ -83,7 +83,7 @@ type world struct {
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
-	w := &world{helper: &fakeHelper{}, answer: spareID, node: api.NodeListStub{SchedulingEligibility: api.NodeSchedulingEligible}}
+	w := &world{helper: &fakeHelper{}, answer: spareID, node: api.NodeListStub{Status: api.NodeStatusReady, SchedulingEligibility: api.NodeSchedulingEligible}}
 	w.helpers = []api.ServiceRegistration{
 		{NodeID: "node-1", Address: "10.0.0.1", Port: 4748, CreateIndex: 7},
 		{NodeID: "node-1", Address: "10.0.0.1", Port: 4000, CreateIndex: 5}, // of the helper before
@@ -236,6 +236,8 @@ func TestClaim(t *testing.T) {
 			want: runtime.ErrNotReady, says: "being drained", asks: true},
 		"a_spare_on_a_node_that_is_not_eligible": {change: func(w *world, _ *jobFields) { w.node.SchedulingEligibility = api.NodeSchedulingIneligible },
 			want: runtime.ErrNotReady, says: "not eligible", asks: true},
+		"a_spare_on_a_node_that_has_just_missed_its_heartbeat": {change: func(w *world, _ *jobFields) { w.node.Status = api.NodeStatusDown },
+			want: runtime.ErrNotReady, says: "node first takes no new sandboxes: it is down", asks: true},
 		"a_spare_on_a_node_that_Nomad_has_forgotten": {change: func(w *world, _ *jobFields) { w.goneNode = w.spare.NodeID },
 			want: runtime.ErrNotReady, says: "Nomad does not know node first any more", asks: true},
 		"a_spare_that_does_not_answer": {change: func(w *world, _ *jobFields) { w.answer = "another one" },

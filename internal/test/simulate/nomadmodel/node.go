@@ -512,5 +512,9 @@ var _ network.Server = (*Server)(nil)
 
 // stub returns what a list of nodes tells of the node.
 func (n *node) stub() api.NodeListStub {
-	return api.NodeListStub{ID: n.id, Name: n.name, Status: "ready", SchedulingEligibility: api.NodeSchedulingEligible}
+	status := api.NodeStatusReady
+	if !n.ready {
+		status = api.NodeStatusDown
+	}
+	return api.NodeListStub{ID: n.id, Name: n.name, Status: status, SchedulingEligibility: api.NodeSchedulingEligible}
 }
