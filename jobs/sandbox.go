@@ -34,23 +34,12 @@ func (d *decoder) force(t *Template, job *api.Job, spec runtime.Spec, instance, 
 	}
 	job.Type = new(api.JobTypeBatch)
 	group := job.TaskGroups[0]
-	meta := map[string]string{MetaChatID: spec.ChatID, MetaAgentID: spec.AgentID, MetaVolumeHostPath: spec.VolumeHostPath}
 	env := map[string]string{"BIVOUAC_CHAT_ID": spec.ChatID, "BIVOUAC_AGENT_ID": spec.AgentID}
 	if spec.Pool != "" {
-		meta = map[string]string{MetaPool: spec.Pool}
 		env = map[string]string{SessionFileEnv: sessionFile(mainTask(job), spec.SessionID)}
 	}
-	setAll(&job.Meta, meta)
-	setAll(&job.Meta, map[string]string{
-		MetaSessionID: spec.SessionID,
-		MetaInstance:  instance,
-		MetaSpec:      Fingerprint(spec),
-		MetaMainTasks: mainTasks(group),
-
-		MetaCreatedAt:   spec.CreatedAt.UTC().Format(time.RFC3339Nano),
-		MetaExpiresAt:   spec.ExpiresAt.UTC().Format(time.RFC3339Nano),
-		MetaDescription: descriptionOf(spec),
-	})
+	setAll(&job.Meta, MetaOf(spec))
+	setAll(&job.Meta, map[string]string{MetaInstance: instance, MetaMainTasks: mainTasks(group)})
 
 	group.Count = new(1)
 	group.RestartPolicy = noRestart()

@@ -71,6 +71,23 @@ func Fingerprint(spec runtime.Spec) string {
 	return hex.EncodeToString(hash.Sum(nil))
 }
 
+// MetaOf returns the meta that [SpecOf] reads a spec from. It has no access token.
+func MetaOf(spec runtime.Spec) map[string]string {
+	meta := map[string]string{
+		MetaSessionID:   spec.SessionID,
+		MetaSpec:        Fingerprint(spec),
+		MetaCreatedAt:   spec.CreatedAt.UTC().Format(time.RFC3339Nano),
+		MetaExpiresAt:   spec.ExpiresAt.UTC().Format(time.RFC3339Nano),
+		MetaDescription: descriptionOf(spec),
+	}
+	if spec.Pool != "" {
+		meta[MetaPool] = spec.Pool
+	} else {
+		meta[MetaChatID], meta[MetaAgentID], meta[MetaVolumeHostPath] = spec.ChatID, spec.AgentID, spec.VolumeHostPath
+	}
+	return meta
+}
+
 // SpecOf returns the spec that a job was made from, read from the job's meta, which
 // has no access token. It returns false if a part is missing or if the parts do not
 // match the fingerprint. This happens with a job of an older Bivouac and with one

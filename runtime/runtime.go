@@ -185,8 +185,8 @@ type Sandbox struct {
 	Owner          string
 	Labels         map[string]string
 
-	// Pool is the pool of a spare. A driver that cannot describe a sandbox anew keeps
-	// it when the spare is claimed, and leaves ChatID and all from AgentID on empty.
+	// Pool is the pool of a spare. It may stay when the spare is claimed. A driver that cannot
+	// describe a sandbox anew keeps it then, and leaves ChatID and all from AgentID on empty.
 	Pool string
 
 	// RegisteredAt is when the runtime accepted the sandbox, by the runtime's own

@@ -283,10 +283,18 @@ func (s *Scheduler) claim(ctx context.Context, driver runtime.Driver, intent Ses
 }
 
 // goCold ends the spare of a warm intent that could not be claimed because of cause, and
-// turns the intent into one without a spare.
+// turns the intent into one without a spare. It leaves the spare alone if that is another
+// chat's: its record returned with an old state of the store, and the other chat's is gone.
 func (s *Scheduler) goCold(ctx context.Context, lease Lease, driver runtime.Driver, intent *Session, cause error) error {
-	if err := stop(ctx, lease, driver, runtime.Driver.Delete, intent.SessionID.String()); err != nil {
-		return fmt.Errorf("end a spare that could not be claimed: %w", err)
+	taken := false
+	if errors.Is(cause, runtime.ErrConflict) {
+		sandbox, _, err := inspect(ctx, driver, *intent)
+		taken = err == nil && sandbox.ChatID != "" && sandbox.ChatID != intent.ChatID.String()
+	}
+	if !taken {
+		if err := stop(ctx, lease, driver, runtime.Driver.Delete, intent.SessionID.String()); err != nil {
+			return fmt.Errorf("end a spare that could not be claimed: %w", err)
+		}
 	}
 	failed := s.change(ctx, ChangeStartFailed, *intent, "the spare could not be claimed: "+cause.Error())
 	intent.SessionID, intent.AccessToken, intent.Warm = uuid.New(), newAccessToken(), false

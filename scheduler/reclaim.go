@@ -45,6 +45,7 @@ func (f found) session() *Session {
 		ExpiresAt:      f.ExpiresAt,
 		Owner:          cmp.Or(f.Owner, DefaultOwner),
 		Labels:         f.Labels,
+		Warm:           f.Pool != "" && f.ChatID != "",
 	}
 }
 
@@ -205,12 +206,27 @@ func (s *Scheduler) adopt(ctx context.Context, lease Lease, sandbox found, then 
 			}
 			changes = append([]Change{s.succession(ctx, *current)}, changes...)
 		}
-		return write(ctx, lease, &session, then, changes...)
+		return s.writeAdopted(ctx, lease, &session, then, changes)
 	})
 	if err != nil {
 		return Session{}, fmt.Errorf("adopt session %s: %w", session.SessionID, err)
 	}
 	return session, nil
+}
+
+// writeAdopted writes the record of an adopted sandbox. If that was a spare, its old record
+// may have returned with an old state of the store, and goes in the same step.
+func (s *Scheduler) writeAdopted(ctx context.Context, lease Lease, session *Session, then Then, changes []Change) error {
+	if session.Warm {
+		spare, _, err := s.Store.FindSpare(ctx, session.SessionID)
+		if err != nil {
+			return err
+		}
+		if spare != nil {
+			return lockLost(ctx, lease.Claim(ctx, session, *spare, changes...))
+		}
+	}
+	return write(ctx, lease, session, then, changes...)
 }
 
 // endOrphan ends a sandbox that has no record.

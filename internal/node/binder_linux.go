@@ -30,7 +30,7 @@ type binder struct {
 	roots   []string // of volumes
 	docker  *dockerEngine
 	cgroups string
-	records records
+	records *records
 	links   links
 	log     hclog.Logger
 	// reached is called before each change in a sandbox, for tests. It may be nil.
@@ -76,6 +76,11 @@ func (b *binder) look(ctx context.Context, order nodeapi.Order) error {
 		return errors.Join(err, p.Close())
 	}
 	return b.remember(order, p)
+}
+
+// bound implements sandboxes.
+func (b *binder) bound(ctx context.Context, known string) (nodeapi.Bound, error) {
+	return b.records.bound(ctx, known)
 }
 
 // check checks that a bind would find all that it needs in a sandbox.
@@ -231,7 +236,7 @@ func (b *binder) remember(order nodeapi.Order, p *process) error {
 
 // keyOf returns the part of an order that says which sandbox it is about.
 func keyOf(order nodeapi.Order) nodeapi.Order {
-	order.ChatID, order.AgentID, order.VolumeHostPath = "", "", ""
+	order.ChatID, order.AgentID, order.VolumeHostPath, order.Note = "", "", "", ""
 	return order
 }
 

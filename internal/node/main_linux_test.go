@@ -271,7 +271,7 @@ type helperConfig struct {
 	KillAt                 string // the step before which the helper kills itself
 }
 
-func (c helperConfig) binder(written records, reached func(string), log hclog.Logger) *binder {
+func (c helperConfig) binder(written *records, reached func(string), log hclog.Logger) *binder {
 	return &binder{
 		roots: c.Roots, docker: newDockerEngine(c.Docker), cgroups: cgroupRoot, records: written,
 		links: links{c.Links}, log: log, reached: reached, spares: make(map[nodeapi.Order]*process),
@@ -466,7 +466,9 @@ func (b *bench) bindOrder(s *sandbox) nodeapi.Order {
 
 // binder returns another binder for the folders of the test.
 func (b *bench) binder() *binder {
-	all := b.config.binder(records{b.config.Records}, nil, hclog.NewNullLogger())
+	written, err := newRecords(b.config.Records)
+	must.NoError(b.t, err)
+	all := b.config.binder(written, nil, hclog.NewNullLogger())
 	b.t.Cleanup(func() { must.NoError(b.t, all.close()) })
 	return all
 }

@@ -1,12 +1,14 @@
 // Package node is the node helper: it gives a sandbox that already runs the volume of a
 // chat. It is a small process of root on each Nomad client that has sandboxes.
 //
-// [Run] serves two orders over HTTPS, and callers need a client certificate. Look finds a
-// sandbox by what Nomad and Docker control, the container's label or the cgroup, and keeps
-// a handle of its process that the reuse of a process ID cannot mislead. Bind writes down
-// which chat gets the sandbox, clones the mount of the volume, enters the mount namespace of
-// the sandbox, and moves the clone there. Then it mounts a small read-only file system with
-// the session file. For raw_exec, which has no namespace, it makes a symbolic link instead.
+// [Run] serves two orders and one question over HTTPS, and callers need a client
+// certificate. Look finds a sandbox by what Nomad and Docker control, the container's label
+// or the cgroup, and keeps a handle of its process that the reuse of a process ID cannot
+// mislead. Bind writes down which chat gets the sandbox, clones the mount of the volume,
+// enters the mount namespace of the sandbox, and moves the clone there. Then it mounts a
+// small read-only file system with the session file. For raw_exec, which has no namespace,
+// it makes a symbolic link instead. Bound tells what is written down, so that a chat's
+// sandbox can be found after its record was lost.
 //
 // What is written down decides who has a sandbox: it is outside of the sandbox, and made in
 // one step. So a second order for another chat is a conflict, and the same order again

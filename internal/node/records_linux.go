@@ -1,6 +1,7 @@
 package node
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -8,9 +9,12 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 
+	"github.com/google/uuid"
 	"golang.org/x/sys/unix"
 
+	"github.com/bivouac/bivouac/internal/broadcast"
 	"github.com/bivouac/bivouac/internal/node/nodeapi"
 	"github.com/bivouac/bivouac/runtime"
 )
@@ -20,36 +24,82 @@ import (
 // and like the sandboxes it does not outlive the machine's boot.
 type records struct {
 	folder string
+	start  string // random, so that the versions of another helper are others
+
+	mu      sync.Mutex
+	changes int            // of what the folder contains
+	changed broadcast.Cond // changes
 }
 
 const recordSuffix = ".json"
 
 // newRecords makes the folder if it does not exist. Only root may write to it.
-func newRecords(folder string) (records, error) {
+func newRecords(folder string) (*records, error) {
 	if err := os.Mkdir(folder, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
-		return records{}, fmt.Errorf("make the folder of orders: %w", err)
+		return nil, fmt.Errorf("make the folder of orders: %w", err)
 	}
 	if err := onlyRootWrites(folder); err != nil {
-		return records{}, err
+		return nil, err
 	}
-	return records{folder}, nil
+	r := &records{folder: folder, start: uuid.NewString()}
+	r.changed.L = &r.mu
+	return r, nil
+}
+
+// note records that the folder has changed.
+func (r *records) note() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.changes++
+	r.changed.Broadcast()
+}
+
+// version says what the folder contains. The caller holds mu.
+func (r *records) version() string { return fmt.Sprintf("%s-%d", r.start, r.changes) }
+
+// bound returns all orders that were accepted. If they are as in the known version, it
+// waits until ctx ends.
+func (r *records) bound(ctx context.Context, known string) (nodeapi.Bound, error) {
+	bound := nodeapi.Bound{Orders: []nodeapi.Order{}}
+	look := func() bool {
+		bound.Version = r.version() // before the orders: what changes meanwhile is another version
+		return bound.Version != known
+	}
+	_ = r.changed.Wait(ctx, look) // if nothing is new, the answer is the same again
+	all, err := r.allocations()
+	if err != nil {
+		return nodeapi.Bound{}, unavailable("read the accepted orders", err)
+	}
+	for _, id := range all {
+		order, err := r.get(id)
+		if errors.Is(err, runtime.ErrNotFound) { // removed meanwhile
+			continue
+		}
+		if err != nil {
+			return nodeapi.Bound{}, err
+		}
+		bound.Orders = append(bound.Orders, order)
+	}
+	return bound, nil
 }
 
 // accept writes an order down. It returns [runtime.ErrConflict] if another order was
-// accepted for the sandbox.
-func (r records) accept(order nodeapi.Order) error {
+// accepted for the sandbox. The note of an order makes it no other.
+func (r *records) accept(order nodeapi.Order) error {
 	path := filepath.Join(r.folder, order.AllocID+recordSuffix)
 	text, err := json.Marshal(order)
 	if err != nil {
 		return fmt.Errorf("%w: %w", runtime.ErrInvalid, err)
 	}
 	if err := writeOnce(path, text); err == nil || !errors.Is(err, fs.ErrExist) {
+		r.note()
 		return unavailable("write the order down", err)
 	}
 	accepted, err := r.get(order.AllocID)
 	if err != nil {
 		return err
 	}
+	accepted.Note, order.Note = "", ""
 	if accepted != order {
 		return fmt.Errorf("%w: the sandbox was given to chat %s as session %s with volume %s",
 			runtime.ErrConflict, accepted.ChatID, accepted.SessionID, accepted.VolumeHostPath)
@@ -58,7 +108,7 @@ func (r records) accept(order nodeapi.Order) error {
 }
 
 // get returns the order that was accepted for a sandbox, or [runtime.ErrNotFound].
-func (r records) get(allocID string) (nodeapi.Order, error) {
+func (r *records) get(allocID string) (nodeapi.Order, error) {
 	var order nodeapi.Order
 	text, err := os.ReadFile(filepath.Join(r.folder, allocID+recordSuffix))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -71,12 +121,13 @@ func (r records) get(allocID string) (nodeapi.Order, error) {
 }
 
 // remove forgets a sandbox that has ended.
-func (r records) remove(allocID string) error {
+func (r *records) remove(allocID string) error {
+	defer r.note()
 	return os.Remove(filepath.Join(r.folder, allocID+recordSuffix))
 }
 
 // allocations returns the allocation IDs of all accepted orders.
-func (r records) allocations() ([]string, error) {
+func (r *records) allocations() ([]string, error) {
 	entries, err := os.ReadDir(r.folder)
 	if err != nil {
 		return nil, err

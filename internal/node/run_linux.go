@@ -87,7 +87,7 @@ func listen(ctx context.Context, address string, secure *credentials.TLS) (net.L
 
 // serveOrders serves until ctx ends, and then waits for the orders that were begun.
 func serveOrders(ctx context.Context, listener net.Listener, all sandboxes, clientName string, log hclog.Logger) error {
-	handler := newServer(all, clientName, log)
+	handler := newServer(ctx, all, clientName, log)
 	server := httpserver.New(handler, maxConnections, log)
 	failed := make(chan error, 1)
 	go func() { failed <- server.Serve(listener) }()

@@ -30,20 +30,26 @@ const (
 type sandboxes interface {
 	bind(ctx context.Context, order nodeapi.Order) error
 	look(ctx context.Context, order nodeapi.Order) error
+	// bound returns what was bound. While that is as in the known version, it waits until
+	// ctx ends.
+	bound(ctx context.Context, known string) (nodeapi.Bound, error)
 }
 
 // server answers requests.
 type server struct {
+	stopping   context.Context //nolint:containedctx // ends when the server stops, and with it the wait for changes
 	clientName string
 	places     *semaphore.Weighted
 	log        hclog.Logger
 }
 
-func newServer(all sandboxes, clientName string, log hclog.Logger) http.Handler {
-	s := &server{clientName: clientName, places: semaphore.NewWeighted(maxOrders), log: log}
+// newServer returns the handler of a server that stops when ctx ends.
+func newServer(ctx context.Context, all sandboxes, clientName string, log hclog.Logger) http.Handler {
+	s := &server{stopping: ctx, clientName: clientName, places: semaphore.NewWeighted(maxOrders), log: log}
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST "+nodeapi.PathBind, s.order("bind", nodeapi.Order.ValidateBind, all.bind))
 	mux.HandleFunc("POST "+nodeapi.PathLook, s.order("look", nodeapi.Order.ValidateLook, all.look))
+	mux.HandleFunc("GET "+nodeapi.PathBound, s.bound(all.bound))
 	mux.HandleFunc("GET "+nodeapi.PathLive, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) })
 	return mux
 }
@@ -75,14 +81,41 @@ func (s *server) order(kind string, validate func(nodeapi.Order) error, carryOut
 		log = log.With("took", time.Since(started).String())
 		if err != nil {
 			log.Warn("order_refused", "status", status, "error", err)
-			w.Header().Set("Content-Type", "application/json")
-			w.WriteHeader(status)
-			_ = json.NewEncoder(w).Encode(nodeapi.Error{Message: err.Error()}) // the caller has gone
+			answer(w, status, nodeapi.Error{Message: err.Error()})
 			return
 		}
 		log.Info("order_done")
 		w.WriteHeader(http.StatusNoContent)
 	}
+}
+
+// bound returns a handler that tells what was bound.
+func (s *server) bound(wait func(ctx context.Context, known string) (nodeapi.Bound, error)) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		var all nodeapi.Bound
+		status, err := s.allowed(r)
+		if err == nil {
+			httpserver.Keep(r.Context())
+			ctx, cancel := context.WithTimeout(r.Context(), nodeapi.BoundWait)
+			defer cancel()
+			defer context.AfterFunc(s.stopping, cancel)()
+			if all, err = wait(ctx, r.URL.Query().Get("known")); err != nil {
+				status = statusOf(err)
+			}
+		}
+		if err != nil {
+			s.log.Warn("bound_refused", "remote_addr", r.RemoteAddr, "status", status, "error", err)
+			answer(w, status, nodeapi.Error{Message: err.Error()})
+			return
+		}
+		answer(w, http.StatusOK, all)
+	}
+}
+
+func answer(w http.ResponseWriter, status int, value any) {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	_ = json.NewEncoder(w).Encode(value) // the caller has gone
 }
 
 // allowed checks the client's certificate. That it comes from the right CA was checked at

@@ -101,7 +101,7 @@ func (c *cache) chatOf(s state) string {
 	if !c.isOurs(s) {
 		return ""
 	}
-	return s.job.Meta[jobs.MetaChatID]
+	return s.meta()[jobs.MetaChatID]
 }
 
 // isOurs reports whether a job exists and is this instance's.
@@ -300,6 +300,19 @@ func (c *cache) updateEval(eval *api.Evaluation) {
 func (c *cache) setReady(jobID, allocID string) {
 	c.update(jobID, func(s state) (state, bool) {
 		s.ready = allocID
+		return s, true
+	})
+}
+
+// setClaim records what a node's helper says that a spare was claimed for. It ignores what
+// the helper cannot know: the spare must run on its node.
+func (c *cache) setClaim(jobID, nodeID string, claim claim) {
+	c.update(jobID, func(s state) (state, bool) {
+		alloc := s.sandboxAlloc()
+		if alloc == nil || alloc.ID != claim.allocID || alloc.NodeID != nodeID || s.claim.allocID != "" {
+			return s, false
+		}
+		s.claim = claim
 		return s, true
 	})
 }

@@ -3,6 +3,7 @@ package nomad
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	"github.com/hashicorp/nomad/api"
 
@@ -15,16 +16,22 @@ import (
 // lists the chat's jobs. It reads each other job from Nomad, because the event for
 // a sandbox that another replica has just ended may not have arrived yet.
 //
-// It does not find a spare that the chat has claimed. Only the chat's record and the node
-// helper know of the claim: Nomad replaces an allocation if the meta of its job changes.
+// It also finds a spare that the chat has claimed, unless the helper on its node cannot be
+// reached and this driver has not heard of the claim before. A claim through another driver
+// is heard of within a moment while Run follows the helpers. Otherwise FindChat asks them.
 func (d *Driver) FindChat(ctx context.Context, chatID, except string) ([]runtime.Sandbox, error) {
+	claimed := d.askBound(ctx, chatID)
 	jobIDs, current := d.cache.ofChat(chatID)
 	if !current {
-		var err error
-		if jobIDs, err = d.listChat(ctx, chatID); err != nil {
+		listed, err := d.listChat(ctx, chatID)
+		if err != nil {
 			return nil, err
 		}
+		jobIDs = append(jobIDs, listed...)
 	}
+	jobIDs = append(jobIDs, claimed...)
+	slices.Sort(jobIDs)
+	jobIDs = slices.Compact(jobIDs)
 	var found []runtime.Sandbox
 	for _, id := range jobIDs {
 		if id == jobs.ID(except) {

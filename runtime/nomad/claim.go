@@ -27,7 +27,8 @@ var errNoHelpers = fmt.Errorf("%w: no node helpers are configured", errors.ErrUn
 
 // Claim implements [runtime.Claimer]. The helper on the spare's node gives the spare its
 // volume, because Nomad cannot: it replaces the allocation if the job changes. For the same
-// reason the job, and with it Inspect and List, shows only the pool of a claimed spare.
+// reason only the helper knows what a spare was claimed for. Other drivers learn that from
+// it; see [Driver.FindChat].
 //
 // Meanwhile Claim makes the template's ready check once, and reads the node from Nomad: it
 // refuses a spare that does not answer, and one whose node takes no new sandboxes, because
@@ -73,8 +74,10 @@ func (d *Driver) claim(ctx context.Context, spec runtime.Spec) (runtime.Sandbox,
 	if err != nil {
 		return runtime.Sandbox{}, err
 	}
-	order := d.orderOf(spec.SessionID, alloc)
-	order.ChatID, order.AgentID, order.VolumeHostPath = spec.ChatID, spec.AgentID, spec.VolumeHostPath
+	order, err := d.bindOrder(spec, alloc)
+	if err != nil {
+		return runtime.Sandbox{}, err
+	}
 	steps, stepCtx := errgroup.WithContext(ctx)
 	steps.Go(func() error { return d.checkSpare(stepCtx, spec.SessionID, alloc) })
 	steps.Go(func() error { return d.checkNode(stepCtx, alloc) })
@@ -88,6 +91,7 @@ func (d *Driver) claim(ctx context.Context, spec runtime.Spec) (runtime.Sandbox,
 		return runtime.Sandbox{}, err
 	}
 	d.cache.setReady(jobID, alloc.ID)
+	d.noteClaim(alloc.NodeID, order)
 	if now, _ := d.cache.get(jobID); now.known || now.gone {
 		s = now
 	}
@@ -95,7 +99,7 @@ func (d *Driver) claim(ctx context.Context, spec runtime.Spec) (runtime.Sandbox,
 	if err != nil {
 		return runtime.Sandbox{}, err
 	}
-	sandbox.ChatID, sandbox.State = spec.ChatID, runtime.StateRunning // it has answered
+	sandbox.State = runtime.StateRunning // it has answered
 	return sandbox, nil
 }
 

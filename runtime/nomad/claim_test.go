@@ -5,10 +5,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
 	"path"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -33,9 +35,39 @@ type fakeHelper struct {
 	refuse error // returned by Bind
 	hang   bool  // Bind waits until its context ends
 
-	mu     sync.Mutex
-	orders []string
-	bound  map[string]nodeapi.Order
+	mu      sync.Mutex
+	orders  []string
+	bound   map[string]nodeapi.Order
+	down    bool          // Bound fails
+	asked   int           // calls of Bound
+	changed chan struct{} // closed at the next Bind; nil: nobody waits
+}
+
+// Bound says for the helpers of all nodes what the one at 10.0.0.1:4748 has bound.
+func (h *fakeHelper) Bound(ctx context.Context, address, known string) (nodeapi.Bound, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.asked++
+	if h.down {
+		return nodeapi.Bound{}, runtime.ErrUnavailable
+	}
+	for fmt.Sprint(len(h.bound)) == known && ctx.Err() == nil {
+		if h.changed == nil {
+			h.changed = make(chan struct{})
+		}
+		changed := h.changed
+		h.mu.Unlock()
+		select {
+		case <-changed:
+		case <-ctx.Done():
+		}
+		h.mu.Lock()
+	}
+	bound := nodeapi.Bound{Version: fmt.Sprint(len(h.bound))}
+	if address == "10.0.0.1:4748" {
+		bound.Orders = slices.Collect(maps.Values(h.bound))
+	}
+	return bound, nil
 }
 
 func (h *fakeHelper) Look(_ context.Context, address string, order nodeapi.Order) error {
@@ -59,6 +91,10 @@ func (h *fakeHelper) Bind(ctx context.Context, address string, order nodeapi.Ord
 			h.bound = make(map[string]nodeapi.Order)
 		}
 		h.bound[order.SessionID] = order
+		if h.changed != nil {
+			close(h.changed)
+			h.changed = nil
+		}
 	}
 	return h.refuse
 }
@@ -72,6 +108,8 @@ func (h *fakeHelper) note(what, address string, order nodeapi.Order) {
 // world is a Nomad with one node that has a helper, and a spare that answers.
 type world struct {
 	*Driver
+	client   *api.Client
+	template *jobs.Template
 	helper   *fakeHelper
 	node     api.NodeListStub
 	goneNode string // which Nomad does not know any more
@@ -103,6 +141,8 @@ func newWorld(t *testing.T) *world {
 			body = w.job
 		case "/v1/job/" + jobs.ID(spareID) + "/allocations":
 			body = []*api.AllocationListStub{w.spare}
+		case "/v1/jobs":
+			body = []*api.JobListStub{}
 		case "/v1/job/" + jobs.ID(chatID) + "/allocations":
 			body = []*api.AllocationListStub{}
 		default:
@@ -119,8 +159,8 @@ func newWorld(t *testing.T) *world {
 	must.NoError(t, err)
 	template, err := jobs.Load("docker", nil)
 	must.NoError(t, err)
-	w.Driver, err = New(Config{Client: client, Template: template, Instance: "test", Helper: w.helper, Logger: hclog.NewNullLogger()})
-	must.NoError(t, err)
+	w.client, w.template = client, template
+	w.Driver = w.another(t)
 	w.cache.setCurrent(true)
 	w.spare = &api.AllocationListStub{
 		ID: "alloc-1", JobID: jobs.ID(spareID), NodeID: "node-1", NodeName: "first",
@@ -131,6 +171,14 @@ func newWorld(t *testing.T) *world {
 		}},
 	}
 	return w
+}
+
+// another returns a driver that knows nothing yet.
+func (w *world) another(t *testing.T) *Driver {
+	t.Helper()
+	d, err := New(Config{Client: w.client, Template: w.template, Instance: "test", Helper: w.helper, Logger: hclog.NewNullLogger()})
+	must.NoError(t, err)
+	return d
 }
 
 // register puts a job with one allocation into the cache, as events do.
@@ -149,12 +197,23 @@ func (w *world) register(t *testing.T, spec runtime.Spec, change func(*jobFields
 }
 
 func ofPool() runtime.Spec {
-	now := time.Now()
+	now := time.Date(2026, 5, 4, 3, 2, 1, 987654321, time.UTC)
 	return runtime.Spec{SessionID: spareID, Pool: "small", CreatedAt: now, ExpiresAt: now.Add(time.Hour)}
+}
+
+// claimed is the spare after its claim.
+func claimed(w *world) runtime.Sandbox {
+	spec := claimOf(chatID)
+	return runtime.Sandbox{
+		SessionID: spareID, ChatID: chatID, Pool: "small", ContainerID: "alloc-1", State: runtime.StateRunning, Endpoint: endpointOf(w.spare, "http"),
+		AgentID: spec.AgentID, VolumeHostPath: spec.VolumeHostPath, CreatedAt: spec.CreatedAt, ExpiresAt: spec.ExpiresAt,
+		Owner: spec.Owner, Labels: spec.Labels,
+	}
 }
 
 func claimOf(chatID string) runtime.Spec {
 	spec := ofPool()
+	spec.Owner, spec.Labels = "somebody", map[string]string{"team": "one"}
 	spec.Pool, spec.ChatID, spec.AgentID, spec.VolumeHostPath = "", chatID, "agent-1", "/srv/volumes/one"
 	return spec
 }
@@ -165,13 +224,12 @@ func TestClaim(t *testing.T) {
 		w.register(t, ofPool(), nil)
 		sandbox, err := w.Claim(t.Context(), claimOf(chatID))
 		must.NoError(t, err)
-		must.Eq(t, runtime.Sandbox{
-			SessionID: spareID, ChatID: chatID, Pool: "small", ContainerID: "alloc-1", State: runtime.StateRunning,
-			Endpoint: endpointOf(w.spare, "http"),
-		}, sandbox)
+		must.Eq(t, claimed(w), sandbox)
+		note, err := json.Marshal(jobs.MetaOf(claimOf(chatID)))
+		must.NoError(t, err)
 		must.Eq(t, []string{fmt.Sprintf("bind at 10.0.0.1:4748: %+v", nodeapi.Order{
 			SessionID: spareID, ChatID: chatID, AgentID: "agent-1", VolumeHostPath: "/srv/volumes/one",
-			AllocID: "alloc-1", Task: "sandbox", TaskDriver: "docker", Target: "/workspace",
+			AllocID: "alloc-1", Task: "sandbox", TaskDriver: "docker", Target: "/workspace", Note: string(note),
 		})}, w.helper.orders)
 	})
 	t.Run("may_be_repeated_with_the_same_spec_only", func(t *testing.T) {
@@ -185,19 +243,17 @@ func TestClaim(t *testing.T) {
 		_, err = w.Claim(t.Context(), claimOf("00000000-0000-4000-8000-000000000001"))
 		must.ErrorIs(t, err, runtime.ErrConflict)
 	})
-	t.Run("leaves_the_sandbox_as_its_job_describes_it", func(t *testing.T) {
+	t.Run("describes_the_sandbox_as_one_that_was_created_for_the_chat", func(t *testing.T) {
 		w := newWorld(t)
 		w.register(t, ofPool(), nil)
 		_, err := w.Claim(t.Context(), claimOf(chatID))
 		must.NoError(t, err)
 		sandbox, err := w.Inspect(t.Context(), spareID)
 		must.NoError(t, err)
-		must.Eq(t, "small", sandbox.Pool)
-		must.Eq(t, "", sandbox.ChatID)
-		must.True(t, sandbox.CreatedAt.IsZero() && sandbox.ExpiresAt.IsZero())
+		must.Eq(t, claimed(w), sandbox)
 		found, err := w.FindChat(t.Context(), chatID, "")
 		must.NoError(t, err)
-		must.SliceEmpty(t, found)
+		must.Eq(t, []runtime.Sandbox{claimed(w)}, found)
 	})
 	t.Run("takes_a_spare_that_another_replica_made_and_whose_start_Nomad_has_not_reported", func(t *testing.T) {
 		w := newWorld(t)

@@ -2,7 +2,9 @@ package nomad
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
+	"maps"
 	"net"
 	"strconv"
 	"sync"
@@ -12,6 +14,7 @@ import (
 
 	"github.com/bivouac/bivouac/internal/backoff"
 	"github.com/bivouac/bivouac/internal/node/nodeapi"
+	"github.com/bivouac/bivouac/jobs"
 	"github.com/bivouac/bivouac/runtime"
 )
 
@@ -27,18 +30,29 @@ type Helper interface {
 	// Bind makes the volume of the order the sandbox's workspace, and writes the file with
 	// the session.
 	Bind(ctx context.Context, address string, order nodeapi.Order) error
+	// Bound returns what the helper has bound. If that is known, it waits for a change, for
+	// nodeapi.BoundWait at most.
+	Bound(ctx context.Context, address, known string) (nodeapi.Bound, error)
 }
 
-// helpers has the addresses of the node helpers.
+// helpers is what a driver knows about the node helpers.
 type helpers struct {
 	mu        sync.Mutex
 	addresses map[string]string // by the node's ID; nil: not read yet
+	heard     map[string]bool   // the nodes whose helper was asked what it has bound, and is followed
 }
 
 func (h *helpers) set(addresses map[string]string) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.addresses = addresses
+}
+
+// all returns the addresses of all helpers by the ID of their node.
+func (h *helpers) all() map[string]string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return maps.Clone(h.addresses)
 }
 
 // on returns the address of a node's helper, or "" if it has none. known is false if the
@@ -49,8 +63,11 @@ func (h *helpers) on(nodeID string) (address string, known bool) {
 	return h.addresses[nodeID], h.addresses != nil
 }
 
-// followHelpers keeps the addresses of the helpers up to date until ctx ends.
+// followHelpers keeps the addresses of the helpers up to date, and what they have bound,
+// until ctx ends.
 func (d *Driver) followHelpers(ctx context.Context) {
+	followers := followers{d: d, all: make(map[string]follower)}
+	defer followers.wait()
 	pause := backoff.Backoff{Min: minReopen, Max: maxReopen}
 	var told backoff.Throttle
 	var index uint64
@@ -70,6 +87,7 @@ func (d *Driver) followHelpers(ctx context.Context) {
 		index = next
 		pause.Reset()
 		told.Reset()
+		followers.set(ctx, d.helpers.all())
 	}
 }
 
@@ -121,6 +139,17 @@ func (d *Driver) helperOf(ctx context.Context, alloc *api.AllocationListStub) (s
 		return "", fmt.Errorf("nomad: %w: node %s runs no helper (bivouac node)", runtime.ErrNotPlaced, nodeName(alloc))
 	}
 	return address, nil
+}
+
+// bindOrder returns the order to give the spare to the spec's chat.
+func (d *Driver) bindOrder(spec runtime.Spec, alloc *api.AllocationListStub) (nodeapi.Order, error) {
+	note, err := json.Marshal(jobs.MetaOf(spec))
+	if err != nil {
+		return nodeapi.Order{}, fmt.Errorf("%w: %w", runtime.ErrInvalid, err)
+	}
+	order := d.orderOf(spec.SessionID, alloc)
+	order.ChatID, order.AgentID, order.VolumeHostPath, order.Note = spec.ChatID, spec.AgentID, spec.VolumeHostPath, string(note)
+	return order, nil
 }
 
 // orderOf returns what a helper needs to find the spare.

@@ -59,12 +59,16 @@ func (p *packer) state(s *state) {
 	p.own.bool(&s.whole)
 	p.own.text(&s.ready)
 	p.own.text(&s.collected)
+	p.own.text(&s.claim.allocID)
 	p.own.bool(&s.job.Stop)
 	number(&p.own, &s.job.CreateIndex)
 	number(&p.own, &s.job.ModifyIndex)
 	number(&p.own, &s.job.JobModifyIndex)
 	number(&p.own, &s.job.SubmitTime)
 	s.job.Meta = p.meta(s.job)
+	if s.claim.allocID != "" {
+		s.claim.meta = p.meta(jobFields{ID: s.job.ID, Meta: s.claim.meta})
+	}
 	s.allocs = list(&p.node, s.allocs, func(a *api.AllocationListStub) *api.AllocationListStub { return p.alloc(s.job, a) })
 	evals := list(&p.job, slices.Collect(maps.Values(s.evals)), p.eval)
 	s.evals = make(map[string]*api.Evaluation, len(evals))

@@ -23,6 +23,7 @@ func fullState(t testing.TB) (jobID string, s state) {
 	}, "test")
 	must.NoError(t, err)
 	s = state{known: true, whole: true, ready: chatID, collected: spareID, job: jobFieldsOf(job)}
+	s.claim = claim{chatID, jobs.MetaOf(claimOf(chatID))}
 	s.job.Stop, s.job.CreateIndex, s.job.ModifyIndex, s.job.JobModifyIndex, s.job.SubmitTime = true, 10_000_000, 10_000_004, 10_000_001, now.UnixNano()
 	s.job.Meta["of_the_template"] = "x"
 	s.allocs = []*api.AllocationListStub{{

@@ -19,12 +19,11 @@ func (d *Driver) sandbox(s state) (sandbox runtime.Sandbox, ok bool) {
 	}
 	sandbox = runtime.Sandbox{
 		SessionID: s.job.Meta[jobs.MetaSessionID],
-		ChatID:    s.job.Meta[jobs.MetaChatID],
+		ChatID:    s.meta()[jobs.MetaChatID],
 		Pool:      s.job.Meta[jobs.MetaPool],
 		State:     runtime.StateStarting,
 	}
-	// The job does not show what a spare was claimed for, and when.
-	if spec, ok := jobs.SpecOf(s.job.Meta); ok && spec.Pool == "" {
+	if spec, ok := jobs.SpecOf(s.meta()); ok && spec.Pool == "" {
 		sandbox.AgentID, sandbox.VolumeHostPath = spec.AgentID, spec.VolumeHostPath
 		sandbox.CreatedAt, sandbox.ExpiresAt = spec.CreatedAt, spec.ExpiresAt
 		sandbox.Owner, sandbox.Labels = spec.Owner, spec.Labels

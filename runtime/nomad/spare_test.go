@@ -5,10 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"sync"
 	"testing"
@@ -19,6 +21,7 @@ import (
 	"github.com/shoenig/test/must"
 	"github.com/shoenig/test/wait"
 
+	"github.com/bivouac/bivouac/internal/broadcast"
 	"github.com/bivouac/bivouac/internal/node/nodeapi"
 	"github.com/bivouac/bivouac/internal/test/stack"
 	"github.com/bivouac/bivouac/jobs"
@@ -31,9 +34,16 @@ import (
 type linkHelper struct {
 	address string
 
-	mu    sync.Mutex
-	looks int
-	bound map[string]nodeapi.Order
+	mu      sync.Mutex
+	looks   int
+	bound   map[string]nodeapi.Order
+	changed broadcast.Cond // bound
+}
+
+func newLinkHelper(address string) *linkHelper {
+	h := &linkHelper{address: address, bound: map[string]nodeapi.Order{}}
+	h.changed.L = &h.mu
+	return h
 }
 
 func (h *linkHelper) Look(_ context.Context, address string, _ nodeapi.Order) error {
@@ -59,7 +69,18 @@ func (h *linkHelper) Bind(_ context.Context, address string, order nodeapi.Order
 		err = os.WriteFile(filepath.Join(folder, "session.json"), []byte(session), 0o644)
 	}
 	h.bound[order.SessionID] = order
+	h.changed.Broadcast()
 	return errors.Join(err, h.mustBe(address))
+}
+
+func (h *linkHelper) Bound(ctx context.Context, address, known string) (bound nodeapi.Bound, err error) {
+	ctx, cancel := context.WithTimeout(ctx, nodeapi.BoundWait)
+	defer cancel()
+	_ = h.changed.Wait(ctx, func() bool {
+		bound = nodeapi.Bound{Version: strconv.Itoa(len(h.bound)), Orders: slices.Collect(maps.Values(h.bound))}
+		return bound.Version != known
+	})
+	return bound, h.mustBe(address)
 }
 
 func (h *linkHelper) mustBe(address string) error {
@@ -191,7 +212,7 @@ func TestSpare_on_raw_exec(t *testing.T) {
 	client, err := stack.NomadForTest(t).Client()
 	must.NoError(t, err)
 	namespace := helperNamespace(t, client)
-	helper := &linkHelper{bound: map[string]nodeapi.Order{}}
+	helper := newLinkHelper("")
 	r := openWithHelper(t, client, ofSpares(t), "test-"+uuid.NewString(), helper, namespace)
 
 	_, err = r.Create(patiently(t), newSpare(t, r), ignore)
@@ -225,7 +246,8 @@ func TestSpare_on_raw_exec(t *testing.T) {
 	t.Logf("claimed in %v", time.Since(began))
 	must.NoError(t, err)
 	want := made
-	want.ChatID = spec.ChatID
+	want.ChatID, want.AgentID, want.VolumeHostPath = spec.ChatID, spec.AgentID, spec.VolumeHostPath
+	want.CreatedAt, want.ExpiresAt = spec.CreatedAt, spec.ExpiresAt
 	must.Eq(t, want, got)
 	status, text := claimed(t, got)
 	must.Eq(t, http.StatusOK, status)
@@ -236,13 +258,22 @@ func TestSpare_on_raw_exec(t *testing.T) {
 	must.Eq(t, want, again)
 	_, err = r.Claim(patiently(t), forChat(t, spare))
 	must.ErrorIs(t, err, runtime.ErrConflict)
-	must.Eq(t, made, inList(t, r, spare.SessionID))
+	must.Eq(t, want, inList(t, r, spare.SessionID))
 
 	// Another replica has not seen the claim, and gets the same answers.
 	other := openWithHelper(t, client, ofSpares(t), r.instance, helper, namespace)
 	again, err = other.Claim(patiently(t), spec)
 	must.NoError(t, err)
 	must.Eq(t, want, again)
+
+	// One that follows nothing has to ask the helper.
+	third, err := nomad.New(nomad.Config{
+		Client: client, Template: r.template, Instance: r.instance, Helper: helper, HelperNamespace: namespace, Logger: testLogger(t),
+	})
+	must.NoError(t, err)
+	all, err := third.FindChat(patiently(t), spec.ChatID, "")
+	must.NoError(t, err)
+	must.Eq(t, []runtime.Sandbox{want}, all)
 
 	must.NoError(t, r.Stop(patiently(t), spare.SessionID))
 	_, err = r.Claim(patiently(t), spec)
@@ -262,7 +293,7 @@ func TestClaim_of_a_spare_that_died(t *testing.T) {
 	client, err := stack.NomadForTest(t).Client()
 	must.NoError(t, err)
 	namespace := helperNamespace(t, client)
-	helper := &linkHelper{bound: map[string]nodeapi.Order{}, address: runHelpers(t, client, namespace)}
+	helper := newLinkHelper(runHelpers(t, client, namespace))
 	r := openWithHelper(t, client, ofSpares(t), "test-"+uuid.NewString(), helper, namespace)
 	reports := watch(t, r)
 	spare := newSpare(t, r)
@@ -293,7 +324,7 @@ func TestSpare_on_a_node_that_is_drained(t *testing.T) {
 	t.Cleanup(func() { must.NoError(t, n.Stop()) })
 	client, err := n.Client()
 	must.NoError(t, err)
-	helper := &linkHelper{bound: map[string]nodeapi.Order{}, address: runHelpers(t, client, api.DefaultNamespace)}
+	helper := newLinkHelper(runHelpers(t, client, api.DefaultNamespace))
 	r := openWithHelper(t, client, ofSpares(t), "test-"+uuid.NewString(), helper, "")
 	reports := watch(t, r)
 	spare := newSpare(t, r)

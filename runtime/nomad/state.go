@@ -26,6 +26,13 @@ type state struct {
 	// ID of the allocation that its Nomad client has removed, which it may not have
 	// reported yet
 	collected string
+	claim     claim
+}
+
+// claim is what a spare was claimed for. The node helper knows it, and Nomad does not.
+type claim struct {
+	allocID string            // empty: nobody is known to have claimed it
+	meta    map[string]string // see jobs.MetaOf
 }
 
 // jobFields are the fields of a job that the driver uses. Events, lists and the job
@@ -135,6 +142,15 @@ func (s state) withEval(eval *api.Evaluation) (state, bool) {
 	}
 	s.evals = evals
 	return s, true
+}
+
+// meta returns what describes the sandbox: what the spare was claimed for, or else the
+// meta of the job.
+func (s state) meta() map[string]string {
+	if alloc := s.sandboxAlloc(); alloc != nil && alloc.ID == s.claim.allocID && s.job.Meta[jobs.MetaPool] != "" {
+		return s.claim.meta
+	}
+	return s.job.Meta
 }
 
 // sandboxAlloc returns the allocation that is the sandbox, or nil if there is none

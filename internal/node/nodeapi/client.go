@@ -50,6 +50,26 @@ func (c *Client) Look(ctx context.Context, address string, order Order) error {
 	return c.send(ctx, address, PathLook, order)
 }
 
+// Bound returns what the helper has bound. While that is still as in the [Bound] with the
+// version known, it waits for [BoundWait] at most. known may be empty. Its errors are
+// [runtime.ErrPermission] and [runtime.ErrUnavailable], as those of Bind.
+func (c *Client) Bound(ctx context.Context, address, known string) (Bound, error) {
+	target := url.URL{Scheme: "https", Host: address, Path: PathBound, RawQuery: url.Values{"known": {known}}.Encode()}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, target.String(), nil)
+	if err != nil {
+		return Bound{}, fmt.Errorf("node helper: %w: %w", runtime.ErrInvalid, err)
+	}
+	text, err := c.do(req, http.StatusOK, MaxBound)
+	if err != nil {
+		return Bound{}, err
+	}
+	var bound Bound
+	if err := json.Unmarshal(text, &bound); err != nil {
+		return Bound{}, fmt.Errorf("node helper at %s: %w: its answer is not valid JSON: %w", address, runtime.ErrUnavailable, err)
+	}
+	return bound, nil
+}
+
 func (c *Client) send(ctx context.Context, address, path string, order Order) error {
 	body, err := json.Marshal(order)
 	if err != nil {
@@ -61,24 +81,32 @@ func (c *Client) send(ctx context.Context, address, path string, order Order) er
 		return fmt.Errorf("node helper: %w: %w", runtime.ErrInvalid, err)
 	}
 	req.Header.Set("Content-Type", "application/json")
+	_, err = c.do(req, http.StatusNoContent, MaxBody)
+	return err
+}
+
+// do makes a request, and returns the answer if it has the status want. Of a longer answer
+// it returns limit bytes.
+func (c *Client) do(req *http.Request, want int, limit int64) ([]byte, error) {
+	address := req.URL.Host
 	resp, err := c.http.Do(req)
 	if err != nil {
-		return fmt.Errorf("node helper: %w: %w", runtime.ErrUnavailable, err)
+		return nil, fmt.Errorf("node helper: %w: %w", runtime.ErrUnavailable, err)
 	}
 	defer resp.Body.Close()
-	text, err := io.ReadAll(io.LimitReader(resp.Body, MaxBody))
+	text, err := io.ReadAll(io.LimitReader(resp.Body, limit))
 	if err != nil {
-		return fmt.Errorf("node helper at %s: %w: %w", address, runtime.ErrUnavailable, err)
+		return nil, fmt.Errorf("node helper at %s: %w: %w", address, runtime.ErrUnavailable, err)
 	}
-	if resp.StatusCode == http.StatusNoContent {
-		return nil
+	if resp.StatusCode == want {
+		return text, nil
 	}
 	var answer Error
 	if json.Unmarshal(text, &answer) != nil || answer.Message == "" {
 		answer.Message = resp.Status
 	}
 	kind := kindOf(resp.StatusCode)
-	return fmt.Errorf("node helper at %s: %w: %s", address, kind, strings.TrimPrefix(answer.Message, kind.Error()+": "))
+	return nil, fmt.Errorf("node helper at %s: %w: %s", address, kind, strings.TrimPrefix(answer.Message, kind.Error()+": "))
 }
 
 // kindOf returns the error that a status of the helper means.

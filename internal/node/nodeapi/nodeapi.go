@@ -2,7 +2,8 @@
 // a client.
 //
 // The helper, "bivouac node", runs on each node that has sandboxes. [New] returns a
-// [Client], whose methods send one [Order] each.
+// [Client]. Bind and Look send one [Order] each, and Bound reads those that were carried
+// out.
 //
 // The package does not find helpers, and does not retry.
 package nodeapi
@@ -12,6 +13,7 @@ import (
 	"fmt"
 	"path"
 	"strings"
+	"time"
 
 	"github.com/bivouac/bivouac/runtime"
 )
@@ -48,18 +50,30 @@ const (
 	RawExec = "raw_exec"
 )
 
-// The paths of the helper's API. Orders are sent with POST, and PathLive is read with GET.
+// The paths of the helper's API. Orders are sent with POST, and the others are read with
+// GET. PathBound has the query parameter "known", with a Version.
 const (
-	PathBind = "/v1/bind"
-	PathLook = "/v1/look"
-	PathLive = "/v1/live"
+	PathBind  = "/v1/bind"
+	PathLook  = "/v1/look"
+	PathBound = "/v1/bound"
+	PathLive  = "/v1/live"
 )
 
-// MaxBody is the maximum size of an order and of an answer, in bytes. The largest valid
-// order is smaller, even with every byte escaped.
-const MaxBody = 64 << 10
+const (
+	// MaxBody is the maximum size of an order and of the answer to it, in bytes. The largest
+	// valid order is smaller, even with every byte escaped.
+	MaxBody = 256 << 10
+	// MaxBound is the maximum size of a [Bound] as JSON, in bytes. Usually an order in it has
+	// less than 1 KB.
+	MaxBound = 32 << 20
+	// BoundWait is how long a helper holds back a Bound that would tell nothing new.
+	BoundWait = 30 * time.Second
+)
 
-const maxTask = 256 // bytes
+const (
+	maxTask = 256      // bytes
+	maxNote = 16 << 10 // bytes
+)
 
 // Order names a sandbox that runs on the helper's node, and for a bind also what to bind
 // to it. [Order.ValidateLook] and [Order.ValidateBind] check it.
@@ -74,6 +88,15 @@ type Order struct {
 	// Target is where the volume appears in the sandbox, absolute and clean. For raw_exec
 	// it is the symbolic link in SandboxesDir.
 	Target string `json:"target"`
+	// Note is what the caller wants to read again in a [Bound], at most 16 KiB. It does not
+	// matter to the helper. For a bind.
+	Note string `json:"note,omitempty"`
+}
+
+// Bound is what a helper has bound on its node.
+type Bound struct {
+	Version string  `json:"version"` // another one if the orders have changed, or if the helper was restarted
+	Orders  []Order `json:"orders"`  // those whose sandboxes may still run, in no order
 }
 
 // Error is the answer to an order that was not carried out.
@@ -84,11 +107,15 @@ type Error struct {
 // ValidateBind returns what is wrong with an order to bind.
 func (o Order) ValidateBind() error {
 	spec := runtime.Spec{SessionID: o.SessionID, ChatID: o.ChatID, AgentID: o.AgentID, VolumeHostPath: o.VolumeHostPath}
-	return errors.Join(spec.Validate(), o.validateSandbox())
+	var err error
+	if len(o.Note) > maxNote {
+		err = fmt.Errorf("note has %d bytes, at most %d are allowed", len(o.Note), maxNote)
+	}
+	return errors.Join(spec.Validate(), err, o.validateSandbox())
 }
 
-// ValidateLook returns what is wrong with an order to look. Its chat, AI agent and volume
-// do not matter.
+// ValidateLook returns what is wrong with an order to look. Its chat, AI agent, volume and
+// note do not matter.
 func (o Order) ValidateLook() error {
 	spec := runtime.Spec{SessionID: o.SessionID, Pool: "any"}
 	return errors.Join(spec.Validate(), o.validateSandbox())

@@ -18,9 +18,9 @@
 // In half of the runs there is a pool of spares, with a model of the node helper that
 // gives a spare its chat's volume. No spare may be given twice, at any time, and none that
 // does not answer. The pool must be full again in the end. There is one known exception to
-// two processes of a chat: if a claimed sandbox loses its record by hand, nothing but its
-// helper knows its chat. A create of that chat then does not find it, and it is ended as a
-// spare without a record. Such sandboxes are counted.
+// two processes of a chat: if a claimed sandbox loses its record by hand, only its node's
+// helper knows its chat. A replica that has not heard of the claim, because the helper failed
+// or has only just bound the sandbox, may start another one. Such sandboxes are counted.
 //
 // In a third of the runs another Bivouac of the same name has a sandbox on the
 // same Nomad. Bivouac must leave it alone and must never report it to callers.

@@ -26,21 +26,27 @@ const helperService = "bivouac-node"
 type helpers struct {
 	w *world
 
-	mu    sync.Mutex
-	bound map[string]nodeapi.Order // by allocation and run
-	down  map[int]int              // while it is not 0, the helper of that node refuses connections
-	hung  map[int]chan struct{}    // the helper of that node answers once this is closed
-	asked map[int]int              // orders to the helper of that node
+	mu      sync.Mutex
+	bound   map[string]nodeapi.Order // by allocation and run
+	changed chan struct{}            // closed at the next change of bound
+	down    map[int]int              // while it is not 0, the helper of that node refuses connections
+	hung    map[int]chan struct{}    // the helper of that node answers once this is closed
+	asked   map[int]int              // orders to the helper of that node
+	failed  map[int]time.Duration    // when the helper of that node last failed or was about to
 }
 
 func newHelpers(w *world) *helpers {
-	return &helpers{w: w, bound: make(map[string]nodeapi.Order), down: make(map[int]int), hung: make(map[int]chan struct{}), asked: make(map[int]int)}
+	return &helpers{
+		w: w, bound: make(map[string]nodeapi.Order), changed: make(chan struct{}), down: make(map[int]int),
+		hung: make(map[int]chan struct{}), asked: make(map[int]int), failed: make(map[int]time.Duration),
+	}
 }
 
 // fail makes the helper of a node refuse connections or hang for a time, and reports
 // whether it was asked meanwhile. A helper that hung carries out its orders afterwards.
 func (h *helpers) fail(node int, lasts time.Duration, hang bool) bool {
 	h.mu.Lock()
+	h.failed[node] = h.w.now() + lasts
 	before := h.asked[node]
 	release := make(chan struct{})
 	switch {
@@ -50,6 +56,7 @@ func (h *helpers) fail(node int, lasts time.Duration, hang bool) bool {
 		h.hung[node] = release
 	}
 	h.mu.Unlock()
+	h.w.loseTrack()
 	wait(h.w.ctx, lasts)
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -63,19 +70,25 @@ func (h *helpers) fail(node int, lasts time.Duration, hang bool) bool {
 	return h.asked[node] > before
 }
 
+// hasFailed reports whether the helper of a node has failed lately.
+func (h *helpers) hasFailed(node int) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	at, ok := h.failed[node]
+	return ok && h.w.now() < at+hearingLimit
+}
+
 // Serve implements [network.Server]. The port of the request says whose helper is asked.
-func (h *helpers) Serve(_ context.Context, req *http.Request, body []byte) *http.Response {
+func (h *helpers) Serve(ctx context.Context, req *http.Request, body []byte) *http.Response {
 	port, err := strconv.Atoi(req.URL.Port())
 	if err != nil {
 		panic(err)
 	}
-	var order nodeapi.Order
-	if err := json.Unmarshal(body, &order); err != nil {
-		panic(err)
-	}
 	node := port - nomadmodel.ServicePort
 	h.mu.Lock()
-	h.asked[node]++
+	if req.URL.Path != "/bound" { // replicas ask that all the time
+		h.asked[node]++
+	}
 	down, hung := h.down[node] > 0, h.hung[node]
 	h.mu.Unlock()
 	if down {
@@ -87,6 +100,17 @@ func (h *helpers) Serve(_ context.Context, req *http.Request, body []byte) *http
 			wait(h.w.ctx, network.Latency(h.w.net.Rand("helper goes on")))
 		case <-h.w.ctx.Done():
 		}
+	}
+	if req.URL.Path == "/bound" {
+		text, err := json.Marshal(h.allBound(ctx, node, req.URL.Query().Get("known")))
+		if err != nil {
+			panic(err)
+		}
+		return network.Answer(http.StatusOK, text)
+	}
+	var order nodeapi.Order
+	if err := json.Unmarshal(body, &order); err != nil {
+		panic(err)
 	}
 	status := http.StatusNotFound
 	h.w.nomad.Inside(order.AllocID, func(p nomadmodel.Process) {
@@ -111,9 +135,40 @@ func (h *helpers) bind(p nomadmodel.Process, order nodeapi.Order) int {
 		return http.StatusConflict
 	case !ok:
 		h.bound[key] = order
+		close(h.changed)
+		h.changed = make(chan struct{})
 		h.w.noteBound(p, order.ChatID)
 	}
 	return http.StatusOK
+}
+
+// allBound returns what the helper of a node has bound. If that is known, it waits for a
+// change. Any bind on another node counts as one.
+func (h *helpers) allBound(ctx context.Context, node int, known string) nodeapi.Bound {
+	ctx, cancel := context.WithTimeout(ctx, nodeapi.BoundWait)
+	defer cancel()
+	for {
+		h.mu.Lock()
+		version, changed := strconv.Itoa(len(h.bound)), h.changed
+		h.mu.Unlock()
+		if version == known {
+			select {
+			case <-changed:
+				continue
+			case <-ctx.Done():
+			}
+		}
+		bound := nodeapi.Bound{Version: version}
+		for _, p := range h.w.processes() {
+			h.mu.Lock()
+			order, ok := h.bound[fmt.Sprint(p.AllocID, " ", p.Run)]
+			h.mu.Unlock()
+			if ok && p.NodeID == h.w.nomad.NodeID(node) {
+				bound.Orders = append(bound.Orders, order)
+			}
+		}
+		return bound
+	}
 }
 
 // helperClient is a replica's way to the helpers.
@@ -129,31 +184,46 @@ func (c helperClient) Bind(ctx context.Context, address string, order nodeapi.Or
 	return c.send(ctx, address, "/bind", order)
 }
 
+// Bound implements the interface Helper of package nomad.
+func (c helperClient) Bound(ctx context.Context, address, known string) (nodeapi.Bound, error) {
+	var bound nodeapi.Bound
+	text, err := c.do(ctx, http.MethodGet, address, "/bound?known="+known, nil)
+	if err == nil {
+		err = json.Unmarshal(text, &bound)
+	}
+	return bound, err
+}
+
 func (c helperClient) send(ctx context.Context, address, path string, order nodeapi.Order) error {
 	body, err := json.Marshal(order)
 	if err != nil {
 		return err
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+address+path, bytes.NewReader(body))
+	_, err = c.do(ctx, http.MethodPost, address, path, body)
+	return err
+}
+
+func (c helperClient) do(ctx context.Context, method, address, target string, body []byte) ([]byte, error) {
+	req, err := http.NewRequestWithContext(ctx, method, "http://"+address+target, bytes.NewReader(body))
 	if err != nil {
-		return err
+		return nil, err
 	}
 	resp, err := c.http.Do(req)
 	if err != nil {
-		return fmt.Errorf("%w: %w", runtime.ErrUnavailable, err)
+		return nil, fmt.Errorf("%w: %w", runtime.ErrUnavailable, err)
 	}
 	defer resp.Body.Close()
 	text, err := io.ReadAll(resp.Body)
 	switch {
 	case err != nil:
-		return fmt.Errorf("%w: %w", runtime.ErrUnavailable, err)
+		return nil, fmt.Errorf("%w: %w", runtime.ErrUnavailable, err)
 	case resp.StatusCode == http.StatusOK:
-		return nil
+		return text, nil
 	case resp.StatusCode == http.StatusConflict:
-		return fmt.Errorf("%w: %s", runtime.ErrConflict, text)
+		return nil, fmt.Errorf("%w: %s", runtime.ErrConflict, text)
 	case resp.StatusCode == http.StatusNotFound:
-		return fmt.Errorf("%w: %s", runtime.ErrNotFound, text)
+		return nil, fmt.Errorf("%w: %s", runtime.ErrNotFound, text)
 	default:
-		return fmt.Errorf("%w: %s", runtime.ErrUnavailable, text)
+		return nil, fmt.Errorf("%w: %s", runtime.ErrUnavailable, text)
 	}
 }

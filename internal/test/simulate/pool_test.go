@@ -29,6 +29,7 @@ const (
 	failedClaims  = "claims that failed"
 	refusedSecond = "claims of a claimed spare, refused"
 	strayWarm     = "claimed sandboxes that lost their record"
+	unheardWarm   = "those of them that a replica may not have heard of"
 )
 
 // fillLimit is how long after the last fault a pool may be short of spares. The leader
@@ -141,7 +142,7 @@ func (w *world) noteOrder(order nodeapi.Order) {
 func (w *world) noteBound(p nomadmodel.Process, chat string) {
 	session := p.Meta[jobs.MetaSessionID]
 	w.mu.Lock()
-	w.bound[session] = chat
+	w.bound[session], w.boundAt[session] = chat, w.now()
 	w.alive[chat]++
 	n := w.alive[chat]
 	w.mu.Unlock()
@@ -150,10 +151,15 @@ func (w *world) noteBound(p nomadmodel.Process, chat string) {
 	}
 }
 
-// loseTrack takes claimed sandboxes whose records are gone from the count of their chats.
-// Nomad's jobs do not show which chat has claimed them, so a create of the chat does not
-// find them. They must end soon.
+// hearingLimit is the time within which all replicas have heard of a claim from the node's
+// helper, even if an answer of the helper was lost.
+const hearingLimit = 90 * time.Second
+
+// loseTrack takes claimed sandboxes whose records are gone from the count of their chats, if
+// a replica may not have heard of the claim. Nomad's jobs do not show which chat has claimed
+// them, so a create of the chat may not find them then.
 func (w *world) loseTrack() {
+	processes := w.processes()
 	recorded := make(map[string]bool)
 	for _, pair := range w.consul.Keys(prefix + "sessions/") {
 		var r record
@@ -164,12 +170,29 @@ func (w *world) loseTrack() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for session, chat := range w.bound {
-		if !recorded[session] && !w.astray[session] && w.living[session] > 0 {
+		if recorded[session] || w.astray[session] || w.living[session] == 0 {
+			continue
+		}
+		w.hits.count(strayWarm, true)
+		if w.now() < w.boundAt[session]+hearingLimit || w.helperHasFailed(session, processes) {
+			w.hits.count(unheardWarm, true)
 			w.astray[session] = true
 			w.alive[chat] -= w.living[session]
-			w.hits.count(strayWarm, true)
 		}
 	}
+}
+
+// helperHasFailed reports whether the helper on a session's node has failed lately.
+func (w *world) helperHasFailed(session string, processes []nomadmodel.Process) bool {
+	for node := range w.nodes {
+		on := func(p nomadmodel.Process) bool {
+			return p.Meta[jobs.MetaSessionID] == session && p.NodeID == w.nomad.NodeID(node)
+		}
+		if slices.ContainsFunc(processes, on) && w.helpers.hasFailed(node) {
+			return true
+		}
+	}
+	return false
 }
 
 // witness is Consul as a replica reaches it. It notices when the replica writes the record

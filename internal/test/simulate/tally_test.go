@@ -114,7 +114,7 @@ func (s *tally) missing() []string {
 	faults := append([]string{
 		network.RequestsLost, network.RepliesLost, network.RequestsLate, network.RepliesLate,
 		network.Failed, network.Refused, network.HeldBack, stoppedByNode, besideNeighbour,
-		withPool, warmCreates, failedClaims, strayWarm,
+		withPool, warmCreates, failedClaims, strayWarm, unheardWarm,
 	}, slices.Concat(kinds, poolKinds)...)
 	told := []string{
 		"create: created", "create: replaced", "create: reused", "create: conflict", "create: not_placed", "create: not_ready",

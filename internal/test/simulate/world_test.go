@@ -83,9 +83,10 @@ type world struct {
 	alive      map[string]int           // live processes by chat
 	living     map[string]int           // live processes by session; 0 for those that have ended
 	bound      map[string]string        // chats whose volume a helper gave to a spare, by session
+	boundAt    map[string]time.Duration // when, by session
 	ordered    map[string]string        // chats for which a helper was asked to do so, by session
 	muted      map[string]time.Duration // since when spares do not answer, by session
-	astray     map[string]bool          // sessions of claimed spares that lost their records
+	astray     map[string]bool          // sessions of claimed spares that lost their records and need not be found
 	tokens     map[string]string        // access tokens of processes that were ever started, by session
 	killed     bool                     // killAt was passed
 	killedAt   time.Duration
@@ -111,7 +112,7 @@ func run(t *testing.T, p plan, templates []*jobs.Template) *world {
 	ctx, cancel := context.WithCancel(t.Context())
 	w := &world{
 		plan: p, templates: templates, ctx: ctx, began: time.Now(),
-		requests: make(map[int]int), asked: newOccasion(), started: newOccasion(), written: newOccasion(), pools: poolPlan{size: p.pool}, cutNodes: make(map[string]int), edited: make(map[string]bool), alive: make(map[string]int), living: make(map[string]int), tokens: make(map[string]string), bound: make(map[string]string), ordered: make(map[string]string), muted: make(map[string]time.Duration), astray: make(map[string]bool), hits: hits{times: make(map[string]int)},
+		requests: make(map[int]int), asked: newOccasion(), started: newOccasion(), written: newOccasion(), pools: poolPlan{size: p.pool}, cutNodes: make(map[string]int), edited: make(map[string]bool), alive: make(map[string]int), living: make(map[string]int), tokens: make(map[string]string), bound: make(map[string]string), boundAt: make(map[string]time.Duration), ordered: make(map[string]string), muted: make(map[string]time.Duration), astray: make(map[string]bool), hits: hits{times: make(map[string]int)},
 	}
 	w.net = network.New(ctx, p.seed, func(host, event string) { w.note("%s: %s", host, event) })
 	w.consul = consulmodel.New(p.expire)
