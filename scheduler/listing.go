@@ -68,10 +68,12 @@ func (l listing) take(session Session) (sandbox runtime.Sandbox, ok bool) {
 	return sandbox, true
 }
 
-// drop removes the sandbox of a recorded spare from the listing.
-func (l listing) drop(session uuid.UUID) {
-	delete(l.briefs, session)
-	delete(l.whole, session.String())
+// dropSpare removes the sandbox of a recorded spare from the listing, unless a chat has
+// claimed it: then the record of the spare is from an old state of the store.
+func (l listing) dropSpare(session uuid.UUID) {
+	if l.whole[session.String()].ChatID == "" {
+		delete(l.whole, session.String())
+	}
 }
 
 func (b brief) sandbox(session uuid.UUID) runtime.Sandbox {

@@ -291,7 +291,7 @@ func (s *Scheduler) goCold(ctx context.Context, lease Lease, driver runtime.Driv
 		sandbox, _, err := inspect(ctx, driver, *intent)
 		taken = err == nil && sandbox.ChatID != "" && sandbox.ChatID != intent.ChatID.String()
 	}
-	if !taken {
+	if !taken { // safeguard: spare of another chat
 		if err := stop(ctx, lease, driver, runtime.Driver.Delete, intent.SessionID.String()); err != nil {
 			return fmt.Errorf("end a spare that could not be claimed: %w", err)
 		}

@@ -101,7 +101,85 @@ func TestCreate_claims_a_spare(t *testing.T) {
 	})
 }
 
-// A driver may know a claimed spare by its pool alone, as that of Nomad does.
+// setBackWhile has the store lose what happens in do, and the spare return.
+func (w *world) setBackWhile(do func()) {
+	spares, _, err := w.store.Spares(context.Background(), scheduler.Block{})
+	must.NoError(w.t, err)
+	must.SliceLen(w.t, 1, spares)
+	do()
+	lease, err := w.peer().locker.Lock(context.Background(), chatA, 0)
+	must.NoError(w.t, err)
+	must.NoError(w.t, lease.Write(context.Background(), nil, scheduler.Release))
+	spares[0].Version = 0
+	_, err = w.store.PutSpare(context.Background(), spares[0])
+	must.NoError(w.t, err)
+}
+
+func TestClaimed_spare_that_lost_its_record_is_adopted(t *testing.T) {
+	for name, regain := range map[string]func(*testing.T, *world){
+		"by the chat's next create": func(t *testing.T, w *world) {
+			got, err := w.Create(t.Context(), createA)
+			must.NoError(t, err)
+			must.Eq(t, scheduler.ResultReused, got.Result)
+		},
+		"by the leader": func(t *testing.T, w *world) {
+			defer run(t, w.Scheduler)()
+			pass(3 * time.Minute)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubbleWith(t, pooled(1), func(t *testing.T, w *world) {
+				stop := run(t, w.Scheduler)
+				pass(time.Second)
+				stop()
+				id := w.onlySpare()
+				w.setBackWhile(func() {
+					_, err := w.Create(t.Context(), createA)
+					must.NoError(t, err)
+				})
+				regain(t, w)
+				session := w.standing(chatA)
+				must.Eq(t, id, session.SessionID)
+				must.True(t, session.Warm)
+				spare, chat, err := w.store.FindSpare(t.Context(), id)
+				must.NoError(t, err)
+				must.Nil(t, spare, must.Sprint("it would be given to another chat"))
+				must.Eq(t, chatA, chat)
+				must.SliceContains(t, w.running(), "chat-a s1")
+			})
+		})
+	}
+}
+
+func TestCreate_leaves_the_spare_of_another_chat_alone(t *testing.T) {
+	inBubbleWith(t, pooled(1), func(t *testing.T, w *world) {
+		stop := run(t, w.Scheduler)
+		pass(time.Second)
+		stop()
+		id := w.onlySpare()
+		w.setBackWhile(func() {
+			_, err := w.Create(t.Context(), createA)
+			must.NoError(t, err)
+		})
+		c := w.peerConfig()
+		pooled(1)(&c)
+		other, err := scheduler.New(c) // which has not claimed it itself
+		must.NoError(t, err)
+		stop = run(t, other)
+		pass(0)
+		stop()
+		got, err := other.Create(t.Context(), createOf(chatB))
+		must.NoError(t, err)
+		must.False(t, got.Session.Warm)
+		must.NotEq(t, id, got.Session.SessionID)
+		must.SliceEmpty(t, w.spares())
+		again, err := w.Create(t.Context(), createA)
+		must.NoError(t, err)
+		must.Eq(t, id, again.Session.SessionID)
+	})
+}
+
+// A driver may know a claimed spare by its pool alone, as that of a plugin may.
 func TestWarmSession_of_a_driver_that_knows_no_chat(t *testing.T) {
 	inBubbleWith(t, pooled(1), func(t *testing.T, w *world) {
 		defer run(t, w.Scheduler)()

@@ -222,7 +222,7 @@ func (s *Scheduler) writeAdopted(ctx context.Context, lease Lease, session *Sess
 		if err != nil {
 			return err
 		}
-		if spare != nil {
+		if spare != nil { // safeguard: end of a spare's record with its adoption
 			return lockLost(ctx, lease.Claim(ctx, session, *spare, changes...))
 		}
 	}

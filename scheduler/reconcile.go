@@ -134,7 +134,7 @@ func (r *reconciler) compare(ctx context.Context) (comparison, error) {
 		return comparison{}, fmt.Errorf("list spares: %w", err)
 	}
 	for _, spare := range spares {
-		sandboxes.drop(spare.SessionID)
+		sandboxes.dropSpare(spare.SessionID)
 	}
 	c := comparison{inFlight: make(map[string]bool)}
 	for shard := 0; shard < Shards; {

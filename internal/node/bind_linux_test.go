@@ -568,6 +568,63 @@ func TestLook(t *testing.T) {
 	})
 }
 
+func TestBound(t *testing.T) {
+	b := newBench(t)
+	s := b.newSandbox(nodeapi.Docker)
+	bound := func(known string) nodeapi.Bound {
+		t.Helper()
+		all, err := b.client.Bound(t.Context(), b.address, known)
+		must.NoError(t, err)
+		return all
+	}
+	waits := func(known string) <-chan nodeapi.Bound {
+		next := make(chan nodeapi.Bound, 1)
+		go func() {
+			all, err := b.client.Bound(context.WithoutCancel(t.Context()), b.address, known)
+			if err == nil {
+				next <- all
+			}
+			close(next)
+		}()
+		return next
+	}
+	none := bound("")
+	must.SliceEmpty(t, none.Orders)
+	next := waits(none.Version)
+	order := b.bindOrder(s)
+	order.Note = `{"a":"note"}`
+	must.NoError(t, b.client.Look(t.Context(), b.address, s.order))
+	must.Eq(t, none, bound("")) // a look changes nothing
+	must.NoError(t, b.client.Bind(t.Context(), b.address, order))
+	first := <-next
+	must.Eq(t, []nodeapi.Order{order}, first.Orders)
+	must.Eq(t, first, bound(none.Version))
+
+	again := order
+	again.Note = "another note"
+	must.NoError(t, b.client.Bind(t.Context(), b.address, again))
+	must.Eq(t, first, bound(""))
+
+	// A helper that starts again knows what the one before has bound, and one that stops
+	// keeps nobody waiting.
+	next = waits(first.Version)
+	stopped := time.Now()
+	b.restart()
+	must.Less(t, nodeapi.BoundWait, time.Since(stopped))
+	<-next
+	second := bound(first.Version)
+	must.Eq(t, first.Orders, second.Orders)
+	must.NotEq(t, first.Version, second.Version)
+
+	next = waits(second.Version)
+	s.end()
+	b.binder().sweep(t.Context()) // of another helper on the node, so that nobody is woken
+	must.SliceEmpty(t, bound("").Orders)
+	other := b.newSandbox(nodeapi.Docker)
+	must.NoError(t, b.client.Bind(t.Context(), b.address, b.bindOrder(other)))
+	must.SliceLen(t, 1, (<-next).Orders)
+}
+
 func TestClients(t *testing.T) {
 	b := newBench(t)
 	s := b.newSandbox(nodeapi.Docker)
@@ -585,9 +642,12 @@ func TestClients(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			client := nodeapi.New(c.client)
+			bound, boundErr := client.Bound(t.Context(), b.address, "")
+			must.SliceEmpty(t, bound.Orders)
 			for what, err := range map[string]error{
-				"look": client.Look(t.Context(), b.address, s.order),
-				"bind": client.Bind(t.Context(), b.address, order),
+				"look":  client.Look(t.Context(), b.address, s.order),
+				"bind":  client.Bind(t.Context(), b.address, order),
+				"bound": boundErr,
 			} {
 				t.Log(what, err)
 				must.ErrorIs(t, err, c.want)

@@ -1,6 +1,8 @@
 package nodeapi_test
 
 import (
+	"cmp"
+	"encoding/json"
 	"errors"
 	"net/http"
 	"net/http/httptest"
@@ -36,6 +38,8 @@ func TestOrder(t *testing.T) {
 		"task with a path":            {func(o *nodeapi.Order) { o.Task = "a/b" }, "task"},
 		"other driver":                {func(o *nodeapi.Order) { o.TaskDriver = "java" }, `unknown task driver "java"`},
 		"root as target":              {func(o *nodeapi.Order) { o.Target = "/" }, "target"},
+		"long note":                   {func(o *nodeapi.Order) { o.Note = strings.Repeat("x", 16<<10+1) }, "note has 16385 bytes"},
+		"note":                        {func(o *nodeapi.Order) { o.Note = strings.Repeat("x", 16<<10) }, ""},
 		"target that is not clean":    {func(o *nodeapi.Order) { o.Target = "/a/../b" }, "target is not clean"},
 		"target above the session":    {func(o *nodeapi.Order) { o.Target = "/run" }, "target"},
 		"target of the session":       {func(o *nodeapi.Order) { o.Target = "/run/bivouac" }, "target"},
@@ -52,7 +56,7 @@ func TestOrder(t *testing.T) {
 			err := order.ValidateBind()
 			if c.want == "" {
 				must.NoError(t, err)
-				order.ChatID, order.AgentID, order.VolumeHostPath = "", "", ""
+				order.ChatID, order.AgentID, order.VolumeHostPath, order.Note = "", "", "", ""
 				must.NoError(t, order.ValidateLook())
 				return
 			}
@@ -101,9 +105,22 @@ func TestClient(t *testing.T) {
 				must.Less(t, 500, len(err.Error()))
 				must.Eq(t, c.want == runtime.ErrUnavailable || c.want == runtime.ErrPermission, errors.Is(err, runtime.ErrUnavailable)) //nolint:errorlint // compares the wanted ones
 			}
-			must.Eq(t, []string{"POST /v1/bind", "POST /v1/look"}, paths)
+			_, err := client.Bound(t.Context(), address, "a version")
+			must.ErrorIs(t, err, cmp.Or(c.want, runtime.ErrUnavailable)) // 204 is no answer to it
+			must.Eq(t, []string{"POST /v1/bind", "POST /v1/look", "GET /v1/bound"}, paths)
 		})
 	}
+	t.Run("bound", func(t *testing.T) {
+		want := nodeapi.Bound{Version: "2", Orders: []nodeapi.Order{validOrder(), {}}}
+		server := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			must.Eq(t, "1 & x", r.URL.Query().Get("known"))
+			must.NoError(t, json.NewEncoder(w).Encode(want))
+		}))
+		defer server.Close()
+		got, err := nodeapi.New(server.Client()).Bound(t.Context(), server.Listener.Addr().String(), "1 & x")
+		must.NoError(t, err)
+		must.Eq(t, want, got)
+	})
 	t.Run("no server", func(t *testing.T) {
 		must.ErrorIs(t, nodeapi.New(new(http.Client)).Bind(t.Context(), "127.0.0.1:1", validOrder()), runtime.ErrUnavailable)
 	})

@@ -28,8 +28,8 @@ type census struct {
 	// nomad is the directory of a Nomad of this run alone. All its sandboxes count, too.
 	// Empty: there is none, and no spare counts.
 	nomad string
-	// unrecorded are sessions whose record a fault deleted and that no runtime can tell the
-	// chat of. Their chats may get another sandbox.
+	// unrecorded are warm sessions whose record a fault deleted while a replica may not have
+	// heard of their claim. Their chats may get another sandbox.
 	unrecorded sync.Map // of uuid.UUID
 
 	scans atomic.Int64

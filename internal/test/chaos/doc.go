@@ -37,8 +37,8 @@
 //
 //   - A sandbox's task is restarted inside its allocation. The session must
 //     then be dead, and the second run must end.
-//   - A record is deleted. The sandbox must live and be adopted. One that was a
-//     spare must end, because nothing else says whose it is.
+//   - A record is deleted. The sandbox must live and be adopted. If it was a spare and
+//     a node helper fails in the same minute, its chat may get another one instead.
 //   - The clock key is set a day ahead. No session may expire early.
 //
 // A second Bivouac of the same name runs beside the first one, with another

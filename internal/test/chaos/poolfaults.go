@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"sync"
 	"syscall"
 	"time"
 
+	"github.com/google/uuid"
 	consulapi "github.com/hashicorp/consul/api"
 )
 
@@ -54,6 +56,7 @@ func (w *world) hitHelper(hit func(pid int) error) error {
 	if len(all) == 0 {
 		return errMissed // Nomad starts them again
 	}
+	w.helpersFail()
 	pid := all[w.below(len(all))]
 	w.log.note("FAULT hits the node helper with pid %d", pid)
 	if err := hit(pid); err != nil {
@@ -61,6 +64,61 @@ func (w *world) hitHelper(hit func(pid int) error) error {
 		return errMissed
 	}
 	return nil
+}
+
+// hearLimit is the time within which all replicas have heard from a node helper what it has
+// bound, once it answers.
+const hearLimit = time.Minute
+
+// lostWarm are the warm sessions whose record a fault deleted. Only the helpers know whose
+// they are. A replica that starts while a helper does not answer cannot hear of them: then
+// the chat may get another sandbox, and one of the two ends.
+type lostWarm struct {
+	mu       sync.Mutex
+	sessions map[uuid.UUID]bool
+	failed   time.Time // when a helper last failed
+}
+
+// loseWarm records that the record of a warm session is about to be deleted.
+func (w *world) loseWarm(session uuid.UUID) {
+	w.lostWarm.mu.Lock()
+	defer w.lostWarm.mu.Unlock()
+	if w.lostWarm.sessions == nil {
+		w.lostWarm.sessions = make(map[uuid.UUID]bool)
+	}
+	w.lostWarm.sessions[session] = true
+	if time.Since(w.lostWarm.failed) < hearLimit {
+		w.excuse(session)
+	}
+}
+
+// helpersFail records that a node helper is about to fail.
+func (w *world) helpersFail() {
+	w.lostWarm.mu.Lock()
+	defer w.lostWarm.mu.Unlock()
+	w.lostWarm.failed = time.Now()
+	for session := range w.lostWarm.sessions {
+		w.excuse(session)
+	}
+}
+
+// lacksRecord reports whether a fault deleted the record of a warm session.
+func (w *world) lacksRecord(session uuid.UUID) bool {
+	w.lostWarm.mu.Lock()
+	defer w.lostWarm.mu.Unlock()
+	return w.lostWarm.sessions[session]
+}
+
+func (w *world) excuse(session uuid.UUID) {
+	w.told.doom(session)
+	w.census.unrecorded.Store(session, true)
+}
+
+// settledWarm records that all sessions have records again.
+func (w *world) settledWarm() {
+	w.lostWarm.mu.Lock()
+	defer w.lostWarm.mu.Unlock()
+	clear(w.lostWarm.sessions)
 }
 
 // hitSpares sends a signal after which a sandbox does not answer to all spares that run, and

@@ -69,6 +69,7 @@ func (w *world) settle(ctx context.Context) error {
 	}
 	w.awaitPool(ctx, began)
 	w.told.judge()
+	w.settledWarm()
 	w.log.note("SETTLED after %s", time.Since(began).Round(time.Millisecond))
 	return nil
 }
@@ -337,7 +338,7 @@ func (w *world) liveJobs(ctx context.Context, own string, records, spares map[uu
 		id, err := uuid.Parse(job.Meta["session_id"])
 		_, isSession := records[id]
 		_, isSpare := spares[id]
-		_, lacks := w.census.unrecorded.Load(id)
+		lacks := w.lacksRecord(id)
 		switch pool := job.Meta["bivouac_pool"]; {
 		case err == nil && (isSession || isSpare):
 		case pool != "" && !lacks:

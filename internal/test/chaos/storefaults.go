@@ -49,8 +49,7 @@ func (w *world) setClock(ctx context.Context) error {
 }
 
 // deleteRecord deletes the record of a session whose sandbox runs. The sandbox
-// must be adopted, and the chat must not get a second one. A sandbox that was a
-// spare must end instead, because nothing but its record names its chat.
+// must be adopted, and the chat must not get a second one.
 func (w *world) deleteRecord(ctx context.Context, warm bool) error {
 	var pairs consulapi.KVPairs
 	if err := patiently(ctx, func(ctx context.Context) (err error) {
@@ -78,8 +77,7 @@ func (w *world) deleteRecord(ctx context.Context, warm bool) error {
 		return err
 	}
 	if warm {
-		w.told.doom(r.SessionID)
-		w.census.unrecorded.Store(r.SessionID, true)
+		w.loseWarm(r.SessionID)
 	}
 	w.log.note("delete the record of chat %s session %s, warm %t", chat, r.SessionID, warm)
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)

@@ -55,6 +55,7 @@ type world struct {
 
 	pools       *pools // nil: there are none
 	nodeHelpers *stack.Helpers
+	lostWarm    lostWarm
 
 	neighbour *replica
 	theirs    []uuid.UUID // the neighbour's chats

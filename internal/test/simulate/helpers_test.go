@@ -75,7 +75,7 @@ func (h *helpers) hasFailed(node int) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	at, ok := h.failed[node]
-	return ok && h.w.now() < at+hearingLimit
+	return ok && h.w.now() < at+h.w.hearingLimit()
 }
 
 // Serve implements [network.Server]. The port of the request says whose helper is asked.

@@ -12,6 +12,7 @@ import (
 
 	"github.com/bivouac/bivouac/internal/node/nodeapi"
 	"github.com/bivouac/bivouac/internal/test/changelog"
+	"github.com/bivouac/bivouac/internal/test/simulate/network"
 	"github.com/bivouac/bivouac/internal/test/simulate/nomadmodel"
 	"github.com/bivouac/bivouac/jobs"
 	"github.com/bivouac/bivouac/scheduler"
@@ -152,8 +153,13 @@ func (w *world) noteBound(p nomadmodel.Process, chat string) {
 }
 
 // hearingLimit is the time within which all replicas have heard of a claim from the node's
-// helper, even if an answer of the helper was lost.
-const hearingLimit = 90 * time.Second
+// helper, even if an answer of the helper is lost.
+func (w *world) hearingLimit() time.Duration {
+	if w.odds == (network.Odds{}) {
+		return time.Second
+	}
+	return 90 * time.Second
+}
 
 // loseTrack takes claimed sandboxes whose records are gone from the count of their chats, if
 // a replica may not have heard of the claim. Nomad's jobs do not show which chat has claimed
@@ -174,7 +180,7 @@ func (w *world) loseTrack() {
 			continue
 		}
 		w.hits.count(strayWarm, true)
-		if w.now() < w.boundAt[session]+hearingLimit || w.helperHasFailed(session, processes) {
+		if w.now() < w.boundAt[session]+w.hearingLimit() || w.helperHasFailed(session, processes) {
 			w.hits.count(unheardWarm, true)
 			w.astray[session] = true
 			w.alive[chat] -= w.living[session]
