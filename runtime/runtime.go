@@ -174,7 +174,9 @@ type Sandbox struct {
 	ContainerID string   // the driver's own name for it; on Nomad the allocation ID
 	Endpoint    Endpoint // zero until it is known
 	State       State
-	Reason      string // why it is dead or lost, for a person to read
+	// Reason is why it is dead or lost, for a person to read. For a spare that runs, it is why
+	// no chat should get it any more, such as that its node is drained, if Inspect knows.
+	Reason string
 
 	// These fields repeat the sandbox's Spec. A driver that does not keep them
 	// leaves them zero. Then the host cannot write a missing record again.

@@ -253,7 +253,7 @@ func (f *filler) whyEnd(ctx context.Context, spare Spare, have int) string {
 	case sandbox.ContainerID != spare.ContainerID:
 		return "another sandbox has its ID"
 	}
-	return ""
+	return sandbox.Reason
 }
 
 // working returns a copy of f.mine.

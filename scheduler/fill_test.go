@@ -56,6 +56,9 @@ func TestPool_replaces(t *testing.T) {
 		happens func(w *world, spare uuid.UUID)
 		told    string // in the event of its end
 	}{
+		"a spare on a node that is drained": {func(w *world, spare uuid.UUID) {
+			w.driver.Edit(spare.String(), func(s *runtime.Sandbox) { s.Reason = "its node is drained" })
+		}, "its node is drained"},
 		"a spare that died":               {func(w *world, spare uuid.UUID) { w.driver.Kill(spare.String(), "out of memory") }, "it is dead: out of memory"},
 		"a spare that is lost":            {func(w *world, spare uuid.UUID) { w.driver.Lose(spare.String(), "node down") }, "it is lost: node down"},
 		"a spare of another variant":      {func(w *world, _ uuid.UUID) { w.driver.SetVariant("2") }, "sandboxes of its pool are now started in another way"},

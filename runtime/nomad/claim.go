@@ -1,7 +1,6 @@
 package nomad
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -138,42 +137,6 @@ func (d *Driver) checkSpare(ctx context.Context, sessionID string, alloc *api.Al
 		return fmt.Errorf("%w: %w", runtime.ErrNotReady, err)
 	}
 	return nil
-}
-
-// checkNode refuses a spare on a node that takes no new sandboxes. If the node is drained,
-// Nomad lets a batch job run on, for an hour by default, and the spare would end then. If it
-// has just missed its heartbeat, the spare ends when the node is back, and until then it
-// answers.
-func (d *Driver) checkNode(ctx context.Context, alloc *api.AllocationListStub) error {
-	var nodes []*api.NodeListStub // much shorter than the node
-	err := d.ask(ctx, func(opts *api.QueryOptions) (err error) {
-		opts.Prefix = alloc.NodeID
-		nodes, _, err = d.client.Nodes().List(opts)
-		return err
-	})
-	switch {
-	case err != nil:
-		return failed(ctx, "read node "+alloc.NodeID, err)
-	case len(nodes) == 0:
-		return fmt.Errorf("%w: Nomad does not know node %s any more", runtime.ErrNotReady, nodeName(alloc))
-	}
-	if why := whyNotEligible(nodes[0]); why != "" {
-		return fmt.Errorf("%w: node %s takes no new sandboxes: it is %s", runtime.ErrNotReady, nodeName(alloc), why)
-	}
-	return nil
-}
-
-// whyNotEligible returns why a node takes no new sandboxes, or "" if it does.
-func whyNotEligible(node *api.NodeListStub) string {
-	switch {
-	case node.Drain:
-		return "being drained"
-	case node.SchedulingEligibility == api.NodeSchedulingIneligible:
-		return "not eligible"
-	case node.Status != api.NodeStatusReady:
-		return cmp.Or(node.Status, "in an unknown state")
-	}
-	return ""
 }
 
 // prepareClaim lets the helper find a spare that has become ready.

@@ -373,6 +373,28 @@ func TestOrder_is_one_that_a_helper_accepts(t *testing.T) {
 	}
 }
 
+func TestInspect_tells_why_no_chat_should_get_a_spare(t *testing.T) {
+	inspect := func(w *world) string {
+		sandbox, err := w.Inspect(t.Context(), spareID)
+		must.NoError(t, err)
+		must.Eq(t, runtime.StateRunning, sandbox.State)
+		return sandbox.Reason
+	}
+	w := newWorld(t)
+	w.register(t, ofPool(), nil)
+	must.Eq(t, "", inspect(w))
+	w.node.Drain = true
+	must.Eq(t, "", inspect(w), must.Sprint("it was read a moment ago"))
+	w.eligibility = eligibility{}
+	must.Eq(t, "node first takes no new sandboxes: it is being drained", inspect(w))
+	w.node.Drain = false
+	w.eligibility = eligibility{}
+	_, err := w.Claim(t.Context(), claimOf(chatID))
+	must.NoError(t, err)
+	w.node.Drain = true
+	must.Eq(t, "", inspect(w), must.Sprint("a chat has it"))
+}
+
 func TestInfo_names_the_variant_of_spares(t *testing.T) {
 	w := newWorld(t)
 	info, err := w.Info(t.Context())

@@ -106,6 +106,7 @@ type Driver struct {
 	helperNamespace string
 	helpers         helpers
 	variant         string // of spares; empty if there are none
+	eligibility     eligibility
 
 	streamFault atomic.Pointer[error]     // why the event stream brings nothing; nil if it does, or if Nomad is down
 	mayWrite    atomic.Pointer[time.Time] // when Health last saw that the token may write

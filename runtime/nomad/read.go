@@ -119,6 +119,9 @@ func (d *Driver) Inspect(ctx context.Context, sessionID string) (runtime.Sandbox
 	if !ok {
 		return runtime.Sandbox{}, fmt.Errorf("nomad: session %s: %w", sessionID, runtime.ErrNotFound)
 	}
+	if sandbox.Pool != "" && sandbox.ChatID == "" && sandbox.State == runtime.StateRunning {
+		sandbox.Reason = d.whyNoChat(limited, s.sandboxAlloc())
+	}
 	return sandbox, nil
 }
 

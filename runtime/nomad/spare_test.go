@@ -345,6 +345,7 @@ func TestSpare_on_a_node_that_is_drained(t *testing.T) {
 	now, err := r.Inspect(patiently(t), spare.SessionID)
 	must.NoError(t, err)
 	must.Eq(t, runtime.StateRunning, now.State)
+	must.StrContains(t, now.Reason, "takes no new sandboxes: it is being drained")
 
 	drain(-1) // at once
 	dead := awaitReport(t, reports, spare.SessionID, runtime.StateDead)
