@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -339,13 +340,18 @@ func TestSpare_on_a_node_that_is_drained(t *testing.T) {
 	}
 
 	drain(time.Hour)
+	must.Wait(t, wait.InitialSuccess(wait.Timeout(patience), wait.ErrorFunc(func() error { // Inspect reads the node now and then
+		now, err := r.Inspect(patiently(t), spare.SessionID)
+		must.NoError(t, err)
+		must.Eq(t, runtime.StateRunning, now.State)
+		if !strings.HasSuffix(now.Reason, " takes no new sandboxes: it is being drained") {
+			return fmt.Errorf("reason %q", now.Reason)
+		}
+		return nil
+	})))
 	_, err = r.Claim(patiently(t), forChat(t, spare))
 	must.ErrorIs(t, err, runtime.ErrNotReady)
 	must.ErrorContains(t, err, "being drained")
-	now, err := r.Inspect(patiently(t), spare.SessionID)
-	must.NoError(t, err)
-	must.Eq(t, runtime.StateRunning, now.State)
-	must.StrContains(t, now.Reason, "takes no new sandboxes: it is being drained")
 
 	drain(-1) // at once
 	dead := awaitReport(t, reports, spare.SessionID, runtime.StateDead)
