@@ -95,7 +95,7 @@ func (d *Driver) readBound(ctx context.Context, nodeID, address, known string) (
 	ctx, cancel := context.WithTimeout(ctx, nodeapi.BoundWait+askLimit)
 	defer cancel()
 	bound, err := d.helper.Bound(ctx, address, known)
-	for _, order := range bound.Orders {
+	for _, order := range bound.Orders { // safeguard: hearing of claims
 		d.noteClaim(nodeID, order)
 	}
 	return bound, err
@@ -166,7 +166,7 @@ func (d *Driver) askBound(ctx context.Context, chatID string) []string {
 			if err != nil {
 				d.logger.Debug("node_helper_unheard", "node_id", nodeID, "address", address, "error", err)
 			}
-			for _, order := range bound.Orders {
+			for _, order := range bound.Orders { // safeguard: hearing of claims
 				if order.ChatID != chatID {
 					continue
 				}

@@ -147,7 +147,7 @@ func (s state) withEval(eval *api.Evaluation) (state, bool) {
 // meta returns what describes the sandbox: what the spare was claimed for, or else the
 // meta of the job.
 func (s state) meta() map[string]string {
-	if alloc := s.sandboxAlloc(); alloc != nil && alloc.ID == s.claim.allocID && s.job.Meta[jobs.MetaPool] != "" { // safeguard: chat of a claimed spare
+	if alloc := s.sandboxAlloc(); alloc != nil && alloc.ID == s.claim.allocID && s.job.Meta[jobs.MetaPool] != "" {
 		return s.claim.meta
 	}
 	return s.job.Meta

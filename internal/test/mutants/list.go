@@ -65,7 +65,7 @@ func mutants() []mutant {
 		// In the simulation a sandbox may end at any time.
 		{without: "end of a spare that was claimed", line: instead(`return spare, nil`), noticedBy: test{"./scheduler", "TestPool_ends_no_spare_that_was_claimed"}},
 		{without: "no claim of a spare that does not answer", line: never},
-		{without: "chat of a claimed spare", line: never},
+		{without: "hearing of claims", line: words("bound.Orders", "bound.Orders[:0]")},
 		{without: "end of a spare's record with its adoption", line: never},
 		{without: "spare of another chat", line: always, noticedBy: test{"./scheduler", "TestCreate_leaves_the_spare_of_another_chat_alone"}},
 		// In the simulation there are no processes.
