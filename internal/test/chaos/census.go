@@ -40,8 +40,15 @@ type census struct {
 
 	mu   sync.Mutex
 	live map[uuid.UUID]*sandbox // by allocation
-	seen map[uuid.UUID]bool     // all allocations ever
+	seen map[uuid.UUID]start    // all allocations ever
 	cold int                    // those of them that were started for their chat
+}
+
+// start is when and where an allocation was first seen.
+type start struct {
+	session uuid.UUID
+	node    string
+	at      time.Time
 }
 
 // process is a process of this machine, of a sandbox or not.
@@ -64,7 +71,7 @@ func newCensus(chats []uuid.UUID, log *timeline, told *ledger) *census {
 	c := &census{
 		chats: make(map[uuid.UUID]bool), log: log, told: told,
 		pids: make(map[int]*process), double: make(map[string]bool),
-		live: make(map[uuid.UUID]*sandbox), seen: make(map[uuid.UUID]bool),
+		live: make(map[uuid.UUID]*sandbox), seen: make(map[uuid.UUID]start),
 	}
 	for _, chat := range chats {
 		c.chats[chat] = true
@@ -141,10 +148,13 @@ func (c *census) compare(live map[uuid.UUID]*sandbox, began time.Time) {
 	before := c.live
 	c.live = live
 	for id, s := range live {
-		if !c.seen[id] && s.file == "" {
+		if _, known := c.seen[id]; known {
+			continue
+		}
+		c.seen[id] = start{s.session, s.node, began}
+		if s.file == "" {
 			c.cold++
 		}
-		c.seen[id] = true
 	}
 	c.mu.Unlock()
 	byChat := make(map[uuid.UUID][]*sandbox)
@@ -298,6 +308,19 @@ func (c *census) spared() int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return len(c.seen) - c.cold
+}
+
+// startedAbout returns the sessions whose sandboxes were started on a node about the given
+// time.
+func (c *census) startedAbout(node string, at time.Time) (sessions []uuid.UUID) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, s := range c.seen {
+		if s.node == node && s.at.After(at.Add(-time.Second)) && s.at.Before(at.Add(time.Second)) {
+			sessions = append(sessions, s.session)
+		}
+	}
+	return sessions
 }
 
 func (c *census) total() int {

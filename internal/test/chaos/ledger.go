@@ -276,11 +276,14 @@ func (l *ledger) cleaned(s wire.Session) {
 }
 
 // doom records that a fault is about to end a session.
-func (l *ledger) doom(session uuid.UUID) {
+func (l *ledger) doom(session uuid.UUID) { l.doomAt(session, time.Now()) }
+
+// doomAt records that a fault at an earlier time may end a session.
+func (l *ledger) doomAt(session uuid.UUID, at time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if _, ok := l.doomed[session]; !ok {
-		l.doomed[session] = time.Now()
+		l.doomed[session] = at
 	}
 }
 

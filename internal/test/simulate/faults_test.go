@@ -167,6 +167,10 @@ func (h *hits) count(kind string, took bool) {
 // long are counted.
 const stoppedByNode = "node cut: it stops what runs"
 
+// startedTwice is the name under which ends of sandboxes are counted that a node's agent has
+// started twice.
+const startedTwice = "node agent dead: it had just started a sandbox"
+
 // occasion is an event that faults can wait for. The world's mutex guards it.
 type occasion struct {
 	next  chan struct{} // closed at the next event

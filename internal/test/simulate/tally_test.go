@@ -113,7 +113,7 @@ const manyRuns = 1000
 func (s *tally) missing() []string {
 	faults := append([]string{
 		network.RequestsLost, network.RepliesLost, network.RequestsLate, network.RepliesLate,
-		network.Failed, network.Refused, network.HeldBack, stoppedByNode, besideNeighbour,
+		network.Failed, network.Refused, network.HeldBack, stoppedByNode, startedTwice, besideNeighbour,
 		withPool, warmCreates, failedClaims, strayWarm, unheardWarm,
 	}, slices.Concat(kinds, poolKinds)...)
 	told := []string{

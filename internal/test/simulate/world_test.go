@@ -121,6 +121,7 @@ func run(t *testing.T, p plan, templates []*jobs.Template) *world {
 		Nodes:   p.nodes, Capacity: p.capacity, Slow: p.slowNomad, Rand: w.net.Rand,
 		Started: w.processStarted, Ended: w.processEnded,
 		Stopped: func(p nomadmodel.Process) { w.hits.count(stoppedByNode, !isNeighbours(p.Meta)) },
+		Twice:   func(p nomadmodel.Process) { w.hits.count(startedTwice, !isNeighbours(p.Meta)) },
 		Trace:   func(event string) { w.note("nomad: %s", event) },
 	}
 	w.nomad = nomadmodel.New(ctx, config)

@@ -31,6 +31,7 @@ type run struct {
 	again   bool // asked to end and start again
 	hung    int  // the run that should have ended but did not because the node hangs
 	gone    bool // it ended while its node's agent was down
+	unsaved bool // the agent died before it had written down that it started the process
 	alive   bool // whether the process really lives
 	ready   bool // its port answers
 	mute    bool // its port will not answer any more
@@ -331,6 +332,10 @@ func (s *Server) Kill(allocID string) {
 // NodeID returns the ID of the i-th node.
 func (s *Server) NodeID(i int) string { return s.nodes[i%len(s.nodes)].id }
 
+// saveTime is how long an agent takes at most to write down that it has started a process.
+// A real one takes some milliseconds, in which the simulation would seldom hit it.
+const saveTime = 200 * time.Millisecond
+
 // Disconnect cuts a node off from the servers. If agent is true, the node's
 // agent dies too, and then nothing stops the node's processes. It returns false
 // if the node is already cut off.
@@ -356,6 +361,7 @@ func (s *Server) Disconnect(i int, agent bool) bool {
 		}
 	})
 	for _, r := range s.runsOn(n) {
+		r.unsaved = agent && r.alive && time.Since(r.started) < saveTime
 		d := r.spec.TaskGroups[0].Disconnect
 		if d == nil || d.StopOnClientAfter == nil || agent {
 			continue
@@ -440,6 +446,15 @@ func (s *Server) Reconnect(i int) {
 			s.stop(r)
 		}
 		switch {
+		case r.unsaved && r.alive && !r.ending:
+			// The agent starts the task again. The second process cannot have the port and
+			// ends, and with the task's cgroup the first one ends.
+			s.after("start twice", 31*time.Millisecond, 250*time.Millisecond, func() {
+				if r.alive && s.Twice != nil {
+					s.Twice(r.Process)
+				}
+				s.end(r, true)
+			})
 		case !r.gone:
 		case r.ending:
 			r.over, r.ended = true, time.Now()
@@ -449,7 +464,7 @@ func (s *Server) Reconnect(i int) {
 			r.note(api.TaskEvent{Type: "Failed Restoring Task"})
 			s.after("start again", 31*time.Millisecond, 250*time.Millisecond, func() { s.start(r) })
 		}
-		r.gone = false
+		r.gone, r.unsaved = false, false
 		s.sync(r)
 	}
 	s.unblock()

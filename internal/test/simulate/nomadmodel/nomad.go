@@ -52,7 +52,10 @@ type Config struct {
 	// Stopped is called for each process that its node stops because the node
 	// hears nothing from the servers. It may be nil.
 	Stopped func(Process)
-	Trace   func(event string)
+	// Twice is called for each process that ends because its node's agent, which died when
+	// it had just started it, started it a second time. It may be nil.
+	Twice func(Process)
+	Trace func(event string)
 }
 
 // ServicePort is the port of the service on the first node.
