@@ -445,7 +445,10 @@ func (s *Scheduler) undoIntent(ctx context.Context, lease Lease, intent Session)
 	if err != nil {
 		return err
 	}
-	if _, err := isKnown(ctx, driver, intent); err != nil {
+	switch _, err := isKnown(ctx, driver, intent); {
+	case isOthersSpare(intent, err):
+		return nil
+	case err != nil:
 		return err
 	}
 	leave, err := s.replacing.Enter()

@@ -134,6 +134,9 @@ func (s *Scheduler) deleteAlone(ctx context.Context, caller Caller, chatID uuid.
 func (s *Scheduler) end(ctx context.Context, lease Lease, driver runtime.Driver, by ending, what ChangeType) error {
 	session := *lease.Session()
 	known, err := isKnown(ctx, driver, session)
+	if isOthersSpare(session, err) {
+		return s.remove(ctx, lease, session, what)
+	}
 	if err != nil {
 		return err
 	}
@@ -145,6 +148,11 @@ func (s *Scheduler) end(ctx context.Context, lease Lease, driver runtime.Driver,
 	if err := endSandbox(ctx, lease, driver, by, session, known); err != nil {
 		return err
 	}
+	return s.remove(ctx, lease, session, what)
+}
+
+// remove removes the record of the lease's session, which has ended, and the lock.
+func (s *Scheduler) remove(ctx context.Context, lease Lease, session Session, what ChangeType) error {
 	if err := write(ctx, lease, nil, Release, s.change(ctx, what, session, session.Reason)); err != nil { // safeguard: change of an end
 		return fmt.Errorf("remove the record: %w", err)
 	}

@@ -283,20 +283,21 @@ func (s *Scheduler) claim(ctx context.Context, driver runtime.Driver, intent Ses
 }
 
 // goCold ends the spare of a warm intent that could not be claimed because of cause, and
-// turns the intent into one without a spare. It leaves the spare alone if that is another
-// chat's: its record returned with an old state of the store, and the other chat's is gone.
+// turns the intent into one without a spare. It leaves the spare of another chat alone.
 func (s *Scheduler) goCold(ctx context.Context, lease Lease, driver runtime.Driver, intent *Session, cause error) error {
-	taken := false
-	if errors.Is(cause, runtime.ErrConflict) {
-		sandbox, _, err := inspect(ctx, driver, *intent)
-		taken = err == nil && sandbox.ChatID != "" && sandbox.ChatID != intent.ChatID.String()
-	}
-	if !taken { // safeguard: spare of another chat
-		if err := stop(ctx, lease, driver, runtime.Driver.Delete, intent.SessionID.String()); err != nil {
+	reason := cause.Error()
+	_, err := isKnown(ctx, driver, *intent)
+	if isOthersSpare(*intent, err) {
+		reason = "it belongs to another chat" // whose callers alone may know more
+	} else {
+		if err == nil {
+			err = stop(ctx, lease, driver, runtime.Driver.Delete, intent.SessionID.String())
+		}
+		if err != nil {
 			return fmt.Errorf("end a spare that could not be claimed: %w", err)
 		}
 	}
-	failed := s.change(ctx, ChangeStartFailed, *intent, "the spare could not be claimed: "+cause.Error())
+	failed := s.change(ctx, ChangeStartFailed, *intent, "the spare could not be claimed: "+reason)
 	intent.SessionID, intent.AccessToken, intent.Warm = uuid.New(), newAccessToken(), false
 	return write(ctx, lease, intent, Keep, failed, s.change(ctx, ChangeCreated, *intent, ""))
 }

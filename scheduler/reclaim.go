@@ -217,13 +217,17 @@ func (s *Scheduler) adopt(ctx context.Context, lease Lease, sandbox found, then 
 // writeAdopted writes the record of an adopted sandbox. If that was a spare, its old record
 // may have returned with an old state of the store, and goes in the same step.
 func (s *Scheduler) writeAdopted(ctx context.Context, lease Lease, session *Session, then Then, changes []Change) error {
-	if session.Warm {
+	for tries := 0; session.Warm; tries++ {
 		spare, _, err := s.Store.FindSpare(ctx, session.SessionID)
 		if err != nil {
 			return err
 		}
-		if spare != nil { // safeguard: end of a spare's record with its adoption
-			return lockLost(ctx, lease.Claim(ctx, session, *spare, changes...))
+		if spare == nil { // safeguard: end of a spare's record with its adoption
+			break
+		}
+		err = lockLost(ctx, lease.Claim(ctx, session, *spare, changes...))
+		if !errors.Is(err, ErrSpareTaken) || tries == maxClaims {
+			return err
 		}
 	}
 	return write(ctx, lease, session, then, changes...)

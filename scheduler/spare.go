@@ -83,7 +83,8 @@ func checkSpare(sandbox runtime.Sandbox, spare Spare) error {
 }
 
 // endSpare ends a spare, unless it has been claimed. It is first recorded as ending, so
-// that nobody claims it any more.
+// that nobody claims it any more. If a chat has the sandbox, the record is from an old state
+// of the store, and only that is removed. A sandbox that cannot be looked at is not ended.
 func (s *Scheduler) endSpare(ctx context.Context, spare Spare) error {
 	driver, err := s.driver(spare.Runtime)
 	if err != nil {
@@ -95,7 +96,14 @@ func (s *Scheduler) endSpare(ctx context.Context, spare Spare) error {
 	}
 	limited, cancel := context.WithTimeout(ctx, stopLimit)
 	defer cancel()
-	if err := driver.Delete(limited, spare.SessionID.String()); err != nil {
+	sandbox, err := driver.Inspect(limited, spare.SessionID.String())
+	switch {
+	case err == nil && sandbox.ChatID != "": // safeguard: look at a spare before its end
+		return s.Store.RemoveSpare(ctx, spare)
+	case err == nil, errors.Is(err, runtime.ErrNotFound), errors.Is(err, runtime.ErrConflict):
+		err = driver.Delete(limited, spare.SessionID.String())
+	}
+	if err != nil {
 		return runtimeError(ctx, "end a spare", hidingToken(err, spare.AccessToken))
 	}
 	return s.Store.RemoveSpare(ctx, spare)

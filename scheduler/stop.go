@@ -60,6 +60,14 @@ func isKnown(ctx context.Context, driver runtime.Driver, session Session) (bool,
 	return known, err
 }
 
+// isOthersSpare reports whether isKnown has found the spare of a warm intent with another
+// chat. The record of the spare returned with an old state of the store, and that of the
+// other chat's session is gone. The runtime has refused the claim, so nothing of the intent
+// runs, and the sandbox is left alone.
+func isOthersSpare(intent Session, err error) bool {
+	return errors.Is(err, ErrDamaged) && intent.Warm && intent.State == StateCreating // safeguard: spare of another chat
+}
+
 // inspect returns a recorded session's sandbox as its driver sees it now. It waits at
 // most stopLimit. known is false if the driver does not know the sandbox.
 func inspect(ctx context.Context, driver runtime.Driver, session Session) (sandbox runtime.Sandbox, known bool, err error) {

@@ -216,6 +216,35 @@ func (s *sandbox) ownMounts() []string {
 	return all
 }
 
+func TestBind_withCgroupsOfVersion2(t *testing.T) {
+	b := newBench(t)
+	b.useCgroups2()
+	for _, driver := range []string{nodeapi.Docker, nodeapi.Exec, nodeapi.RawExec} {
+		t.Run(driver, func(t *testing.T) {
+			s := b.newSandbox(driver)
+			order := b.bindOrder(s)
+			must.NoError(t, b.client.Look(t.Context(), b.address, s.order))
+			must.NoError(t, b.client.Bind(t.Context(), b.address, order))
+			must.ErrorIs(t, b.client.Bind(t.Context(), b.address, b.bindOrder(s)), runtime.ErrConflict)
+			if driver == nodeapi.RawExec {
+				must.FileExists(t, filepath.Join(b.config.Links, order.SessionID, nodeapi.Workspace, "name"))
+			} else {
+				s.mustBeBound(order)
+			}
+			sweeper := b.binder()
+			sweeper.sweep(t.Context())
+			all, err := b.client.Bound(t.Context(), b.address, "")
+			must.NoError(t, err)
+			must.Eq(t, []nodeapi.Order{order}, all.Orders)
+			s.end()
+			sweeper.sweep(t.Context())
+			all, err = b.client.Bound(t.Context(), b.address, "")
+			must.NoError(t, err)
+			must.SliceEmpty(t, all.Orders)
+		})
+	}
+}
+
 func TestBind_rawExec(t *testing.T) {
 	b := newBench(t)
 	s := b.newSandbox(nodeapi.RawExec)
@@ -490,7 +519,7 @@ func TestBind_afterTheProcessIDWasUsedAgain(t *testing.T) {
 func TestBind_refusesTheNodeItself(t *testing.T) {
 	b := newBench(t)
 	s := b.newSandbox(nodeapi.Docker)
-	cgroup := cgroupFor(t, strings.Repeat("ab", 32))
+	cgroup := cgroupFor(t, cgroupRoot, strings.Repeat("ab", 32))
 	s.id, s.pid = strings.Repeat("ab", 32), os.Getpid() // a process of the node, in the right cgroup
 	own, err := os.ReadFile("/proc/self/cgroup")
 	must.NoError(t, err)

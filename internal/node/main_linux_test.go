@@ -147,22 +147,24 @@ func (b *bench) newSandbox(driver string, env ...string) *sandbox {
 	if driver != nodeapi.Docker {
 		name = s.order.AllocID + "." + s.order.Task
 	}
-	s.start(cgroupFor(b.t, name), env...)
+	s.start(cgroupFor(b.t, b.config.Cgroups, name), env...)
 	if driver == nodeapi.Docker {
 		b.docker.add(s)
 	}
 	return s
 }
 
-// cgroupFor makes a cgroup as Nomad and Docker do.
-func cgroupFor(t testing.TB, name string) (folder string) {
+// cgroupFor makes a cgroup below root as Nomad and Docker do.
+func cgroupFor(t testing.TB, root, name string) (folder string) {
 	t.Helper()
-	folder = filepath.Join(cgroupRoot, "freezer/nomad", name)
-	if _, err := os.Stat(filepath.Join(cgroupRoot, "freezer")); err != nil {
-		folder = filepath.Join(cgroupRoot, "nomad.slice/share.slice", name)
-		if strings.Contains(name, ".") {
-			folder += ".scope"
-		}
+	_, err := os.Stat(filepath.Join(root, "freezer"))
+	switch isNomads := strings.Contains(name, "."); {
+	case err == nil:
+		folder = filepath.Join(root, "freezer/nomad", name)
+	case isNomads:
+		folder = filepath.Join(root, "nomad.slice/share.slice", name+".scope")
+	default:
+		folder = filepath.Join(root, "system.slice", "docker-"+name+".scope")
 	}
 	must.NoError(t, os.MkdirAll(folder, 0o755))
 	t.Cleanup(func() {
@@ -267,13 +269,14 @@ func (d *fakeDocker) serve(w http.ResponseWriter, r *http.Request) {
 type helperConfig struct {
 	Roots                  []string
 	Docker, Records, Links string
+	Cgroups                string
 	Files                  credentials.Files
 	KillAt                 string // the step before which the helper kills itself
 }
 
 func (c helperConfig) binder(written *records, reached func(string), log hclog.Logger) *binder {
 	return &binder{
-		roots: c.Roots, docker: newDockerEngine(c.Docker), cgroups: cgroupRoot, records: written,
+		roots: c.Roots, docker: newDockerEngine(c.Docker), cgroups: c.Cgroups, records: written,
 		links: links{c.Links}, log: log, reached: reached, spares: make(map[nodeapi.Order]*process),
 	}
 }
@@ -343,7 +346,7 @@ func newBench(t testing.TB) *bench {
 	b.config = helperConfig{
 		Roots: []string{b.root}, Docker: b.docker.socket,
 		Records: filepath.Join(private, "orders"), Links: filepath.Join(private, "sandboxes"),
-		Files: credentials.Files{CA: ca, Certificate: cert, Key: key},
+		Cgroups: cgroupRoot, Files: credentials.Files{CA: ca, Certificate: cert, Key: key},
 	}
 	b.client = nodeapi.New(b.httpClient(b.ca, b.ca, nodeapi.ClientName))
 	before := b.mounts()
@@ -393,6 +396,16 @@ func (b *bench) restart() {
 	b.t.Helper()
 	b.stop()
 	b.start()
+}
+
+// useCgroups2 has the helper, and the sandboxes from now on, use cgroups of version 2, which
+// is mounted for the test if the node has version 1.
+func (b *bench) useCgroups2() {
+	b.t.Helper()
+	b.config.Cgroups = b.t.TempDir()
+	must.NoError(b.t, unix.Mount("none", b.config.Cgroups, "cgroup2", 0, ""))
+	b.t.Cleanup(func() { must.NoError(b.t, unix.Unmount(b.config.Cgroups, 0)) })
+	b.restart()
 }
 
 // killedHelper replaces the helper with one that kills itself before a step, and returns

@@ -66,8 +66,9 @@ func mutants() []mutant {
 		{without: "end of a spare that was claimed", line: instead(`return spare, nil`), noticedBy: test{"./scheduler", "TestPool_ends_no_spare_that_was_claimed"}},
 		{without: "no claim of a spare that does not answer", line: never},
 		{without: "hearing of claims", line: words("bound.Orders", "bound.Orders[:0]")},
-		{without: "end of a spare's record with its adoption", line: never},
-		{without: "spare of another chat", line: always, noticedBy: test{"./scheduler", "TestCreate_leaves_the_spare_of_another_chat_alone"}},
+		{without: "end of a spare's record with its adoption", line: always},
+		{without: "look at a spare before its end", line: never, noticedBy: test{"./scheduler", "TestClaimed_spare_that_lost_its_record_is_adopted"}},
+		{without: "spare of another chat", line: never, noticedBy: test{"./scheduler", "TestCreate_leaves_the_spare_of_another_chat_alone"}},
 		// In the simulation there are no processes.
 		{without: "helper does not trust the environment of a process", line: never, noticedBy: test{"./internal/node", "TestHelperDoesNotTrustTheEnvironment"}},
 		// In the simulation a sandbox has one task.
