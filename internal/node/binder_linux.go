@@ -80,7 +80,12 @@ func (b *binder) look(ctx context.Context, order nodeapi.Order) error {
 
 // bound implements sandboxes.
 func (b *binder) bound(ctx context.Context, known string) (nodeapi.Bound, error) {
-	return b.records.bound(ctx, known)
+	bound, err := b.records.bound(ctx, known)
+	if err != nil && bound.Version != "" { // one bad file must not hide all others
+		b.log.Error("orders_unreadable", "error", err)
+		err = nil
+	}
+	return bound, err
 }
 
 // check checks that a bind would find all that it needs in a sandbox.

@@ -57,30 +57,31 @@ func (r *records) note() {
 // version says what the folder contains. The caller holds mu.
 func (r *records) version() string { return fmt.Sprintf("%s-%d", r.start, r.changes) }
 
-// bound returns all orders that were accepted. If they are as in the known version, it
-// waits until ctx ends.
-func (r *records) bound(ctx context.Context, known string) (nodeapi.Bound, error) {
-	bound := nodeapi.Bound{Orders: []nodeapi.Order{}}
+// bound returns all orders that were accepted, and what could not be read. If they are as in
+// the known version, it waits until ctx ends and returns none.
+func (r *records) bound(ctx context.Context, known string) (bound nodeapi.Bound, err error) {
+	bound.Orders = []nodeapi.Order{}
 	look := func() bool {
 		bound.Version = r.version() // before the orders: what changes meanwhile is another version
 		return bound.Version != known
 	}
-	_ = r.changed.Wait(ctx, look) // if nothing is new, the answer is the same again
+	if r.changed.Wait(ctx, look) != nil {
+		return bound, nil
+	}
 	all, err := r.allocations()
 	if err != nil {
 		return nodeapi.Bound{}, unavailable("read the accepted orders", err)
 	}
+	var errs []error
 	for _, id := range all {
-		order, err := r.get(id)
-		if errors.Is(err, runtime.ErrNotFound) { // removed meanwhile
-			continue
+		switch order, err := r.get(id); {
+		case err == nil:
+			bound.Orders = append(bound.Orders, order)
+		case !errors.Is(err, runtime.ErrNotFound): // otherwise it was removed meanwhile
+			errs = append(errs, err)
 		}
-		if err != nil {
-			return nodeapi.Bound{}, err
-		}
-		bound.Orders = append(bound.Orders, order)
 	}
-	return bound, nil
+	return bound, errors.Join(errs...)
 }
 
 // accept writes an order down. It returns [runtime.ErrConflict] if another order was

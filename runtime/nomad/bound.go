@@ -3,7 +3,6 @@ package nomad
 import (
 	"context"
 	"encoding/json"
-	"slices"
 	"sync"
 	"time"
 
@@ -63,18 +62,16 @@ func (f *followers) wait() {
 // followBound follows what one helper has bound, until ctx ends.
 func (d *Driver) followBound(ctx context.Context, nodeID, address string) {
 	defer d.helpers.setHeard(nodeID, false)
-	if d.Current(ctx) != nil { // before that, the cache keeps no claims
-		return
-	}
 	pause := backoff.Backoff{Min: minReopen, Max: maxReopen}
 	var told backoff.Throttle
 	known := ""
-	for ctx.Err() == nil {
-		bound, err := d.readBound(ctx, nodeID, address, known)
+	for d.Current(ctx) == nil { // otherwise the cache may not know the spares
+		_, breaks := d.cache.stream()
+		bound, err := d.readBound(ctx, address, known)
 		if ctx.Err() != nil {
 			return
 		}
-		// A helper that is down is not asked at each create. What it had bound until now is known.
+		// A helper that is down is not asked at each create.
 		d.helpers.setHeard(nodeID, true)
 		if err != nil {
 			d.logger.Log(told.Level(), "node_helper_unheard", "node_id", nodeID, "address", address, "error", err)
@@ -83,34 +80,55 @@ func (d *Driver) followBound(ctx context.Context, nodeID, address string) {
 			continue
 		}
 		known = bound.Version
-		pause.Reset()
 		told.Reset()
-		_ = backoff.Sleep(ctx, boundPause) // as above
+		all := d.noteClaims(nodeID, bound)
+		if current, after := d.cache.stream(); !all || !current || after != breaks {
+			known = "" // the cache did not know a spare
+			_ = backoff.Sleep(ctx, pause.Next())
+			continue
+		}
+		pause.Reset()
+		_ = backoff.Sleep(ctx, boundPause)
 	}
 }
 
 // readBound reads what a helper has bound, once that is not as in the known version any
 // more, or after nodeapi.BoundWait.
-func (d *Driver) readBound(ctx context.Context, nodeID, address, known string) (nodeapi.Bound, error) {
-	ctx, cancel := context.WithTimeout(ctx, nodeapi.BoundWait+askLimit)
-	defer cancel()
-	bound, err := d.helper.Bound(ctx, address, known)
-	for _, order := range bound.Orders { // safeguard: hearing of claims
-		d.noteClaim(nodeID, order)
+func (d *Driver) readBound(ctx context.Context, address, known string) (nodeapi.Bound, error) {
+	limit := nodeapi.BoundWait + askLimit
+	if known == "" { // it answers at once
+		limit = claimLimit
 	}
-	return bound, err
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	return d.helper.Bound(ctx, address, known)
 }
 
-// noteClaim records what the helper of a node has bound.
-func (d *Driver) noteClaim(nodeID string, order nodeapi.Order) {
+// noteClaims records what the helper of a node has bound. It returns false if the cache does
+// not know one of the spares.
+func (d *Driver) noteClaims(nodeID string, bound nodeapi.Bound) bool {
+	all := true
+	for _, order := range bound.Orders { // safeguard: hearing of claims
+		all = d.noteClaim(nodeID, order) && all
+	}
+	return all
+}
+
+// noteClaim records what the helper of a node has bound. It returns false if the cache does
+// not know the spare.
+func (d *Driver) noteClaim(nodeID string, order nodeapi.Order) bool {
+	claim, ok := d.claimOf(order)
+	return !ok || d.cache.setClaim(jobs.ID(order.SessionID), nodeID, claim)
+}
+
+// claimOf returns the claim that an order was for. ok is false if it is not of this instance.
+func (d *Driver) claimOf(order nodeapi.Order) (c claim, ok bool) {
 	var meta map[string]string
-	if json.Unmarshal([]byte(order.Note), &meta) != nil {
-		return // of another program
+	if json.Unmarshal([]byte(order.Note), &meta) != nil || !d.instance.owns(meta[jobs.MetaInstance]) {
+		return claim{}, false
 	}
 	spec, ok := jobs.SpecOf(meta)
-	if ok && spec.SessionID == order.SessionID && spec.ChatID == order.ChatID {
-		d.cache.setClaim(jobs.ID(order.SessionID), nodeID, claim{order.AllocID, meta})
-	}
+	return claim{order.AllocID, meta}, ok && spec.SessionID == order.SessionID && spec.ChatID == order.ChatID
 }
 
 func (h *helpers) setHeard(nodeID string, heard bool) {
@@ -144,35 +162,39 @@ func (h *helpers) unheard() map[string]string {
 const maxAsked = 16
 
 // askBound asks the helpers that are not followed for the jobs of the spares that a chat has
-// claimed. What a helper does not answer is not known.
-func (d *Driver) askBound(ctx context.Context, chatID string) []string {
+// claimed, or all helpers. What a helper does not answer is not known.
+func (d *Driver) askBound(ctx context.Context, chatID string, all bool) ([]string, error) {
 	if d.helper == nil {
-		return nil
+		return nil, nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, claimLimit)
+	limited, cancel := context.WithTimeout(ctx, claimLimit)
 	defer cancel()
 	if _, known := d.helpers.on(""); !known {
-		if _, err := d.readHelpers(ctx, 0); err != nil {
+		if _, err := d.readHelpers(limited, 0); err != nil {
 			d.logger.Debug("nomad_helpers_unknown", "error", err)
 		}
 	}
+	addresses := d.helpers.unheard()
+	if all {
+		addresses = d.helpers.all()
+	}
 	var mu sync.Mutex
 	var jobIDs []string
-	var g errgroup.Group
+	g, askCtx := errgroup.WithContext(ctx)
 	g.SetLimit(maxAsked)
-	for nodeID, address := range d.helpers.unheard() {
+	for nodeID, address := range addresses {
 		g.Go(func() error {
-			bound, err := d.helper.Bound(ctx, address, "")
+			bound, err := d.helper.Bound(limited, address, "")
 			if err != nil {
 				d.logger.Debug("node_helper_unheard", "node_id", nodeID, "address", address, "error", err)
 			}
 			for _, order := range bound.Orders { // safeguard: hearing of claims
-				if order.ChatID != chatID {
+				if _, ours := d.claimOf(order); !ours || order.ChatID != chatID {
 					continue
 				}
 				jobID := jobs.ID(order.SessionID)
-				if _, err := d.read(ctx, jobID); err != nil { // else the cache may not know the job
-					continue
+				if _, err := d.read(askCtx, jobID); err != nil { // else the cache may not know the spare
+					return err
 				}
 				d.noteClaim(nodeID, order)
 				mu.Lock()
@@ -182,7 +204,5 @@ func (d *Driver) askBound(ctx context.Context, chatID string) []string {
 			return nil
 		})
 	}
-	_ = g.Wait() // its functions return no error
-	slices.Sort(jobIDs)
-	return jobIDs
+	return jobIDs, g.Wait()
 }

@@ -3,6 +3,7 @@ package nomad
 import (
 	"context"
 	"errors"
+	"strings"
 	"testing"
 	"time"
 
@@ -96,9 +97,44 @@ func TestFindChat_finds_a_claimed_spare(t *testing.T) {
 		finds(t, w.another(t))
 		finds(t, w.Driver)
 	})
+	t.Run("or_fails_if_Nomad_cannot_tell_how_it_is", func(t *testing.T) {
+		w := claimedWorld(t)
+		w.broken = true
+		_, err := w.another(t).FindChat(t.Context(), chatID, "")
+		must.ErrorIs(t, err, runtime.ErrUnavailable)
+	})
+	t.Run("that_was_claimed_while_the_events_were_lost", func(t *testing.T) {
+		w := claimedWorld(t)
+		d := w.another(t)
+		d.cache.setCurrent(true)
+		follow(t, d)
+		awaitHeard(t, w, d) // it does not know the spare, and asks again
+		d.cache.setCurrent(false)
+		events(w, d)
+		must.Wait(t, wait.InitialSuccess(wait.Timeout(time.Minute), wait.BoolFunc(func() bool {
+			sandbox, err := d.Inspect(t.Context(), spareID)
+			return err == nil && sandbox.ChatID == chatID
+		})))
+	})
+	t.Run("that_was_claimed_for_another_chat_when_its_own_claim_is_refused", func(t *testing.T) {
+		w := claimedWorld(t)
+		d := w.another(t)
+		events(w, d)
+		_, err := d.Claim(t.Context(), claimOf("00000000-0000-4000-8000-000000000001"))
+		must.ErrorIs(t, err, runtime.ErrConflict)
+		sandbox, err := d.Inspect(t.Context(), spareID)
+		must.NoError(t, err)
+		must.Eq(t, claimed(w), sandbox)
+		asked := len(w.helper.orders)
+		_, err = d.Claim(t.Context(), claimOf("00000000-0000-4000-8000-000000000001"))
+		must.ErrorIs(t, err, runtime.ErrConflict)
+		must.ErrorContains(t, err, "it was given to chat "+chatID)
+		must.Len(t, asked, w.helper.orders)
+	})
 	for name, change := range map[string]func(*nodeapi.Order){
 		"that_is_on_another_node":     func(o *nodeapi.Order) { o.AllocID = "alloc-2" },
 		"without_a_note":              func(o *nodeapi.Order) { o.Note = "" },
+		"of_another_instance":         func(o *nodeapi.Order) { o.Note = strings.Replace(o.Note, `"test"`, `"other"`, 1) },
 		"with_a_note_of_another_chat": func(o *nodeapi.Order) { o.ChatID = spareID },
 	} {
 		t.Run("believes_no_helper_about_a_spare_"+name, func(t *testing.T) {

@@ -11,6 +11,7 @@ import (
 	"github.com/hashicorp/nomad/api"
 
 	"github.com/bivouac/bivouac/internal/backoff"
+	"github.com/bivouac/bivouac/internal/broadcast"
 	"github.com/bivouac/bivouac/jobs"
 )
 
@@ -28,8 +29,9 @@ type cache struct {
 	entries map[string]*entry
 	chats   map[uint64][]string // IDs of this instance's jobs in entries, by the hash of their chat
 	feeds   map[*feed]struct{}
-	current bool   // the event stream is open, and everything before it was read
-	breaks  uint64 // how often the stream was lost
+	current bool           // the event stream is open, and everything before it was read
+	became  broadcast.Cond // current
+	breaks  uint64         // how often the stream was lost
 }
 
 // entry has as few bytes as possible, because there is one for each sandbox.
@@ -57,7 +59,7 @@ type change struct {
 }
 
 func newCache(instance *instance) *cache {
-	return &cache{
+	c := &cache{
 		instance: instance,
 		purged:   newRecent[struct{}](maxRecent),
 		past:     newRecent[state](maxPast),
@@ -66,6 +68,8 @@ func newCache(instance *instance) *cache {
 		chats:    make(map[uint64][]string),
 		feeds:    make(map[*feed]struct{}),
 	}
+	c.became.L = &c.mu
+	return c
 }
 
 // get returns what is known about a job. current is true if that is up to date.
@@ -149,6 +153,7 @@ func (c *cache) setCurrent(current bool) {
 		c.breaks++
 	}
 	c.current = current
+	c.became.Broadcast()
 	for _, e := range c.entries {
 		e.wake()
 	}
@@ -305,16 +310,19 @@ func (c *cache) setReady(jobID, allocID string) {
 }
 
 // setClaim records what a node's helper says that a spare was claimed for. It ignores what
-// the helper cannot know: the spare must run on its node.
-func (c *cache) setClaim(jobID, nodeID string, claim claim) {
+// the helper cannot know: the spare must run on its node. It returns false if the spare is
+// not known.
+func (c *cache) setClaim(jobID, nodeID string, claim claim) (known bool) {
 	c.update(jobID, func(s state) (state, bool) {
 		alloc := s.sandboxAlloc()
-		if alloc == nil || alloc.ID != claim.allocID || alloc.NodeID != nodeID || s.claim.allocID != "" {
+		known = alloc != nil
+		if !known || alloc.ID != claim.allocID || alloc.NodeID != nodeID || s.claim.allocID == claim.allocID {
 			return s, false
 		}
 		s.claim = claim
 		return s, true
 	})
+	return known
 }
 
 // setCollected records that a Nomad client has removed an allocation.

@@ -16,11 +16,16 @@ import (
 // lists the chat's jobs. It reads each other job from Nomad, because the event for
 // a sandbox that another replica has just ended may not have arrived yet.
 //
-// It also finds a spare that the chat has claimed, unless the helper on its node cannot be
-// reached and this driver has not heard of the claim before. A claim through another driver
-// is heard of within a moment while Run follows the helpers. Otherwise FindChat asks them.
+// It also finds a spare that the chat has claimed, unless the helper on its node does not
+// answer and this driver has not heard of the claim before. A claim through another driver
+// is heard of within a moment while Run follows the helpers. FindChat asks the helpers that
+// have not been heard yet, which takes 5 seconds at most, and all of them while Run does not
+// follow Nomad's events.
 func (d *Driver) FindChat(ctx context.Context, chatID, except string) ([]runtime.Sandbox, error) {
-	claimed := d.askBound(ctx, chatID)
+	claimed, err := d.askBound(ctx, chatID, !d.cache.isCurrent())
+	if err != nil {
+		return nil, err
+	}
 	jobIDs, current := d.cache.ofChat(chatID)
 	if !current {
 		listed, err := d.listChat(ctx, chatID)

@@ -1,16 +1,16 @@
 package nomad
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
-
-	"github.com/hashicorp/nomad/api"
-	"golang.org/x/sync/errgroup"
 
 	"github.com/bivouac/bivouac/jobs"
 	"github.com/bivouac/bivouac/runtime"
+	"github.com/hashicorp/nomad/api"
 )
 
 const (
@@ -77,16 +77,22 @@ func (d *Driver) claim(ctx context.Context, spec runtime.Spec) (runtime.Sandbox,
 	if err != nil {
 		return runtime.Sandbox{}, err
 	}
-	steps, stepCtx := errgroup.WithContext(ctx)
-	steps.Go(func() error { return d.checkSpare(stepCtx, spec.SessionID, alloc) })
-	steps.Go(func() error { return d.checkNode(stepCtx, alloc) })
-	steps.Go(func() error {
-		if err := d.helper.Bind(stepCtx, address, order); err != nil {
-			return fmt.Errorf("helper on node %s: %w", nodeName(alloc), err)
+	var checks sync.WaitGroup
+	var spareErr, nodeErr error
+	checks.Go(func() { spareErr = d.checkSpare(ctx, spec.SessionID, alloc) })
+	checks.Go(func() { nodeErr = d.checkNode(ctx, alloc) })
+	bindErr := d.helper.Bind(ctx, address, order)
+	checks.Wait()
+	if errors.Is(bindErr, runtime.ErrConflict) {
+		// Whose it is must be known before anybody ends it.
+		if bound, err := d.readBound(ctx, address, ""); err == nil {
+			d.noteClaims(alloc.NodeID, bound)
 		}
-		return nil
-	})
-	if err := steps.Wait(); err != nil {
+	}
+	if bindErr != nil {
+		return runtime.Sandbox{}, fmt.Errorf("helper on node %s: %w", nodeName(alloc), bindErr)
+	}
+	if err := cmp.Or(spareErr, nodeErr); err != nil {
 		return runtime.Sandbox{}, err
 	}
 	d.cache.setReady(jobID, alloc.ID)
@@ -103,7 +109,7 @@ func (d *Driver) claim(ctx context.Context, spec runtime.Spec) (runtime.Sandbox,
 }
 
 // claimable returns the spare of the spec's session, or why it cannot be claimed. Whether it
-// has been claimed is known to the helper.
+// has been claimed is known to the helper, and to this driver if it has heard of it.
 func (d *Driver) claimable(s state, spec runtime.Spec) (runtime.Sandbox, error) {
 	if err := d.notForeign(s); err != nil {
 		return runtime.Sandbox{}, err
@@ -114,6 +120,8 @@ func (d *Driver) claimable(s state, spec runtime.Spec) (runtime.Sandbox, error) 
 		return runtime.Sandbox{}, runtime.ErrNotFound
 	case sandbox.Pool == "":
 		return runtime.Sandbox{}, fmt.Errorf("%w: it is not a spare", runtime.ErrConflict)
+	case sandbox.ChatID != "" && sandbox.ChatID != spec.ChatID:
+		return runtime.Sandbox{}, fmt.Errorf("%w: it was given to chat %s", runtime.ErrConflict, sandbox.ChatID)
 	}
 	if err := d.fit(s, runtime.Spec{SessionID: spec.SessionID, Pool: sandbox.Pool}); err != nil {
 		return runtime.Sandbox{}, err

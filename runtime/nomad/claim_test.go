@@ -113,6 +113,7 @@ type world struct {
 	helper   *fakeHelper
 	node     api.NodeListStub
 	goneNode string // which Nomad does not know any more
+	broken   bool   // Nomad does not tell of the spare
 	helpers  []api.ServiceRegistration
 	answer   string // of the spare
 	job      jobFields
@@ -138,6 +139,10 @@ func newWorld(t *testing.T) *world {
 		case "/v1/service/bivouac-node":
 			body = w.helpers
 		case "/v1/job/" + jobs.ID(spareID):
+			if w.broken {
+				http.Error(rw, "no leader", http.StatusInternalServerError)
+				return
+			}
 			body = w.job
 		case "/v1/job/" + jobs.ID(spareID) + "/allocations":
 			body = []*api.AllocationListStub{w.spare}
@@ -225,7 +230,9 @@ func TestClaim(t *testing.T) {
 		sandbox, err := w.Claim(t.Context(), claimOf(chatID))
 		must.NoError(t, err)
 		must.Eq(t, claimed(w), sandbox)
-		note, err := json.Marshal(jobs.MetaOf(claimOf(chatID)))
+		meta := jobs.MetaOf(claimOf(chatID))
+		meta[jobs.MetaInstance] = "test"
+		note, err := json.Marshal(meta)
 		must.NoError(t, err)
 		must.Eq(t, []string{fmt.Sprintf("bind at 10.0.0.1:4748: %+v", nodeapi.Order{
 			SessionID: spareID, ChatID: chatID, AgentID: "agent-1", VolumeHostPath: "/srv/volumes/one",
@@ -278,6 +285,8 @@ func TestClaim(t *testing.T) {
 		"a_stopped_spare":                  {change: func(_ *world, j *jobFields) { j.Stop = true }, want: runtime.ErrConflict, says: "it was stopped"},
 		"a_spare_that_was_registered_anew": {change: func(_ *world, j *jobFields) { j.JobModifyIndex, j.ModifyIndex = 2, 2 }, want: runtime.ErrConflict, says: "registered again"},
 		"a_spare_with_an_edited_pool":      {change: func(_ *world, j *jobFields) { j.Meta[jobs.MetaPool] = "large" }, want: runtime.ErrConflict, says: "another spec"},
+		"a_spare_of_another_chat": {change: func(w *world, _ *jobFields) { w.helper.bound = map[string]nodeapi.Order{spareID: {ChatID: spareID}} },
+			want: runtime.ErrConflict, says: "bound to chat " + spareID, asks: true},
 		"a_spare_that_has_ended": {change: func(w *world, _ *jobFields) {
 			w.spare.ClientStatus = api.AllocClientStatusFailed
 			w.spare.TaskStates["sandbox"].State = taskDead
@@ -361,10 +370,23 @@ func TestOrder_is_one_that_a_helper_accepts(t *testing.T) {
 	for name, variables := range map[string]map[string]string{"docker": nil, "exec": {"command": "/bin/true"}, "raw_exec": nil} {
 		template, err := jobs.Load(name, variables)
 		must.NoError(t, err)
-		d := &Driver{template: template}
+		d := &Driver{template: template, instance: &instance{id: "test"}}
 		must.NoError(t, d.orderOf(spareID, &api.AllocationListStub{ID: chatID}).ValidateLook())
 		job, err := template.Job(ofPool(), "test")
 		must.NoError(t, err)
+		// The largest session that there may be, with characters that JSON writes longest.
+		long := claimOf(chatID)
+		long.AgentID, long.VolumeHostPath = strings.Repeat("&", 256), "/"+strings.Repeat("&", 4095)
+		for i := range 16 {
+			long.Labels[fmt.Sprintf("%02d%s", i, strings.Repeat("k", 62))] = strings.Repeat("&", 256)
+		}
+		order, err := d.bindOrder(long, &api.AllocationListStub{ID: chatID})
+		must.NoError(t, err)
+		must.NoError(t, order.ValidateBind())
+		text, err := json.Marshal(order)
+		must.NoError(t, err)
+		must.Less(t, nodeapi.MaxBody, len(text))
+
 		folder := nodeapi.SessionDir
 		if name == nodeapi.RawExec {
 			folder = path.Join(nodeapi.SandboxesDir, spareID)

@@ -199,14 +199,8 @@ func (d *Driver) Run(ctx context.Context) error {
 // them, or until ctx ends. The driver also works before that, but makes more
 // requests.
 func (d *Driver) Current(ctx context.Context) error {
-	f, done := d.cache.subscribe()
-	defer done()
-	for !d.cache.isCurrent() {
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("nomad: follow events: %w", ctx.Err())
-		case <-f.C:
-		}
+	if err := d.cache.became.Wait(ctx, func() bool { return d.cache.current }); err != nil {
+		return fmt.Errorf("nomad: follow events: %w", err)
 	}
 	return nil
 }

@@ -143,7 +143,9 @@ func (d *Driver) helperOf(ctx context.Context, alloc *api.AllocationListStub) (s
 
 // bindOrder returns the order to give the spare to the spec's chat.
 func (d *Driver) bindOrder(spec runtime.Spec, alloc *api.AllocationListStub) (nodeapi.Order, error) {
-	note, err := json.Marshal(jobs.MetaOf(spec))
+	meta := jobs.MetaOf(spec)
+	meta[jobs.MetaInstance] = d.instance.id
+	note, err := json.Marshal(meta)
 	if err != nil {
 		return nodeapi.Order{}, fmt.Errorf("%w: %w", runtime.ErrInvalid, err)
 	}

@@ -62,10 +62,7 @@ func (d *Driver) whyNoChat(ctx context.Context, alloc *api.AllocationListStub) s
 	if why, ok := d.eligibility.get(alloc.NodeID); ok {
 		return why
 	}
-	why, err := d.readNode(ctx, alloc)
-	if err != nil {
-		return "" // a claim reads it again
-	}
+	why, _ := d.readNode(ctx, alloc) // an error is not known to be a reason; a claim reads it again
 	d.eligibility.set(alloc.NodeID, why)
 	return why
 }

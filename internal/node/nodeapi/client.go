@@ -51,8 +51,9 @@ func (c *Client) Look(ctx context.Context, address string, order Order) error {
 }
 
 // Bound returns what the helper has bound. While that is still as in the [Bound] with the
-// version known, it waits for [BoundWait] at most. known may be empty. Its errors are
-// [runtime.ErrPermission] and [runtime.ErrUnavailable], as those of Bind.
+// version known, it waits for [BoundWait] at most, and then returns that version without
+// orders. known may be empty. Its errors are those of Bind; ErrNotFound means that the
+// helper is too old to tell.
 func (c *Client) Bound(ctx context.Context, address, known string) (Bound, error) {
 	target := url.URL{Scheme: "https", Host: address, Path: PathBound, RawQuery: url.Values{"known": {known}}.Encode()}
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, target.String(), nil)

@@ -72,7 +72,7 @@ const (
 
 const (
 	maxTask = 256      // bytes
-	maxNote = 16 << 10 // bytes
+	maxNote = 64 << 10 // bytes
 )
 
 // Order names a sandbox that runs on the helper's node, and for a bind also what to bind
@@ -88,7 +88,7 @@ type Order struct {
 	// Target is where the volume appears in the sandbox, absolute and clean. For raw_exec
 	// it is the symbolic link in SandboxesDir.
 	Target string `json:"target"`
-	// Note is what the caller wants to read again in a [Bound], at most 16 KiB. It does not
+	// Note is what the caller wants to read again in a [Bound], at most 64 KiB. It does not
 	// matter to the helper. For a bind.
 	Note string `json:"note,omitempty"`
 }
@@ -96,7 +96,7 @@ type Order struct {
 // Bound is what a helper has bound on its node.
 type Bound struct {
 	Version string  `json:"version"` // another one if the orders have changed, or if the helper was restarted
-	Orders  []Order `json:"orders"`  // those whose sandboxes may still run, in no order
+	Orders  []Order `json:"orders"`  // those whose sandboxes may still run, in no order; none if the version is the known one
 }
 
 // Error is the answer to an order that was not carried out.

@@ -156,6 +156,7 @@ func (h *helpers) allBound(ctx context.Context, node int, known string) nodeapi.
 			case <-changed:
 				continue
 			case <-ctx.Done():
+				return nodeapi.Bound{Version: version}
 			}
 		}
 		bound := nodeapi.Bound{Version: version}
