@@ -287,6 +287,13 @@ func (l *ledger) doomAt(session uuid.UUID, at time.Time) {
 	}
 }
 
+// acquit records that what was to end a session did not.
+func (l *ledger) acquit(session uuid.UUID) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	delete(l.doomed, session)
+}
+
 // restartLimit is how long after the start of a second run a replica may take
 // the session for unchanged. The replica may be cut off from Nomad, and Nomad
 // from the node.

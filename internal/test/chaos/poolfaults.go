@@ -66,8 +66,8 @@ func (w *world) hitHelper(hit func(pid int) error) error {
 	return nil
 }
 
-// hearLimit is the time within which all replicas have heard from a node helper what it has
-// bound, once it answers.
+// hearLimit is how long after the beginning of a helper's failure, which lasts less than 10 s,
+// a replica may not have heard from it what it has bound.
 const hearLimit = time.Minute
 
 // lostWarm are the warm sessions whose record a fault deleted. Only the helpers know whose
@@ -75,20 +75,26 @@ const hearLimit = time.Minute
 // the chat may get another sandbox, and one of the two ends.
 type lostWarm struct {
 	mu       sync.Mutex
-	sessions map[uuid.UUID]bool
-	failed   time.Time // when a helper last failed
+	sessions map[uuid.UUID]bool // false: it must be found
+	failed   time.Time          // when a helper last failed
 }
 
-// loseWarm records that the record of a warm session is about to be deleted.
-func (w *world) loseWarm(session uuid.UUID) {
+// loseWarm records that the record of a warm session is about to be deleted. The function
+// that it returns records that it was not.
+func (w *world) loseWarm(session uuid.UUID) (undo func()) {
 	w.lostWarm.mu.Lock()
 	defer w.lostWarm.mu.Unlock()
 	if w.lostWarm.sessions == nil {
 		w.lostWarm.sessions = make(map[uuid.UUID]bool)
 	}
-	w.lostWarm.sessions[session] = true
+	w.lostWarm.sessions[session] = false
 	if time.Since(w.lostWarm.failed) < hearLimit {
 		w.excuse(session)
+	}
+	return func() {
+		w.lostWarm.mu.Lock()
+		defer w.lostWarm.mu.Unlock()
+		w.regain(session)
 	}
 }
 
@@ -106,18 +112,33 @@ func (w *world) helpersFail() {
 func (w *world) lacksRecord(session uuid.UUID) bool {
 	w.lostWarm.mu.Lock()
 	defer w.lostWarm.mu.Unlock()
-	return w.lostWarm.sessions[session]
+	_, lacks := w.lostWarm.sessions[session]
+	return lacks
 }
 
+// excuse records that a session need not be found. The caller holds lostWarm.mu.
 func (w *world) excuse(session uuid.UUID) {
+	w.lostWarm.sessions[session] = true
 	w.told.doom(session)
 	w.census.unrecorded.Store(session, true)
 }
 
-// settledWarm records that all sessions have records again.
+// regain records that a session has its record. The caller holds lostWarm.mu.
+func (w *world) regain(session uuid.UUID) {
+	if w.lostWarm.sessions[session] {
+		w.told.acquit(session)
+		w.census.unrecorded.Delete(session)
+	}
+	delete(w.lostWarm.sessions, session)
+}
+
+// settledWarm records that all sessions that still run have records again.
 func (w *world) settledWarm() {
 	w.lostWarm.mu.Lock()
 	defer w.lostWarm.mu.Unlock()
+	for session := range w.census.running() {
+		w.regain(session)
+	}
 	clear(w.lostWarm.sessions)
 }
 

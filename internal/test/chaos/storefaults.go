@@ -76,14 +76,18 @@ func (w *world) deleteRecord(ctx context.Context, warm bool) error {
 	if err != nil {
 		return err
 	}
+	undo := func() {}
 	if warm {
-		w.loseWarm(r.SessionID)
+		undo = w.loseWarm(r.SessionID)
 	}
 	w.log.note("delete the record of chat %s session %s, warm %t", chat, r.SessionID, warm)
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	done, _, err := w.kv.KV().DeleteCAS(pair, (&consulapi.WriteOptions{}).WithContext(ctx))
 	if err != nil || !done {
+		if err == nil {
+			undo()
+		}
 		w.log.note("the record of chat %s was not deleted: %v", chat, err)
 		return errMissed // it changed, or Consul is down
 	}

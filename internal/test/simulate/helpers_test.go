@@ -46,7 +46,7 @@ func newHelpers(w *world) *helpers {
 // whether it was asked meanwhile. A helper that hung carries out its orders afterwards.
 func (h *helpers) fail(node int, lasts time.Duration, hang bool) bool {
 	h.mu.Lock()
-	h.failed[node] = h.w.now() + lasts
+	h.failed[node] = max(h.failed[node], h.w.now()+lasts)
 	before := h.asked[node]
 	release := make(chan struct{})
 	switch {

@@ -156,7 +156,7 @@ func (w *world) noteBound(p nomadmodel.Process, chat string) {
 // helper, even if an answer of the helper is lost.
 func (w *world) hearingLimit() time.Duration {
 	if w.odds == (network.Odds{}) {
-		return time.Second
+		return 2 * time.Second
 	}
 	return 90 * time.Second
 }
@@ -179,8 +179,15 @@ func (w *world) loseTrack() {
 		if recorded[session] || w.astray[session] || w.living[session] == 0 {
 			continue
 		}
-		w.hits.count(strayWarm, true)
-		if w.now() < w.boundAt[session]+w.hearingLimit() || w.helperHasFailed(session, processes) {
+		if !w.unrecorded[session] {
+			w.unrecorded[session] = true
+			w.hits.count(strayWarm, true)
+		}
+		// Replicas that ran before the claim hear of it, and others ask when they start.
+		isNew := w.now() < w.boundAt[session]+w.hearingLimit()
+		asked := w.lastStart > w.boundAt[session]
+		unheard := w.helperHasFailed(session, processes) || w.odds != (network.Odds{}) && w.now() < w.lastStart+w.hearingLimit()
+		if isNew || asked && unheard {
 			w.hits.count(unheardWarm, true)
 			w.astray[session] = true
 			w.alive[chat] -= w.living[session]

@@ -51,6 +51,10 @@ func (w *world) start(i int, name string) {
 	if err != nil {
 		panic(err)
 	}
+	w.mu.Lock()
+	w.lastStart = w.now()
+	w.mu.Unlock()
+	w.loseTrack()
 	pools := w.poolsNow()
 	config := nomad.Config{Client: nomadClient, Template: w.templates[pools.variant], Logger: log.Named("nomad"), Dial: w.dial}
 	if w.pool > 0 {

@@ -86,7 +86,9 @@ type world struct {
 	boundAt    map[string]time.Duration // when, by session
 	ordered    map[string]string        // chats for which a helper was asked to do so, by session
 	muted      map[string]time.Duration // since when spares do not answer, by session
-	astray     map[string]bool          // sessions of claimed spares that lost their records and need not be found
+	unrecorded map[string]bool          // sessions of claimed spares that lost their records
+	lastStart  time.Duration            // when a replica last started
+	astray     map[string]bool          // those of them that need not be found
 	tokens     map[string]string        // access tokens of processes that were ever started, by session
 	killed     bool                     // killAt was passed
 	killedAt   time.Duration
@@ -112,7 +114,7 @@ func run(t *testing.T, p plan, templates []*jobs.Template) *world {
 	ctx, cancel := context.WithCancel(t.Context())
 	w := &world{
 		plan: p, templates: templates, ctx: ctx, began: time.Now(),
-		requests: make(map[int]int), asked: newOccasion(), started: newOccasion(), written: newOccasion(), pools: poolPlan{size: p.pool}, cutNodes: make(map[string]int), edited: make(map[string]bool), alive: make(map[string]int), living: make(map[string]int), tokens: make(map[string]string), bound: make(map[string]string), boundAt: make(map[string]time.Duration), ordered: make(map[string]string), muted: make(map[string]time.Duration), astray: make(map[string]bool), hits: hits{times: make(map[string]int)},
+		requests: make(map[int]int), asked: newOccasion(), started: newOccasion(), written: newOccasion(), pools: poolPlan{size: p.pool}, cutNodes: make(map[string]int), edited: make(map[string]bool), alive: make(map[string]int), living: make(map[string]int), tokens: make(map[string]string), bound: make(map[string]string), boundAt: make(map[string]time.Duration), ordered: make(map[string]string), muted: make(map[string]time.Duration), unrecorded: make(map[string]bool), astray: make(map[string]bool), hits: hits{times: make(map[string]int)},
 	}
 	w.net = network.New(ctx, p.seed, func(host, event string) { w.note("%s: %s", host, event) })
 	w.consul = consulmodel.New(p.expire)
