@@ -214,9 +214,9 @@ type Claimer interface {
 	// A repeated Claim with the same spec returns the same sandbox. Claim returns
 	// ErrConflict if the spare was claimed with another spec, or stopped, or is not a
 	// spare, ErrNotFound if there is no such sandbox, ErrNotReady if it does not
-	// answer, and ErrInvalid if the spec can never work. After any error the host calls
-	// Delete, and starts another sandbox for the chat. It waits a few seconds at most,
-	// because a caller waits for it.
+	// answer, and ErrInvalid if the spec can never work. After any error the host starts
+	// another sandbox for the chat, and before that calls Delete, unless Inspect shows
+	// another chat. It waits a few seconds at most, because a caller waits for it.
 	Claim(ctx context.Context, spec Spec) (Sandbox, error)
 }
 

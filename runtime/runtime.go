@@ -175,7 +175,8 @@ type Sandbox struct {
 	Endpoint    Endpoint // zero until it is known
 	State       State
 	// Reason is why it is dead or lost, for a person to read. For a spare that runs, it is why
-	// no chat should get it any more, such as that its node is drained, if Inspect knows.
+	// no chat should get it any more, such as that its node is drained, if Inspect knows. The
+	// host then ends the spare.
 	Reason string
 
 	// These fields repeat the sandbox's Spec. A driver that does not keep them

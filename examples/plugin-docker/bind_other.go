@@ -5,8 +5,9 @@ package main
 import (
 	"errors"
 
-	"github.com/bivouac/bivouac/runtime"
 	"github.com/moby/moby/api/types/container"
+
+	"github.com/bivouac/bivouac/runtime"
 )
 
 func bind(container.InspectResponse, runtime.Spec) error { return errors.ErrUnsupported }

@@ -104,6 +104,7 @@ func (f *fixture) isSpare(s spare) {
 	same(f, s.spec.Pool, s.sandbox.Pool, "the pool of a spare")
 	same(f, "", s.sandbox.ChatID, "the chat of a spare")
 	same(f, runtime.StateRunning, s.sandbox.State, "the state of a spare")
+	same(f, "", s.sandbox.Reason, "the reason of a spare, for which the host would end it")
 	f.require(s.sandbox.ContainerID != "", "a spare has no container ID")
 	f.require(s.sandbox.Endpoint.IsValid(), "a spare has no endpoint")
 	f.require(f.answers(s.sandbox.Endpoint), "a spare does not answer at %s", s.sandbox.Endpoint.AddrPort())

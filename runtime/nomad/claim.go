@@ -8,9 +8,10 @@ import (
 	"sync"
 	"time"
 
+	"github.com/hashicorp/nomad/api"
+
 	"github.com/bivouac/bivouac/jobs"
 	"github.com/bivouac/bivouac/runtime"
-	"github.com/hashicorp/nomad/api"
 )
 
 const (
@@ -30,8 +31,8 @@ var errNoHelpers = fmt.Errorf("%w: no node helpers are configured", errors.ErrUn
 // it; see [Driver.FindChat].
 //
 // Meanwhile Claim makes the template's ready check once, and reads the node from Nomad: it
-// refuses a spare that does not answer, and one whose node takes no new sandboxes, because
-// its node is being drained. Claim takes 5 seconds at most.
+// refuses a spare that does not answer, and one whose node takes no new sandboxes: it is
+// drained, not eligible, down or forgotten. Claim takes 5 seconds at most.
 func (d *Driver) Claim(ctx context.Context, spec runtime.Spec) (runtime.Sandbox, error) {
 	if d.helper == nil {
 		return runtime.Sandbox{}, fmt.Errorf("nomad: claim: %w", errNoHelpers)

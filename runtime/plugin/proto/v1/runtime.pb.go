@@ -2033,11 +2033,12 @@ type Sandbox struct {
 	// Unset until it is known.
 	Endpoint *Endpoint `protobuf:"bytes,4,opt,name=endpoint,proto3" json:"endpoint,omitempty"`
 	State    State     `protobuf:"varint,5,opt,name=state,proto3,enum=bivouac.runtime.v1.State" json:"state,omitempty"`
-	// Why it is dead or lost, in words for a person. At most 4096 bytes.
+	// Why it is dead or lost, in words for a person. At most 4096 bytes. For a spare
+	// that runs, why no chat should get it any more: the host then ends it.
 	Reason string `protobuf:"bytes,6,opt,name=reason,proto3" json:"reason,omitempty"`
-	// The pool of a spare, as in its Spec. A driver that cannot describe a sandbox
-	// anew keeps it when the spare is claimed, and leaves chat_id empty in all but
-	// ClaimResponse.
+	// The pool of a spare, as in its Spec. It may stay when the spare is claimed. A
+	// driver that cannot describe a sandbox anew keeps it then, and leaves chat_id
+	// empty in all but ClaimResponse.
 	Pool          string `protobuf:"bytes,7,opt,name=pool,proto3" json:"pool,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

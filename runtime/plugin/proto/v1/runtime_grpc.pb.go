@@ -82,8 +82,8 @@ type DriverServiceClient interface {
 	Explain(ctx context.Context, in *ExplainRequest, opts ...grpc.CallOption) (*ExplainResponse, error)
 	// Claim gives a spare to a chat: a sandbox that Create made for a pool. The
 	// sandbox gets its volume, and the call answers once the sandbox does. The host
-	// waits 5 seconds at most. After any error it deletes the sandbox. Ability
-	// "claim".
+	// waits 5 seconds at most. After any error it deletes the sandbox, unless
+	// Inspect shows that another chat has it. Ability "claim".
 	Claim(ctx context.Context, in *ClaimRequest, opts ...grpc.CallOption) (*ClaimResponse, error)
 }
 
@@ -308,8 +308,8 @@ type DriverServiceServer interface {
 	Explain(context.Context, *ExplainRequest) (*ExplainResponse, error)
 	// Claim gives a spare to a chat: a sandbox that Create made for a pool. The
 	// sandbox gets its volume, and the call answers once the sandbox does. The host
-	// waits 5 seconds at most. After any error it deletes the sandbox. Ability
-	// "claim".
+	// waits 5 seconds at most. After any error it deletes the sandbox, unless
+	// Inspect shows that another chat has it. Ability "claim".
 	Claim(context.Context, *ClaimRequest) (*ClaimResponse, error)
 	mustEmbedUnimplementedDriverServiceServer()
 }
