@@ -142,7 +142,7 @@ million: ## Measure Bivouac with a million sessions in a real Consul
 
 .PHONY: fmt
 fmt: ## Format all Go files
-	$(call tool,golangci-lint) fmt
+	$(call each,$(call tool,golangci-lint) fmt --config $(CURDIR)/.golangci.yml)
 
 # For a release add -descriptors=$(CURDIR)/$(PROTO)/released.binpb.
 .PHONY: proto

@@ -9,10 +9,9 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/bivouac/bivouac/runtime"
 	"github.com/moby/moby/api/types/container"
 	"golang.org/x/sys/unix"
-
-	"github.com/bivouac/bivouac/runtime"
 )
 
 // bind mounts the volume and the session's file into a container. What an earlier call has

@@ -5,9 +5,8 @@ package main
 import (
 	"errors"
 
-	"github.com/moby/moby/api/types/container"
-
 	"github.com/bivouac/bivouac/runtime"
+	"github.com/moby/moby/api/types/container"
 )
 
 func bind(container.InspectResponse, runtime.Spec) error { return errors.ErrUnsupported }

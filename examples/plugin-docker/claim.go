@@ -6,10 +6,9 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/bivouac/bivouac/runtime"
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/client"
-
-	"github.com/bivouac/bivouac/runtime"
 )
 
 const (

@@ -7,10 +7,9 @@ import (
 	"encoding/json"
 	"fmt"
 
-	"github.com/moby/moby/client"
-
 	"github.com/bivouac/bivouac/runtime"
 	"github.com/bivouac/bivouac/runtime/ready"
+	"github.com/moby/moby/client"
 )
 
 // config is what the plugin's block in Bivouac's configuration may say.

@@ -8,15 +8,14 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/bivouac/bivouac/runtime"
+	"github.com/bivouac/bivouac/runtime/ready"
 	"github.com/containerd/errdefs"
 	"github.com/hashicorp/go-hclog"
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/mount"
 	"github.com/moby/moby/api/types/network"
 	"github.com/moby/moby/client"
-
-	"github.com/bivouac/bivouac/runtime"
-	"github.com/bivouac/bivouac/runtime/ready"
 )
 
 const (

@@ -6,11 +6,10 @@ import (
 	"io"
 	"time"
 
+	"github.com/bivouac/bivouac/runtime"
 	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/pkg/stdcopy"
 	"github.com/moby/moby/client"
-
-	"github.com/bivouac/bivouac/runtime"
 )
 
 // Exec runs a command in the container. The engine cannot kill it, so a guard does.

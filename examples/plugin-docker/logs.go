@@ -6,10 +6,9 @@ import (
 	"fmt"
 	"iter"
 
+	"github.com/bivouac/bivouac/runtime"
 	"github.com/moby/moby/api/pkg/stdcopy"
 	"github.com/moby/moby/client"
-
-	"github.com/bivouac/bivouac/runtime"
 )
 
 // Logs yields the output that the engine has kept. The engine counts lines and not bytes,

@@ -9,12 +9,11 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/bivouac/bivouac/runtime"
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/events"
 	"github.com/moby/moby/api/types/network"
 	"github.com/moby/moby/client"
-
-	"github.com/bivouac/bivouac/runtime"
 )
 
 // Inspect returns the container, or the mark of Stop if there is no container.

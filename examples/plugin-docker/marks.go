@@ -7,12 +7,11 @@ import (
 	"iter"
 	"time"
 
+	"github.com/bivouac/bivouac/runtime"
 	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/volume"
 	"github.com/moby/moby/client"
-
-	"github.com/bivouac/bivouac/runtime"
 )
 
 // A mark records that a session ID is used up, or that a spare is claimed. It is an empty Docker volume, because the
