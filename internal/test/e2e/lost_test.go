@@ -168,6 +168,11 @@ func TestSandboxWhoseJobWasPurged(t *testing.T) {
 	var both int // number of looks at which two sandboxes of the chat ran
 	var seen sync.WaitGroup
 	done := make(chan struct{})
+	stop := sync.OnceFunc(func() {
+		close(done)
+		seen.Wait()
+	})
+	t.Cleanup(stop)
 	seen.Go(func() {
 		for {
 			select {
@@ -193,8 +198,7 @@ func TestSandboxWhoseJobWasPurged(t *testing.T) {
 	})
 	took := time.Since(began)
 	must.SliceEmpty(t, processes(t, first))
-	close(done)
-	seen.Wait()
+	stop()
 	must.Eq(t, "replaced", next.Result)
 	must.Eq(t, 0, both, must.Sprint("never two alive"))
 	must.GreaterEq(t, 3*time.Second, took, must.Sprint("the first one took its time"))
