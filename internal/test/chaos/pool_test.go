@@ -90,24 +90,7 @@ type poolCase struct {
 // other replica fills the pool again. The test prints how long that took, and fails only
 // if it took far longer than promised: how fast it is depends on the machine.
 func TestReplicaKilledAtEachStepOfAPoolIsSettledByOthers(t *testing.T) {
-	stack.NeedServers(t)
-	if os.Getuid() != 0 {
-		t.Skip("needs root, as a node helper does")
-	}
-	nomad, err := stack.StartNomad(t.Context(), stack.NomadConfig{Drivers: []string{"raw_exec"}, MaxHTTPConns: manyConns})
-	must.NoError(t, err)
-	t.Cleanup(func() { must.NoError(t, nomad.Stop()) })
-	w := testWorldOn(t, nomad)
-	w.load.volume = filepath.Join(w.dir, "volume") // a helper binds only what is below its root
-	must.NoError(t, os.Mkdir(w.load.volume, 0o755))
-	helpers, err := stack.StartHelpers(t.Context(), nomad, w.plan.binary, w.dir)
-	must.NoError(t, err)
-	t.Cleanup(func() { must.NoError(t, helpers.Stop()) })
-	w.census = newCensus(nil, w.log, w.told)
-	w.census.nomad = filepath.Dir(nomad.VolumeDir)
-	w.watch(t.Context())
-	t.Cleanup(w.halt)
-
+	w, helpers := poolWorld(t)
 	// Given replicas with a pool that is full or being filled, when some of them are
 	// killed, then another one settles what they left and fills the pool, and the next
 	// create gets a spare.
@@ -149,6 +132,72 @@ func TestReplicaKilledAtEachStepOfAPoolIsSettledByOthers(t *testing.T) {
 
 	// And no sandbox runs that is neither a session's nor a recorded spare's.
 	must.SliceEmpty(t, w.awaitNoStrays(t, slices.Concat(cases...)))
+	must.Eq(t, 0, w.log.violations(), must.Sprint(w.log.worst()))
+}
+
+// poolWorld returns a world with a Nomad of its own, whose node has a helper.
+func poolWorld(t *testing.T) (*world, *stack.Helpers) {
+	stack.NeedServers(t)
+	if os.Getuid() != 0 {
+		t.Skip("needs root, as a node helper does")
+	}
+	nomad, err := stack.StartNomad(t.Context(), stack.NomadConfig{Drivers: []string{"raw_exec"}, MaxHTTPConns: manyConns})
+	must.NoError(t, err)
+	t.Cleanup(func() { must.NoError(t, nomad.Stop()) })
+	w := testWorldOn(t, nomad)
+	w.load.volume = filepath.Join(w.dir, "volume") // a helper binds only what is below its root
+	must.NoError(t, os.Mkdir(w.load.volume, 0o755))
+	helpers, err := stack.StartHelpers(t.Context(), nomad, w.plan.binary, w.dir)
+	must.NoError(t, err)
+	t.Cleanup(func() { must.NoError(t, helpers.Stop()) })
+	w.census = newCensus(nil, w.log, w.told)
+	w.census.nomad = filepath.Dir(nomad.VolumeDir)
+	w.watch(t.Context())
+	t.Cleanup(w.halt)
+	return w, helpers
+}
+
+// TestWarmSessionThatLostItsRecordIsFound deletes the record of a session whose sandbox was a
+// spare. Only the node helper knows its chat then, and each replica finds it.
+func TestWarmSessionThatLostItsRecordIsFound(t *testing.T) {
+	w, helpers := poolWorld(t)
+	c := w.newPoolCase(t, "lost", operation{claiming, fresh, []step{{"never", newSession}, {"never", newSession}}}, helpers)
+	must.NoError(t, w.startSurvivorFirst(t.Context(), c))
+	chat, input := uuid.New(), w.load.input("agent-1", time.Hour)
+	made, err := c.victims[0].api.Create(t.Context(), chat, input)
+	must.NoError(t, err)
+	must.True(t, made.Session.Warm)
+
+	for _, find := range []struct {
+		by      string
+		replica *replica
+		before  func(context.Context, *timeline) error // after the loss; may be nil
+	}{
+		{"the replica that made it", c.victims[0].replica, nil},
+		{"another replica", c.victims[1].replica, nil},
+		{"a replica that has just started", c.survivor, c.survivor.restart},
+	} {
+		keys, _, err := w.kv.KV().Keys(c.prefix+"v1/sessions/", "", nil)
+		must.NoError(t, err)
+		must.SliceLen(t, 1, keys)
+		must.StrHasSuffix(t, chat.String(), keys[0])
+		_, err = w.kv.KV().Delete(keys[0], nil)
+		must.NoError(t, err)
+		if find.before != nil {
+			must.NoError(t, find.before(t.Context(), w.log))
+		}
+		found, err := find.replica.api.Create(t.Context(), chat, input)
+		must.NoError(t, err, must.Sprint(find.by))
+		must.Eq(t, "reused", found.Result, must.Sprint(find.by))
+		must.Eq(t, made.Session.SessionID, found.Session.SessionID)
+		must.True(t, found.Session.Warm)
+		must.NoError(t, w.load.knock(found.Session))
+	}
+	_, err = c.survivor.api.Delete(t.Context(), chat)
+	must.NoError(t, err)
+	for _, r := range []*replica{c.survivor, c.victims[0].replica, c.victims[1].replica} {
+		must.NoError(t, r.Stop())
+	}
 	must.Eq(t, 0, w.log.violations(), must.Sprint(w.log.worst()))
 }
 
