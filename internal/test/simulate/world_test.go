@@ -119,8 +119,9 @@ func run(t *testing.T, p plan, templates []*jobs.Template) *world {
 	w.net = network.New(ctx, p.seed, func(host, event string) { w.note("%s: %s", host, event) })
 	w.consul = consulmodel.New(p.expire)
 	config := nomadmodel.Config{
-		Service: helperService,
-		Nodes:   p.nodes, Capacity: p.capacity, Slow: p.slowNomad, Rand: w.net.Rand,
+		Service:  helperService,
+		SaveTime: 200 * time.Millisecond, // so that it happens
+		Nodes:    p.nodes, Capacity: p.capacity, Slow: p.slowNomad, Rand: w.net.Rand,
 		Started: w.processStarted, Ended: w.processEnded,
 		Stopped: func(p nomadmodel.Process) { w.hits.count(stoppedByNode, !isNeighbours(p.Meta)) },
 		Twice:   func(p nomadmodel.Process) { w.hits.count(startedTwice, !isNeighbours(p.Meta)) },

@@ -332,10 +332,6 @@ func (s *Server) Kill(allocID string) {
 // NodeID returns the ID of the i-th node.
 func (s *Server) NodeID(i int) string { return s.nodes[i%len(s.nodes)].id }
 
-// saveTime is how long an agent takes at most to write down that it has started a process.
-// A real one takes some milliseconds, in which the simulation would seldom hit it.
-const saveTime = 200 * time.Millisecond
-
 // Disconnect cuts a node off from the servers. If agent is true, the node's
 // agent dies too, and then nothing stops the node's processes. It returns false
 // if the node is already cut off.
@@ -361,7 +357,7 @@ func (s *Server) Disconnect(i int, agent bool) bool {
 		}
 	})
 	for _, r := range s.runsOn(n) {
-		r.unsaved = agent && r.alive && time.Since(r.started) < saveTime
+		r.unsaved = agent && r.alive && time.Since(r.started) < s.SaveTime
 		d := r.spec.TaskGroups[0].Disconnect
 		if d == nil || d.StopOnClientAfter == nil || agent {
 			continue

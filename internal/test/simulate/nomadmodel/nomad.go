@@ -44,6 +44,10 @@ type Config struct {
 	// KillAtLast lets every process live until the kill timeout when it is
 	// asked to stop. Without it, a process ends at any time until then.
 	KillAtLast bool
+	// SaveTime is how long a node's agent takes to write down that it has started a process.
+	// If it dies before that, it starts the process a second time, and both end. A real
+	// agent takes some milliseconds. 0: it takes no time.
+	SaveTime time.Duration
 	// Service is the name of a service of which an instance runs on each node, on port
 	// [ServicePort] plus the number of the node. Empty: there is none.
 	Service string
