@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strconv"
 	"strings"
@@ -272,9 +273,14 @@ func TestSpare_on_raw_exec(t *testing.T) {
 		Client: client, Template: r.template, Instance: r.instance, Helper: helper, HelperNamespace: namespace, Logger: testLogger(t),
 	})
 	must.NoError(t, err)
-	all, err := third.FindChat(patiently(t), spec.ChatID, "")
-	must.NoError(t, err)
-	must.Eq(t, []runtime.Sandbox{want}, all)
+	must.Wait(t, wait.InitialSuccess(wait.Timeout(patience), wait.ErrorFunc(func() error { // until Nomad has reported the start
+		all, err := third.FindChat(patiently(t), spec.ChatID, "")
+		must.NoError(t, err)
+		if !reflect.DeepEqual([]runtime.Sandbox{want}, all) {
+			return fmt.Errorf("got %+v", all)
+		}
+		return nil
+	})))
 
 	must.NoError(t, r.Stop(patiently(t), spare.SessionID))
 	_, err = r.Claim(patiently(t), spec)
@@ -304,11 +310,12 @@ func TestClaim_of_a_spare_that_died(t *testing.T) {
 	must.NoError(t, err)
 	must.NoError(t, client.Allocations().Signal(alloc, nil, "sandbox", "SIGKILL"))
 	must.Wait(t, wait.InitialSuccess(wait.Timeout(patience), wait.BoolFunc(func() bool { return !answers(made.Endpoint) })))
-	_, err = r.Claim(patiently(t), forChat(t, spare))
+	spec := forChat(t, spare) // the helper may bind it nevertheless
+	_, err = r.Claim(patiently(t), spec)
 	t.Log(err)
 	must.ErrorIs(t, err, runtime.ErrNotReady)
 	awaitReport(t, reports, spare.SessionID, runtime.StateDead)
-	_, err = r.Claim(patiently(t), forChat(t, spare))
+	_, err = r.Claim(patiently(t), spec)
 	t.Log(err)
 	must.ErrorIs(t, err, runtime.ErrNotReady)
 	must.ErrorContains(t, err, "it is dead")
