@@ -287,15 +287,15 @@ func (s *Scheduler) claim(ctx context.Context, driver runtime.Driver, intent Ses
 func (s *Scheduler) goCold(ctx context.Context, lease Lease, driver runtime.Driver, intent *Session, cause error) error {
 	reason := cause.Error()
 	_, err := isKnown(ctx, driver, *intent)
-	if isOthersSpare(*intent, err) {
+	othersSpare := isOthersSpare(*intent, err)
+	if err == nil {
+		err = stop(ctx, lease, driver, runtime.Driver.Delete, intent.SessionID.String())
+	}
+	switch {
+	case othersSpare:
 		reason = "it belongs to another chat" // whose callers alone may know more
-	} else {
-		if err == nil {
-			err = stop(ctx, lease, driver, runtime.Driver.Delete, intent.SessionID.String())
-		}
-		if err != nil {
-			return fmt.Errorf("end a spare that could not be claimed: %w", err)
-		}
+	case err != nil:
+		return fmt.Errorf("end a spare that could not be claimed: %w", err)
 	}
 	failed := s.change(ctx, ChangeStartFailed, *intent, "the spare could not be claimed: "+reason)
 	intent.SessionID, intent.AccessToken, intent.Warm = uuid.New(), newAccessToken(), false

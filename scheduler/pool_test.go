@@ -44,6 +44,14 @@ func (w *world) onlySpare() uuid.UUID {
 	return spares[0].SessionID
 }
 
+// fill has the leader fill a pool of one spare, and returns the spare's ID. Nobody leads then.
+func (w *world) fill(t *testing.T) uuid.UUID {
+	stop := run(t, w.Scheduler)
+	pass(time.Second)
+	stop()
+	return w.onlySpare()
+}
+
 // runningSpares counts the sandboxes that run for no chat.
 func (w *world) runningSpares() int {
 	n := 0
@@ -74,10 +82,7 @@ func ready(n int) []string { return slices.Repeat([]string{"ready 1"}, n) }
 
 func TestCreate_claims_a_spare(t *testing.T) {
 	inBubbleWith(t, pooled(1), func(t *testing.T, w *world) {
-		stop := run(t, w.Scheduler)
-		pass(time.Second)
-		stop()
-		spare := w.onlySpare()
+		spare := w.fill(t)
 		w.given()
 
 		got, err := w.Create(t.Context(), createA)
@@ -99,125 +104,6 @@ func TestCreate_claims_a_spare(t *testing.T) {
 		must.NoError(t, err)
 		must.False(t, cold.Session.Warm)
 	})
-}
-
-// setBackWhile has the store lose what happens in do, and the spare return as change has it.
-func (w *world) setBackWhile(change func(*scheduler.Spare), do func()) {
-	spares, _, err := w.store.Spares(context.Background(), scheduler.Block{})
-	must.NoError(w.t, err)
-	must.SliceLen(w.t, 1, spares)
-	do()
-	lease, err := w.peer().locker.Lock(context.Background(), chatA, 0)
-	must.NoError(w.t, err)
-	must.NoError(w.t, lease.Write(context.Background(), nil, scheduler.Release))
-	spares[0].Version = 0
-	change(&spares[0])
-	_, err = w.store.PutSpare(context.Background(), spares[0])
-	must.NoError(w.t, err)
-}
-
-func TestClaimed_spare_that_lost_its_record_is_adopted(t *testing.T) {
-	byCreate := func(t *testing.T, w *world) {
-		got, err := w.Create(t.Context(), createA)
-		must.NoError(t, err)
-		must.Eq(t, scheduler.ResultReused, got.Result)
-	}
-	byLeader := func(t *testing.T, w *world) {
-		defer run(t, w.Scheduler)()
-		pass(3 * time.Minute)
-	}
-	for name, tc := range map[string]struct {
-		returned func(*scheduler.Spare)
-		regain   func(*testing.T, *world)
-	}{
-		"by the chat's next create":              {func(*scheduler.Spare) {}, byCreate},
-		"by the leader":                          {func(*scheduler.Spare) {}, byLeader},
-		"by the leader, of a spare in its start": {func(s *scheduler.Spare) { s.State, s.ContainerID = scheduler.SpareStarting, "" }, byLeader},
-		"by the leader, of a spare in its end":   {func(s *scheduler.Spare) { s.State = scheduler.SpareEnding }, byLeader},
-		"by the leader, of an old variant":       {func(s *scheduler.Spare) { s.Variant = "0" }, byLeader},
-		"by the leader, of a pool that has gone": {func(s *scheduler.Spare) { s.Pool = "gone" }, byLeader},
-	} {
-		t.Run(name, func(t *testing.T) {
-			inBubbleWith(t, pooled(1), func(t *testing.T, w *world) {
-				stop := run(t, w.Scheduler)
-				pass(time.Second)
-				stop()
-				id := w.onlySpare()
-				w.setBackWhile(tc.returned, func() {
-					_, err := w.Create(t.Context(), createA)
-					must.NoError(t, err)
-				})
-				tc.regain(t, w)
-				session := w.standing(chatA)
-				must.Eq(t, id, session.SessionID)
-				must.True(t, session.Warm)
-				spare, chat, err := w.store.FindSpare(t.Context(), id)
-				must.NoError(t, err)
-				must.Nil(t, spare, must.Sprint("it would be given to another chat"))
-				must.Eq(t, chatA, chat)
-				must.SliceContains(t, w.running(), "chat-a s1")
-			})
-		})
-	}
-}
-
-func TestCreate_leaves_the_spare_of_another_chat_alone(t *testing.T) {
-	for name, tc := range map[string]struct {
-		interceptor fakeruntime.Interceptor // of the create
-		want        error
-	}{
-		"which the runtime refuses": {},
-		"which does not answer":     {interceptor: fakeruntime.Fail(fakeruntime.OpClaim, fakeruntime.Before, runtime.ErrNotReady)},
-		"which cannot be looked at": {
-			interceptor: func(_ context.Context, call fakeruntime.Call) error {
-				if call.Op == fakeruntime.OpClaim || call.Op == fakeruntime.OpInspect {
-					return runtime.ErrUnavailable
-				}
-				return nil
-			},
-			want: runtime.ErrUnavailable,
-		},
-	} {
-		t.Run(name, func(t *testing.T) {
-			inBubbleWith(t, pooled(1), func(t *testing.T, w *world) {
-				stop := run(t, w.Scheduler)
-				pass(time.Second)
-				stop()
-				id := w.onlySpare()
-				w.setBackWhile(func(*scheduler.Spare) {}, func() {
-					_, err := w.Create(t.Context(), createA)
-					must.NoError(t, err)
-				})
-				c := w.peerConfig()
-				pooled(1)(&c)
-				other, err := scheduler.New(c) // which has not claimed it itself
-				must.NoError(t, err)
-				stop = run(t, other)
-				pass(0)
-				stop()
-				w.driver.Intercept(tc.interceptor)
-				got, err := other.Create(t.Context(), createOf(chatB))
-				w.driver.Intercept(nil)
-				if tc.want != nil {
-					must.ErrorIs(t, err, tc.want)
-				} else {
-					must.NoError(t, err)
-					must.False(t, got.Session.Warm)
-					must.NotEq(t, id, got.Session.SessionID)
-				}
-				must.SliceEmpty(t, w.spares())
-				// Whatever is left of the create is settled, and the sandbox stays.
-				stop = run(t, other)
-				pass(10 * time.Second)
-				stop()
-				again, err := w.Create(t.Context(), createA)
-				must.NoError(t, err)
-				must.Eq(t, id, again.Session.SessionID)
-				_, err = other.Create(t.Context(), createOf(chatB))
-				must.NoError(t, err)
-			})
-		})
-	}
 }
 
 // A driver may know a claimed spare by its pool alone, as that of a plugin may.
@@ -307,10 +193,7 @@ func TestCreate_starts_cold_if_the_claim_fails(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			inBubbleWith(t, pooled(1), func(t *testing.T, w *world) {
-				stop := run(t, w.Scheduler)
-				pass(time.Second)
-				stop()
-				spare := w.onlySpare()
+				spare := w.fill(t)
 				w.driver.Intercept(interceptor)
 				got, err := w.Create(t.Context(), createA)
 				must.NoError(t, err)

@@ -51,14 +51,6 @@ func (f *followers) set(ctx context.Context, addresses map[string]string) {
 	}
 }
 
-// wait stops all and waits until they have ended.
-func (f *followers) wait() {
-	for _, one := range f.all {
-		one.stop()
-	}
-	f.ran.Wait()
-}
-
 // followBound follows what one helper has bound, until ctx ends.
 func (d *Driver) followBound(ctx context.Context, nodeID, address string) {
 	defer d.helpers.setHeard(nodeID, false)
@@ -158,13 +150,25 @@ func (h *helpers) unheard() map[string]string {
 	return unheard
 }
 
+// heardAll reports whether unheard would return none, and the addresses have been read.
+func (h *helpers) heardAll() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for nodeID := range h.addresses {
+		if !h.heard[nodeID] {
+			return false
+		}
+	}
+	return h.addresses != nil
+}
+
 // maxAsked is how many helpers a question is sent to at a time.
 const maxAsked = 16
 
 // askBound asks the helpers that are not followed for the jobs of the spares that a chat has
 // claimed, or all helpers. What a helper does not answer is not known.
 func (d *Driver) askBound(ctx context.Context, chatID string, all bool) ([]string, error) {
-	if d.helper == nil {
+	if d.helper == nil || !all && d.helpers.heardAll() {
 		return nil, nil
 	}
 	limited, cancel := context.WithTimeout(ctx, claimLimit)

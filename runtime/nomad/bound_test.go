@@ -29,23 +29,19 @@ func TestFindChat_finds_a_claimed_spare(t *testing.T) {
 		d.cache.updateAlloc(w.spare)
 		d.cache.setCurrent(true)
 	}
-	follow := func(t *testing.T, d *Driver) {
-		ctx, cancel := context.WithCancel(t.Context())
-		ended := make(chan struct{})
-		go func() { defer close(ended); d.followHelpers(ctx) }()
-		t.Cleanup(func() { cancel(); <-ended })
-	}
 	finds := func(t *testing.T, d *Driver, want ...runtime.Sandbox) {
 		t.Helper()
 		found, err := d.FindChat(t.Context(), chatID, "")
 		must.NoError(t, err)
 		must.Eq(t, want, found)
 	}
-	awaitHeard := func(t *testing.T, w *world, d *Driver) {
+	eventually := func(t *testing.T, done func() bool) {
 		t.Helper()
-		must.Wait(t, wait.InitialSuccess(wait.Timeout(time.Minute), wait.BoolFunc(func() bool {
-			return len(d.helpers.all()) == 2 && len(d.helpers.unheard()) == 0
-		})))
+		must.Wait(t, wait.InitialSuccess(wait.Timeout(time.Minute), wait.BoolFunc(done)))
+	}
+	awaitHeard := func(t *testing.T, d *Driver) {
+		t.Helper()
+		eventually(t, func() bool { return len(d.helpers.all()) == 2 && len(d.helpers.unheard()) == 0 })
 	}
 	t.Run("by_asking_the_helpers", func(t *testing.T) {
 		w := claimedWorld(t)
@@ -54,9 +50,9 @@ func TestFindChat_finds_a_claimed_spare(t *testing.T) {
 	t.Run("without_asking_while_it_follows_them", func(t *testing.T) {
 		w := claimedWorld(t)
 		d := w.another(t)
-		follow(t, d)
+		startFollowing(t, d)
 		events(w, d)
-		awaitHeard(t, w, d)
+		awaitHeard(t, d)
 		w.helper.mu.Lock()
 		w.helper.down = true
 		asked := w.helper.asked
@@ -68,16 +64,16 @@ func TestFindChat_finds_a_claimed_spare(t *testing.T) {
 		w := newWorld(t)
 		w.register(t, ofPool(), nil)
 		d := w.another(t)
-		follow(t, d)
+		startFollowing(t, d)
 		events(w, d)
-		awaitHeard(t, w, d)
+		awaitHeard(t, d)
 		finds(t, d)
 		_, err := w.Claim(t.Context(), claimOf(chatID))
 		must.NoError(t, err)
-		must.Wait(t, wait.InitialSuccess(wait.Timeout(time.Minute), wait.BoolFunc(func() bool {
+		eventually(t, func() bool {
 			found, err := d.FindChat(t.Context(), chatID, "")
 			return err == nil && len(found) == 1
-		})))
+		})
 		finds(t, d, claimed(w))
 		sandbox, err := d.Inspect(t.Context(), spareID)
 		must.NoError(t, err)
@@ -107,14 +103,14 @@ func TestFindChat_finds_a_claimed_spare(t *testing.T) {
 		w := claimedWorld(t)
 		d := w.another(t)
 		d.cache.setCurrent(true)
-		follow(t, d)
-		awaitHeard(t, w, d) // it does not know the spare, and asks again
+		startFollowing(t, d)
+		awaitHeard(t, d) // it does not know the spare, and asks again
 		d.cache.setCurrent(false)
 		events(w, d)
-		must.Wait(t, wait.InitialSuccess(wait.Timeout(time.Minute), wait.BoolFunc(func() bool {
+		eventually(t, func() bool {
 			sandbox, err := d.Inspect(t.Context(), spareID)
 			return err == nil && sandbox.ChatID == chatID
-		})))
+		})
 	})
 	t.Run("that_was_claimed_for_another_chat_when_its_own_claim_is_refused", func(t *testing.T) {
 		w := claimedWorld(t)

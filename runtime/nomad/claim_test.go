@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"path"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -20,6 +21,7 @@ import (
 	"github.com/hashicorp/nomad/api"
 	"github.com/shoenig/test/must"
 
+	"github.com/bivouac/bivouac/internal/broadcast"
 	"github.com/bivouac/bivouac/internal/node/nodeapi"
 	"github.com/bivouac/bivouac/jobs"
 	"github.com/bivouac/bivouac/runtime"
@@ -38,35 +40,33 @@ type fakeHelper struct {
 	mu      sync.Mutex
 	orders  []string
 	bound   map[string]nodeapi.Order
-	down    bool          // Bound fails
-	asked   int           // calls of Bound
-	changed chan struct{} // closed at the next Bind; nil: nobody waits
+	changed broadcast.Cond // bound
+	down    bool           // Bound fails
+	asked   int            // calls of Bound
+}
+
+func newFakeHelper() *fakeHelper {
+	h := &fakeHelper{bound: make(map[string]nodeapi.Order)}
+	h.changed.L = &h.mu
+	return h
 }
 
 // Bound says for the helpers of all nodes what the one at 10.0.0.1:4748 has bound.
-func (h *fakeHelper) Bound(ctx context.Context, address, known string) (nodeapi.Bound, error) {
+func (h *fakeHelper) Bound(ctx context.Context, address, known string) (bound nodeapi.Bound, err error) {
 	h.mu.Lock()
-	defer h.mu.Unlock()
 	h.asked++
-	if h.down {
+	down := h.down
+	h.mu.Unlock()
+	if down {
 		return nodeapi.Bound{}, runtime.ErrUnavailable
 	}
-	for fmt.Sprint(len(h.bound)) == known && ctx.Err() == nil {
-		if h.changed == nil {
-			h.changed = make(chan struct{})
+	_ = h.changed.Wait(ctx, func() bool {
+		bound = nodeapi.Bound{Version: strconv.Itoa(len(h.bound))}
+		if address == "10.0.0.1:4748" {
+			bound.Orders = slices.Collect(maps.Values(h.bound))
 		}
-		changed := h.changed
-		h.mu.Unlock()
-		select {
-		case <-changed:
-		case <-ctx.Done():
-		}
-		h.mu.Lock()
-	}
-	bound := nodeapi.Bound{Version: fmt.Sprint(len(h.bound))}
-	if address == "10.0.0.1:4748" {
-		bound.Orders = slices.Collect(maps.Values(h.bound))
-	}
+		return bound.Version != known
+	})
 	return bound, nil
 }
 
@@ -87,14 +87,8 @@ func (h *fakeHelper) Bind(ctx context.Context, address string, order nodeapi.Ord
 		return fmt.Errorf("%w: bound to chat %s", runtime.ErrConflict, bound.ChatID)
 	}
 	if h.refuse == nil {
-		if h.bound == nil {
-			h.bound = make(map[string]nodeapi.Order)
-		}
 		h.bound[order.SessionID] = order
-		if h.changed != nil {
-			close(h.changed)
-			h.changed = nil
-		}
+		h.changed.Broadcast()
 	}
 	return h.refuse
 }
@@ -122,7 +116,7 @@ type world struct {
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
-	w := &world{helper: &fakeHelper{}, answer: spareID, node: api.NodeListStub{Status: api.NodeStatusReady, SchedulingEligibility: api.NodeSchedulingEligible}}
+	w := &world{helper: newFakeHelper(), answer: spareID, node: api.NodeListStub{Status: api.NodeStatusReady, SchedulingEligibility: api.NodeSchedulingEligible}}
 	w.helpers = []api.ServiceRegistration{
 		{NodeID: "node-1", Address: "10.0.0.1", Port: 4748, CreateIndex: 7},
 		{NodeID: "node-1", Address: "10.0.0.1", Port: 4000, CreateIndex: 5}, // of the helper before

@@ -67,7 +67,7 @@ func (h *helpers) on(nodeID string) (address string, known bool) {
 // until ctx ends.
 func (d *Driver) followHelpers(ctx context.Context) {
 	followers := followers{d: d, all: make(map[string]follower)}
-	defer followers.wait()
+	defer followers.ran.Wait() // ctx ends them
 	pause := backoff.Backoff{Min: minReopen, Max: maxReopen}
 	var told backoff.Throttle
 	var index uint64

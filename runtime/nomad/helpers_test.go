@@ -69,6 +69,14 @@ func (s *services) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	_ = json.NewEncoder(w).Encode(s.list)
 }
 
+// startFollowing has a driver follow the helpers until the test ends.
+func startFollowing(t *testing.T, d *Driver) {
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan struct{})
+	go func() { defer close(ended); d.followHelpers(ctx) }()
+	t.Cleanup(func() { cancel(); <-ended })
+}
+
 func TestHelpers(t *testing.T) {
 	s := &services{}
 	s.set(0, api.ServiceRegistration{NodeID: "node-1", Address: "fd00::1", Port: 1})
@@ -79,7 +87,7 @@ func TestHelpers(t *testing.T) {
 	template, err := jobs.Load("docker", nil)
 	must.NoError(t, err)
 	open := func() *Driver {
-		d, err := New(Config{Client: client, Template: template, Helper: &fakeHelper{}, HelperNamespace: "helpers", Logger: hclog.NewNullLogger()})
+		d, err := New(Config{Client: client, Template: template, Helper: newFakeHelper(), HelperNamespace: "helpers", Logger: hclog.NewNullLogger()})
 		must.NoError(t, err)
 		return d
 	}
@@ -96,10 +104,7 @@ func TestHelpers(t *testing.T) {
 	must.Eq(t, "nomad: not placed: node node-2 runs no helper (bivouac node)", on(d, "node-2"))
 	must.Eq(t, 1, s.requests)
 
-	ctx, cancel := context.WithCancel(t.Context())
-	ended := make(chan struct{})
-	go func() { defer close(ended); d.followHelpers(ctx) }()
-	t.Cleanup(func() { cancel(); <-ended })
+	startFollowing(t, d)
 	await := func(node, want string) {
 		t.Helper()
 		must.Wait(t, wait.InitialSuccess(wait.Timeout(time.Minute), wait.ErrorFunc(func() error {

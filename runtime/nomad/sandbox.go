@@ -17,13 +17,14 @@ func (d *Driver) sandbox(s state) (sandbox runtime.Sandbox, ok bool) {
 	if !s.known || s.job.tombstone() || d.notForeign(s) != nil {
 		return runtime.Sandbox{}, false
 	}
+	meta := s.meta()
 	sandbox = runtime.Sandbox{
 		SessionID: s.job.Meta[jobs.MetaSessionID],
-		ChatID:    s.meta()[jobs.MetaChatID],
+		ChatID:    meta[jobs.MetaChatID],
 		Pool:      s.job.Meta[jobs.MetaPool],
 		State:     runtime.StateStarting,
 	}
-	if spec, ok := jobs.SpecOf(s.meta()); ok && spec.Pool == "" {
+	if spec, ok := jobs.SpecOf(meta); ok && spec.Pool == "" {
 		sandbox.AgentID, sandbox.VolumeHostPath = spec.AgentID, spec.VolumeHostPath
 		sandbox.CreatedAt, sandbox.ExpiresAt = spec.CreatedAt, spec.ExpiresAt
 		sandbox.Owner, sandbox.Labels = spec.Owner, spec.Labels
