@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/bivouac/bivouac/internal/broadcast"
 	"github.com/bivouac/bivouac/internal/node/nodeapi"
 	"github.com/bivouac/bivouac/internal/test/simulate/network"
 	"github.com/bivouac/bivouac/internal/test/simulate/nomadmodel"
@@ -28,25 +29,28 @@ type helpers struct {
 
 	mu      sync.Mutex
 	bound   map[string]nodeapi.Order // by allocation and run
-	changed chan struct{}            // closed at the next change of bound
+	changed broadcast.Cond           // bound
 	down    map[int]int              // while it is not 0, the helper of that node refuses connections
 	hung    map[int]chan struct{}    // the helper of that node answers once this is closed
 	asked   map[int]int              // orders to the helper of that node
-	failed  map[int]time.Duration    // when the helper of that node last failed or was about to
+	failed  map[string]time.Duration // when the helper of that node last failed or was about to, by the node's ID
 }
 
 func newHelpers(w *world) *helpers {
-	return &helpers{
-		w: w, bound: make(map[string]nodeapi.Order), changed: make(chan struct{}), down: make(map[int]int),
-		hung: make(map[int]chan struct{}), asked: make(map[int]int), failed: make(map[int]time.Duration),
+	h := &helpers{
+		w: w, bound: make(map[string]nodeapi.Order), down: make(map[int]int),
+		hung: make(map[int]chan struct{}), asked: make(map[int]int), failed: make(map[string]time.Duration),
 	}
+	h.changed.L = &h.mu
+	return h
 }
 
 // fail makes the helper of a node refuse connections or hang for a time, and reports
 // whether it was asked meanwhile. A helper that hung carries out its orders afterwards.
 func (h *helpers) fail(node int, lasts time.Duration, hang bool) bool {
+	id := h.w.nomad.NodeID(node)
 	h.mu.Lock()
-	h.failed[node] = max(h.failed[node], h.w.now()+lasts)
+	h.failed[id] = max(h.failed[id], h.w.now()+lasts)
 	before := h.asked[node]
 	release := make(chan struct{})
 	switch {
@@ -71,10 +75,10 @@ func (h *helpers) fail(node int, lasts time.Duration, hang bool) bool {
 }
 
 // hasFailed reports whether the helper of a node has failed lately.
-func (h *helpers) hasFailed(node int) bool {
+func (h *helpers) hasFailed(nodeID string) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	at, ok := h.failed[node]
+	at, ok := h.failed[nodeID]
 	return ok && h.w.now() < at+h.w.hearingLimit()
 }
 
@@ -135,8 +139,7 @@ func (h *helpers) bind(p nomadmodel.Process, order nodeapi.Order) int {
 		return http.StatusConflict
 	case !ok:
 		h.bound[key] = order
-		close(h.changed)
-		h.changed = make(chan struct{})
+		h.changed.Broadcast()
 		h.w.noteBound(p, order.ChatID)
 	}
 	return http.StatusOK
@@ -147,29 +150,23 @@ func (h *helpers) bind(p nomadmodel.Process, order nodeapi.Order) int {
 func (h *helpers) allBound(ctx context.Context, node int, known string) nodeapi.Bound {
 	ctx, cancel := context.WithTimeout(ctx, nodeapi.BoundWait)
 	defer cancel()
-	for {
-		h.mu.Lock()
-		version, changed := strconv.Itoa(len(h.bound)), h.changed
-		h.mu.Unlock()
-		if version == known {
-			select {
-			case <-changed:
-				continue
-			case <-ctx.Done():
-				return nodeapi.Bound{Version: version}
-			}
-		}
-		bound := nodeapi.Bound{Version: version}
-		for _, p := range h.w.processes() {
-			h.mu.Lock()
-			order, ok := h.bound[fmt.Sprint(p.AllocID, " ", p.Run)]
-			h.mu.Unlock()
-			if ok && p.NodeID == h.w.nomad.NodeID(node) {
-				bound.Orders = append(bound.Orders, order)
-			}
-		}
+	var bound nodeapi.Bound
+	err := h.changed.Wait(ctx, func() bool {
+		bound.Version = strconv.Itoa(len(h.bound))
+		return bound.Version != known
+	})
+	if err != nil {
 		return bound
 	}
+	processes := h.w.processes() // locks Nomad's model, which bind has locked before h.mu
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, p := range processes {
+		if order, ok := h.bound[fmt.Sprint(p.AllocID, " ", p.Run)]; ok && p.NodeID == h.w.nomad.NodeID(node) {
+			bound.Orders = append(bound.Orders, order)
+		}
+	}
+	return bound
 }
 
 // helperClient is a replica's way to the helpers.

@@ -115,7 +115,7 @@ func (w *world) chatOfLocked(meta map[string]string) string {
 	if meta[jobs.MetaChatID] != "" {
 		return meta[jobs.MetaChatID]
 	}
-	return w.bound[meta[jobs.MetaSessionID]]
+	return w.bound[meta[jobs.MetaSessionID]].chat
 }
 
 // sandboxes returns the live processes that are not spares.
@@ -138,12 +138,19 @@ func (w *world) noteOrder(order nodeapi.Order) {
 	}
 }
 
+// binding is what a helper gave to a spare.
+type binding struct {
+	chat   string // whose volume it has
+	nodeID string
+	at     time.Duration
+}
+
 // noteBound counts a spare whose helper has given it a chat's volume as a process of
 // that chat.
 func (w *world) noteBound(p nomadmodel.Process, chat string) {
 	session := p.Meta[jobs.MetaSessionID]
 	w.mu.Lock()
-	w.bound[session], w.boundAt[session] = chat, w.now()
+	w.bound[session] = binding{chat, p.NodeID, w.now()}
 	w.alive[chat]++
 	n := w.alive[chat]
 	w.mu.Unlock()
@@ -165,7 +172,6 @@ func (w *world) hearingLimit() time.Duration {
 // a replica may not have heard of the claim. Nomad's jobs do not show which chat has claimed
 // them, so a create of the chat may not find them then.
 func (w *world) loseTrack() {
-	processes := w.processes()
 	recorded := make(map[string]bool)
 	for _, pair := range w.consul.Keys(prefix + "sessions/") {
 		var r record
@@ -175,7 +181,7 @@ func (w *world) loseTrack() {
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	for session, chat := range w.bound {
+	for session, b := range w.bound {
 		if recorded[session] || w.astray[session] || w.living[session] == 0 {
 			continue
 		}
@@ -184,28 +190,15 @@ func (w *world) loseTrack() {
 			w.hits.count(strayWarm, true)
 		}
 		// Replicas that ran before the claim hear of it, and others ask when they start.
-		isNew := w.now() < w.boundAt[session]+w.hearingLimit()
-		asked := w.lastStart > w.boundAt[session]
-		unheard := w.helperHasFailed(session, processes) || w.odds != (network.Odds{}) && w.now() < w.lastStart+w.hearingLimit()
+		isNew := w.now() < b.at+w.hearingLimit()
+		asked := w.lastStart > b.at
+		unheard := w.helpers.hasFailed(b.nodeID) || w.odds != (network.Odds{}) && w.now() < w.lastStart+w.hearingLimit()
 		if isNew || asked && unheard {
 			w.hits.count(unheardWarm, true)
 			w.astray[session] = true
-			w.alive[chat] -= w.living[session]
+			w.alive[b.chat] -= w.living[session]
 		}
 	}
-}
-
-// helperHasFailed reports whether the helper on a session's node has failed lately.
-func (w *world) helperHasFailed(session string, processes []nomadmodel.Process) bool {
-	for node := range w.nodes {
-		on := func(p nomadmodel.Process) bool {
-			return p.Meta[jobs.MetaSessionID] == session && p.NodeID == w.nomad.NodeID(node)
-		}
-		if slices.ContainsFunc(processes, on) && w.helpers.hasFailed(node) {
-			return true
-		}
-	}
-	return false
 }
 
 // witness is Consul as a replica reaches it. It notices when the replica writes the record
@@ -251,7 +244,7 @@ func (w *world) checkWarm(c call) {
 	w.hits.count(warmCreates, true)
 	w.mu.Lock()
 	since, muted := w.muted[c.session]
-	chat := w.bound[c.session]
+	chat := w.bound[c.session].chat
 	w.mu.Unlock()
 	switch {
 	case muted && since < c.began:

@@ -82,8 +82,7 @@ type world struct {
 	edited     map[string]bool          // chats whose records were changed by hand
 	alive      map[string]int           // live processes by chat
 	living     map[string]int           // live processes by session; 0 for those that have ended
-	bound      map[string]string        // chats whose volume a helper gave to a spare, by session
-	boundAt    map[string]time.Duration // when, by session
+	bound      map[string]binding       // what helpers gave to spares, by session
 	ordered    map[string]string        // chats for which a helper was asked to do so, by session
 	muted      map[string]time.Duration // since when spares do not answer, by session
 	unrecorded map[string]bool          // sessions of claimed spares that lost their records
@@ -114,7 +113,7 @@ func run(t *testing.T, p plan, templates []*jobs.Template) *world {
 	ctx, cancel := context.WithCancel(t.Context())
 	w := &world{
 		plan: p, templates: templates, ctx: ctx, began: time.Now(),
-		requests: make(map[int]int), asked: newOccasion(), started: newOccasion(), written: newOccasion(), pools: poolPlan{size: p.pool}, cutNodes: make(map[string]int), edited: make(map[string]bool), alive: make(map[string]int), living: make(map[string]int), tokens: make(map[string]string), bound: make(map[string]string), boundAt: make(map[string]time.Duration), ordered: make(map[string]string), muted: make(map[string]time.Duration), unrecorded: make(map[string]bool), astray: make(map[string]bool), hits: hits{times: make(map[string]int)},
+		requests: make(map[int]int), asked: newOccasion(), started: newOccasion(), written: newOccasion(), pools: poolPlan{size: p.pool}, cutNodes: make(map[string]int), edited: make(map[string]bool), alive: make(map[string]int), living: make(map[string]int), tokens: make(map[string]string), bound: make(map[string]binding), ordered: make(map[string]string), muted: make(map[string]time.Duration), unrecorded: make(map[string]bool), astray: make(map[string]bool), hits: hits{times: make(map[string]int)},
 	}
 	w.net = network.New(ctx, p.seed, func(host, event string) { w.note("%s: %s", host, event) })
 	w.consul = consulmodel.New(p.expire)
